@@ -1,0 +1,377 @@
+"""Settings of a run: typed, checked, and the bridge to ml_collections' command line.
+
+A file in `configs/` is plain Python: `get_config(arg)` calls `default()`, changes what differs from the papers'
+defaults below and returns the ConfigDict, so that `--config.model.image.width=512` works for every name in this
+file. `parse(config)` turns it into the frozen `Config` that all other code takes: a wrong name, type or combination
+is an error here, before anything is read or compiled.
+
+Durations are text, wherever they appear: "10000" or "10000 steps", "1e6 examples", "2%" (of the run).
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+
+from ml_collections import ConfigDict
+
+Duration = str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoder:
+  """ViT without class token (CoCa Table 1 and section 3.2)."""
+
+  size: int = 288  # pixels a side
+  patch: int = 18  # pixels a side
+  layers: int = 12
+  width: int = 768
+  mlp: int = 3072
+  heads: int = 12
+  patch_dropout: float = 0.0  # share of patches dropped in training (FLIP, arXiv 2212.00794)
+
+  @property
+  def tokens(self) -> int:
+    return (self.size // self.patch) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poolers:
+  """Attentional poolers (CoCa section 3.2): a single multi-head attention layer with learned queries each."""
+
+  kind: str = "cascade"  # 'cascade': contrastive on top of generative (the paper's models); 'parallel': Figure 2
+  n_query: int = 256  # generative queries; 0 hands the decoder all image tokens (Table 8f)
+  heads: int = 0  # 0: as the image encoder. Not in the paper
+  norm: bool = True  # LayerNorm on the pooled tokens. Not in the paper; VideoPrism, Google's own code, has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDecoder:
+  """The decoder's unimodal and multimodal half (CoCa Table 1 and section 3.2)."""
+
+  vocab: int = 64_000
+  length: int = 64  # tokens, BOS and EOS included. Not in the paper; ALIGN and VideoPrism have 64
+  unimodal_layers: int = 12
+  multimodal_layers: int = 12  # 0: no captioning (a dual encoder)
+  width: int = 768
+  mlp: int = 3072
+  heads: int = 12
+  tied_softmax: bool = False  # Table 1's counts need an output matrix of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+  image: ImageEncoder = field(default_factory=ImageEncoder)
+  poolers: Poolers = field(default_factory=Poolers)
+  text: TextDecoder = field(default_factory=TextDecoder)
+  embed_dim: int = 0  # of the contrastive embeddings; 0: the text width. Not in the paper
+  activation: str = "gelu_tanh"  # 'gelu' (erf), 'gelu_tanh', 'quick_gelu', 'relu'. Not in the paper
+  norm_eps: float = 1e-6
+  dtype: str = "auto"  # of activations: 'bfloat16', 'float32'; 'auto': bfloat16 on accelerators, float32 on CPU
+  remat: str = "none"  # what the backward pass computes again: 'none', 'dots' (all but matmuls), 'full'
+  attention: str = "xla"  # 'xla', or 'cudnn' on NVIDIA GPUs
+  unroll: int = 1  # layers an iteration of the scan: more compiles longer and saves a little time on CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive:
+  """CoCa equation 2, or SigLIP's pairwise sigmoid (arXiv 2303.15343)."""
+
+  weight: float = 1.0
+  loss: str = "softmax"  # 'softmax', 'sigmoid', 'sigmoid_ring' (the same loss, no global matrix)
+  directions: str = "sum"  # of image-to-text and text-to-image: 'sum' as printed, 'mean' as open_clip
+  equal_texts: str = "mask"  # texts equal to one's own: 'negatives', 'mask' (left out), 'positives' (UniCL)
+  temperature: float = 0.07  # initial; SigLIP's is 0.1
+  max_scale: float = 100.0  # cap of 1 / temperature (CLIP's; not in CoCa); 0: none
+  bias: float = -10.0  # initial, sigmoid only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioning:
+  """CoCa equation 3."""
+
+  weight: float = 2.0
+  tokens: str = "mean"  # over the tokens of the global batch: 'mean' as all public code; 'sum' over a text's tokens,
+  # mean over texts, as equation 3 is printed
+  label_smoothing: float = 0.0
+  chunk: int = 4096  # tokens of a device whose logits are held at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+  """CoCa section 4.1 (pre-training)."""
+
+  name: str = "adafactor"  # 'adafactor' (factored, with momentum), 'adamw'
+  lr: float = 8e-4
+  schedule: str = "linear"  # decay to `final_lr`: 'linear', 'cosine', 'constant'
+  final_lr: float = 0.0  # as a share of lr
+  warmup: Duration = "2%"
+  b1: float = 0.9
+  b2: float = 0.999
+  weight_decay: float = 0.01  # decoupled: times the learning rate of the step
+  decay_mask: str = "kernels"  # what decays: 'kernels' (matrices), 'all'
+  clip: float = 0.0  # global gradient norm; 0: none (pre-training; Tables 9 and 10 have 1.0)
+  ema: float = 0.0  # decay of the parameters' moving average; 0: none (Table 9 has 0.9999)
+  accumulate: int = 1  # micro-batches a step, with the contrastive loss of the whole batch
+  lr_scale: dict[str, float] = field(default_factory=dict)  # by part ('image', 'poolers', ...); 0 freezes it
+  max_nonfinite: int = 20  # skipped steps in a row that end the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+  """Where image-text pairs come from (coca/data/sources)."""
+
+  kind: str = "tfds"  # 'builtin', 'tfds', 'webdataset', 'parquet', 'folder'
+  path: str = ""  # tfds: name or directory; webdataset, parquet: glob; folder: directory. fsspec URLs work
+  split: str = "train"  # tfds and builtin
+  weight: float = 1.0  # share in the mixture
+  text: str = "random"  # which of a record's texts: 'first', 'random', 'labels' (shuffled, joined, in a prompt)
+  prompts: tuple[str, ...] = ()  # for 'labels': one is drawn, e.g. "a photo of the {}"
+  image_key: str = "image"  # column, field or member that holds the image
+  text_key: str = "caption"  # and the text or texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+  sources: dict[str, Source] = field(default_factory=dict)
+  batch: int = 65_536  # pairs a step, all hosts together
+  crop: tuple[float, float] = (1.0, 1.0)  # random resized crop: smallest and largest share of the area
+  flip: bool = False  # left and right; off where a text may say which
+  background: str = "white"  # under transparent pictures
+  tokenizer: str = ""  # a SentencePiece model; empty: one is trained on the texts and kept in the workdir
+  tokenizer_texts: int = 1_000_000  # at most so many texts for training it
+  max_pixels: int = 100_000_000  # a larger header is not decoded
+  max_skipped: float = 0.05  # share of unusable records that ends the run
+  threads: int = 0  # 0: as many as cores
+  prefetch: int = 4  # batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+  kind: str = "zero_shot"  # 'zero_shot', 'retrieval', 'captions'
+  source: Source = field(default_factory=Source)
+  every: Duration = ""  # empty: at the end only
+  batch: int = 256
+  limit: int = 0  # examples; 0: all
+  templates: tuple[str, ...] = ("{}",)  # zero_shot: prompt ensemble
+  pixel_neighbours: str = ""  # zero_shot: name of the training source for the 16x16 nearest-neighbour baseline
+  texts_per_image: int = 5  # retrieval: at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+  """Devices: data x fsdp x tensor; -1 takes what is left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+  every: Duration = "1%"
+  keep: int = 2  # the latest ones
+  keep_every: Duration = ""  # and these for good
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+  name: str = "coca"
+  seed: int = 0
+  steps: Duration = "500000"
+  log_every: Duration = "100"
+  init_from: str = ""  # a workdir whose parameters start this run (position embeddings are resized)
+  model: Model = field(default_factory=Model)
+  contrastive: Contrastive = field(default_factory=Contrastive)
+  captioning: Captioning = field(default_factory=Captioning)
+  optim: Optim = field(default_factory=Optim)
+  data: Data = field(default_factory=Data)
+  evals: dict[str, Eval] = field(default_factory=dict)
+  mesh: Mesh = field(default_factory=Mesh)
+  checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+
+CHOICES = {
+  "model.poolers.kind": ("cascade", "parallel"),
+  "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
+  "model.dtype": ("auto", "bfloat16", "float32"),
+  "model.remat": ("none", "dots", "full"),
+  "model.attention": ("xla", "cudnn"),
+  "contrastive.loss": ("softmax", "sigmoid", "sigmoid_ring"),
+  "contrastive.directions": ("sum", "mean"),
+  "contrastive.equal_texts": ("negatives", "mask", "positives"),
+  "captioning.tokens": ("mean", "sum"),
+  "optim.name": ("adafactor", "adamw"),
+  "optim.schedule": ("linear", "cosine", "constant"),
+  "optim.decay_mask": ("kernels", "all"),
+  "data.sources.*.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
+  "data.sources.*.text": ("first", "random", "labels"),
+  "evals.*.kind": ("zero_shot", "retrieval", "captions"),
+}
+
+
+def default() -> ConfigDict:
+  """Every setting at its default: what a file in configs/ starts from."""
+  config = to_dict(Config())
+  config.lock()
+  for open_ended in (config.data.sources, config.evals, config.optim.lr_scale):
+    open_ended.unlock()
+  return config
+
+
+def to_dict(settings) -> ConfigDict:
+  """A settings object (`Config`, `Source`, ...) as a ConfigDict."""
+  return ConfigDict(_plain(settings))
+
+
+def _plain(value):
+  if dataclasses.is_dataclass(value):
+    return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  if isinstance(value, dict):
+    return {k: _plain(v) for k, v in value.items()}
+  return value
+
+
+def arguments(arg: str | None, **defaults) -> ConfigDict:
+  """Parses the text behind `config.py:`, e.g. `res=128,runlocal`; a bare name means True.
+
+  Args:
+    arg: the text, or None.
+    **defaults: the arguments that this config knows. Values take the type of the default.
+
+  Raises:
+    ValueError: an unknown argument (the known ones are listed) or a value of the wrong type.
+  """
+  values = dict(defaults)
+  for item in filter(None, (arg or "").split(",")):
+    name, has_value, text = item.partition("=")
+    if name not in defaults:
+      known = ", ".join(f"{k}={v}" for k, v in defaults.items())
+      raise ValueError(f"config argument '{name}' is unknown; this config takes: {known}")
+    kind = type(defaults[name])
+    if kind is bool:
+      if text.lower() not in ("", "1", "0", "true", "false"):
+        raise ValueError(f"config argument '{item}': '{name}' takes true or false")
+      values[name] = text.lower() in ("1", "true") if has_value else True
+    elif not has_value:
+      raise ValueError(f"config argument '{name}' needs a value: {name}={defaults[name]}")
+    else:
+      try:
+        values[name] = kind(text)
+      except ValueError:
+        raise ValueError(f"config argument '{item}': '{name}' takes a value of type {kind.__name__}") from None
+  return ConfigDict(values)
+
+
+def parse(config: ConfigDict | dict) -> Config:
+  """Checks `config` and freezes it.
+
+  Raises:
+    ValueError: names the setting, what it holds and what it may hold.
+  """
+  settings = _parse(Config, dict(config), "config")
+  _check(settings)
+  return settings
+
+
+def _parse(kind, values, where: str):
+  fields = {f.name for f in dataclasses.fields(kind)}
+  hints = typing.get_type_hints(kind)
+  for name in values:
+    if name not in fields:
+      close = difflib.get_close_matches(name, fields, 1)
+      hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(fields))}"
+      raise ValueError(f"{where}.{name}: no such setting; {hint}")
+  return kind(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _convert(kind, value, where: str):
+  if dataclasses.is_dataclass(kind):
+    return _parse(kind, dict(value), where)
+  if isinstance(kind, types.GenericAlias):
+    inner = typing.get_args(kind)
+    if kind.__origin__ is dict:
+      return {k: _convert(inner[1], v, f"{where}.{k}") for k, v in dict(value).items()}
+    if isinstance(value, str) or not isinstance(value, (tuple, list)):
+      raise ValueError(f"{where} is {value!r}; it takes a tuple")
+    if inner[-1] is not Ellipsis and len(value) != len(inner):
+      raise ValueError(f"{where} is {value!r}; it takes {len(inner)} values")
+    return tuple(_convert(inner[0], v, where) for v in value)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if type(value) is not kind:
+    raise ValueError(f"{where} is {value!r}; it takes a value of type {kind.__name__}")
+  return value
+
+
+def _check(c: Config) -> None:
+  for path, allowed in CHOICES.items():
+    for where, value in _lookup(c, path.split("."), "config"):
+      if value not in allowed:
+        raise ValueError(f"{where} is {value!r}; it may be {', '.join(map(repr, allowed))}")
+
+  def check(ok, message):
+    if not ok:
+      raise ValueError(message)
+
+  image, text = c.model.image, c.model.text
+  check(image.size % image.patch == 0, f"config.model.image.size {image.size} is no multiple of patch {image.patch}")
+  check(0 <= image.patch_dropout < 1, f"config.model.image.patch_dropout {image.patch_dropout} is not in [0, 1)")
+  for name, tower in (("image", image), ("text", text)):
+    check(tower.width % tower.heads == 0,
+          f"config.model.{name}.width {tower.width} is no multiple of heads {tower.heads}")
+  heads = c.model.poolers.heads or image.heads
+  check(text.width % heads == 0, f"config.model.poolers.heads {heads} does not divide the text width {text.width}")
+  check(c.contrastive.weight > 0 or c.captioning.weight > 0, "both loss weights are 0: nothing to train")
+  check(c.captioning.weight == 0 or text.multimodal_layers > 0,
+        "config.captioning.weight needs config.model.text.multimodal_layers; set one of them to 0 or the other above it")
+  check(c.data.batch % c.optim.accumulate == 0,
+        f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}")
+  check(0 <= c.data.max_skipped <= 1, f"config.data.max_skipped {c.data.max_skipped} is not a share")
+  for where, value in (("steps", c.steps), ("log_every", c.log_every), ("optim.warmup", c.optim.warmup),
+                       ("checkpoint.every", c.checkpoint.every), ("checkpoint.keep_every", c.checkpoint.keep_every),
+                       *((f"evals.{k}.every", e.every) for k, e in c.evals.items())):
+    try:
+      in_steps(value, c.data.batch, 1)
+    except ValueError as e:
+      raise ValueError(f"config.{where}: {e}") from None
+
+
+def _lookup(value, path: list[str], where: str):
+  if not path:
+    yield where, value
+  elif path[0] == "*":
+    for name, v in value.items():
+      yield from _lookup(v, path[1:], f"{where}.{name}")
+  else:
+    yield from _lookup(getattr(value, path[0]), path[1:], f"{where}.{path[0]}")
+
+
+def in_steps(duration: Duration, batch: int, total: int | None = None) -> int:
+  """A duration in steps, at least 1 unless it is written as 0; an empty one is 0 (never).
+
+  Args:
+    duration: "100", "100 steps", "1e6 examples" or "2%".
+    batch: examples a step.
+    total: steps of the run, for percent.
+
+  Raises:
+    ValueError: not a duration, or percent where it means nothing.
+  """
+  if not duration:
+    return 0
+  number, unit = (duration[:-1], "%") if duration.endswith("%") else (duration.split() + ["steps"])[:2]
+  try:
+    value = float(number)
+  except ValueError:
+    value = -1.0
+  if value < 0 or unit not in ("%", "step", "steps", "example", "examples"):
+    raise ValueError(f"{duration!r} is no duration; write '100', '100 steps', '1e6 examples' or '2%'")
+  if unit == "%":
+    if total is None:
+      raise ValueError(f"{duration!r}: percent of what? Write steps or examples")
+    value *= total / 100
+  elif unit.startswith("example"):
+    value /= batch
+  return max(round(value), 1 if value > 0 else 0)

@@ -1,0 +1,161 @@
+"""CoCa: image encoder, attentional poolers, unimodal and multimodal text decoder (arXiv 2205.01917).
+
+Shapes: B batch, S side in pixels, N patches, Q image tokens for the decoder, T text length, D text width,
+E embedding width, V vocabulary, L layers.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from coca.config import Config
+from coca.models.layers import linear
+from coca.models.poolers import AttentionalPooler
+from coca.models.text import Embedding, MultimodalDecoder, UnimodalDecoder
+from coca.models.vision import ImageEncoder
+
+
+class Output(NamedTuple):
+  """What one forward pass computed; what no loss asked for is None."""
+
+  image: jax.Array | None  # [B, E] fp32, unit length
+  text: jax.Array | None  # [B, E] fp32, unit length
+  states: jax.Array | None  # [B, T, D]: the softmax over them predicts the next token
+
+
+class Cache(NamedTuple):
+  """Keys and values while decoding, each a pair stacked over layers."""
+
+  unimodal: tuple[jax.Array, jax.Array]  # [L, B, T, H, K]
+  multimodal: tuple[jax.Array, jax.Array]
+  image: tuple[jax.Array, jax.Array]  # [L, B, Q, H, K]
+
+
+class Temperature(nnx.Module):
+  """Learned temperature (0.07 at the start) as log(1 / temperature), and SigLIP's bias where the loss wants one."""
+
+  def __init__(self, config: Config):
+    self.log_scale = nnx.Param(-jnp.log(jnp.float32(config.contrastive.temperature)))
+    if config.contrastive.loss != "softmax":
+      self.logit_bias = nnx.Param(jnp.float32(config.contrastive.bias))
+
+
+def compute_dtype(config: Config):
+  """The activations' dtype: 'auto' is bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
+  name = config.model.dtype
+  if name == "auto":
+    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return jnp.dtype(name)
+
+
+class CoCa(nnx.Module):
+  """The parts that no loss of the config needs are not built."""
+
+  def __init__(self, config: Config, rngs: nnx.Rngs):
+    model = config.model
+    dtype = compute_dtype(config)
+    contrasts, captions = config.contrastive.weight > 0, model.text.multimodal_layers > 0
+    image_width, text_width = model.image.width, model.text.width
+    embed_dim = model.embed_dim or text_width
+
+    self.dtype, self.kind = dtype, model.poolers.kind
+    self.image_encoder = ImageEncoder(model, dtype, rngs)
+    pools = captions and model.poolers.n_query > 0
+    self.generative_pooler = (
+      AttentionalPooler(model, model.poolers.n_query, image_width, text_width, dtype, rngs) if pools else None
+    )
+    pooled_width = text_width if pools and self.kind == "cascade" else image_width
+    self.contrastive_pooler = AttentionalPooler(model, 1, pooled_width, embed_dim, dtype, rngs) if contrasts else None
+    self.embedding = Embedding(model, dtype, rngs)
+    self.unimodal = UnimodalDecoder(model, embed_dim if contrasts else 0, dtype, rngs)
+    kv_width = text_width if pools else image_width
+    self.multimodal = MultimodalDecoder(model, kv_width, dtype, rngs) if captions else None
+    untied = captions and not model.text.tied_softmax
+    self.softmax = linear(text_width, model.text.vocab, dtype, rngs, bias=False) if untied else None
+    self.temperature = Temperature(config) if contrasts else None
+
+  def __call__(self, image, text, *, contrast=True, caption=True, patch_noise=None) -> Output:
+    """One forward pass for both losses, or for one of them.
+
+    Args:
+      image: uint8 [B, S, S, 3].
+      text: int32 [B, T]: BOS, words, EOS, padding.
+      contrast: whether to compute the embeddings.
+      caption: whether to compute the decoder's states.
+      patch_noise: [B, N], see `ImageEncoder`.
+    """
+    encoded = self.image_encoder(image, patch_noise)
+    tokens = self._decoder_tokens(encoded) if caption or self._cascades else encoded
+    image_embedding = self._image_embedding(encoded, tokens) if contrast else None
+    embedded = self.embedding(text)
+    text_embedding = None
+    if contrast:
+      states, text_embedding = self.unimodal(embedded, text)
+      text_embedding = unit(text_embedding)
+    else:
+      states = self.unimodal.states(embedded)
+    return Output(image_embedding, text_embedding, self.multimodal(states, tokens) if caption else None)
+
+  def embed_image(self, image):
+    """uint8 [B, S, S, 3] -> [B, E] fp32, unit length."""
+    encoded = self.image_encoder(image)
+    return self._image_embedding(encoded, self._decoder_tokens(encoded) if self._cascades else encoded)
+
+  def embed_text(self, text):
+    """int32 [B, T] -> [B, E] fp32, unit length."""
+    return unit(self.unimodal(self.embedding(text), text)[1])
+
+  def image_tokens(self, image):
+    """What the multimodal half attends to: uint8 [B, S, S, 3] -> [B, Q, D]."""
+    return self._decoder_tokens(self.image_encoder(image))
+
+  def softmax_kernel(self):
+    """The vocabulary head [D, V]: states @ kernel are the logits."""
+    return self.embedding.tokens[...].T if self.softmax is None else self.softmax.kernel[...]
+
+  def start_decoding(self, image_tokens, length: int) -> Cache:
+    """Empty caches for `length` positions, and the image tokens' keys and values, computed once an image."""
+    image = self.multimodal.stack.context_cache(image_tokens)
+    layers, batch, _, heads, width = image[0].shape
+
+    def empty(stack):
+      n = jax.tree.leaves(nnx.state(stack.layers))[0].shape[0]
+      return (jnp.zeros((n, batch, length, heads, width), self.dtype),) * 2
+
+    return Cache(empty(self.unimodal.stack), empty(self.multimodal.stack), image)
+
+  def decode_step(self, cache: Cache, ids, position):
+    """Reads one token of each text and predicts the next. [CLS] is left out: no word ever sees it.
+
+    Args:
+      cache: from `start_decoding` or the step before.
+      ids: int32 [B], the tokens at `position`.
+      position: int32 [].
+
+    Returns:
+      fp32 logits [B, V] of the token at `position` + 1, and the new cache.
+    """
+    x = self.embedding(ids[:, None], position)
+    x, unimodal = self.unimodal.stack.decode(x, cache.unimodal, None, position)
+    x, multimodal = self.multimodal.stack.decode(x, cache.multimodal, cache.image, position)
+    x = self.multimodal.norm(x)[:, 0]
+    logits = jnp.dot(x, self.softmax_kernel().astype(x.dtype), preferred_element_type=jnp.float32)
+    return logits, Cache(unimodal, multimodal, cache.image)
+
+  @property
+  def _cascades(self) -> bool:
+    return self.kind == "cascade" and self.generative_pooler is not None
+
+  def _decoder_tokens(self, encoded):
+    return self.generative_pooler(encoded) if self.generative_pooler else encoded
+
+  def _image_embedding(self, encoded, tokens):
+    return unit(self.contrastive_pooler(tokens if self._cascades else encoded)[:, 0])
+
+
+def unit(x):
+  """x [..., E] in fp32, divided by its length."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))

@@ -1,0 +1,175 @@
+"""Transformer layers shared by all towers.
+
+Shapes: B batch, T tokens (queries), S tokens (keys), D width, H heads, K width of a head, L layers.
+Parameters are fp32; activations have the dtype that the tower is built with; norms' statistics and softmax are fp32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from coca.sharding import constrain_batch, gather_layer
+
+# What the papers leave open: kernels as in the ViT code (Xavier), embeddings as in BERT.
+KERNEL_INIT = nnx.initializers.xavier_uniform()
+EMBED_INIT = nnx.initializers.normal(0.02)
+
+ACTIVATIONS = {
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "relu": jax.nn.relu,
+}
+
+
+def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+  return nnx.Linear(n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, rngs=rngs)
+
+
+def layer_norm(width: int, eps: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+def dot_product_attention(q, k, v, mask=None, implementation: str = "xla"):
+  """Softmax attention.
+
+  Args:
+    q: [B, T, H, K]; B may be 1 where k and v have more (shared queries).
+    k: [B, S, H, K].
+    v: [B, S, H, K].
+    mask: bool, broadcastable to [B, H, T, S]; True may be attended. Each row must allow something.
+    implementation: 'xla', or 'cudnn' (bf16 on NVIDIA GPUs).
+
+  Returns:
+    [B, T, H, K].
+  """
+  if implementation == "cudnn":
+    q = jnp.broadcast_to(q, (k.shape[0], *q.shape[1:]))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+  # Explicit [B, H, T, K] operands are a few percent faster on CPU than an einsum over the given layout.
+  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+  q = jnp.broadcast_to(q, (k.shape[0], *q.shape[1:]))
+  logits = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+  if mask is not None:
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+  return jnp.einsum("bhts,bhsk->bhtk", weights, v).transpose(0, 2, 1, 3)
+
+
+class Attention(nnx.Module):
+  """Multi-head attention; queries of width `width`, keys and values from tokens of width `kv_width`."""
+
+  def __init__(self, width, heads, dtype, rngs, *, kv_width=None, inner=None, out=None, implementation="xla"):
+    inner = inner or width
+    self.heads, self.implementation = heads, implementation
+    self.query = linear(width, inner, dtype, rngs)
+    self.key = linear(kv_width or width, inner, dtype, rngs)
+    self.value = linear(kv_width or width, inner, dtype, rngs)
+    self.out = linear(inner, out or width, dtype, rngs)
+
+  def keys_values(self, x):
+    """x [B, S, D] -> keys and values [B, S, H, K]."""
+    return self._split(self.key(x)), self._split(self.value(x))
+
+  def __call__(self, x, kv, mask=None):
+    """x [B, T, D] attends to `kv`, a pair as `keys_values` returns it -> [B, T, D]."""
+    y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation)
+    return self.out(y.reshape(*y.shape[:2], -1))
+
+  def _split(self, x):
+    return x.reshape(*x.shape[:2], self.heads, -1)
+
+
+class Mlp(nnx.Module):
+  def __init__(self, width, hidden, activation, dtype, rngs):
+    self.activation = activation
+    self.up = linear(width, hidden, dtype, rngs)
+    self.down = linear(hidden, width, dtype, rngs)
+
+  def __call__(self, x):
+    return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class Layer(nnx.Module):
+  """Pre-LN transformer layer: self-attention, cross-attention if `kv_width` is given, one feed-forward."""
+
+  def __init__(self, tower, model, dtype, rngs, *, kv_width=None):
+    norm = functools.partial(layer_norm, tower.width, model.norm_eps, dtype, rngs)
+    attention = functools.partial(Attention, tower.width, tower.heads, dtype, rngs, implementation=model.attention)
+    self.norm_self, self.self_attention = norm(), attention()
+    self.crosses = kv_width is not None
+    if self.crosses:
+      self.norm_cross, self.cross_attention = norm(), attention(kv_width=kv_width)
+    self.norm_mlp, self.mlp = norm(), Mlp(tower.width, tower.mlp, model.activation, dtype, rngs)
+
+  def __call__(self, x, mask=None, context=None):
+    """x [B, T, D], mask as in `dot_product_attention`, context [B, S, kv_width] -> [B, T, D]."""
+    y = self.norm_self(x)
+    x = x + self.self_attention(y, self.self_attention.keys_values(y), mask)
+    if self.crosses:
+      x = x + self.cross_attention(self.norm_cross(x), self.cross_attention.keys_values(context))
+    return constrain_batch(x + self.mlp(self.norm_mlp(x)))
+
+  def context_cache(self, context):
+    """Keys and values of the image tokens: once an image, whatever the number of decoding steps."""
+    return self.cross_attention.keys_values(context)
+
+  def decode(self, x, cache, context_kv, position):
+    """One token: x [B, 1, D]; cache, a pair [B, T, H, K], is read up to `position` and written there.
+
+    Returns:
+      [B, 1, D] and the new cache.
+    """
+    y = self.norm_self(x)
+    cache = tuple(
+      jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), position, axis=1)
+      for old, new in zip(cache, self.self_attention.keys_values(y), strict=True)
+    )
+    seen = jnp.arange(cache[0].shape[1]) <= position
+    x = x + self.self_attention(y, cache, seen[None, None, None])
+    if self.crosses:
+      x = x + self.cross_attention(self.norm_cross(x), context_kv)
+    return x + self.mlp(self.norm_mlp(x)), cache
+
+
+REMAT = {
+  "none": lambda body: body,
+  "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+  "full": jax.checkpoint,
+}
+
+
+class Stack(nnx.Module):
+  """Equal layers, parameters stacked along a leading dimension [L, ...], run by one `jax.lax.scan`."""
+
+  def __init__(self, layers: int, make, model, dtype, rngs: nnx.Rngs):
+    """`make(rngs)` builds one layer."""
+    self.remat, self.unroll, self.dtype = model.remat, min(model.unroll, layers), dtype
+    keys = jax.random.split(rngs.params(), layers)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    self.layers = nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key))))(keys))
+
+  def __call__(self, x, *args):
+    """Each layer as `layer(x, *args)`: x [B, T, D] -> [B, T, D]."""
+    x, _ = self._scan(lambda layer, x, _: (layer(x, *args), None), x, None, REMAT[self.remat])
+    return x
+
+  def context_cache(self, context):
+    """`Layer.context_cache` of each layer, stacked."""
+    return self._scan(lambda layer, x, _: (x, layer.context_cache(context)), None, None)[1]
+
+  def decode(self, x, cache, context_kv, position):
+    """`Layer.decode` through all layers; caches stacked."""
+    return self._scan(lambda layer, x, kv: layer.decode(x, *kv, position), x, (cache, context_kv))
+
+  def _scan(self, call, x, inputs, remat=REMAT["none"]):
+    graphdef, state = nnx.split(self.layers)
+
+    def body(x, layer_inputs):
+      params, rest = layer_inputs
+      layer = nnx.merge(graphdef, gather_layer(params, self.dtype))
+      return call(layer, x, rest)
+
+    return jax.lax.scan(remat(body), x, (state, inputs), unroll=self.unroll)

@@ -1,0 +1,28 @@
+"""Attentional poolers (CoCa section 3.2).
+
+"A single multi-head attention layer with n_query learnable queries, with the encoder output as both keys and values":
+no residual and no feed-forward.
+"""
+
+from flax import nnx
+
+from coca.config import Model
+from coca.models.layers import EMBED_INIT, Attention, layer_norm
+
+
+class AttentionalPooler(nnx.Module):
+  """Pools tokens [B, S, kv_width] to [B, n_query, out]."""
+
+  def __init__(self, model: Model, n_query: int, kv_width: int, out: int, dtype, rngs: nnx.Rngs):
+    width = model.text.width
+    heads = model.poolers.heads or model.image.heads
+    self.dtype = dtype
+    self.queries = nnx.Param(EMBED_INIT(rngs.params(), (n_query, width)))
+    self.attention = Attention(
+      width, heads, dtype, rngs, kv_width=kv_width, out=out, implementation=model.attention
+    )
+    self.norm = layer_norm(out, model.norm_eps, dtype, rngs) if model.poolers.norm else None
+
+  def __call__(self, tokens):
+    pooled = self.attention(self.queries[...].astype(self.dtype)[None], self.attention.keys_values(tokens))
+    return self.norm(pooled) if self.norm else pooled

@@ -1,0 +1,90 @@
+"""The text decoder's two halves (CoCa section 3.2): unimodal, then multimodal with cross-attention; both causal.
+
+Shapes: B batch, T text length (BOS, words, EOS, padding), D width, V vocabulary.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from coca.config import Model
+from coca.models.layers import EMBED_INIT, Layer, Stack, layer_norm, linear
+from coca.sharding import constrain_batch
+
+PAD, BOS, EOS = 0, 1, 2  # as coca/data/tokenizer.py numbers them
+
+
+class Embedding(nnx.Module):
+  """Token and learned position embeddings; positions are not in the paper."""
+
+  def __init__(self, model: Model, dtype, rngs: nnx.Rngs):
+    text = model.text
+    self.dtype = dtype
+    self.tokens = nnx.Param(EMBED_INIT(rngs.params(), (text.vocab, text.width)))
+    self.positions = nnx.Param(EMBED_INIT(rngs.params(), (text.length, text.width)))
+
+  def __call__(self, ids, first=0):
+    """ids [B, T] at positions `first`, `first` + 1, ... -> [B, T, D]."""
+    positions = jnp.arange(ids.shape[1]) + first
+    words = self.tokens[...][ids].astype(self.dtype) + self.positions[...][positions].astype(self.dtype)
+    return constrain_batch(words)
+
+
+def unimodal_mask(text):
+  """Who sees whom in the unimodal half, [CLS] last: bool [B, 1, T + 1, T + 1], True may be attended.
+
+  Words see themselves and what stands before; [CLS] sees all words but no padding, and itself. Nothing else sees
+  [CLS], since it is last. Padding sees what stands before, so that no row is empty.
+  """
+  batch, length = text.shape
+  causal = jnp.tril(jnp.ones((length + 1, length + 1), bool))
+  seen_by_cls = jnp.concatenate([text != PAD, jnp.ones((batch, 1), bool)], axis=1)
+  is_cls = jnp.arange(length + 1) == length
+  return (causal & ~is_cls[:, None] | is_cls[:, None] & seen_by_cls[:, None, :])[:, None]
+
+
+class UnimodalDecoder(nnx.Module):
+  """Causal text layers without cross-attention; the learned [CLS] at the end gives the text embedding.
+
+  With `embed_dim` 0 there is no [CLS] and only `states`.
+  """
+
+  def __init__(self, model: Model, embed_dim: int, dtype, rngs: nnx.Rngs):
+    text = model.text
+    self.dtype = dtype
+    self.stack = Stack(text.unimodal_layers, lambda r: Layer(text, model, dtype, r), model, dtype, rngs)
+    if embed_dim:
+      self.cls = nnx.Param(EMBED_INIT(rngs.params(), (text.width,)))
+      self.norm = layer_norm(text.width, model.norm_eps, dtype, rngs)
+      self.projection = linear(text.width, embed_dim, dtype, rngs, bias=False)
+
+  def __call__(self, embedded, text):
+    """Embedded words [B, T, D] and ids [B, T] -> states of the words [B, T, D] and the text embedding [B, E].
+
+    The states go to the multimodal half as they are; the final norm is the embedding's only.
+    """
+    cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (embedded.shape[0], 1, embedded.shape[2]))
+    states = self.stack(jnp.concatenate([embedded, cls], axis=1), unimodal_mask(text))
+    states = constrain_batch(states)
+    return constrain_batch(states[:, :-1]), self.projection(self.norm(states[:, -1]))
+
+  def states(self, embedded):
+    """The words' states alone [B, T, D]: without [CLS], the causal triangle is all the mask there is."""
+    length = embedded.shape[1]
+    return self.stack(embedded, jnp.tril(jnp.ones((length, length), bool))[None, None])
+
+
+class MultimodalDecoder(nnx.Module):
+  """Causal text layers with cross-attention to the image tokens [B, S, kv_width]; one feed-forward a layer."""
+
+  def __init__(self, model: Model, kv_width: int, dtype, rngs: nnx.Rngs):
+    text = model.text
+    self.stack = Stack(
+      text.multimodal_layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width), model, dtype, rngs
+    )
+    self.norm = layer_norm(text.width, model.norm_eps, dtype, rngs)
+
+  def __call__(self, states, image_tokens):
+    """Unimodal states [B, T, D] -> states for the softmax [B, T, D]."""
+    length = states.shape[1]
+    mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    return self.norm(self.stack(states, mask, image_tokens))

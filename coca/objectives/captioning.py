@@ -1,0 +1,135 @@
+"""The captioning loss (CoCa equation 3): cross-entropy of the next token, chunk by chunk.
+
+Logits of batch x text x vocabulary are never held. Each device walks over chunks of its own tokens; where a gradient
+is wanted, a chunk's gradients are computed while its logits are there, so that the vocabulary head costs three
+matrix products instead of the four of recomputation.
+
+Shapes: N texts, T tokens, D width, V vocabulary; n tokens of one device, v words of one device.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from coca import config
+from coca.models.text import PAD
+from coca.sharding import BATCH
+
+
+def next_tokens(text, weight):
+  """What each position has to predict.
+
+  Args:
+    text: int32 [N, T]: BOS, words, EOS, padding.
+    weight: [N].
+
+  Returns:
+    int32 [N, T], the text shifted by one, and fp32 [N, T]: the text's weight where the label is a word or EOS, 0 where
+    it is padding or there is none.
+  """
+  labels = jnp.pad(text[:, 1:], ((0, 0), (0, 1)), constant_values=PAD)
+  return labels, jnp.where(labels != PAD, weight[:, None], 0).astype(jnp.float32)
+
+
+def captioning_loss(states, kernel, text, weight, settings: config.Captioning):
+  """Sum of the weighted negative log-likelihoods, and what to divide it by.
+
+  Two sums rather than their quotient, so that micro-batches add up to one batch.
+
+  Args:
+    states: [N, T, D] of the multimodal decoder, split over the batch axes of the mesh in context.
+    kernel: [D, V], the vocabulary head, split over the tensor axis.
+    text: int32 [N, T].
+    weight: [N].
+    settings: see `coca.config.Captioning`.
+
+  Returns:
+    fp32 []: nll in nats, and fp32 []: the number of tokens ('mean'), or of texts ('sum').
+  """
+  labels, weights = next_tokens(text, weight)
+  count = weights.sum() if settings.tokens == "mean" else weight.astype(jnp.float32).sum()
+
+  def sharded(states, kernel, labels, weights):
+    flat, chunk = states.reshape(-1, states.shape[-1]), min(settings.chunk, labels.size)
+    pad = -len(flat) % chunk
+
+    def chunks(x):
+      x = jnp.pad(x, ((0, pad), *((0, 0),) * (x.ndim - 1)))
+      return x.reshape(-1, chunk, *x.shape[1:])
+
+    # What differs between devices is marked so, which makes the transposes (sums over devices) come out right.
+    kernel = jax.lax.pcast(kernel.astype(states.dtype), BATCH, to="varying")
+    flat, labels, weights = jax.lax.pcast((flat, labels.reshape(-1), weights.reshape(-1)), "tensor", to="varying")
+    nll = _chunked_nll(chunks(flat), kernel, chunks(labels), chunks(weights), settings.label_smoothing)
+    # Each device of the tensor axis has the same sum.
+    return jax.lax.psum(nll, (*BATCH, "tensor")) / jax.lax.axis_size("tensor")
+
+  batch = P(BATCH)
+  nll = jax.shard_map(sharded, in_specs=(batch, P(None, "tensor"), batch, batch), out_specs=P())(
+    states, kernel, labels, weights
+  )
+  return nll, count
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _chunked_nll(states, kernel, labels, weights, smoothing):
+  """states [chunks, n, D], kernel [D, v], labels and weights [chunks, n] -> the sum of weighted nll, fp32 []."""
+
+  def step(total, chunk):
+    x, labels, weights = chunk
+    return total + _nll(x, kernel, labels, weights, smoothing)[0], None
+
+  return jax.lax.scan(step, _varying_zero(states, kernel), (states, labels, weights))[0]
+
+
+def _nll(x, kernel, labels, weights, smoothing):
+  """One chunk's sum of weighted nll, and what its gradient needs: exp(logits), their sums and where the labels are."""
+  logits = jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+  words = kernel.shape[1]
+  local = labels - jax.lax.axis_index("tensor") * words
+  is_label = jnp.arange(words) == local[:, None]
+  top = jax.lax.stop_gradient(jax.lax.pmax(logits.max(1), "tensor"))
+  exp = jnp.exp(logits - top[:, None])
+  normaliser = jax.lax.psum(exp.sum(1), "tensor")
+  target = jax.lax.psum(jnp.where(is_label, logits, 0).sum(1), "tensor")
+  nll = jnp.log(normaliser) + top - (1 - smoothing) * target
+  if smoothing:
+    vocab = words * jax.lax.axis_size("tensor")
+    nll -= smoothing * jax.lax.psum(logits.sum(1), "tensor") / vocab
+  return jnp.sum(weights * nll), (exp, normaliser, is_label)
+
+
+def _chunked_nll_fwd(states, kernel, labels, weights, smoothing):
+  def step(carry, chunk):
+    total, d_kernel = carry
+    x, labels, weights = chunk
+    nll, (exp, normaliser, is_label) = _nll(x, kernel, labels, weights, smoothing)
+    p = exp / normaliser[:, None] - (1 - smoothing) * is_label
+    if smoothing:
+      p -= smoothing / (p.shape[1] * jax.lax.axis_size("tensor"))
+    p = (weights[:, None] * p).astype(x.dtype)
+    d_x = jnp.dot(p, kernel.T)
+    d_kernel += jnp.dot(x.T, p, preferred_element_type=jnp.float32)
+    return (total + nll, d_kernel), d_x
+
+  zero = _varying_zero(states, kernel)
+  (total, d_kernel), d_states = jax.lax.scan(
+    step, (zero, jnp.zeros(kernel.shape, jnp.float32) + zero), (states, labels, weights)
+  )
+  return total, (d_states, d_kernel.astype(kernel.dtype))
+
+
+def _chunked_nll_bwd(smoothing, gradients, g):
+  d_states, d_kernel = gradients
+  g = jax.lax.psum(g, "tensor")  # every device's loss depends on this device's words
+  return (g * d_states).astype(d_states.dtype), (g * d_kernel).astype(d_kernel.dtype), None, None
+
+
+_chunked_nll.defvjp(_chunked_nll_fwd, _chunked_nll_bwd)
+
+
+def _varying_zero(states, kernel):
+  """fp32 0 that the scan may turn into a value that differs between devices."""
+  return (states.ravel()[0] * 0 + kernel.ravel()[0] * 0).astype(jnp.float32)

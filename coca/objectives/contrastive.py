@@ -1,0 +1,125 @@
+"""Contrastive losses over the global batch: softmax (CoCa equation 2) and pairwise sigmoid (arXiv 2303.15343).
+
+All take global arrays split over the batch axes of the mesh in context and return a replicated fp32 scalar. Inside
+`shard_map` each device compares its own rows with everybody's, so that no device holds the global matrix; the
+gradients are those of the one global loss, with no factor for the number of devices.
+
+Shapes: N pairs of the global batch, n pairs of one device, E embedding width, T text length.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from coca import config
+from coca.sharding import BATCH
+
+
+def text_hash(text):
+  """Two 32-bit hashes a text: int32 [N, T] -> uint32 [N, 2]; equal texts have equal hashes."""
+  powers = jnp.arange(1, text.shape[1] + 1, dtype=jnp.uint32)[:, None] * jnp.array([0x9E3779B1, 0x85EBCA77], jnp.uint32)
+  mixed = text.astype(jnp.uint32)[:, :, None] * (powers | 1)
+  mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x2C1B3C6D)
+  return (mixed ^ (mixed >> 13)).sum(1, dtype=jnp.uint32)
+
+
+def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: config.Contrastive):
+  """The loss that `settings.loss` names, without its weight.
+
+  Args:
+    image: [N, E], unit length.
+    text: [N, E], unit length.
+    hashes: uint32 [N, 2] of `text_hash`: which texts are equal.
+    weight: [N]; a pair of weight 0 is no query and no negative.
+    temperature: {'log_scale': []} and, for the sigmoid, 'logit_bias'.
+    settings: see `coca.config.Contrastive`.
+
+  Returns:
+    fp32 []: a mean over the pairs of the global batch.
+  """
+  scale = inverse_temperature(temperature["log_scale"], settings)
+  bias = temperature.get("logit_bias", jnp.float32(0))
+  local = {"softmax": _softmax, "sigmoid": _sigmoid, "sigmoid_ring": _sigmoid_ring}[settings.loss]
+
+  def sharded(image, text, hashes, weight, scale, bias):
+    total = local(image, text, hashes, weight, scale, bias, settings)
+    return jax.lax.psum(total, BATCH) / jnp.maximum(jax.lax.psum(weight.sum(), BATCH), 1e-9)
+
+  batch = P(BATCH)
+  return jax.shard_map(sharded, in_specs=(batch, batch, batch, batch, P(), P()), out_specs=P())(
+    image, text, hashes, weight.astype(jnp.float32), scale, bias
+  )
+
+
+def inverse_temperature(log_scale, settings: config.Contrastive):
+  """What similarities are multiplied with, capped at `settings.max_scale`."""
+  scale = jnp.exp(log_scale)
+  return jnp.minimum(scale, settings.max_scale) if settings.max_scale else scale
+
+
+def _compare(hashes, all_hashes, all_weight, first, settings):
+  """What each of n rows is to each of N columns; row i's own column is `first` + i.
+
+  Returns:
+    bool [n, N] `valid`, the columns that count at all, and `positive`, those that match.
+  """
+  own = jnp.arange(len(hashes))[:, None] + first == jnp.arange(len(all_hashes))
+  equal = (hashes[:, None] == all_hashes).all(-1)
+  valid = own | (all_weight > 0)
+  if settings.equal_texts == "positives":
+    return valid, valid & equal | own
+  if settings.equal_texts == "mask":
+    valid &= own | ~equal
+  return valid, own
+
+
+def _everyone(x):
+  return jax.lax.all_gather(x, BATCH, tiled=True)
+
+
+def _softmax(image, text, hashes, weight, scale, bias, settings):
+  first = jax.lax.axis_index(BATCH) * len(image)
+  valid, positive = _compare(hashes, _everyone(hashes), _everyone(weight), first, settings)
+  targets = positive / positive.sum(1, keepdims=True)
+
+  def direction(queries, keys):
+    logits = scale * jnp.dot(queries, keys.T, preferred_element_type=jnp.float32)
+    log_p = jax.nn.log_softmax(jnp.where(valid, logits, jnp.finfo(jnp.float32).min))
+    return -jnp.sum(weight * jnp.sum(targets * log_p, axis=1))
+
+  total = direction(image, _everyone(text)) + direction(text, _everyone(image))
+  return total / 2 if settings.directions == "mean" else total
+
+
+def _pairs(image, text, valid, positive, weight, scale, bias):
+  """Sum of -log sigmoid(z (scale x.y + bias)) over a block of pairs, z = 1 for a match and -1 for none."""
+  logits = scale * jnp.dot(image, text.T, preferred_element_type=jnp.float32) + bias
+  return -jnp.sum(weight[:, None] * valid * jax.nn.log_sigmoid(jnp.where(positive, logits, -logits)))
+
+
+def _sigmoid(image, text, hashes, weight, scale, bias, settings):
+  first = jax.lax.axis_index(BATCH) * len(image)
+  valid, positive = _compare(hashes, _everyone(hashes), _everyone(weight), first, settings)
+  return _pairs(image, _everyone(text), valid, positive, weight, scale, bias)
+
+
+def _sigmoid_ring(image, text, hashes, weight, scale, bias, settings):
+  """The texts travel round the devices; each holds one block of n x n pairs at a time."""
+  n, devices = len(image), jax.lax.axis_size(BATCH)
+  neighbours = [(j, (j - 1) % devices) for j in range(devices)]
+
+  @jax.checkpoint
+  def block(visitors, hop):
+    text, visiting_hashes, visiting_weight = visitors
+    first = jnp.where(hop == 0, 0, n)  # one's own column is in the block only before the first hop
+    valid, positive = _compare(hashes, visiting_hashes, visiting_weight, first, settings)
+    return _pairs(image, text, valid, positive, weight, scale, bias)
+
+  def hop(carry, k):
+    visitors, total = carry
+    total += block(visitors, k)
+    return (jax.lax.ppermute(visitors, BATCH, neighbours), total), None
+
+  zero = jax.lax.pcast(jnp.float32(0), BATCH, to="varying")
+  (_, total), _ = jax.lax.scan(hop, ((text, hashes, weight), zero), jnp.arange(devices))
+  return total

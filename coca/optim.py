@@ -1,0 +1,76 @@
+"""Optimizers, schedules and masks, from optax."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from coca.config import Config, in_steps
+from coca.sharding import path_name
+
+
+def make_schedule(config: Config, total: int) -> optax.Schedule:
+  """Linear warm-up, then decay to `final_lr` at step `total` (CoCa section 4.1: 2 %, linear)."""
+  o = config.optim
+  warmup = min(in_steps(o.warmup, config.data.batch, total), total)
+  rest = max(total - warmup, 1)
+  decay = {
+    "linear": optax.linear_schedule(o.lr, o.lr * o.final_lr, rest),
+    "cosine": optax.cosine_decay_schedule(o.lr, rest, o.final_lr),
+    "constant": optax.constant_schedule(o.lr),
+  }[o.schedule]
+  # The first step already moves: at step 0 the rate is lr / warmup.
+  return optax.join_schedules([lambda step: o.lr * (step + 1) / max(warmup, 1), decay], [warmup])
+
+
+def make_optimizer(config: Config, total: int, params) -> optax.GradientTransformation:
+  """The optimizer of a run.
+
+  Adafactor is factored, with momentum kept in bfloat16 and the second moment's decay min(b2, 1 - t^-0.8); no clipping
+  of the update and no scaling by the parameter (as in big_vision; the paper names only b1, b2 and the decay).
+
+  Args:
+    config: `optim` and `data.batch` are read.
+    total: steps of the run.
+    params: tree of parameters; its top level are the parts that `optim.lr_scale` names.
+
+  Raises:
+    ValueError: `optim.lr_scale` names a part that the model lacks.
+  """
+  o = config.optim
+  unknown = set(o.lr_scale) - set(params)
+  if unknown:
+    raise ValueError(
+      f"config.optim.lr_scale names {', '.join(sorted(unknown))}; the model's parts are {', '.join(params)}"
+    )
+  if o.name == "adafactor":
+    second = optax.scale_by_factored_rms(decay_rate_fn=lambda i, p: jnp.minimum(o.b2, 1 - (i + 1.0) ** -p))
+    rule = optax.chain(second, optax.ema(o.b1, debias=False, accumulator_dtype=jnp.bfloat16))
+  else:
+    rule = optax.scale_by_adam(o.b1, o.b2)
+  schedule = make_schedule(config, total)
+  steps = [
+    rule,
+    optax.add_decayed_weights(o.weight_decay, mask=decay_mask(config, params)),
+    optax.stateless(lambda updates, _: {k: _scaled(u, o.lr_scale.get(k, 1.0)) for k, u in updates.items()}),
+    optax.scale_by_learning_rate(schedule),
+  ]
+  if o.clip:
+    steps.insert(0, optax.clip_by_global_norm(o.clip))
+  frozen = {part: "frozen" if part in frozen_parts(config) else "trained" for part in params}
+  labels = {part: jax.tree.map(lambda _, label=frozen[part]: label, tree) for part, tree in params.items()}
+  return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+
+
+def frozen_parts(config: Config) -> set[str]:
+  """Parts whose learning rate is 0: they get no gradient and no optimizer state."""
+  return {part for part, scale in config.optim.lr_scale.items() if scale == 0}
+
+
+def decay_mask(config: Config, params):
+  """True where weight decay acts."""
+  everything = config.optim.decay_mask == "all"
+  return jax.tree_util.tree_map_with_path(lambda p, _: everything or path_name(p).endswith("/kernel"), params)
+
+
+def _scaled(updates, scale):
+  return updates if scale == 1 else jax.tree.map(lambda u: u * scale, updates)

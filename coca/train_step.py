@@ -1,0 +1,175 @@
+"""One step: both losses from one forward pass, gradients, optimizer, new state. Pure; nothing here waits for the host.
+
+The state is a dict: 'params' (nested dict), 'opt' (optax), 'ema' (as params, where the config keeps one), 'step',
+'skipped' (steps with a non-finite loss or gradient, left out) and 'skipped_in_a_row', all three int32 [].
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from coca.config import Config
+from coca.forward import abstract_model
+from coca.models.coca import CoCa
+from coca.objectives.captioning import captioning_loss, next_tokens
+from coca.objectives.contrastive import contrastive_loss, inverse_temperature, text_hash
+from coca.optim import frozen_parts, make_optimizer
+from coca.sharding import batch_sharding, replicated, state_shardings
+
+
+def init_state(config: Config, total: int, mesh):
+  """A new training state on the mesh; the same numbers on any mesh."""
+  _, abstract = abstract_model(config)
+  optimizer = make_optimizer(config, total, abstract)
+
+  def init():
+    params = nnx.to_pure_dict(nnx.state(CoCa(config, nnx.Rngs(config.seed))))
+    counters = {name: jnp.int32(0) for name in ("step", "skipped", "skipped_in_a_row")}
+    ema = {"ema": jax.tree.map(jnp.copy, params)} if config.optim.ema else {}
+    return {"params": params, "opt": optimizer.init(params), **ema, **counters}
+
+  shardings = state_shardings(jax.eval_shape(init), abstract, mesh)
+  with jax.set_mesh(mesh):
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def abstract_state(state):
+  """The state's shapes, dtypes and shardings: what a checkpoint is restored to."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def make_train_step(config: Config, total: int, state, mesh):
+  """The compiled step: (state, batch) -> (state, metrics). The state is donated.
+
+  batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'weight' fp32 [B], split over the batch axes.
+  metrics: fp32 scalars on the device: loss, contrastive, captioning (unweighted), temperature, grad_norm, lr, skipped,
+  skipped_in_a_row.
+  """
+  gradients = make_gradients(config)
+  optimizer = make_optimizer(config, total, state["params"])
+
+  def step(state, batch):
+    noise = None
+    if config.model.image.patch_dropout:
+      key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+      noise = jax.random.uniform(key, (len(batch["image"]), config.model.image.tokens))
+    grads, metrics = gradients(state["params"], batch, noise)
+    metrics["grad_norm"] = optax.global_norm(grads)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+
+    new = dict(state)
+    updates, new["opt"] = optimizer.update(grads, state["opt"], state["params"])
+    new["params"] = optax.apply_updates(state["params"], updates)
+    if config.optim.ema:
+      new["ema"] = optax.incremental_update(new["params"], state["ema"], 1 - config.optim.ema)
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    new["step"] = state["step"] + 1
+    new["skipped"] = state["skipped"] + ~finite
+    new["skipped_in_a_row"] = jnp.where(finite, 0, state["skipped_in_a_row"] + 1)
+    return new, metrics | {name: new[name] for name in ("skipped", "skipped_in_a_row")}
+
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  compiled = jax.jit(
+    step,
+    in_shardings=(shardings, batch_sharding(mesh)),
+    out_shardings=(shardings, replicated(mesh)),
+    donate_argnums=0,
+  )
+
+  def run(state, batch):
+    with jax.set_mesh(mesh):
+      return compiled(state, batch)
+
+  return run
+
+
+def make_gradients(config: Config):
+  """(params, batch, patch_noise) -> (gradients, metrics), over one batch or over micro-batches with the same result."""
+  graphdef, _ = abstract_model(config)
+  contrast, caption = config.contrastive.weight, config.captioning.weight
+  frozen = frozen_parts(config)
+
+  def forward(params, batch, noise, *, captions=caption > 0):
+    params = {part: jax.lax.stop_gradient(tree) if part in frozen else tree for part, tree in params.items()}
+    model = nnx.merge(graphdef, params)
+    out = model(batch["image"], batch["text"], contrast=contrast > 0, caption=captions, patch_noise=noise)
+    return out, model
+
+  def contrastive(embeddings, temperature, batch):
+    if not contrast:
+      return jnp.float32(0)
+    hashes = text_hash(batch["text"])
+    return contrastive_loss(*embeddings, hashes, batch["weight"], temperature, config.contrastive)
+
+  def captioning(out, model, batch, tokens):
+    """A (micro-)batch's share of the captioning loss of the whole batch, which has `tokens` tokens (or texts)."""
+    if not caption:
+      return jnp.float32(0)
+    nll, _ = captioning_loss(out.states, model.softmax_kernel(), batch["text"], batch["weight"], config.captioning)
+    return nll / tokens
+
+  def count(batch):
+    per_token = next_tokens(batch["text"], batch["weight"])[1].sum()
+    return jnp.maximum(per_token if config.captioning.tokens == "mean" else batch["weight"].sum(), 1e-9)
+
+  def report(params, con, cap):
+    metrics = {"loss": contrast * con + caption * cap, "contrastive": con, "captioning": cap}
+    if contrast:
+      scale = inverse_temperature(params["temperature"]["log_scale"], config.contrastive)
+      metrics["temperature"] = 1 / scale
+    return metrics
+
+  def one_batch(params, batch, noise):
+    def loss(params):
+      out, model = forward(params, batch, noise)
+      con = contrastive((out.image, out.text), params.get("temperature"), batch)
+      cap = captioning(out, model, batch, count(batch))
+      return contrast * con + caption * cap, (con, cap)
+
+    (_, (con, cap)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return grads, report(params, con, cap)
+
+  def micro_batches(params, batch, noise):
+    """Keeps the contrastive loss of the whole batch and caches its embeddings only.
+
+    First pass: embeddings. Then the one contrastive loss and its gradient on them. Second pass: each micro-batch
+    forward and backward, with that gradient pulled through the towers.
+    """
+    k = config.optim.accumulate
+    # Micro-batch i is rows i, i + k, ...: each device splits its own rows, and no row moves.
+    split = jax.tree.map(lambda x: x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1), (batch, noise))
+    tokens = count(batch)
+
+    def embed(_, part):
+      out, _ = forward(params, *part, captions=False)
+      return None, (out.image, out.text)
+
+    con, pulls, grads = jnp.float32(0), (None, None), jax.tree.map(jnp.zeros_like, params)
+    if contrast:
+      embeddings = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, x.shape[-1]), jax.lax.scan(embed, None, split)[1])
+      frozen_temperature = "temperature" in frozen
+      con, (pulls, d_temperature) = jax.value_and_grad(contrastive, argnums=(0, 1))(
+        embeddings, params["temperature"], batch
+      )
+      pulls = jax.tree.map(lambda x: contrast * x.reshape(-1, k, x.shape[-1]).swapaxes(0, 1), pulls)
+      if not frozen_temperature:
+        grads["temperature"] = jax.tree.map(lambda x: contrast * x, d_temperature)
+
+    def backward(carry, inputs):
+      grads, cap = carry
+      part, pulls = inputs
+
+      def loss(params):
+        out, model = forward(params, *part)
+        share = captioning(out, model, part[0], tokens)
+        pulled = sum(jnp.vdot(x, pull) for x, pull in zip((out.image, out.text), pulls, strict=True)) if contrast else 0.0
+        return caption * share + pulled, share
+
+      more, share = jax.grad(loss, has_aux=True)(params)
+      return (jax.tree.map(jnp.add, grads, more), cap + share), None
+
+    (grads, cap), _ = jax.lax.scan(backward, (grads, jnp.float32(0)), (split, pulls))
+    return grads, report(params, con, cap)
+
+  return one_batch if config.optim.accumulate == 1 else micro_batches
