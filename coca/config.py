@@ -325,7 +325,7 @@ def _check(c: Config) -> None:
   check(text.width % heads == 0, f"config.model.poolers.heads {heads} does not divide the text width {text.width}")
   check(c.contrastive.weight > 0 or c.captioning.weight > 0, "both loss weights are 0: nothing to train")
   check(c.captioning.weight == 0 or text.multimodal_layers > 0,
-        "config.captioning.weight needs config.model.text.multimodal_layers; set one of them to 0 or the other above it")
+        "config.captioning.weight needs config.model.text.multimodal_layers above 0; or set the weight to 0")
   check(c.data.batch % c.optim.accumulate == 0,
         f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}")
   check(0 <= c.data.max_skipped <= 1, f"config.data.max_skipped {c.data.max_skipped} is not a share")
@@ -361,7 +361,7 @@ def in_steps(duration: Duration, batch: int, total: int | None = None) -> int:
   """
   if not duration:
     return 0
-  number, unit = (duration[:-1], "%") if duration.endswith("%") else (duration.split() + ["steps"])[:2]
+  number, unit = (duration[:-1], "%") if duration.endswith("%") else [*duration.split(), "steps"][:2]
   try:
     value = float(number)
   except ValueError:

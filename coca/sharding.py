@@ -8,6 +8,7 @@ splits it. Optimizer state and moving averages follow their parameter.
 import fnmatch
 import functools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -44,23 +45,38 @@ PARAMETERS = {
 }
 
 
+def initialize_distributed() -> None:
+  """Joins the processes of a job where a cluster is detected (Cloud TPU, GKE, Slurm, MPI); alone otherwise.
+
+  By hand, set JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Before
+  anything else of jax.
+
+  Raises:
+    ValueError: only some of the three variables are set.
+  """
+  names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+  by_hand = [os.environ.get(name) for name in names]
+  if all(by_hand):
+    jax.distributed.initialize(by_hand[0], int(by_hand[1]), int(by_hand[2]))
+  elif any(by_hand):
+    missing = [name for name, value in zip(names, by_hand, strict=True) if not value]
+    raise ValueError(f"{', '.join(missing)} is not set; set all of {', '.join(names)}, or none")
+  else:
+    try:
+      jax.distributed.initialize()
+    except ValueError as e:
+      if "should be defined" not in str(e):  # what jax says where it detects no cluster
+        raise
+
+
 def make_mesh(mesh: settings.Mesh | None = None, devices=None) -> Mesh:
   """The device mesh; several TPU slices are joined along the data axis, over the slow links.
 
   Raises:
     ValueError: the axes' product is not the number of devices.
   """
-  mesh = mesh or settings.Mesh()
   devices = jax.devices() if devices is None else devices
-  shape = [mesh.data, mesh.fsdp, mesh.tensor]
-  known = math.prod(n for n in shape if n != -1)
-  if shape.count(-1) == 1 and len(devices) % known == 0:
-    shape[shape.index(-1)] = len(devices) // known
-  if math.prod(shape) != len(devices) or min(shape) < 1:
-    raise ValueError(
-      f"config.mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit {len(devices)} devices: "
-      "the product must be that number; one axis may be -1"
-    )
+  shape = mesh_shape(mesh or settings.Mesh(), len(devices))
   slices = len({getattr(d, "slice_index", 0) for d in devices})
   if slices > 1:
     if shape[0] % slices:
@@ -69,6 +85,20 @@ def make_mesh(mesh: settings.Mesh | None = None, devices=None) -> Mesh:
   else:
     grid = mesh_utils.create_device_mesh(shape, devices)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_shape(mesh: settings.Mesh, n_devices: int) -> tuple[int, int, int]:
+  """Devices along data, fsdp and tensor. Raises ValueError if their product is not the number of devices."""
+  shape = [mesh.data, mesh.fsdp, mesh.tensor]
+  known = math.prod(n for n in shape if n != -1)
+  if shape.count(-1) == 1 and known > 0 and n_devices % known == 0:
+    shape[shape.index(-1)] = n_devices // known
+  if math.prod(shape) != n_devices or min(shape) < 1:
+    raise ValueError(
+      f"config.mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit {n_devices} devices: "
+      "the product must be that number; one axis may be -1"
+    )
+  return tuple(shape)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -90,7 +120,7 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh | None = None) -> P
   """The partition of one parameter.
 
   Args:
-    path: as `path_name` writes it; 'layers' in it means a leading dimension of scanned layers unless the shape lacks it.
+    path: as `path_name` writes it; with 'layers' in it there may be a leading dimension of scanned layers.
     shape: of the parameter.
     mesh: to check that the sizes divide.
 
@@ -143,22 +173,26 @@ def state_shardings(state, params, mesh: Mesh):
   return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def gather_layer(params, dtype):
-  """The parameters of one scanned layer in the compute dtype, gathered over fsdp (tensor stays split).
+def gather(path: str, x, dtype):
+  """A parameter in the compute dtype, gathered over fsdp (tensor stays split); its gradient goes back to the shards.
 
-  Called inside the scanned body: left to the partitioner, all layers are gathered at once. Gradients go back to the
-  fsdp shards at once too (a reduce-scatter). Without a mesh in context this is only the cast. Vectors (norms, biases)
-  keep fp32: the modules cast them where they are used.
+  Without it the partitioner may move activations instead, or gather all scanned layers at once. Without a mesh in
+  context this is only the cast.
   """
   mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x.astype(dtype)
+  return _gather(x, param_spec(path, x.shape), dtype)
 
-  def one(path, x):
-    cast = dtype if x.ndim > 1 else x.dtype
-    if mesh.empty or mesh.size == 1:
-      return x.astype(cast)
-    return _gather(x, param_spec(path_name(path), x.shape), cast)
 
-  return jax.tree_util.tree_map_with_path(one, params)
+def gather_layer(params, dtype):
+  """`gather` for the parameters of one scanned layer, called inside the scanned body.
+
+  Vectors (norms, biases) keep their dtype: the modules cast them where they are used.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: gather(path_name(path), x, dtype if x.ndim > 1 else x.dtype), params
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -1,7 +1,8 @@
 """One step: both losses from one forward pass, gradients, optimizer, new state. Pure; nothing here waits for the host.
 
-The state is a dict: 'params' (nested dict), 'opt' (optax), 'ema' (as params, where the config keeps one), 'step',
-'skipped' (steps with a non-finite loss or gradient, left out) and 'skipped_in_a_row', all three int32 [].
+The state is a dict: 'params' (nested dict), 'opt' (optax), 'ema' (as params, where the config keeps one), and int32
+counters: 'step', 'skipped' (steps with a non-finite loss or gradient, left out), 'skipped_in_a_row' and 'unusable'
+(pairs of weight 0: broken records).
 """
 
 import jax
@@ -20,18 +21,31 @@ from coca.sharding import batch_sharding, replicated, state_shardings
 
 def init_state(config: Config, total: int, mesh):
   """A new training state on the mesh; the same numbers on any mesh."""
+  init, shardings = _initializer(config, total, mesh)
+  with jax.set_mesh(mesh):
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def planned_state(config: Config, total: int, mesh):
+  """What `init_state` returns, as ShapeDtypeStructs with shardings; nothing is computed. The mesh may be abstract."""
+  init, shardings = _initializer(config, total, mesh)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(init), shardings
+  )
+
+
+def _initializer(config: Config, total: int, mesh):
+  """The function that makes a new state, and the state's shardings."""
   _, abstract = abstract_model(config)
   optimizer = make_optimizer(config, total, abstract)
 
   def init():
     params = nnx.to_pure_dict(nnx.state(CoCa(config, nnx.Rngs(config.seed))))
-    counters = {name: jnp.int32(0) for name in ("step", "skipped", "skipped_in_a_row")}
+    counters = {name: jnp.int32(0) for name in ("step", "skipped", "skipped_in_a_row", "unusable")}
     ema = {"ema": jax.tree.map(jnp.copy, params)} if config.optim.ema else {}
     return {"params": params, "opt": optimizer.init(params), **ema, **counters}
 
-  shardings = state_shardings(jax.eval_shape(init), abstract, mesh)
-  with jax.set_mesh(mesh):
-    return jax.jit(init, out_shardings=shardings)()
+  return init, state_shardings(jax.eval_shape(init), abstract, mesh)
 
 
 def abstract_state(state):
@@ -42,9 +56,11 @@ def abstract_state(state):
 def make_train_step(config: Config, total: int, state, mesh):
   """The compiled step: (state, batch) -> (state, metrics). The state is donated.
 
+  `state` may be that of `planned_state`: the step's `lower`, which takes the same arguments, then needs no arrays.
+
   batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'weight' fp32 [B], split over the batch axes.
-  metrics: fp32 scalars on the device: loss, contrastive, captioning (unweighted), temperature, grad_norm, lr, skipped,
-  skipped_in_a_row.
+  metrics: fp32 scalars on the device: loss, contrastive, captioning (unweighted), temperature, grad_norm, skipped,
+  skipped_in_a_row, and data/skipped: unusable pairs so far.
   """
   gradients = make_gradients(config)
   optimizer = make_optimizer(config, total, state["params"])
@@ -67,7 +83,9 @@ def make_train_step(config: Config, total: int, state, mesh):
     new["step"] = state["step"] + 1
     new["skipped"] = state["skipped"] + ~finite
     new["skipped_in_a_row"] = jnp.where(finite, 0, state["skipped_in_a_row"] + 1)
-    return new, metrics | {name: new[name] for name in ("skipped", "skipped_in_a_row")}
+    new["unusable"] = state["unusable"] + (batch["weight"] == 0).sum(dtype=jnp.int32)
+    metrics |= {name: new[name] for name in ("skipped", "skipped_in_a_row")}
+    return new, metrics | {"data/skipped": new["unusable"]}
 
   shardings = jax.tree.map(lambda x: x.sharding, state)
   compiled = jax.jit(
@@ -81,6 +99,11 @@ def make_train_step(config: Config, total: int, state, mesh):
     with jax.set_mesh(mesh):
       return compiled(state, batch)
 
+  def lower(state, batch):
+    with jax.set_mesh(mesh):
+      return compiled.lower(state, batch)
+
+  run.lower = lower
   return run
 
 
@@ -147,13 +170,13 @@ def make_gradients(config: Config):
 
     con, pulls, grads = jnp.float32(0), (None, None), jax.tree.map(jnp.zeros_like, params)
     if contrast:
-      embeddings = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, x.shape[-1]), jax.lax.scan(embed, None, split)[1])
-      frozen_temperature = "temperature" in frozen
+      _, embeddings = jax.lax.scan(embed, None, split)
+      embeddings = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, x.shape[-1]), embeddings)
       con, (pulls, d_temperature) = jax.value_and_grad(contrastive, argnums=(0, 1))(
         embeddings, params["temperature"], batch
       )
       pulls = jax.tree.map(lambda x: contrast * x.reshape(-1, k, x.shape[-1]).swapaxes(0, 1), pulls)
-      if not frozen_temperature:
+      if "temperature" not in frozen:
         grads["temperature"] = jax.tree.map(lambda x: contrast * x, d_temperature)
 
     def backward(carry, inputs):
@@ -163,8 +186,8 @@ def make_gradients(config: Config):
       def loss(params):
         out, model = forward(params, *part)
         share = captioning(out, model, part[0], tokens)
-        pulled = sum(jnp.vdot(x, pull) for x, pull in zip((out.image, out.text), pulls, strict=True)) if contrast else 0.0
-        return caption * share + pulled, share
+        pulled = [jnp.vdot(x, pull) for x, pull in zip((out.image, out.text), pulls, strict=True) if contrast]
+        return caption * share + sum(pulled), share
 
       more, share = jax.grad(loss, has_aux=True)(params)
       return (jax.tree.map(jnp.add, grads, more), cap + share), None

@@ -8,7 +8,7 @@ from flax import nnx
 
 from coca.config import Model
 from coca.models.layers import EMBED_INIT, Layer, Stack, layer_norm, linear
-from coca.sharding import constrain_batch
+from coca.sharding import constrain_batch, gather
 
 PAD, BOS, EOS = 0, 1, 2  # as coca/data/tokenizer.py numbers them
 
@@ -24,9 +24,9 @@ class Embedding(nnx.Module):
 
   def __call__(self, ids, first=0):
     """ids [B, T] at positions `first`, `first` + 1, ... -> [B, T, D]."""
-    positions = jnp.arange(ids.shape[1]) + first
-    words = self.tokens[...][ids].astype(self.dtype) + self.positions[...][positions].astype(self.dtype)
-    return constrain_batch(words)
+    tokens = gather("embedding/tokens", self.tokens[...], self.dtype)
+    positions = gather("positions", self.positions[...], self.dtype)
+    return constrain_batch(tokens[ids] + positions[jnp.arange(ids.shape[1]) + first])
 
 
 def unimodal_mask(text):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from coca.config import Model
 from coca.models.layers import EMBED_INIT, Layer, Stack, layer_norm, linear
-from coca.sharding import constrain_batch
+from coca.sharding import constrain_batch, gather
 
 
 class ImageEncoder(nnx.Module):
@@ -35,7 +35,7 @@ class ImageEncoder(nnx.Module):
     x = image.astype(self.dtype) / 127.5 - 1
     batch, side = x.shape[0], x.shape[1] // self.patch
     x = x.reshape(batch, side, self.patch, side, self.patch, 3).swapaxes(2, 3).reshape(batch, side**2, -1)
-    x = self.patches(x) + self.positions[...].astype(self.dtype)
+    x = self.patches(x) + gather("positions", self.positions[...], self.dtype)
     if patch_noise is not None and self.keep < x.shape[1]:
       kept = jnp.sort(jnp.argsort(patch_noise, axis=1)[:, : self.keep], axis=1)
       x = jnp.take_along_axis(x, kept[..., None], axis=1)

@@ -1,0 +1,1 @@
+"""Image-text pairs: from shards on disk to batches."""

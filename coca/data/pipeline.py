@@ -1,0 +1,209 @@
+"""From sources to batches, by Grain.
+
+Position n = step * batch + row of the stream is a pure function of the config's seed and n, whatever the number of
+hosts, threads and restarts, so the step is all that has to be saved to go on:
+
+    record numbers of a source -> shuffle -> repeat, another order each epoch -> random_map (read, choose, decode)
+    -> mix of all sources -> the rows that this host holds -> batch
+
+Grain draws a random_map's numbers from the seed and the position in the source's stream. Nothing in the stream is left
+out or moved: a record that cannot be used becomes a blank picture without text and weight 0, and its reason travels
+with the batch. Threads work on parts of a batch; decoders release the GIL.
+"""
+
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import numpy as np
+from jax.sharding import Sharding
+
+from coca.config import Config, Eval
+from coca.data import images, texts
+from coca.data.records import BadRecord
+from coca.data.tokenizer import Tokenizer
+
+Batch = dict[str, np.ndarray]
+_PART = 32  # rows that a thread works on at a time
+
+
+def rows_of(sharding: Sharding, batch: int) -> np.ndarray:
+  """Rows of a global batch that this process has to supply for its devices, ascending, each once."""
+  held = np.zeros(batch, bool)
+  for index in sharding.addressable_devices_indices_map((batch,)).values():
+    held[index] = True
+  return np.flatnonzero(held)
+
+
+def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Sequence[int],
+                  start_step: int = 0) -> Iterator[tuple[Batch, list[str]]]:
+  """This host's part of the endless stream of training batches.
+
+  Args:
+    config: the run; `config.data.sources` says how each source is mixed in and which texts are used.
+    sources: opened ones, by the same names.
+    tokenizer: for the texts.
+    rows: row numbers of the global batch (of `config.data.batch` rows), ascending: `rows_of`.
+    start_step: the first batch is that of this step.
+
+  Yields:
+    {"image": uint8 [b, S, S, 3], "text": int32 [b, L], "weight": float32 [b]}, b = len(rows), and the reasons of its
+    unusable records (weight 0, text all PAD). Closing the iterator stops its threads.
+
+  Raises:
+    ValueError: a setting that does not fit, or an empty source (here, not at the first batch).
+  """
+  data = config.data
+  if not data.sources:
+    raise ValueError("config.data.sources is empty: there is nothing to train on")
+  if not 0 < data.crop[0] <= data.crop[1] <= 1:
+    raise ValueError(f"config.data.crop is {data.crop}; it takes the smallest and largest share of the area, in (0, 1]")
+  streams = [_stream(name, sources[name], config, tokenizer) for name in sorted(data.sources)]
+  weights = [data.sources[name].weight for name in sorted(data.sources)]
+  mixed = grain.MapDataset.mix(streams, weights) if len(streams) > 1 else streams[0]
+  return _read(mixed.__getitem__, rows, data.batch, start_step, sys.maxsize // data.batch, config)
+
+
+def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.MapDataset:
+  """A source's endless stream of examples, in an order of its own: other sources do not change it."""
+  data, settings = config.data, config.data.sources[name]
+  size, length = config.model.image.size, config.model.text.length
+  if not len(source):
+    raise ValueError(f"config.data.sources.{name} holds no records. {'; '.join(source.problems[:5])}".rstrip())
+  if settings.weight <= 0:
+    raise ValueError(f"config.data.sources.{name}.weight is {settings.weight}; it has to be above 0")
+  texts.check_prompts(settings.prompts, f"config.data.sources.{name}.prompts")
+  background = images.colour(data.background)
+  blank = _blank(config)
+
+  def example(index: int, rng: np.random.Generator) -> tuple[Batch, str]:
+    where = name
+    try:
+      record = source[index]
+      where = f"{name} {record.key}"
+      text = texts.choose(record, settings.text, settings.prompts, rng)
+      image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
+    except BadRecord as e:
+      return {"image": blank, "text": np.zeros(length, np.int32), "weight": np.float32(0)}, f"{where}: {e}"
+    return {"image": image, "text": tokenizer.encode(text, length), "weight": np.float32(1)}, ""
+
+  order, draws = np.random.SeedSequence([config.seed, zlib.crc32(name.encode())]).generate_state(2).tolist()
+  return grain.MapDataset.range(len(source)).shuffle(seed=order).repeat().random_map(example, seed=draws)
+
+
+def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, rows: Sequence[int],
+                 batch: int) -> Iterator[tuple[Batch, list[str]]]:
+  """This host's part of one pass over a source, in its order; `settings.limit` of its records, evenly spread.
+
+  Every host gets as many batches; the last ones are filled up with rows of weight 0.
+
+  Args:
+    config: the run.
+    source: an opened source.
+    settings: the evaluator's. For 'retrieval' K is `texts_per_image`, else 1; for 'zero_shot' a record needs a label
+      and no text, for the others a text and no label. With the source's rule 'labels', the text is the label names in
+      their order, in the first prompt.
+    tokenizer: for the texts.
+    rows: row numbers of the global batch, ascending: `rows_of`.
+    batch: rows of a global batch.
+
+  Yields:
+    {"image": uint8 [b, S, S, 3], "text": int32 [b, K, L], "text_weight": float32 [b, K], "label": int32 [b],
+    "weight": float32 [b]}, b = len(rows), and the reasons of its unusable records (weight 0).
+  """
+  size, length = config.model.image.size, config.model.text.length
+  count = min(settings.limit or len(source), len(source))
+  k = settings.texts_per_image if settings.kind == "retrieval" else 1
+  background = images.colour(config.data.background)
+  blank = _blank(config)
+
+  def example(n: int) -> tuple[Batch, str]:
+    out = {"image": blank, "text": np.zeros((k, length), np.int32), "text_weight": np.zeros(k, np.float32),
+           "label": np.int32(-1), "weight": np.float32(0)}
+    if n >= count:
+      return out, ""
+    where = source.name
+    try:
+      record = source[n * len(source) // count]
+      where = f"{source.name} {record.key}"
+      if settings.kind == "zero_shot" and record.label < 0:
+        raise BadRecord("no label")
+      image = images.decode_eval(record.image, size, background, config.data.max_pixels)
+      found = _eval_texts(record, settings)[:k]
+    except BadRecord as e:
+      return out, f"{where}: {e}"
+    for j, text in enumerate(found):
+      out["text"][j] = tokenizer.encode(text, length)
+      out["text_weight"][j] = 1
+    out |= {"image": image, "label": np.int32(record.label), "weight": np.float32(1)}
+    return out, ""
+
+  return _read(example, rows, batch, 0, -(-count // batch), config)
+
+
+def _eval_texts(record, settings: Eval) -> list[str]:
+  try:
+    if settings.source.text != "labels":
+      return texts.captions(record)
+    names = ", ".join(texts.label_names(record))
+    return [texts.in_prompt(settings.source.prompts[0], names) if settings.source.prompts else names]
+  except BadRecord:
+    if settings.kind == "zero_shot":
+      return []
+    raise
+
+
+def _blank(config: Config) -> np.ndarray:
+  size = config.model.image.size
+  return np.full((size, size, 3), images.colour(config.data.background), np.uint8)
+
+
+class _Parts:
+  """Random access to parts of batches, one after the other: what a thread makes at a time.
+
+  Args:
+    example: position in the stream -> (example, reason why it is unusable or "").
+    rows: this host's rows of a batch.
+    batch: rows of a global batch.
+    steps: batches there are.
+  """
+
+  def __init__(self, example: Callable[[int], tuple[Batch, str]], rows: Sequence[int], batch: int, steps: int):
+    self.example, self.batch, self.steps = example, batch, steps
+    self.parts = [part.tolist() for part in np.array_split(np.asarray(rows), -(-len(rows) // _PART))]
+
+  def __len__(self) -> int:
+    return self.steps * len(self.parts)
+
+  def __getitem__(self, i: int) -> tuple[Batch, list[str]]:
+    step, part = divmod(i, len(self.parts))
+    made = [self.example(step * self.batch + row) for row in self.parts[part]]
+    arrays = {name: np.stack([example[name] for example, _ in made]) for name in made[0][0]}
+    return arrays, [problem for _, problem in made if problem]
+
+
+def _read(example, rows, batch: int, start: int, steps: int, config: Config) -> Iterator[tuple[Batch, list[str]]]:
+  if not len(rows) or rows[-1] >= batch:
+    raise ValueError(f"this process holds rows {list(rows)[:3]}... of a batch of {batch}: none, or more than there are")
+  parts = _Parts(example, rows, batch, steps)
+  threads = config.data.threads or os.cpu_count() or 1
+  buffer = max(config.data.prefetch * len(parts.parts), threads)
+  # Grain cannot slice off everything.
+  dataset = grain.MapDataset.source(parts)[start * len(parts.parts):] if start < steps else None
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+
+  def batches():
+    if dataset is None:
+      return
+    reader = iter(dataset.to_iter_dataset(options))
+    try:
+      for _ in range(start, steps):
+        made = [next(reader) for _ in parts.parts]
+        arrays = made[0][0] if len(made) == 1 else {k: np.concatenate([m[0][k] for m in made]) for k in made[0][0]}
+        yield arrays, [problem for _, problems in made for problem in problems]
+    finally:
+      reader.close()
+
+  return batches()

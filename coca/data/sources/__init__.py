@@ -1,0 +1,31 @@
+"""Sources of image-text pairs, one module a format, all with random access.
+
+A source has `len(source)`, `source[i]` (a `Record`; safe to call from several threads; raises `BadRecord` for a
+record that cannot be read), `name`, `problems` (what was found broken when it was opened, one text each) and
+`label_names` (the classes that `Record.label` indexes; empty where there are none).
+"""
+
+from coca import config
+
+
+def open_source(settings: config.Source):
+  """Opens the source that `settings` describe.
+
+  Raises:
+    FileNotFoundError: nothing is there; the message says what was looked for and how to prepare it.
+    ValueError: what is there cannot be read as `settings.kind`.
+  """
+  # Each format imports its own library, and only when it is used.
+  if settings.kind == "builtin":
+    from coca.data.sources.tfds import open_builtin as open_
+  elif settings.kind == "tfds":
+    from coca.data.sources.tfds import open_tfds as open_
+  elif settings.kind == "webdataset":
+    from coca.data.sources.webdataset import open_webdataset as open_
+  elif settings.kind == "parquet":
+    from coca.data.sources.parquet import open_parquet as open_
+  elif settings.kind == "folder":
+    from coca.data.sources.folder import open_folder as open_
+  else:
+    raise ValueError(f"source kind {settings.kind!r}; it may be 'builtin', 'tfds', 'webdataset', 'parquet', 'folder'")
+  return open_(settings)

@@ -1,0 +1,242 @@
+"""What the file sources share: names to files, byte ranges, texts of any shape, a place for indexes.
+
+Paths are local or fsspec URLs (gs://, s3://, ...). Everything here may be called from several threads.
+"""
+
+import contextlib
+import functools
+import io
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from tqdm import tqdm
+
+from coca.config import Source
+from coca.data.records import Text
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+DEFAULT_IMAGE_KEY = Source().image_key
+DEFAULT_TEXT_KEY = Source().text_key
+THREADS = 16  # for opening many files: the time goes into waiting
+OPEN_FILES = 256  # local descriptors kept, well below the usual limit of 1,024
+ATTEMPTS = 3  # at a remote read
+SETTING = "config.data.sources.<name>"
+# Object stores tell a file's version by different names.
+VERSIONS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+@dataclass(frozen=True)
+class File:
+  """One file; `stamp` changes with its content (size and version, as far as the file system tells)."""
+
+  fs: fsspec.AbstractFileSystem
+  path: str
+  size: int
+  stamp: str
+
+  @property
+  def name(self) -> str:
+    return self.path.rsplit("/", 1)[-1]
+
+  @property
+  def local(self) -> bool:
+    return isinstance(self.fs, LocalFileSystem)
+
+  @property
+  def url(self) -> str:
+    return self.path if self.local else self.fs.unstrip_protocol(self.path)
+
+  def read(self, start: int, size: int) -> bytes:
+    """Bytes [start, start + size), fewer at the end of the file.
+
+    Raises:
+      OSError: the file can't be read.
+    """
+    size = min(size, self.size - start)
+    if size <= 0:
+      return b""
+    if self.local:
+      return _descriptor(self.path, self.stamp).read(start, size)
+    return _again(lambda: self.fs.cat_file(self.path, start=start, end=start + size), self.url)
+
+
+class RangeFile(io.RawIOBase):
+  """A `File` as a seekable object of its own position, for libraries that want one."""
+
+  def __init__(self, file: File):
+    self._file, self._at = file, 0
+
+  def readable(self):
+    return True
+
+  def seekable(self):
+    return True
+
+  def seek(self, offset, whence=os.SEEK_SET):
+    self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.size}[whence]
+    return self._at
+
+  def tell(self):
+    return self._at
+
+  def readinto(self, buffer):
+    data = self._file.read(self._at, len(buffer))
+    buffer[: len(data)] = data
+    self._at += len(data)
+    return len(data)
+
+
+class _Descriptor:
+  """An open file that closes with its last user: dropping it from the cache can't pull it from under a reader."""
+
+  def __init__(self, path: str):
+    self._number = os.open(path, os.O_RDONLY)
+
+  def read(self, start: int, size: int) -> bytes:
+    return os.pread(self._number, size, start)  # `self` keeps the file open meanwhile
+
+  def __del__(self):
+    if hasattr(self, "_number"):
+      os.close(self._number)
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _descriptor(path: str, stamp: str) -> _Descriptor:
+  del stamp  # a rewritten file gets a new descriptor
+  return _Descriptor(path)
+
+
+def _again(read: Callable[[], bytes], url: str) -> bytes:
+  for attempt in range(ATTEMPTS):
+    try:
+      return read()
+    except FileNotFoundError:
+      raise
+    except Exception as e:  # each store's client has exceptions of its own
+      if attempt == ATTEMPTS - 1:
+        raise OSError(f"{url}: {e}") from e
+      time.sleep(4**attempt / 4)
+
+
+def read_all(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+  """A whole file.
+
+  Raises:
+    OSError: the file can't be read.
+  """
+  if isinstance(fs, LocalFileSystem):
+    return Path(path).read_bytes()
+  return _again(lambda: fs.cat_file(path), fs.unstrip_protocol(path))
+
+
+def find(path: str, suffix: str, make: str) -> tuple[list[File], list[str]]:
+  """The files that a setting names, sorted by path within each glob; and the named ones that do not exist.
+
+  Args:
+    path: glob, brace range ("{00000..00099}.tar", "{a,b}/*.tar"), a file or a directory; an fsspec URL or a local path.
+    suffix: of the files wanted from a directory, e.g. ".tar".
+    make: a command that makes such files, for the error.
+
+  Raises:
+    FileNotFoundError: nothing there.
+  """
+  fs, _ = fsspec.core.url_to_fs(path)
+  fs.invalidate_cache()
+  names = [fsspec.core.url_to_fs(name)[1] for name in braces(path)] if path else []
+  with ThreadPoolExecutor(THREADS) as pool:
+    found = dict(zip(names, pool.map(lambda name: _listing(fs, name, suffix), names), strict=True))
+  files = {info["name"]: info for infos in found.values() for info in infos if info["type"] == "file"}
+  missing = [f"{name}: no such file" for name, infos in found.items() if not infos]
+  if not files:
+    raise FileNotFoundError(f"{SETTING}.path is {path!r}: no file matches. Such files are made by, for example:\n"
+                            f"  {make}")
+  return [File(fs, name, info["size"], _stamp(info)) for name, info in files.items()], missing
+
+
+def _listing(fs, name: str, suffix: str) -> list[dict]:
+  with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    if not re.search(r"[*?\[]", name):
+      info = fs.info(name)
+      if info["type"] != "directory":
+        return [info]
+      name = f"{name.rstrip('/')}/*{suffix}"
+    infos = [info for _, info in sorted(fs.glob(name, detail=True).items())]
+    return [fs.info(info["name"]) if info.get("islink") else info for info in infos]  # what a link points at
+  return []
+
+
+def _stamp(info: dict) -> str:
+  version = next((info[key] for key in VERSIONS if info.get(key) is not None), "")
+  if isinstance(version, datetime):
+    version = version.timestamp()  # some give a number in a listing and a date for the single file
+  return f"{info['size']} {version}"
+
+
+def braces(pattern: str) -> list[str]:
+  """Expands "{00000..00099}" (the zeros in front are kept) and "{a,b}", as a shell does."""
+  match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+  if not match:
+    return [pattern]
+  first, last, names = match.groups()
+  if names is None:
+    width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+    values = [f"{n:0{width}d}" for n in range(int(first), int(last) + 1)]
+  else:
+    values = names.split(",")
+  return [expanded for v in values for expanded in braces(pattern[: match.start()] + v + pattern[match.end() :])]
+
+
+def for_each(function: Callable, items: Iterable, label: str) -> Iterator:
+  """`function` of each item, on threads and in order, with a progress bar on a terminal if there are many."""
+  items = list(items)
+  with ThreadPoolExecutor(THREADS) as pool:
+    yield from tqdm(pool.map(function, items), label, len(items), disable=True if len(items) < 8 else None, unit="file")
+
+
+def as_texts(value, origin: str) -> tuple[Text, ...]:
+  """A string, bytes, a list of them or None, as texts without empty ones.
+
+  Raises:
+    ValueError: neither of these, or not UTF-8.
+  """
+  if value is None:
+    return ()
+  if isinstance(value, (list, tuple)):
+    return tuple(text for v in value for text in as_texts(v, origin))
+  if isinstance(value, (bytes, bytearray)):
+    value = value.decode("utf-8-sig")
+  if not isinstance(value, str):
+    raise ValueError(f"a text is a {type(value).__name__}")
+  value.encode("utf-8")  # lone surrogates: from JSON escapes, or from bytes that were not UTF-8
+  value = value.strip()
+  return (Text(value, origin),) if value else ()
+
+
+def cache_directory() -> Path:
+  """Where indexes go that can't lie beside their files: COCA_CACHE, or coca/ in XDG_CACHE_HOME or ~/.cache."""
+  own = os.environ.get("COCA_CACHE")
+  return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coca"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+  """Writes a file as a whole or not at all, also beside other processes that write the same one.
+
+  Raises:
+    OSError: the folder can't be made or written.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+  try:
+    scratch.write_bytes(data)
+    os.replace(scratch, path)
+  finally:
+    scratch.unlink(missing_ok=True)

@@ -1,0 +1,219 @@
+"""A folder of images with a table of captions (CSV, TSV or JSON), or with NAME.txt beside each NAME.jpg.
+
+The table lies in the folder: captions.* or metadata.*, or the only .csv, .tsv or .jsonl there. It names images by
+their path inside the folder; paths that lead out of it are refused. Rows with the same image are several texts of it.
+"""
+
+import csv
+import io
+import json
+import operator
+import re
+from collections.abc import Iterator
+
+import fsspec
+
+from coca.config import Source
+from coca.data.records import BadRecord, Record
+from coca.data.sources import files
+
+TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "metadata.csv", "metadata.jsonl")
+IMAGE_COLUMNS = ("file_name", "image", "filepath", "path", "key")
+TEXT_COLUMNS = ("caption", "text", "title", "captions")
+MAKE = 'write captions.csv with a first line "file_name,caption" into it, or NAME.txt beside each NAME.jpg'
+
+
+class Folder:
+  """Pairs from a folder; see `open_folder`."""
+
+  label_names: tuple[str, ...] = ()
+
+  def __init__(self, settings: Source):
+    self.name = settings.path
+    self.problems: list[str] = []
+    self._fs, self._root = fsspec.core.url_to_fs(settings.path)
+    self._fs.invalidate_cache()
+    self._root = self._root.rstrip("/")
+    if not settings.path or not self._fs.isdir(self._root):
+      raise FileNotFoundError(f"{files.SETTING}.path is {settings.path!r}: no such directory")
+    # An entry is an image's path in the folder with its texts (None: in the file beside it), or what is wrong ("").
+    self._entries: list[tuple[str, tuple | None, str]]
+    table = self._find_table()
+    if table:
+      self._entries = self._from_table(table, settings)
+    else:
+      self._entries = self._from_files()
+
+  def __len__(self) -> int:
+    return len(self._entries)
+
+  def __getitem__(self, i: int) -> Record:
+    """Record `i`; its key is the image's path in the folder.
+
+    Raises:
+      BadRecord: image or text are missing or can't be read.
+    """
+    path, texts, wrong = self._entries[operator.index(i)]
+    if wrong:
+      raise BadRecord(wrong)
+    try:
+      image = self._read_image(path)
+      if texts is None:
+        texts = files.as_texts(files.read_all(self._fs, f"{self._root}/{path.rpartition('.')[0]}.txt"), "human")
+    except FileNotFoundError as e:
+      raise BadRecord(f"{self.name}: no such file: {e.filename or e}") from None
+    except (OSError, ValueError) as e:
+      raise BadRecord(f"{self.name}: record '{path}': {e}") from None
+    if not image or not texts:
+      raise BadRecord(f"{self.name}: record '{path}': the {'text' if image else 'image'} is empty")
+    return Record(path, image, texts)
+
+  def _read_image(self, path: str) -> bytes:
+    for suffix in ("", *(f".{e}" for e in files.IMAGE_EXTENSIONS)):  # a table may name images without it
+      try:
+        return files.read_all(self._fs, f"{self._root}/{path}{suffix}")
+      except FileNotFoundError:
+        if "." in path.rpartition("/")[2]:
+          break
+    raise FileNotFoundError(f"{path} (named in the table)")
+
+  def _find_table(self) -> str:
+    names = {info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True)
+             if info["type"] != "directory"}
+    known = [name for name in TABLES if name in names]
+    if known:
+      return known[0]
+    others = sorted(n for n in names if n.lower().endswith((".csv", ".tsv", ".jsonl")))
+    if len(others) > 1:
+      raise ValueError(f"{files.SETTING}.path is {self.name!r}: which of {', '.join(others)} is the table? "
+                       "Name it captions.csv, captions.tsv or captions.jsonl")
+    return others[0] if others else ""
+
+  def _from_files(self) -> list[tuple[str, tuple | None, str]]:
+    found = [path[len(self._root) + 1 :] for path in self._fs.find(self._root)]
+    names = {path for path in found if not any(part.startswith(".") for part in path.split("/"))}
+    images = sorted(n for n in names if n.lower().endswith(tuple(f".{e}" for e in files.IMAGE_EXTENSIONS)))
+    stems = {n.rpartition(".")[0] for n in images}
+    alone = [n for n in names if n.endswith(".txt") and n[:-4] not in stems]
+    if alone:
+      self.problems.append(f"{self.name}: {len(alone)} texts without an image, such as {min(alone)}")
+    entries = [(n, None, "" if f"{n.rpartition('.')[0]}.txt" in names else f"{self.name}: {n} has no .txt beside it")
+               for n in images]
+    if all(wrong for _, _, wrong in entries):
+      raise FileNotFoundError(f"{files.SETTING}.path is {self.name!r}: {len(images)} images and no captions; {MAKE}")
+    return entries
+
+  def _from_table(self, table: str, settings: Source) -> list[tuple[str, tuple | None, str]]:
+    columns, texts, wrong = None, {}, []
+    for where, row in _rows(table, files.read_all(self._fs, f"{self._root}/{table}")):
+      try:
+        if isinstance(row, str):
+          raise ValueError(row)
+        if columns is None:
+          columns = _columns(table, row, settings)
+        image = _inside(row.get(columns[0]))
+        texts[image] = texts.get(image, ()) + files.as_texts(row.get(columns[1]), "human")
+      except _ColumnError:
+        raise
+      except ValueError as e:
+        wrong.append(f"{self.name}: {where}: {e}")
+    if not texts:
+      first = wrong[0] if wrong else f"{self.name}: {table}: no rows"
+      raise ValueError(f"{files.SETTING}.path is {self.name!r}: no row of {table} can be used; the first: {first}")
+    if wrong:
+      self.problems.append(f"{len(wrong)} rows can't be used; the first: {wrong[0]}")
+    return [(image, t, "") for image, t in texts.items()] + [("", None, reason) for reason in wrong]
+
+
+class _ColumnError(ValueError):
+  """The table lacks a column."""
+
+
+def _columns(table: str, row: dict, settings: Source) -> tuple[str, str]:
+  chosen = []
+  for key, default, known in (("image_key", files.DEFAULT_IMAGE_KEY, IMAGE_COLUMNS),
+                              ("text_key", files.DEFAULT_TEXT_KEY, TEXT_COLUMNS)):
+    value = getattr(settings, key)
+    names = known if value == default else (value,)
+    name = next((name for name in names if name in row), None)
+    if name is None:
+      raise _ColumnError(f"{files.SETTING}.{key}: {table} has no column {' or '.join(names)}; "
+                         f"it has: {', '.join(map(str, row))}")
+    chosen.append(name)
+  return chosen[0], chosen[1]
+
+
+def _inside(path) -> str:
+  """An image's path as a table gives it, if it stays inside the folder."""
+  if not isinstance(path, str) or not path.strip():
+    raise ValueError("no image is named")
+  path.encode("utf-8")  # no UTF-8 in the file: surrogates
+  shown, path = path, path.strip().replace("\\", "/")
+  parts = [part for part in path.split("/") if part not in ("", ".")]
+  outside = path.startswith("/") or "://" in path or re.match("[A-Za-z]:", path) or ".." in parts
+  if outside or "\0" in path or not parts:
+    raise ValueError(f"{shown!r} is refused: a table may only name files inside its folder, by relative paths")
+  return "/".join(parts)
+
+
+def _rows(name: str, data: bytes) -> Iterator[tuple[str, dict | str]]:
+  """Where a row stands, and its values by column or what is wrong with it."""
+  if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # as spreadsheets export "Unicode text"
+    text = data.decode("utf-16", "replace")
+  else:
+    text = data.decode("utf-8-sig", "surrogateescape")
+  if name.lower().endswith((".csv", ".tsv")):
+    yield from _csv_rows(name, text)
+  elif name.lower().endswith(".jsonl"):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would split inside of strings
+      if line.strip():
+        yield f"{name}, line {number}", _json_row(line)
+  else:
+    try:
+      values = json.loads(text)
+    except (ValueError, RecursionError) as e:
+      raise _ColumnError(f"{name}: {e}") from None
+    if isinstance(values, dict):
+      values = [{"file_name": k, "caption": v} for k, v in values.items()]
+    if not isinstance(values, list):
+      raise _ColumnError(f"{name} must be a list of objects, or an object from image names to captions")
+    for number, row in enumerate(values, 1):
+      yield f"{name}, entry {number}", row if isinstance(row, dict) else "no JSON object"
+
+
+def _json_row(line: str) -> dict | str:
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError) as e:
+    return f"not JSON: {e}"
+  return row if isinstance(row, dict) else "no JSON object"
+
+
+def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict | str]]:
+  reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if name.lower().endswith(".tsv") else ",")
+  while True:
+    try:
+      row = next(reader)
+    except StopIteration:
+      return
+    except csv.Error as e:
+      yield f"{name}, after line {reader.line_num}", str(e)
+      continue
+    extra = row.pop(None, None)
+    wrong = extra and f"more fields than the first line has (a text with commas needs quotes): {str(extra)[:80]}"
+    yield f"{name}, line {reader.line_num}", wrong or {column.strip(): value for column, value in row.items()}
+
+
+def open_folder(settings: Source) -> Folder:
+  """Opens a folder, reading its table or listing its files.
+
+  Args:
+    settings: `path` is the directory. `image_key` and `text_key` name columns of the table; at their defaults, the
+      first of file_name, image, filepath, path, key and of caption, text, title, captions. In JSON a text may be a
+      list of texts. captions.json is a list of such rows, or an object from image names to captions.
+
+  Raises:
+    FileNotFoundError: no such directory, or no captions in it.
+    ValueError: the table lacks a column, or no row of it can be used.
+  """
+  return Folder(settings)

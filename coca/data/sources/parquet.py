@@ -1,0 +1,224 @@
+"""Parquet files with the encoded images inside: img2dataset's (`--output_format=parquet`), Hugging Face datasets', ...
+
+A record costs the reading and decoding of its whole row group, of which the latest are kept in memory
+(`CACHE_BYTES`). A global shuffle jumps between row groups all the time, so they should be small: img2dataset writes
+100 rows, and 10 are faster still. Tars (`kind="webdataset"`) read no more than the record and have no such cost.
+"""
+
+import bisect
+import functools
+import operator
+import threading
+import warnings
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coca.config import Source
+from coca.data.records import BadRecord, Record
+from coca.data.sources import files
+
+MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
+        "--output_format=parquet --output_folder=shards")
+CACHE_BYTES = 512 << 20  # of decoded row groups, a source
+MAX_GROUP_BYTES = 64 << 20  # compressed; larger row groups give a warning
+FOOTERS = 256  # kept in memory
+TEXT_COLUMNS = ("caption", "txt", "text", "TEXT", "captions")  # tried in turn where text_key is at its default
+READ_ERRORS = (pa.ArrowException, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class _Table:
+  """A file as far as it concerns records: which columns, how many rows in each row group."""
+
+  file: files.File
+  image: str
+  text: str
+  columns: tuple[str, ...]
+  rows: tuple[int, ...]
+  largest: int  # compressed bytes of the largest row group in these columns
+
+
+class Parquet:
+  """Pairs from Parquet files; see `open_parquet`."""
+
+  label_names: tuple[str, ...] = ()
+
+  def __init__(self, settings: Source):
+    self.name = settings.path
+    found, self.problems = files.find(settings.path, ".parquet", MAKE)
+    self._tables = []
+    for table, problem in files.for_each(functools.partial(_examine, settings=settings), found, "opening Parquet"):
+      if problem:
+        self.problems.append(problem)
+      if table is not None and sum(table.rows):
+        self._tables.append(table)
+    if not self._tables:
+      raise ValueError(f"{files.SETTING}.path is {settings.path!r}: none of the {len(found)} files can be used:\n"
+                       + "\n".join(f"  {problem}" for problem in self.problems[:5]))
+    self._groups = [(t, g) for t, table in enumerate(self._tables) for g in range(len(table.rows))]
+    self._starts = np.cumsum([0, *(n for table in self._tables for n in table.rows)]).tolist()
+    self._first = np.cumsum([0, *(sum(table.rows) for table in self._tables)]).tolist()  # records before a file
+    self._cache: OrderedDict[int, Future] = OrderedDict()
+    self._cached_bytes = 0
+    self._lock = threading.Lock()
+    self._footer = functools.lru_cache(FOOTERS)(lambda t: _footer(self._tables[t].file))
+    largest = max(self._tables, key=lambda table: table.largest)
+    if largest.largest > MAX_GROUP_BYTES:
+      warnings.warn(f"{largest.file.url} has row groups of {largest.largest >> 20} MB, each of which is read for a "
+                    f"single record; write it anew with small ones:\n  import pyarrow.parquet as pq; "
+                    f"pq.write_table(pq.read_table({largest.file.url!r}), 'small.parquet', row_group_size=100)",
+                    stacklevel=3)
+
+  def __len__(self) -> int:
+    return self._starts[-1]
+
+  def __getitem__(self, i: int) -> Record:
+    """Record `i`.
+
+    Raises:
+      BadRecord: image or text are missing or can't be read, or img2dataset's `status` is not success.
+    """
+    i = operator.index(i)
+    if not 0 <= i < len(self):
+      raise IndexError(f"{self.name}: record {i} of {len(self)}")
+    group = bisect.bisect_right(self._starts, i) - 1
+    t = self._groups[group][0]
+    table = self._tables[t]
+    row = i - self._starts[group]
+    place = f"{table.file.name}:{i - self._first[t]}"
+    try:
+      data = self._row_group(group)
+      values = {name: data.column(name)[row].as_py() for name in table.columns}
+    except READ_ERRORS as e:
+      raise BadRecord(f"{place}: {e}") from None
+    key = place if values.get("key") is None else str(values["key"])
+    where = place if key == place else f"{place} ('{key}')"
+    status = values.get("status")
+    if status is not None and status != "success":
+      raise BadRecord(f"{where}: status '{status}'")
+    image = values[table.image]
+    if isinstance(image, dict):
+      if image.get("bytes") is None and image.get("path"):
+        raise BadRecord(f"{where}: column '{table.image}' holds no bytes, only the path {image['path']!r}")
+      image = image.get("bytes")
+    if not image:
+      raise BadRecord(f"{where}: no image (column '{table.image}')")
+    try:
+      texts = files.as_texts(values[table.text], "web")
+    except ValueError as e:
+      raise BadRecord(f"{where}: the text can't be read: {e}") from None
+    if not texts:
+      raise BadRecord(f"{where}: no text (column '{table.text}')")
+    return Record(key, image, texts)
+
+  def _row_group(self, group: int) -> pa.Table:
+    """The decoded columns of a row group; threads that want the same one wait for a single reading."""
+    with self._lock:
+      future = self._cache.get(group)
+      mine = future is None
+      if mine:
+        future = self._cache[group] = Future()
+      self._cache.move_to_end(group)
+    if mine:
+      try:
+        data = self._read(group)
+      except BaseException as e:
+        with self._lock:
+          del self._cache[group]  # the next one tries again
+        future.set_exception(e)
+        raise
+      with self._lock:
+        self._cached_bytes += data.nbytes
+        future.set_result(data)
+        for old in [k for k in self._cache if k != group]:
+          if self._cached_bytes <= CACHE_BYTES:
+            break
+          if self._cache[old].done():
+            self._cached_bytes -= self._cache.pop(old).result().nbytes
+    return future.result()
+
+  def _read(self, group: int) -> pa.Table:
+    t, g = self._groups[group]
+    table = self._tables[t]
+    with pq.ParquetFile(_input(table.file), metadata=self._footer(t), pre_buffer=True) as file:
+      return file.read_row_group(g, columns=list(table.columns), use_threads=False)
+
+
+def _input(file: files.File):
+  return file.path if file.local else pa.PythonFile(files.RangeFile(file), mode="r")
+
+
+def _footer(file: files.File) -> pq.FileMetaData:
+  with pq.ParquetFile(_input(file)) as opened:
+    return opened.metadata
+
+
+def _examine(file: files.File, settings: Source) -> tuple[_Table | None, str]:
+  try:
+    footer = _footer(file)
+    schema = footer.schema.to_arrow_schema()
+  except READ_ERRORS as e:
+    return None, f"{file.name}: {e}"
+  if not footer.num_rows:
+    return None, f"{file.name}: holds no rows"
+  default = settings.image_key == files.DEFAULT_IMAGE_KEY
+  names = (settings.image_key, *files.IMAGE_EXTENSIONS) if default else (settings.image_key,)
+  image = _choose(schema, names, _holds_image)
+  if not image:
+    return None, (f"{file.name}: image_key is {settings.image_key!r}, and there is no such column with image bytes; "
+                  f"{_shown(schema)}. If tars lie beside it, they hold the images: kind='webdataset'")
+  default = settings.text_key == files.DEFAULT_TEXT_KEY
+  text = _choose(schema, TEXT_COLUMNS if default else (settings.text_key,), _holds_text)
+  if not text:
+    return None, (f"{file.name}: text_key is {settings.text_key!r}, and there is no such column of text; "
+                  f"{_shown(schema)}")
+  columns = tuple(dict.fromkeys((image, text, *(c for c in ("key", "status") if c in schema.names))))
+  return _Table(file, image, text, columns, *_row_groups(footer, columns)), ""
+
+
+def _row_groups(footer: pq.FileMetaData, columns: tuple[str, ...]) -> tuple[tuple[int, ...], int]:
+  wanted = [c for c in range(footer.num_columns) if footer.schema.column(c).path.split(".")[0] in columns]
+  groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
+  sizes = [sum(group.column(c).total_compressed_size for c in wanted) for group in groups]
+  return tuple(group.num_rows for group in groups), max(sizes)
+
+
+def _choose(schema: pa.Schema, names: tuple[str, ...], fits) -> str:
+  return next((name for name in names if schema.get_field_index(name) >= 0 and fits(schema.field(name).type)), "")
+
+
+def _holds_image(kind: pa.DataType) -> bool:
+  if pa.types.is_struct(kind):
+    return kind.get_field_index("bytes") >= 0 and _holds_image(kind.field("bytes").type)
+  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+  if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+    return _holds_text(kind.value_type)
+  return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+
+
+def _shown(schema: pa.Schema) -> str:
+  return "columns: " + ", ".join(f"{field.name} ({field.type})" for field in schema)
+
+
+def open_parquet(settings: Source) -> Parquet:
+  """Opens Parquet files, reading their footers.
+
+  Args:
+    settings: `path` is a glob, a brace range or a directory. `image_key`: a column of bytes, or of structs with the
+      field `bytes`; at its default also jpg, jpeg, png, webp. `text_key`: a column of texts or of lists of texts; at
+      its default also txt, text, TEXT, captions. A column `key` names the records (else file:row), and rows whose
+      column `status` is not "success" (img2dataset's failed downloads) are bad records.
+
+  Raises:
+    FileNotFoundError: no file matches.
+    ValueError: no file can be used: damaged, or without the columns.
+  """
+  return Parquet(settings)

@@ -1,0 +1,162 @@
+"""WebDataset tars as img2dataset writes them: KEY.jpg with KEY.txt and KEY.json, read at random through an index.
+
+The index takes about 50 bytes of memory a pair.
+"""
+
+import json
+import operator
+
+import numpy as np
+
+from coca.config import Source
+from coca.data.records import BadRecord, Record
+from coca.data.sources import files
+from coca.data.sources.tar_index import SUFFIX, TarIndex, read_index
+
+MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
+        "--output_format=webdataset --output_folder=shards")
+MAX_GAP = 64 << 10  # bytes between image and text that are rather read than asked for twice
+PROBES = 8  # records looked at for the text when the source is opened
+
+
+class WebDataset:
+  """Pairs from tars; see `open_webdataset`."""
+
+  label_names: tuple[str, ...] = ()
+
+  def __init__(self, settings: Source):
+    self.name = settings.path
+    tars, self.problems = files.find(settings.path, ".tar", MAKE)
+    tars = [f for f in tars if not f.name.endswith(SUFFIX)]
+    self._field = settings.text_key
+    self._text = "txt" if settings.text_key == files.DEFAULT_TEXT_KEY else settings.text_key.lower()
+    default = settings.image_key == files.DEFAULT_IMAGE_KEY
+    self._image = files.IMAGE_EXTENSIONS if default else (settings.image_key.lower(),)
+    self._shards, counts, extensions = [], [], set()
+    not_stored = ""
+    for file, index, note in files.for_each(_indexed, tars, "indexing tars"):
+      if index is None or index.problem:
+        self.problems.append(note if index is None else index.problem)
+      elif note:
+        not_stored = note
+      if index is not None and len(index.keys):
+        text, structured = index.members((self._text,)), index.members(("json",))
+        parsed = text[:, 0] < 0
+        places = np.concatenate([index.members(self._image), np.where(parsed[:, None], structured, text)], 1)
+        self._shards.append((file, index.keys, places, parsed))
+        counts.append(len(index.keys))
+        extensions |= set(index.extensions.tolist())
+    if not_stored:
+      self.problems.append(not_stored)
+    if not self._shards:
+      raise ValueError(f"{files.SETTING}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
+                       + "\n".join(f"  {problem}" for problem in self.problems[:5]))
+    self._starts = np.cumsum([0, *counts])
+    self._check(settings, extensions)
+
+  def __len__(self) -> int:
+    return int(self._starts[-1])
+
+  def __getitem__(self, i: int) -> Record:
+    """Record `i`.
+
+    Raises:
+      BadRecord: image or text are missing or can't be read.
+    """
+    key, where, image, text, parsed = self._read(i)
+    if text is None:
+      raise BadRecord(f"{where}: no text (member .{self._text}, or .json with the field '{self._field}')")
+    try:
+      value = _field(text, self._field) if parsed else text
+      texts = files.as_texts(value, "web")
+    except (ValueError, RecursionError) as e:
+      raise BadRecord(f"{where}: the text can't be read: {e}") from None
+    if not texts:
+      raise BadRecord(f"{where}: the text is empty" + (f" (JSON field '{self._field}')" if parsed else ""))
+    if not image:
+      problem = "no image" if image is None else "the image is empty"
+      raise BadRecord(f"{where}: {problem} (member .{', .'.join(self._image)})")
+    return Record(key, image, texts)
+
+  def _read(self, i: int) -> tuple[str, str, bytes | None, bytes | None, bool]:
+    i = operator.index(i)
+    if not 0 <= i < len(self):
+      raise IndexError(f"{self.name}: record {i} of {len(self)}")
+    shard = int(np.searchsorted(self._starts, i, "right")) - 1
+    file, keys, places, parsed = self._shards[shard]
+    row = i - int(self._starts[shard])
+    key = keys[row].decode("utf-8", "replace")
+    where = f"{file.name}: record '{key}'"
+    try:
+      image, text = _read_two(file, *places[row].tolist())
+    except OSError as e:
+      raise BadRecord(f"{where}: {e}") from None
+    return key, where, image, text, bool(parsed[row])
+
+  def _check(self, settings: Source, extensions: set[str]) -> None:
+    """Raises a ValueError where the settings name an image or text that the tars do not have."""
+    holds = f"the tars hold members .{', .'.join(sorted(extensions))}"
+    if not any((places[:, 0] >= 0).any() for _, _, places, _ in self._shards):
+      raise ValueError(f"{files.SETTING}.image_key is {settings.image_key!r}: no record has a member "
+                       f".{' or .'.join(self._image)}; {holds}")
+    if not any((places[:, 2] >= 0).any() for _, _, places, _ in self._shards):
+      raise ValueError(f"{files.SETTING}.text_key is {settings.text_key!r}: no record has a member "
+                       f".{self._text} or .json; {holds}")
+    fields = set()
+    for i in range(min(PROBES, len(self))):
+      try:
+        _, _, _, text, parsed = self._read(i)
+        if text is None:
+          continue
+        values = json.loads(text) if parsed else None
+      except (BadRecord, ValueError, RecursionError):
+        return
+      if not isinstance(values, dict) or self._field in values:
+        return
+      fields |= set(values)
+    if fields:
+      raise ValueError(f"{files.SETTING}.text_key is {settings.text_key!r}: the first records have no member "
+                       f".{self._text}, and their JSON has no such field; it has: {', '.join(sorted(fields))}")
+
+
+def _indexed(file: files.File) -> tuple[files.File, TarIndex | None, str]:
+  try:
+    return file, *read_index(file)
+  except OSError as e:
+    return file, None, f"{file.name}: {e}"
+
+
+def _read_two(file: files.File, a: int, a_size: int, b: int, b_size: int) -> tuple[bytes | None, bytes | None]:
+  """Two members (None where the offset is -1), in one read if they lie close."""
+  start, end = min(a, b), max(a + a_size, b + b_size)
+  if start >= 0 and end - start <= a_size + b_size + MAX_GAP:
+    data = file.read(start, end - start)
+    parts = data[a - start : a - start + a_size], data[b - start : b - start + b_size]
+  else:
+    parts = tuple(file.read(at, size) if at >= 0 else None for at, size in ((a, a_size), (b, b_size)))
+  for part, size in zip(parts, (a_size, b_size), strict=True):
+    if part is not None and len(part) != size:
+      raise OSError("the tar has become shorter since it was indexed")
+  return parts
+
+
+def _field(data: bytes, name: str):
+  values = json.loads(data)
+  if not isinstance(values, dict):
+    raise ValueError("the JSON is no object")
+  return values.get(name)
+
+
+def open_webdataset(settings: Source) -> WebDataset:
+  """Opens tars, building the missing indexes.
+
+  Args:
+    settings: `path` is a glob, a brace range ({00000..00099}.tar) or a directory. `image_key`: the image's extension;
+      at its default any of jpg, jpeg, png, webp. `text_key`: an extension or a field of the .json; at its default the
+      .txt, or where there is none, the .json's "caption". A field may hold a list of texts.
+
+  Raises:
+    FileNotFoundError: no file matches.
+    ValueError: no file is a usable tar, or no text is where the settings say.
+  """
+  return WebDataset(settings)

@@ -1,0 +1,59 @@
+"""Which of a record's texts is used, and label names as text."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from coca.data.records import BadRecord, Record
+
+
+def choose(record: Record, rule: str, prompts: Sequence[str], rng: np.random.Generator) -> str:
+  """One text of a record, white space collapsed.
+
+  Args:
+    record: its texts; empty ones do not count.
+    rule: 'first'; 'random' (all equally likely); 'labels': label names, shuffled, joined by commas, in a prompt drawn
+      at random, as in "a photo of the cat, animal" (CoCa section 4.1).
+    prompts: for 'labels', with {} where the names go; without any, the names stand alone.
+    rng: source of the choice.
+
+  Raises:
+    BadRecord: no text is left ("empty caption").
+  """
+  usable = label_names(record) if rule == "labels" else captions(record)
+  if rule == "first":
+    return usable[0]
+  if rule == "random":
+    return usable[int(rng.integers(len(usable)))] if len(usable) > 1 else usable[0]
+  names = ", ".join(usable[i] for i in rng.permutation(len(usable)))
+  return in_prompt(prompts[int(rng.integers(len(prompts)))], names) if prompts else names
+
+
+def captions(record: Record) -> list[str]:
+  """All texts of a record that are not empty, white space collapsed. Raises BadRecord if none is."""
+  usable = [text for text in (collapse(t.text) for t in record.texts) if text]
+  if not usable:
+    raise BadRecord("empty caption")
+  return usable
+
+
+def label_names(record: Record) -> list[str]:
+  """The texts whose origin is 'label', or else all of them. Raises BadRecord if all are empty."""
+  labels = [text for text in (collapse(t.text) for t in record.texts if t.origin == "label") if text]
+  return labels or captions(record)
+
+
+def in_prompt(prompt: str, name: str) -> str:
+  return prompt.replace("{}", name)
+
+
+def collapse(text: str) -> str:
+  """Every run of white space becomes one space; none at the ends."""
+  return " ".join(text.split())
+
+
+def check_prompts(prompts: Sequence[str], where: str) -> None:
+  """Raises ValueError if a prompt has no place for the name."""
+  for prompt in prompts:
+    if prompt.count("{}") != 1:
+      raise ValueError(f"{where}: the prompt {prompt!r} has to hold {{}} once, where the label's name goes")

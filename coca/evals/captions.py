@@ -1,0 +1,115 @@
+"""How well the decoder writes: the loss of the true captions, and greedy captions beside them."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from coca.config import Config, Eval
+from coca.data import texts
+from coca.data.records import BadRecord
+from coca.evals.stream import Stream
+from coca.host import to_host
+
+
+class Captions:
+  """Loss per token of the texts, and a greedy caption for every picture.
+
+  Args:
+    config: the run's settings.
+    settings: the evaluator's: source, batch, limit, texts_per_image.
+    forward: compiled functions (`coca.forward.Forward`).
+    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    source: pictures and their texts, the references.
+
+  Raises:
+    ValueError: the model has no multimodal decoder.
+  """
+
+  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source):
+    if not config.model.text.multimodal_layers:
+      raise ValueError("a captions evaluator needs config.model.text.multimodal_layers above 0: "
+                       "a dual encoder writes no captions")
+    self.stream = Stream(config, settings, forward, tokenizer, source, lambda index, _: index)
+    self.records = source
+    self._references = {}  # record's index -> its texts; read once
+
+  def run(self, params) -> Iterator[tuple[str, float]]:
+    """Yields 'nll' (nats a token, EOS included), 'perplexity' and, on the first process, the captions' scores.
+
+    These are 'exact_match' (share of captions with the words of one of their references), 'bleu1' and 'examples'.
+    """
+    forward = self.stream.forward
+    nll, tokens, captions = 0.0, 0.0, {}
+    for batch in self.stream:
+      for k in np.nonzero(batch.rows["text_weight"].any(axis=0))[0]:
+        local = batch.local
+        kth = {"text": local["text"][:, k], "weight": local["weight"] * local["text_weight"][:, k]}
+        loss, count = forward.caption_loss(params, {"image": batch.device["image"], **forward.put(kth)})
+        nll, tokens = nll + float(to_host(loss)), tokens + float(to_host(count))
+      ids = to_host(forward.caption(params, batch.device["image"]))
+      for row in np.nonzero(batch.rows["weight"] > 0)[0]:
+        captions[int(batch.rows["label"][row])] = ids[row]
+    mean = nll / tokens if tokens else math.nan
+    yield "nll", mean
+    yield "perplexity", math.exp(min(mean, 100.0))  # that of a diverged model must not overflow
+    if jax.process_index() == 0:
+      yield from self._scores({i: self.stream.tokenizer.decode(ids) for i, ids in captions.items()})
+
+  def _scores(self, captions: dict[int, str]) -> Iterator[tuple[str, float]]:
+    unread = [i for i in captions if i not in self._references]
+    with ThreadPoolExecutor() as pool:
+      self._references.update(zip(unread, pool.map(lambda i: references(self.records, i), unread), strict=True))
+    pairs = [(caption, self._references[i]) for i, caption in captions.items() if self._references[i]]
+    yield "exact_match", float(np.mean([matches(c, r) for c, r in pairs])) if pairs else math.nan
+    yield "bleu1", bleu1([c for c, _ in pairs], [r for _, r in pairs])
+    yield "examples", float(len(pairs))
+
+
+def references(source, index: int) -> tuple[str, ...]:
+  """All texts of a record; none if it can't be read or has none."""
+  try:
+    return tuple(texts.captions(source[index]))
+  except BadRecord:
+    return ()
+
+
+def words(text: str) -> list[str]:
+  """Lower-case runs of letters, digits and underscores: punctuation and spacing say nothing about a picture."""
+  return re.findall(r"\w+", text.lower())
+
+
+def matches(caption: str, references: Sequence[str]) -> bool:
+  """Whether a caption has the words of a reference, in order (texts without words must be equal as they are)."""
+  return any((words(caption) or caption) == (words(r) or r) for r in references)
+
+
+def bleu1(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+  """Corpus BLEU with unigrams only (Papineni et al. 2002): clipped precision times brevity penalty.
+
+  A word counts at most as often as in the reference that has it most often; the reference length is that of the closest
+  one, the shorter of two equally close. Words as in `words`, not the Penn Treebank's.
+
+  Args:
+    captions: N texts.
+    references: the true texts of each.
+
+  Returns:
+    between 0 and 1.
+  """
+  right = written = wanted = 0
+  for caption, true in zip(captions, references, strict=True):
+    mine, theirs = words(caption), [words(t) for t in true]
+    most = Counter()
+    for t in theirs:
+      most |= Counter(t)
+    right += (Counter(mine) & most).total()
+    written += len(mine)
+    wanted += min((abs(len(t) - len(mine)), len(t)) for t in theirs)[1]
+  if not right:
+    return 0.0
+  return right / written * min(1.0, math.exp(1 - wanted / written))

@@ -1,0 +1,99 @@
+"""What all evaluators share: records in batches over the mesh, and embeddings on the host.
+
+Every process takes part in every call: batches are as many on each, the last one is padded with rows of weight 0, and
+what is computed comes back whole to all of them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from coca import sharding
+from coca.config import Config, Eval
+from coca.data import pipeline
+from coca.data.records import Record
+from coca.host import Lagged, round_up, to_host
+
+
+class View:
+  """Some records of a source, each with a label of one's own.
+
+  Args:
+    source: what is looked at.
+    indices: which of its records, in this order.
+    label: (index in `source`, record) -> the label that stands in for the record's.
+  """
+
+  def __init__(self, source, indices: Sequence[int], label: Callable[[int, Record], int]):
+    self.source, self.indices, self.label = source, indices, label
+    self.name, self.problems, self.label_names = source.name, source.problems, source.label_names
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, i: int) -> Record:
+    index = int(self.indices[i])
+    record = self.source[index]
+    return dataclasses.replace(record, label=self.label(index, record))
+
+
+def spread(length: int, limit: int) -> np.ndarray:
+  """`limit` indices evenly spread over `length` records (a file's first ones are often alike); all if it is 0."""
+  return np.arange(length) if limit <= 0 or limit >= length else np.arange(limit) * length // limit
+
+
+class Batch(NamedTuple):
+  local: dict  # this host's rows, NumPy: 'image', 'text', 'text_weight', 'label', 'weight'
+  device: dict  # the same, all hosts' rows, on the mesh
+  rows: dict  # 'text', 'text_weight', 'label', 'weight' of all hosts' rows, NumPy
+
+
+class Stream:
+  """The batches of an evaluator's source, and the calls that its text towers take.
+
+  Args:
+    config: the run's settings.
+    settings: the evaluator's.
+    forward: compiled functions (`coca.forward.Forward`).
+    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    source: its records; `settings.limit` picks that many, evenly spread.
+    label: as in `View`; left out, the records' own labels.
+  """
+
+  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source, label=None):
+    if not len(source):
+      raise ValueError(f"evaluation source '{source.name}' holds no records")
+    self.config, self.settings, self.forward, self.tokenizer = config, settings, forward, tokenizer
+    self.source = View(source, spread(len(source), settings.limit), label or (lambda index, record: record.label))
+    self.batch = round_up(min(settings.batch, len(source)), forward.mesh)
+    self.host_rows = pipeline.rows_of(sharding.batch_sharding(forward.mesh), self.batch)
+    self._reported = False
+
+  def __iter__(self) -> Iterator[Batch]:
+    settings = dataclasses.replace(self.settings, limit=0)
+    batches = pipeline.eval_batches(
+      self.config, self.source, settings, self.tokenizer, self.host_rows, self.batch)
+    found, quiet = [], True if jax.process_index() else None  # None: no bar where there is no terminal
+    for local, problems in tqdm(batches, self.source.name, -(-len(self.source) // self.batch), leave=False, delay=2,
+                                disable=quiet):
+      found += problems
+      device = self.forward.put(local)
+      rows = {k: to_host(device[k]) if jax.process_count() > 1 else local[k] for k in local if k != "image"}
+      yield Batch(local, device, rows)
+    if found and not self._reported:
+      logging.warning("%d records of %s can't be used, such as: %s", len(found), self.source.name, "; ".join(found[:3]))
+      self._reported = True
+
+  def embed_texts(self, params, ids: np.ndarray) -> np.ndarray:
+    """Token ids [N, L], the same on every host -> float32 [N, E], unit length."""
+    out = Lagged()
+    for start in range(0, len(ids), self.batch):
+      chunk = ids[start:start + self.batch]
+      padded = np.concatenate([chunk, np.repeat(chunk[:1], self.batch - len(chunk), axis=0)])
+      out.append(self.forward.embed_texts(params, self.forward.put({"text": padded[self.host_rows]})["text"]))
+    return out.concatenate()[:len(ids)]

@@ -1,0 +1,140 @@
+"""Zero-shot classification as CLIP (arXiv 2103.00020, section 3.1) and CoCa (section 4.2.2) do it.
+
+A class is embedded through every template, the unit embeddings are averaged and made unit length again; a picture's
+class is the one with the largest cosine. Numbers are shares between 0 and 1.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+from absl import logging
+
+from coca.config import Config, Eval
+from coca.data import images, texts
+from coca.data.records import BadRecord, Record
+from coca.evals.ranking import ranks, recall
+from coca.evals.stream import Stream
+from coca.host import Lagged
+
+THUMB = 16  # pixels a side of what the pixel baseline compares
+MAX_NEIGHBOURS = 200_000  # records: above this the baseline is a job of its own
+
+
+class ZeroShot:
+  """Top-1 and top-5 accuracy, and beside them what pixels alone would reach.
+
+  The classes are the source's `label_names`; if it has none, the different first texts of its records. Classes of the
+  same name are one class. Ties count against the model (`coca.evals.ranking.ranks`).
+
+  Args:
+    config: the run's settings.
+    settings: the evaluator's: source, batch, limit, templates, pixel_neighbours.
+    forward: compiled functions (`coca.forward.Forward`).
+    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    source: pictures to classify.
+    neighbours: the source that `settings.pixel_neighbours` names, if any.
+
+  Raises:
+    ValueError: a template without '{}', no classes, or a source too large for the pixel baseline.
+  """
+
+  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source, neighbours=None):
+    if not settings.templates:
+      raise ValueError("a zero_shot evaluator needs templates; ('{}',) takes the bare class names")
+    texts.check_prompts(settings.templates, "templates")
+    if neighbours is not None and len(neighbours) > MAX_NEIGHBOURS:
+      raise ValueError(f"pixel_neighbours: '{neighbours.name}' has {len(neighbours)} records, the baseline looks at "
+                       f"no more than {MAX_NEIGHBOURS}; leave it out")
+    self.names = tuple(dict.fromkeys(source.label_names or _first_texts(source)))
+    if not self.names:
+      raise ValueError(f"'{source.name}' has neither label_names nor texts: there are no classes to choose from")
+    self._class_of = {name: i for i, name in enumerate(self.names)}
+    self._label_names = source.label_names
+    self.templates, self.length = settings.templates, config.model.text.length
+    self.stream = Stream(config, settings, forward, tokenizer, source, lambda _, record: self.class_of(record))
+    self.neighbours = neighbours
+    self._pixel_top1 = None
+    self._ids = None
+
+  def class_of(self, record: Record) -> int:
+    """Index into `names`, or -1."""
+    if self._label_names:
+      return self._class_of[self._label_names[record.label]] if 0 <= record.label < len(self._label_names) else -1
+    return self._class_of.get(texts.collapse(record.texts[0].text), -1) if record.texts else -1
+
+  def classes(self, params) -> np.ndarray:
+    """Embeddings of `names`: float32 [C, E], unit length."""
+    if self._ids is None:
+      self._ids = np.stack([self.stream.tokenizer.encode(texts.in_prompt(template, name), self.length)
+                            for template in self.templates for name in self.names])
+    embedded = self.stream.embed_texts(params, self._ids)
+    mean = embedded.reshape(len(self.templates), len(self.names), -1).mean(axis=0)
+    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+  def run(self, params) -> Iterator[tuple[str, float]]:
+    """Yields 'top1', 'top5', 'examples' and, on the first process, 'pixel_top1'."""
+    classes = self.classes(params)
+    embedded, labels = Lagged(), []
+    for batch in self.stream:
+      embedded.append(self.stream.forward.embed_images(params, batch.device["image"]))
+      labels.append(np.where(batch.rows["weight"] > 0, batch.rows["label"], -1))
+    labels = np.concatenate(labels)
+    known = labels >= 0
+    labels = labels[known]
+    rank = ranks(embedded.concatenate()[known], classes,
+                 lambda start, stop: labels[start:stop, None] == np.arange(len(classes)))
+    yield "top1", recall(rank, 1)
+    yield "top5", recall(rank, 5)
+    yield "examples", float(len(rank))
+    if self.neighbours is not None and jax.process_index() == 0:
+      if self._pixel_top1 is None:
+        self._pixel_top1 = pixel_top1(self.stream.source, self.neighbours)
+      yield "pixel_top1", self._pixel_top1
+
+
+def pixel_top1(pictures, neighbours) -> float:
+  """Accuracy of taking over the first text of the nearest training picture.
+
+  Nearest: least Euclidean distance of 16x16 RGB pixels (central square, on white, antialiased). Right: the neighbour's
+  first text is the picture's, character by character.
+
+  Args:
+    pictures: source to classify.
+    neighbours: source of the training pictures.
+  """
+  train, train_texts = _thumbnails(neighbours)
+  test, test_texts = _thumbnails(pictures)
+  for source, found in ((neighbours, train), (pictures, test)):
+    if not len(found):
+      raise ValueError(f"pixel baseline: '{source.name}' has no readable picture with a text")
+  half_squares = 0.5 * np.square(train).sum(axis=1)
+  nearest = np.concatenate([np.argmax(test[i:i + 1024] @ train.T - half_squares, axis=1)
+                            for i in range(0, len(test), 1024)])
+  return float(np.mean([test_texts[i] == train_texts[n] for i, n in enumerate(nearest)]))
+
+
+def _thumbnails(source) -> tuple[np.ndarray, list[str]]:
+  """Pixels float32 [N, 16 * 16 * 3] around 0 and first texts of the records that have both."""
+  def load(i):
+    try:
+      record = source[i]
+      return images.decode_eval(record.image, THUMB).ravel() / 127.5 - 1, record.texts[0].text
+    except (BadRecord, IndexError) as e:
+      logging.log_first_n(logging.WARNING, "pixel baseline leaves out record %d of %s: %s", 3, i, source.name, e)
+      return None
+
+  with ThreadPoolExecutor() as pool:
+    found = [x for x in pool.map(load, range(len(source)), chunksize=64) if x is not None]
+  return np.array([x for x, _ in found], np.float32).reshape(len(found), THUMB * THUMB * 3), [t for _, t in found]
+
+
+def _first_texts(source) -> Iterator[str]:
+  for i in range(len(source)):
+    try:
+      found = source[i].texts
+    except BadRecord:
+      continue  # counted where its picture is wanted
+    if found:
+      yield texts.collapse(found[0].text)

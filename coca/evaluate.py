@@ -1,0 +1,69 @@
+"""Evaluates a working directory: every number of its config's evaluators, and a contact sheet.
+
+    python -m coca.evaluate --workdir=runs/tiny
+    python -m coca.evaluate --workdir=runs/tiny --eval=twemoji
+
+Prints a table, and writes `eval.json` and `contact_sheet.png` into the working directory.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import jax
+
+from coca import evals, inference, sharding
+from coca.checkpoint import CheckpointError
+from coca.evals.pictures import write_contact_sheet
+from coca.workdir import read_workdir
+
+
+def evaluate(workdir, names: list[str] | None = None, ema: bool | None = None) -> dict[str, float]:
+  """Runs evaluators on the newest checkpoint of a working directory.
+
+  Args:
+    workdir: what `python -m coca.train --workdir=...` wrote.
+    names: of evaluators in the run's config; None: all.
+    ema: as for `coca.inference.load`.
+
+  Returns:
+    {'eval/<evaluator>/<name>': number}, as written to `eval.json`.
+
+  Raises:
+    ValueError: an unknown evaluator, or a config without any.
+    FileNotFoundError: no working directory, no checkpoint, or an evaluator's data is missing.
+  """
+  config, tokenizer = read_workdir(workdir)
+  if not config.evals:
+    raise ValueError(f"the config of {workdir} has no evaluators (config.evals is empty)")
+  sources = evals.open_sources(config, names)
+  model = inference.load(workdir, ema, jax.devices())
+  evaluators = evals.make_evaluators(config, model.forward, tokenizer, *sources)
+  numbers = {}
+  for name, value in evals.run_all(evaluators, model.params):
+    numbers[name] = value
+    if jax.process_index() == 0:
+      print(f"{name:<48} {value:12.4f}", flush=True)
+  write_contact_sheet(evaluators, model.params, Path(workdir) / "contact_sheet.png")
+  if jax.process_index() == 0:
+    (Path(workdir) / "eval.json").write_text(json.dumps(numbers, indent=2) + "\n")
+  return numbers
+
+
+def main(argv=None) -> None:
+  parser = argparse.ArgumentParser(prog="python -m coca.evaluate", description="Evaluate a working directory.")
+  parser.add_argument("--workdir", required=True, help="what coca.train wrote")
+  parser.add_argument("--eval", action="append", metavar="NAME", help="only this evaluator (may be repeated)")
+  parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=None,
+                      help="the parameters' moving average, or not; left out: where the run kept one")
+  args = parser.parse_args(argv)
+  try:
+    evaluate(args.workdir, args.eval, args.ema)
+  except (ValueError, FileNotFoundError, CheckpointError) as e:
+    sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+  sharding.initialize_distributed()  # before anything else of jax
+  main()

@@ -1,0 +1,49 @@
+"""What the devices can do: peak rates for MFU, and memory in use."""
+
+import re
+
+import jax
+
+# (device_kind, FLOP/s of one jax device): dense bfloat16 matrix products from the vendors' data sheets; where these
+# state the rate with 2:4 sparsity only, half of it. The first pattern found in the kind counts.
+PEAKS = (
+  # Google Cloud's TPU documentation, "system architecture" of each version, per chip. A chip of v2, v3 and 7x is two
+  # jax devices, one of v4 and v5p is a single one (megacore).
+  (r"^TPU v2$", 45e12 / 2),
+  (r"^TPU v3$", 123e12 / 2),
+  (r"^TPU v4$", 275e12),
+  (r"^TPU v5 ?(lite|e)$", 197e12),
+  (r"^TPU v5p?$", 459e12),
+  (r"^TPU v6 ?(lite|e)$", 918e12),
+  (r"^TPU7x$", 2307e12 / 2),
+  # NVIDIA's data sheets of each card.
+  (r"\bMIG\b", None),  # a slice of a card: its share is not in the name's first part
+  (r"\bGB200\b", 2500e12),
+  (r"\bB200\b", 2250e12),
+  (r"\bH200 NVL\b", 835.5e12),
+  (r"\b(H200|GH200)\b", 989.4e12),
+  (r"\bH100 PCIe\b", 756e12),
+  (r"\bH100 NVL\b", 835.5e12),
+  (r"\b(H100|H800)\b", 989.4e12),  # SXM
+  (r"\b(A100|A800)\b", 312e12),
+  (r"\bA30\b", 165e12),
+  (r"\bA10\b", 125e12),
+  (r"\bA40\b", 149.7e12),
+  (r"\bL40S\b", 362e12),
+  (r"\bL40\b", 181e12),
+  (r"\bL4\b", 121e12),
+  (r"\bV100-PCIE", 112e12),  # V100 and T4 have no bfloat16 units: their float16 rate
+  (r"\bV100\b", 125e12),
+  (r"\bT4\b", 65e12),
+)
+
+
+def peak_flops(kind: str) -> float | None:
+  """Peak dense bfloat16 FLOP/s of one jax device of this `device_kind`; None where it is not known, as on CPUs."""
+  return next((peak for pattern, peak in PEAKS if re.search(pattern, kind)), None)
+
+
+def device_memory() -> int | None:
+  """Most bytes in use so far on any device of this process; None where the backend does not say (CPU)."""
+  peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
+  return max((p for p in peaks if p is not None), default=None)

@@ -1,0 +1,73 @@
+"""What the configs of the paper's sizes share: CoCa's pre-training, and its small copy for a laptop."""
+
+from ml_collections import ConfigDict
+
+from coca.config import Eval, Source, default, to_dict
+from coca.prompts import CLIP_IMAGENET
+
+
+def pretraining() -> ConfigDict:
+  """CoCa's pre-training (section 4.1). The optimizer, the batch, the vocabulary and the loss weights are the defaults.
+
+  Half of each batch is label-as-text data, the other half alt-text. The paper's JFT-3B and ALIGN are not public; these
+  names are where one's own data is looked for, and each can be overridden, as `--config.data.sources.labels.path=DIR`:
+
+    labels      a tfds data set with class labels, prepared as array_record, by directory or name. Its label names have
+                to be words: ImageNet's are WordNet ids, to be replaced in its label.labels.txt, one name a line.
+    alt_text    WebDataset shards as img2dataset writes them
+
+    imagenet    tfds' imagenet2012; its label.labels.txt holds CLIP's class names
+    coco, flickr  folders of pictures with a captions.jsonl, the captions of a picture in a list: Karpathy's test splits
+                of 5,000 and 1,000 pictures
+
+  Not in the paper: crops (section 4.1 names no augmentation), where evaluation happens, the split over devices, remat.
+  """
+  config = default()
+  config.data.sources.labels = to_dict(
+    Source(kind="tfds", path="data/imagenet21k", text="labels", text_key="label", prompts=CLIP_IMAGENET)
+  )
+  config.data.sources.alt_text = to_dict(Source(kind="webdataset", path="data/alt_text/*.tar"))
+  config.data.tokenizer_texts = 10_000_000
+
+  # Label texts repeat within a batch; the paper says nothing about it.
+  config.contrastive.equal_texts = "mask"
+  config.model.remat = "dots"
+  config.mesh.data, config.mesh.fsdp = 1, -1
+
+  config.evals.imagenet = to_dict(Eval(
+    kind="zero_shot",
+    source=Source(kind="tfds", path="imagenet2012", split="validation", text="labels", text_key="label"),
+    every="5%",
+    batch=4096,
+    templates=CLIP_IMAGENET,
+  ))
+  for name, path in (("coco", "data/coco_test"), ("flickr", "data/flickr30k_test")):
+    source = Source(kind="folder", path=path)
+    config.evals[f"{name}_retrieval"] = to_dict(Eval(kind="retrieval", source=source, every="5%", batch=4096))
+  config.evals.coco_captions = to_dict(
+    Eval(kind="captions", source=Source(kind="folder", path="data/coco_test"), batch=1024)
+  )
+  return config
+
+
+def runlocal(config: ConfigDict) -> ConfigDict:
+  """Shrinks a config in place to about a minute on two cores, with the built-in corpus as data, and returns it.
+
+  What makes the recipe (sources half and half, losses, optimizer, poolers) stays.
+  """
+  config.name += "_runlocal"
+  image, text = config.model.image, config.model.text
+  config.model.image.update(size=image.size // 4, layers=2, width=64, mlp=256, heads=4)
+  text.update(vocab=1024, length=16, unimodal_layers=2, multimodal_layers=2, width=64, mlp=256, heads=4)
+  config.model.poolers.n_query = 8
+  config.update(steps="60", log_every="10")
+  config.data.update(batch=64, tokenizer_texts=10_000)
+  config.data.sources = {
+    "labels": to_dict(Source(kind="builtin", text="labels", prompts=("a drawing of a {}", "the {}", "{}"))),
+    "alt_text": to_dict(Source(kind="builtin", split="openclipart")),
+  }
+  config.evals = {"twemoji": to_dict(Eval(
+    kind="zero_shot", source=Source(kind="builtin", split="twemoji"), limit=256, batch=64, pixel_neighbours="labels"
+  ))}
+  config.checkpoint.every = "50%"
+  return config

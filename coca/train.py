@@ -1,0 +1,188 @@
+"""Trains a model: the one loop, for every config.
+
+    python -m coca.train --config=configs/coca_tiny.py --workdir=runs/tiny
+
+Run again with the same workdir, it goes on where it was; killed at any moment, it ends with the same parameters. On
+several hosts, start the same command on each. In the workdir: config.json, tokenizer.model, checkpoints/,
+metrics.jsonl, tensorboard/, and in the end curves.png and contact_sheet.png.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from coca import evals, plan, sharding
+from coca.checkpoint import CheckpointError, Checkpoints, Preemption
+from coca.config import Config, in_steps, parse, to_dict
+from coca.curves import plot_curves
+from coca.data.feed import DeviceFeed, Skipped, TooManySkipped
+from coca.data.pipeline import rows_of, train_batches
+from coca.data.sources import open_source
+from coca.evals.pictures import write_contact_sheet
+from coca.forward import Forward
+from coca.metrics import Metrics
+from coca.metrics import read as read_metrics
+from coca.start import initial_params
+from coca.train_step import init_state, make_train_step, planned_state
+from coca.workdir import check_same_run, find_tokenizer, write_run
+
+STOPPED = 143  # exit status after SIGTERM, as a shell reports it: the job is not done
+
+class Stop(RuntimeError):
+  """The run cannot go on; the message says why and what to do."""
+
+
+def run(config: Config, workdir: Path) -> bool:
+  """Trains to the end, or to a SIGTERM. All processes call this.
+
+  Returns:
+    whether the end was reached.
+
+  Raises:
+    ValueError, FileNotFoundError: settings or data that cannot be used; before anything is compiled.
+    Stop, TooManySkipped, CheckpointError: the run cannot go on.
+  """
+  # --- Devices, data, tokenizer ---
+  total = in_steps(config.steps, config.data.batch)
+  mesh = sharding.make_mesh(config.mesh)
+  plan.batch_arithmetic(config, mesh.size)
+  check_same_run(config, workdir)
+  sources = {name: open_source(source) for name, source in config.data.sources.items()}
+  eval_sources = evals.open_sources(config)
+  tokenizer = find_tokenizer(config, sources, workdir)
+  write_run(config, tokenizer, workdir)
+
+  # --- State ---
+  checkpoints = Checkpoints(
+    workdir / "checkpoints", config.checkpoint.keep, in_steps(config.checkpoint.keep_every, config.data.batch, total)
+  )
+  skipped = Skipped(config.data.max_skipped, config.data.batch)
+  restored = checkpoints.restore(planned_state(config, total, mesh))
+  if restored:
+    state, meta, start = restored
+    skipped.restore(meta["skipped"])
+  else:
+    state, start = init_state(config, total, mesh), 0
+    if config.init_from:
+      state["params"] = initial_params(config.init_from, config, mesh)
+      if "ema" in state:
+        state["ema"] = jax.tree.map(jax.numpy.copy, state["params"])
+  forward = Forward(config, mesh)
+  evaluators = evals.make_evaluators(config, forward, tokenizer, *eval_sources)
+  step_fn = make_train_step(config, total, state, mesh)
+
+  def params():
+    return state.get("ema", state["params"])
+
+  def save(step):
+    metrics.flush()
+    meta = {"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256, "skipped": skipped.state(),
+            "data": {"seed": config.seed, "step": step}}
+    checkpoints.save(step, state, meta)
+
+  def evaluate(step):
+    written = {key for line in read_metrics(workdir / "metrics.jsonl") if line["step"] == step for key in line}
+    for name, evaluator in evaluators.items():
+      every = in_steps(config.evals[name].every, config.data.batch, total)
+      due = step == total or (every and step and step % every == 0)
+      if due and not any(key.startswith(f"eval/{name}/") for key in written):
+        with metrics.paused(state):
+          values = {f"eval/{name}/{key}": float(value) for key, value in evaluator.run(params())}
+        metrics.write(step, values)
+        metrics.say(f"step {step}/{total}  " + "  ".join(f"{key[5:]} {value:.4g}" for key, value in values.items()))
+
+  # --- Loop ---
+  log_every = in_steps(config.log_every, config.data.batch, total)
+  save_every = in_steps(config.checkpoint.every, config.data.batch, total)
+  flops = plan.flops_per_pair(config)["total"]
+  rows = rows_of(sharding.batch_sharding(mesh), config.data.batch)
+  batches = train_batches(config, sources, tokenizer, rows, start)
+  logged = None  # the numbers logged before, which are there by now
+  with (
+    Metrics(workdir, start, total, config.data.batch, flops) as metrics,
+    DeviceFeed(batches, forward.put) as feed,
+    Preemption() as preempted,
+  ):
+    metrics.say(f"{'going on from step ' + str(start) if start else 'starting'}: {total} steps of {config.data.batch} "
+                f"pairs on {mesh.size} {mesh.devices.flat[0].device_kind} device(s); workdir {workdir}")
+    for problem in (p for source in sources.values() for p in source.problems[:3]):
+      metrics.say(f"data: {problem}")
+    evaluate(start)
+    for step in range(start + 1, total + 1):
+      with metrics.waiting():
+        batch, problems, _ = next(feed)
+      skipped.add(problems, len(rows))
+      with jax.profiler.StepTraceAnnotation("train", step_num=step):
+        state, numbers = step_fn(state, batch)
+      if step % log_every == 0 or step in (start + 1, total):
+        metrics.log(step, {name if "/" in name else f"train/{name}": x for name, x in numbers.items()})
+        check_finite(logged, config)
+        logged = numbers
+      stop = preempted(step)
+      if step == total or stop or (save_every and step % save_every == 0):
+        save(step)
+      evaluate(step)
+      if stop and step < total:
+        checkpoints.close()
+        metrics.say(f"stopped at step {step} and saved; the same command goes on from here")
+        return False
+    check_finite(logged, config)
+
+    # --- Pictures ---
+    checkpoints.close()
+    metrics.flush()
+    write_contact_sheet(evaluators, params(), workdir / "contact_sheet.png")
+    if jax.process_index() == 0:
+      made = ["metrics.jsonl", plot_curves(workdir).name] + ["contact_sheet.png"] * bool(evaluators)
+      metrics.say(f"done: {', '.join(made)} and the model are in {workdir}; use it with coca.load({str(workdir)!r})")
+  return True
+
+
+def check_finite(numbers: dict | None, config: Config) -> None:
+  """Raises Stop if too many steps in a row were left out. Looks at numbers logged before, so it never waits."""
+  if numbers is not None and (row := int(numbers["skipped_in_a_row"])) >= config.optim.max_nonfinite:
+    raise Stop(f"{row} steps in a row had a non-finite loss or gradient (config.optim.max_nonfinite allows "
+               f"{config.optim.max_nonfinite}); lower config.optim.lr or set config.optim.clip, and start from a "
+               "checkpoint before")
+
+
+# --- Command line ---
+
+
+def main(argv) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+  logging.set_verbosity(logging.WARNING)
+  try:
+    config = parse(FLAGS.config)
+    if FLAGS.dry_run:
+      print(plan.describe(config, jax.device_count()))
+      return
+    sharding.initialize_distributed()
+    workdir = Path(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    if not FLAGS.workdir and jax.process_count() > 1:
+      raise ValueError("on several hosts give --workdir: a folder that all of them see")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not FLAGS.workdir:
+      print(f"workdir: {workdir}", flush=True)
+    if not run(config, workdir):
+      sys.exit(STOPPED)
+  except (ValueError, FileNotFoundError, Stop, TooManySkipped, CheckpointError) as e:
+    if os.environ.get("COCA_TRACEBACK"):
+      raise
+    sys.exit(f"error: {e}")
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+  config_flags.DEFINE_config_file("config", None, "a file in configs/, as configs/coca_tiny.py:runlocal")
+  flags.DEFINE_string("workdir", "", "where everything of the run is kept; empty: a new dated folder in runs/")
+  flags.DEFINE_bool("dry_run", False, "print parameters, batch and FLOPs, and exit")
+  flags.mark_flag_as_required("config")
+  app.run(main)

@@ -1,0 +1,332 @@
+import json
+import re
+import resource
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import logging
+from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from coca.checkpoint import CheckpointError, Checkpoints, load_params
+
+SPECS = {"kernel": P("a", "b"), "embedding": P("b"), "step": P(), "mask": P(), "key": P(), "count": P("a")}
+
+
+class Moments(NamedTuple):
+  count: jax.Array
+  mu: dict
+
+
+def arrays(seed: int) -> dict:
+  rng = np.random.default_rng(seed)
+  return {
+    "params": {"kernel": rng.normal(size=(16, 24)).astype(np.float32),
+               "embedding": rng.normal(size=(64, 5)).astype(jnp.bfloat16)},
+    "moments": Moments(rng.integers(-9, 9, 8).astype(np.int32),
+                       {"kernel": rng.normal(size=(16, 24)).astype(np.float32)}),
+    "mask": rng.integers(0, 2, 7).astype(bool),
+    "step": np.uint32(seed),
+  }
+
+
+def mesh_of(a: int, b: int):
+  return jax.make_mesh((a, b), ("a", "b"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:a * b])
+
+
+def place(tree, mesh=None):
+  """Arrays on `mesh` by SPECS, or on one device."""
+  def put(path, x):
+    name = path[-1].key if hasattr(path[-1], "key") else path[-1].name
+    return jax.device_put(x, NamedSharding(mesh, SPECS[name]) if mesh else SingleDeviceSharding(jax.devices()[0]))
+  return jax.tree_util.tree_map_with_path(put, tree)
+
+
+def with_key(tree, mesh=None):
+  return {**place(tree, mesh), **place({"key": jax.random.key(int(tree["step"]))}, mesh)}
+
+
+def abstract(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def assert_same(restored, expected):
+  assert jax.tree.structure(restored) == jax.tree.structure(expected)
+  for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
+    assert x.dtype == y.dtype
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def saved(directory, steps, mesh=None, **settings):
+  checkpoints = Checkpoints(directory, **settings)
+  for step in steps:
+    assert checkpoints.save(step, with_key(arrays(step), mesh), {"step": step})
+  checkpoints.close()
+
+
+def restored(directory, mesh=None):
+  checkpoints = Checkpoints(directory)
+  try:
+    return checkpoints.restore(abstract(with_key(arrays(0), mesh)))
+  finally:
+    checkpoints.close()
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  said = []
+  monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
+  return said
+
+
+# --- Saving and restoring ---
+
+
+@pytest.mark.parametrize("target", [(8, 1), (2, 4), (1, 2), None])
+def test_restore_on_another_mesh_is_exact(tmp_path, target):
+  saved(tmp_path, [1, 7], mesh_of(2, 4))
+  mesh = target and mesh_of(*target)
+  state, meta, step = restored(tmp_path, mesh)
+  expected = with_key(arrays(7), mesh)
+  assert (step, meta) == (7, {"step": 7})
+  assert_same(state, expected)
+  assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, expected)
+
+
+def test_meta_and_special_values_come_back(tmp_path):
+  meta = {"config": {"lr": 8e-4, "crop": [0.1, 1.0], "name": "ümlaut \u2603"}, "seed": 2**40, "none": None, "ok": True}
+  bits = np.array([0x7FC00001, 0xFFC12345, 0x80000000, 1, 0x7F800000], np.uint32)  # NaNs with a payload, -0, denormal
+  state = {"x": jnp.asarray(bits.view(np.float32)), "empty": jnp.zeros((0, 3))}
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(3, state, meta)
+  got, got_meta, _ = checkpoints.restore(abstract(state))
+  checkpoints.close()
+  assert got_meta == meta
+  assert np.array_equal(np.asarray(got["x"]).view(np.uint32), bits)
+  assert got["empty"].shape == (0, 3)
+
+
+def test_state_may_be_donated_while_it_is_written(tmp_path):
+  step = jax.jit(lambda x: x + 1, donate_argnums=0)
+  x = step(jnp.zeros((512, 1024)))
+  checkpoints = Checkpoints(tmp_path, keep=4)
+  for n in range(1, 5):
+    checkpoints.save(n, {"x": x}, {})
+    for _ in range(5):
+      x = step(x)
+  checkpoints.close()
+  for n in range(4, 0, -1):
+    (got, _, found), checkpoints = (c := Checkpoints(tmp_path)).restore(abstract({"x": x})), c
+    assert found == n and np.all(np.asarray(got["x"]) == 5 * (n - 1) + 1)
+    checkpoints.close()
+    (tmp_path / str(n)).rename(tmp_path / f"seen-{n}")
+
+
+def test_nothing_saved_restores_nothing(tmp_path):
+  assert restored(tmp_path / "new") is None
+
+
+def test_keeps_the_latest_and_every_nth(tmp_path):
+  saved(tmp_path, range(1, 10), keep=2, keep_every=3)
+  assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 6, 8, 9]
+
+
+def test_saving_a_step_twice_leaves_it_alone(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  assert checkpoints.save(1, place(arrays(1)), {})
+  assert not checkpoints.save(1, place(arrays(2)), {})
+  assert checkpoints.latest_step() == 1
+  checkpoints.close()
+
+
+def test_wrong_arguments_are_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"checkpoint\.keep is 0"):
+    Checkpoints(tmp_path, keep=0)
+  checkpoints = Checkpoints(tmp_path)
+  with pytest.raises(TypeError, match=r"'params\.n' is a int"):
+    checkpoints.save(1, {"params": {"n": 3}}, {})
+  with pytest.raises(TypeError, match="JSON"):
+    checkpoints.save(1, place(arrays(1)), {"x": object()})
+  checkpoints.close()
+
+
+def test_other_structure_is_an_error_that_lists_the_arrays(tmp_path):
+  saved(tmp_path, [1, 2])
+  wanted = with_key(arrays(0))
+  wanted["params"]["kernel"] = jnp.zeros((16, 32))
+  wanted["params"]["pooler"] = jnp.zeros(3)
+  wanted["params"]["embedding"] = jnp.zeros((64, 5))
+  del wanted["mask"]
+  checkpoints = Checkpoints(tmp_path)
+  with pytest.raises(ValueError) as e:
+    checkpoints.restore(abstract(wanted))
+  for line in ("params.kernel: float32[16, 24] in the checkpoint, float32[16, 32] wanted", "4 arrays differ",
+               "params.pooler: none in the checkpoint, float32[3] wanted",
+               "mask: bool[7] in the checkpoint, none wanted",
+               "params.embedding: bfloat16[64, 5] in the checkpoint, float32[64, 5] wanted"):
+    assert line in str(e.value)
+  checkpoints.close()
+  assert restored(tmp_path)[2] == 2  # not taken for damage
+
+
+def until_checked(checkpoints):
+  for _ in range(1000):
+    checkpoints.check()
+    time.sleep(0.01)
+
+
+def test_a_failed_save_is_loud(tmp_path):
+  x = {"x": jax.random.normal(jax.random.key(0), (512, 512))}
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, x, {})
+  checkpoints.wait()
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as a full disk
+  try:
+    for raises in (lambda: checkpoints.save(9, x, {}), checkpoints.wait, lambda: until_checked(checkpoints)):
+      checkpoints.save(2, x, {})
+      with pytest.raises(CheckpointError, match=f"to {tmp_path} failed"):
+        raises()
+    assert checkpoints.latest_step() == 1
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  again = Checkpoints(tmp_path)
+  assert again.restore(abstract(x))[2] == 1
+  assert [p.name for p in tmp_path.iterdir()] == ["1"]  # what the failed save left behind is gone
+  again.close()
+
+
+# --- Parameters only ---
+
+
+def test_load_params_reads_nothing_else(tmp_path):
+  saved(tmp_path, [1], mesh_of(2, 4))
+  record = json.loads((tmp_path / "1/meta/metadata").read_text())
+  assert record["leaves"]["moments.mu.kernel"][:2] == [[16, 24], "float32"]
+  params = abstract(place(arrays(0)["params"]))
+  assert_same(load_params(tmp_path, params), place(arrays(1)["params"]))
+  with pytest.raises(ValueError, match=r"params\.kernel: float32\[16, 24\] in the checkpoint, float32\[3\] wanted"):
+    load_params(tmp_path, abstract({"kernel": jnp.zeros(3)}))
+  with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    load_params(tmp_path / "none", params)
+
+
+def test_load_params_prefers_the_average(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, {"params": place(arrays(1)["params"]), "ema": place(arrays(2)["params"])}, {})
+  checkpoints.close()
+  params = abstract(place(arrays(0)["params"]))
+  assert_same(load_params(tmp_path, params), place(arrays(2)["params"]))
+  assert_same(load_params(tmp_path, params, "params"), place(arrays(1)["params"]))
+
+
+def test_load_params_passes_over_damage_and_changes_nothing(tmp_path, warnings):
+  saved(tmp_path, [1, 2])
+  damage(largest(tmp_path / "2"))
+  params = abstract(place(arrays(0)["params"]))
+  assert_same(load_params(tmp_path, params), place(arrays(1)["params"]))
+  assert len(warnings) == 1 and str(tmp_path / "2") in warnings[0]
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+  (tmp_path / "1/meta/metadata").unlink()
+  with pytest.raises(CheckpointError, match="damaged: 2, 1"):
+    load_params(tmp_path, params)
+
+
+# --- Damage ---
+
+
+def largest(step: Path) -> Path:
+  """The file with the arrays' bytes."""
+  return max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def damage(path: Path, places=None, bit: int = 0) -> None:
+  """Flips one bit in each of the bytes `places`; None: everywhere in the file, every 50 bytes."""
+  data = bytearray(path.read_bytes())
+  for place in range(25, len(data), 50) if places is None else places:
+    data[place] ^= 1 << bit
+  path.write_bytes(data)
+
+
+def test_a_flipped_bit_never_goes_unnoticed(tmp_path, warnings):
+  """In every file of a step, at random places: either nothing was lost, or the step before is used."""
+  saved(tmp_path / "good", [1, 2], mesh_of(2, 4))
+  rng, used = np.random.default_rng(0), []
+  for n, path in enumerate(sorted(p for p in (tmp_path / "good/2").rglob("*") if p.is_file())):
+    copy = tmp_path / str(n)
+    subprocess.run(["cp", "-r", tmp_path / "good", copy], check=True)
+    target = copy / path.relative_to(tmp_path / "good")
+    damage(target, rng.integers(target.stat().st_size, size=3), int(rng.integers(8)))
+    state, meta, step = restored(copy, mesh_of(2, 4))
+    assert meta == {"step": step}
+    assert_same(state, with_key(arrays(step), mesh_of(2, 4)))
+    assert (copy / "2.damaged").exists() == (step == 1)
+    used.append(step)
+  assert 1 in used and 2 in used  # some files, such as those of the other sharding, hold nothing that is read
+  assert len(warnings) == used.count(1)
+
+
+def test_damage_names_directory_and_array_and_the_step_can_be_saved_again(tmp_path, warnings):
+  saved(tmp_path, [1, 2])
+  damage(largest(tmp_path / "2"))
+  checkpoints = Checkpoints(tmp_path)
+  wanted = abstract(with_key(arrays(0)))
+  state, _, step = checkpoints.restore(wanted)
+  assert step == 1 and checkpoints.latest_step() == 1
+  assert_same(state, with_key(arrays(1)))
+  assert len(warnings) == 1 and str(tmp_path / "2") in warnings[0]
+  assert re.search(r"(params\.kernel|params\.embedding|moments\.mu\.kernel)", warnings[0])
+  assert checkpoints.save(2, with_key(arrays(2)), {})
+  assert checkpoints.restore(wanted)[2] == 2
+  checkpoints.close()
+  assert (tmp_path / "2.damaged").exists()
+
+
+@pytest.mark.parametrize("cut", ["truncated", "missing", "json"])
+def test_unreadable_files_are_damage(tmp_path, warnings, cut):
+  saved(tmp_path, [1, 2])
+  path = tmp_path / "2/meta/metadata" if cut == "json" else largest(tmp_path / "2")
+  if cut == "missing":
+    path.unlink()
+  else:
+    path.write_bytes(path.read_bytes()[:100])
+  state, _, step = restored(tmp_path)
+  assert step == 1 and "damaged" in warnings[0]
+  assert_same(state, with_key(arrays(1)))
+
+
+def test_changed_meta_is_damage(tmp_path, warnings):
+  saved(tmp_path, [1, 2])
+  path = tmp_path / "2/meta/metadata"
+  path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
+  assert restored(tmp_path)[1:] == ({"step": 1}, 1)
+  assert "meta" in warnings[0]
+
+
+def test_never_starts_anew_where_all_are_damaged(tmp_path, warnings):
+  saved(tmp_path, [1, 2])
+  for step in "12":
+    damage(largest(tmp_path / step))
+  for _ in range(2):  # now, and when it is started again
+    with pytest.raises(CheckpointError, match=r"no usable checkpoint in .*1\.damaged, 2\.damaged"):
+      restored(tmp_path)
+  assert len(warnings) == 2
+
+
+def test_an_error_that_is_no_damage_renames_nothing(tmp_path, monkeypatch):
+  saved(tmp_path, [1])
+  def fails(*_, **__):
+    raise PermissionError("not yours")
+  monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointHandler.restore", fails)
+  with pytest.raises(PermissionError):
+    restored(tmp_path)
+  monkeypatch.undo()
+  assert restored(tmp_path)[2] == 1

@@ -1,0 +1,380 @@
+"""Evaluators against float64 formulas, over a model whose embeddings are known."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coca import evals, sharding
+from coca.config import Config, Contrastive, Eval, ImageEncoder, Model, Source, TextDecoder
+from coca.data.records import BadRecord, Record, Text
+from coca.data.tokenizer import train
+from coca.evals import captions, pictures, ranking, retrieval, zero_shot
+from coca.forward import put_batch
+
+NAMES = ("red apple", "green pear", "blue plum", "dark fig", "ripe lemon", "sweet cherry", "wild grape", "old quince")
+CONFIG = Config(model=Model(image=ImageEncoder(size=8, patch=4, width=16, heads=2),
+                            text=TextDecoder(length=32, width=16, heads=2)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return train([f"a photo of {name}" for name in NAMES] * 4, 100)
+
+
+class Source_:
+  """Records in memory; None is one that cannot be read."""
+
+  name, problems = "memory", ()
+
+  def __init__(self, records, label_names=()):
+    self.records, self.label_names = records, label_names
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, i):
+    if self.records[i] is None:
+      raise BadRecord(f"record {i} is gone")
+    return self.records[i]
+
+
+def png(colour, mode="RGB", size=8):
+  out = io.BytesIO()
+  Image.new(mode, (size, size), colour).save(out, "PNG")
+  return out.getvalue()
+
+
+def record(i, *texts, label=-1):
+  """A picture of one colour, which tells the fake model its number."""
+  return Record(str(i), png((i % 256, i // 256, 7)), tuple(map(Text, texts)), label)
+
+
+class FakeForward:
+  """Embeddings looked up in tables: a picture's by its colour, a text's by what it says."""
+
+  def __init__(self, tokenizer, image_table, text_table=None):
+    self.mesh = sharding.make_mesh()
+    self.tokenizer, self.image_table, self.text_table = tokenizer, image_table, text_table
+    self.calls = []
+
+  def put(self, batch):
+    return put_batch(batch, self.mesh)
+
+  def _numbers(self, image):
+    pixels = np.asarray(image)[:, 0, 0].astype(int)
+    return pixels[:, 0] + 256 * pixels[:, 1]
+
+  def embed_images(self, params, image):
+    self.calls.append(("images", image.shape))
+    return np.stack([self.image_table[n % len(self.image_table)] for n in self._numbers(image)])
+
+  def embed_texts(self, params, text):
+    self.calls.append(("texts", text.shape))
+    return np.stack([self.text_table[self.tokenizer.decode(row)] for row in np.asarray(text)])
+
+  def caption_loss(self, params, batch):
+    """A nat for every token but the first, and half of one where the picture is odd."""
+    tokens = (np.asarray(batch["text"])[:, 1:] > 0).sum(1) * np.asarray(batch["weight"])
+    return np.float32((tokens * (1 + 0.5 * (self._numbers(batch["image"]) % 2))).sum()), np.float32(tokens.sum())
+
+  def caption(self, params, image):
+    return np.stack([self.tokenizer.encode(NAMES[n % len(NAMES)], 32) for n in self._numbers(image)])
+
+
+def unit(x):
+  return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def embeddings(seed, *shape):
+  return unit(np.random.default_rng(seed).normal(size=shape))
+
+
+def rank64(scores, right):
+  """Wrong candidates not below the best right one, one query at a time."""
+  return np.array([np.sum(s[~r] >= s[r].max() - ranking.TIE) for s, r in zip(scores, right, strict=True)])
+
+
+# --- Ranks ---
+
+
+def test_ranks_do_not_depend_on_the_block():
+  queries, candidates = embeddings(0, 37, 8), embeddings(1, 23, 8)
+  right = np.random.default_rng(2).random((37, 23)) < 0.1
+  right[:, 0] |= ~right.any(1)
+  want = rank64(queries.astype(np.float64) @ candidates.T.astype(np.float64), right)
+  for block in (1, 10, 1000):
+    assert (ranking.ranks(queries, candidates, lambda a, b: right[a:b], block) == want).all()
+  assert want.max() > 5  # the test distinguishes ranks
+
+
+def test_ranks_of_ties_nan_and_queries_without_a_right_answer():
+  queries = np.array([[1, 0], [1, 0], [np.nan, 0], [1, 0]], np.float32)
+  candidates = np.array([[0.6, 0.8], [0.6, -0.8], [-1, 0], [1, 0]], np.float32)
+  right = np.array([[1, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+  found = ranking.ranks(queries, candidates, lambda a, b: right[a:b])
+  assert found.tolist() == [2, 0, 3, 4]  # the tie and the better one; nothing; all others; all
+
+
+# --- Zero-shot ---
+
+
+def zero_shot_case(tokenizer, templates, n=43, seed=0):
+  """Pictures with labels, some without one, one broken, two classes of one name."""
+  rng = np.random.default_rng(seed)
+  names = (*NAMES, NAMES[2])
+  labels = rng.integers(0, len(names), n)
+  labels[[3, 11]] = -1
+  records = [record(i, label=int(k)) for i, k in enumerate(labels)]
+  records[5], labels[5] = None, -1
+  table = {template.replace("{}", name): embeddings([seed, i, j], 6)
+           for i, name in enumerate(NAMES) for j, template in enumerate(templates)}
+  forward = FakeForward(tokenizer, embeddings([seed, 99], n, 6), table)
+  return Source_(records, names), labels, forward
+
+
+def test_zero_shot_is_the_float64_formula(tokenizer):
+  templates = ("{}", "a photo of {}")
+  source, labels, forward = zero_shot_case(tokenizer, templates)
+  evaluator = zero_shot.ZeroShot(CONFIG, Eval(templates=templates, batch=16), forward, tokenizer, source)
+  found = dict(evaluator.run(None))
+
+  table = forward.text_table
+  classes = np.array([np.mean([table[t.replace("{}", n)].astype(np.float64) for t in templates], 0) for n in NAMES])
+  classes /= np.linalg.norm(classes, axis=1, keepdims=True)
+  kept = np.flatnonzero(labels >= 0)
+  label = np.where(labels[kept] == len(NAMES), 2, labels[kept])  # the second class of that name
+  rank = rank64(forward.image_table[kept].astype(np.float64) @ classes.T, label[:, None] == np.arange(len(NAMES)))
+  assert found == {"top1": np.mean(rank < 1), "top5": np.mean(rank < 5), "examples": 40}
+  assert 0 < found["top1"] < found["top5"] < 1
+  assert {shape[0] for _, shape in forward.calls} == {16}  # every call is a whole batch, on every host
+  np.testing.assert_allclose(evaluator.classes(None), classes, atol=1e-6)
+
+
+@pytest.mark.parametrize("constant", [1.0, np.nan])
+def test_zero_shot_of_constant_embeddings_is_not_above_chance(tokenizer, constant):
+  source, _, forward = zero_shot_case(tokenizer, ("{}",))
+  forward.image_table = np.full_like(forward.image_table, constant) / np.float32(np.sqrt(6))
+  forward.text_table = dict.fromkeys(forward.text_table, forward.image_table[0])
+  found = dict(zero_shot.ZeroShot(CONFIG, Eval(batch=16), forward, tokenizer, source).run(None))
+  assert found["top1"] == found["top5"] == 0
+
+
+def test_zero_shot_takes_first_texts_where_a_source_has_no_label_names(tokenizer):
+  records = [record(i, NAMES[i % 3], "some other text") for i in range(12)] + [None]
+  table = dict(zip(NAMES[:3], np.eye(3, dtype=np.float32), strict=True))
+  images = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2, 0, 1, 2, 1, 1, 1]]  # the last three: one of them right
+  forward = FakeForward(tokenizer, images, table)
+  evaluator = zero_shot.ZeroShot(CONFIG, Eval(), forward, tokenizer, Source_(records))
+  assert evaluator.names == NAMES[:3]
+  assert dict(evaluator.run(None)) == {"top1": 10 / 12, "top5": 1, "examples": 12}
+
+
+def test_zero_shot_limit_is_spread_over_the_source(tokenizer):
+  records = [record(i, NAMES[0]) for i in range(20)]
+  forward = FakeForward(tokenizer, np.ones((20, 1), np.float32), {NAMES[0]: np.ones(1, np.float32)})
+  evaluator = zero_shot.ZeroShot(CONFIG, Eval(limit=4), forward, tokenizer, Source_(records))
+  assert [evaluator.stream.source[i].key for i in range(len(evaluator.stream.source))] == ["0", "5", "10", "15"]
+  assert dict(evaluator.run(None))["examples"] == 4
+
+
+def test_pixel_baseline_names_what_the_nearest_training_picture_is_called(tokenizer):
+  rng = np.random.default_rng(0)
+
+  def noisy(pixels, noise):
+    out = io.BytesIO()
+    Image.fromarray(np.clip(pixels + rng.integers(-noise, noise + 1, pixels.shape), 0, 255).astype(np.uint8)).save(
+      out, "PNG")
+    return out.getvalue()
+
+  drawings = rng.integers(0, 256, (8, 16, 16, 3))
+  train_set = Source_([Record(n, noisy(d, 9), (Text(n),)) for n, d in zip(NAMES, drawings, strict=True)] + [None])
+  tests = [Record(n, noisy(d, 9), (Text(n if i else "another name"),))
+           for i, (n, d) in enumerate(zip(NAMES, drawings, strict=True))]
+  assert zero_shot.pixel_top1(Source_(tests), train_set) == 7 / 8
+  evaluator = zero_shot.ZeroShot(CONFIG, Eval(pixel_neighbours="train"), FakeForward(tokenizer, np.ones((1, 1)), {
+    n: np.ones(1, np.float32) for n in ("another name", *NAMES)}), tokenizer, Source_(tests), train_set)
+  assert dict(evaluator.run(None))["pixel_top1"] == 7 / 8
+  evaluator.neighbours = Source_([None])  # computed once: the source is not looked at again
+  assert dict(evaluator.run(None))["pixel_top1"] == 7 / 8
+
+
+def test_pixel_baseline_puts_transparent_pictures_on_white():
+  train_set = Source_([Record("w", png("white"), (Text("white"),)), Record("b", png("black"), (Text("black"),))])
+  clear = Record("c", png((0, 0, 0, 0), "RGBA"), (Text("white"),))
+  assert zero_shot.pixel_top1(Source_([clear]), train_set) == 1
+  with pytest.raises(ValueError, match="no readable picture"):
+    zero_shot.pixel_top1(Source_([None]), train_set)
+
+
+# --- Retrieval ---
+
+
+def recalls64(images, texts, words, owners):
+  """One query at a time: is one of the right answers among the first K, wrong ones first where scores are equal?"""
+  scores = images.astype(np.float64) @ texts.T.astype(np.float64)
+  own = [{words[j] for j in np.flatnonzero(owners == i)} for i in range(len(images))]
+  right = np.array([[word in mine for word in words] for mine in own])
+  queries = right.any(1)
+  ranks = {"i2t": rank64(scores[queries], right[queries]), "t2i": rank64(scores.T, right.T)}
+  return {f"{name}_r{k}": np.mean(rank < k) for name, rank in ranks.items() for k in (1, 5, 10)}
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+def test_recalls_are_the_float64_brute_force(block):
+  rng = np.random.default_rng(0)
+  n = 60
+  counts = rng.integers(0, 6, n)
+  counts[4] = 0  # only a candidate
+  owners = np.repeat(np.arange(n), counts)
+  words = rng.integers(0, 100, len(owners))  # many are equal, within a picture and across
+  texts = embeddings(1, 100, 12)[words]
+  images = unit(embeddings(2, n, 12) + 0.8 * np.array([texts[owners == i].sum(0) for i in range(n)]))
+  ids = np.stack([words // 10, words % 10], axis=1)
+  found = dict(retrieval.recalls(images, texts, ids, owners, block))
+  assert found == recalls64(images, texts, words, owners)
+  assert 0 < found["i2t_r1"] < found["i2t_r5"] < 1 and 0 < found["t2i_r1"] < found["t2i_r5"] < 1
+
+
+def test_recalls_of_constant_embeddings_are_zero():
+  one = np.full((30, 4), 0.5, np.float32)
+  assert set(dict(retrieval.recalls(one, one, np.arange(30)[:, None], np.arange(30))).values()) == {0}
+
+
+def test_retrieval_runs_over_batches_broken_records_and_several_texts(tokenizer):
+  rng = np.random.default_rng(0)
+  captions_of = [[NAMES[k] for k in rng.choice(8, rng.integers(1, 4), replace=False)] for _ in range(21)]
+  records = [record(i, *texts) for i, texts in enumerate(captions_of)]
+  records[2], records[20] = None, record(20, "  ")
+  forward = FakeForward(tokenizer, embeddings(3, 21, 4), dict(zip(NAMES, embeddings(4, 8, 4), strict=True)))
+  settings = Eval(kind="retrieval", batch=8, texts_per_image=2)
+  found = dict(retrieval.Retrieval(CONFIG, settings, forward, tokenizer, Source_(records)).run(None))
+
+  kept = [i for i in range(21) if i not in (2, 20)]
+  owners = np.array([new for new, i in enumerate(kept) for _ in captions_of[i][:2]])
+  words = [text for i in kept for text in captions_of[i][:2]]
+  want = recalls64(forward.image_table[kept], np.stack([forward.text_table[w] for w in words]), words, owners)
+  assert found == want | {"examples": 19}
+  assert {shape[0] for _, shape in forward.calls} == {8}
+
+
+# --- Captions ---
+
+
+def test_captions_weigh_tokens_and_leave_out_broken_records(tokenizer):
+  records = [record(i, NAMES[i % 8] if i % 4 else "Old, OLD quince!") for i in range(19)]
+  records[3] = None
+  forward = FakeForward(tokenizer, None)
+  evaluator = captions.Captions(CONFIG, Eval(kind="captions", batch=8), forward, tokenizer, Source_(records))
+  found = dict(evaluator.run(None))
+  kept = [i for i in range(19) if i != 3]
+  texts = [records[i].texts[0].text for i in kept]
+  tokens = np.array([(tokenizer.encode(t, 32)[1:] > 0).sum() for t in texts], np.float64)
+  nll = (tokens * [1 + 0.5 * (i % 2) for i in kept]).sum() / tokens.sum()
+  written = [NAMES[i % 8] for i in kept]
+  np.testing.assert_allclose(found["nll"], nll, rtol=1e-6)
+  np.testing.assert_allclose(found["perplexity"], np.exp(nll), rtol=1e-6)
+  assert found["exact_match"] == np.mean([i % 4 > 0 for i in kept]) and found["examples"] == 18
+  assert found["bleu1"] == captions.bleu1(written, [[t] for t in texts])
+  assert dict(evaluator.run(None)) == found
+
+
+def test_bleu1_by_hand():
+  # Papineni et al.'s example: 'the' counts twice at most. Seven words written, the closest reference has seven.
+  references = ["The cat is on the mat.", "There is a cat on the mat."]
+  assert captions.bleu1(["the the the the the the the"], [references]) == 2 / 7
+  # Two of two words right, but three were wanted; one of two, and two were wanted.
+  assert captions.bleu1(["a cat"], [["a fat cat"]]) == pytest.approx(np.exp(1 - 3 / 2))
+  assert captions.bleu1(["a cat", "a dog"], [["a fat cat"], ["a cow"]]) == pytest.approx(3 / 4 * np.exp(1 - 5 / 4))
+  assert captions.bleu1(["", "dog"], [["a"], ["cat"]]) == 0 and captions.bleu1([], []) == 0
+
+
+def test_a_match_has_the_words_of_a_reference_in_order():
+  assert captions.matches("a cat", ["A dog.", "A cat."])
+  assert not captions.matches("cat a", ["a cat"])
+  assert not captions.matches("", ["!?"]) and captions.matches("!?", ["!?"])
+
+
+# --- All together ---
+
+
+def make(tokenizer, evals_, sources, config=CONFIG, **kwargs):
+  config = Config(model=config.model, contrastive=config.contrastive, evals=evals_)
+  return evals.make_evaluators(config, FakeForward(tokenizer, None), tokenizer, sources, **kwargs)
+
+
+def test_make_evaluators_says_what_is_wrong_and_where(tokenizer):
+  source = Source_([record(0, NAMES[0])])
+  with pytest.raises(ValueError, match=r"config\.evals\.x: .*'a photo'"):
+    make(tokenizer, {"x": Eval(templates=("a photo",))}, {"x": source})
+  with pytest.raises(ValueError, match=r"config\.evals\.x: .*no classes"):
+    make(tokenizer, {"x": Eval()}, {"x": Source_([record(0)])})
+  with pytest.raises(ValueError, match=r"config\.evals\.x: .*no records"):
+    make(tokenizer, {"x": Eval(kind="retrieval")}, {"x": Source_([])})
+  dual = Config(model=Model(text=TextDecoder(multimodal_layers=0)))
+  with pytest.raises(ValueError, match=r"config\.evals\.x: .*multimodal_layers"):
+    make(tokenizer, {"x": Eval(kind="captions")}, {"x": source}, dual)
+  with pytest.raises(ValueError, match=r"config\.evals\.x: .*contrastive"):
+    make(tokenizer, {"x": Eval(kind="retrieval")}, {"x": source}, Config(contrastive=Contrastive(weight=0.0)))
+  many = type("Many", (), {"name": "many", "__len__": lambda self: 10**9})()
+  with pytest.raises(ValueError, match=r"config\.evals\.x: .*1000000000 records"):
+    make(tokenizer, {"x": Eval(pixel_neighbours="many")}, {"x": source}, train_sources={"many": many})
+
+
+def test_open_sources_names_unknown_evaluators_and_training_sources(tmp_path):
+  Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+  (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "a.png", "caption": "a"}) + "\n")
+  folder = Source(kind="folder", path=str(tmp_path))
+  with pytest.raises(ValueError, match="no evaluator 'y'; it has: x"):
+    evals.open_sources(Config(evals={"x": Eval()}), ["y"])
+  with pytest.raises(ValueError, match=r"pixel_neighbours is 'emoji'"):
+    evals.open_sources(Config(evals={"x": Eval(source=folder, pixel_neighbours="emoji")}))
+
+
+def test_run_all_prefixes_names(tokenizer):
+  source = Source_([record(0, NAMES[0])])
+  made = make(tokenizer, {"a": Eval(kind="captions"), "b": Eval(kind="captions")}, {"a": source, "b": source})
+  names = [name for name, _ in evals.run_all(made, None)]
+  assert names[0] == "eval/a/nll" and names[-1] == "eval/b/examples" and len(names) == 10
+
+
+# --- Pictures ---
+
+
+def green(image):
+  """Share of pixels in the colour of right answers."""
+  rgb = tuple(bytes.fromhex(pictures.RIGHT[1:]))
+  return (np.asarray(image.convert("RGB")) == rgb).all(-1).mean()
+
+
+def test_contact_sheet_marks_right_captions(tmp_path):
+  grey = np.full((8, 8, 3), 128, np.uint8)
+  right = pictures.Cell(grey, ("a cat",), "A cat.", ("dog", "cow", "pig"))
+  wrong = pictures.Cell(grey, ("a cat",), "a $dog$ _^ \\frac", ("dog", "cow", "pig"))
+  found = {}
+  for name, cells in (("right", [right] * 7), ("wrong", [wrong] * 7), ("bare", [pictures.Cell(grey, ("a cat",))])):
+    pictures.contact_sheet(cells, tmp_path / f"{name}.png", columns=3, title="twemoji")
+    found[name] = Image.open(tmp_path / f"{name}.png")
+  assert found["right"].size == (660, 1040) and found["bare"].height < 400
+  assert green(found["right"]) > 0.005 and green(found["wrong"]) == green(found["bare"]) == 0
+  with pytest.raises(ValueError, match="at least one"):
+    pictures.contact_sheet([], tmp_path / "none.png")
+
+
+def test_write_contact_sheet_asks_the_model(tmp_path, tokenizer):
+  records = [record(i, NAMES[i % 8]) for i in range(24)]
+  records[8] = None
+  table = dict(zip(NAMES, np.eye(8, dtype=np.float32), strict=True))
+  forward = FakeForward(tokenizer, unit(np.eye(8) + 0.1 * np.roll(np.eye(8), 1, 1)), table)
+  evaluator = zero_shot.ZeroShot(CONFIG, Eval(), forward, tokenizer, Source_(records))
+  cells = pictures.held_out_cells(evaluator, None, 6)  # records 0, 4, 8 (broken), 12, 16, 20
+  assert [cell.truth for cell in cells] == [(NAMES[i % 8],) for i in (0, 4, 12, 16, 20)]
+  assert [cell.caption for cell in cells] == [cell.truth[0] for cell in cells]
+  assert [cell.labels[:2] for cell in cells] == [(NAMES[i % 8], NAMES[(i + 1) % 8]) for i in (0, 4, 12, 16, 20)]
+  assert [int(cell.image[0, 0, 0]) for cell in cells] == [0, 4, 12, 16, 20]
+  pictures.write_contact_sheet({"twemoji": evaluator}, None, tmp_path / "sheet.png", 6)
+  assert green(Image.open(tmp_path / "sheet.png")) > 0.005
+  pictures.write_contact_sheet({}, None, tmp_path / "none.png")
+  assert not (tmp_path / "none.png").exists()

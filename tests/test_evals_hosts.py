@@ -1,0 +1,95 @@
+"""Evaluators on two processes give the numbers of one."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+WORKER = """
+import sys
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
+sys.path.insert(0, "tests")
+import test_evals_hosts
+test_evals_hosts.evaluate(sys.argv[3])
+"""
+
+
+def evaluate(folder):
+  """Runs all three evaluators over a model with random parameters and writes what each process was told."""
+  import jax
+
+  from coca import evals, sharding
+  from coca.config import Config, Eval, ImageEncoder, Model, Poolers, TextDecoder
+  from coca.data.records import BadRecord, Record, Text
+  from coca.data.tokenizer import train
+  from coca.evals.pictures import write_contact_sheet
+  from coca.forward import Forward
+
+  texts = [f"{a} {b}" for a in ("red", "green", "blue") for b in ("apple", "pear", "plum")]
+
+  class Source:
+    name, problems, label_names = "memory", (), ()
+
+    def __len__(self):
+      return 22  # of batches of 8: the last one is not full, and the second process' part of it is empty
+
+    def __getitem__(self, i):
+      if i == 6:
+        raise BadRecord("gone")
+      out = io.BytesIO()
+      Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)).save(out, "PNG")
+      return Record(str(i), out.getvalue(), tuple(map(Text, (texts[i % 9], texts[i % 5])[:1 + i % 2])))
+
+  image = ImageEncoder(size=8, patch=4, layers=1, width=8, mlp=8, heads=2)
+  text = TextDecoder(vocab=64, length=16, unimodal_layers=1, multimodal_layers=1, width=8, mlp=8, heads=2)
+  settings = {"shot": Eval(batch=8), "pairs": Eval(kind="retrieval", batch=8), "write": Eval(kind="captions", batch=8)}
+  config = Config(model=Model(image=image, text=text, poolers=Poolers(n_query=2)), evals=settings)
+  forward = Forward(config, sharding.make_mesh())
+  rng = np.random.default_rng(0)
+
+  def random(x):
+    values = rng.normal(0, 0.5, x.shape).astype(x.dtype)
+    return jax.make_array_from_callback(x.shape, x.sharding, lambda index: values[index])
+
+  params = jax.tree.map(random, forward.abstract_params)
+  made = evals.make_evaluators(config, forward, train(texts * 4, 64), dict.fromkeys(settings, Source()))
+  found = dict(evals.run_all(made, params))
+  write_contact_sheet(made, params, f"{folder}/sheet{jax.process_index()}.png", 6)
+  with open(f"{folder}/{jax.process_index()}.json", "w") as f:
+    json.dump(found, f)
+
+
+def test_two_processes_tell_what_one_does(tmp_path):
+  (tmp_path / "one").mkdir()
+  (tmp_path / "two").mkdir()
+  evaluate(tmp_path / "one")
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # it asks for eight devices
+  workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(port), str(i), tmp_path / "two"], env=environment,
+                              cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True) for i in range(2)]
+  try:
+    output = [w.communicate(timeout=300)[0] for w in workers]
+  finally:
+    for w in workers:
+      w.kill()
+  assert all(w.returncode == 0 for w in workers), "\n".join(output)
+
+  one = json.loads((tmp_path / "one" / "0.json").read_text())
+  first, second = (json.loads((tmp_path / "two" / f"{i}.json").read_text()) for i in range(2))
+  assert one["eval/shot/examples"] == one["eval/pairs/examples"] == one["eval/write/examples"] == 21
+  assert first.keys() == one.keys()
+  np.testing.assert_allclose(list(first.values()), list(one.values()), rtol=1e-5)
+  assert second.items() <= first.items() and "eval/write/nll" in second and "eval/write/bleu1" not in second
+  assert (tmp_path / "two" / "sheet0.png").exists() and not (tmp_path / "two" / "sheet1.png").exists()

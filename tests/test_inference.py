@@ -1,0 +1,227 @@
+"""`coca.load` and `coca.evaluate` over working directories of small real models."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import coca
+from coca import config as settings
+from coca import evaluate, inference, sharding
+from coca.checkpoint import Checkpoints
+from coca.config import Config, Contrastive, Eval, ImageEncoder, Model, Optim, Poolers, Source, TextDecoder
+from coca.data import images as pictures
+from coca.data.tokenizer import train
+from coca.forward import Forward
+
+TEXTS = ("red apple", "green pear", "blue plum", "dark fig")
+COLOURS = ("red", "green", "blue", "black")
+
+
+def small_config(data, **kwargs):
+  image = ImageEncoder(size=16, patch=8, layers=1, width=16, mlp=32, heads=2)
+  text = TextDecoder(vocab=64, length=12, unimodal_layers=1, multimodal_layers=1, width=16, mlp=32, heads=2)
+  source = Source(kind="folder", path=str(data))
+  evaluators = {"shot": Eval(source=source, batch=8), "write": Eval(kind="captions", source=source, batch=8)}
+  values = {"model": Model(image=image, text=text, poolers=Poolers(n_query=4)), "evals": evaluators,
+            "mesh": settings.Mesh(data=64)}  # a mesh that only the training machine had
+  return Config(**values | kwargs)
+
+
+def random_params(forward):
+  rng = np.random.default_rng(5)  # its captions differ
+  return jax.tree.map(lambda x: jax.device_put(rng.normal(0, 0.5, x.shape).astype(x.dtype), x.sharding),
+                      forward.abstract_params)
+
+
+def make_workdir(workdir, config, steps=(3,), ema_shift=None):
+  """What training leaves behind; returns the parameters. The moving average is the parameters plus `ema_shift`."""
+  workdir.mkdir()
+  tokenizer = train(TEXTS * 8, 64)
+  tokenizer.save(workdir / "tokenizer.model")
+  (workdir / "config.json").write_text(json.dumps(
+    {"config": settings.to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256}))
+  params = random_params(Forward(config, sharding.make_mesh(devices=jax.devices()[:1])))
+  state = {"params": params}
+  if ema_shift is not None:
+    state["ema"] = jax.tree.map(lambda x: jax.device_put(np.asarray(x) + np.float32(ema_shift), x.sharding), params)
+  checkpoints = Checkpoints(workdir / "checkpoints")
+  for step in steps:
+    checkpoints.save(step, state, {})
+  checkpoints.close()
+  return params
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """A folder of four pictures of a colour with noise, and their captions."""
+  folder = tmp_path_factory.mktemp("pictures")
+  rng = np.random.default_rng(0)
+  lines = []
+  for text, colour in zip(TEXTS, COLOURS, strict=True):
+    pixels = np.asarray(Image.new("RGB", (24, 20), colour)) // 2 + rng.integers(0, 128, (20, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / f"{colour}.png")
+    lines.append(json.dumps({"file_name": f"{colour}.png", "caption": text}))
+  (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, data):
+  path = tmp_path_factory.mktemp("runs") / "tiny"
+  make_workdir(path, small_config(data))
+  return path
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+  return coca.load(workdir)
+
+
+def test_import_is_light():
+  code = ("import sys, coca; assert callable(coca.load); "
+          "assert not {'jax', 'numpy', 'flax', 'PIL'} & set(sys.modules), sorted(sys.modules)")
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_kind_of_picture_gives_the_same_embedding(model, data):
+  path = data / "red.png"
+  image = Image.open(path)
+  one = model.embed_images(path)
+  assert one.shape == (1, 16) and one.dtype == np.float32
+  np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-6)
+  for other in (str(path), image, np.asarray(image), [path], np.asarray(image)[None], image.convert("RGBA")):
+    np.testing.assert_array_equal(model.embed_images(other), one)
+
+
+def test_embeddings_are_those_of_the_model_whatever_the_batch(model, data):
+  paths = inference.images_in(data)
+  assert [p.stem for p in paths] == sorted(COLOURS)
+  module = nnx.merge(model.forward.graphdef, jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), model.params))
+  pixels = np.stack([pictures.decode_eval(p.read_bytes(), 16) for p in paths])
+  ids = np.stack([model.tokenizer.encode(t, 12) for t in TEXTS])
+  want_images, want_texts = jax.jit(lambda a, b: (module.embed_image(a), module.embed_text(b)))(pixels, ids)
+  assert np.abs(want_images[0] - want_images[1]).max() > 0.01
+  np.testing.assert_allclose(model.embed_images(data), want_images, atol=1e-5)
+  np.testing.assert_allclose(model.embed_texts(TEXTS), want_texts, atol=1e-5)
+  np.testing.assert_allclose(model.embed_texts(TEXTS[1]), want_texts[1:2], atol=1e-5)
+  many = model.embed_images([paths[i % 4] for i in range(150)])  # three batches, the last one padded
+  np.testing.assert_allclose(many, np.asarray(want_images)[np.arange(150) % 4], atol=1e-5)
+
+
+def test_nothing_in_nothing_out(model):
+  assert model.embed_images([]).shape == model.embed_texts([]).shape == (0, 16)
+  assert model.caption([]) == []
+
+
+def test_captions_are_the_decoded_ids_cut_where_asked(model, data):
+  long = model.caption(data)
+  assert len(long) == 4 and all(isinstance(c, str) for c in long)
+  ids = np.asarray(model.forward.caption(model.params, model.forward.put(
+    {"image": np.stack([model._pixels(p) for p in inference.images_in(data)] * 2)})["image"]))[:4]
+  assert long == [model.tokenizer.decode(row) for row in ids]
+  assert model.caption(data, max_length=3) == [model.tokenizer.decode(row[1:4]) for row in ids]
+  assert len(set(long)) > 1 and max(map(len, long)) > max(map(len, model.caption(data, max_length=3)))
+  assert model.caption(data / "red.png") == model.caption([data / "red.png"])
+  with pytest.raises(ValueError, match="max_length is 0"):
+    model.caption(data, max_length=0)
+
+
+def test_pictures_that_cannot_be_used_are_named(model, data, tmp_path):
+  (tmp_path / "broken.jpg").write_bytes((data / "red.png").read_bytes()[:60])
+  with pytest.raises(ValueError, match=r"can't read the picture .*broken\.jpg"):
+    model.embed_images([data / "red.png", tmp_path / "broken.jpg"])
+  with pytest.raises(ValueError, match=r"gone\.png"):
+    model.caption(tmp_path / "gone.png")
+  with pytest.raises(ValueError, match=r"uint8 \[height, width, 3\].*not float64 \[8, 8, 3\]"):
+    model.embed_images(np.zeros((8, 8, 3)))
+  with pytest.raises(ValueError, match=r"not uint8 \[8, 8\]"):
+    model.embed_images([np.zeros((8, 8), np.uint8)])
+  with pytest.raises(TypeError, match="not int"):
+    model.embed_images([1])
+  with pytest.raises(TypeError, match="not bytes"):
+    model.embed_texts([b"cat"])
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(ValueError, match=r"no pictures in .*empty"):
+    model.embed_images(tmp_path / "empty")
+
+
+def test_the_moving_average_is_taken_where_there_is_one(tmp_path, data):
+  config = small_config(data, optim=Optim(ema=0.99))
+  params = make_workdir(tmp_path / "run", config, ema_shift=1.0)
+  for ema, shift in ((None, 1), (True, 1), (False, 0)):
+    loaded = coca.load(tmp_path / "run", ema=ema).params
+    jax.tree.map(lambda x, y, shift=shift: np.testing.assert_array_equal(np.asarray(x), np.asarray(y) + shift),
+                 loaded, params)
+
+
+def test_a_run_without_an_average_says_so(workdir):
+  with pytest.raises(ValueError, match="kept no moving average"):
+    coca.load(workdir, ema=True)
+
+
+def test_one_device_and_eight_agree(workdir, model, data):
+  one = inference.load(workdir, devices=jax.devices()[:1])
+  assert one.forward.mesh.size == 1 and model.forward.mesh.size == 8  # the config's mesh is one of 64
+  np.testing.assert_allclose(one.embed_images(data), model.embed_images(data), atol=1e-5)
+  assert one.caption(data) == model.caption(data)
+
+
+def test_folders_that_are_no_workdir_say_what_is_missing(tmp_path, data, workdir):
+  with pytest.raises(FileNotFoundError, match=r"no working directory.*config\.json.*coca\.train"):
+    coca.load(tmp_path)
+  run = tmp_path / "run"
+  make_workdir(run, small_config(data), steps=())
+  with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    coca.load(run)
+  other = train(["something else"] * 9, 40)
+  other.save(run / "tokenizer.model")
+  with pytest.raises(ValueError, match=r"tokenizer\.model is not the one this run was started with"):
+    coca.load(run)
+  (run / "config.json").write_text('{"config": {"modle": {}}, "tokenizer_sha256": ""}')
+  with pytest.raises(ValueError, match=r"config\.json can't be used.*did you mean 'model'"):
+    coca.load(run)
+
+
+def test_models_with_one_loss_say_what_they_cannot_do(model, data):
+  def make(**kwargs):
+    forward = Forward(small_config(data, **kwargs), sharding.make_mesh())
+    return inference.ContrastiveCaptioner(forward.config, model.tokenizer, forward, random_params(forward))
+
+  text = dataclasses.replace(model.config.model.text, multimodal_layers=0)
+  mute = make(model=dataclasses.replace(model.config.model, text=text), captioning=settings.Captioning(weight=0.0))
+  assert mute.embed_texts("red apple").shape == (1, 16)
+  with pytest.raises(ValueError, match="no multimodal decoder"):
+    mute.caption(data)
+  blind = make(contrastive=Contrastive(weight=0.0))
+  assert len(blind.caption(data)) == 4
+  for call in (blind.embed_images, blind.embed_texts):
+    with pytest.raises(ValueError, match="without a contrastive loss"):
+      call([])
+
+
+def test_evaluate_writes_numbers_and_a_contact_sheet(workdir, model, capsys, monkeypatch):
+  # The loaded model, whose functions are compiled.
+  monkeypatch.setattr(inference, "load", lambda path, ema, devices: {(str(workdir), None): model}[path, ema])
+  evaluate.main([f"--workdir={workdir}"])
+  numbers = json.loads((workdir / "eval.json").read_text())
+  assert numbers["eval/shot/examples"] == numbers["eval/write/examples"] == 4
+  assert numbers["eval/shot/top5"] == 1 and numbers["eval/write/nll"] > 1
+  assert "eval/shot/top1" in capsys.readouterr().out
+  assert Image.open(workdir / "contact_sheet.png").width == 1320
+  evaluate.main([f"--workdir={workdir}", "--eval=write"])
+  assert {name.split("/")[1] for name in json.loads((workdir / "eval.json").read_text())} == {"write"}
+
+
+def test_evaluate_reports_mistakes_in_a_line(workdir, tmp_path):
+  with pytest.raises(SystemExit, match=r"error: .*no evaluator 'x'; it has: shot, write"):
+    evaluate.main([f"--workdir={workdir}", "--eval=x"])
+  with pytest.raises(SystemExit, match=r"error: .*no working directory"):
+    evaluate.main([f"--workdir={tmp_path}"])

@@ -1,0 +1,322 @@
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from PIL import Image
+
+from coca import config as settings
+from coca.data import feed, pipeline, tokenizer
+from coca.data.records import BadRecord, Record, Text
+
+SIZE, LENGTH = 16, 24
+
+
+class Records:
+  """A source in memory whose pictures and texts say which record they are."""
+
+  problems = ()
+
+  def __init__(self, name, count, bad=(), labels=()):
+    self.name, self.count, self.bad, self.label_names = name, count, dict(bad), labels
+    self.reads = 0
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, i):
+    self.reads += 1
+    kind = self.bad.get(i)
+    if kind == "unreadable":
+      raise BadRecord(f"shard 7: record {i} is cut off")
+    y, x = np.mgrid[0:24, 0:24]
+    pixels = np.stack([np.full_like(x, i % 256), 10 * x + i, 10 * y], -1).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    image = out.getvalue()[:60] if kind == "truncated" else out.getvalue()
+    words = (f"{self.name} {i}", f"{self.name} number {i}", f"the {i} of {self.name}")
+    if kind == "empty":
+      words = (" ", "\n")
+    return Record(f"{self.name}-{i}", image, tuple(Text(w) for w in words), i % 3 if self.label_names else -1)
+
+
+def texts_of(name, count):
+  return [f"{word} {i}" for word in (name, f"{name} number", "the", f"of {name}") for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def words():
+  return tokenizer.train(texts_of("web", 200) + texts_of("label", 200), 300)
+
+
+def make_config(batch=8, threads=2, seed=0, weights=None, **data):
+  sources = {name: settings.Source(weight=w) for name, w in (weights or {"web": 1.0, "label": 1.0}).items()}
+  return settings.Config(
+    seed=seed,
+    model=settings.Model(image=settings.ImageEncoder(size=SIZE, patch=8), text=settings.TextDecoder(length=LENGTH)),
+    data=settings.Data(sources=sources, batch=batch, threads=threads, **{"crop": (0.3, 1.0), "flip": True, **data}))
+
+
+SOURCES = {"web": (67, {3: "unreadable", 5: "truncated"}), "label": (40, {1: "empty"})}
+
+
+def open_sources(names=("web", "label")):
+  return {name: Records(name, *SOURCES[name]) for name in names}
+
+
+def take(batches, steps):
+  try:
+    return [next(batches) for _ in range(steps)]
+  finally:
+    batches.close()
+
+
+def digests(taken):
+  """Of every row of every batch: one text that changes with any of its bytes."""
+  return [[hashlib.sha256(b["image"][i].tobytes() + b["text"][i].tobytes() + b["weight"][i].tobytes()).hexdigest()
+           for i in range(len(b["weight"]))] for b, _ in taken]
+
+
+def flat(lists):
+  return [item for items in lists for item in items]
+
+
+def global_digests(config, words, rows, start=0, steps=6):
+  return digests(take(pipeline.train_batches(config, open_sources(), words, rows, start), steps))
+
+
+@pytest.fixture(scope="module")
+def reference(words):
+  return global_digests(make_config(threads=1), words, range(8), steps=40)
+
+
+def test_batches_have_the_promised_arrays(words):
+  (batch, problems), = take(pipeline.train_batches(make_config(), open_sources(), words, range(8)), 1)
+  assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
+    "image": ((8, SIZE, SIZE, 3), "uint8"), "text": ((8, LENGTH), "int32"), "weight": ((8,), "float32")}
+  assert all(isinstance(p, str) for p in problems)
+
+
+def test_every_row_differs_and_a_seed_decides_all(words, reference):
+  rows = flat(reference)
+  blank = max(rows, key=rows.count)
+  assert all(rows.count(d) == 1 or d == blank for d in rows)
+  assert set(flat(global_digests(make_config(seed=1), words, range(8)))) & set(rows) <= {blank}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_threads_do_not_matter(words, reference, threads):
+  assert global_digests(make_config(threads=threads, prefetch=threads), words, range(8), steps=40) == reference
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_hosts_do_not_matter(words, reference, hosts, interleaved):
+  for host in range(hosts):
+    rows = list(range(host, 8, hosts)) if interleaved else list(range(8 // hosts * host, 8 // hosts * (host + 1)))
+    found = global_digests(make_config(threads=1 + host % 3), words, rows)
+    assert found == [[step[r] for r in rows] for step in reference[:6]]
+
+
+@pytest.mark.parametrize("start", [1, 7, 16, 33])
+def test_a_resumed_stream_goes_on_where_it_was(words, reference, start):
+  assert global_digests(make_config(threads=3), words, range(8), start, 5) == reference[start:start + 5]
+  assert global_digests(make_config(threads=1), words, [2, 5], start, 5) == [
+    [step[2], step[5]] for step in reference[start:start + 5]]
+
+
+def test_parts_of_a_large_batch_are_in_order(words):
+  config = make_config(batch=100, threads=4)
+  whole = global_digests(config, words, range(100), steps=2)
+  for r in (0, 31, 32, 50, 66, 67, 99):
+    assert [s[0] for s in global_digests(config, words, [r], steps=2)] == [s[r] for s in whole]
+
+
+PROGRAM = """
+import json, sys
+from test_pipeline import *
+count, host, start = map(int, sys.argv[1:])
+words = tokenizer.train(texts_of("web", 200) + texts_of("label", 200), 300)
+rows = list(range(8 // count * host, 8 // count * (host + 1)))
+print(json.dumps(global_digests(make_config(threads=1 + host), words, rows, start, 4)))
+"""
+
+
+def test_two_processes_see_the_halves_of_what_one_sees(reference):
+  here = os.path.dirname(__file__)
+  env = os.environ | {"PYTHONPATH": os.pathsep.join([here, os.path.dirname(here)])}
+  running = [subprocess.Popen([sys.executable, "-c", PROGRAM, "2", str(host), "2"], stdout=subprocess.PIPE, text=True,
+                              env=env) for host in range(2)]
+  halves = [json.loads(p.communicate(timeout=120)[0]) for p in running]
+  assert [a + b for a, b in zip(*halves, strict=True)] == reference[2:6]
+
+
+def used(source, config, words, steps):
+  """Which records a stream of one source shows: their numbers, from the first channel of the pictures."""
+  name, = config.data.sources
+  taken = take(pipeline.train_batches(config, {name: source}, words, range(config.data.batch)), steps)
+  return np.concatenate([b["image"][:, 0, 0, 0] for b, _ in taken])
+
+
+def test_every_epoch_shows_every_record_once_in_another_order(words):
+  config = make_config(batch=10, weights={"web": 1.0}, crop=(1.0, 1.0), flip=False)
+  numbers = used(Records("web", 50), config, words, 20).reshape(4, 50)
+  for epoch in numbers:
+    assert sorted(epoch.tolist()) == list(range(50))
+  assert len({tuple(e) for e in numbers.tolist()} | {tuple(range(50))}) == 5
+
+
+def test_epochs_draw_other_crops_and_texts(words):
+  config = make_config(batch=1, weights={"web": 1.0})
+  taken = take(pipeline.train_batches(config, {"web": Records("web", 1)}, words, [0]), 20)
+  assert len({b["image"].tobytes() for b, _ in taken}) > 10
+  assert {words.decode(b["text"][0]) for b, _ in taken} == {"web 0", "web number 0", "the 0 of web"}
+
+
+@pytest.mark.parametrize(("weights", "share"), [((1.0, 1.0), 8), ((3.0, 1.0), 12), ((0.25, 0.75), 4),
+                                                ((0.9, 0.1), 14.4)])
+def test_mixture_holds_within_each_batch(words, weights, share):
+  config = make_config(batch=16, weights=dict(zip(("web", "label"), weights, strict=True)))
+  sources = {"web": Records("web", 60), "label": Records("label", 60)}
+  taken = take(pipeline.train_batches(config, sources, words, range(16)), 10)
+  counts = [sum("web" in words.decode(ids) for ids in b["text"]) for b, _ in taken]
+  assert all(abs(c - share) <= (0 if share == int(share) else 1) for c in counts)
+  assert abs(np.mean(counts) - share) < 0.2
+
+
+def test_a_source_keeps_its_order_beside_others(words):
+  web, label = Records("web", 60), Records("label", 60)
+  alone = pipeline.train_batches(make_config(weights={"web": 1.0}), {"web": web}, words, range(8))
+  mixed = pipeline.train_batches(make_config(), {"label": label, "web": web}, words, range(8))
+  alone, mixed = flat(digests(take(alone, 3))), flat(digests(take(mixed, 6)))
+  assert [d for d in mixed if d in alone] == alone
+
+
+def test_unusable_records_are_blank_and_say_why(words):
+  config = make_config(batch=20, weights={"web": 1.0}, background="#0a141e")
+  bad = {2: "unreadable", 5: "truncated", 11: "empty"}
+  (batch, problems), = take(pipeline.train_batches(config, {"web": Records("web", 20, bad)}, words, range(20)), 1)
+  blank = batch["weight"] == 0
+  assert blank.sum() == 3 and set(batch["weight"].tolist()) == {0.0, 1.0}
+  assert (batch["image"][blank] == (10, 20, 30)).all() and (batch["text"][blank] == tokenizer.PAD).all()
+  assert (batch["text"][~blank, 0] == tokenizer.BOS).all()
+  assert sorted(p.split(":")[0] for p in problems) == ["web", "web web-11", "web web-5"]
+  assert any("record 2 is cut off" in p for p in problems) and any("web-11: empty caption" in p for p in problems)
+
+
+def test_settings_are_checked_before_the_first_batch(words):
+  def start(config, **sources):
+    return pipeline.train_batches(config, sources or open_sources(), words, range(8))
+  with pytest.raises(ValueError, match=r"config\.data\.sources is empty"):
+    start(settings.Config())
+  with pytest.raises(ValueError, match=r"config\.data\.sources\.web holds no records"):
+    start(make_config(weights={"web": 1.0}), web=Records("web", 0))
+  with pytest.raises(ValueError, match=r"config\.data\.sources\.label\.weight is 0"):
+    start(make_config(weights={"web": 1.0, "label": 0.0}))
+  with pytest.raises(ValueError, match=r"config\.data\.crop is \(0\.5, 0\.2\)"):
+    start(make_config(crop=(0.5, 0.2)))
+  with pytest.raises(ValueError, match=r"config\.data\.background is 'whyte'"):
+    start(make_config(background="whyte"))
+  with pytest.raises(ValueError, match="none, or more than there are"):
+    pipeline.train_batches(make_config(), open_sources(), words, [7, 8])
+
+
+def test_closing_a_stream_stops_its_threads(words):
+  before = set(threading.enumerate())
+  take(pipeline.train_batches(make_config(threads=4), open_sources(), words, range(8)), 2)
+  for _ in range(200):
+    if set(threading.enumerate()) <= before:
+      return
+    time.sleep(0.05)
+  raise AssertionError(f"still running: {set(threading.enumerate()) - before}")
+
+
+def test_rows_of_a_sharding():
+  mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
+  for spec in (P(("data", "fsdp")), P("data"), P()):
+    np.testing.assert_array_equal(pipeline.rows_of(NamedSharding(mesh, spec), 16), np.arange(16))
+
+  class OneHost:
+    def addressable_devices_indices_map(self, shape):
+      assert shape == (16,)
+      return {"a": (slice(12, 16),), "b": (slice(4, 8),), "c": (slice(4, 8),)}
+  np.testing.assert_array_equal(pipeline.rows_of(OneHost(), 16), [4, 5, 6, 7, 12, 13, 14, 15])
+
+
+def evaluate(config, source, evaluator, words, rows=None, batch=8):
+  rows = list(range(batch)) if rows is None else rows
+  return list(pipeline.eval_batches(config, source, evaluator, words, rows, batch))
+
+
+def test_evaluation_goes_through_a_source_once_in_its_order(words):
+  source = Records("web", 21, labels=("a", "b", "c"))
+  taken = evaluate(make_config(), source, settings.Eval(kind="zero_shot"), words)
+  assert {k: (v.shape, v.dtype.name) for k, v in taken[0][0].items()} == {
+    "image": ((8, SIZE, SIZE, 3), "uint8"), "text": ((8, 1, LENGTH), "int32"), "text_weight": ((8, 1), "float32"),
+    "label": ((8,), "int32"), "weight": ((8,), "float32")}
+  whole = {k: np.concatenate([b[k] for b, _ in taken]) for k in taken[0][0]}
+  assert whole["weight"].tolist() == [1] * 21 + [0] * 3 and whole["text_weight"][:, 0].tolist() == [1] * 21 + [0] * 3
+  assert whole["label"].tolist() == [i % 3 for i in range(21)] + [-1] * 3
+  assert whole["image"][:21, 0, 0, 0].tolist() == list(range(21)) and (whole["image"][21:] == 255).all()
+  assert [words.decode(t[0]) for t in whole["text"][:21]] == [f"web {i}" for i in range(21)]
+  assert (whole["text"][21:] == tokenizer.PAD).all()
+  again = evaluate(make_config(threads=1, seed=5), source, settings.Eval(kind="zero_shot"), words)
+  assert all(np.array_equal(a[k], b[k]) for (a, _), (b, _) in zip(taken, again, strict=True) for k in a)
+
+
+def test_hosts_share_an_evaluation(words):
+  source = Records("web", 21)
+  whole = evaluate(make_config(), source, settings.Eval(kind="captions"), words)
+  for rows in ([0, 1, 2, 3], [4, 5, 6, 7]):
+    part = evaluate(make_config(), source, settings.Eval(kind="captions"), words, rows)
+    assert len(part) == len(whole) == 3  # also where one host has nothing but padding left
+    assert all(np.array_equal(a[k][rows], b[k]) for (a, _), (b, _) in zip(whole, part, strict=True) for k in a)
+
+
+def test_retrieval_has_several_texts_an_image(words):
+  (batch, _), = evaluate(make_config(), Records("web", 2), settings.Eval(kind="retrieval", texts_per_image=5), words)
+  assert batch["text"].shape == (8, 5, LENGTH)
+  assert batch["text_weight"][:3].tolist() == [[1, 1, 1, 0, 0]] * 2 + [[0] * 5]
+  assert [words.decode(t) for t in batch["text"][1]] == ["web 1", "web number 1", "the 1 of web", "", ""]
+  (batch, _), = evaluate(make_config(), Records("web", 2), settings.Eval(kind="retrieval", texts_per_image=2), words)
+  assert batch["text_weight"].tolist() == [[1, 1]] * 2 + [[0, 0]] * 6
+
+
+def test_evaluation_passes_over_what_it_cannot_use(words):
+  bad = {1: "unreadable", 2: "truncated", 4: "empty"}
+  def weights(kind, labels):
+    (batch, problems), = evaluate(make_config(), Records("web", 6, bad, labels), settings.Eval(kind=kind), words)
+    return batch["weight"].tolist(), len(problems), batch["text_weight"][:, 0].tolist()
+  assert weights("captions", ()) == ([1, 0, 0, 1, 0, 1, 0, 0], 3, [1, 0, 0, 1, 0, 1, 0, 0])
+  assert weights("zero_shot", ("a", "b", "c")) == ([1, 0, 0, 1, 1, 1, 0, 0], 2, [1, 0, 0, 1, 0, 1, 0, 0])
+  assert weights("zero_shot", ())[:2] == ([0] * 8, 6)  # no labels
+
+
+def test_limit_spreads_over_the_source(words):
+  taken = evaluate(make_config(), Records("web", 40), settings.Eval(kind="captions", limit=10), words)
+  numbers = np.concatenate([b["image"][b["weight"] > 0][:, 0, 0, 0] for b, _ in taken])
+  assert numbers.tolist() == list(range(0, 40, 4)) and len(taken) == 2
+  assert evaluate(make_config(), Records("web", 0), settings.Eval(kind="captions"), words) == []
+
+
+def test_labels_as_text_in_evaluation(words):
+  source = settings.Source(text="labels", prompts=("the {}", "of {}"))
+  (batch, _), = evaluate(make_config(), Records("web", 1), settings.Eval(kind="captions", source=source), words)
+  assert words.decode(batch["text"][0, 0]).startswith("the web 0")
+
+
+def test_stream_through_a_device_feed(words, reference):
+  config = make_config()
+  stream = pipeline.train_batches(config, open_sources(), words, range(8))
+  with feed.DeviceFeed(stream, jax.device_put) as batches:
+    taken = [next(batches)[:2] for _ in range(4)]
+  assert digests([(jax.device_get(b), p) for b, p in taken]) == reference[:4]

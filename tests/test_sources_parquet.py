@@ -1,0 +1,208 @@
+"""Parquet sources: img2dataset's layout, Hugging Face's, own columns; caching, damage, threads."""
+
+import io
+import random
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from coca.config import Source
+from coca.data.records import BadRecord, Record, Text
+from coca.data.sources import open_source, parquet
+from coca.data.sources.parquet import Parquet, open_parquet
+
+
+def picture(n, kind="JPEG"):
+  data = io.BytesIO()
+  Image.new("RGB", (8 + n % 32, 8), (n % 256, 2, 3)).save(data, kind)
+  return data.getvalue()
+
+
+def write(path, columns, rows_a_group=4, schema=None):
+  pq.write_table(pa.table(columns, schema=schema), path, row_group_size=rows_a_group)
+
+
+def plain(path, first=0, count=10, **kwargs):
+  write(path, {"image": [picture(n) for n in range(first, first + count)],
+               "caption": [f"pair {n}" for n in range(first, first + count)],
+               "unused": ["x" * 1000] * count}, **kwargs)  # fmt: skip
+
+
+def opened(path, **settings):
+  return open_parquet(Source(kind="parquet", path=str(path), **settings))
+
+
+def records(source):
+  return [source[i] for i in range(len(source))]
+
+
+def test_image_bytes(tmp_path):
+  plain(tmp_path / "0.parquet")
+  plain(tmp_path / "1.parquet", 10, 3)
+  source = open_source(Source(kind="parquet", path=str(tmp_path / "*.parquet")))
+  keys = [f"0.parquet:{n}" for n in range(10)] + [f"1.parquet:{n}" for n in range(3)]
+  assert records(source) == [Record(k, picture(n), (Text(f"pair {n}"),)) for n, k in enumerate(keys)]
+  assert source.problems == [] and source.label_names == ()
+  assert records(opened(tmp_path)) == records(opened(tmp_path / "{0..1}.parquet")) == records(source)
+  with pytest.raises(IndexError):
+    source[13]
+
+
+def test_img2dataset(tmp_path):
+  """The columns that img2dataset writes, with a failed download."""
+  write(tmp_path / "00000.parquet", {
+    "url": ["http://x/0", "http://x/1", "http://x/2"], "caption": ["zero", "one", None],
+    "key": ["000000000", "000000001", "000000002"], "status": ["success", "failed_to_download", "success"],
+    "error_message": [None, "HTTP Error 404", None], "width": [8, None, 9], "txt": ["zero", None, "two"],
+    "jpg": [picture(0), None, picture(2)]})  # fmt: skip
+  source = opened(tmp_path)
+  assert len(source) == 3 and source[0] == Record("000000000", picture(0), (Text("zero", "web"),))
+  with pytest.raises(BadRecord, match=r"00000\.parquet:1 \('000000001'\): status 'failed_to_download'"):
+    source[1]
+  with pytest.raises(BadRecord, match="no text"):
+    source[2]
+  assert opened(tmp_path, text_key="txt")[2].texts == (Text("two"),)
+
+
+def test_structs_and_lists(tmp_path):
+  """Hugging Face's image feature (a struct) and several captions a row."""
+  image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+  schema = pa.schema([("image", image), ("captions", pa.list_(pa.string())), ("key", pa.int64())])
+  write(tmp_path / "x.parquet", {
+    "image": [{"bytes": picture(0, "PNG"), "path": "a.png"}, {"bytes": None, "path": "b.png"}, None,
+              {"bytes": b"", "path": None}],
+    "captions": [["one", " ", None, "two "], ["x"], ["x"], ["x"]], "key": [7, 8, 9, 10]}, schema=schema)  # fmt: skip
+  source = opened(tmp_path)
+  assert source[0] == Record("7", picture(0, "PNG"), (Text("one"), Text("two")))
+  for i, reason in ((1, "only the path 'b.png'"), (2, "no image"), (3, "no image")):
+    with pytest.raises(BadRecord, match=reason):
+      source[i]
+
+
+def test_named_columns(tmp_path):
+  write(tmp_path / "x.parquet", {"photo": [picture(0)], "image": ["a.jpg"], "alt": ["a text"], "n": [1]})
+  assert opened(tmp_path, image_key="photo", text_key="alt")[0].texts == (Text("a text"),)
+  with pytest.raises(ValueError, match=r"image_key is 'image'.*image \(string\).*webdataset"):
+    opened(tmp_path, text_key="alt")
+  with pytest.raises(ValueError, match=r"text_key is 'n'.*n \(int64\)"):
+    opened(tmp_path, image_key="photo", text_key="n")
+
+
+def test_bytes_as_text(tmp_path):
+  write(tmp_path / "x.parquet", {"image": [picture(0)] * 2, "caption": ["schön".encode(), "schön".encode("latin-1")]})
+  source = opened(tmp_path)
+  assert source[0].texts == (Text("schön"),)
+  with pytest.raises(BadRecord, match=r"x\.parquet:1: .*utf-8"):
+    source[1]
+
+
+def test_damaged_files(tmp_path):
+  plain(tmp_path / "0.parquet")
+  data = (tmp_path / "0.parquet").read_bytes()
+  (tmp_path / "1.parquet").write_bytes(data[:-100])
+  (tmp_path / "2.parquet").write_bytes(b"")
+  write(tmp_path / "3.parquet", {"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
+  (tmp_path / "4.parquet").write_bytes(b"\xff" * 500 + data[500:])  # the first row group
+  source = opened(tmp_path / "{0..5}.parquet")
+  assert len(source) == 20 and len(source.problems) == 4
+  for part in ("1.parquet: ", "2.parquet: ", "3.parquet: holds no rows", "5.parquet: no such file"):
+    assert sum(part in problem for problem in source.problems) == 1
+  for _ in range(2):  # again the same
+    with pytest.raises(BadRecord, match=r"4\.parquet:0"):
+      source[10]
+  assert source[19].texts == (Text("pair 9"),)
+  with pytest.raises(ValueError, match=r"none of the 2 files can be used:\n  [12]\.parquet"):
+    opened(tmp_path / "{1..2}.parquet")
+  with pytest.raises(FileNotFoundError, match="--output_format=parquet"):
+    opened(tmp_path / "none*.parquet")
+
+
+def test_large_row_groups_give_a_warning(tmp_path, monkeypatch):
+  plain(tmp_path / "x.parquet")
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    opened(tmp_path)
+  monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 1000)
+  with pytest.warns(UserWarning, match=r"pq\.write_table\(pq\.read_table\('.*x\.parquet'\).*row_group_size=100"):
+    opened(tmp_path)
+
+
+def test_only_needed_columns_are_kept(tmp_path):
+  plain(tmp_path / "x.parquet")
+  source = opened(tmp_path)
+  assert source._row_group(0).column_names == ["image", "caption"]
+
+
+def test_cache_is_bounded_and_keeps_the_latest(tmp_path, monkeypatch):
+  plain(tmp_path / "x.parquet", count=40)
+  source, reads, read = opened(tmp_path), [], Parquet._read
+  monkeypatch.setattr(Parquet, "_read", lambda self, group: reads.append(group) or read(self, group))
+  monkeypatch.setattr(parquet, "CACHE_BYTES", 3 * source._row_group(9).nbytes + 100)
+  reads.clear()
+  for i in (0, 1, 4, 0, 8, 2, 12, 3, 4):  # row groups 0 0 1 0 2 0 3 0 1
+    source[i]
+    held = sum(f.result().nbytes for f in source._cache.values())
+    assert held == source._cached_bytes <= parquet.CACHE_BYTES
+  assert reads == [0, 1, 2, 3, 1]
+
+
+def test_threads_share_a_reading(tmp_path, monkeypatch):
+  plain(tmp_path / "x.parquet", count=8)
+  source, reads, read, begun = opened(tmp_path), [], Parquet._read, threading.Barrier(8)
+
+  def slow(self, group):
+    reads.append(group)
+    threading.Event().wait(0.1)
+    return read(self, group)
+
+  monkeypatch.setattr(Parquet, "_read", slow)
+
+  def get(i):
+    begun.wait()
+    return source[i % 4]
+
+  with ThreadPoolExecutor(8) as pool:
+    got = list(pool.map(get, range(8)))
+  assert reads == [0] and got[:4] == got[4:]
+
+
+def test_failed_reading_reaches_all_threads_and_is_tried_again(tmp_path, monkeypatch):
+  plain(tmp_path / "x.parquet", count=4)
+  source, begun = opened(tmp_path), threading.Barrier(4)
+
+  def fail(self, group):
+    threading.Event().wait(0.1)
+    raise OSError("unplugged")
+
+  def get(i):
+    begun.wait()
+    with pytest.raises(BadRecord, match="unplugged"):
+      source[i]
+
+  with monkeypatch.context() as m, ThreadPoolExecutor(4) as pool:
+    m.setattr(Parquet, "_read", fail)
+    list(pool.map(get, range(4)))
+  assert source[0].texts == (Text("pair 0"),)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_random_reading_on_threads(tmp_path, monkeypatch, remote):
+  for s in range(3):
+    plain(tmp_path / f"{s}.parquet", 20 * s, 20)
+  path = str(tmp_path / "*.parquet")
+  if remote:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({f"/pq/{s}.parquet": (tmp_path / f"{s}.parquet").read_bytes() for s in range(3)})
+    path = "memory://pq/*.parquet"
+  source = opened(path)
+  monkeypatch.setattr(parquet, "CACHE_BYTES", 2 * source._row_group(0).nbytes)  # evict all the time
+  order = random.Random(0).choices(range(60), k=600)
+  with ThreadPoolExecutor(8) as pool:
+    got = list(pool.map(source.__getitem__, order))
+  assert got == [Record(f"{n // 20}.parquet:{n % 20}", picture(n), (Text(f"pair {n}"),)) for n in order]

@@ -1,0 +1,169 @@
+"""The index of a tar: against Python's tarfile, cut off at any byte, stored, reused and built anew."""
+
+import io
+import os
+import random
+import tarfile
+
+import numpy as np
+import pytest
+from tars import shard, tar
+
+from coca.config import Source
+from coca.data.sources import files, tar_index
+from coca.data.sources.webdataset import open_webdataset
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("COCA_CACHE", str(tmp_path / "cache"))
+  return tmp_path / "cache"
+
+
+def opened(path, **settings):
+  return open_webdataset(Source(kind="webdataset", path=str(path), **settings))
+
+
+def scanned(path):
+  return tar_index.scan(files.find(str(path), ".tar", "")[0][0])
+
+
+def records(source):
+  return [source[i] for i in range(len(source))]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_index_agrees_with_tarfile(tmp_path, format):
+  names = ["a.jpg", "./b.txt", "d/e/c.JPG", "f" * 90 + "/" + "g" * 80 + ".png"]
+  if format != tarfile.USTAR_FORMAT:
+    names += ["h" * 300 + ".jpg", "i" * 700 + "/名前.json"]
+  path = tmp_path / "x.tar"
+  with tarfile.open(path, "w", format=format) as f:
+    f.addfile(tarfile.TarInfo("folder"))
+    for n, name in enumerate(names):
+      info = tarfile.TarInfo(name)
+      info.size = 700 * n
+      f.addfile(info, io.BytesIO(bytes([n]) * info.size))
+    link = tarfile.TarInfo("link.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "k" * 150 if format != tarfile.USTAR_FORMAT else "k"
+    f.addfile(link)
+    tail = tarfile.TarInfo("last.jpg")
+    tail.size = 5
+    f.addfile(tail, io.BytesIO(b"final"))
+  index = scanned(path)
+  assert index.problem == ""
+  got = {(index.keys[s].decode(), index.extensions[e]): (o, n) for s, e, o, n in
+         zip(index.sample, index.extension, index.offset, index.size, strict=True)}
+  expected = {}
+  with tarfile.open(path) as f:
+    for m in f.getmembers():
+      if m.isreg():
+        name = m.name.removeprefix("./")
+        stem, _, extension = name.rpartition(".") if "." in name else (name, "", "")
+        expected[stem, extension.lower()] = (m.offset_data, m.size)
+  assert got == expected and len(got) == len(names) + 2
+
+
+def test_index_reads_headers_only(tmp_path, monkeypatch):
+  (tmp_path / "x.tar").write_bytes(tar({f"{n}.jpg": bytes(1 << 20) for n in range(8)}))
+  sizes, read = [], files.File.read
+
+  def counted(self, start, size):
+    sizes.append(size)
+    return read(self, start, size)
+
+  monkeypatch.setattr(files.File, "read", counted)
+  assert len(scanned(tmp_path / "x.tar").keys) == 8
+  assert sum(sizes) < 100_000
+
+
+def test_member_beyond_8_gib(tmp_path):
+  """Sizes and offsets that need base 256 and 64 bits, in a sparse file."""
+  big, small = tarfile.TarInfo("a.jpg"), tarfile.TarInfo("b.jpg")
+  big.size, small.size = 9 << 30, 3
+  path = tmp_path / "x.tar"
+  with open(path, "wb") as f:
+    f.write(big.tobuf(tarfile.GNU_FORMAT))
+    f.seek(big.size, os.SEEK_CUR)
+    f.write(small.tobuf(tarfile.GNU_FORMAT) + b"end".ljust(512, b"\0") + bytes(1024))
+  index = scanned(path)
+  assert index.problem == "" and index.members(("jpg",)).tolist() == [[512, 9 << 30], [1024 + (9 << 30), 3]]
+
+
+def test_truncation_keeps_the_complete_samples(tmp_path):
+  data = shard(0, 8)
+  with tarfile.open(fileobj=io.BytesIO(data)) as f:
+    ends = [max(m.offset_data + m.size for m in group) for group in zip(*[iter(f.getmembers())] * 3, strict=True)]
+    last = f.getmembers()[-1]
+  cuts = random.Random(0).sample(range(ends[1], last.offset_data + last.size), 150)
+  cuts += [cut // 512 * 512 for cut in cuts if cut // 512 * 512 >= ends[1]]
+  path = tmp_path / "x.tar"
+  for cut in cuts:
+    path.write_bytes(data[:cut])
+    index = scanned(path)
+    kept = sum(end <= cut for end in ends)
+    assert [k.decode() for k in index.keys] == [f"{n:09d}" for n in range(kept)], cut
+    assert "truncated at byte" in index.problem and f"{kept} records before it are kept" in index.problem
+    assert (index.offset + index.size).max() <= cut and index.sample.max() < kept
+
+
+def test_index_is_reused_and_rebuilt(tmp_path, monkeypatch, cache):
+  path, index = tmp_path / "x.tar", tmp_path / "x.tar.index.npz"
+  path.write_bytes(shard(0, 3))
+  expected = records(opened(tmp_path))
+  assert index.exists() and not cache.exists()
+  good, scan, scans = index.read_bytes(), tar_index.scan, []
+  monkeypatch.setattr(tar_index, "scan", lambda file: scans.append(file.name) or scan(file))
+  assert records(opened(tmp_path)) == expected and scans == []
+  wild = dict(np.load(io.BytesIO(good)))
+  wild["offset"] = wild["offset"] + 10**9
+  with open(tmp_path / "wild.npz", "wb") as f:
+    np.savez(f, **wild)
+  middle = len(good) // 2
+  damaged = [b"", good[:middle], good[:middle] + b"?" * 40 + good[middle + 40 :], b"\x80\x04}.",
+             (tmp_path / "wild.npz").read_bytes()]  # fmt: skip
+  for n, data in enumerate(damaged, 1):
+    index.write_bytes(data)
+    assert records(opened(tmp_path)) == expected
+    assert len(scans) == n and index.read_bytes() == good
+  path.write_bytes(shard(5, 4))
+  assert [r.key for r in records(opened(tmp_path))] == [f"{n:09d}" for n in range(5, 9)] and len(scans) == 6
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["wild.npz", "x.tar", "x.tar.index.npz"]
+
+
+def test_read_only_folder(tmp_path, monkeypatch, cache):
+  (tmp_path / "shards").mkdir()
+  (tmp_path / "shards" / "x.tar").write_bytes(shard(0, 3))
+  write = files.write_atomic
+
+  def read_only(path, data):
+    if path.parent == tmp_path / "shards":
+      raise PermissionError(13, "Permission denied", str(path))
+    write(path, data)
+
+  monkeypatch.setattr(tar_index, "write_atomic", read_only)
+  with monkeypatch.context() as m:
+    (tmp_path / "file").write_text("")
+    m.setenv("COCA_CACHE", str(tmp_path / "file" / "cache"))
+    source = opened(tmp_path / "shards")
+    assert len(records(source)) == 3 and len(source.problems) == 1 and "COCA_CACHE" in source.problems[0]
+  assert opened(tmp_path / "shards").problems == []
+  assert len(list((cache / "tars").iterdir())) == 1 and len(list((tmp_path / "shards").iterdir())) == 1
+  monkeypatch.setattr(tar_index, "scan", None)
+  assert len(records(opened(tmp_path / "shards"))) == 3
+
+
+def test_cache_directory(monkeypatch):
+  monkeypatch.delenv("COCA_CACHE")
+  monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+  assert str(files.cache_directory()) == "/x/coca"
+  monkeypatch.delenv("XDG_CACHE_HOME")
+  monkeypatch.setenv("HOME", "/home/me")
+  assert str(files.cache_directory()) == "/home/me/.cache/coca"
+
+
+def test_braces():
+  assert files.braces("gs://b/{08..11}.tar") == [f"gs://b/{n}.tar" for n in ("08", "09", "10", "11")]
+  assert files.braces("{9..11}") == ["9", "10", "11"]
+  assert files.braces("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
+  assert files.braces("a{b}[c]") == ["a{b}[c]"]

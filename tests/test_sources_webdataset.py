@@ -1,0 +1,174 @@
+"""Records from WebDataset tars, whole and damaged, local and remote."""
+
+import io
+import random
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import pytest
+from tars import picture, sample, shard, tar
+
+from coca.config import Source
+from coca.data.records import BadRecord, Record, Text
+from coca.data.sources import files, open_source, tar_index
+from coca.data.sources.webdataset import open_webdataset
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("COCA_CACHE", str(tmp_path / "cache"))
+  return tmp_path / "cache"
+
+
+def opened(path, **settings):
+  return open_webdataset(Source(kind="webdataset", path=str(path), **settings))
+
+
+def records(source):
+  return [source[i] for i in range(len(source))]
+
+
+def test_records(tmp_path):
+  for s in range(3):
+    (tmp_path / f"{s:05d}.tar").write_bytes(shard(10 * s, 10))
+  source = open_source(Source(kind="webdataset", path=str(tmp_path / "{00000..00002}.tar")))
+  assert records(source) == [Record(f"{n:09d}", picture(n), (Text(f"pair {n}", "web"),)) for n in range(30)]
+  assert source.problems == [] and source.label_names == () and source.name.endswith(".tar")
+  for other in (tmp_path, tmp_path / "*.tar", tmp_path / "0000{0,1,2}.tar"):
+    assert records(opened(other)) == records(source)
+  with pytest.raises(IndexError):
+    source[30]
+
+
+def test_linked_shards(tmp_path):
+  (tmp_path / "blob").write_bytes(shard(0, 2))
+  (tmp_path / "links").mkdir()
+  (tmp_path / "links" / "0.tar").symlink_to(tmp_path / "blob")
+  assert [r.key for r in records(opened(tmp_path / "links/*.tar"))] == ["000000000", "000000001"]
+
+
+def test_text_keys(tmp_path):
+  members = sample(0) | {"b.webp": picture(1, "WEBP"), "b.json": b'{"caption": "only json"}'}
+  (tmp_path / "0.tar").write_bytes(tar(members))
+  assert [r.texts for r in records(opened(tmp_path))] == [(Text("pair 0"),), (Text("only json"),)]
+  source = opened(tmp_path, text_key="alts")
+  assert source[0].texts == (Text("first 0"), Text("second 0"))
+  with pytest.raises(BadRecord, match=r"0\.tar: record 'b'.*'alts'"):
+    source[1]
+  with pytest.raises(ValueError, match=r"text_key is 'captoin'.*it has: alts, caption, status"):
+    opened(tmp_path, text_key="captoin")
+  assert opened(tmp_path, image_key="webp")[1].image == members["b.webp"]
+  with pytest.raises(ValueError, match=r"image_key is 'gif'.*\.jpg, \.json, \.txt, \.webp"):
+    opened(tmp_path, image_key="gif")
+
+
+def test_incomplete_and_broken_samples_are_counted(tmp_path):
+  members = sample(0) | {
+    "alone.jpg": picture(1),
+    "blind.txt": b"a text",
+    "latin.jpg": picture(1), "latin.txt": "Käse".encode("latin-1"),
+    "blank.png": picture(1, "PNG"), "blank.txt": b" \n",
+    "empty.jpg": b"", "empty.txt": b"a text",
+    "json.jpg": picture(1), "json.json": b"[" * 100_000,
+    "lone.jpg": picture(1), "lone.json": b'{"caption": "\\ud83d"}',
+    "number.jpg": picture(1), "number.json": b'{"caption": 3}',
+    "._b.jpg": b"x", "__info__.txt": b"y",
+  }  # fmt: skip
+  (tmp_path / "0.tar").write_bytes(tar(members))
+  source = opened(tmp_path)
+  assert len(source) == 9 and source[0].key == "000000000"
+  reasons = ["alone'.*no text", "blind'.*no image", "latin'.*utf-8", "blank'.*empty", "empty'.*image is empty",
+             "json'.*can't be read", "lone'.*utf-8", "number'.*int"]  # fmt: skip
+  for i, reason in enumerate(reasons, 1):
+    with pytest.raises(BadRecord, match=reason):
+      source[i]
+
+
+def test_unsorted_repeated_and_appended(tmp_path):
+  apart = tar({"a.jpg": b"1", "b.jpg": b"2", "a.txt": b"3", "b.txt": b"4"})
+  (tmp_path / "x.tar").write_bytes(apart + tar({"a.jpg": b"5", "a.txt": b"6"}) + b"no tar" * 200)
+  source = opened(tmp_path)
+  assert [(r.key, r.image, r.texts[0].text) for r in records(source)] == [
+    ("a", b"1", "3"), ("b", b"2", "4"), ("a", b"5", "6")]  # fmt: skip
+  assert source.problems == []
+
+
+def test_damaged_shards_are_problems_not_errors(tmp_path):
+  good = shard(0, 4)
+  with tarfile.open(fileobj=io.BytesIO(good)) as f:
+    third = f.getmembers()[6].offset
+  (tmp_path / "0.tar").write_bytes(good)
+  (tmp_path / "1.tar").write_bytes(good[:third] + b"\xff" * 512 + good[third + 512 :])
+  (tmp_path / "2.tar").write_bytes(b"hello " * 1000)
+  (tmp_path / "3.tar").write_bytes(b"")
+  (tmp_path / "4.tar").write_bytes(b"\x1f\x8b" + bytes(1000))
+  (tmp_path / "5.tar").write_bytes(bytes(10240))
+  source = opened(tmp_path / "{0..6}.tar")
+  assert len(source) == 6 and len(records(source)) == 6
+  for part in ("6.tar: no such file", f"1.tar: damaged header at byte {third}; 2 records", "2.tar: not a tar file",
+               "3.tar: the file is empty", "4.tar: a compressed tar", "5.tar: holds no records"):  # fmt: skip
+    assert sum(part in problem for problem in source.problems) == 1, part
+  assert len(source.problems) == 6
+  assert opened(tmp_path / "{0..6}.tar").problems == source.problems  # from the stored indexes
+  with pytest.raises(ValueError, match=r"none of the 2 files is a usable tar:\n.*not a tar"):
+    opened(tmp_path / "{2..3}.tar")
+
+
+def test_nothing_there(tmp_path):
+  for path in (f"{tmp_path}/*.tar", f"{tmp_path}/{{0..3}}.tar", f"{tmp_path}/none", "", "memory://none/*.tar"):
+    with pytest.raises(FileNotFoundError) as e:
+      opened(path)
+    assert repr(path) in str(e.value) and "config.data.sources.<name>.path" in str(e.value)
+    assert "--output_format=webdataset" in str(e.value)
+
+
+def test_remote(cache, monkeypatch):
+  fs = fsspec.filesystem("memory")
+  fs.pipe({f"/wds/{s}.tar": shard(10 * s, 10) for s in range(2)})
+  fs.pipe("/wds/2.tar", shard(20, 10)[:9000])
+  source = opened("memory://wds/*.tar")
+  assert [r.image for r in records(source)[:20]] == [picture(n) for n in range(20)]
+  assert len(source.problems) == 1 and "2.tar: truncated" in source.problems[0]
+  assert len(list((cache / "tars").iterdir())) == 3
+  monkeypatch.setattr(tar_index, "scan", None)
+  assert records(opened("memory://wds/{0..2}.tar")) == records(source)
+  calls, cat = [], type(fs).cat_file
+  monkeypatch.setattr(type(fs), "cat_file", lambda self, *a, **k: calls.append(a) or cat(self, *a, **k))
+  source[3]
+  assert len(calls) == 1  # image and text lie together: one request
+  fs.rm("/wds/1.tar")
+  with pytest.raises(BadRecord, match=r"1\.tar: record '000000013'"):
+    source[13]
+
+
+def test_remote_errors_are_tried_again(monkeypatch):
+  fs = fsspec.filesystem("memory")
+  fs.pipe("/flaky/0.tar", shard(0, 2))
+  source = opened("memory://flaky/0.tar")
+  expected, cat, failures = source[0], type(fs).cat_file, [RuntimeError("503"), RuntimeError("503")]
+
+  def flaky(self, *args, **kwargs):
+    if failures:
+      raise failures.pop()
+    return cat(self, *args, **kwargs)
+
+  monkeypatch.setattr(type(fs), "cat_file", flaky)
+  monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+  assert source[0] == expected
+  failures += [RuntimeError("503")] * 3
+  with pytest.raises(BadRecord, match="503"):
+    source[0]
+
+
+def test_many_shards_on_many_threads(tmp_path, monkeypatch):
+  """More shards than descriptors are kept, so that they are opened and closed under the readers."""
+  monkeypatch.setattr(files, "_descriptor", files.functools.lru_cache(3)(files._descriptor.__wrapped__))
+  for s in range(12):
+    (tmp_path / f"{s:02d}.tar").write_bytes(shard(5 * s, 5))
+  source = opened(tmp_path)
+  order = random.Random(1).choices(range(60), k=2000)
+  with ThreadPoolExecutor(8) as pool:
+    got = list(pool.map(source.__getitem__, order))
+  assert got == [Record(f"{n:09d}", picture(n), (Text(f"pair {n}"),)) for n in order]
+  assert files._descriptor.cache_info().currsize == 3

@@ -1,0 +1,188 @@
+import io
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from coca.config import Source
+from coca.data import texts, tokenizer
+from coca.data.records import BadRecord, Record, Text
+
+WORDS = ["a", "the", "cat", "dog", "bird", "red", "blue", "green", "small", "large", "old", "new", "house", "tree",
+         "car", "boat", "sitting", "running", "on", "in", "under", "with", "and", "photo", "Paris", "Ørsted", "café"]
+
+
+def sentences(n, seed=0):
+  draw = random.Random(seed)
+  return [" ".join(draw.choices(WORDS, k=draw.randint(2, 12))) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def small():
+  return tokenizer.train(sentences(500), 200)
+
+
+class Records:
+  """A source in memory; a text of None is a record that cannot be read."""
+
+  name, problems, label_names = "memory", (), ()
+
+  def __init__(self, captions, origin="web"):
+    self.captions, self.origin = captions, origin
+
+  def __len__(self):
+    return len(self.captions)
+
+  def __getitem__(self, i):
+    if self.captions[i] is None:
+      raise BadRecord(f"memory {i}: unreadable")
+    return Record(str(i), b"", tuple(Text(t, self.origin) for t in self.captions[i]))
+
+
+def test_special_ids_and_padding(small):
+  ids = small.encode("a red cat", 24)
+  assert ids.dtype == np.int32 and ids.shape == (24,)
+  end = int(np.flatnonzero(ids == tokenizer.EOS)[0])
+  assert ids[0] == tokenizer.BOS and (ids[end + 1:] == tokenizer.PAD).all()
+  assert (ids[1:end] > tokenizer.UNK).all() and ids.max() < small.vocab
+  assert (tokenizer.PAD, tokenizer.BOS, tokenizer.EOS, tokenizer.UNK) == (0, 1, 2, 3)
+
+
+def test_decode_undoes_encode(small):
+  for text in sentences(50, seed=1):
+    assert small.decode(small.encode(text, 128)) == text
+  assert small.decode(small.encode("  a \n red\tcat ", 32)) == "a red cat"
+  assert small.decode(small.encode("\uff43at in Paris", 32)) == "cat in Paris"  # NFKC, and case is kept
+
+
+def test_long_texts_end_with_eos(small):
+  text = " ".join(sentences(20))
+  whole, cut = small.encode(text, 2000), small.encode(text, 16)
+  assert cut[-1] == tokenizer.EOS and (cut[:-1] == whole[:15]).all()
+  exact = int((whole != tokenizer.PAD).sum())
+  assert (small.encode(text, exact) == whole[:exact]).all()
+  assert small.encode("", 3).tolist() == [tokenizer.BOS, tokenizer.EOS, tokenizer.PAD]
+
+
+def test_decode_takes_what_a_model_may_emit(small):
+  ids = small.encode("a red cat", 24)
+  end = int(np.flatnonzero(ids == tokenizer.EOS)[0])
+  noisy = [*ids[:2], tokenizer.PAD, tokenizer.UNK, small.vocab, 10**6, -1, *ids[2:end], tokenizer.EOS, *ids[1:end]]
+  assert small.decode(np.array(noisy)) == "a red cat"
+  assert small.decode([]) == ""
+
+
+def test_training_is_reproducible_to_the_byte_also_in_another_process(small):
+  assert tokenizer.train(sentences(500), 200).model == small.model
+  program = ("import sys; sys.path.insert(0, 'tests'); from test_tokenizer import sentences, tokenizer; "
+             "print(tokenizer.train(sentences(500), 200).sha256)")
+  found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                         cwd=os.path.dirname(os.path.dirname(__file__)))
+  assert found.stdout.strip() == small.sha256
+  assert found.stderr == ""  # SentencePiece's log is silenced
+  assert tokenizer.train(sentences(500, seed=2), 200).sha256 != small.sha256
+
+
+def test_few_texts_do_not_fill_a_large_vocabulary():
+  few = tokenizer.train(["a cat", "a dog"], 64_000)
+  assert 4 < few.vocab < 64_000 and few.decode(few.encode("a cat", 16)) == "a cat"
+
+
+def test_unknown_characters_are_bytes_in_a_large_vocabulary_only(small):
+  large = tokenizer.train(sentences(500), 8192)
+  assert large.decode(large.encode("a 猫 🎉", 64)) == "a 猫 🎉"
+  assert tokenizer.UNK in small.encode("a 猫", 16) and small.decode(small.encode("a 猫", 16)).strip() == "a"
+
+
+def test_more_characters_than_the_vocabulary_holds():
+  many = ["".join(chr(0x4E00 + k) for k in range(i, i + 10)) for i in range(600)] + sentences(300)
+  with pytest.raises(ValueError, match=r"config\.model\.text\.vocab 100 does not do for 900 texts"):
+    tokenizer.train(many, 100)
+  rare = [*sentences(3000), *many[:4]]  # rare enough to be left out
+  assert tokenizer.train(rare, 80).vocab <= 80
+
+
+def test_no_usable_texts():
+  for nothing in ([], ["", " \n\t"]):
+    with pytest.raises(ValueError, match="no texts to train the tokenizer on"):
+      tokenizer.train(nothing, 100)
+
+
+def test_save_and_load(small, tmp_path):
+  path = tmp_path / "tokenizer.model"
+  small.save(path)
+  assert os.listdir(tmp_path) == ["tokenizer.model"]
+  again = tokenizer.load(path, small.sha256)
+  assert again.model == small.model and again.vocab == small.vocab
+  assert tokenizer.load(path).sha256 == small.sha256
+
+
+def test_missing_and_changed_files(small, tmp_path):
+  with pytest.raises(FileNotFoundError, match="no tokenizer in"):
+    tokenizer.load(tmp_path / "none.model")
+  path = tmp_path / "tokenizer.model"
+  for at in range(0, len(small.model), len(small.model) // 40):
+    flipped = bytearray(small.model)
+    flipped[at] ^= 4
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match="not the one this run was started with"):
+      tokenizer.load(path, small.sha256)
+
+
+def test_damaged_models(small, tmp_path):
+  path = tmp_path / "tokenizer.model"
+  for content in (b"", b"not a model", small.model[:len(small.model) // 2]):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.model: not a SentencePiece model, or a damaged one"):
+      tokenizer.load(path)
+
+
+def test_models_with_other_special_ids_are_refused(tmp_path):
+  out = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences(200)), model_writer=out, vocab_size=50,
+                                           minloglevel=2)
+  with pytest.raises(ValueError, match=r"are \(-1, 1, 2, 0\); they have to be 0, 1, 2, 3"):
+    tokenizer.Tokenizer(out.getvalue())
+
+
+def test_texts_of_draws_the_same_texts_from_all_sources():
+  sources = {"b": Records([[f"web {i}", " "] for i in range(3000)]),
+             "a": Records([["cat", "animal"], None, ["  "], ["dog"]], "label")}
+  settings = {"a": Source(text="labels", prompts=("a photo of the {}",)), "b": Source()}
+  drawn = [list(tokenizer.texts_of(sources, settings, 200, seed)) for seed in (0, 0, 1)]
+  assert drawn[0] == drawn[1] != drawn[2]
+  labels = [t for t in drawn[0] if t.startswith("a photo")]
+  assert len(labels) == 2 and labels[1] == "a photo of the dog"
+  assert labels[0] in ("a photo of the cat, animal", "a photo of the animal, cat")
+  assert len(drawn[0]) == 102 and len(set(drawn[0])) == 102
+  everything = list(tokenizer.texts_of(sources, settings, 10**6, 0))
+  assert sorted(everything[2:]) == sorted(f"web {i}" for i in range(3000))
+
+
+def test_rules_of_which_text_is_used():
+  rng = np.random.default_rng(0)
+  record = Record("k", b"", (Text(" \n"), Text(" one  text\n"), Text("two"), Text("cat", "label"),
+                           Text("animal", "label")))
+  assert texts.choose(record, "first", (), rng) == "one text"
+  assert {texts.choose(record, "random", (), rng) for _ in range(100)} == {"one text", "two", "cat", "animal"}
+  seen = {texts.choose(record, "labels", ("a photo of the {}", "{}!"), rng) for _ in range(100)}
+  assert seen == {"a photo of the cat, animal", "a photo of the animal, cat", "cat, animal!", "animal, cat!"}
+  assert texts.choose(Record("k", b"", (Text("dog"),)), "labels", (), rng) == "dog"
+
+
+@pytest.mark.parametrize("rule", ["first", "random", "labels"])
+def test_empty_captions_are_bad_records(rule):
+  for nothing in ((), (Text(""),), (Text(" \t\n\u3000"), Text(""))):
+    with pytest.raises(BadRecord, match="empty caption"):
+      texts.choose(Record("k", b"", nothing), rule, ("a {}",), np.random.default_rng(0))
+
+
+def test_prompts_need_a_place_for_the_name():
+  texts.check_prompts(("a photo of the {}", "{}"), "here")
+  for prompt in ("a photo", "{} and {}"):
+    with pytest.raises(ValueError, match="here: the prompt"):
+      texts.check_prompts((prompt,), "here")
