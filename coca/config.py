@@ -10,6 +10,8 @@ Durations are text, wherever they appear: "10000" or "10000 steps", "1e6 example
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 from ml_collections import ConfigDict
 
 Duration = str
+DURATION = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|steps?|examples?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +211,8 @@ CHOICES = {
   "data.sources.*.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
   "data.sources.*.text": ("first", "random", "labels"),
   "evals.*.kind": ("zero_shot", "retrieval", "captions"),
+  "evals.*.source.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
+  "evals.*.source.text": ("first", "random", "labels"),
 }
 
 
@@ -251,7 +256,7 @@ def arguments(arg: str | None, **defaults) -> ConfigDict:
       raise ValueError(f"config argument '{name}' is unknown; this config takes: {known}")
     kind = type(defaults[name])
     if kind is bool:
-      if text.lower() not in ("", "1", "0", "true", "false"):
+      if has_value and text.lower() not in ("1", "0", "true", "false"):
         raise ValueError(f"config argument '{item}': '{name}' takes true or false")
       values[name] = text.lower() in ("1", "true") if has_value else True
     elif not has_value:
@@ -288,10 +293,12 @@ def _parse(kind, values, where: str):
 
 def _convert(kind, value, where: str):
   if dataclasses.is_dataclass(kind):
+    _check_names(value, where, ": " + ", ".join(f.name for f in dataclasses.fields(kind)))
     return _parse(kind, dict(value), where)
   if isinstance(kind, types.GenericAlias):
     inner = typing.get_args(kind)
     if kind.__origin__ is dict:
+      _check_names(value, where)
       return {k: _convert(inner[1], v, f"{where}.{k}") for k, v in dict(value).items()}
     if isinstance(value, str) or not isinstance(value, (tuple, list)):
       raise ValueError(f"{where} is {value!r}; it takes a tuple")
@@ -303,6 +310,11 @@ def _convert(kind, value, where: str):
   if type(value) is not kind:
     raise ValueError(f"{where} is {value!r}; it takes a value of type {kind.__name__}")
   return value
+
+
+def _check_names(value, where: str, names: str = "") -> None:
+  if not isinstance(value, (dict, ConfigDict)):
+    raise ValueError(f"{where} is {value!r}; it takes settings by name{names}")
 
 
 def _check(c: Config) -> None:
@@ -333,7 +345,7 @@ def _check(c: Config) -> None:
                        ("checkpoint.every", c.checkpoint.every), ("checkpoint.keep_every", c.checkpoint.keep_every),
                        *((f"evals.{k}.every", e.every) for k, e in c.evals.items())):
     try:
-      in_steps(value, c.data.batch, 1)
+      in_steps(value, c.data.batch, None if where == "steps" else 1)
     except ValueError as e:
       raise ValueError(f"config.{where}: {e}") from None
 
@@ -361,17 +373,14 @@ def in_steps(duration: Duration, batch: int, total: int | None = None) -> int:
   """
   if not duration:
     return 0
-  number, unit = (duration[:-1], "%") if duration.endswith("%") else [*duration.split(), "steps"][:2]
-  try:
-    value = float(number)
-  except ValueError:
-    value = -1.0
-  if value < 0 or unit not in ("%", "step", "steps", "example", "examples"):
+  found = DURATION.fullmatch(duration.strip())
+  value, unit = (float(found[1]), found[2]) if found else (math.inf, None)
+  if value == math.inf:
     raise ValueError(f"{duration!r} is no duration; write '100', '100 steps', '1e6 examples' or '2%'")
   if unit == "%":
     if total is None:
       raise ValueError(f"{duration!r}: percent of what? Write steps or examples")
     value *= total / 100
-  elif unit.startswith("example"):
+  elif unit and unit.startswith("example"):
     value /= batch
   return max(round(value), 1 if value > 0 else 0)

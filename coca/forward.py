@@ -4,6 +4,7 @@
 Shapes: B batch, S side in pixels, T text length, E embedding width.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -64,10 +65,9 @@ class Forward:
       return function(*args)
 
   def _jit(self, function):
-    compiled = jax.jit(
+    return jax.jit(
       lambda params, *args: function(nnx.merge(self.graphdef, params), *args), out_shardings=replicated(self.mesh)
     )
-    return compiled
 
   @functools.cached_property
   def _embed_images(self):
@@ -79,11 +79,11 @@ class Forward:
 
   @functools.cached_property
   def _caption_loss(self):
+    settings = dataclasses.replace(self.config.captioning, tokens="mean", label_smoothing=0.0)
+
     def loss(model, batch):
       out = model(batch["image"], batch["text"], contrast=False)
-      return captioning_loss(
-        out.states, model.softmax_kernel(), batch["text"], batch["weight"], self.config.captioning
-      )
+      return captioning_loss(out.states, model.softmax_kernel(), batch["text"], batch["weight"], settings)
 
     return self._jit(loss)
 

@@ -21,36 +21,36 @@ from coca.sharding import batch_sharding, replicated, state_shardings
 
 def init_state(config: Config, total: int, mesh):
   """A new training state on the mesh; the same numbers on any mesh."""
-  init, shardings = _initializer(config, total, mesh)
+  new, _ = _new_state(config, total)
+
+  def init():
+    return new(nnx.to_pure_dict(nnx.state(CoCa(config, nnx.Rngs(config.seed)))))
+
+  shardings = jax.tree.map(lambda x: x.sharding, planned_state(config, total, mesh))
   with jax.set_mesh(mesh):
     return jax.jit(init, out_shardings=shardings)()
 
 
 def planned_state(config: Config, total: int, mesh):
   """What `init_state` returns, as ShapeDtypeStructs with shardings; nothing is computed. The mesh may be abstract."""
-  init, shardings = _initializer(config, total, mesh)
+  new, params = _new_state(config, total)
+  state = jax.eval_shape(new, params)
   return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(init), shardings
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, state_shardings(state, params, mesh)
   )
 
 
-def _initializer(config: Config, total: int, mesh):
-  """The function that makes a new state, and the state's shardings."""
+def _new_state(config: Config, total: int):
+  """The function that makes a state of new parameters, and the parameters' shapes."""
   _, abstract = abstract_model(config)
   optimizer = make_optimizer(config, total, abstract)
 
-  def init():
-    params = nnx.to_pure_dict(nnx.state(CoCa(config, nnx.Rngs(config.seed))))
+  def new(params):
     counters = {name: jnp.int32(0) for name in ("step", "skipped", "skipped_in_a_row", "unusable")}
     ema = {"ema": jax.tree.map(jnp.copy, params)} if config.optim.ema else {}
     return {"params": params, "opt": optimizer.init(params), **ema, **counters}
 
-  return init, state_shardings(jax.eval_shape(init), abstract, mesh)
-
-
-def abstract_state(state):
-  """The state's shapes, dtypes and shardings: what a checkpoint is restored to."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  return new, abstract
 
 
 def make_train_step(config: Config, total: int, state, mesh):

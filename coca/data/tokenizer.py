@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import sentencepiece
+from etils import epath
 from tqdm import tqdm
 
 from coca.config import Source
@@ -93,11 +94,11 @@ def load(path, sha256: str = "") -> Tokenizer:
     FileNotFoundError: no such file.
     ValueError: another model than `sha256` says, or a damaged one.
   """
-  if not os.path.isfile(path):
+  path = epath.Path(path)
+  if not path.is_file():
     raise FileNotFoundError(f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model, or leave it "
                             "empty to train one")
-  with open(path, "rb") as f:
-    model = f.read()
+  model = path.read_bytes()
   found = hashlib.sha256(model).hexdigest()
   if sha256 and found != sha256:
     raise ValueError(f"the tokenizer in {path} is not the one this run was started with (sha256 {found}, expected "

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from coca.models.text import BOS, EOS, PAD
+from coca.data.tokenizer import BOS, EOS, PAD
 
 
 def greedy(model, image_tokens, length: int):

@@ -17,11 +17,11 @@ from coca.host import to_host
 
 
 class Captions:
-  """Loss per token of the texts, and a greedy caption for every picture.
+  """Loss per token of each record's first text, and a greedy caption for every picture.
 
   Args:
     config: the run's settings.
-    settings: the evaluator's: source, batch, limit, texts_per_image.
+    settings: the evaluator's: source, batch, limit.
     forward: compiled functions (`coca.forward.Forward`).
     tokenizer: `coca.data.tokenizer.Tokenizer`.
     source: pictures and their texts, the references.

@@ -118,7 +118,7 @@ class CoCa(nnx.Module):
   def start_decoding(self, image_tokens, length: int) -> Cache:
     """Empty caches for `length` positions, and the image tokens' keys and values, computed once an image."""
     image = self.multimodal.stack.context_cache(image_tokens)
-    layers, batch, _, heads, width = image[0].shape
+    _, batch, _, heads, width = image[0].shape
 
     def empty(stack):
       n = jax.tree.leaves(nnx.state(stack.layers))[0].shape[0]

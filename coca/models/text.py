@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Model
+from coca.data.tokenizer import PAD
 from coca.models.layers import EMBED_INIT, Layer, Stack, layer_norm, linear
 from coca.sharding import constrain_batch, gather
-
-PAD, BOS, EOS = 0, 1, 2  # as coca/data/tokenizer.py numbers them
 
 
 class Embedding(nnx.Module):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from coca import config
-from coca.models.text import PAD
+from coca.data.tokenizer import PAD
 from coca.sharding import BATCH
 
 

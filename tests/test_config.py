@@ -1,0 +1,211 @@
+"""Settings: arguments behind `config.py:`, checks, durations, and overrides through ml_collections' flags."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from coca.config import Config, Eval, Source, arguments, default, in_steps, parse, to_dict
+
+
+def changed(**changes):
+  """The default config as plain data, with the values at dotted paths replaced (double underscores for dots)."""
+  config = default().to_dict()
+  for path, value in changes.items():
+    *parents, last = path.split("__")
+    node = config
+    for name in parents:
+      node = node[name]
+    node[last] = value
+  return config
+
+
+class TestArguments:
+  def test_defaults(self):
+    for arg in (None, ""):
+      assert arguments(arg, runlocal=False, res=288).to_dict() == {"runlocal": False, "res": 288}
+
+  def test_values_take_the_type_of_their_default(self):
+    args = arguments("res=128,runlocal,lr=1e-3,path=gs://b/run=1", runlocal=False, res=288, lr=0.1, path="")
+    assert args.to_dict() == {"runlocal": True, "res": 128, "lr": 1e-3, "path": "gs://b/run=1"}
+
+  @pytest.mark.parametrize(("text", "value"), [("runlocal=0", False), ("runlocal=False", False), ("runlocal=1", True),
+                                               ("runlocal=true", True), ("runlocal", True)])
+  def test_truth(self, text, value):
+    assert arguments(text, runlocal=not value).runlocal is value
+
+  def test_an_unknown_one_is_refused_and_the_known_ones_listed(self):
+    with pytest.raises(ValueError, match="'runlocall' is unknown; this config takes: runlocal=False, res=288"):
+      arguments("runlocall", runlocal=False, res=288)
+
+  @pytest.mark.parametrize(("text", "message"), [
+    ("res=big", "'res' takes a value of type int"),
+    ("res", "'res' needs a value: res=288"),
+    ("runlocal=maybe", "'runlocal' takes true or false"),
+    ("runlocal=", "'runlocal' takes true or false"),
+  ])
+  def test_wrong_values(self, text, message):
+    with pytest.raises(ValueError, match=message):
+      arguments(text, runlocal=False, res=288)
+
+
+class TestParse:
+  def test_the_default_is_the_dataclass(self):
+    assert parse(default()) == Config()
+
+  def test_there_and_back(self):
+    source = Source(kind="folder", path="pictures", prompts=("a {}", "the {}"))
+    config = default()
+    config.data.sources.mine = to_dict(source)
+    config.evals.mine = to_dict(Eval(kind="retrieval", source=source, templates=("a {}",)))
+    config.optim.lr_scale = {"image_encoder": 0}
+    parsed = parse(config)
+    assert parsed.data.sources == {"mine": source}
+    assert parsed.evals["mine"].source is not source
+    assert parsed.evals["mine"].source == source
+    assert parsed.optim.lr_scale == {"image_encoder": 0.0}
+    assert isinstance(parsed.optim.lr_scale["image_encoder"], float)
+    assert parse(to_dict(parsed)) == parsed
+    assert parse(json.loads(json.dumps(dataclasses.asdict(parsed)))) == parsed  # as a workdir keeps it
+
+  def test_it_is_frozen(self):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+      parse(default()).model.image.size = 1
+
+  @pytest.mark.parametrize(("changes", "message"), [
+    ({"model__image__widht": 1}, r"config\.model\.image\.widht: no such setting; did you mean 'width'\?"),
+    ({"zzz": 1}, r"config\.zzz: no such setting; known: captioning, .*"),
+    ({"data__sources": {"a": {"knd": "tfds"}}}, r"config\.data\.sources\.a\.knd: .* did you mean 'kind'"),
+    ({"model__image__width": "768"}, r"config\.model\.image\.width is '768'; it takes a value of type int"),
+    ({"model__image__width": 768.0}, r"config\.model\.image\.width is 768\.0; it takes a value of type int"),
+    ({"model__image__width": True}, r"config\.model\.image\.width is True; it takes a value of type int"),
+    ({"data__flip": 1}, r"config\.data\.flip is 1; it takes a value of type bool"),
+    ({"optim__lr": True}, r"config\.optim\.lr is True; it takes a value of type float"),
+    ({"steps": 100}, r"config\.steps is 100; it takes a value of type str"),
+    ({"data__crop": 0.5}, r"config\.data\.crop is 0\.5; it takes a tuple"),
+    ({"data__crop": "ab"}, r"config\.data\.crop is 'ab'; it takes a tuple"),
+    ({"data__crop": (0.5,)}, r"config\.data\.crop is \(0\.5,\); it takes 2 values"),
+    ({"data__crop": (0.5, "1")}, r"config\.data\.crop is '1'; it takes a value of type float"),
+    ({"model": 5}, r"config\.model is 5; it takes settings by name: image, "),
+    ({"evals": ["a"]}, r"config\.evals is \['a'\]; it takes settings by name"),
+    ({"model__dtype": "float16"}, r"config\.model\.dtype is 'float16'; it may be 'auto', 'bfloat16', 'float32'"),
+    ({"data__sources": {"a": {"kind": "csv"}}}, r"config\.data\.sources\.a\.kind is 'csv'; it may be 'builtin', "),
+    ({"evals": {"e": {"kind": "fid"}}}, r"config\.evals\.e\.kind is 'fid'; it may be 'zero_shot', "),
+    ({"evals": {"e": {"source": {"kind": "csv"}}}}, r"config\.evals\.e\.source\.kind is 'csv'; it may be "),
+    ({"evals": {"e": {"source": {"text": "best"}}}}, r"config\.evals\.e\.source\.text is 'best'; it may be "),
+    ({"model__image__size": 290}, r"image\.size 290 is no multiple of patch 18"),
+    ({"model__image__patch_dropout": 1.0}, r"patch_dropout 1\.0 is not in \[0, 1\)"),
+    ({"model__image__heads": 7}, r"config\.model\.image\.width 768 is no multiple of heads 7"),
+    ({"model__text__heads": 7}, r"config\.model\.text\.width 768 is no multiple of heads 7"),
+    ({"model__poolers__heads": 7}, r"config\.model\.poolers\.heads 7 does not divide the text width 768"),
+    ({"contrastive__weight": 0.0, "captioning__weight": 0.0}, "nothing to train"),
+    ({"model__text__multimodal_layers": 0}, r"config\.captioning\.weight needs .*multimodal_layers"),
+    ({"optim__accumulate": 3}, r"config\.data\.batch 65536 is no multiple of config\.optim\.accumulate 3"),
+    ({"data__max_skipped": 1.5}, r"config\.data\.max_skipped 1\.5 is not a share"),
+    ({"optim__warmup": "2 percent"}, r"config\.optim\.warmup: '2 percent' is no duration"),
+    ({"evals": {"e": {"every": "often"}}}, r"config\.evals\.e\.every: 'often' is no duration"),
+  ])
+  def test_errors_name_the_setting_and_what_it_takes(self, changes, message):
+    with pytest.raises(ValueError, match=message):
+      parse(changed(**changes))
+
+  def test_a_config_file_cannot_add_a_wrong_name(self):
+    with pytest.raises(AttributeError, match="widht"):
+      default().model.image.widht = 1
+
+
+class TestDurations:
+  @pytest.mark.parametrize(("text", "steps"), [
+    ("10000", 10_000), ("10000 steps", 10_000), ("1 step", 1), ("1e6 examples", 1_000), ("1500 examples", 2),
+    ("2%", 40), ("0.5 %", 10), ("100%", 2_000), ("", 0), ("0", 0), ("0%", 0), ("1 example", 1), ("0.001%", 1),
+  ])
+  def test_in_steps(self, text, steps):
+    assert in_steps(text, batch=1_000, total=2_000) == steps
+
+  @pytest.mark.parametrize("text", ["often", "-1", "-2%", "%", "10 epochs", "1 2 3", "10 steps each", "nan", "inf",
+                                    "1e999", "inf examples", "nan%"])
+  def test_no_duration(self, text):
+    with pytest.raises(ValueError, match="is no duration; write"):
+      in_steps(text, 1_000, 2_000)
+
+  def test_percent_of_nothing(self):
+    with pytest.raises(ValueError, match="percent of what"):
+      in_steps("2%", 1_000)
+
+  def test_the_length_of_a_run_is_no_percentage(self):
+    with pytest.raises(ValueError, match=r"config\.steps: '50%': percent of what"):
+      parse(changed(steps="50%"))
+
+
+class TestFlags:
+  """As a command line: --config=FILE:arguments --config.name=value."""
+
+  @pytest.fixture
+  def file(self, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+      "from coca.config import Eval, Source, arguments, default, to_dict\n"
+      "def get_config(arg=None):\n"
+      "  args = arguments(arg, runlocal=False, res=64)\n"
+      "  config = default()\n"
+      "  config.model.image.update(size=args.res, patch=8)\n"
+      "  config.data.batch = 8 if args.runlocal else 64\n"
+      "  config.data.sources.web = to_dict(Source(prompts=('a {}',)))\n"
+      "  config.evals.mine = to_dict(Eval())\n"
+      "  config.optim.lr_scale.image_encoder = 1.0\n"
+      "  return config\n"
+    )
+    return path
+
+
+  @pytest.fixture
+  def read(self, monkeypatch):
+    def read(*argv):
+      monkeypatch.setattr(sys, "argv", ["train", *argv])  # where ml_collections looks for overrides
+      values = flags.FlagValues()
+      config_flags.DEFINE_config_file("config", flag_values=values)
+      values(sys.argv)
+      return parse(values.config)
+
+    return read
+
+  def test_arguments(self, file, read):
+    config = read(f"--config={file}:res=128,runlocal")
+    assert (config.model.image.size, config.data.batch) == (128, 8)
+    assert read(f"--config={file}").data.batch == 64
+
+  def test_overrides(self, file, read):
+    config = read(
+      f"--config={file}:runlocal", "--config.model.image.width=384", "--config.optim.lr=1e-3",
+      "--config.data.flip=true", "--config.steps=1e6 examples", "--config.data.crop=(0.5, 1.0)",
+      "--config.data.sources.web.path=gs://b/{0..9}.tar",
+      "--config.data.sources.web.prompts=('a {}', 'the {}')", "--config.evals.mine.source.kind=folder",
+      "--config.optim.lr_scale.image_encoder=0.5",
+    )
+    assert config.model.image.width == 384
+    assert config.optim.lr == 1e-3
+    assert config.data.flip is True
+    assert config.steps == "1e6 examples"
+    assert config.data.crop == (0.5, 1.0)
+    assert config.data.sources["web"].path == "gs://b/{0..9}.tar"
+    assert config.data.sources["web"].prompts == ("a {}", "the {}")
+    assert config.evals["mine"].source.kind == "folder"
+    assert config.optim.lr_scale == {"image_encoder": 0.5}
+
+  def test_whole_numbers_do_for_shares(self, file, read):
+    assert read(f"--config={file}", "--config.optim.lr=1", "--config.data.crop=(1, 1)").data.crop == (1.0, 1.0)
+
+  def test_a_wrong_name_is_an_error(self, file, read):
+    with pytest.raises((AttributeError, flags.Error), match="widht"):
+      read(f"--config={file}", "--config.model.image.widht=384")
+
+  def test_a_wrong_type_is_an_error(self, file, read):
+    with pytest.raises(flags.IllegalFlagValueError, match="width"):
+      read(f"--config={file}", "--config.model.image.width=wide")
+
+  def test_a_wrong_choice_is_an_error(self, file, read):
+    with pytest.raises(ValueError, match=r"config\.model\.remat is 'some'"):
+      read(f"--config={file}", "--config.model.remat=some")

@@ -1,0 +1,139 @@
+"""Every file in configs/ builds, as it is and with `runlocal`, and its training step lowers on 8 devices."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from coca import evals, plan
+from coca.config import parse
+from coca.data.sources import open_source
+from coca.sharding import batch_sharding, make_mesh
+from coca.train_step import make_train_step, planned_state
+
+FILES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+PAPER = ["coca_base", "coca_large", "coca_giant"]
+
+every_file = pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+full_and_local = pytest.mark.parametrize("arg", [None, "runlocal"], ids=["full", "runlocal"])
+
+
+def load(file, arg=None):
+  """As ml_collections does it: by path, the working directory being anywhere."""
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return parse(module.get_config(arg))
+
+
+def named(name, arg=None):
+  return load(FILES[0].parent / f"{name}.py", arg)
+
+
+def test_all_are_here():
+  assert {f.stem for f in FILES} >= {"coca_tiny", "coca_base", "coca_large", "coca_giant", "coca_base_hires"}
+
+
+@every_file
+@full_and_local
+def test_builds(file, arg, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = load(file, arg)
+  assert config.name == file.stem + ("_runlocal" if arg else "")
+  assert f"--config=configs/{file.name}" in file.read_text()
+  assert plan.batch_arithmetic(config, 8).per_device * 8 == config.data.batch
+  assert f"{plan.batch_arithmetic(config, 1).total:,} pairs a step" in plan.describe(config, 1)
+  assert config.data.sources
+  assert config.evals
+  for settings in config.evals.values():
+    assert not settings.pixel_neighbours or settings.pixel_neighbours in config.data.sources
+
+
+@every_file
+def test_unknown_arguments_are_refused(file):
+  with pytest.raises(ValueError, match="'runlokal' is unknown; this config takes: runlocal=False"):
+    load(file, "runlokal")
+
+
+@every_file
+def test_lowers_on_8_devices(file):
+  config = load(file)
+  mesh = make_mesh(config.mesh)
+  total = 100
+  state = planned_state(config, total, mesh)
+  side, batch = config.model.image.size, config.data.batch
+  rows = {
+    "image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8, sharding=batch_sharding(mesh)),
+    "text": jax.ShapeDtypeStruct((batch, config.model.text.length), jnp.int32, sharding=batch_sharding(mesh)),
+    "weight": jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh)),
+  }
+  lowered = make_train_step(config, total, state, mesh).lower(state, rows)
+  new_state, metrics = lowered.out_info
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  assert {"loss", "contrastive", "captioning", "grad_norm"} <= set(metrics)
+
+
+@every_file
+def test_runlocal_needs_no_download(file):
+  """All it reads is in the package, is found, and makes a small model."""
+  config = load(file, "runlocal")
+  for settings in config.data.sources.values():
+    assert settings.kind == "builtin"
+    assert len(open_source(settings)) > 1000
+  sources, neighbours = evals.open_sources(config)
+  assert set(sources) == set(config.evals)
+  assert set(neighbours) == {e.pixel_neighbours for e in config.evals.values() if e.pixel_neighbours}
+  assert plan.flops_per_pair(config)["total"] * config.data.batch * int(config.steps) < 1e12  # half a minute's work
+  assert dict(plan.parameter_table(config))["total"] < 1e6
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_recipe_is_that_of_the_paper(name):
+  """CoCa section 4.1; the sizes are checked against Table 1's counts in test_plan.py."""
+  c = named(name)
+  assert (c.model.image.size, c.model.image.patch, c.model.poolers.n_query) == (288, 18, 256)
+  assert c.model.poolers.kind == "cascade"
+  assert c.model.text.vocab == 64_000
+  assert (c.data.batch, c.steps) == (65_536, "500000")
+  assert (c.optim.name, c.optim.lr, c.optim.schedule, c.optim.warmup) == ("adafactor", 8e-4, "linear", "2%")
+  assert (c.optim.b1, c.optim.b2, c.optim.weight_decay, c.optim.clip) == (0.9, 0.999, 0.01, 0.0)
+  assert (c.captioning.weight, c.contrastive.weight, c.contrastive.temperature) == (2.0, 1.0, 0.07)
+  assert c.data.sources["labels"].weight == c.data.sources["alt_text"].weight
+  assert len(c.data.sources) == 2
+  assert c.data.sources["labels"].text == "labels"
+  assert len(set(c.evals["imagenet"].templates)) == 80
+  assert c.data.sources["labels"].prompts == c.evals["imagenet"].templates
+
+
+@pytest.mark.parametrize(("name", "millions"), [("coca_base", 388.3), ("coca_large", 797.1), ("coca_giant", 2210.3)])
+def test_sizes(name, millions):
+  """Table 1's 383M, 787M and 2.1B, with poolers, projection and position embeddings, which it leaves out."""
+  assert plan.parameter_table(named(name))[-1][1] / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_hires_goes_on_from_base():
+  base, hires = named("coca_base"), named("coca_base_hires", "init_from=gs://bucket/run=1")
+  assert hires.init_from == "gs://bucket/run=1"
+  assert named("coca_base_hires").init_from  # never from noise
+  assert (hires.model.image.size, hires.model.image.tokens) == (576, 1024)
+  same_image = dataclasses.replace(hires.model.image, size=base.model.image.size)
+  assert dataclasses.replace(hires.model, image=same_image, remat=base.model.remat) == base.model
+  assert hires.data == base.data
+
+
+def test_hires_runlocal_fits_base_runlocal():
+  base, hires = named("coca_base", "runlocal"), named("coca_base_hires", "runlocal")
+  same_image = dataclasses.replace(hires.model.image, size=base.model.image.size)
+  assert dataclasses.replace(hires.model, image=same_image, remat=base.model.remat) == base.model
+  assert hires.model.image.size == 2 * base.model.image.size
+
+
+@pytest.mark.parametrize("name", ["labels", "alt_text"])
+def test_a_missing_data_set_says_how_to_prepare_it(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  with pytest.raises(FileNotFoundError, match=r"array_record|img2dataset"):
+    open_source(named("coca_base").data.sources[name])

@@ -1,0 +1,168 @@
+"""The contrastive losses and their gradients against float64 NumPy, on one device and on several."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from common import make_mesh, numeric_gradient
+
+from coca.config import Contrastive
+from coca.objectives.contrastive import contrastive_loss, inverse_temperature, text_hash
+from coca.sharding import batch_sharding
+
+N, E = 16, 5
+LOG_SCALE, BIAS = 1.3, -2.0
+
+
+def reference(image, text, log_scale, bias, ids, weight, settings):
+  """Equation 2 of CoCa, or the pairwise sigmoid of SigLIP, one query and one pair at a time."""
+  scale = np.exp(log_scale)
+  if settings.max_scale:
+    scale = min(scale, settings.max_scale)
+  total = 0.0
+  for i in range(len(image)):
+    equal = (ids == ids[i]).all(1)
+    columns, matches = [], []
+    for j in range(len(image)):
+      if j != i and (weight[j] == 0 or (settings.equal_texts == "mask" and equal[j])):
+        continue
+      columns.append(j)
+      matches.append(j == i or (settings.equal_texts == "positives" and equal[j]))
+    matches = np.array(matches)
+    if settings.loss == "softmax":
+      for query, keys in ((image[i], text), (text[i], image)):
+        logits = scale * keys[columns] @ query
+        log_p = logits - np.log(np.exp(logits).sum())
+        total -= weight[i] * log_p[matches].mean() / (2 if settings.directions == "mean" else 1)
+    else:
+      logits = scale * text[columns] @ image[i] + bias
+      total += weight[i] * np.log1p(np.exp(np.where(matches, -logits, logits))).sum()
+  return total / weight.sum()
+
+
+@pytest.fixture(scope="module")
+def batch():
+  """Embeddings, texts of which many are equal, and weights of which two are 0."""
+  rng = np.random.default_rng(0)
+  image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, N, E)))
+  weight = np.ones(N)
+  weight[[3, 10]], weight[5] = 0, 0.5
+  ids = rng.integers(3, 6, (N, 2)).astype(np.int32)
+  assert 4 < len(np.unique(ids, axis=0)) < N
+  return image.astype(np.float32), text.astype(np.float32), ids, weight.astype(np.float32)
+
+
+def loss_and_gradients(settings, batch, mesh, log_scale=LOG_SCALE):
+  """The loss and its gradients with respect to both embeddings, log_scale and bias."""
+  image, text, ids, weight = batch
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(arguments, ids, weight):
+    image, text, log_scale, bias = arguments
+    return contrastive_loss(image, text, text_hash(ids), weight, {"log_scale": log_scale, "logit_bias": bias}, settings)
+
+  with jax.set_mesh(mesh):
+    image, text, ids, weight = jax.device_put((image, text, ids, weight), batch_sharding(mesh))
+    return loss((image, text, jnp.float32(log_scale), jnp.float32(BIAS)), ids, weight)
+
+
+def check(settings, batch, mesh):
+  image, text, ids, weight = batch
+  value, gradients = loss_and_gradients(settings, batch, mesh)
+  at = [image.astype(np.float64), text.astype(np.float64), np.array(LOG_SCALE), np.array(BIAS)]
+  np.testing.assert_allclose(value, reference(*at, ids, weight, settings), rtol=1e-5)
+  for i, gradient in enumerate(gradients):
+    def f(x, i=i):
+      return reference(*at[:i], x, *at[i + 1 :], ids, weight, settings)
+
+    np.testing.assert_allclose(gradient, numeric_gradient(f, at[i]), atol=2e-6)
+
+
+@pytest.mark.parametrize("equal_texts", ["negatives", "mask", "positives"])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "sigmoid_ring"])
+def test_loss_and_gradients_on_one_device(loss, equal_texts, batch):
+  check(Contrastive(loss=loss, equal_texts=equal_texts), batch, make_mesh())
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "sigmoid_ring"])
+def test_devices_compare_with_the_global_batch(loss, mesh, batch):
+  equal_texts = "mask" if mesh == (2, 2, 2) else "positives"
+  check(Contrastive(loss=loss, equal_texts=equal_texts), batch, make_mesh(*mesh))
+
+
+def test_directions(batch):
+  """'sum' is the formula as printed; 'mean' is half of it."""
+  (summed, summed_gradients), (mean, mean_gradients) = (
+    loss_and_gradients(Contrastive(directions=d), batch, make_mesh()) for d in ("sum", "mean")
+  )
+  image, text, ids, weight = batch
+  np.testing.assert_allclose(mean, reference(image, text, LOG_SCALE, 0, ids, weight, Contrastive(directions="mean")),
+                             rtol=1e-5)
+  np.testing.assert_allclose(mean, summed / 2, rtol=1e-6)
+  np.testing.assert_allclose(mean_gradients[0], summed_gradients[0] / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid_ring"])
+def test_the_cap_stops_the_temperature(loss, batch):
+  image, text, ids, weight = batch
+  settings = Contrastive(loss=loss, max_scale=3.0)
+  value, gradients = loss_and_gradients(settings, batch, make_mesh(), np.log(50.0))
+  np.testing.assert_allclose(value, reference(image, text, np.log(3.0), BIAS, ids, weight, settings), rtol=1e-5)
+  assert gradients[2] == 0
+  np.testing.assert_allclose(inverse_temperature(jnp.float32(np.log(50)), Contrastive(max_scale=0)), 50, rtol=1e-5)
+  np.testing.assert_allclose(inverse_temperature(jnp.float32(np.log(2)), settings), 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "sigmoid_ring"])
+def test_a_pair_of_weight_0_is_no_query_and_no_negative(loss, batch):
+  image, text, ids, weight = batch
+  settings = Contrastive(loss=loss)
+  value, gradients = loss_and_gradients(settings, batch, make_mesh())
+  moved = image.copy()
+  moved[3], moved[10] = image[4], -image[10]
+  np.testing.assert_array_equal(loss_and_gradients(settings, (moved, text, ids, weight), make_mesh())[0], value)
+  for gradient in gradients[:2]:
+    assert not np.any(gradient[jnp.array([3, 10])])
+
+
+def test_one_pair_alone_costs_nothing_but_its_bias(batch):
+  """With every other pair of weight 0, softmax has one column, and the loss is that of one pair for the sigmoid."""
+  image, text, ids, _ = batch
+  weight = np.zeros(N, np.float32)
+  weight[7] = 1
+  value, _ = loss_and_gradients(Contrastive(), (image, text, ids, weight), make_mesh())
+  np.testing.assert_allclose(value, 0, atol=1e-6)
+  value, _ = loss_and_gradients(Contrastive(loss="sigmoid"), (image, text, ids, weight), make_mesh())
+  logit = np.exp(LOG_SCALE) * image[7] @ text[7] + BIAS
+  np.testing.assert_allclose(value, np.log1p(np.exp(-logit)), rtol=1e-5)
+
+
+def hashes(texts):
+  """One 64-bit number a text."""
+  two = np.asarray(jax.jit(text_hash)(np.asarray(texts, np.int32))).astype(np.uint64)
+  return two[:, 0] << np.uint64(32) | two[:, 1]
+
+
+def test_texts_have_equal_hashes_only_if_they_are_equal():
+  rng = np.random.default_rng(1)
+  random = rng.integers(1, 64_000, (20_000, 16))
+  random[np.arange(16) > rng.integers(1, 16, (20_000, 1))] = 0
+  for texts in (
+    np.unique(random, axis=0),
+    np.array(list(itertools.product(range(40), repeat=3))),  # short texts of few words
+    np.array(list(itertools.permutations(range(4, 11)))),  # the same words in other orders
+    np.eye(64, dtype=int) * 5 + 7,  # one word differs
+    np.tril(np.full((64, 64), 9)),  # lengths differ
+  ):
+    assert len(np.unique(hashes(texts))) == len(texts)
+
+
+def test_equal_texts_have_equal_hashes_whatever_their_padding():
+  rng = np.random.default_rng(2)
+  texts = rng.integers(1, 64_000, (100, 8))
+  np.testing.assert_array_equal(hashes(texts), hashes(texts.copy()))
+  np.testing.assert_array_equal(hashes(np.pad(texts, ((0, 0), (0, 5)))), hashes(texts))

@@ -1,0 +1,263 @@
+"""The model against a float64 NumPy forward pass written from the paper, and who sees whom."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from common import BOS, EOS, PAD, assert_trees_close, make_mesh, matmul_flops, pairs, random_params, shapes_in, tiny
+from flax import nnx
+from reference import GELU, encode, reference
+
+from coca.forward import Forward, abstract_model
+from coca.models.coca import CoCa, compute_dtype
+from coca.models.layers import ACTIVATIONS, dot_product_attention
+from coca.models.text import unimodal_mask
+from coca.train_step import make_gradients
+
+# --- The model ------------------------------------------------------------------------------------------------------
+
+
+def run(settings, **options):
+  """The compiled model: (params, image, text) -> embeddings and logits, as `reference` has them."""
+  graphdef, _ = abstract_model(settings)
+
+  @jax.jit
+  def forward(params, image, text):
+    model = nnx.merge(graphdef, params)
+    out = model(image, text, **options)
+    return out.image, out.text, None if out.states is None else out.states @ model.softmax_kernel()
+
+  return forward
+
+
+@pytest.fixture(scope="module")
+def small():
+  """Settings, parameters, a batch and the compiled forward pass of the default wiring."""
+  settings = tiny()
+  return settings, random_params(settings), pairs(settings, 6), run(settings)
+
+
+WIRINGS = [
+  {},
+  {"model__poolers__kind": "parallel", "model__poolers__norm": False, "model__activation": "gelu"},
+  {"model__poolers__n_query": 0, "model__text__tied_softmax": True, "model__activation": "quick_gelu"},
+]
+
+
+@pytest.mark.parametrize("changes", WIRINGS, ids=["cascade", "parallel", "all image tokens"])
+def test_forward_pass_equals_the_paper(changes):
+  settings = tiny(**changes)
+  params, batch = random_params(settings, 1), pairs(settings, 4, 1)
+  actual = run(settings)(params, batch["image"], batch["text"])
+  for name, a, b in zip(("image", "text", "logits"), actual, reference(params, settings, batch["image"], batch["text"]),
+                        strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name):
+  x = np.linspace(-6, 6, 101)
+  np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), GELU[name](x), atol=2e-6)
+
+
+def test_poolers_are_one_attention_layer_each(small):
+  settings, params, _, _ = small
+  for pooler in (params["generative_pooler"], params["contrastive_pooler"]):
+    assert set(pooler) == {"queries", "attention", "norm"}  # no feed-forward
+  assert params["generative_pooler"]["queries"].shape == (5, settings.model.text.width)
+  assert params["contrastive_pooler"]["queries"].shape == (1, settings.model.text.width)
+
+
+def test_cascade_reads_the_generative_pooler_and_parallel_does_not():
+  for kind in ("cascade", "parallel"):
+    settings = tiny(model__poolers__kind=kind)
+    params, batch, forward = random_params(settings), pairs(settings, 2), run(settings, caption=False)
+    before = forward(params, batch["image"], batch["text"])[0]
+    params["generative_pooler"]["queries"] = params["generative_pooler"]["queries"] + 1
+    moved = np.abs(forward(params, batch["image"], batch["text"])[0] - before).max()
+    assert (moved > 1e-3) == (kind == "cascade")
+
+
+def test_queries_shared_by_the_batch_attend_like_copied_ones():
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=(b, t, 2, 4)).astype(np.float32) for b, t in ((1, 3), (5, 7), (5, 7)))
+  np.testing.assert_allclose(dot_product_attention(q, k, v), dot_product_attention(np.repeat(q, 5, 0), k, v), atol=1e-6)
+
+
+# --- Who sees whom --------------------------------------------------------------------------------------------------
+
+
+def test_unimodal_mask_row_by_row():
+  mask = np.asarray(unimodal_mask(jnp.array([[BOS, 7, EOS, PAD, PAD], [BOS, 7, 8, 9, EOS]])))
+  assert mask.shape == (2, 1, 6, 6)
+  padded, full = mask[:, 0].astype(int)
+  assert padded[0].tolist() == [1, 0, 0, 0, 0, 0]  # BOS
+  assert padded[1].tolist() == [1, 1, 0, 0, 0, 0]  # a word
+  assert padded[2].tolist() == [1, 1, 1, 0, 0, 0]  # EOS
+  assert padded[3].tolist() == [1, 1, 1, 1, 0, 0]  # padding
+  assert padded[4].tolist() == [1, 1, 1, 1, 1, 0]
+  assert padded[5].tolist() == [1, 1, 1, 0, 0, 1]  # [CLS]: the words and itself, no padding
+  assert full[5].tolist() == [1, 1, 1, 1, 1, 1]
+  assert full[:5].tolist() == padded[:5].tolist()
+
+
+def test_padding_does_not_change_a_text_embedding(small):
+  settings, params, _, _ = small
+  graphdef, _ = abstract_model(settings)
+  embed = jax.jit(lambda params, text: nnx.merge(graphdef, params).embed_text(text))
+  words = [BOS, 11, 12, 13, EOS]
+  unpadded, once, thrice = (embed(params, np.array([words + [PAD] * n], np.int32)) for n in (0, 1, 3))
+  np.testing.assert_allclose(once, unpadded, atol=1e-6)
+  np.testing.assert_allclose(thrice, unpadded, atol=1e-6)
+  other = embed(params, np.array([[BOS, 11, 12, EOS, PAD]], np.int32))
+  assert np.abs(other - unpadded).max() > 1e-2
+
+
+def test_a_token_changes_nothing_before_it(small):
+  settings, params, batch, forward = small
+  graphdef, _ = abstract_model(settings)
+
+  @jax.jit
+  def unimodal(params, text):
+    model = nnx.merge(graphdef, params)
+    return model.unimodal(model.embedding(text), text)[0]
+
+  length = settings.model.text.length
+  text = np.full((1, length), 9, np.int32)
+  changed = np.repeat(text, length, 0)
+  changed[np.arange(length), np.arange(length)] = 10  # row t differs at token t
+  image = np.repeat(batch["image"][:1], length, 0)
+  for states in (lambda text: unimodal(params, text), lambda text: forward(params, image, text)[2]):
+    before, after = np.asarray(states(np.repeat(text, length, 0))), np.asarray(states(changed))
+    for t in range(length):
+      np.testing.assert_array_equal(after[t, :t], before[t, :t])
+      assert np.abs(after[t, t:] - before[t, t:]).max(-1).min() > 1e-4  # and everything from it on
+
+
+def test_words_never_see_cls(small):
+  settings, params, batch, forward = small
+  _, text, logits = forward(params, batch["image"], batch["text"])
+  moved = {**params, "unimodal": {**params["unimodal"], "cls": params["unimodal"]["cls"][::-1]}}
+  _, moved_text, moved_logits = forward(moved, batch["image"], batch["text"])
+  np.testing.assert_array_equal(moved_logits, logits)
+  assert np.abs(moved_text - text).max() > 1e-2
+  without = run(settings, contrast=False)(params, batch["image"], batch["text"])
+  assert without[:2] == (None, None)
+  np.testing.assert_allclose(without[2], logits, atol=1e-5)
+
+
+# --- Precision, memory, dropped patches -----------------------------------------------------------------------------
+
+
+def test_auto_is_float32_on_cpu():
+  assert compute_dtype(tiny()) == jnp.float32
+  assert compute_dtype(tiny(model__dtype="bfloat16")) == jnp.bfloat16
+
+
+def test_bfloat16_keeps_float32_where_it_matters(small):
+  _, params, batch, forward = small
+  settings = tiny(model__dtype="bfloat16")
+  assert {x.dtype for x in jax.tree.leaves(abstract_model(settings)[1])} == {jnp.dtype(jnp.float32)}
+  actual, expected = (f(params, batch["image"], batch["text"]) for f in (run(settings), forward))
+  for x in actual[:2]:
+    assert x.dtype == jnp.float32
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-6)
+  for a, b in zip(actual, expected, strict=True):
+    difference = np.abs(a - b).max() / np.abs(b).max()
+    assert 1e-5 < difference < 0.1  # another precision, the same numbers
+
+  def nll(logits):
+    return -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch["text"][..., None], -1).mean()
+
+  np.testing.assert_allclose(nll(actual[2]), nll(expected[2]), rtol=0.01)
+
+
+def test_remat_and_unroll_change_neither_values_nor_gradients():
+  rng = np.random.default_rng(3)
+  states, tokens = (rng.normal(size=s).astype(np.float32) for s in ((3, 8, 48), (3, 5, 48)))
+  results = []
+  for remat, unroll in (("none", 1), ("dots", 1), ("full", 2)):
+    settings = tiny(model__remat=remat, model__unroll=unroll)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda s=settings: CoCa(s, nnx.Rngs(0)).multimodal))
+    params = random_params(settings)["multimodal"]
+
+    def loss(params, states, tokens, graphdef=graphdef):
+      return jnp.sum(jnp.sin(nnx.merge(graphdef, params)(states, tokens)))
+
+    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).trace(params, states, tokens)
+    assert ("remat" in str(traced.jaxpr)) == (remat != "none")
+    results.append(traced.lower().compile()(params, states, tokens))
+  for value, gradient in results[1:]:
+    np.testing.assert_allclose(value, results[0][0], rtol=1e-5)
+    assert_trees_close(gradient, results[0][1], 2e-5)
+
+
+def test_patch_dropout_keeps_the_patches_of_smallest_noise_in_order():
+  settings = tiny(model__image__patch_dropout=0.4)
+  params, batch = random_params(settings), pairs(settings, 3)
+  noise = np.random.default_rng(5).random((3, 16)).astype(np.float32)
+  graphdef, _ = abstract_model(settings)
+  encode_image = jax.jit(lambda params, image, noise: nnx.merge(graphdef, params).image_encoder(image, noise))
+  tokens = encode_image(params, batch["image"], noise)
+  assert tokens.shape == (3, 10, 32)  # round(16 x 0.6)
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params["image_encoder"])
+  for i in range(3):
+    kept = sorted(sorted(range(16), key=lambda j: noise[i, j])[:10])
+    np.testing.assert_allclose(tokens[i], encode(p, batch["image"][i], settings.model, kept), atol=2e-5)
+
+
+def test_evaluation_drops_no_patches(small):
+  _, params, batch, forward = small
+  dropping = Forward(tiny(model__image__patch_dropout=0.5), make_mesh())
+  image = forward(params, batch["image"], batch["text"])[0]
+  np.testing.assert_allclose(dropping.embed_images(params, batch["image"]), image, atol=1e-6)
+
+
+# --- Only what the losses need --------------------------------------------------------------------------------------
+
+
+def parts(settings):
+  return set(abstract_model(settings)[1])
+
+
+def test_parts_that_no_loss_needs_are_not_built():
+  both = {"image_encoder", "generative_pooler", "contrastive_pooler", "embedding", "unimodal", "multimodal", "softmax",
+          "temperature"}
+  assert parts(tiny()) == both
+  dual = tiny(captioning__weight=0.0, model__text__multimodal_layers=0)
+  assert parts(dual) == both - {"generative_pooler", "multimodal", "softmax"}
+  captioner = tiny(contrastive__weight=0.0)
+  assert parts(captioner) == both - {"contrastive_pooler", "temperature"}
+  assert set(abstract_model(captioner)[1]["unimodal"]) == {"stack"}  # no [CLS], no projection
+  tied = tiny(model__text__tied_softmax=True, model__poolers__n_query=0)
+  assert parts(tied) == both - {"softmax", "generative_pooler"}
+
+
+def gradient_jaxpr(settings):
+  params, batch = random_params(settings), pairs(settings, 12)
+  with jax.set_mesh(make_mesh()):
+    return jax.make_jaxpr(make_gradients(settings))(params, batch, None).jaxpr
+
+
+@pytest.fixture(scope="module")
+def both_losses():
+  return gradient_jaxpr(tiny(model__poolers__kind="parallel"))
+
+
+def test_contrastive_alone_pays_for_no_decoder(both_losses):
+  changes = {"captioning__weight": 0.0, "model__poolers__kind": "parallel"}
+  unused = gradient_jaxpr(tiny(**changes))
+  absent = gradient_jaxpr(tiny(**changes, model__text__multimodal_layers=0))
+  assert matmul_flops(unused) == matmul_flops(absent) < 0.7 * matmul_flops(both_losses)
+
+  def vocabulary(jaxpr):  # but for parameters and their gradients
+    return {s for s in shapes_in(jaxpr) if 88 in s and s not in ((88, 48), (48, 88))}
+
+  assert vocabulary(both_losses) and not vocabulary(unused)
+
+
+def test_captioning_alone_pays_for_no_embeddings(both_losses):
+  alone = gradient_jaxpr(tiny(contrastive__weight=0.0, model__poolers__kind="parallel"))
+  for shape in ((12, 9, 48), (12, 12)):  # words and [CLS]; pictures x texts
+    assert shape in shapes_in(both_losses) and shape not in shapes_in(alone)
+  assert matmul_flops(alone) < matmul_flops(both_losses)

@@ -1,0 +1,206 @@
+"""The command `python -m coca.train`: the whole run, kills and resumes, and what it says about mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import coca
+from coca import metrics
+
+ROOT = Path(__file__).parents[1]
+TINY = f"--config={ROOT}/configs/coca_tiny.py:runlocal"
+SMALL = ("--config.steps=12", "--config.log_every=2", "--config.checkpoint.every=3", "--config.data.batch=16",
+         "--config.evals.twemoji.limit=32", "--config.evals.retrieval.limit=32", "--config.evals.captions.limit=32")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+  """One device, and a compilation cache for all runs of this file."""
+  cache = tmp_path_factory.mktemp("xla")
+  return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache),
+          "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1", "PYTHONPATH": str(ROOT)}
+
+
+def start(environment, *arguments, cwd=None):
+  return subprocess.Popen([sys.executable, "-m", "coca.train", *arguments], env=environment, cwd=cwd,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, timeout=300):
+  out, err = process.communicate(timeout=timeout)
+  return process.returncode, out, err
+
+
+def parameters(workdir):
+  import jax
+  model = coca.load(workdir)
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(model.params)}
+
+
+@pytest.fixture(scope="module")
+def finished(environment, tmp_path_factory):
+  """A run that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp("finished")
+  code, out, err = finish(start(environment, TINY, f"--workdir={workdir}", *SMALL))
+  assert code == 0, err
+  return workdir, out
+
+
+def test_a_run_leaves_numbers_pictures_and_a_model(finished):
+  workdir, out = finished
+  assert "starting: 12 steps of 16 pairs" in out and "step 12/12" in out
+  lines = metrics.read(workdir / "metrics.jsonl")
+  last = {key: value for line in lines for key, value in line.items()}
+  for key in ("train/loss", "train/contrastive", "train/captioning", "train/temperature", "train/grad_norm",
+              "perf/pairs_per_second", "perf/data_wait", "data/skipped", "eval/twemoji/top1", "eval/twemoji/top5",
+              "eval/twemoji/pixel_top1", "eval/retrieval/i2t_r1", "eval/captions/nll"):
+    assert np.isfinite(last[key]), key
+  assert last["train/loss"] == pytest.approx(last["train/contrastive"] + 2 * last["train/captioning"], rel=1e-5)
+  from PIL import Image
+  for name in ("curves.png", "contact_sheet.png"):
+    assert Image.open(workdir / name).size[0] > 300
+  model = coca.load(workdir)
+  pixels = np.random.default_rng(0).integers(0, 255, (3, 64, 80, 3)).astype(np.uint8)
+  embedded = model.embed_images(list(pixels))
+  assert embedded.dtype == np.float32 and embedded.shape == (3, 64)
+  np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, rtol=1e-5)
+  assert model.embed_texts(["a cat", "a dog"]).shape == (2, 64)
+  assert len(model.caption(list(pixels))) == 3
+
+
+def test_a_finished_run_started_again_changes_nothing(environment, finished):
+  workdir, _ = finished
+  before = metrics.read(workdir / "metrics.jsonl")
+  code, out, err = finish(start(environment, TINY, f"--workdir={workdir}", *SMALL))
+  assert code == 0, err
+  assert "going on from step 12" in out
+  assert metrics.read(workdir / "metrics.jsonl") == before
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_again_and_again_it_ends_with_the_same_parameters(environment, finished, tmp_path, seed):
+  """kill -9 at moments of chance, in the loop, in a save, in an evaluation; some kills may come before the first save."""
+  undisturbed, _ = finished
+  rng = np.random.default_rng(seed)
+  kills = 0
+  for _ in range(40):
+    process = start(environment, TINY, f"--workdir={tmp_path}", *SMALL)
+    # Once the loop is reached, it lives for up to two seconds more.
+    deadline = None
+    while process.poll() is None:
+      path = tmp_path / "metrics.jsonl"
+      if deadline is None and path.exists():
+        deadline = time.monotonic() + 1 + 2 * rng.random() + kills
+      if deadline and time.monotonic() > deadline and kills < 4:
+        process.kill()
+        kills += 1
+        break
+      time.sleep(0.05)
+    code, _, err = finish(process)
+    if code != -signal.SIGKILL:
+      break
+  assert code == 0, err
+  assert kills >= 2
+  wanted, found = parameters(undisturbed), parameters(tmp_path)
+  for name, x in wanted.items():
+    np.testing.assert_array_equal(x, found[name], err_msg=name)
+  steps = [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl") if "train/loss" in line]
+  assert steps == sorted(set(steps)), "a step is written twice"
+  evaluations = [key for line in metrics.read(tmp_path / "metrics.jsonl") for key in line if key.startswith("eval/")]
+  assert len(evaluations) == len(set(evaluations))
+
+
+def test_sigterm_saves_and_stops(environment, finished, tmp_path):
+  undisturbed, _ = finished
+  process = start(environment, TINY, f"--workdir={tmp_path}", *SMALL[1:2], *SMALL[3:], "--config.steps=12",
+                  "--config.checkpoint.every=1000")
+  while process.poll() is None and not (tmp_path / "metrics.jsonl").exists():
+    time.sleep(0.05)
+  time.sleep(1)
+  process.terminate()
+  code, out, err = finish(process)
+  if code == 0:
+    pytest.skip("the run was over before the signal came")
+  assert code == 143, err
+  assert "stopped at step" in out
+  code, out, err = finish(start(environment, TINY, f"--workdir={tmp_path}", *SMALL))
+  assert code == 0 and "going on from step" in out, err
+  wanted, found = parameters(undisturbed), parameters(tmp_path)
+  for name, x in wanted.items():
+    np.testing.assert_array_equal(x, found[name], err_msg=name)
+
+
+def test_other_settings_in_the_same_workdir_are_refused(environment, finished):
+  workdir, _ = finished
+  code, _, err = finish(start(environment, TINY, f"--workdir={workdir}", *SMALL, "--config.optim.lr=0.5"))
+  assert code != 0
+  assert "config.optim.lr" in err and "0.5" in err and "new workdir" in err
+  assert "Traceback" not in err
+
+
+def test_dry_run_prints_and_reads_nothing(environment, tmp_path):
+  code, out, err = finish(start(environment, f"--config={ROOT}/configs/coca_base.py", "--dry_run", cwd=tmp_path))
+  assert code == 0, err
+  for part in ("image_encoder", "generative_pooler", "contrastive_pooler", "unimodal", "multimodal", "softmax", "total"):
+    assert part in out
+  assert "65,536" in out
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments, said", [
+  ((f"--config={ROOT}/configs/coca_tiny.py:runlokal",), ("runlokal", "runlocal")),
+  ((TINY, "--config.optim.name=sgd"), ("config.optim.name", "'adafactor', 'adamw'")),
+  ((TINY, "--config.data.sources.emoji.kind=folder", "--config.data.sources.emoji.path=/nowhere"), ("/nowhere",)),
+  ((TINY, "--config.mesh.data=3"), ("config.mesh", "1 devices")),
+  ((TINY, "--config.init_from=/nowhere"), ("/nowhere", "config.json")),
+  ((f"--config={ROOT}/configs/coca_base.py",), ("array_record",)),
+])
+def test_mistakes_are_named_with_their_fix(environment, tmp_path, arguments, said):
+  code, out, err = finish(start(environment, *arguments, f"--workdir={tmp_path}"))
+  assert code != 0
+  for text in said:
+    assert text in out + err
+
+
+def test_a_run_from_another_ones_parameters_at_a_higher_resolution(environment, finished, tmp_path):
+  """The tokenizer is the other run's, position embeddings are resized, all else is taken as it is."""
+  source, _ = finished
+  code, _, err = finish(start(environment, TINY, f"--workdir={tmp_path}", *SMALL, f"--config.init_from={source}",
+                              "--config.model.image.size=96", "--config.optim.lr=0.0", "--config.steps=1",
+                              "--config.optim.weight_decay=0.0"))
+  assert code == 0, err
+  run, before = json.loads((tmp_path / "config.json").read_text()), json.loads((source / "config.json").read_text())
+  assert run["tokenizer_sha256"] == before["tokenizer_sha256"]
+  old, new = parameters(source), parameters(tmp_path)
+  for name, x in old.items():
+    if name == "['image_encoder']['positions']":
+      assert x.shape == (36, 64) and new[name].shape == (144, 64)
+      np.testing.assert_allclose(x.mean(0), new[name].mean(0), atol=1e-3)
+    else:
+      np.testing.assert_array_equal(x, new[name], err_msg=name)
+
+
+def test_too_many_broken_records_end_the_run(environment, tmp_path):
+  from PIL import Image
+  folder = tmp_path / "pictures"
+  folder.mkdir()
+  rows = []
+  for i in range(40):
+    path = folder / f"{i}.png"
+    Image.new("RGB", (32, 32), (i, 0, 0)).save(path)
+    if i % 2:
+      path.write_bytes(path.read_bytes()[:50])
+    rows.append(json.dumps({"file_name": path.name, "caption": f"red {i}"}))
+  (folder / "captions.jsonl").write_text("\n".join(rows))
+  code, out, err = finish(start(environment, TINY, f"--workdir={tmp_path / 'run'}", *SMALL, "--config.steps=40",
+                                "--config.data.sources.emoji.kind=folder", f"--config.data.sources.emoji.path={folder}",
+                                "--config.data.sources.emoji.split=", "--config.evals.twemoji.pixel_neighbours="))
+  assert code != 0
+  assert "config.data.max_skipped" in err and ".png" in err
