@@ -54,6 +54,7 @@ def run(config: Config, workdir: Path) -> bool:
   check_same_run(config, workdir)
   sources = {name: open_source(source) for name, source in config.data.sources.items()}
   eval_sources = evals.open_sources(config)
+  workdir.mkdir(parents=True, exist_ok=True)
   tokenizer = find_tokenizer(config, sources, workdir)
   write_run(config, tokenizer, workdir)
 
@@ -154,12 +155,24 @@ def check_finite(numbers: dict | None, config: Config) -> None:
 # --- Command line ---
 
 
+def parse_flags(argv) -> list[str]:
+  """The command line, and the config file with it; a mistake is one line, not a traceback."""
+  try:
+    return FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    lines = [line.strip() for line in str(e).replace("\\n", "\n").splitlines() if line.strip()]
+    sys.exit(f"error: {lines[-1] if 'Traceback' in str(e) else ' '.join(lines)}")
+
+
 def main(argv) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   try:
-    config = parse(FLAGS.config)
+    try:
+      config = parse(FLAGS.config)
+    except OSError as e:
+      raise ValueError(str(e)) from None
     if FLAGS.dry_run:
       print(plan.describe(config, jax.device_count()))
       return
@@ -167,7 +180,6 @@ def main(argv) -> None:
     workdir = Path(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     if not FLAGS.workdir and jax.process_count() > 1:
       raise ValueError("on several hosts give --workdir: a folder that all of them see")
-    workdir.mkdir(parents=True, exist_ok=True)
     if not FLAGS.workdir:
       print(f"workdir: {workdir}", flush=True)
     if not run(config, workdir):
@@ -185,4 +197,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("workdir", "", "where everything of the run is kept; empty: a new dated folder in runs/")
   flags.DEFINE_bool("dry_run", False, "print parameters, batch and FLOPs, and exit")
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

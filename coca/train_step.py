@@ -122,6 +122,7 @@ def make_gradients(config: Config):
   def contrastive(embeddings, temperature, batch):
     if not contrast:
       return jnp.float32(0)
+    temperature = jax.lax.stop_gradient(temperature) if "temperature" in frozen else temperature
     hashes = text_hash(batch["text"])
     return contrastive_loss(*embeddings, hashes, batch["weight"], temperature, config.contrastive)
 
@@ -176,8 +177,7 @@ def make_gradients(config: Config):
         embeddings, params["temperature"], batch
       )
       pulls = jax.tree.map(lambda x: contrast * x.reshape(-1, k, x.shape[-1]).swapaxes(0, 1), pulls)
-      if "temperature" not in frozen:
-        grads["temperature"] = jax.tree.map(lambda x: contrast * x, d_temperature)
+      grads["temperature"] = jax.tree.map(lambda x: contrast * x, d_temperature)
 
     def backward(carry, inputs):
       grads, cap = carry

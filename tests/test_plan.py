@@ -158,7 +158,7 @@ def test_flops_against_xla():
   step = make_train_step(c, 10, state, mesh)
   cost = step.lower(state, batch_shapes(c)).compile().cost_analysis()
   # XLA counts elementwise work and the optimizer too.
-  assert 1.0 < cost["flops"] / (16 * plan.flops_per_pair(c)["total"]) < 1.05
+  assert 1.0 < cost["flops"] / (16 * plan.flops_per_pair(c)["total"]) < 1.06
 
 
 def test_batch_arithmetic():

@@ -12,15 +12,22 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from coca import config
+from coca.models.text import PAD
 from coca.sharding import BATCH
 
 
 def text_hash(text):
-  """Two 32-bit hashes a text: int32 [N, T] -> uint32 [N, 2]; equal texts have equal hashes."""
-  powers = jnp.arange(1, text.shape[1] + 1, dtype=jnp.uint32)[:, None] * jnp.array([0x9E3779B1, 0x85EBCA77], jnp.uint32)
-  mixed = text.astype(jnp.uint32)[:, :, None] * (powers | 1)
-  mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x2C1B3C6D)
-  return (mixed ^ (mixed >> 13)).sum(1, dtype=jnp.uint32)
+  """Two 32-bit hashes a text: int32 [N, T] -> uint32 [N, 2]; different texts share both by chance only (2^-64).
+
+  Each word is mixed with its position, added and not multiplied, or 'c' at position 3 would be '3 c' at position 1.
+  Padding counts nothing.
+  """
+  seeds = jnp.array([0x9E3779B1, 0x85EBCA77], jnp.uint32)
+  position = jnp.arange(1, text.shape[1] + 1, dtype=jnp.uint32)
+  mixed = text.astype(jnp.uint32)[:, :, None] * jnp.uint32(0xC2B2AE3D) + position[:, None] * seeds
+  for factor in (0x2C1B3C6D, 0x297A2D39):
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(factor)
+  return jnp.where(text[:, :, None] != PAD, mixed ^ (mixed >> 15), 0).sum(1, dtype=jnp.uint32)
 
 
 def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: config.Contrastive):

@@ -1,0 +1,212 @@
+"""The step: the same on any mesh and in micro-batches, and what happens to parameters that a step leaves alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from common import assert_trees_close, make_mesh, pairs, random_params, shapes_in, tiny
+
+from coca.forward import put_batch
+from coca.train_step import init_state, make_gradients, make_train_step, planned_state
+
+TOTAL = 20
+METRICS = {"loss", "contrastive", "captioning", "temperature", "grad_norm", "skipped", "skipped_in_a_row",
+           "data/skipped"}
+
+
+@pytest.fixture(scope="module")
+def batches():
+  return [pairs(tiny(), seed=i) for i in range(3)]
+
+
+# --- Meshes and micro-batches ---------------------------------------------------------------------------------------
+
+
+@functools.cache
+def first_params():
+  """A new model's parameters, as numpy arrays."""
+  return jax.tree.map(np.asarray, init_state(tiny(), TOTAL, make_mesh())["params"])
+
+
+def train(mesh, batches, **changes):
+  """Three steps of AdamW with dropped patches: the metrics of each, and the gradient of the first."""
+  settings = tiny(optim__name="adamw", model__image__patch_dropout=0.4, **changes)
+  planned = planned_state(settings, TOTAL, mesh)
+  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), planned) | {"params": first_params()}
+  state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, planned))
+  step, metrics, gradient = make_train_step(settings, TOTAL, state, mesh), [], None
+  for batch in batches:
+    state, values = step(state, put_batch(batch, mesh))
+    metrics.append(jax.tree.map(float, values))
+    if gradient is None:  # Adam's first moment after one step is a tenth of it
+      moment = optax.tree_utils.tree_get(state["opt"], "mu")
+      gradient = jax.tree.map(lambda x: np.asarray(x) / (1 - settings.optim.b1), moment)
+  assert state["step"] == 3
+  return metrics, gradient
+
+
+@pytest.fixture(scope="module")
+def one_device(batches):
+  return train(make_mesh(), batches)
+
+
+@pytest.mark.parametrize(
+  ("mesh", "accumulate"),
+  [((8, 1, 1), 1), ((1, 8, 1), 1), ((1, 1, 4), 1), ((2, 2, 2), 1), ((2, 2, 1), 2), ((1, 1, 1), 4)],
+  ids=["data", "fsdp", "tensor", "mixed", "mixed, micro-batches", "micro-batches"],
+)
+def test_any_mesh_trains_as_one_device(mesh, accumulate, batches, one_device):
+  metrics, gradient = train(make_mesh(*mesh), batches, optim__accumulate=accumulate)
+  expected_metrics, expected_gradient = one_device
+  for actual, expected in zip(metrics, expected_metrics, strict=True):
+    assert set(actual) == METRICS
+    for name in METRICS:
+      np.testing.assert_allclose(actual[name], expected[name], rtol=3e-5, err_msg=name)
+  assert_trees_close(gradient, expected_gradient, 1e-5)
+
+
+def test_parameters_do_not_depend_on_the_mesh():
+  state = init_state(tiny(), TOTAL, make_mesh(2, 2, 2))
+  assert len(state["params"]["softmax"]["kernel"].sharding.device_set) == 8
+  jax.tree.map(np.testing.assert_array_equal, state["params"], first_params())
+
+
+def test_parameters_of_a_new_model():
+  params = first_params()
+  kernel = params["unimodal"]["stack"]["layers"]["mlp"]["up"]["kernel"]
+  assert kernel.shape == (2, 48, 80)
+  assert np.abs(kernel[0] - kernel[1]).max() > 0.01  # layers differ
+  np.testing.assert_allclose(np.abs(kernel).max(), (6 / (48 + 80)) ** 0.5, rtol=0.01)  # Xavier's bound of one layer
+  np.testing.assert_allclose(np.exp(-params["temperature"]["log_scale"]), 0.07, rtol=1e-6)
+
+
+MICRO_BATCHES = {
+  "both losses": {},
+  "sigmoid alone, frozen temperature": {
+    "captioning__weight": 0.0, "contrastive__loss": "sigmoid", "optim__lr_scale": {"temperature": 0.0}
+  },
+  "captioning alone, sum over tokens": {"contrastive__weight": 0.0, "captioning__tokens": "sum"},
+}
+
+
+@pytest.mark.parametrize("changes", MICRO_BATCHES.values(), ids=MICRO_BATCHES.keys())
+def test_micro_batches_are_one_batch(changes, batches):
+  params = random_params(tiny(**changes))
+  noise = np.random.default_rng(0).random((16, 16)).astype(np.float32)
+  results = []
+  for k in (1, 4):
+    settings = tiny(optim__accumulate=k, model__image__patch_dropout=0.4, **changes)
+    with jax.set_mesh(make_mesh()):
+      results.append(jax.jit(make_gradients(settings))(params, batches[0], noise))
+  (expected, expected_metrics), (actual, metrics) = results
+  assert_trees_close(actual, expected, 1e-5)
+  for name in expected_metrics:
+    np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5, err_msg=name)
+  for part in ("temperature",) if "optim__lr_scale" in changes else ():
+    assert not any(np.any(x) for x in jax.tree.leaves((actual[part], expected[part])))
+  for part in ("multimodal", "softmax") if "captioning__weight" in changes else ():
+    assert not any(np.any(x) for x in jax.tree.leaves((actual[part], expected[part])))
+
+
+def test_micro_batches_keep_embeddings_only(batches):
+  """Nothing of the whole batch's size is held but the embeddings: no activations, whole or stacked."""
+  settings = tiny(optim__accumulate=4)
+  with jax.set_mesh(make_mesh()):
+    shapes = shapes_in(jax.make_jaxpr(make_gradients(settings))(random_params(settings), batches[0], None).jaxpr)
+  for activations in ((16, 32), (9, 48), (8, 48)):  # patches; words and [CLS]; words
+    assert (4, *activations) in shapes
+    assert (16, *activations) not in shapes and (4, 4, *activations) not in shapes
+  assert (16, 24) in shapes  # embeddings
+
+
+def test_losses_are_weighed(batches):
+  settings = tiny(contrastive__weight=0.5, captioning__weight=3.0)
+  with jax.set_mesh(make_mesh()):
+    _, m = jax.jit(make_gradients(settings))(first_params(), batches[0], None)
+  np.testing.assert_allclose(m["loss"], 0.5 * m["contrastive"] + 3 * m["captioning"], rtol=1e-6)
+  np.testing.assert_allclose(m["captioning"], np.log(88), rtol=0.15)  # a new model knows nothing
+  np.testing.assert_allclose(m["temperature"], 0.07, rtol=1e-6)
+
+
+def test_gradients_are_float32_whatever_the_compute(batches):
+  settings = tiny(model__dtype="bfloat16", optim__accumulate=2)
+  with jax.set_mesh(make_mesh()):
+    gradient, metrics = jax.eval_shape(make_gradients(settings), random_params(settings), batches[0], None)
+  assert {x.dtype for x in jax.tree.leaves((gradient, metrics))} == {jnp.dtype(jnp.float32)}
+
+
+# --- The state ------------------------------------------------------------------------------------------------------
+
+
+def _agree(array, planned):
+  assert (array.shape, array.dtype, array.sharding) == (planned.shape, planned.dtype, planned.sharding)
+
+
+@pytest.fixture(scope="module")
+def trained(batches):
+  """States (numpy) and metrics of six steps, the third and fourth with a NaN; and whether each state was donated."""
+  settings = tiny(optim__ema=0.9, optim__clip=0.5, optim__lr_scale={"embedding": 0.0}, optim__max_nonfinite=3)
+  mesh = make_mesh()
+  state = init_state(settings, TOTAL, mesh)
+  jax.tree.map(_agree, state, planned_state(settings, TOTAL, mesh))
+  step = make_train_step(settings, TOTAL, state, mesh)
+  states, metrics, donated = [jax.tree.map(np.array, state)], [], []
+  for i in range(6):
+    batch = dict(batches[0])
+    if i in (2, 3):
+      batch["weight"] = np.where(np.arange(16) == 7, np.nan, batch["weight"])
+    old = state
+    state, values = step(state, put_batch(batch, mesh))
+    donated.append(all(x.is_deleted() for x in jax.tree.leaves(old)))
+    states.append(jax.tree.map(np.array, state))
+    metrics.append(jax.tree.map(float, values))
+  return states, metrics, donated
+
+
+def equal(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
+  states, metrics, _ = trained
+  for i in (2, 3):
+    assert not np.isfinite(metrics[i]["loss"])
+    for name in ("params", "opt", "ema"):
+      assert equal(states[i + 1][name], states[i][name])
+  for i in (0, 1, 4, 5):
+    assert np.isfinite(metrics[i]["loss"])
+    for name in ("params", "opt", "ema"):
+      assert not equal(states[i + 1][name], states[i][name])
+  assert [m["skipped"] for m in metrics] == [0, 0, 1, 2, 2, 2]
+  assert [m["skipped_in_a_row"] for m in metrics] == [0, 0, 1, 2, 0, 0]
+  assert [int(s["step"]) for s in states] == [0, 1, 2, 3, 4, 5, 6]
+  assert metrics[5]["loss"] < metrics[0]["loss"]
+
+
+def test_moving_average(trained):
+  states, _, _ = trained
+  assert equal(states[0]["ema"], states[0]["params"])
+  for before, after in ((states[0], states[1]), (states[4], states[5])):
+    expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, before["ema"], after["params"])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after["ema"], expected)
+
+
+def test_a_frozen_part_stays_and_has_no_moments(trained):
+  states, _, _ = trained
+  assert equal(states[-1]["params"]["embedding"], states[0]["params"]["embedding"])
+  paths = [jax.tree_util.keystr(path) for path, x in jax.tree_util.tree_leaves_with_path(states[0]["opt"]) if x.ndim]
+  assert any("unimodal" in path for path in paths)
+  assert not any("embedding" in path for path in paths)
+  for part in set(states[0]["params"]) - {"embedding"}:
+    assert not equal(states[-1]["params"][part], states[0]["params"][part]), part
+
+
+def test_the_state_is_donated(trained):
+  assert all(trained[2])
+
+
+def test_unusable_pairs_are_counted(trained):
+  assert [m["data/skipped"] for m in trained[1]] == [1, 2, 3, 4, 5, 6]
