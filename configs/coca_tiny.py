@@ -19,17 +19,18 @@ def get_config(arg=None):
   config.name = "coca_tiny"
   config.update(steps="1500", log_every="20")
 
-  config.model.image.update(size=48, patch=8, layers=4, width=128, mlp=512, heads=4)
-  config.model.poolers.n_query = 16
+  config.model.image.update(size=48, patch=12, layers=4, width=128, mlp=512, heads=4)
+  config.model.poolers.n_query = 8
   config.model.text.update(
-    vocab=1500, length=16, unimodal_layers=2, multimodal_layers=2, width=128, mlp=512, heads=4
+    vocab=1600, length=12, unimodal_layers=1, multimodal_layers=1, width=128, mlp=512, heads=4
   )
+  config.model.unroll = 4
 
   config.contrastive.equal_texts = "positives"  # a name stands beside up to four pictures
-  config.optim.update(name="adamw", lr=1e-3, b2=0.98, weight_decay=0.1, schedule="cosine", warmup="5%", clip=1.0)
+  config.optim.update(name="adamw", lr=1.5e-3, b2=0.98, weight_decay=0.05, schedule="cosine", warmup="5%", clip=1.0)
 
-  config.data.sources.emoji = to_dict(Source(kind="builtin", split="train"))
-  config.data.update(batch=256, crop=(0.6, 1.0), flip=False, tokenizer_texts=10_000)
+  config.data.sources.emoji = to_dict(Source(kind="builtin", split="train+unseen_concepts"))
+  config.data.update(batch=128, crop=(0.8, 1.0), flip=False, threads=1)
 
   unseen_style = Source(kind="builtin", split="twemoji")
   config.evals.twemoji = to_dict(
@@ -43,7 +44,7 @@ def get_config(arg=None):
     config.name += "_runlocal"
     config.update(steps="60", log_every="10")
     config.model.image.update(layers=2, width=64, mlp=256)
-    config.model.text.update(vocab=1000, unimodal_layers=1, multimodal_layers=1, width=64, mlp=256)
+    config.model.text.update(vocab=1000, width=64, mlp=256)
     config.data.batch = 64
     for settings in config.evals.values():
       settings.update(limit=256, batch=64, every="")

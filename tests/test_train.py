@@ -84,11 +84,10 @@ def test_a_finished_run_started_again_changes_nothing(environment, finished):
   assert metrics.read(workdir / "metrics.jsonl") == before
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_again_and_again_it_ends_with_the_same_parameters(environment, finished, tmp_path, seed):
-  """kill -9 at moments of chance, in the loop, in a save, in an evaluation; some kills may come before the first save."""
+def test_killed_again_and_again_it_ends_with_the_same_parameters(environment, finished, tmp_path):
+  """kill -9 at moments of chance: in the loop, in a save, in an evaluation; some may come before the first save."""
   undisturbed, _ = finished
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng()
   kills = 0
   for _ in range(40):
     process = start(environment, TINY, f"--workdir={tmp_path}", *SMALL)
@@ -181,7 +180,7 @@ def test_a_run_from_another_ones_parameters_at_a_higher_resolution(environment, 
   old, new = parameters(source), parameters(tmp_path)
   for name, x in old.items():
     if name == "['image_encoder']['positions']":
-      assert x.shape == (36, 64) and new[name].shape == (144, 64)
+      assert x.shape == (16, 64) and new[name].shape == (64, 64)
       np.testing.assert_allclose(x.mean(0), new[name].mean(0), atol=1e-3)
     else:
       np.testing.assert_array_equal(x, new[name], err_msg=name)
@@ -199,7 +198,7 @@ def test_too_many_broken_records_end_the_run(environment, tmp_path):
       path.write_bytes(path.read_bytes()[:50])
     rows.append(json.dumps({"file_name": path.name, "caption": f"red {i}"}))
   (folder / "captions.jsonl").write_text("\n".join(rows))
-  code, out, err = finish(start(environment, TINY, f"--workdir={tmp_path / 'run'}", *SMALL, "--config.steps=40",
+  code, _, err = finish(start(environment, TINY, f"--workdir={tmp_path / 'run'}", *SMALL, "--config.steps=40",
                                 "--config.data.sources.emoji.kind=folder", f"--config.data.sources.emoji.path={folder}",
                                 "--config.data.sources.emoji.split=", "--config.evals.twemoji.pixel_neighbours="))
   assert code != 0

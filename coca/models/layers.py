@@ -24,8 +24,17 @@ ACTIVATIONS = {
 }
 
 
+def flat_dot_general(x, kernel, dimension_numbers, **options):
+  """x [..., D] @ kernel [D, E] as a product of two matrices: twice as fast backward on CPU as over [B, T, D]."""
+  del dimension_numbers  # nnx.Linear only ever contracts the last dimension with the first
+  flat = x.reshape(-1, x.shape[-1])
+  return jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], -1)
+
+
 def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
-  return nnx.Linear(n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, rngs=rngs)
+  return nnx.Linear(
+    n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, dot_general=flat_dot_general, rngs=rngs
+  )
 
 
 def layer_norm(width: int, eps: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
