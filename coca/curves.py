@@ -52,7 +52,8 @@ def plot_curves(workdir) -> Path:
 
 
 def _curves(lines: list[dict]) -> dict[str, list[tuple[int, float]]]:
-  names = dict.fromkeys(SHOWN) | dict.fromkeys(sorted({k for line in lines for k in line if k.startswith("eval/")}))
+  evaluated = {k for line in lines for k in line if k.startswith("eval/") and not k.endswith("/examples")}
+  names = dict.fromkeys(SHOWN) | dict.fromkeys(sorted(evaluated))
   found = {name: [(line["step"], math.nan if line[name] is None else line[name]) for line in lines if name in line]
            for name in names}
   return {name: points for name, points in found.items() if points}

@@ -378,3 +378,9 @@ def test_write_contact_sheet_asks_the_model(tmp_path, tokenizer):
   assert green(Image.open(tmp_path / "sheet.png")) > 0.005
   pictures.write_contact_sheet({}, None, tmp_path / "none.png")
   assert not (tmp_path / "none.png").exists()
+
+
+def test_zero_shot_refuses_wordnet_ids_as_names(tokenizer):
+  source = Source_([record(0, NAMES[0])], label_names=("n01440764", "n01443537"))
+  with pytest.raises(ValueError, match=r"WordNet ids \(n01440764.*label.labels.txt"):
+    zero_shot.ZeroShot(CONFIG, Eval(), FakeForward(tokenizer, np.ones((1, 1), np.float32), {}), tokenizer, source)

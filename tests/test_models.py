@@ -182,13 +182,13 @@ def test_remat_and_unroll_change_neither_values_nor_gradients():
     params = random_params(settings)["multimodal"]
 
     def loss(params, states, tokens, graphdef=graphdef):
-      return jnp.sum(jnp.sin(nnx.merge(graphdef, params)(states, tokens)))
+      return jnp.mean(jnp.sin(nnx.merge(graphdef, params)(states, tokens)))
 
     traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).trace(params, states, tokens)
     assert ("remat" in str(traced.jaxpr)) == (remat != "none")
     results.append(traced.lower().compile()(params, states, tokens))
   for value, gradient in results[1:]:
-    np.testing.assert_allclose(value, results[0][0], rtol=1e-5)
+    np.testing.assert_allclose(value, results[0][0], atol=1e-6)
     assert_trees_close(gradient, results[0][1], 2e-5)
 
 

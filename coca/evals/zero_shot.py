@@ -4,6 +4,7 @@ A class is embedded through every template, the unit embeddings are averaged and
 class is the one with the largest cosine. Numbers are shares between 0 and 1.
 """
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -50,6 +51,9 @@ class ZeroShot:
     self.names = tuple(dict.fromkeys(source.label_names or _first_texts(source)))
     if not self.names:
       raise ValueError(f"'{source.name}' has neither label_names nor texts: there are no classes to choose from")
+    if all(re.fullmatch(r"n\d{8}", name) for name in self.names):
+      raise ValueError(f"the label names of '{source.name}' are WordNet ids ({self.names[0]}, ...), which no text "
+                       "tower knows; write the classes' names into the prepared data set's label.labels.txt, one a line")
     self._class_of = {name: i for i, name in enumerate(self.names)}
     self._label_names = source.label_names
     self.templates, self.length = settings.templates, config.model.text.length
