@@ -5,6 +5,8 @@ counters: 'step', 'skipped' (steps with a non-finite loss or gradient, left out)
 (pairs of weight 0: broken records).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,7 +16,7 @@ from coca.config import Config
 from coca.forward import abstract_model
 from coca.models.coca import CoCa
 from coca.objectives.captioning import captioning_loss, next_tokens
-from coca.objectives.contrastive import contrastive_loss, inverse_temperature, text_hash
+from coca.objectives.contrastive import contrastive_loss, text_hash
 from coca.optim import frozen_parts, make_optimizer
 from coca.sharding import batch_sharding, replicated, state_shardings
 
@@ -71,12 +73,16 @@ def make_train_step(config: Config, total: int, state, mesh):
       key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
       noise = jax.random.uniform(key, (len(batch["image"]), config.model.image.tokens))
     grads, metrics = gradients(state["params"], batch, noise)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
     new = dict(state)
     updates, new["opt"] = optimizer.update(grads, state["opt"], state["params"])
     new["params"] = optax.apply_updates(state["params"], updates)
+    if config.contrastive.weight and config.contrastive.max_scale:
+      # The parameter itself, as CLIP does: a cap in the loss would have no gradient beyond it, and no way back.
+      temperature = new["params"]["temperature"]
+      temperature["log_scale"] = jnp.minimum(temperature["log_scale"], math.log(config.contrastive.max_scale))
     if config.optim.ema:
       new["ema"] = optax.incremental_update(new["params"], state["ema"], 1 - config.optim.ema)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
@@ -140,8 +146,7 @@ def make_gradients(config: Config):
   def report(params, con, cap):
     metrics = {"loss": contrast * con + caption * cap, "contrastive": con, "captioning": cap}
     if contrast:
-      scale = inverse_temperature(params["temperature"]["log_scale"], config.contrastive)
-      metrics["temperature"] = 1 / scale
+      metrics["temperature"] = jnp.exp(-params["temperature"]["log_scale"])
     return metrics
 
   def one_batch(params, batch, noise):

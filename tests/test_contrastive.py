@@ -9,7 +9,7 @@ import pytest
 from common import make_mesh, numeric_gradient
 
 from coca.config import Contrastive
-from coca.objectives.contrastive import contrastive_loss, inverse_temperature, text_hash
+from coca.objectives.contrastive import contrastive_loss, text_hash
 from coca.sharding import batch_sharding
 
 N, E = 16, 5
@@ -19,8 +19,6 @@ LOG_SCALE, BIAS = 1.3, -2.0
 def reference(image, text, log_scale, bias, ids, weight, settings):
   """Equation 2 of CoCa, or the pairwise sigmoid of SigLIP, one query and one pair at a time."""
   scale = np.exp(log_scale)
-  if settings.max_scale:
-    scale = min(scale, settings.max_scale)
   total = 0.0
   for i in range(len(image)):
     equal = (ids == ids[i]).all(1)
@@ -104,17 +102,6 @@ def test_directions(batch):
                              rtol=1e-5)
   np.testing.assert_allclose(mean, summed / 2, rtol=1e-6)
   np.testing.assert_allclose(mean_gradients[0], summed_gradients[0] / 2, atol=1e-7)
-
-
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid_ring"])
-def test_the_cap_stops_the_temperature(loss, batch):
-  image, text, ids, weight = batch
-  settings = Contrastive(loss=loss, max_scale=3.0)
-  value, gradients = loss_and_gradients(settings, batch, make_mesh(), np.log(50.0))
-  np.testing.assert_allclose(value, reference(image, text, np.log(3.0), BIAS, ids, weight, settings), rtol=1e-5)
-  assert gradients[2] == 0
-  np.testing.assert_allclose(inverse_temperature(jnp.float32(np.log(50)), Contrastive(max_scale=0)), 50, rtol=1e-5)
-  np.testing.assert_allclose(inverse_temperature(jnp.float32(np.log(2)), settings), 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid", "sigmoid_ring"])

@@ -226,3 +226,18 @@ def test_the_state_is_donated(trained):
 
 def test_unusable_pairs_are_counted(trained):
   assert [m["data/skipped"] for m in trained[1]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_temperature_stops_at_the_cap_and_can_come_back(batches):
+  """A cap in the loss alone would leave log_scale beyond it without a gradient for ever."""
+  settings = tiny(contrastive__max_scale=20.0, optim__lr=0.05, optim__warmup="0")
+  mesh = make_mesh()
+  state = first_state(settings, mesh)
+  state["params"] = {**state["params"], "temperature": {"log_scale": jnp.float32(np.log(50))}}
+  step = make_train_step(settings, TOTAL, state, mesh)
+  temperatures = []
+  for _ in range(3):
+    state, _ = step(state, put_batch(batches[0], mesh))
+    temperatures.append(float(np.exp(-state["params"]["temperature"]["log_scale"])))
+  assert temperatures[0] == pytest.approx(1 / 20, rel=1e-6)
+  assert temperatures[-1] > 1 / 20 * 1.01  # noise is learned best with a higher temperature

@@ -53,7 +53,7 @@ class ZeroShot:
       raise ValueError(f"'{source.name}' has neither label_names nor texts: there are no classes to choose from")
     if all(re.fullmatch(r"n\d{8}", name) for name in self.names):
       raise ValueError(f"the label names of '{source.name}' are WordNet ids ({self.names[0]}, ...), which no text "
-                       "tower knows; write the classes' names into the prepared data set's label.labels.txt, one a line")
+                       "tower knows; write the classes' names into label.labels.txt of the data set, one a line")
     self._class_of = {name: i for i, name in enumerate(self.names)}
     self._label_names = source.label_names
     self.templates, self.length = settings.templates, config.model.text.length

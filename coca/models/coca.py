@@ -51,7 +51,7 @@ def compute_dtype(config: Config):
 
 
 class CoCa(nnx.Module):
-  """The parts that no loss of the config needs are not built."""
+  """Poolers and [CLS] are built where the contrastive loss has a weight, the multimodal half where it has layers."""
 
   def __init__(self, config: Config, rngs: nnx.Rngs):
     model = config.model

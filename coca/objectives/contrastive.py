@@ -44,7 +44,7 @@ def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: c
   Returns:
     fp32 []: a mean over the pairs of the global batch.
   """
-  scale = inverse_temperature(temperature["log_scale"], settings)
+  scale = jnp.exp(temperature["log_scale"])
   bias = temperature.get("logit_bias", jnp.float32(0))
   local = {"softmax": _softmax, "sigmoid": _sigmoid, "sigmoid_ring": _sigmoid_ring}[settings.loss]
 
@@ -56,12 +56,6 @@ def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: c
   return jax.shard_map(sharded, in_specs=(batch, batch, batch, batch, P(), P()), out_specs=P())(
     image, text, hashes, weight.astype(jnp.float32), scale, bias
   )
-
-
-def inverse_temperature(log_scale, settings: config.Contrastive):
-  """What similarities are multiplied with, capped at `settings.max_scale`."""
-  scale = jnp.exp(log_scale)
-  return jnp.minimum(scale, settings.max_scale) if settings.max_scale else scale
 
 
 def _compare(hashes, all_hashes, all_weight, first, settings):
