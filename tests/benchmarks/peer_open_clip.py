@@ -75,7 +75,8 @@ def main() -> None:
   torch.set_num_threads(args.threads)
   torch.manual_seed(0)
   settings = open_clip.get_model_config(args.model)
-  shape = settings["vision_cfg"]["image_size"], settings["text_cfg"]["context_length"], settings["text_cfg"]["vocab_size"]
+  image, text = settings["vision_cfg"], settings["text_cfg"]
+  shape = image["image_size"], text["context_length"], text["vocab_size"]
   model = open_clip.create_model(args.model).train()
   facts = {"parameters": sum(p.numel() for p in model.parameters())}
   if args.count:

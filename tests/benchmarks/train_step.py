@@ -13,6 +13,7 @@ parameters and 99.8 GFLOPs a pair here, 253.6M and 99.2 there.
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
 from pathlib import Path
@@ -38,10 +39,8 @@ def settings(batch: int, same_flops: bool, changes: list[str]):
   c.data.batch = batch
   for change in changes:
     name, _, value = change.partition("=")
-    try:
+    with contextlib.suppress(SyntaxError, ValueError):  # a word stays one
       value = ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-      pass  # a word
     c.update_from_flattened_dict({name: value})
   return config.parse(c)
 
@@ -99,8 +98,8 @@ def main() -> None:
     workers[1].facts |= counter.facts
   for w in workers:
     w.step()  # compiles, and warms up
-    print(f"{w.name}: {w.facts['parameters'] / 1e6:.1f}M parameters, {w.facts['flops'] / 1e9:.1f} GFLOPs a pair; first "
-          f"step {w.seconds.pop():.1f} s", flush=True)
+    print(f"{w.name}: {w.facts['parameters'] / 1e6:.1f}M parameters, {w.facts['flops'] / 1e9:.1f} GFLOPs a pair; "
+          f"first step {w.seconds.pop():.1f} s", flush=True)
   for _ in range(args.rounds):
     for w in workers:
       w.step()
@@ -110,8 +109,8 @@ def main() -> None:
     w.close()
     speed = args.batch / statistics.median(w.seconds)
     print(f"{w.name:<10} {speed:.3f} pairs/s (median; best {args.batch / min(w.seconds):.3f}), "
-          f"{speed * w.facts['flops'] / 1e9:.1f} GFLOP/s, peak memory {w.peak / 2**30:.2f} GiB, loss {w.losses[0]:.2f} to "
-          f"{w.losses[-1]:.2f}")
+          f"{speed * w.facts['flops'] / 1e9:.1f} GFLOP/s, peak memory {w.peak / 2**30:.2f} GiB, "
+          f"loss {w.losses[0]:.2f} to {w.losses[-1]:.2f}")
   if args.peer_python:
     ours, peer = workers
     print(f"ours : open_clip: {statistics.median(peer.seconds) / statistics.median(ours.seconds):.2f} x pairs/s "
