@@ -98,7 +98,7 @@ class Captioning:
   tokens: str = "mean"  # over the tokens of the global batch: 'mean' as all public code; 'sum' over a text's tokens,
   # mean over texts, as equation 3 is printed
   label_smoothing: float = 0.0
-  chunk: int = 4096  # tokens of a device whose logits are held at once
+  chunk: int = 1024  # tokens of a device whose logits are held at once
 
 
 @dataclass(frozen=True, kw_only=True)
