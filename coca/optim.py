@@ -22,8 +22,10 @@ def make_schedule(config: Config, total: int) -> optax.Schedule:
   return optax.join_schedules([lambda step: o.lr * (step + 1) / max(warmup, 1), decay], [warmup])
 
 
-def make_optimizer(config: Config, total: int, params) -> optax.GradientTransformation:
-  """The optimizer of a run.
+def make_optimizer(config: Config, total: int, params) -> optax.GradientTransformationExtraArgs:
+  """The optimizer of a run: `update(gradients, state, params, finite=True)`.
+
+  With `finite` False (a bool array) the moments stay as they are, and the updates are not to be used.
 
   Adafactor is factored, with momentum kept in bfloat16 and the second moment's decay min(b2, 1 - t^-0.8); no clipping
   of the update and no scaling by the parameter (as in big_vision; the paper names only b1, b2 and the decay).
@@ -44,9 +46,9 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
     )
   if o.name == "adafactor":
     second = optax.scale_by_factored_rms(decay_rate_fn=lambda i, p: jnp.minimum(o.b2, 1 - (i + 1.0) ** -p))
-    rule = optax.chain(second, optax.ema(o.b1, debias=False, accumulator_dtype=jnp.bfloat16))
+    rule = unless_skipped(optax.chain(second, optax.ema(o.b1, debias=False, accumulator_dtype=jnp.bfloat16)))
   else:
-    rule = optax.scale_by_adam(o.b1, o.b2)
+    rule = adam_in_place(o.b1, o.b2)
   schedule = make_schedule(config, total)
   steps = [
     rule,
@@ -59,6 +61,38 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
   frozen = {part: "frozen" if part in frozen_parts(config) else "trained" for part in params}
   labels = {part: jax.tree.map(lambda _, label=frozen[part]: label, tree) for part, tree in params.items()}
   return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+
+
+def adam_in_place(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformationExtraArgs:
+  """`optax.scale_by_adam`, with the moments written before the update is computed from them.
+
+  Left to itself, XLA on CPU computes both at once and copies all moments first: 4.6 times the time, and as much memory
+  again as the moments take.
+  """
+
+  def update(gradients, state, params=None, *, finite=True, **_):
+    del params
+
+    def moment(decay, old, power):
+      return jax.tree.map(lambda g, m: jnp.where(finite, decay * m + (1 - decay) * g**power, m), gradients, old)
+
+    count = state.count + jnp.int32(finite)
+    mu, nu = jax.lax.optimization_barrier((moment(b1, state.mu, 1), moment(b2, state.nu, 2)))
+    unbias1, unbias2 = (1 - jnp.float32(b) ** count for b in (b1, b2))
+    updates = jax.tree.map(lambda m, n: m / unbias1 / (jnp.sqrt(n / unbias2) + eps), mu, nu)
+    return updates, optax.ScaleByAdamState(count, mu, nu)
+
+  return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2).init, update)
+
+
+def unless_skipped(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+  """`rule`, whose state stays as it is where `finite` is False."""
+
+  def update(gradients, state, params=None, *, finite=True, **_):
+    updates, new = rule.update(gradients, state, params)
+    return updates, jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+
+  return optax.GradientTransformationExtraArgs(rule.init, update)
 
 
 def frozen_parts(config: Config) -> set[str]:

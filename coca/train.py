@@ -52,7 +52,12 @@ def run(config: Config, workdir: Path) -> bool:
   mesh = sharding.make_mesh(config.mesh)
   plan.batch_arithmetic(config, mesh.size)
   check_same_run(config, workdir)
-  sources = {name: open_source(source) for name, source in config.data.sources.items()}
+  sources = {}
+  for name, source in config.data.sources.items():
+    try:
+      sources[name] = open_source(source)
+    except (FileNotFoundError, ValueError) as e:
+      raise ValueError(str(e).replace("<name>", name)) from None
   eval_sources = evals.open_sources(config)
   workdir.mkdir(parents=True, exist_ok=True)
   tokenizer = find_tokenizer(config, sources, workdir)

@@ -77,7 +77,7 @@ def make_train_step(config: Config, total: int, state, mesh):
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
     new = dict(state)
-    updates, new["opt"] = optimizer.update(grads, state["opt"], state["params"])
+    updates, new["opt"] = optimizer.update(grads, state["opt"], state["params"], finite=finite)
     new["params"] = optax.apply_updates(state["params"], updates)
     if config.contrastive.weight and config.contrastive.max_scale:
       # The parameter itself, as CLIP does: a cap in the loss would have no gradient beyond it, and no way back.
@@ -85,7 +85,8 @@ def make_train_step(config: Config, total: int, state, mesh):
       temperature["log_scale"] = jnp.minimum(temperature["log_scale"], math.log(config.contrastive.max_scale))
     if config.optim.ema:
       new["ema"] = optax.incremental_update(new["params"], state["ema"], 1 - config.optim.ema)
-    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    for name in {"params", "ema"} & set(new):
+      new[name] = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name])
     new["step"] = state["step"] + 1
     new["skipped"] = state["skipped"] + ~finite
     new["skipped_in_a_row"] = jnp.where(finite, 0, state["skipped_in_a_row"] + 1)
