@@ -9,8 +9,6 @@ accelerator, `--runlocal` runs the same code with the configs' small copies; its
 """
 
 import argparse
-import ast
-import contextlib
 import os
 import runpy
 import statistics
@@ -22,6 +20,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # before jax: t
 
 import jax
 import numpy as np
+from train_step import changed
 
 from coca import config, hardware, plan, sharding
 from coca.forward import put_batch
@@ -35,12 +34,7 @@ def settings(size: str, batch: int, runlocal: bool, changes: list[str]):
   c.model.dtype = "bfloat16"
   c.mesh.update(data=-1, fsdp=1, tensor=1)
   c.data.batch = batch
-  for change in changes:
-    name, _, value = change.partition("=")
-    with contextlib.suppress(SyntaxError, ValueError):  # a word stays one
-      value = ast.literal_eval(value)
-    c.update_from_flattened_dict({name: value})
-  return config.parse(c)
+  return config.parse(changed(c, changes))
 
 
 def seconds_a_step(c, steps: int) -> float:

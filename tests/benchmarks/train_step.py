@@ -13,6 +13,7 @@ parameters and 99.8 GFLOPs a pair here, 253.6M and 99.2 there.
 """
 
 import argparse
+import ast
 import contextlib
 import statistics
 import sys
@@ -23,10 +24,18 @@ from turns import Worker, limit_threads, serve
 PEER = Path(__file__).with_name("peer_open_clip.py")
 
 
+def changed(c, changes: list[str]):
+  """A ConfigDict with `changes`, as `model.unroll=2`, made in place."""
+  for change in changes:
+    name, _, value = change.partition("=")
+    with contextlib.suppress(SyntaxError, ValueError):  # a word stays one
+      value = ast.literal_eval(value)
+    c.update_from_flattened_dict({name: value})
+  return c
+
+
 def settings(batch: int, same_flops: bool, changes: list[str]):
   """Our config with the shapes of coca_ViT-B-32. `changes` are as `model.unroll=2`."""
-  import ast
-
   from coca import config
 
   c = config.default()
@@ -37,12 +46,7 @@ def settings(batch: int, same_flops: bool, changes: list[str]):
   c.model.update(activation="gelu", dtype="float32")
   c.optim.update(name="adamw", lr=1e-4, schedule="constant", warmup="1", b2=0.98, weight_decay=0.2)
   c.data.batch = batch
-  for change in changes:
-    name, _, value = change.partition("=")
-    with contextlib.suppress(SyntaxError, ValueError):  # a word stays one
-      value = ast.literal_eval(value)
-    c.update_from_flattened_dict({name: value})
-  return config.parse(c)
+  return config.parse(changed(c, changes))
 
 
 def work(args) -> None:
