@@ -72,7 +72,9 @@ class Model:
   activation: str = "gelu_tanh"  # 'gelu' (erf), 'gelu_tanh', 'quick_gelu', 'relu'. Not in the paper
   norm_eps: float = 1e-6
   dtype: str = "auto"  # of activations: 'bfloat16', 'float32'; 'auto': bfloat16 on accelerators, float32 on CPU
-  remat: str = "none"  # what the backward pass computes again: 'none', 'dots' (all but matmuls), 'full'
+  # What the backward pass computes again: 'none', 'dots' (all but matmuls), 'lean' (as dots, and the image tokens' keys
+  # and values in each decoder layer, which are as large as all else there), 'full'.
+  remat: str = "none"
   attention: str = "xla"  # 'xla', or 'cudnn' on NVIDIA GPUs
   unroll: int = 1  # layers an iteration of the scan: more compiles longer and saves a little time on CPU
 
@@ -199,7 +201,7 @@ CHOICES = {
   "model.poolers.kind": ("cascade", "parallel"),
   "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
   "model.dtype": ("auto", "bfloat16", "float32"),
-  "model.remat": ("none", "dots", "full"),
+  "model.remat": ("none", "dots", "lean", "full"),
   "model.attention": ("xla", "cudnn"),
   "contrastive.loss": ("softmax", "sigmoid", "sigmoid_ring"),
   "contrastive.directions": ("sum", "mean"),

@@ -1,5 +1,7 @@
-"""What the devices can do: peak rates for MFU, and memory in use."""
+"""What the devices can do, and what they have to be told: peak rates for MFU, memory, compiler options."""
 
+import contextlib
+import ctypes
 import re
 
 import jax
@@ -47,3 +49,19 @@ def device_memory() -> int | None:
   """Most bytes in use so far on any device of this process; None where the backend does not say (CPU)."""
   peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
   return max((p for p in peaks if p is not None), default=None)
+
+
+def compiler_options(mesh) -> dict[str, str]:
+  """For `jax.jit` of a training step on the mesh's devices.
+
+  On CPU, XLA by default starts whatever can start, such as zeroing all gradients before the forward pass: 36 % more
+  memory for temporaries than in the order that holds least.
+  """
+  on_cpu = any(d.platform == "cpu" for d in mesh.devices.flat)
+  return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if on_cpu else {}
+
+
+def release_memory() -> None:
+  """Gives back what this process has freed and malloc kept: compiling a step leaves 0.4 GiB. Nothing but on glibc."""
+  with contextlib.suppress(AttributeError, OSError, TypeError):
+    ctypes.CDLL(None).malloc_trim(0)

@@ -95,13 +95,18 @@ class Metrics:
       self._progress.say(text)
 
   @contextmanager
-  def waiting(self):
-    """Around what fetches the next batch: counted as `perf/data_wait`."""
+  def waiting(self, before=None):
+    """Around what fetches the next batch: counted as `perf/data_wait` where the devices ran out of work meanwhile.
+
+    Args:
+      before: an array of the step before; if it is still being computed when the batch is there, nothing was lost.
+    """
     start = time.perf_counter()
     try:
       yield
     finally:
-      self._waited += time.perf_counter() - start
+      if before is None or before.is_ready():
+        self._waited += time.perf_counter() - start
     if self._pending and self._pending[1].done():
       self._finish()
 

@@ -108,6 +108,7 @@ def run(config: Config, workdir: Path) -> bool:
   flops = plan.flops_per_pair(config)["total"]
   rows = rows_of(sharding.batch_sharding(mesh), config.data.batch)
   batches = train_batches(config, sources, tokenizer, rows, start)
+  numbers = {}
   logged = None  # the numbers logged before, which are there by now
   with (
     Metrics(workdir, start, total, config.data.batch, flops) as metrics,
@@ -120,7 +121,7 @@ def run(config: Config, workdir: Path) -> bool:
       metrics.say(f"data: {problem}")
     evaluate(start)
     for step in range(start + 1, total + 1):
-      with metrics.waiting():
+      with metrics.waiting(numbers.get("loss")):
         batch, problems, _ = next(feed)
       skipped.add(problems, len(rows))
       with jax.profiler.StepTraceAnnotation("train", step_num=step):

@@ -14,6 +14,7 @@ from flax import nnx
 
 from coca.config import Config
 from coca.forward import abstract_model
+from coca.hardware import compiler_options, release_memory
 from coca.models.coca import CoCa
 from coca.objectives.captioning import captioning_loss, next_tokens
 from coca.objectives.contrastive import contrastive_loss, text_hash
@@ -56,7 +57,7 @@ def _new_state(config: Config, total: int):
 
 
 def make_train_step(config: Config, total: int, state, mesh):
-  """The compiled step: (state, batch) -> (state, metrics). The state is donated.
+  """The step: (state, batch) -> (state, metrics). The state is donated. Compiled at the first call.
 
   `state` may be that of `planned_state`: the step's `lower`, which takes the same arguments, then needs no arrays.
 
@@ -95,20 +96,25 @@ def make_train_step(config: Config, total: int, state, mesh):
     return new, metrics | {"data/skipped": new["unusable"]}
 
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  compiled = jax.jit(
+  jitted = jax.jit(
     step,
     in_shardings=(shardings, batch_sharding(mesh)),
     out_shardings=(shardings, replicated(mesh)),
     donate_argnums=0,
+    compiler_options=compiler_options(mesh),
   )
+  program = None
 
   def run(state, batch):
-    with jax.set_mesh(mesh):
-      return compiled(state, batch)
+    nonlocal program
+    if program is None:
+      program = lower(state, batch).compile()
+      release_memory()
+    return program(state, batch)
 
   def lower(state, batch):
     with jax.set_mesh(mesh):
-      return compiled.lower(state, batch)
+      return jitted.lower(state, batch)
 
   run.lower = lower
   return run

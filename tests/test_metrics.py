@@ -194,6 +194,24 @@ def test_speed_counts_training_time_only(tmp_path, monkeypatch, capsys):
     capsys.readouterr().out)
 
 
+def test_waiting_for_data_counts_only_where_the_devices_wait_too(tmp_path, monkeypatch):
+  clock = Clock(monkeypatch)
+
+  class Step:
+    def __init__(self, ready):
+      self.is_ready = lambda: ready
+
+  with Metrics(tmp_path, batch=4) as m:
+    m.log(1, {})
+    m._pending[1].result(30)
+    clock.now += 5
+    for step, seconds in ((Step(ready=False), 4), (Step(ready=True), 1)):
+      with m.waiting(step):
+        clock.now += seconds
+    m.log(2, {})
+  assert math.isclose(lines(tmp_path)[1]["perf/data_wait"], 0.1)
+
+
 def test_cpu_has_no_mfu_and_no_memory(tmp_path):
   with Metrics(tmp_path, batch=4, flops_per_pair=1e9) as m:
     m.log(1, {})

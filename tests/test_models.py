@@ -176,7 +176,7 @@ def test_remat_and_unroll_change_neither_values_nor_gradients():
   rng = np.random.default_rng(3)
   states, tokens = (rng.normal(size=s).astype(np.float32) for s in ((3, 8, 48), (3, 5, 48)))
   results = []
-  for remat, unroll in (("none", 1), ("dots", 1), ("full", 2)):
+  for remat, unroll in (("none", 1), ("dots", 1), ("lean", 1), ("full", 2)):
     settings = tiny(model__remat=remat, model__unroll=unroll)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda s=settings: CoCa(s, nnx.Rngs(0)).multimodal))
     params = random_params(settings)["multimodal"]

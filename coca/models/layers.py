@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from coca.sharding import constrain_batch, gather_layer
 
@@ -24,16 +25,21 @@ ACTIVATIONS = {
 }
 
 
-def flat_dot_general(x, kernel, dimension_numbers, **options):
-  """x [..., D] @ kernel [D, E] as a product of two matrices: twice as fast backward on CPU as over [B, T, D]."""
+def flat_dot_general(x, kernel, dimension_numbers, keep="matmul", **options):
+  """x [..., D] @ kernel [D, E] as a product of two matrices: twice as fast backward on CPU as over [B, T, D].
+
+  `keep` names the result for `REMAT`.
+  """
   del dimension_numbers  # nnx.Linear only ever contracts the last dimension with the first
   flat = x.reshape(-1, x.shape[-1])
-  return jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], -1)
+  y = checkpoint_name(jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options), keep)
+  return y.reshape(*x.shape[:-1], -1)
 
 
-def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, bias: bool = True, keep: str = "matmul") -> nnx.Linear:
+  dot_general = functools.partial(flat_dot_general, keep=keep)
   return nnx.Linear(
-    n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, dot_general=flat_dot_general, rngs=rngs
+    n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, dot_general=dot_general, rngs=rngs
   )
 
 
@@ -74,8 +80,9 @@ class Attention(nnx.Module):
     inner = inner or width
     self.heads, self.implementation = heads, implementation
     self.query = linear(width, inner, dtype, rngs)
-    self.key = linear(kv_width or width, inner, dtype, rngs)
-    self.value = linear(kv_width or width, inner, dtype, rngs)
+    keep = "context" if kv_width else "matmul"
+    self.key = linear(kv_width or width, inner, dtype, rngs, keep=keep)
+    self.value = linear(kv_width or width, inner, dtype, rngs, keep=keep)
     self.out = linear(inner, out or width, dtype, rngs)
 
   def keys_values(self, x):
@@ -143,9 +150,11 @@ class Layer(nnx.Module):
     return x + self.mlp(self.norm_mlp(x)), cache
 
 
+KEEP = jax.checkpoint_policies.save_only_these_names
 REMAT = {
   "none": lambda body: body,
-  "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+  "dots": functools.partial(jax.checkpoint, policy=KEEP("matmul", "context")),
+  "lean": functools.partial(jax.checkpoint, policy=KEEP("matmul")),
   "full": jax.checkpoint,
 }
 

@@ -52,7 +52,8 @@ def captioning_loss(states, kernel, text, weight, settings: config.Captioning):
   count = weights.sum() if settings.tokens == "mean" else weight.astype(jnp.float32).sum()
 
   def sharded(states, kernel, labels, weights):
-    flat, chunk = states.reshape(-1, states.shape[-1]), min(settings.chunk, labels.size)
+    flat = states.reshape(-1, states.shape[-1])
+    chunk = -(-len(flat) // -(-len(flat) // settings.chunk))  # chunks as equal as can be: the least padding
     pad = -len(flat) % chunk
 
     def chunks(x):
