@@ -23,9 +23,12 @@ from coca import checkpoint, sharding
 from coca.config import Config
 from coca.data import images as pictures
 from coca.data.records import BadRecord
+from coca.data.texts import check_prompts
 from coca.data.tokenizer import Tokenizer
 from coca.forward import Forward
 from coca.host import Lagged, round_up
+from coca.hub import local_folder
+from coca.prompts import ensemble, in_templates
 from coca.workdir import read_workdir
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
@@ -61,7 +64,7 @@ class ContrastiveCaptioner:
         without a contrastive loss.
     """
     self._need_embeddings()
-    return self._run(_as_list(images), self._pixels, "image",
+    return self._run(_as_list(images), self.prepare, "image",
                      lambda batch: self.forward.embed_images(self.params, batch), "pictures", self._embed_dim)
 
   def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
@@ -78,6 +81,35 @@ class ContrastiveCaptioner:
         raise TypeError(f"embed_texts takes texts, not {type(text).__name__}")
     return self._run(texts, lambda text: self.tokenizer.encode(text, self.config.model.text.length), "text",
                      lambda batch: self.forward.embed_texts(self.params, batch), "texts", self._embed_dim)
+
+  def score(self, images, texts: str | Sequence[str]) -> np.ndarray:
+    """Cosine similarity of every picture with every text: float32 [N, M]. Arguments and errors as above."""
+    return self.embed_images(images) @ self.embed_texts(texts).T
+
+  def classify(self, images, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> np.ndarray:
+    """Probabilities of labels, zero-shot: the softmax over labels of cosine / learned temperature (CLIP section 3.1.2).
+
+    Args:
+      images: as for `embed_images`.
+      labels: names of the classes.
+      templates: prompts with {} where the name goes, such as `coca.prompts.CLIP_IMAGENET`; their mean counts.
+
+    Returns:
+      float32 [N, len(labels)]; rows sum to 1. `labels[p.argmax()]` is the likeliest one.
+
+    Raises:
+      ValueError: no labels, a template without {}, or as `embed_images`.
+    """
+    if isinstance(labels, str) or not len(labels):
+      raise ValueError(f"classify takes a list of labels to choose from, not {labels!r}")
+    templates = (templates,) if isinstance(templates, str) else tuple(templates)
+    check_prompts(templates or ("",), "classify's templates")
+    self._need_embeddings()
+    classes = ensemble(self.embed_texts(in_templates(labels, templates)), len(templates))
+    scale = np.exp(np.asarray(self.params["temperature"]["log_scale"]))
+    logits = scale * (self.embed_images(images) @ classes.T)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
 
   def caption(self, images, max_length: int | None = None) -> list[str]:
     """Greedy captions.
@@ -97,7 +129,7 @@ class ContrastiveCaptioner:
                        "captions")
     if max_length is not None and max_length < 1:
       raise ValueError(f"max_length is {max_length}; a caption needs at least 1 token")
-    ids = self._run(_as_list(images), self._pixels, "image",
+    ids = self._run(_as_list(images), self.prepare, "image",
                     lambda batch: self.forward.caption(self.params, batch), "captions", self.config.model.text.length)
     # The first id is BOS.
     return [self.tokenizer.decode(row if max_length is None else row[:max_length + 1]) for row in ids]
@@ -121,7 +153,7 @@ class ContrastiveCaptioner:
         bar.update(len(rows))
     return out.concatenate()
 
-  def _pixels(self, image) -> np.ndarray:
+  def prepare(self, image) -> np.ndarray:
     """Any accepted picture as uint8 [S, S, 3], prepared as in evaluation."""
     size, data = self.config.model.image.size, self.config.data
     if isinstance(image, np.ndarray):
@@ -154,7 +186,8 @@ def load(workdir, ema: bool | None = None, devices=None) -> ContrastiveCaptioner
   """Opens the newest usable checkpoint of a working directory.
 
   Args:
-    workdir: what `python -m coca.train --workdir=...` wrote; a local path or a URL such as gs://.
+    workdir: what `python -m coca.train --workdir=...` wrote; a local path or a URL such as gs://, or hf://org/name
+      (`coca.hub`).
     ema: True takes the moving average of the parameters, False the parameters themselves; None the average if the run
       kept one.
     devices: where it runs; None: all of this process.
@@ -164,6 +197,7 @@ def load(workdir, ema: bool | None = None, devices=None) -> ContrastiveCaptioner
     ValueError: its parts do not belong together: another tokenizer, or parameters of other settings.
     coca.checkpoint.CheckpointError: all checkpoints are damaged.
   """
+  workdir = local_folder(workdir)
   config, tokenizer = read_workdir(workdir)
   if ema and not config.optim.ema:
     raise ValueError(f"{workdir} kept no moving average (config.optim.ema is 0); leave ema out")

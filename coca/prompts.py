@@ -3,6 +3,12 @@
 CoCa draws label-as-text prompts from CLIP's set (section 4.1) and classifies with it (section 4.2.2).
 """
 
+from collections.abc import Sequence
+
+import numpy as np
+
+from coca.data.texts import in_prompt
+
 CLIP_IMAGENET = (
   "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
   "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
@@ -24,3 +30,22 @@ CLIP_IMAGENET = (
   "itap of a {}.", "graffiti of the {}.", "a toy {}.", "itap of my {}.", "a photo of a cool {}.",
   "a photo of a small {}.", "a tattoo of the {}.",
 )
+
+
+def in_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+  """Every name in every template, template by template: as `ensemble` takes their embeddings."""
+  return [in_prompt(template, name) for template in templates for name in names]
+
+
+def ensemble(embedded: np.ndarray, templates: int) -> np.ndarray:
+  """The mean over templates, made unit length again (CLIP section 3.1.4).
+
+  Args:
+    embedded: unit embeddings [templates * C, E], in the order of `in_templates`.
+    templates: how many.
+
+  Returns:
+    float32 [C, E], unit length.
+  """
+  mean = embedded.reshape(templates, -1, embedded.shape[-1]).mean(axis=0)
+  return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

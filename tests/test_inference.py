@@ -121,11 +121,31 @@ def test_nothing_in_nothing_out(model):
   assert model.caption([]) == []
 
 
+def test_scores_and_probabilities_are_of_the_embeddings(model, data):
+  images, texts = model.embed_images(data), model.embed_texts(TEXTS)
+  np.testing.assert_allclose(model.score(data, TEXTS), images @ texts.T, atol=1e-6)
+  assert model.score(data / "red.png", TEXTS[0]).shape == (1, 1)
+
+  prompts = np.stack([model.embed_texts([form % t for t in COLOURS]) for form in ("%s fig", "dark %s")])
+  mean = prompts.astype(np.float64).mean(0)
+  mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+  logits = np.exp(float(model.params["temperature"]["log_scale"])) * (images @ mean.T)
+  want = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  p = model.classify(data, COLOURS, ("{} fig", "dark {}"))
+  assert p.dtype == np.float32
+  np.testing.assert_allclose(p, want, rtol=1e-4)
+  np.testing.assert_array_equal(model.classify(data, COLOURS, "{}"), model.classify(data, COLOURS))
+  with pytest.raises(ValueError, match="list of labels"):
+    model.classify(data, "red")
+  with pytest.raises(ValueError, match=r"has to hold \{\} once"):
+    model.classify(data, COLOURS, ("a photo",))
+
+
 def test_captions_are_the_decoded_ids_cut_where_asked(model, data):
   long = model.caption(data)
   assert len(long) == 4 and all(isinstance(c, str) for c in long)
   ids = np.asarray(model.forward.caption(model.params, model.forward.put(
-    {"image": np.stack([model._pixels(p) for p in inference.images_in(data)] * 2)})["image"]))[:4]
+    {"image": np.stack([model.prepare(p) for p in inference.images_in(data)] * 2)})["image"]))[:4]
   assert long == [model.tokenizer.decode(row) for row in ids]
   assert model.caption(data, max_length=3) == [model.tokenizer.decode(row[1:4]) for row in ids]
   assert len(set(long)) > 1 and max(map(len, long)) > max(map(len, model.caption(data, max_length=3)))

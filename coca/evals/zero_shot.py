@@ -18,6 +18,7 @@ from coca.data.records import BadRecord, Record
 from coca.evals.ranking import ranks, recall
 from coca.evals.stream import Stream
 from coca.host import Lagged
+from coca.prompts import ensemble, in_templates
 
 THUMB = 16  # pixels a side of what the pixel baseline compares
 MAX_NEIGHBOURS = 200_000  # records: above this the baseline is a job of its own
@@ -71,11 +72,9 @@ class ZeroShot:
   def classes(self, params) -> np.ndarray:
     """Embeddings of `names`: float32 [C, E], unit length."""
     if self._ids is None:
-      self._ids = np.stack([self.stream.tokenizer.encode(texts.in_prompt(template, name), self.length)
-                            for template in self.templates for name in self.names])
-    embedded = self.stream.embed_texts(params, self._ids)
-    mean = embedded.reshape(len(self.templates), len(self.names), -1).mean(axis=0)
-    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+      self._ids = np.stack([self.stream.tokenizer.encode(text, self.length)
+                            for text in in_templates(self.names, self.templates)])
+    return ensemble(self.stream.embed_texts(params, self._ids), len(self.templates))
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields 'top1', 'top5', 'examples' and, on the first process, 'pixel_top1'."""
