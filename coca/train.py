@@ -67,17 +67,16 @@ def run(config: Config, workdir: Path) -> bool:
   checkpoints = Checkpoints(
     workdir / "checkpoints", config.checkpoint.keep, in_steps(config.checkpoint.keep_every, config.data.batch, total)
   )
-  skipped = Skipped(config.data.max_skipped, config.data.batch)
   restored = checkpoints.restore(planned_state(config, total, mesh))
   if restored:
-    state, meta, start = restored
-    skipped.restore(meta["skipped"])
+    state, _, start = restored
   else:
     state, start = init_state(config, total, mesh), 0
     if config.init_from:
       state["params"] = initial_params(config.init_from, config, mesh)
       if "ema" in state:
         state["ema"] = jax.tree.map(jax.numpy.copy, state["params"])
+  skipped = Skipped(config.data.max_skipped, config.data.batch, start, int(state["unusable"]))
   forward = Forward(config, mesh)
   evaluators = evals.make_evaluators(config, forward, tokenizer, *eval_sources)
   step_fn = make_train_step(config, total, state, mesh)
@@ -87,7 +86,7 @@ def run(config: Config, workdir: Path) -> bool:
 
   def save(step):
     metrics.flush()
-    meta = {"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256, "skipped": skipped.state(),
+    meta = {"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256,
             "data": {"seed": config.seed, "step": step}}
     checkpoints.save(step, state, meta)
 
@@ -109,7 +108,7 @@ def run(config: Config, workdir: Path) -> bool:
   rows = rows_of(sharding.batch_sharding(mesh), config.data.batch)
   batches = train_batches(config, sources, tokenizer, rows, start)
   numbers = {}
-  logged = None  # the numbers logged before, which are there by now
+  logged = None  # step and numbers of the log before, which are there by now
   with (
     Metrics(workdir, start, total, config.data.batch, flops) as metrics,
     DeviceFeed(batches, forward.put) as feed,
@@ -123,13 +122,13 @@ def run(config: Config, workdir: Path) -> bool:
     for step in range(start + 1, total + 1):
       with metrics.waiting(numbers.get("loss")):
         batch, problems, _ = next(feed)
-      skipped.add(problems, len(rows))
+      skipped.add(problems)
       with jax.profiler.StepTraceAnnotation("train", step_num=step):
         state, numbers = step_fn(state, batch)
       if step % log_every == 0 or step in (start + 1, total):
         metrics.log(step, {name if "/" in name else f"train/{name}": x for name, x in numbers.items()})
-        check_finite(logged, config)
-        logged = numbers
+        check(logged, skipped, config)
+        logged = step, numbers
       stop = preempted(step)
       if step == total or stop or (save_every and step % save_every == 0):
         save(step)
@@ -138,7 +137,7 @@ def run(config: Config, workdir: Path) -> bool:
         checkpoints.close()
         metrics.say(f"stopped at step {step} and saved; the same command goes on from here")
         return False
-    check_finite(logged, config)
+    check(logged, skipped, config)
 
     # --- Pictures ---
     checkpoints.close()
@@ -150,9 +149,13 @@ def run(config: Config, workdir: Path) -> bool:
   return True
 
 
-def check_finite(numbers: dict | None, config: Config) -> None:
-  """Raises Stop if too many steps in a row were left out. Looks at numbers logged before, so it never waits."""
-  if numbers is not None and (row := int(numbers["skipped_in_a_row"])) >= config.optim.max_nonfinite:
+def check(logged, skipped: Skipped, config: Config) -> None:
+  """Raises Stop or TooManySkipped where a run makes no sense. Looks at numbers logged before, so it never waits."""
+  if logged is None:
+    return
+  step, numbers = logged
+  skipped.check(step, int(numbers["data/skipped"]))
+  if (row := int(numbers["skipped_in_a_row"])) >= config.optim.max_nonfinite:
     raise Stop(f"{row} steps in a row had a non-finite loss or gradient (config.optim.max_nonfinite allows "
                f"{config.optim.max_nonfinite}); lower config.optim.lr or set config.optim.clip, and start from a "
                "checkpoint before")

@@ -1,4 +1,3 @@
-import json
 import threading
 import time
 
@@ -7,53 +6,41 @@ import pytest
 from coca.data import feed
 
 
-def test_skipped_counts_and_stops():
+def test_too_many_skipped_stop_with_examples():
   skipped = feed.Skipped(0.05, 64)
-  for _ in range(30):
-    skipped.add(["web a-1: empty caption", "web a-2: empty caption", "web a-3: cut at byte 17"], 64)
-  assert (skipped.examples, skipped.skipped) == (1920, 90) and skipped.share == pytest.approx(90 / 1920)
-  assert list(skipped.reasons.values()) == ["web a-1: empty caption", "web a-3: cut at byte 17"]
+  for k in range(20):
+    skipped.add(["web a-1: empty caption", "web a-2: empty caption", "web a-3: cut at byte 17"])
+    skipped.add([f"web b-{j}: {'xyzuvw'[(k + j) % 6]}" for j in range(6)])
+  skipped.check(30, 90)  # 4.7 % of 1,920
+  assert len(skipped.reasons) == 5
   with pytest.raises(feed.TooManySkipped) as error:
-    for k in range(20):
-      skipped.add([f"web b-{j}: {'xyzuvw'[(k + j) % 6]}" for j in range(6)], 64)
+    skipped.check(40, 150)
   message = str(error.value)
-  assert "config.data.max_skipped 0.05" in message and "empty caption" in message
+  assert "config.data.max_skipped 0.05" in message and message.count("empty caption") == 1
   assert message.count("\n  web") == 5 and "raise config.data.max_skipped" in message
-  assert f"{skipped.skipped} of {skipped.examples} examples" in message
+  assert "150 of 2560 examples" in message
 
 
 def test_skipped_waits_for_enough_examples():
   skipped = feed.Skipped(0.05, 16)
-  for _ in range(12):
-    skipped.add(["w k: bad"] * 8, 16)
-  assert skipped.share == 0.5
+  skipped.check(12, 96)
   with pytest.raises(feed.TooManySkipped, match="100 of 208 examples"):
-    skipped.add(["w k: bad"], 16, skipped=4)  # of all hosts; one reason was this host's
+    skipped.check(13, 100)
 
 
 def test_skipped_sees_a_source_that_is_lost_in_a_long_run():
   skipped = feed.Skipped(0.05, 100)
-  for _ in range(1000):
-    skipped.add([], 100)
-  with pytest.raises(feed.TooManySkipped, match="200 of the latest 200 examples"):
-    for _ in range(2):
-      skipped.add(["web: disk gone"] * 100, 100)
-  everything = feed.Skipped(1.0, 100)
-  for _ in range(10):
-    everything.add(["web: disk gone"] * 100, 100)
+  skipped.check(1000, 0)
+  with pytest.raises(feed.TooManySkipped, match=r"200 of the latest 200 examples.*\n.*the other hosts"):
+    skipped.check(1002, 200)
+  feed.Skipped(1.0, 100).check(1000, 100_000)
 
 
-def test_skipped_goes_on_from_a_checkpoint():
-  a, b = feed.Skipped(0.3, 100), feed.Skipped(0.3, 100)
-  for _ in range(3):
-    a.add(["web k: bad"] * 20, 100)
-  b.restore(json.loads(json.dumps(a.state())))
-  assert b.state() == a.state() and b.reasons == {"bad": "web k: bad"}
-  for s in (a, b):
-    with pytest.raises(feed.TooManySkipped):
-      for _ in range(9):
-        s.add(["web k: bad"] * 49, 100)
-  assert a.state() == b.state()
+def test_skipped_goes_on_where_the_run_does():
+  going_on = feed.Skipped(0.3, 100, step=1000, skipped=10_000)
+  going_on.check(1010, 10_010)
+  with pytest.raises(feed.TooManySkipped, match="900 of the latest 1000 examples"):
+    going_on.check(1020, 10_910)
 
 
 def numbered(count, made, error=None):

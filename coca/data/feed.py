@@ -14,65 +14,47 @@ class TooManySkipped(RuntimeError):
 
 
 class Skipped:
-  """Counts unusable records, and ends the run when they are too many.
+  """Ends the run when too many records are unusable. All hosts count the same, so that all stop at the same step.
 
   Args:
     max_skipped: share of all examples that may be unusable (`config.data.max_skipped`).
     batch: examples a step, all hosts together.
+    step: where the run goes on.
+    skipped: unusable examples up to there.
   """
 
-  def __init__(self, max_skipped: float, batch: int):
-    self.max_skipped, self.enough = max_skipped, max(200, batch)
-    self.examples = self.skipped = 0
-    self.recent_examples = self.recent_skipped = 0
-    self.reasons: dict[str, str] = {}  # by kind: the first one of it
+  def __init__(self, max_skipped: float, batch: int, step: int = 0, skipped: int = 0):
+    self.max_skipped, self.batch = max_skipped, batch
+    self.last = step, skipped
+    self.reasons: dict[str, str] = {}  # by kind: the first one of it that this host met
 
-  @property
-  def share(self) -> float:
-    return self.skipped / max(self.examples, 1)
-
-  def add(self, problems: list[str], examples: int, skipped: int | None = None) -> None:
-    """Counts a batch.
-
-    Args:
-      problems: the reasons that came with it.
-      examples: rows of the batch.
-      skipped: unusable ones among them; left out, as many as there are reasons. With several hosts, give the rows and
-        the unusable ones of all of them, so that all stop at the same step.
-
-    Raises:
-      TooManySkipped: of all examples so far, if they are enough to judge, more than `max_skipped` were unusable; or
-        of the latest ones more than half (a disk gone in the middle of a long run would not show in the total).
-    """
-    skipped = len(problems) if skipped is None else skipped
-    self.examples += examples
-    self.skipped += skipped
-    self.recent_examples += examples
-    self.recent_skipped += skipped
+  def add(self, problems: list[str]) -> None:
+    """Keeps examples of the reasons that came with a batch."""
     for problem in problems:
       if len(self.reasons) < _REASONS:
         # Of one kind if they differ in the record's name and in numbers only.
         self.reasons.setdefault(re.sub(r"\d+", "#", problem.partition(": ")[2]), problem)
-    if self.recent_examples >= self.enough:
-      gone = self.recent_skipped > max(0.5, self.max_skipped) * self.recent_examples
-      count, total = (self.recent_skipped, self.recent_examples) if gone else (self.skipped, self.examples)
-      self.recent_examples = self.recent_skipped = 0
-      if gone or self.share > self.max_skipped:
-        raise TooManySkipped(
-          f"{count} of {'the latest ' if gone else ''}{total} examples are unusable, more than config.data.max_skipped "
-          f"{self.max_skipped} allows, such as:\n  " + "\n  ".join(self.reasons.values())
-          + "\nRepair or remove them, or raise config.data.max_skipped.")
 
-  def state(self) -> dict:
-    """Plain values for JSON: goes into the checkpoint."""
-    return {"examples": self.examples, "skipped": self.skipped, "recent_examples": self.recent_examples,
-            "recent_skipped": self.recent_skipped, "reasons": self.reasons}
+  def check(self, step: int, skipped: int) -> None:
+    """Judges the count of unusable examples up to a step, on all hosts.
 
-  def restore(self, state: dict) -> None:
-    """Goes on counting where `state` was taken."""
-    self.examples, self.skipped = int(state["examples"]), int(state["skipped"])
-    self.recent_examples, self.recent_skipped = int(state["recent_examples"]), int(state["recent_skipped"])
-    self.reasons = dict(state["reasons"])
+    Raises:
+      TooManySkipped: of all examples so far, if they are enough to judge, more than `max_skipped` were unusable; or
+        of those since the check before more than half (a disk gone in the middle of a long run would not show in the
+        total).
+    """
+    recent, recent_skipped = (step - self.last[0]) * self.batch, skipped - self.last[1]
+    if recent < max(200, self.batch):
+      return
+    self.last = step, skipped
+    gone = recent_skipped > max(0.5, self.max_skipped) * recent
+    count, total = (recent_skipped, recent) if gone else (skipped, step * self.batch)
+    if gone or skipped > self.max_skipped * total:
+      reasons = list(self.reasons.values()) or ["(the other hosts name them)"]
+      raise TooManySkipped(
+        f"{count} of {'the latest ' if gone else ''}{total} examples are unusable, more than config.data.max_skipped "
+        f"{self.max_skipped} allows, such as:\n  " + "\n  ".join(reasons)
+        + "\nRepair or remove them, or raise config.data.max_skipped.")
 
 
 class DeviceFeed:
