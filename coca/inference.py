@@ -20,12 +20,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from coca import checkpoint, sharding
-from coca.config import Config
+from coca.config import Config, Decoding
 from coca.data import images as pictures
 from coca.data.records import BadRecord
 from coca.data.texts import check_prompts
 from coca.data.tokenizer import Tokenizer
-from coca.forward import Forward
+from coca.decoding.decode import prompts
+from coca.forward import Forward, check_decoding_model
 from coca.host import Lagged, round_up
 from coca.hub import local_folder
 from coca.prompts import ensemble, in_templates
@@ -64,8 +65,8 @@ class ContrastiveCaptioner:
         without a contrastive loss.
     """
     self._need_embeddings()
-    return self._run(_as_list(images), self.prepare, "image",
-                     lambda batch: self.forward.embed_images(self.params, batch), "pictures", self._embed_dim)
+    return self._run(_as_list(images), lambda image: {"image": self.prepare(image)},
+                     lambda batch: self.forward.embed_images(self.params, batch["image"]), "pictures", self._embedding)
 
   def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
     """Contrastive embeddings of a text or several: float32 [N, E], unit length. Long texts are cut.
@@ -79,8 +80,9 @@ class ContrastiveCaptioner:
     for text in texts:
       if not isinstance(text, str):
         raise TypeError(f"embed_texts takes texts, not {type(text).__name__}")
-    return self._run(texts, lambda text: self.tokenizer.encode(text, self.config.model.text.length), "text",
-                     lambda batch: self.forward.embed_texts(self.params, batch), "texts", self._embed_dim)
+    length = self.config.model.text.length
+    return self._run(texts, lambda text: {"text": self.tokenizer.encode(text, length)},
+                     lambda batch: self.forward.embed_texts(self.params, batch["text"]), "texts", self._embedding)
 
   def score(self, images, texts: str | Sequence[str]) -> np.ndarray:
     """Cosine similarity of every picture with every text: float32 [N, M]. Arguments and errors as above."""
@@ -111,33 +113,58 @@ class ContrastiveCaptioner:
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 
-  def caption(self, images, max_length: int | None = None) -> list[str]:
-    """Greedy captions.
+  def caption(self, images, prompt: str | Sequence[str] = "", *, ids: Sequence[int] | None = None, **settings):
+    """Captions: greedy, sampled (`strategy="sample"`) or by beam search (`strategy="beam"`).
+
+        model.caption("cat.jpg")
+        model.caption(folder, "a photo of", strategy="beam", beams=6)
+        model.caption(images, strategy="sample", n=8, top_p=0.9, rerank=True, seed=1)
 
     Args:
       images: as for `embed_images`.
-      max_length: tokens after which a caption is cut; None: as long as the model was trained for.
+      prompt: what each caption begins with, or a beginning for each picture.
+      ids: a number for each picture, from which its samples are drawn wherever it stands; None: its place in `images`.
+      **settings: of `coca.config.Decoding`.
 
     Returns:
-      a text for every picture, also for a single one.
+      a text for every picture, also for a single one; with n above 1 a list of n texts for every picture.
 
     Raises:
-      ValueError: as `embed_images`, or a model without a multimodal decoder.
+      ValueError: as `embed_images`, a model without a multimodal decoder, settings that make no sense, or a prompt that
+        leaves no room.
+      TypeError: a setting that `coca.config.Decoding` lacks.
     """
-    if not self.config.model.text.multimodal_layers:
-      raise ValueError("this model has no multimodal decoder (config.model.text.multimodal_layers is 0): it writes no "
-                       "captions")
-    if max_length is not None and max_length < 1:
-      raise ValueError(f"max_length is {max_length}; a caption needs at least 1 token")
-    ids = self._run(_as_list(images), self.prepare, "image",
-                    lambda batch: self.forward.caption(self.params, batch), "captions", self.config.model.text.length)
-    # The first id is BOS.
-    return [self.tokenizer.decode(row if max_length is None else row[:max_length + 1]) for row in ids]
+    decoding, images = Decoding(**settings), _as_list(images)
+    check_decoding_model(decoding, self.config)
+    given = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+    ids = np.arange(len(images)) if ids is None else np.asarray(ids)
+    if not len(images) == len(given) == len(ids):
+      raise ValueError(f"{len(images)} pictures, {len(given)} prompts and {len(ids)} ids; give one for each picture")
+    length = decoding.max_length or self.config.model.text.length
+    starts, lengths = prompts(self.tokenizer, given, length)
 
-  def _run(self, items: list, prepare: Callable, name: str, function: Callable, unit: str, width: int) -> np.ndarray:
-    """`function` over `items` in padded batches, while threads prepare the next ones."""
-    if not items:
-      return np.zeros((0, width), np.float32)
+    def prepare(i):
+      return {"image": self.prepare(images[i]), "ids": np.uint32(ids[i]), "prompt": starts[i], "lengths": lengths[i]}
+
+    def write(batch):
+      return self.forward.caption(self.params, batch.pop("image"), decoding, **batch).text
+
+    texts = self._run(range(len(images)), prepare, write, "captions", (decoding.n, length))
+    texts = [[self.tokenizer.decode(row[1:]) for row in rows] for rows in texts]  # the first id is BOS
+    return [rows[0] for rows in texts] if decoding.n == 1 else texts
+
+  def _run(self, items: Sequence, prepare: Callable, function: Callable, unit: str, shape: tuple) -> np.ndarray:
+    """`function` over padded batches of what `prepare` makes of the items, while threads prepare the next ones.
+
+    Args:
+      items: anything.
+      prepare: one item -> dict of arrays, its row of the batch.
+      function: dict of device arrays -> [rows, *shape].
+      unit: of the progress bar.
+      shape: of a row of the result.
+    """
+    if not len(items):
+      return np.zeros((0, *shape), np.float32)
     largest = self._batches[-1]
     out = Lagged()
     with (ThreadPoolExecutor() as pool,
@@ -148,13 +175,13 @@ class ContrastiveCaptioner:
         later = items[start + 2 * largest:start + 3 * largest]
         ahead = ahead[largest:] + [pool.submit(prepare, item) for item in later]
         size = next(b for b in self._batches if b >= len(rows))
-        batch = np.stack(rows + rows[:1] * (size - len(rows)))
-        out.append(function(self.forward.put({name: batch})[name])[:len(rows)])
+        batch = jax.tree.map(lambda *x: np.stack(x), *rows, *rows[:1] * (size - len(rows)))
+        out.append(function(self.forward.put(batch))[:len(rows)])
         bar.update(len(rows))
     return out.concatenate()
 
   def prepare(self, image) -> np.ndarray:
-    """Any accepted picture as uint8 [S, S, 3], prepared as in evaluation."""
+    """Any accepted picture as uint8 [S, S, 3], prepared as in evaluation. Raises ValueError, as `embed_images`."""
     size, data = self.config.model.image.size, self.config.data
     if isinstance(image, np.ndarray):
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -178,8 +205,8 @@ class ContrastiveCaptioner:
                        "no embeddings")
 
   @property
-  def _embed_dim(self) -> int:
-    return self.config.model.embed_dim or self.config.model.text.width
+  def _embedding(self) -> tuple[int]:
+    return (self.config.model.embed_dim or self.config.model.text.width,)
 
 
 def load(workdir, ema: bool | None = None, devices=None) -> ContrastiveCaptioner:

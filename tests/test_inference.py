@@ -16,7 +16,7 @@ import coca
 from coca import config as settings
 from coca import evaluate, inference, sharding
 from coca.checkpoint import Checkpoints
-from coca.config import Config, Contrastive, Eval, ImageEncoder, Model, Optim, Poolers, Source, TextDecoder
+from coca.config import Config, Contrastive, Decoding, Eval, ImageEncoder, Model, Optim, Poolers, Source, TextDecoder
 from coca.data import images as pictures
 from coca.data.tokenizer import train
 from coca.forward import Forward
@@ -141,17 +141,44 @@ def test_scores_and_probabilities_are_of_the_embeddings(model, data):
     model.classify(data, COLOURS, ("a photo",))
 
 
-def test_captions_are_the_decoded_ids_cut_where_asked(model, data):
-  long = model.caption(data)
-  assert len(long) == 4 and all(isinstance(c, str) for c in long)
-  ids = np.asarray(model.forward.caption(model.params, model.forward.put(
-    {"image": np.stack([model.prepare(p) for p in inference.images_in(data)] * 2)})["image"]))[:4]
-  assert long == [model.tokenizer.decode(row) for row in ids]
-  assert model.caption(data, max_length=3) == [model.tokenizer.decode(row[1:4]) for row in ids]
-  assert len(set(long)) > 1 and max(map(len, long)) > max(map(len, model.caption(data, max_length=3)))
-  assert model.caption(data / "red.png") == model.caption([data / "red.png"])
-  with pytest.raises(ValueError, match="max_length is 0"):
-    model.caption(data, max_length=0)
+def test_captions_are_the_decoded_ids(model, data):
+  paths = inference.images_in(data)
+  captions = model.caption(data)
+  assert len(captions) == 4 and all(isinstance(c, str) for c in captions) and len(set(captions)) > 1
+  pixels = model.forward.put({"image": np.stack([model.prepare(p) for p in paths] * 2)})["image"]
+  for chosen in ({"max_length": 4}, {"strategy": "beam", "beams": 3}):
+    ids = np.asarray(model.forward.caption(model.params, pixels, Decoding(**chosen)).text)[:4, 0]
+    assert model.caption(data, **chosen) == [model.tokenizer.decode(row[1:]) for row in ids]
+  assert model.caption(data / "red.png") == model.caption([data / "red.png"]) == captions[3:]
+
+
+def test_samples_prompts_and_ids(model, data):
+  sampled = model.caption(data, strategy="sample", n=3, seed=1)
+  assert [len(texts) for texts in sampled] == [3] * 4 and len({t for texts in sampled for t in texts}) > 4
+  one = model.caption(data / "red.png", ids=[3], strategy="sample", n=3, seed=1)
+  assert one == sampled[3:]
+  assert one != model.caption(data / "red.png", ids=[4], strategy="sample", n=3, seed=1)
+  assert all(c.startswith("dark fig") for c in model.caption(data, "dark fig"))
+  begun = model.caption(data, ["red", "", "green", ""])
+  assert begun[0].startswith("red") and begun[2].startswith("green") and begun[1::2] == model.caption(data)[1::2]
+  ranked = model.caption(data, strategy="sample", n=3, seed=1, rerank=True)
+  for path, before, after in zip(inference.images_in(data), sampled, ranked, strict=True):
+    assert sorted(before) == sorted(after)
+    scores = model.score(path, after)[0]
+    assert (np.diff(scores) < 1e-5).all()
+
+
+def test_settings_of_captions_that_make_no_sense(model, data):
+  with pytest.raises(ValueError, match="max_length is 1"):
+    model.caption(data, max_length=1)
+  with pytest.raises(ValueError, match="strategy is 'best'"):
+    model.caption(data, strategy="best")
+  with pytest.raises(ValueError, match="4 pictures, 2 prompts and 4 ids"):
+    model.caption(data, ["a", "b"])
+  with pytest.raises(ValueError, match="shorten it"):
+    model.caption(data, "red apple green pear blue plum dark fig")
+  with pytest.raises(TypeError, match="best_of"):
+    model.caption(data, best_of=3)
 
 
 def test_pictures_that_cannot_be_used_are_named(model, data, tmp_path):
