@@ -98,7 +98,8 @@ class ContrastiveCaptioner:
     if max_length is not None and max_length < 1:
       raise ValueError(f"max_length is {max_length}; a caption needs at least 1 token")
     ids = self._run(_as_list(images), self._pixels, "image",
-                    lambda batch: self.forward.caption(self.params, batch), "captions", self.config.model.text.length)
+                    lambda batch: self.forward.caption(self.params, batch).text[:, 0], "captions",
+                    self.config.model.text.length)
     # The first id is BOS.
     return [self.tokenizer.decode(row if max_length is None else row[:max_length + 1]) for row in ids]
 
