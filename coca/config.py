@@ -104,6 +104,31 @@ class Captioning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decoding:
+  """How texts are written (coca/decoding). Not in the paper; names and meanings are those of transformers' `generate`.
+
+  Raises ValueError when made with values that make no sense, alone or together.
+  """
+
+  strategy: str = "greedy"  # 'greedy', 'sample', 'beam'
+  n: int = 1  # texts an image: samples, or the best of the beams
+  beams: int = 6  # beam search only
+  max_length: int = 0  # tokens of a text at most, BOS, prompt and EOS included; 0: config.model.text.length
+  min_length: int = 0  # tokens before EOS at least, BOS and prompt included
+  temperature: float = 1.0  # sampling only, as the next two
+  top_k: int = 0  # only the so many most probable tokens; 0: all
+  top_p: float = 1.0  # only the smallest set of most probable tokens with this mass (nucleus); 1: all
+  repetition_penalty: float = 1.0  # for tokens that the text or its prompt has already; BLIP samples with 1.1
+  length_penalty: float = 1.0  # a score is the sum of log-probabilities / (new tokens, with EOS) ** length_penalty
+  early_stop: bool = False  # beam search ends with as many ended texts as beams, though better ones might come
+  rerank: bool = False  # the texts of an image in the order of the contrastive head's similarity to it
+  seed: int = 0  # of sampling
+
+  def __post_init__(self):
+    check_decoding(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optim:
   """CoCa section 4.1 (pre-training)."""
 
@@ -350,6 +375,39 @@ def _check(c: Config) -> None:
       in_steps(value, c.data.batch, None if where == "steps" else 1)
     except ValueError as e:
       raise ValueError(f"config.{where}: {e}") from None
+
+
+def check_decoding(d: Decoding) -> None:
+  """Raises ValueError: which of the decoding settings makes no sense, and what would."""
+  def check(ok, message):
+    if not ok:
+      raise ValueError(f"decoding: {message}")
+
+  kinds = ("greedy", "sample", "beam")
+  check(d.strategy in kinds, f"strategy is {d.strategy!r}; it may be {', '.join(map(repr, kinds))}")
+  check(d.n >= 1, f"n is {d.n}; it takes at least 1 text an image")
+  check(d.strategy != "greedy" or d.n == 1, f"n is {d.n}, but greedy decoding writes one text an image; set strategy to "
+        "'sample' or 'beam'")
+  check(d.beams >= 1, f"beams is {d.beams}; it takes at least 1")
+  check(d.strategy != "beam" or d.n <= d.beams, f"n {d.n} is more than beams {d.beams}: only so many texts are kept")
+  check(d.max_length == 0 or d.max_length >= 2, f"max_length is {d.max_length}; it counts BOS, so it takes at least 2, or "
+        "0 for the model's text length")
+  check(0 <= d.min_length, f"min_length is {d.min_length}; it takes 0 or more")
+  check(d.max_length == 0 or d.min_length < d.max_length, f"min_length {d.min_length} tokens and EOS don't fit in "
+        f"max_length {d.max_length}")
+  check(0 < d.temperature < math.inf, f"temperature is {d.temperature}; it has to be above 0 (strategy 'greedy' is its "
+        "limit)")
+  check(d.top_k >= 0, f"top_k is {d.top_k}; it takes a number of tokens, or 0 for all")
+  check(0 < d.top_p <= 1, f"top_p is {d.top_p}; it is a probability above 0, 1 for all tokens")
+  for name, off in (("temperature", 1), ("top_k", 0), ("top_p", 1)):
+    check(d.strategy == "sample" or getattr(d, name) == off,
+          f"{name} {getattr(d, name)} has no effect with strategy {d.strategy!r}; leave it out or set 'sample'")
+  check(0 < d.repetition_penalty < math.inf, f"repetition_penalty is {d.repetition_penalty}; it has to be above 0, 1 for "
+        "none")
+  check(math.isfinite(d.length_penalty), f"length_penalty is {d.length_penalty}; it has to be finite")
+  check(not d.early_stop or d.strategy == "beam", f"early_stop has no effect with strategy {d.strategy!r}")
+  check(not d.rerank or d.n > 1, "rerank orders the texts of an image, and n is 1; ask for more texts")
+  check(0 <= d.seed < 2**32, f"seed is {d.seed}; it takes 0 to 2 ** 32 - 1")
 
 
 def _lookup(value, path: list[str], where: str):

@@ -8,10 +8,12 @@ import dataclasses
 import functools
 
 import jax
+import numpy as np
 from flax import nnx
 
-from coca.config import Config
-from coca.decoding.greedy import greedy
+from coca.config import Config, Decoding
+from coca.decoding.common import Decoded, Special
+from coca.decoding.decode import SPECIAL, decode
 from coca.models.coca import CoCa
 from coca.objectives.captioning import captioning_loss
 from coca.sharding import batch_sharding, param_shardings, replicated
@@ -35,6 +37,7 @@ class Forward:
   def __init__(self, config: Config, mesh):
     self.config, self.mesh = config, mesh
     self.graphdef, shapes = abstract_model(config)
+    self._decoders = {}
     self.params_shardings = param_shardings(shapes, mesh)
     self.abstract_params = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.params_shardings
@@ -56,9 +59,40 @@ class Forward:
     """Sum of the negative log-likelihoods in nats, and the number of tokens, of {'image', 'text', 'weight'}."""
     return self._call(self._caption_loss, params, batch)
 
-  def caption(self, params, image):
-    """Greedy captions: uint8 [B, S, S, 3] -> int32 [B, T]."""
-    return self._call(self._caption, params, image)
+  def caption(self, params, image, decoding: Decoding | None = None, *, ids=None, prompt=None, lengths=None,
+              special: Special = SPECIAL) -> Decoded:
+    """Texts for pictures; one program is compiled for each `decoding` (whatever its seed) and each shape.
+
+    Args:
+      params: of the model.
+      image: uint8 [B, S, S, 3].
+      decoding: the settings; None: greedy.
+      ids: uint32 [B], which pictures these are (their numbers, or a hash of their keys): with the seed they decide what
+        is sampled, wherever in whatever batch a picture stands.
+      prompt: int32 [B, P], the texts' beginnings as `coca.decoding.decode.prompts` makes them; None: BOS.
+      lengths: int32 [B], of the prompts without padding.
+      special: the tokenizer's ids.
+
+    Returns:
+      texts int32 [B, n, T] and their scores fp32 [B, n].
+
+    Raises:
+      ValueError: the model cannot do it, or `ids` or `lengths` is missing.
+    """
+    decoding = decoding or Decoding()
+    check_decoding_model(decoding, self.config)
+    if decoding.strategy == "sample" and ids is None:
+      raise ValueError("sampling needs ids: a number for each picture, which decides what is drawn for it")
+    if (prompt is None) != (lengths is None):
+      raise ValueError("a prompt needs its lengths, and lengths a prompt: take both from coca.decoding.decode.prompts")
+    key = dataclasses.replace(decoding, seed=0), special
+    if key not in self._decoders:
+      length = self.config.model.text.length
+      self._decoders[key] = self._jit(
+        lambda model, image, seed, inputs: decode(model, image, key[0], length, special, seed=seed, **inputs)
+      )
+    inputs = {"ids": ids, "prompt": prompt, "lengths": lengths}
+    return self._call(self._decoders[key], params, image, np.uint32(decoding.seed), inputs)
 
   def _call(self, function, *args):
     with jax.set_mesh(self.mesh):
@@ -87,7 +121,18 @@ class Forward:
 
     return self._jit(loss)
 
-  @functools.cached_property
-  def _caption(self):
-    length = self.config.model.text.length
-    return self._jit(lambda model, image: greedy(model, model.image_tokens(image), length))
+
+def check_decoding_model(decoding: Decoding, config: Config) -> None:
+  """Raises ValueError: the model of `config` has not what `decoding` needs."""
+  text = config.model.text
+  if not text.multimodal_layers:
+    raise ValueError("this model has no multimodal decoder (config.model.text.multimodal_layers is 0): it writes no texts")
+  longest = decoding.max_length or text.length
+  if longest > text.length:
+    raise ValueError(f"decoding: max_length {longest} is more than the {text.length} tokens that the model can read "
+                     "(config.model.text.length)")
+  if decoding.min_length >= longest:
+    raise ValueError(f"decoding: min_length {decoding.min_length} tokens and EOS don't fit in the {longest} of a text")
+  if decoding.rerank and not config.contrastive.weight:
+    raise ValueError("decoding: rerank needs the contrastive head, and this model was trained without one "
+                     "(config.contrastive.weight is 0)")

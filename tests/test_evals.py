@@ -12,6 +12,7 @@ from coca.config import Config, Contrastive, Eval, ImageEncoder, Model, Source, 
 from coca.data.records import BadRecord, Record, Text
 from coca.data.tokenizer import train
 from coca.evals import captions, pictures, ranking, retrieval, zero_shot
+from coca.decoding.common import Decoded
 from coca.forward import put_batch
 
 NAMES = ("red apple", "green pear", "blue plum", "dark fig", "ripe lemon", "sweet cherry", "wild grape", "old quince")
@@ -81,7 +82,8 @@ class FakeForward:
     return np.float32((tokens * (1 + 0.5 * (self._numbers(batch["image"]) % 2))).sum()), np.float32(tokens.sum())
 
   def caption(self, params, image):
-    return np.stack([self.tokenizer.encode(NAMES[n % len(NAMES)], 32) for n in self._numbers(image)])
+    text = np.stack([self.tokenizer.encode(NAMES[n % len(NAMES)], 32) for n in self._numbers(image)])
+    return Decoded(text[:, None], np.zeros((len(text), 1), np.float32))
 
 
 def unit(x):

@@ -1,1 +1,29 @@
-"""Text from images, over a model's `start_decoding` and `decode_step`."""
+"""Texts from images: greedy, sampling and beam search, written once over a small protocol.
+
+Shapes: B images, K rows of an image (beams or samples; 1 for greedy), S image tokens, P tokens of a prefix, T text
+length, H heads, D widths, V vocabulary.
+
+A model that writes texts has one method,
+
+    step, cache = model.start_decoding(image_tokens, length, rows, prefix)
+
+  image_tokens: [B, S, D], what the decoder attends to. Its keys and values are computed here, once an image; the K rows
+    are K queries of the same attention, so nothing is held or read K times.
+  length: T, of the texts at most. rows: K.
+  prefix: int32 [B, P], tokens at the positions 0 to P - 1, the same for all rows of an image; P may be 0. They are read
+    at once and kept as row 0's.
+  cache: any tree of arrays with static shapes. Its slots are pairs of position and row.
+
+and the function it returns, which reads one token of each row and predicts the next,
+
+    logits, cache = step(cache, ids, position, ancestors)
+
+  ids: int32 [B, K], the tokens at `position`, an int32 [] from 0 to T - 1. They are kept in the slots (position, row).
+  ancestors: int32 [B, K, T]: row k sees at position t, up to `position` and that included, what row ancestors[b, k, t]
+    kept there, and nothing else. So a beam that takes over another one's text copies a row of this table and no cache.
+  logits: fp32 [B, K, V] of the tokens at `position` + 1.
+
+A step may be asked for a position again (the last token of a prefix, for one): it writes the slots anew. Whatever the
+model can do once (cutting stacked layers apart, casts, gathers) belongs into `start_decoding`: `step` is the body of a
+loop.
+"""

@@ -15,6 +15,7 @@ from coca.models.layers import linear
 from coca.models.poolers import AttentionalPooler
 from coca.models.text import Embedding, MultimodalDecoder, UnimodalDecoder
 from coca.models.vision import ImageEncoder
+from coca.sharding import constrain_batch, gather
 
 
 class Output(NamedTuple):
@@ -23,14 +24,6 @@ class Output(NamedTuple):
   image: jax.Array | None  # [B, E] fp32, unit length
   text: jax.Array | None  # [B, E] fp32, unit length
   states: jax.Array | None  # [B, T, D]: the softmax over them predicts the next token
-
-
-class Cache(NamedTuple):
-  """Keys and values while decoding, each a pair stacked over layers."""
-
-  unimodal: tuple[jax.Array, jax.Array]  # [L, B, T, H, K]
-  multimodal: tuple[jax.Array, jax.Array]
-  image: tuple[jax.Array, jax.Array]  # [L, B, Q, H, K]
 
 
 class Temperature(nnx.Module):
@@ -115,34 +108,44 @@ class CoCa(nnx.Module):
     """The vocabulary head [D, V]: states @ kernel are the logits."""
     return self.embedding.tokens[...].T if self.softmax is None else self.softmax.kernel[...]
 
-  def start_decoding(self, image_tokens, length: int) -> Cache:
-    """Empty caches for `length` positions, and the image tokens' keys and values, computed once an image."""
-    image = self.multimodal.stack.context_cache(image_tokens)
-    _, batch, _, heads, width = image[0].shape
+  def start_decoding(self, image_tokens, length: int, rows: int, prefix):
+    """The decoding protocol of `coca.decoding`; [CLS] is left out, since no word ever sees it.
 
-    def empty(stack):
-      n = jax.tree.leaves(nnx.state(stack.layers))[0].shape[0]
-      return (jnp.zeros((n, batch, length, heads, width), self.dtype),) * 2
-
-    return Cache(empty(self.unimodal.stack), empty(self.multimodal.stack), image)
-
-  def decode_step(self, cache: Cache, ids, position):
-    """Reads one token of each text and predicts the next. [CLS] is left out: no word ever sees it.
-
-    Args:
-      cache: from `start_decoding` or the step before.
-      ids: int32 [B], the tokens at `position`.
-      position: int32 [].
-
-    Returns:
-      fp32 logits [B, V] of the token at `position` + 1, and the new cache.
+    The cache is a pair [B, H, length * rows, K] for each layer of both halves, apart from each other, so that a step
+    writes them in place.
     """
-    x = self.embedding(ids[:, None], position)
-    x, unimodal = self.unimodal.stack.decode(x, cache.unimodal, None, position)
-    x, multimodal = self.multimodal.stack.decode(x, cache.multimodal, cache.image, position)
-    x = self.multimodal.norm(x)[:, 0]
-    logits = jnp.dot(x, self.softmax_kernel().astype(x.dtype), preferred_element_type=jnp.float32)
-    return logits, Cache(unimodal, multimodal, cache.image)
+    batch, n = prefix.shape
+    tokens, positions = self.embedding.tables()
+    head = gather("softmax/kernel", self.softmax_kernel(), self.dtype)
+    layers = self.unimodal.stack.unstacked()
+    contexts = [None] * len(layers)
+    for layer in self.multimodal.stack.unstacked():
+      layers.append(layer)
+      contexts.append(layer.context_cache(image_tokens))
+
+    def run(x, caches, *where):
+      new = []
+      for layer, cache, context in zip(layers, caches, contexts, strict=True):
+        x, cache = layer.decode(x, cache, context, *where)
+        new.append(cache)
+      return x, tuple(new)
+
+    def step(caches, ids, position, ancestors):
+      own = jnp.arange(length)[:, None] <= position
+      mask = (ancestors[..., None] == jnp.arange(rows)) & own  # [B, rows, length, rows]
+      x = tokens[ids] + positions[position]
+      x, caches = run(x, caches, position * rows, mask.reshape(batch, 1, rows, length * rows))
+      x = self.multimodal.norm(x).reshape(batch * rows, -1)
+      logits = jnp.dot(x, head, preferred_element_type=jnp.float32)
+      return constrain_batch(logits.reshape(batch, rows, -1)), caches
+
+    caches = tuple(jax.tree.map(constrain_batch, layer.empty_cache(batch, length * rows)) for layer in layers)
+    if n:
+      slot = jnp.arange(length * rows)
+      mask = (slot % rows == 0) & (slot // rows <= jnp.arange(n)[:, None])
+      mask = jnp.broadcast_to(mask, (batch, 1, *mask.shape))
+      _, caches = run(tokens[prefix] + positions[:n], caches, 0, mask, rows)
+    return step, caches
 
   @property
   def _cascades(self) -> bool:

@@ -66,11 +66,16 @@ def dot_product_attention(q, k, v, mask=None, implementation: str = "xla"):
   # Explicit [B, H, T, K] operands are a few percent faster on CPU than an einsum over the given layout.
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
   q = jnp.broadcast_to(q, (k.shape[0], *q.shape[1:]))
+  return _attend(q, k, v, mask).transpose(0, 2, 1, 3)
+
+
+def _attend(q, k, v, mask):
+  """`dot_product_attention` with the heads in front: q [B, H, T, K], k and v [B, H, S, K] -> [B, H, T, K]."""
   logits = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-  return jnp.einsum("bhts,bhsk->bhtk", weights, v).transpose(0, 2, 1, 3)
+  return jnp.einsum("bhts,bhsk->bhtk", weights, v)
 
 
 class Attention(nnx.Module):
@@ -93,6 +98,15 @@ class Attention(nnx.Module):
     """x [B, T, D] attends to `kv`, a pair as `keys_values` returns it -> [B, T, D]."""
     y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation)
     return self.out(y.reshape(*y.shape[:2], -1))
+
+  def cached_keys_values(self, x):
+    """x [B, S, D] -> keys and values [B, H, S, K], the layout that is read without a copy in each step of decoding."""
+    return tuple(y.transpose(0, 2, 1, 3) for y in self.keys_values(x))
+
+  def over_cache(self, x, kv, mask=None):
+    """x [B, T, D] attends to `kv`, a pair as `cached_keys_values` returns it -> [B, T, D]."""
+    y = _attend(self._split(self.query(x)).transpose(0, 2, 1, 3), *kv, mask)
+    return self.out(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
   def _split(self, x):
     return x.reshape(*x.shape[:2], self.heads, -1)
@@ -130,23 +144,37 @@ class Layer(nnx.Module):
 
   def context_cache(self, context):
     """Keys and values of the image tokens: once an image, whatever the number of decoding steps."""
-    return self.cross_attention.keys_values(context)
+    return self.cross_attention.cached_keys_values(context)
 
-  def decode(self, x, cache, context_kv, position):
-    """One token: x [B, 1, D]; cache, a pair [B, T, H, K], is read up to `position` and written there.
+  def empty_cache(self, batch: int, slots: int):
+    """Keys and values of no tokens yet: a pair [B, H, slots, K] of zeros."""
+    query, heads = self.self_attention.query, self.self_attention.heads
+    return (jnp.zeros((batch, heads, slots, query.out_features // heads), query.dtype),) * 2
+
+  def decode(self, x, cache, context_kv, first, mask, spread: int = 1):
+    """Tokens of an image's texts, with their keys and values kept for the tokens to come.
+
+    Args:
+      x: [B, N, D], the new tokens.
+      cache: a pair [B, H, slots, K].
+      context_kv: from `context_cache`; None in layers without cross-attention.
+      first: int32 [], the slot of the first of the N.
+      mask: bool [B, 1, N, slots], what each may attend, its own slot among them.
+      spread: from one of the N slots to the next.
 
     Returns:
-      [B, 1, D] and the new cache.
+      [B, N, D] and the new cache.
     """
     y = self.norm_self(x)
+    new = self.self_attention.cached_keys_values(y)
+    if spread > 1:
+      new = [jax.lax.pad(k, jnp.zeros((), k.dtype), [(0, 0, 0)] * 2 + [(0, 0, spread - 1), (0, 0, 0)]) for k in new]
     cache = tuple(
-      jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), position, axis=1)
-      for old, new in zip(cache, self.self_attention.keys_values(y), strict=True)
+      jax.lax.dynamic_update_slice_in_dim(a, b.astype(a.dtype), first, axis=2) for a, b in zip(cache, new, strict=True)
     )
-    seen = jnp.arange(cache[0].shape[1]) <= position
-    x = x + self.self_attention(y, cache, seen[None, None, None])
+    x = x + self.self_attention.over_cache(y, cache, mask)
     if self.crosses:
-      x = x + self.cross_attention(self.norm_cross(x), context_kv)
+      x = x + self.cross_attention.over_cache(self.norm_cross(x), context_kv)
     return x + self.mlp(self.norm_mlp(x)), cache
 
 
@@ -171,23 +199,18 @@ class Stack(nnx.Module):
 
   def __call__(self, x, *args):
     """Each layer as `layer(x, *args)`: x [B, T, D] -> [B, T, D]."""
-    x, _ = self._scan(lambda layer, x, _: (layer(x, *args), None), x, None, REMAT[self.remat])
-    return x
-
-  def context_cache(self, context):
-    """`Layer.context_cache` of each layer, stacked."""
-    return self._scan(lambda layer, x, _: (x, layer.context_cache(context)), None, None)[1]
-
-  def decode(self, x, cache, context_kv, position):
-    """`Layer.decode` through all layers; caches stacked."""
-    return self._scan(lambda layer, x, kv: layer.decode(x, *kv, position), x, (cache, context_kv))
-
-  def _scan(self, call, x, inputs, remat=REMAT["none"]):
     graphdef, state = nnx.split(self.layers)
 
-    def body(x, layer_inputs):
-      params, rest = layer_inputs
+    def body(x, params):
       layer = nnx.merge(graphdef, gather_layer(params, self.dtype))
-      return call(layer, x, rest)
+      return layer(x, *args), None
 
-    return jax.lax.scan(remat(body), x, (state, inputs), unroll=self.unroll)
+    return jax.lax.scan(REMAT[self.remat](body), x, state, unroll=self.unroll)[0]
+
+  def unstacked(self) -> list:
+    """The layers, each with its own parameters in the compute dtype: cut and cast once, not in every step of a loop."""
+    graphdef, state = nnx.split(self.layers)
+    layers = jax.tree.leaves(state)[0].shape[0]
+    return [
+      nnx.merge(graphdef, gather_layer(jax.tree.map(lambda x, i=i: x[i], state), self.dtype)) for i in range(layers)
+    ]

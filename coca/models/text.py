@@ -21,11 +21,15 @@ class Embedding(nnx.Module):
     self.tokens = nnx.Param(EMBED_INIT(rngs.params(), (text.vocab, text.width)))
     self.positions = nnx.Param(EMBED_INIT(rngs.params(), (text.length, text.width)))
 
-  def __call__(self, ids, first=0):
-    """ids [B, T] at positions `first`, `first` + 1, ... -> [B, T, D]."""
+  def __call__(self, ids):
+    """ids [B, T] -> [B, T, D]."""
+    tokens, positions = self.tables()
+    return constrain_batch(tokens[ids] + positions[: ids.shape[1]])
+
+  def tables(self):
+    """Of the tokens [V, D] and of the positions [T, D], in the compute dtype."""
     tokens = gather("embedding/tokens", self.tokens[...], self.dtype)
-    positions = gather("positions", self.positions[...], self.dtype)
-    return constrain_batch(tokens[ids] + positions[jnp.arange(ids.shape[1]) + first])
+    return tokens, gather("positions", self.positions[...], self.dtype)
 
 
 def unimodal_mask(text):

@@ -1,0 +1,83 @@
+"""Settings to texts: which strategy, with what prompt.
+
+Shapes: B images, S side in pixels, P prompt length, T text length.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from coca.config import Decoding
+from coca.data.tokenizer import BOS, EOS
+from coca.decoding.beam import beam_search
+from coca.decoding.common import Decoded, Special
+from coca.decoding.rerank import rerank
+from coca.decoding.sample import image_keys, sample
+
+SPECIAL = Special(BOS, EOS)  # the SentencePiece tokenizer's
+_WIDTHS = (1, 4, 8, 16, 32)  # of prompts: one compiled program each
+
+
+def decode(model, image, decoding: Decoding, length: int, special: Special = SPECIAL, *,
+           ids=None, prompt=None, lengths=None, seed=0) -> Decoded:
+  """Texts for pictures, by the strategy of `decoding`.
+
+  Args:
+    model: see `coca.decoding`; with `image_tokens`, and `embed_image` and `embed_text` for re-ranking.
+    image: uint8 [B, S, S, 3].
+    decoding: the settings; `seed` is not looked at.
+    length: of the model's texts at most, BOS and EOS included.
+    special: ids.
+    ids: uint32 [B], which images these are: they and the seed decide what is drawn. Needed for sampling only.
+    prompt: int32 [B, P], BOS, words, padding, as `prompts` makes it; None: BOS.
+    lengths: int32 [B], of the prompts.
+    seed: uint32 [].
+
+  Returns:
+    texts [B, n, T], T being decoding.max_length or `length`.
+  """
+  batch, longest = image.shape[0], decoding.max_length or length
+  if prompt is None:
+    prompt, lengths = jnp.full((batch, 1), special.bos, jnp.int32), jnp.ones((batch,), jnp.int32)
+  lengths = jnp.minimum(lengths, longest)
+  start = model.image_tokens(image), prompt[:, :longest], lengths
+  if decoding.strategy == "beam":
+    decoded = beam_search(model, *start, longest, decoding, special)
+  else:
+    keys = image_keys(seed, ids) if decoding.strategy == "sample" else None
+    decoded = sample(model, *start, keys, longest, decoding, special)
+  return rerank(model, model.embed_image(image), decoded, length, special) if decoding.rerank else decoded
+
+
+def prompts(tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+  """Texts as the beginnings of texts.
+
+  Args:
+    tokenizer: with `encode`, and `eos` if its EOS is another than SentencePiece's.
+    texts: B texts; an empty one leaves all to the model.
+    length: T, of the texts with their prompts.
+
+  Returns:
+    int32 [B, P], BOS, words, padding; int32 [B], how many of them are no padding. P is one of a few widths.
+
+  Raises:
+    ValueError: a prompt leaves no room for another token.
+  """
+  eos = getattr(tokenizer, "eos", EOS)
+  encoded = []
+  for text in texts:
+    # Two more than fit, so that a longer one is seen and not cut.
+    row = np.asarray(tokenizer.encode(text, length + 2))
+    row = row[: np.flatnonzero(row == eos)[0]]
+    if len(row) >= length:
+      raise ValueError(f"the prompt {text!r} has {len(row)} tokens with BOS; texts have {length} with EOS: shorten it, or "
+                       "raise max_length")
+    encoded.append(row)
+  lengths = np.array([len(row) for row in encoded], np.int32)
+  longest = lengths.max(initial=1)
+  width = min(next((w for w in _WIDTHS if w >= longest), length), length)
+  out = np.zeros((len(encoded), width), np.int32)
+  for row, ids in zip(out, encoded, strict=True):
+    row[: len(ids)] = ids
+  return out, lengths
