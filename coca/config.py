@@ -163,7 +163,7 @@ class Data:
   crop: tuple[float, float] = (1.0, 1.0)  # random resized crop: smallest and largest share of the area
   flip: bool = False  # left and right; off where a text may say which
   background: str = "white"  # under transparent pictures
-  tokenizer: str = ""  # a SentencePiece model; empty: one is trained on the texts and kept in the workdir
+  tokenizer: str = ""  # a SentencePiece model or CLIP's tokenizer.json; empty: one is trained and kept in the workdir
   tokenizer_texts: int = 1_000_000  # at most so many texts for training it
   max_pixels: int = 100_000_000  # a larger header is not decoded
   max_skipped: float = 0.05  # share of unusable records that ends the run
@@ -205,7 +205,7 @@ class Config:
   seed: int = 0
   steps: Duration = "500000"
   log_every: Duration = "100"
-  init_from: str = ""  # a workdir whose parameters start this run (position embeddings are resized)
+  init_from: str = ""  # a workdir or model directory whose parameters start this run (coca/start.py)
   model: Model = field(default_factory=Model)
   contrastive: Contrastive = field(default_factory=Contrastive)
   captioning: Captioning = field(default_factory=Captioning)
@@ -358,11 +358,13 @@ def _check(c: Config) -> None:
     check(tower.width % tower.heads == 0,
           f"config.model.{name}.width {tower.width} is no multiple of heads {tower.heads}")
   heads = c.model.poolers.heads or image.heads
-  check(text.width % heads == 0, f"config.model.poolers.heads {heads} does not divide the text width {text.width}")
+  poolers = c.model.poolers
+  check(text.width % heads == 0 or (poolers.kind == "class_token" and not poolers.n_query),
+        f"config.model.poolers.heads {heads} does not divide the text width {text.width}")
   check(min(image.std) > 0, f"config.model.image.std {image.std} has to be above 0")
-  check(c.model.poolers.kind != "class_token" or image.class_token,
+  check(poolers.kind != "class_token" or image.class_token,
         "config.model.poolers.kind 'class_token' needs config.model.image.class_token")
-  check(c.model.poolers.kind != "openclip" or c.model.poolers.n_query > 1,
+  check(poolers.kind != "openclip" or poolers.n_query > 1,
         "config.model.poolers.kind 'openclip' needs config.model.poolers.n_query above 1: the first query is the image "
         "embedding's")
   check(c.contrastive.weight > 0 or c.captioning.weight > 0, "both loss weights are 0: nothing to train")

@@ -56,9 +56,9 @@ class Forward:
     """Sum of the negative log-likelihoods in nats, and the number of tokens, of {'image', 'text', 'weight'}."""
     return self._call(self._caption_loss, params, batch)
 
-  def caption(self, params, image):
-    """Greedy captions: uint8 [B, S, S, 3] -> int32 [B, T]."""
-    return self._call(self._caption, params, image)
+  def caption(self, params, image, bos: int, eos: int):
+    """Greedy captions: uint8 [B, S, S, 3] -> int32 [B, T]; `bos` and `eos` are the tokenizer's."""
+    return self._call(self._caption, params, image, bos, eos)
 
   def _call(self, function, *args):
     with jax.set_mesh(self.mesh):
@@ -90,4 +90,4 @@ class Forward:
   @functools.cached_property
   def _caption(self):
     length = self.config.model.text.length
-    return self._jit(lambda model, image: greedy(model, model.image_tokens(image), length))
+    return self._jit(lambda model, image, bos, eos: greedy(model, model.image_tokens(image), length, bos, eos))

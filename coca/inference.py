@@ -19,14 +19,14 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from coca import checkpoint, sharding
+from coca import sharding
 from coca.config import Config
 from coca.data import images as pictures
 from coca.data.records import BadRecord
 from coca.data.tokenizer import Tokenizer
 from coca.forward import Forward
 from coca.host import Lagged, round_up
-from coca.workdir import read_workdir
+from coca.workdir import read_params, read_workdir
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")  # what a folder is searched for
@@ -98,7 +98,8 @@ class ContrastiveCaptioner:
     if max_length is not None and max_length < 1:
       raise ValueError(f"max_length is {max_length}; a caption needs at least 1 token")
     ids = self._run(_as_list(images), self._pixels, "image",
-                    lambda batch: self.forward.caption(self.params, batch), "captions", self.config.model.text.length)
+                    lambda batch: self.forward.caption(self.params, batch, self.tokenizer.bos, self.tokenizer.eos),
+                    "captions", self.config.model.text.length)
     # The first id is BOS.
     return [self.tokenizer.decode(row if max_length is None else row[:max_length + 1]) for row in ids]
 
@@ -170,7 +171,7 @@ def load(workdir, ema: bool | None = None, devices=None) -> ContrastiveCaptioner
   # Split over data only, whatever the run had: each device holds all parameters and takes its share of the batch.
   forward = Forward(config, sharding.make_mesh(devices=devices or jax.local_devices()))
   part = {None: None, True: "ema", False: "params"}[ema]
-  params = checkpoint.load_params(epath.Path(workdir) / "checkpoints", forward.abstract_params, part)
+  params = read_params(workdir, forward.abstract_params, part)
   return ContrastiveCaptioner(config, tokenizer, forward, params)
 
 

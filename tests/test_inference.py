@@ -125,7 +125,7 @@ def test_captions_are_the_decoded_ids_cut_where_asked(model, data):
   long = model.caption(data)
   assert len(long) == 4 and all(isinstance(c, str) for c in long)
   ids = np.asarray(model.forward.caption(model.params, model.forward.put(
-    {"image": np.stack([model._pixels(p) for p in inference.images_in(data)] * 2)})["image"]))[:4]
+    {"image": np.stack([model._pixels(p) for p in inference.images_in(data)] * 2)})["image"], 1, 2))[:4]
   assert long == [model.tokenizer.decode(row) for row in ids]
   assert model.caption(data, max_length=3) == [model.tokenizer.decode(row[1:4]) for row in ids]
   assert len(set(long)) > 1 and max(map(len, long)) > max(map(len, model.caption(data, max_length=3)))

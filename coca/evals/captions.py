@@ -51,7 +51,8 @@ class Captions:
         kth = {"text": local["text"][:, k], "weight": local["weight"] * local["text_weight"][:, k]}
         loss, count = forward.caption_loss(params, {"image": batch.device["image"], **forward.put(kth)})
         nll, tokens = nll + float(to_host(loss)), tokens + float(to_host(count))
-      ids = to_host(forward.caption(params, batch.device["image"]))
+      tokenizer = self.stream.tokenizer
+      ids = to_host(forward.caption(params, batch.device["image"], tokenizer.bos, tokenizer.eos))
       for row in np.nonzero(batch.rows["weight"] > 0)[0]:
         captions[int(batch.rows["label"][row])] = ids[row]
     mean = nll / tokens if tokens else math.nan

@@ -61,7 +61,8 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
   for batch in few:
     captions = top = None
     if config.model.text.multimodal_layers:
-      captions = to_host(stream.forward.caption(params, batch.device["image"]))
+      bos, eos = stream.tokenizer.bos, stream.tokenizer.eos
+      captions = to_host(stream.forward.caption(params, batch.device["image"], bos, eos))
     if zero_shot:
       embedded = to_host(stream.forward.embed_images(params, batch.device["image"]))
       top = np.argsort(-embedded @ classes.T, axis=1)[:, :3]
