@@ -24,7 +24,7 @@ DURATION = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|steps?|examples?
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoder:
-  """ViT without class token (CoCa Table 1 and section 3.2)."""
+  """ViT without class token (CoCa Table 1 and section 3.2); the last six settings describe other people's weights."""
 
   size: int = 288  # pixels a side
   patch: int = 18  # pixels a side
@@ -33,6 +33,12 @@ class ImageEncoder:
   mlp: int = 3072
   heads: int = 12
   patch_dropout: float = 0.0  # share of patches dropped in training (FLIP, arXiv 2212.00794)
+  class_token: bool = False  # a learned token in front of the patches; it is never dropped
+  patch_bias: bool = True  # of the patches' projection
+  norm_pre: bool = False  # LayerNorm before the first layer
+  norm_post: bool = True  # LayerNorm after the last layer
+  mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of red, green and blue between 0 and 1: what is taken off
+  std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # and divided by; these give -1 to 1
 
   @property
   def tokens(self) -> int:
@@ -41,12 +47,20 @@ class ImageEncoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Poolers:
-  """Attentional poolers (CoCa section 3.2): a single multi-head attention layer with learned queries each."""
+  """Attentional poolers (CoCa section 3.2): a single multi-head attention layer with learned queries each.
 
-  kind: str = "cascade"  # 'cascade': contrastive on top of generative (the paper's models); 'parallel': Figure 2
+  Kinds, by where the image embedding comes from:
+    cascade      a contrastive pooler on top of the generative one (the paper's models)
+    parallel     a contrastive pooler beside the generative one (Figure 2)
+    openclip     the first of the generative pooler's own queries, projected; the decoder sees the others
+    class_token  the image encoder's class token, projected (CLIP); the decoder sees the other tokens
+  """
+
+  kind: str = "cascade"
   n_query: int = 256  # generative queries; 0 hands the decoder all image tokens (Table 8f)
   heads: int = 0  # 0: as the image encoder. Not in the paper
   norm: bool = True  # LayerNorm on the pooled tokens. Not in the paper; VideoPrism, Google's own code, has it
+  norm_inputs: bool = False  # LayerNorm on the queries, and on the tokens they look at (open_clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +75,11 @@ class TextDecoder:
   mlp: int = 3072
   heads: int = 12
   tied_softmax: bool = False  # Table 1's counts need an output matrix of its own
+  pool: str = "cls"  # the text embedding: 'cls', a learned [CLS] after the text (section 3.2); 'eos', EOS' state (CLIP)
+  cls_position: bool = False  # whether [CLS] has a position embedding, one more than the words' (open_clip)
+  cls_mask: str = "words"  # [CLS] sees: 'words' and itself; 'legacy': words and the first padding (see unimodal_mask)
+  feedforwards: int = 1  # of a multimodal layer: 2 is one more between self- and cross-attention (open_clip)
+  norm_context: bool = False  # LayerNorm on the image tokens in each multimodal layer (open_clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +188,7 @@ class Data:
   crop: tuple[float, float] = (1.0, 1.0)  # random resized crop: smallest and largest share of the area
   flip: bool = False  # left and right; off where a text may say which
   background: str = "white"  # under transparent pictures
-  tokenizer: str = ""  # a SentencePiece model; empty: one is trained on the texts and kept in the workdir
+  tokenizer: str = ""  # a SentencePiece model or CLIP's tokenizer.json; empty: one is trained and kept in the workdir
   tokenizer_texts: int = 1_000_000  # at most so many texts for training it
   max_pixels: int = 100_000_000  # a larger header is not decoded
   max_skipped: float = 0.05  # share of unusable records that ends the run
@@ -211,7 +230,7 @@ class Config:
   seed: int = 0
   steps: Duration = "500000"
   log_every: Duration = "100"
-  init_from: str = ""  # a workdir whose parameters start this run (position embeddings are resized)
+  init_from: str = ""  # a workdir or model directory whose parameters start this run (coca/start.py)
   model: Model = field(default_factory=Model)
   contrastive: Contrastive = field(default_factory=Contrastive)
   captioning: Captioning = field(default_factory=Captioning)
@@ -223,7 +242,10 @@ class Config:
 
 
 CHOICES = {
-  "model.poolers.kind": ("cascade", "parallel"),
+  "model.poolers.kind": ("cascade", "parallel", "openclip", "class_token"),
+  "model.text.pool": ("cls", "eos"),
+  "model.text.cls_mask": ("words", "legacy"),
+  "model.text.feedforwards": (1, 2),
   "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
   "model.dtype": ("auto", "bfloat16", "float32"),
   "model.remat": ("none", "dots", "lean", "full"),
@@ -361,7 +383,15 @@ def _check(c: Config) -> None:
     check(tower.width % tower.heads == 0,
           f"config.model.{name}.width {tower.width} is no multiple of heads {tower.heads}")
   heads = c.model.poolers.heads or image.heads
-  check(text.width % heads == 0, f"config.model.poolers.heads {heads} does not divide the text width {text.width}")
+  poolers = c.model.poolers
+  check(text.width % heads == 0 or (poolers.kind == "class_token" and not poolers.n_query),
+        f"config.model.poolers.heads {heads} does not divide the text width {text.width}")
+  check(min(image.std) > 0, f"config.model.image.std {image.std} has to be above 0")
+  check(poolers.kind != "class_token" or image.class_token,
+        "config.model.poolers.kind 'class_token' needs config.model.image.class_token")
+  check(poolers.kind != "openclip" or poolers.n_query > 1,
+        "config.model.poolers.kind 'openclip' needs config.model.poolers.n_query above 1: the first query is the image "
+        "embedding's")
   check(c.contrastive.weight > 0 or c.captioning.weight > 0, "both loss weights are 0: nothing to train")
   check(c.captioning.weight == 0 or text.multimodal_layers > 0,
         "config.captioning.weight needs config.model.text.multimodal_layers above 0; or set the weight to 0")

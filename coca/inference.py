@@ -19,18 +19,19 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from coca import checkpoint, sharding
+from coca import sharding
 from coca.config import Config, Decoding
 from coca.data import images as pictures
 from coca.data.records import BadRecord
 from coca.data.texts import check_prompts
 from coca.data.tokenizer import Tokenizer
+from coca.decoding.common import Special
 from coca.decoding.decode import prompts
 from coca.forward import Forward, check_decoding_model
 from coca.host import Lagged, round_up
 from coca.hub import local_folder
 from coca.prompts import ensemble, in_templates
-from coca.workdir import read_workdir
+from coca.workdir import read_params, read_workdir
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")  # what a folder is searched for
@@ -141,13 +142,14 @@ class ContrastiveCaptioner:
     if not len(images) == len(given) == len(ids):
       raise ValueError(f"{len(images)} pictures, {len(given)} prompts and {len(ids)} ids; give one for each picture")
     length = decoding.max_length or self.config.model.text.length
+    special = Special(self.tokenizer.bos, self.tokenizer.eos)
     starts, lengths = prompts(self.tokenizer, given, length)
 
     def prepare(i):
       return {"image": self.prepare(images[i]), "ids": np.uint32(ids[i]), "prompt": starts[i], "lengths": lengths[i]}
 
     def write(batch):
-      return self.forward.caption(self.params, batch.pop("image"), decoding, **batch).text
+      return self.forward.caption(self.params, batch.pop("image"), decoding, special=special, **batch).text
 
     texts = self._run(range(len(images)), prepare, write, "captions", (decoding.n, length))
     texts = [[self.tokenizer.decode(row[1:]) for row in rows] for rows in texts]  # the first id is BOS

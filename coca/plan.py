@@ -18,8 +18,8 @@ from coca.sharding import AXES, mesh_shape
 from coca.train_step import planned_state
 
 PARTS = (  # in the order in which a pair goes through them
-  "image_encoder", "generative_pooler", "contrastive_pooler", "embedding", "unimodal", "multimodal", "softmax",
-  "temperature",
+  "image_encoder", "generative_pooler", "contrastive_pooler", "image_projection", "embedding", "unimodal", "multimodal",
+  "softmax", "temperature",
 )
 
 
@@ -63,18 +63,20 @@ def flops_per_pair(config: Config) -> dict[str, float]:
 
   A product with a weight counts once forward, once for the weight's gradient unless its part is frozen, and once for
   the input's gradient unless nothing before it is trained; usually that is three times forward. The contrastive loss
-  compares a pair with the whole batch, the softmax once in each direction.
+  compares a pair with the whole batch, the softmax once in each direction. A trained LayerNorm counts as something
+  trained before what it feeds.
   """
   model, image, text = config.model, config.model.image, config.model.text
   contrasts, captions = config.contrastive.weight > 0, config.captioning.weight > 0
+  kind = model.poolers.kind
   pools = text.multimodal_layers > 0 and model.poolers.n_query > 0
-  cascades = pools and model.poolers.kind == "cascade"
+  cascades = pools and kind == "cascade"
   frozen = frozen_parts(config)
   embed_dim = model.embed_dim or text.width
   flops = {}
 
   learns = "image_encoder" not in frozen
-  tokens, width = max(1, round(image.tokens * (1 - image.patch_dropout))), image.width
+  tokens, width = max(1, round(image.tokens * (1 - image.patch_dropout))) + image.class_token, image.width
   # All patches are embedded, and dropped after that; pixels want no gradient.
   flops["image_encoder"] = _product(image.tokens * 3 * image.patch**2 * width, learns, False) + (
     image.layers * _layer(image, tokens, learns, learns)
@@ -84,21 +86,36 @@ def flops_per_pair(config: Config) -> dict[str, float]:
   def pool(part, n_query, out, tokens, width, live):
     learns = part not in frozen
     flops[part] = (
-      _product(2 * tokens * width * text.width, learns, live)
+      _product(2 * tokens * width * text.width, learns, live or (learns and model.poolers.norm_inputs))
       + _product(n_query * text.width * out, learns, live or learns)
       + _attention(n_query * tokens * text.width, live or learns)
     )
     return n_query, out, live or learns
 
+  def project(width, live):
+    learns = "image_projection" not in frozen
+    flops["image_projection"] = _product(width * embed_dim, learns, live)
+    return live or learns
+
   image_tokens = encoded
-  if pools and (captions or cascades):
-    image_tokens = pool("generative_pooler", model.poolers.n_query, text.width, *encoded)
-  if contrasts:
-    _, _, image_live = pool("contrastive_pooler", 1, embed_dim, *(image_tokens if cascades else encoded))
+  if kind == "openclip":
+    first, last = 0 if contrasts else 1, model.poolers.n_query if captions else 1
+    n, out, live = pool("generative_pooler", last - first, text.width, *encoded)
+    image_tokens = (n - contrasts, out, live)
+    image_live = project(text.width, live) if contrasts else None
+  else:
+    if kind == "class_token":
+      image_live = project(width, encoded[2]) if contrasts else None
+      image_tokens = encoded = (tokens - 1, width, encoded[2])
+    if pools and (captions or cascades):
+      image_tokens = pool("generative_pooler", model.poolers.n_query, text.width, *encoded)
+    if contrasts and kind != "class_token":
+      _, _, image_live = pool("contrastive_pooler", 1, embed_dim, *(image_tokens if cascades else encoded))
 
   learns = "unimodal" not in frozen
   live = learns or "embedding" not in frozen
-  flops["unimodal"] = text.unimodal_layers * _layer(text, text.length + contrasts, learns, live)
+  has_cls = contrasts and text.pool == "cls"
+  flops["unimodal"] = text.unimodal_layers * _layer(text, text.length + has_cls, learns, live)
   if contrasts:
     flops["unimodal"] += _product(text.width * embed_dim, learns, live)
     matrices = 2 if config.contrastive.loss == "softmax" else 1
@@ -121,10 +138,12 @@ def _layer(tower, tokens, learns, live, context=0, context_width=0, context_live
   """
   d = tower.width
   live |= context_live
-  flops = _product(tokens * (4 * d * d + 2 * d * tower.mlp), learns, live) + _attention(tokens * tokens * d, live)
+  feedforwards = tower.feedforwards if context else 1
+  flops = _product(tokens * (4 * d * d + feedforwards * 2 * d * tower.mlp), learns, live)
+  flops += _attention(tokens * tokens * d, live)
   if context:
     flops += _product(2 * tokens * d * d, learns, live) + _attention(tokens * context * d, live)
-    flops += _product(2 * context * context_width * d, learns, context_live)
+    flops += _product(2 * context * context_width * d, learns, context_live or (learns and tower.norm_context))
   return flops
 
 

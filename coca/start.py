@@ -1,52 +1,149 @@
-"""Starting a run from the parameters of another (`config.init_from`)."""
+"""Starting a run from parameters that are there (`config.init_from`): a run's workdir, or a model directory.
+
+What the new model has in common with the old one is loaded. A part (top level of the parameters, such as 'multimodal'
+or 'contrastive_pooler') may be new or gone as a whole, and so may what makes the text embedding in 'unimodal', which
+comes and goes with the contrastive loss; new ones keep their fresh values. Inside a part all names and shapes have to
+agree, or else a setting differs by mistake and an error lists them. Position embeddings fit any size of picture or
+length of text. The optimizer begins anew.
+"""
 
 import math
+from collections.abc import Sequence
 
 import jax
-from etils import epath
+import jax.numpy as jnp
 
-from coca.checkpoint import load_params
 from coca.config import Config
 from coca.forward import Forward, abstract_model
 from coca.sharding import path_name
-from coca.workdir import read_workdir
+from coca.workdir import read_config, read_params
+
+IMAGE, TEXT = "image_encoder/positions", "embedding/positions"
+OPTIONAL = ("unimodal/cls", "unimodal/norm", "unimodal/projection")
 
 
-def initial_params(workdir, config: Config, mesh):
-  """The parameters of the run in `workdir`, with image position embeddings resized to the new resolution.
+def initial_params(workdir, config: Config, fresh, mesh):
+  """The parameters of the model in `workdir`, as far as the new one has them.
+
+  Args:
+    workdir: of a run, or a model directory.
+    config: of the new run.
+    fresh: its parameters, newly initialised, on the mesh.
+    mesh: the devices.
 
   Returns:
-    as `state["params"]` of `config`, on the mesh.
+    as `fresh`, and a report of what was loaded, resized, skipped and left fresh (several lines).
 
   Raises:
-    FileNotFoundError: no run, or no checkpoint.
-    ValueError: the models differ in more than the image size.
+    FileNotFoundError: no model there.
+    ValueError: a part differs inside; the differences are listed.
   """
-  old, _ = read_workdir(workdir)
-  source, target = Forward(old, mesh), Forward(config, mesh)
-  there, here = _shapes(old), _shapes(config)
-  differing = [f"  {name}: {there.get(name)} there, {here.get(name)} here" for name in sorted(there | here)
-               if name != "image_encoder/positions" and there.get(name) != here.get(name)]
+  old = read_config(workdir)
+  there, here = _flat(abstract_model(old)[1]), _flat(abstract_model(config)[1])
+  skipped, new = (_units(a, b) for a, b in ((there, here), (here, there)))
+  resized = [name for name in (IMAGE, TEXT) if name in there and there[name].shape != here[name].shape]
+  differing = [
+    f"  {name}: {_say(there.get(name))} there, {_say(here.get(name))} here" for name in sorted(there | here)
+    if not _within(name, skipped + new) and not (name in resized and _resizable(name, there[name], here[name]))
+    and _say(there.get(name)) != _say(here.get(name))]
   if differing:
-    raise ValueError(f"config.init_from={workdir} holds another model:\n" + "\n".join(differing[:8]))
-  params = load_params(epath.Path(workdir) / "checkpoints", source.abstract_params)
+    more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
+    raise ValueError(f"config.init_from={workdir} holds another model; parts may be new or gone as a whole, but these "
+                     f"differ inside (take over its config.model):\n" + "\n".join(differing[:8]) + more)
 
-  def resized(params):
-    image = params["image_encoder"]
-    image["positions"] = resize_positions(image["positions"], config.model.image.tokens)
-    return params
+  wanted = _tree({name: x for name, x in _flat(Forward(old, mesh).abstract_params).items()
+                  if not _within(name, skipped)})
+  target = Forward(config, mesh)
 
-  return jax.jit(resized, out_shardings=target.params_shardings)(params)
+  def fit(loaded, fresh):
+    loaded, out = _flat(loaded), _flat(fresh)
+    for name, x in loaded.items():
+      if name == IMAGE:
+        x = resize_positions(x, config.model.image.tokens, int(config.model.image.class_token))
+      elif name == TEXT and len(x) != len(out[name]):
+        x = fit_length(x, out[name], int(config.model.text.cls_position))
+      out[name] = x
+    return _tree(out)
+
+  params = jax.jit(fit, out_shardings=target.params_shardings)(read_params(workdir, wanted), fresh)
+  return params, _report(workdir, there, here, skipped, new, resized)
 
 
-def resize_positions(positions, tokens: int):
-  """Bilinear resizing of a square grid of position embeddings [N, D] to [tokens, D] (the paper does not say how)."""
-  if len(positions) == tokens:
+def resize_positions(positions, tokens: int, first: int = 0):
+  """Bilinear resizing of a square grid of position embeddings (the paper does not say how).
+
+  Args:
+    positions: [first + N, D]; the first ones, of a class token, stay as they are.
+    tokens: of the new grid.
+    first: how many come before the grid.
+
+  Returns:
+    [first + tokens, D].
+  """
+  if len(positions) == first + tokens:
     return positions
-  old, new = math.isqrt(len(positions)), math.isqrt(tokens)
-  grid = positions.reshape(old, old, -1)
-  return jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear").reshape(tokens, -1)
+  old, new = math.isqrt(len(positions) - first), math.isqrt(tokens)
+  grid = positions[first:].reshape(old, old, -1)
+  grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear").reshape(tokens, -1)
+  return jnp.concatenate([positions[:first], grid])
 
 
-def _shapes(config: Config) -> dict:
-  return {path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(abstract_model(config)[1])}
+def fit_length(positions, fresh, last: int = 0):
+  """Position embeddings of a text [N, D] for another length: cut, or continued by those of `fresh` [M, D].
+
+  The last ones, of a [CLS], stay the last ones.
+  """
+  old, new = len(positions) - last, len(fresh) - last
+  kept = min(old, new)
+  return jnp.concatenate([positions[:kept], fresh[kept:new], positions[old:]])
+
+
+def _units(a: dict, b: dict) -> list[str]:
+  """Parts, and what of `OPTIONAL`, that `a` has and `b` lacks."""
+  def has(tree, unit):
+    return any(_within(name, [unit]) for name in tree)
+
+  units = list(dict.fromkeys([name.split("/")[0] for name in a] + list(OPTIONAL)))
+  return [unit for unit in units if has(a, unit) and not has(b, unit)]
+
+
+def _within(name: str, units: Sequence[str]) -> bool:
+  return any(f"{name}/".startswith(f"{unit}/") for unit in units)
+
+
+def _resizable(name: str, there, here) -> bool:
+  return there.shape[1:] == here.shape[1:]
+
+
+def _say(x) -> str:
+  return str(list(x.shape)) if x is not None else "none"
+
+
+def _report(workdir, there, here, skipped, new, resized) -> str:
+  """What became of each part, with the number of parameters."""
+  def count(tree, keep):
+    return sum(math.prod(x.shape) for name, x in tree.items() if keep(name))
+
+  lines = [f"config.init_from={workdir}:"]
+  loaded = dict.fromkeys(name.split("/")[0] for name in here if not _within(name, new))
+  lines.append(f"  loaded: {', '.join(loaded)} ({count(here, lambda n: not _within(n, new)):,} parameters)")
+  lines += [f"  resized: {name} {_say(there[name])} to {_say(here[name])}" for name in resized]
+  for what, tree, units in (("skipped, not in the new model", there, skipped), ("freshly initialised", here, new)):
+    if units:
+      lines.append(f"  {what}: {', '.join(units)} ({count(tree, lambda n, u=units: _within(n, u)):,} parameters)")
+  return "\n".join([*lines, "  the optimizer's state is new"])
+
+
+def _flat(tree) -> dict:
+  return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _tree(flat: dict) -> dict:
+  out = {}
+  for name, x in flat.items():
+    *parents, last = name.split("/")
+    node = out
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = x
+  return out

@@ -64,6 +64,7 @@ def run(config: Config, workdir: Path) -> bool:
   write_run(config, tokenizer, workdir)
 
   # --- State ---
+  loaded = ""
   checkpoints = Checkpoints(
     workdir / "checkpoints", config.checkpoint.keep, in_steps(config.checkpoint.keep_every, config.data.batch, total)
   )
@@ -73,7 +74,7 @@ def run(config: Config, workdir: Path) -> bool:
   else:
     state, start = init_state(config, total, mesh), 0
     if config.init_from:
-      state["params"] = initial_params(config.init_from, config, mesh)
+      state["params"], loaded = initial_params(config.init_from, config, state["params"], mesh)
       if "ema" in state:
         state["ema"] = jax.tree.map(jax.numpy.copy, state["params"])
   skipped = Skipped(config.data.max_skipped, config.data.batch, start, int(state["unusable"]))
@@ -116,6 +117,8 @@ def run(config: Config, workdir: Path) -> bool:
   ):
     metrics.say(f"{'going on from step ' + str(start) if start else 'starting'}: {total} steps of {config.data.batch} "
                 f"pairs on {mesh.size} {mesh.devices.flat[0].device_kind} device(s); workdir {workdir}")
+    if loaded:
+      metrics.say(loaded)
     for problem in (p for source in sources.values() for p in source.problems[:3]):
       metrics.say(f"data: {problem}")
     evaluate(start)

@@ -1,9 +1,12 @@
-"""A run's working directory: the settings it was started with, and its tokenizer.
+"""A run's working directory: the settings it was started with, its tokenizer and its parameters.
 
     config.json      {"config": ..., "tokenizer_sha256": ...}
-    tokenizer.model  SentencePiece
+    tokenizer.model  SentencePiece; or tokenizer.json, CLIP's byte-pair encoding
     checkpoints/     coca/checkpoint.py
     metrics.jsonl, tensorboard/, curves.png, contact_sheet.png
+
+A model directory, as `python -m coca.convert` writes it, has model.safetensors in place of checkpoints/, and its sha256
+in config.json. Whatever reads a model takes either.
 """
 
 import json
@@ -12,8 +15,9 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
+from coca import checkpoint, weights
 from coca.config import Config, parse, to_dict
-from coca.data.tokenizer import Tokenizer, load, texts_of, train
+from coca.data.tokenizer import FILES, Tokenizer, load, texts_of, train
 
 # What may change between two starts in one workdir: nothing here changes the parameters that come out.
 FREE = ("name", "log_every", "evals", "mesh", "checkpoint", "model.remat", "model.attention", "model.unroll",
@@ -22,30 +26,62 @@ FREE = ("name", "log_every", "evals", "mesh", "checkpoint", "model.remat", "mode
 
 
 def read_workdir(workdir) -> tuple[Config, Tokenizer]:
-  """The settings and the tokenizer of a run.
+  """The settings and the tokenizer of a run or of a model directory.
 
   Raises:
-    FileNotFoundError: not a working directory.
+    FileNotFoundError: neither of these.
     ValueError: its config or tokenizer is damaged, or from another version.
   """
   workdir = epath.Path(workdir)
-  for name in ("config.json", "tokenizer.model"):
-    if not (workdir / name).exists():
+  config, run = read_config(workdir), _read(workdir)
+  return config, load(tokenizer_path(workdir), run.get("tokenizer_sha256", ""))
+
+
+def read_config(workdir) -> Config:
+  """The settings alone; raises as `read_workdir`."""
+  workdir = epath.Path(workdir)
+  for names in (("config.json",), FILES):
+    if not any((workdir / name).exists() for name in names):
       raise FileNotFoundError(
-        f"{workdir} is no working directory of a run: it has no {name}. One holds config.json, tokenizer.model and "
-        f"checkpoints/; make one with: python -m coca.train --config=configs/coca_tiny.py --workdir={workdir}")
+        f"{workdir} is no working directory of a run: it has no {' or '.join(names)}. One holds config.json, a "
+        f"tokenizer and checkpoints/ or model.safetensors; make one with: python -m coca.train "
+        f"--config=configs/coca_tiny.py --workdir={workdir}, or from open_clip's weights with: python -m coca.convert")
   run = _read(workdir)
   try:
-    config = parse(run["config"])
+    return parse(run["config"])
   except (ValueError, KeyError, TypeError) as e:
     raise ValueError(f"{workdir / 'config.json'} can't be used: {type(e).__name__}: {e}") from e
-  return config, load(workdir / "tokenizer.model", run.get("tokenizer_sha256", ""))
 
 
-def write_run(config: Config, tokenizer: Tokenizer, workdir) -> None:
-  """Writes config.json: all of it or nothing."""
+def read_params(workdir, abstract_params, part: str | None = None):
+  """The parameters of a run's newest usable checkpoint, or those of a model directory.
+
+  Args:
+    workdir: of a run, or a model directory.
+    abstract_params: tree of `jax.ShapeDtypeStruct`s with shardings: any devices, and any part of the parameters.
+    part: of a run: 'params', 'ema' or None, as `coca.checkpoint.load_params` takes it.
+
+  Raises:
+    FileNotFoundError: neither of these, or no checkpoint in it yet.
+    ValueError: other parameters than `abstract_params`, or damaged weights.
+    coca.checkpoint.CheckpointError: all checkpoints are damaged.
+  """
+  workdir = epath.Path(workdir)
+  if (workdir / weights.FILE).exists():
+    return weights.read(workdir / weights.FILE, abstract_params, (_read(workdir) or {}).get("weights_sha256", ""))
+  return checkpoint.load_params(workdir / "checkpoints", abstract_params, part)
+
+
+def tokenizer_path(workdir):
+  """Where a directory keeps its tokenizer; in one without, where it would be."""
+  workdir = epath.Path(workdir)
+  return next((workdir / name for name in FILES if (workdir / name).exists()), workdir / FILES[0])
+
+
+def write_run(config: Config, tokenizer: Tokenizer, workdir, **more: str) -> None:
+  """Writes config.json, with `more` entries: all of it or nothing."""
   if jax.process_index() == 0:
-    text = json.dumps({"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256}, indent=2)
+    text = json.dumps({"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256, **more}, indent=2)
     partial = epath.Path(workdir) / "config.json.partial"
     partial.write_text(text + "\n")
     partial.replace(epath.Path(workdir) / "config.json")
@@ -76,7 +112,7 @@ def find_tokenizer(config: Config, sources: dict, workdir) -> Tokenizer:
     FileNotFoundError, ValueError: no such tokenizer, another one than the run began with, or one that is too large.
   """
   workdir = epath.Path(workdir)
-  path, sha256 = workdir / "tokenizer.model", (_read(workdir) or {}).get("tokenizer_sha256", "")
+  sha256 = (_read(workdir) or {}).get("tokenizer_sha256", "")
   if jax.process_index() == 0 and not sha256:
     if config.data.tokenizer:
       tokenizer = load(config.data.tokenizer)
@@ -85,9 +121,12 @@ def find_tokenizer(config: Config, sources: dict, workdir) -> Tokenizer:
     else:
       texts = texts_of(sources, config.data.sources, config.data.tokenizer_texts, config.seed)
       tokenizer = train(texts, config.model.text.vocab)
-    tokenizer.save(path)
+    for name in FILES:  # that of a start which was given up
+      (workdir / name).unlink(missing_ok=True)
+    tokenizer.save(workdir / tokenizer.file)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("tokenizer")
+  path = tokenizer_path(workdir)
   tokenizer = load(path, sha256)
   if tokenizer.vocab > (vocab := config.model.text.vocab):
     raise ValueError(f"{path} has {tokenizer.vocab} pieces, more than config.model.text.vocab {vocab}")

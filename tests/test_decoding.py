@@ -30,7 +30,7 @@ def compiled(length, changes):
   @jax.jit
   def run(params, image):
     model = nnx.merge(graphdef, params)
-    return greedy(model, model.image_tokens(image), length)
+    return greedy(model, model.image_tokens(image), length, BOS, EOS)
 
   return run
 
@@ -100,7 +100,7 @@ def test_a_models_functions_give_the_same_on_eight_devices_and_give_it_whole(cap
     image, text, both = forward.put(batch["image"]), forward.put(batch["text"]), forward.put(batch)
     result = (
       forward.embed_images(on_mesh, image), forward.embed_texts(on_mesh, text), *forward.caption_loss(on_mesh, both),
-      forward.caption(on_mesh, image),
+      forward.caption(on_mesh, image, BOS, EOS),
     )
     assert all(x.is_fully_replicated and len(x.sharding.device_set) == mesh.size for x in result)
     results.append([np.asarray(x) for x in result])

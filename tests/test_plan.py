@@ -122,6 +122,33 @@ def parallel(c):
   return model_with(c, poolers=Poolers(kind="parallel", n_query=7))
 
 
+def open_clip(c, **text):
+  """The layout of open_clip's CoCa."""
+  return model_with(
+    c, image=dataclasses.replace(c.model.image, class_token=True, norm_pre=True, norm_post=False, patch_bias=False),
+    poolers=Poolers(kind="openclip", n_query=7, norm_inputs=True),
+    text=dataclasses.replace(
+      c.model.text, cls_position=True, cls_mask="legacy", feedforwards=2, norm_context=True, **text
+    ),
+  )
+
+
+def clip(c, **text):
+  """The layout of CLIP, with the decoder that it may be given."""
+  return model_with(
+    c, image=dataclasses.replace(c.model.image, class_token=True, norm_pre=True, patch_bias=False),
+    poolers=Poolers(kind="class_token", n_query=0), text=dataclasses.replace(c.model.text, pool="eos", **text),
+  )
+
+
+def dropping(c):
+  return model_with(c, image=dataclasses.replace(c.model.image, patch_dropout=0.5))
+
+
+def contrastive_only(c):
+  return dataclasses.replace(c, captioning=Captioning(weight=0.0))
+
+
 VARIANTS = {
   "cascade": lambda c: c,
   "parallel": parallel,
@@ -133,6 +160,19 @@ VARIANTS = {
   "patch dropout": lambda c: model_with(c, image=dataclasses.replace(c.model.image, patch_dropout=0.5)),
   "tied softmax": lambda c: model_with(c, text=dataclasses.replace(c.model.text, tied_softmax=True)),
   "frozen image encoder": lambda c: dataclasses.replace(c, optim=Optim(lr_scale={"image_encoder": 0.0})),
+  "open_clip": open_clip,
+  "open_clip, patch dropout": lambda c: dropping(open_clip(c)),
+  "open_clip, contrastive only": lambda c: contrastive_only(open_clip(c)),
+  "open_clip, no decoder": lambda c: contrastive_only(open_clip(c, multimodal_layers=0)),
+  "open_clip, captioning only": lambda c: dataclasses.replace(open_clip(c), contrastive=Contrastive(weight=0.0)),
+  "open_clip, frozen poolers": lambda c: dataclasses.replace(
+    open_clip(c), optim=Optim(lr_scale={"image_encoder": 0.0, "generative_pooler": 0.0})
+  ),
+  "open_clip, frozen image encoder": lambda c: dataclasses.replace(
+    open_clip(c), optim=Optim(lr_scale={"image_encoder": 0.0})
+  ),
+  "CLIP": lambda c: contrastive_only(clip(c, multimodal_layers=0)),
+  "CLIP with a decoder": lambda c: dropping(clip(c)),
   "frozen text": lambda c: dataclasses.replace(c, optim=Optim(lr_scale={"embedding": 0.0, "unimodal": 0.0})),
 }
 
@@ -143,6 +183,9 @@ def test_flops_are_those_of_the_traced_step(variant):
   flops = plan.flops_per_pair(c)
   # The poolers' queries are projected once a batch: forward, and the gradients of query and weight.
   queries = c.model.poolers.n_query * ("generative_pooler" in flops) + ("contrastive_pooler" in flops)
+  if c.model.poolers.kind == "openclip":  # one query for the embedding, the others for the decoder: those in use
+    queries = (c.contrastive.weight > 0) + (c.model.poolers.n_query - 1) * (c.captioning.weight > 0)
+  queries *= "generative_pooler" not in c.optim.lr_scale or 1 / 3  # frozen, it is projected forward only
   assert traced_flops(c) == c.data.batch * flops["total"] + 6 * queries * c.model.text.width**2
 
 

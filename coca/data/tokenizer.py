@@ -20,10 +20,13 @@ from etils import epath
 from tqdm import tqdm
 
 from coca.config import Source
+from coca.data import clip_tokenizer
 from coca.data import texts as texts_
 from coca.data.records import BadRecord
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
+PAD, BOS, EOS, UNK = 0, 1, 2, 3  # of a SentencePiece model; PAD is 0 in every tokenizer
+FILE = "tokenizer.model"
+FILES = (FILE, clip_tokenizer.FILE)  # what the tokenizer of a working directory may be called
 
 _BYTE_PIECES = 8192  # from this vocabulary on, 256 pieces are spent on the bytes of characters without a piece
 _LONGEST = 1000  # characters of a text that training looks at; SentencePiece would drop texts above 4192 bytes
@@ -32,12 +35,17 @@ _LONGEST = 1000  # characters of a text that training looks at; SentencePiece wo
 class Tokenizer:
   """A SentencePiece model.
 
+  What every tokenizer has: the ids `bos` and `eos`, `vocab` (ids from 0 to that), `sha256`, the name `file` under which
+  a working directory keeps it, `encode`, `decode` and `save`.
+
   Args:
     model: the bytes of a model file with the ids pad 0, bos 1, eos 2, unk 3.
 
   Raises:
     ValueError: damaged bytes, or other special ids.
   """
+
+  bos, eos, file = BOS, EOS, FILE
 
   def __init__(self, model: bytes):
     self.model = model
@@ -83,11 +91,11 @@ class Tokenizer:
     os.replace(partial, path)
 
 
-def load(path, sha256: str = "") -> Tokenizer:
+def load(path, sha256: str = "") -> Tokenizer | clip_tokenizer.ClipTokenizer:
   """Reads a model file.
 
   Args:
-    path: of the model.
+    path: of the model: SentencePiece's, or a .json file with CLIP's byte-pair encoding.
     sha256: what the file's must be; empty: any.
 
   Raises:
@@ -96,15 +104,15 @@ def load(path, sha256: str = "") -> Tokenizer:
   """
   path = epath.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model, or leave it "
-                            "empty to train one")
+    raise FileNotFoundError(f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model or to "
+                            "CLIP's tokenizer.json, or leave it empty to train one")
   model = path.read_bytes()
   found = hashlib.sha256(model).hexdigest()
   if sha256 and found != sha256:
     raise ValueError(f"the tokenizer in {path} is not the one this run was started with (sha256 {found}, expected "
                      f"{sha256}); restore it or start a new workdir")
   try:
-    return Tokenizer(model)
+    return clip_tokenizer.load(model) if path.suffix == ".json" else Tokenizer(model)
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
 

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from coca.decoding.common import Special
 from coca.evals.captions import matches, references
 from coca.evals.stream import Stream
 from coca.evals.zero_shot import ZeroShot
@@ -61,7 +62,8 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
   for batch in few:
     captions = top = None
     if config.model.text.multimodal_layers:
-      captions = to_host(stream.forward.caption(params, batch.device["image"]).text)[:, 0]
+      special = Special(stream.tokenizer.bos, stream.tokenizer.eos)
+      captions = to_host(stream.forward.caption(params, batch.device["image"], special=special).text)[:, 0]
     if zero_shot:
       embedded = to_host(stream.forward.embed_images(params, batch.device["image"]))
       top = np.argsort(-embedded @ classes.T, axis=1)[:, :3]

@@ -44,7 +44,7 @@ def compute_dtype(config: Config):
 
 
 class CoCa(nnx.Module):
-  """Poolers and [CLS] are built where the contrastive loss has a weight, the multimodal half where it has layers."""
+  """What only the contrastive loss needs is built where it has a weight, the multimodal half where it has layers."""
 
   def __init__(self, config: Config, rngs: nnx.Rngs):
     model = config.model
@@ -55,12 +55,18 @@ class CoCa(nnx.Module):
 
     self.dtype, self.kind = dtype, model.poolers.kind
     self.image_encoder = ImageEncoder(model, dtype, rngs)
-    pools = captions and model.poolers.n_query > 0
+    pools = (captions or (contrasts and self.kind == "openclip")) and model.poolers.n_query > 0
     self.generative_pooler = (
       AttentionalPooler(model, model.poolers.n_query, image_width, text_width, dtype, rngs) if pools else None
     )
-    pooled_width = text_width if pools and self.kind == "cascade" else image_width
-    self.contrastive_pooler = AttentionalPooler(model, 1, pooled_width, embed_dim, dtype, rngs) if contrasts else None
+    pooled_width = text_width if pools and self.kind in ("cascade", "openclip") else image_width
+    has_pooler = self.kind in ("cascade", "parallel")
+    self.contrastive_pooler = (
+      AttentionalPooler(model, 1, pooled_width, embed_dim, dtype, rngs) if contrasts and has_pooler else None
+    )
+    self.image_projection = (
+      linear(pooled_width, embed_dim, dtype, rngs, bias=False) if contrasts and not has_pooler else None
+    )
     self.embedding = Embedding(model, dtype, rngs)
     self.unimodal = UnimodalDecoder(model, embed_dim if contrasts else 0, dtype, rngs)
     kv_width = text_width if pools else image_width
@@ -79,13 +85,11 @@ class CoCa(nnx.Module):
       caption: whether to compute the decoder's states.
       patch_noise: [B, N], see `ImageEncoder`.
     """
-    encoded = self.image_encoder(image, patch_noise)
-    tokens = self._decoder_tokens(encoded) if caption or self._cascades else encoded
-    image_embedding = self._image_embedding(encoded, tokens) if contrast else None
+    image_embedding, tokens = self._pool(self.image_encoder(image, patch_noise), contrast, caption)
     embedded = self.embedding(text)
     text_embedding = None
     if contrast:
-      states, text_embedding = self.unimodal(embedded, text)
+      states, text_embedding = self.unimodal(embedded, text, self.embedding.cls_position(text.shape[1]))
       text_embedding = unit(text_embedding)
     else:
       states = self.unimodal.states(embedded)
@@ -93,16 +97,15 @@ class CoCa(nnx.Module):
 
   def embed_image(self, image):
     """uint8 [B, S, S, 3] -> [B, E] fp32, unit length."""
-    encoded = self.image_encoder(image)
-    return self._image_embedding(encoded, self._decoder_tokens(encoded) if self._cascades else encoded)
+    return self._pool(self.image_encoder(image), contrast=True, caption=False)[0]
 
   def embed_text(self, text):
     """int32 [B, T] -> [B, E] fp32, unit length."""
-    return unit(self.unimodal(self.embedding(text), text)[1])
+    return unit(self.unimodal(self.embedding(text), text, self.embedding.cls_position(text.shape[1]))[1])
 
   def image_tokens(self, image):
     """What the multimodal half attends to: uint8 [B, S, S, 3] -> [B, Q, D]."""
-    return self._decoder_tokens(self.image_encoder(image))
+    return self._pool(self.image_encoder(image), contrast=False, caption=True)[1]
 
   def softmax_kernel(self):
     """The vocabulary head [D, V]: states @ kernel are the logits."""
@@ -147,15 +150,22 @@ class CoCa(nnx.Module):
       _, caches = run(tokens[prefix] + positions[:n], caches, 0, mask, rows)
     return step, caches
 
-  @property
-  def _cascades(self) -> bool:
-    return self.kind == "cascade" and self.generative_pooler is not None
-
-  def _decoder_tokens(self, encoded):
-    return self.generative_pooler(encoded) if self.generative_pooler else encoded
-
-  def _image_embedding(self, encoded, tokens):
-    return unit(self.contrastive_pooler(tokens if self._cascades else encoded)[:, 0])
+  def _pool(self, encoded, contrast: bool, caption: bool):
+    """Encoded image [B, N, D] -> the embedding [B, E] and the decoder's tokens [B, Q, D], each where asked for."""
+    embedding = tokens = None
+    if self.kind == "openclip":
+      pooled = self.generative_pooler(encoded, 0 if contrast else 1, None if caption else 1)
+      embedding = unit(self.image_projection(pooled[:, 0])) if contrast else None
+      return embedding, pooled[:, 1 if contrast else 0:] if caption else None
+    if self.kind == "class_token":
+      embedding = unit(self.image_projection(encoded[:, 0])) if contrast else None
+      encoded = encoded[:, 1:]
+    cascades = self.kind == "cascade" and contrast
+    if caption or cascades:
+      tokens = self.generative_pooler(encoded) if self.generative_pooler else encoded
+    if contrast and self.kind != "class_token":
+      embedding = unit(self.contrastive_pooler(tokens if cascades else encoded)[:, 0])
+    return embedding, tokens
 
 
 def unit(x):

@@ -123,28 +123,43 @@ class Mlp(nnx.Module):
 
 
 class Layer(nnx.Module):
-  """Pre-LN transformer layer: self-attention, cross-attention if `kv_width` is given, one feed-forward."""
+  """Pre-LN transformer layer: self-attention, cross-attention if `kv_width` is given, one feed-forward.
+
+  With cross-attention, `tower.feedforwards` 2 puts one more feed-forward before it, and `tower.norm_context` a
+  LayerNorm on what it looks at.
+  """
 
   def __init__(self, tower, model, dtype, rngs, *, kv_width=None):
     norm = functools.partial(layer_norm, tower.width, model.norm_eps, dtype, rngs)
     attention = functools.partial(Attention, tower.width, tower.heads, dtype, rngs, implementation=model.attention)
     self.norm_self, self.self_attention = norm(), attention()
     self.crosses = kv_width is not None
+    mlp = functools.partial(Mlp, tower.width, tower.mlp, model.activation, dtype, rngs)
+    two = self.crosses and tower.feedforwards == 2
+    self.norm_self_mlp, self.self_mlp = (norm(), mlp()) if two else (None, None)
     if self.crosses:
       self.norm_cross, self.cross_attention = norm(), attention(kv_width=kv_width)
-    self.norm_mlp, self.mlp = norm(), Mlp(tower.width, tower.mlp, model.activation, dtype, rngs)
+      self.norm_context = layer_norm(kv_width, model.norm_eps, dtype, rngs) if tower.norm_context else None
+    self.norm_mlp, self.mlp = norm(), mlp()
 
   def __call__(self, x, mask=None, context=None):
     """x [B, T, D], mask as in `dot_product_attention`, context [B, S, kv_width] -> [B, T, D]."""
     y = self.norm_self(x)
-    x = x + self.self_attention(y, self.self_attention.keys_values(y), mask)
+    x = self._after_self(x + self.self_attention(y, self.self_attention.keys_values(y), mask))
     if self.crosses:
-      x = x + self.cross_attention(self.norm_cross(x), self.cross_attention.keys_values(context))
+      kv = self.cross_attention.keys_values(self._context(context))
+      x = x + self.cross_attention(self.norm_cross(x), kv)
     return constrain_batch(x + self.mlp(self.norm_mlp(x)))
+
+  def _after_self(self, x):
+    return x + self.self_mlp(self.norm_self_mlp(x)) if self.self_mlp else x
+
+  def _context(self, context):
+    return self.norm_context(context) if self.norm_context else context
 
   def context_cache(self, context):
     """Keys and values of the image tokens: once an image, whatever the number of decoding steps."""
-    return self.cross_attention.cached_keys_values(context)
+    return self.cross_attention.cached_keys_values(self._context(context))
 
   def empty_cache(self, batch: int, slots: int):
     """Keys and values of no tokens yet: a pair [B, H, slots, K] of zeros."""
@@ -172,7 +187,7 @@ class Layer(nnx.Module):
     cache = tuple(
       jax.lax.dynamic_update_slice_in_dim(a, b.astype(a.dtype), first, axis=2) for a, b in zip(cache, new, strict=True)
     )
-    x = x + self.self_attention.over_cache(y, cache, mask)
+    x = self._after_self(x + self.self_attention.over_cache(y, cache, mask))
     if self.crosses:
       x = x + self.cross_attention.over_cache(self.norm_cross(x), context_kv)
     return x + self.mlp(self.norm_mlp(x)), cache

@@ -21,8 +21,15 @@ class AttentionalPooler(nnx.Module):
     self.attention = Attention(
       width, heads, dtype, rngs, kv_width=kv_width, out=out, implementation=model.attention
     )
+    norms = model.poolers.norm_inputs
+    self.norm_queries = layer_norm(width, model.norm_eps, dtype, rngs) if norms else None
+    self.norm_tokens = layer_norm(kv_width, model.norm_eps, dtype, rngs) if norms else None
     self.norm = layer_norm(out, model.norm_eps, dtype, rngs) if model.poolers.norm else None
 
-  def __call__(self, tokens):
-    pooled = self.attention(self.queries[...].astype(self.dtype)[None], self.attention.keys_values(tokens))
+  def __call__(self, tokens, first: int = 0, last: int | None = None):
+    """Pools with the queries from `first` up to `last`: no query sees another."""
+    queries = self.queries[...].astype(self.dtype)[None, first:last]
+    queries = self.norm_queries(queries) if self.norm_queries else queries
+    tokens = self.norm_tokens(tokens) if self.norm_tokens else tokens
+    pooled = self.attention(queries, self.attention.keys_values(tokens))
     return self.norm(pooled) if self.norm else pooled

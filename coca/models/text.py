@@ -13,13 +13,14 @@ from coca.sharding import constrain_batch, gather
 
 
 class Embedding(nnx.Module):
-  """Token and learned position embeddings; positions are not in the paper."""
+  """Token and learned position embeddings; positions are not in the paper. [CLS]' position comes after the words'."""
 
   def __init__(self, model: Model, dtype, rngs: nnx.Rngs):
     text = model.text
     self.dtype = dtype
     self.tokens = nnx.Param(EMBED_INIT(rngs.params(), (text.vocab, text.width)))
-    self.positions = nnx.Param(EMBED_INIT(rngs.params(), (text.length, text.width)))
+    self.has_cls_position = text.cls_position
+    self.positions = nnx.Param(EMBED_INIT(rngs.params(), (text.length + text.cls_position, text.width)))
 
   def __call__(self, ids):
     """ids [B, T] -> [B, T, D]."""
@@ -31,16 +32,24 @@ class Embedding(nnx.Module):
     tokens = gather("embedding/tokens", self.tokens[...], self.dtype)
     return tokens, gather("positions", self.positions[...], self.dtype)
 
+  def cls_position(self, length: int):
+    """The embedding of [CLS]' position after `length` words [D]; None: it has none."""
+    return self.positions[...][length].astype(self.dtype) if self.has_cls_position else None
 
-def unimodal_mask(text):
+
+def unimodal_mask(text, legacy: bool = False):
   """Who sees whom in the unimodal half, [CLS] last: bool [B, 1, T + 1, T + 1], True may be attended.
 
   Words see themselves and what stands before; [CLS] sees all words but no padding, and itself. Nothing else sees
   [CLS], since it is last. Padding sees what stands before, so that no row is empty.
+
+  `legacy` is the mask that open_clip's CoCa models were trained with: what [CLS] may see is shifted by one, so that it
+  sees the words and the first padding behind them, and itself only where there is no padding.
   """
   batch, length = text.shape
   causal = jnp.tril(jnp.ones((length + 1, length + 1), bool))
-  seen_by_cls = jnp.concatenate([text != PAD, jnp.ones((batch, 1), bool)], axis=1)
+  words, always = text != PAD, jnp.ones((batch, 1), bool)
+  seen_by_cls = jnp.concatenate([always, words] if legacy else [words, always], axis=1)
   is_cls = jnp.arange(length + 1) == length
   return (causal & ~is_cls[:, None] | is_cls[:, None] & seen_by_cls[:, None, :])[:, None]
 
@@ -48,25 +57,34 @@ def unimodal_mask(text):
 class UnimodalDecoder(nnx.Module):
   """Causal text layers without cross-attention; the learned [CLS] at the end gives the text embedding.
 
-  With `embed_dim` 0 there is no [CLS] and only `states`.
+  With `config.model.text.pool` 'eos' there is no [CLS], and the state at EOS takes its place (CLIP). With `embed_dim` 0
+  there is neither and only `states`.
   """
 
   def __init__(self, model: Model, embed_dim: int, dtype, rngs: nnx.Rngs):
     text = model.text
     self.dtype = dtype
     self.stack = Stack(text.unimodal_layers, lambda r: Layer(text, model, dtype, r), model, dtype, rngs)
+    self.legacy = text.cls_mask == "legacy"
     if embed_dim:
-      self.cls = nnx.Param(EMBED_INIT(rngs.params(), (text.width,)))
+      self.cls = nnx.Param(EMBED_INIT(rngs.params(), (text.width,))) if text.pool == "cls" else None
       self.norm = layer_norm(text.width, model.norm_eps, dtype, rngs)
       self.projection = linear(text.width, embed_dim, dtype, rngs, bias=False)
 
-  def __call__(self, embedded, text):
-    """Embedded words [B, T, D] and ids [B, T] -> states of the words [B, T, D] and the text embedding [B, E].
+  def __call__(self, embedded, text, cls_position=None):
+    """Embedded words [B, T, D], ids [B, T] and `Embedding.cls_position` -> states [B, T, D], text embedding [B, E].
 
-    The states go to the multimodal half as they are; the final norm is the embedding's only.
+    The states are the words', and go to the multimodal half as they are; the final norm is the embedding's only.
     """
-    cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (embedded.shape[0], 1, embedded.shape[2]))
-    states = self.stack(jnp.concatenate([embedded, cls], axis=1), unimodal_mask(text))
+    if self.cls is None:
+      states = constrain_batch(self.states(embedded))
+      # EOS is the last id that is no padding.
+      last = text.shape[1] - 1 - jnp.argmax(text[:, ::-1] != PAD, axis=1)
+      pooled = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+      return states, self.projection(self.norm(pooled))
+    cls = self.cls[...].astype(self.dtype) + (0 if cls_position is None else cls_position)
+    cls = jnp.broadcast_to(cls, (embedded.shape[0], 1, embedded.shape[2]))
+    states = self.stack(jnp.concatenate([embedded, cls], axis=1), unimodal_mask(text, self.legacy))
     states = constrain_batch(states)
     return constrain_batch(states[:, :-1]), self.projection(self.norm(states[:, -1]))
 
@@ -77,7 +95,7 @@ class UnimodalDecoder(nnx.Module):
 
 
 class MultimodalDecoder(nnx.Module):
-  """Causal text layers with cross-attention to the image tokens [B, S, kv_width]; one feed-forward a layer."""
+  """Causal text layers with cross-attention to the image tokens [B, S, kv_width]."""
 
   def __init__(self, model: Model, kv_width: int, dtype, rngs: nnx.Rngs):
     text = model.text

@@ -1,0 +1,188 @@
+"""CLIP's byte-pair encoding: 256 bytes, the same 256 at the end of a word, one piece a merge, BOS, EOS.
+
+A text is cleaned as CLIP does it (ftfy, HTML entities twice, white space, lower case), cut into words, digits and runs
+of signs, and merged within those. Ids are the places in that list, so the merges say everything: 48,894 of them in
+CLIP's own file, hence BOS 49,406 and EOS 49,407. Id 0 is the sign "!" and the padding at once; only an exclamation mark
+inside a run of other signs becomes it. The names of special tokens in a text are text and no special tokens.
+"""
+
+import gzip
+import hashlib
+import html
+import json
+import os
+import zlib
+
+import ftfy
+import numpy as np
+import tokenizers
+from etils import epath
+from tokenizers import models, normalizers, pre_tokenizers
+
+from coca.data.texts import collapse
+
+PAD = 0
+FILE = "tokenizer.json"
+MERGES = 49_408 - 514  # of CLIP's own
+SOURCES = ("tokenizer.json", "vocab.json and merges.txt", "bpe_simple_vocab_16e6.txt.gz")
+_BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_END = "</w>"  # of a word
+
+
+class ClipTokenizer:
+  """CLIP's tokenizer.
+
+  Args:
+    merges: pairs of pieces, in the order of their ranks.
+
+  Raises:
+    ValueError: a merge of pieces that are not there.
+  """
+
+  file = FILE
+
+  def __init__(self, merges: list[tuple[str, str]]):
+    vocab = _vocab(merges)
+    try:
+      bpe = models.BPE(vocab, merges, end_of_word_suffix=_END, continuing_subword_prefix="")
+    except Exception as e:  # the library has no narrower one
+      raise ValueError(f"these merges are no byte-pair encoding: {e}") from None
+    pieces = tokenizers.Tokenizer(bpe)
+    pieces.normalizer = normalizers.Lowercase()  # for readers other than this class, which cleans by itself
+    pieces.pre_tokenizer = pre_tokenizers.Sequence([
+      pre_tokenizers.Split(tokenizers.Regex(_WORDS), "removed", invert=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    pieces.add_special_tokens([_BOS, _EOS])
+    pieces.encode_special_tokens = True  # their names in a text are text
+    self._pieces = pieces
+    self._bytes = {char: byte for byte, char in _byte_letters().items()}
+    self.bos, self.eos, self.vocab = len(vocab), len(vocab) + 1, len(vocab) + 2
+    self.model = pieces.to_str().encode()
+    self.sha256 = hashlib.sha256(self.model).hexdigest()
+
+  def encode(self, text: str, length: int) -> np.ndarray:
+    """BOS, the text's ids, EOS, then PAD: int32 [length]. A longer text is cut so that the last id is EOS."""
+    ids = self._pieces.encode(clean(text), add_special_tokens=False).ids[:length - 2]
+    out = np.full(length, PAD, np.int32)
+    out[0] = self.bos
+    out[1:len(ids) + 1] = ids
+    out[len(ids) + 1] = self.eos
+    return out
+
+  def decode(self, ids) -> str:
+    """The text up to the first EOS, or up to the padding where there is none; words are separated by spaces."""
+    ids = np.asarray(ids).tolist()
+    ids = ids[:ids.index(self.eos)] if self.eos in ids else np.trim_zeros(ids, "b")
+    letters = "".join(self._pieces.id_to_token(i) for i in ids if 0 <= i < self.bos)
+    text = bytes(self._bytes[c] for c in letters).decode(errors="replace")
+    return text.replace(_END, " ").strip()
+
+  def save(self, path) -> None:
+    """Writes the file; a reader sees all of it or nothing."""
+    partial = f"{os.fspath(path)}.{os.getpid()}.partial"
+    with open(partial, "wb") as f:
+      f.write(self.model)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(partial, path)
+
+
+def clean(text: str) -> str:
+  """CLIP's cleaning: repaired Unicode, HTML entities resolved twice, single spaces, lower case."""
+  return collapse(html.unescape(html.unescape(ftfy.fix_text(text)))).lower()
+
+
+def load(model: bytes) -> ClipTokenizer:
+  """A tokenizer from the bytes of a tokenizer.json: its merges count, the cleaning is CLIP's.
+
+  Raises:
+    ValueError: damaged, or another kind of tokenizer.
+  """
+  try:
+    saved = json.loads(model)
+    merges = saved["model"]["merges"]
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    vocab, added = dict(saved["model"]["vocab"]), {t["content"]: t["id"] for t in saved["added_tokens"]}
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise ValueError(f"not a tokenizer.json of a byte-pair encoding, or a damaged one ({type(e).__name__}: {e})"
+                     ) from None
+  return _checked(merges, vocab | added)
+
+
+def find(folder, vocab: int) -> ClipTokenizer:
+  """CLIP's tokenizer from the files beside somebody's weights.
+
+  Args:
+    folder: with tokenizer.json, or vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz; or one of these files.
+    vocab: the model's, special tokens included; so many merges are taken from the .gz file, which has more.
+
+  Raises:
+    FileNotFoundError: none of these files is there.
+    ValueError: damaged files, or another kind of tokenizer.
+  """
+  path = epath.Path(folder)
+  folder, only = (path, None) if path.is_dir() else (path.parent, path.name)
+
+  def wanted(name):
+    return only in (None, name) and (folder / name).exists()
+
+  try:
+    if wanted("tokenizer.json"):
+      path = folder / "tokenizer.json"
+      found = load(path.read_bytes())
+    elif wanted("merges.txt") or wanted("vocab.json"):
+      path = folder / "merges.txt"
+      merges = _lines(path.read_text(encoding="utf-8"))
+      found = _checked(merges, json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+    elif only is None or only.endswith(".gz"):
+      path = folder / (only or "bpe_simple_vocab_16e6.txt.gz")
+      merges = _lines(gzip.decompress(path.read_bytes()).decode())
+      if len(merges) < vocab - 514:
+        raise ValueError(f"{len(merges)} merges make a vocabulary of {len(merges) + 514}, the model's is {vocab}")
+      found = ClipTokenizer(merges[:vocab - 514])
+    else:
+      raise FileNotFoundError(only)
+  except FileNotFoundError as e:
+    raise FileNotFoundError(
+      f"no tokenizer in {folder} ({e.filename or e}): it takes {', or '.join(SOURCES)}. They lie beside the weights "
+      "where those were published, and the last one also in the package folder of an installed open_clip; copy them "
+      "there, or name them with --tokenizer=PATH") from None
+  except (ValueError, OSError, EOFError, zlib.error) as e:
+    raise ValueError(f"{path}: {e}") from None
+  if found.vocab > vocab:
+    raise ValueError(f"{path} has {found.vocab} tokens, the model only {vocab}: it belongs to another one")
+  return found
+
+
+def _lines(text: str) -> list[tuple[str, str]]:
+  """The merges of a file whose first line is a heading."""
+  merges = [tuple(line.split()) for line in text.splitlines()[1:] if line.strip()]
+  if any(len(m) != 2 for m in merges):
+    raise ValueError("not a list of merges: two pieces a line")
+  return merges
+
+
+def _checked(merges, vocab: dict[str, int]) -> ClipTokenizer:
+  """A tokenizer of these merges, whose ids are those of `vocab`."""
+  plain = _vocab(merges)
+  bos, eos = (next((vocab[n] for n in names if n in vocab), None)
+              for names in ((_BOS, "<start_of_text>"), (_EOS, "<end_of_text>")))
+  pieces = {piece: i for piece, i in vocab.items() if i < len(plain)}
+  if (bos, eos) != (len(plain), len(plain) + 1) or pieces != plain:
+    raise ValueError("not CLIP's byte-pair encoding: other tokens, or in another order")
+  return ClipTokenizer(merges)
+
+
+def _vocab(merges) -> dict[str, int]:
+  letters = list(_byte_letters().values())
+  pieces = [*letters, *(letter + _END for letter in letters), *("".join(pair) for pair in merges)]
+  return {piece: i for i, piece in enumerate(pieces)}
+
+
+def _byte_letters() -> dict[int, str]:
+  """A visible letter for each byte, in the order of CLIP's ids: those that are one, then 256, 257, ... for the rest."""
+  visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  rest = [b for b in range(256) if b not in visible]
+  return {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(rest)}
