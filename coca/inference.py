@@ -233,7 +233,7 @@ def load(workdir, ema: bool | None = None, devices=None) -> ContrastiveCaptioner
   # Split over data only, whatever the run had: each device holds all parameters and takes its share of the batch.
   forward = Forward(config, sharding.make_mesh(devices=devices or jax.local_devices()))
   part = {None: None, True: "ema", False: "params"}[ema]
-  params = checkpoint.load_params(epath.Path(workdir) / "checkpoints", forward.abstract_params, part)
+  params = read_params(workdir, forward.abstract_params, part)
   return ContrastiveCaptioner(config, tokenizer, forward, params)
 
 
