@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from coca.config import Eval, Source, default, to_dict
 from coca.prompts import CLIP_IMAGENET
+from coca.workdir import read_config
 
 
 def pretraining() -> ConfigDict:
@@ -70,4 +71,46 @@ def runlocal(config: ConfigDict) -> ConfigDict:
     kind="zero_shot", source=Source(kind="builtin", split="twemoji"), limit=256, batch=64, pixel_neighbours="labels"
   ))}
   config.checkpoint.every = "50%"
+  return config
+
+
+def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
+  """What the fine-tunes share: the model in `init_from`, CoCa's Table 10 (MSCOCO), the built-in corpus, both sides
+  evaluated on a style of drawings that is not trained on.
+
+  Args:
+    init_from: a workdir or a model directory; its settings of the model and of its contrastive loss are taken over.
+    runlocal: a few steps of a few pairs.
+
+  Raises:
+    ValueError: no `init_from`.
+    FileNotFoundError: nothing there.
+  """
+  if not init_from:
+    raise ValueError("a fine-tune starts from a model: --config=FILE:init_from=DIR, where DIR is a run's workdir or "
+                     "what python -m coca.convert wrote")
+  old = read_config(init_from)
+  config = default()
+  config.init_from = init_from
+  config.model.update(to_dict(old.model))
+  for name in ("loss", "bias"):
+    config.contrastive[name] = getattr(old.contrastive, name)
+  config.contrastive.equal_texts = "positives"  # a name stands beside several drawings
+  config.optim.update(name="adafactor", lr=1e-5, schedule="cosine", warmup="1000", weight_decay=0.1, clip=1.0)
+  config.data.batch = 128
+  config.data.sources.pairs = to_dict(Source(kind="builtin", split="train+unseen_concepts"))
+  config.checkpoint.every = "10%"
+
+  unseen = Source(kind="builtin", split="twemoji")
+  config.evals.zero_shot = to_dict(Eval(kind="zero_shot", source=unseen, every="20%"))
+  config.evals.retrieval = to_dict(Eval(kind="retrieval", source=unseen, every="20%"))
+  if old.model.text.multimodal_layers:
+    config.evals.captions = to_dict(Eval(kind="captions", source=unseen, every="20%"))
+  if runlocal:
+    config.update(steps="4", log_every="1")
+    config.optim.warmup = "1"
+    config.data.batch = 8
+    for settings in config.evals.values():
+      settings.update(limit=16, batch=8, every="")
+    config.checkpoint.every = "50%"
   return config

@@ -7,22 +7,39 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import pytest
+from common import tiny
 
 from coca import evals, plan
 from coca.config import parse
+from coca.data import tokenizer
 from coca.data.sources import open_source
 from coca.sharding import batch_sharding, make_mesh
 from coca.train_step import make_train_step, planned_state
+from coca.workdir import write_run
 
 FILES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 PAPER = ["coca_base", "coca_large", "coca_giant"]
 
+MODEL = None  # set by `model`
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 full_and_local = pytest.mark.parametrize("arg", [None, "runlocal"], ids=["full", "runlocal"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def model(tmp_path_factory):
+  """A small model's directory, for the configs that start from one."""
+  global MODEL
+  MODEL = tmp_path_factory.mktemp("model")
+  tokens = tokenizer.train([f"a word number {i}" for i in range(40)], 60)
+  tokens.save(MODEL / tokens.file)
+  write_run(tiny(), tokens, MODEL)
+  return MODEL
+
+
 def load(file, arg=None):
   """As ml_collections does it: by path, the working directory being anywhere."""
+  if file.stem.startswith("finetune"):
+    arg = ",".join(filter(None, (arg, f"init_from={MODEL}")))
   spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -112,6 +129,24 @@ def test_recipe_is_that_of_the_paper(name):
 def test_sizes(name, millions):
   """Table 1's 383M, 787M and 2.1B, with poolers, projection and position embeddings, which it leaves out."""
   assert plan.parameter_table(named(name))[-1][1] / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["finetune_caption", "finetune_contrastive"])
+def test_a_fine_tune_takes_the_model_it_starts_from(name, model, tmp_path):
+  c = named(name)
+  assert c.init_from == str(model)
+  assert c.model == tiny().model
+  assert c.contrastive.weight > 0 and c.captioning.weight > 0  # neither side is given up
+  assert {e.kind for e in c.evals.values()} == {"zero_shot", "retrieval", "captions"}  # and both are looked at
+  assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.clip) == ("adafactor", 1e-5, 0.1, 1.0)  # Table 10
+  file = FILES[0].parent / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  with pytest.raises(ValueError, match="init_from=DIR"):
+    module.get_config()
+  with pytest.raises(FileNotFoundError, match=r"python -m coca\.convert"):
+    module.get_config(f"init_from={tmp_path}")
 
 
 def test_hires_goes_on_from_base():

@@ -1,0 +1,28 @@
+r"""Contrastive fine-tune of any model, for retrieval or zero-shot classes: a run of ours, or open_clip's CoCa or CLIP.
+
+  python -m coca.train --config=configs/finetune_contrastive.py:init_from=DIR --workdir=runs/retriever
+  python -m coca.train --config=configs/finetune_contrastive.py:init_from=DIR,runlocal      # a few steps
+
+DIR is a workdir or a directory that `python -m coca.convert` wrote; the model's settings are its own. CoCa has no such
+fine-tune. Chosen here: the optimizer of its Table 10 (Adafactor with decoupled weight decay 0.1, rate 1e-5, cosine
+decay to 0 after 1,000 steps of warm-up, clipping at 1.0), a batch of 1,024, since a contrastive batch is its own
+negatives, and 5,000 steps. Where the model writes captions, the captioning loss keeps half the contrastive loss' weight,
+so that it still does afterwards. Both sides are evaluated.
+
+It trains on the built-in corpus; other data as in finetune_caption.py.
+"""
+
+from coca.config import arguments
+from coca.recipes import finetuning
+
+
+def get_config(arg=None):
+  args = arguments(arg, runlocal=False, init_from="")
+  config = finetuning(args.init_from, args.runlocal)
+  config.name = "finetune_contrastive" + "_runlocal" * args.runlocal
+  config.contrastive.weight = 1.0
+  config.captioning.weight = 0.5 if config.model.text.multimodal_layers else 0.0
+  if not args.runlocal:
+    config.update(steps="5000")
+    config.data.batch = 1024
+  return config

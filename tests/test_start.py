@@ -1,0 +1,135 @@
+"""`config.init_from`: what is loaded, resized, skipped and fresh, from a workdir and from a model directory."""
+
+import jax
+import numpy as np
+import pytest
+from common import make_mesh, random_params, tiny
+
+from coca import weights
+from coca.checkpoint import Checkpoints
+from coca.data import tokenizer
+from coca.forward import Forward
+from coca.sharding import path_name
+from coca.start import fit_length, initial_params, resize_positions
+from coca.train_step import init_state
+from coca.workdir import write_run
+
+
+@pytest.fixture(scope="module")
+def tokens():
+  return tokenizer.train([f"a word number {i}" for i in range(40)], 60)
+
+
+def save(folder, settings, params, tokens, as_run=False):
+  folder.mkdir(parents=True)
+  tokens.save(folder / tokens.file)
+  if as_run:
+    write_run(settings, tokens, folder)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    put = jax.device_put(params, Forward(settings, make_mesh()).params_shardings)
+    checkpoints.save(1, {"params": put}, {})
+    checkpoints.close()
+  else:
+    write_run(settings, tokens, folder, weights_sha256=weights.write(folder / weights.FILE, params))
+  return folder
+
+
+def start(folder, settings, mesh=None):
+  mesh = mesh or make_mesh()
+  fresh = init_state(settings, 10, mesh)["params"]
+  params, report = initial_params(folder, settings, fresh, mesh)
+  assert jax.tree.structure(params) == jax.tree.structure(fresh)
+  assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, fresh)
+  return flat(params), flat(fresh), report
+
+
+def flat(tree):
+  return {path_name(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def same(a, b):
+  return a.shape == b.shape and (a == b).all()
+
+
+@pytest.mark.parametrize("as_run", [False, True], ids=["model directory", "workdir"])
+def test_the_same_model_is_loaded_whole_on_any_mesh(as_run, tokens, tmp_path):
+  settings = tiny()
+  old = random_params(settings)
+  folder = save(tmp_path / "m", settings, old, tokens, as_run)
+  params, _, report = start(folder, settings, make_mesh(data=2, fsdp=2))
+  assert params.keys() == flat(old).keys()
+  for name, x in flat(old).items():
+    assert same(params[name], x), name
+  assert f"({sum(x.size for x in params.values()):,} parameters)" in report
+  assert "skipped" not in report and "fresh" not in report and "resized" not in report
+
+
+def test_parts_come_and_go_as_a_whole(tokens, tmp_path):
+  kind = {"model__poolers__kind": "parallel"}
+  both, dual = tiny(**kind), tiny(**kind, captioning__weight=0.0, model__text__multimodal_layers=0)
+  old = random_params(both)
+  params, _, report = start(save(tmp_path / "both", both, old, tokens), dual)
+  assert "skipped, not in the new model: generative_pooler, multimodal, softmax" in report
+  assert same(params["unimodal/cls"], np.asarray(old["unimodal"]["cls"]))
+
+  old = random_params(dual)
+  params, fresh, report = start(save(tmp_path / "dual", dual, old, tokens), both)
+  assert "freshly initialised: generative_pooler, multimodal, softmax" in report
+  for name, x in params.items():
+    part = name.split("/")[0]
+    expected = fresh[name] if part in ("generative_pooler", "multimodal", "softmax") else flat(old)[name]
+    assert same(x, expected), name
+
+
+def test_the_contrastive_side_comes_and_goes(tokens, tmp_path):
+  both, mute = tiny(), tiny(contrastive__weight=0.0)
+  folder = save(tmp_path / "mute", mute, random_params(mute), tokens)
+  params, fresh, report = start(folder, both)
+  new = "contrastive_pooler, unimodal/cls, unimodal/norm, unimodal/projection, temperature"
+  for name in new.split(", "):
+    assert name in report.split("freshly initialised: ")[1]
+  assert same(params["unimodal/cls"], fresh["unimodal/cls"])
+  _, _, report = start(save(tmp_path / "both", both, random_params(both), tokens), mute)
+  assert "unimodal/projection" in report.split("skipped, not in the new model: ")[1]
+
+
+def test_positions_fit_the_new_sizes(tokens, tmp_path):
+  changes = {"model__image__class_token": True, "model__text__cls_position": True}
+  old_settings, new = tiny(**changes), tiny(**changes, model__image__size=24, model__text__length=6)
+  old = random_params(old_settings)
+  params, _, report = start(save(tmp_path / "m", old_settings, old, tokens), new)
+  image, text = old["image_encoder"]["positions"], old["embedding"]["positions"]
+  assert "resized: image_encoder/positions [17, 32] to [37, 32]" in report
+  assert "resized: embedding/positions [9, 48] to [7, 48]" in report
+  assert same(params["image_encoder/positions"][0], image[0])  # the class token's
+  np.testing.assert_allclose(params["image_encoder/positions"][1:], resize_positions(image[1:], 36), atol=1e-6)
+  assert same(params["embedding/positions"], text[[0, 1, 2, 3, 4, 5, 8]])  # the last one is [CLS]'
+
+
+def test_a_longer_text_gets_fresh_positions():
+  old, fresh = np.arange(5.0)[:, None], -np.arange(8.0)[:, None]
+  assert fit_length(old, fresh).ravel().tolist() == [0, 1, 2, 3, 4, -5, -6, -7]
+  assert fit_length(old, fresh, last=1).ravel().tolist() == [0, 1, 2, 3, -4, -5, -6, 4]
+  assert fit_length(old, fresh[:3]).ravel().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+  ({"model__text__width": 64}, "contrastive_pooler/attention/key/bias: [48] there, [64] here"),
+  ({"model__image__layers": 3}, "[2, 32] there, [3, 32] here"),
+  ({"model__text__vocab": 90}, "embedding/tokens: [88, 48] there, [90, 48] here"),
+  ({"model__text__feedforwards": 2}, "multimodal/stack/layers/norm_self_mlp/bias: none there"),
+  ({"model__image__norm_pre": True}, "image_encoder/norm_pre/bias: none there, [32] here"),
+  ({"model__image__class_token": True}, "image_encoder/class_token: none there"),
+])
+def test_a_difference_inside_a_part_is_an_error(changes, expected, tokens, tmp_path):
+  settings = tiny()
+  folder = save(tmp_path / "m", settings, random_params(settings), tokens)
+  new = tiny(**changes)
+  with pytest.raises(ValueError, match="holds another model") as e:
+    initial_params(folder, new, None, make_mesh())
+  assert expected in str(e.value)
+
+
+def test_no_model_there(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"python -m coca.convert"):
+    initial_params(tmp_path, tiny(), None, make_mesh())
