@@ -394,10 +394,11 @@ def _check_decoding(d: Decoding) -> None:
     check(0 < getattr(d, name) < math.inf, f"{name} is {getattr(d, name)}; it has to be above 0")
   check(0 < d.top_p <= 1, f"top_p is {d.top_p}; it is a probability above 0, 1 for all tokens")
   check(math.isfinite(d.length_penalty), f"length_penalty is {d.length_penalty}; it has to be finite")
-  for name, off, kind in (("n", 1, "sample' or 'beam"), ("temperature", 1, "sample"), ("top_k", 0, "sample"),
-                          ("top_p", 1, "sample"), ("early_stop", False, "beam")):
-    check(getattr(d, name) == off or d.strategy in kind,
-          f"{name} {getattr(d, name)} has no effect with strategy {d.strategy!r}; leave it out or set '{kind}'")
+  for name, off, where in (("n", 1, kinds[1:]), ("temperature", 1, kinds[1:2]), ("top_k", 0, kinds[1:2]),
+                           ("top_p", 1, kinds[1:2]), ("early_stop", False, kinds[2:])):
+    check(getattr(d, name) == off or d.strategy in where,
+          f"{name} {getattr(d, name)} has no effect with strategy {d.strategy!r}; leave it out or set "
+          f"{' or '.join(map(repr, where))}")
   check(d.strategy != "beam" or d.n <= d.beams, f"n {d.n} is more than beams {d.beams}: only so many texts are kept")
   check(not d.rerank or d.n > 1, "rerank orders the texts of an image, and n is 1; ask for more texts")
 
