@@ -144,7 +144,7 @@ class Decoding:
   seed: int = 0  # of sampling
 
   def __post_init__(self):
-    check_decoding(self)
+    _check_decoding(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,37 +407,30 @@ def _check(c: Config) -> None:
       raise ValueError(f"config.{where}: {e}") from None
 
 
-def check_decoding(d: Decoding) -> None:
-  """Raises ValueError: which of the decoding settings makes no sense, and what would."""
+def _check_decoding(d: Decoding) -> None:
   def check(ok, message):
     if not ok:
       raise ValueError(f"decoding: {message}")
 
   kinds = ("greedy", "sample", "beam")
   check(d.strategy in kinds, f"strategy is {d.strategy!r}; it may be {', '.join(map(repr, kinds))}")
-  check(d.n >= 1, f"n is {d.n}; it takes at least 1 text an image")
-  check(d.strategy != "greedy" or d.n == 1, f"n is {d.n}, but greedy decoding writes one text an image; set strategy to "
-        "'sample' or 'beam'")
-  check(d.beams >= 1, f"beams is {d.beams}; it takes at least 1")
-  check(d.strategy != "beam" or d.n <= d.beams, f"n {d.n} is more than beams {d.beams}: only so many texts are kept")
-  check(d.max_length == 0 or d.max_length >= 2, f"max_length is {d.max_length}; it counts BOS, so it takes at least 2, or "
-        "0 for the model's text length")
-  check(0 <= d.min_length, f"min_length is {d.min_length}; it takes 0 or more")
-  check(d.max_length == 0 or d.min_length < d.max_length, f"min_length {d.min_length} tokens and EOS don't fit in "
-        f"max_length {d.max_length}")
-  check(0 < d.temperature < math.inf, f"temperature is {d.temperature}; it has to be above 0 (strategy 'greedy' is its "
-        "limit)")
-  check(d.top_k >= 0, f"top_k is {d.top_k}; it takes a number of tokens, or 0 for all")
+  for name, least in (("n", 1), ("beams", 1), ("max_length", 0), ("min_length", 0), ("top_k", 0), ("seed", 0)):
+    check(getattr(d, name) >= least, f"{name} is {getattr(d, name)}; it takes {least} or more")
+  check(d.seed < 2**32, f"seed is {d.seed}; it has to be below 2 ** 32")
+  check(d.max_length != 1, "max_length is 1; it counts BOS, so a text needs at least 2")
+  check(d.max_length == 0 or d.min_length < d.max_length,
+        f"min_length {d.min_length} tokens and EOS don't fit in max_length {d.max_length}")
+  for name in ("temperature", "repetition_penalty"):
+    check(0 < getattr(d, name) < math.inf, f"{name} is {getattr(d, name)}; it has to be above 0")
   check(0 < d.top_p <= 1, f"top_p is {d.top_p}; it is a probability above 0, 1 for all tokens")
-  for name, off in (("temperature", 1), ("top_k", 0), ("top_p", 1)):
-    check(d.strategy == "sample" or getattr(d, name) == off,
-          f"{name} {getattr(d, name)} has no effect with strategy {d.strategy!r}; leave it out or set 'sample'")
-  check(0 < d.repetition_penalty < math.inf, f"repetition_penalty is {d.repetition_penalty}; it has to be above 0, 1 for "
-        "none")
   check(math.isfinite(d.length_penalty), f"length_penalty is {d.length_penalty}; it has to be finite")
-  check(not d.early_stop or d.strategy == "beam", f"early_stop has no effect with strategy {d.strategy!r}")
+  for name, off, where in (("n", 1, kinds[1:]), ("temperature", 1, kinds[1:2]), ("top_k", 0, kinds[1:2]),
+                           ("top_p", 1, kinds[1:2]), ("early_stop", False, kinds[2:])):
+    check(getattr(d, name) == off or d.strategy in where,
+          f"{name} {getattr(d, name)} has no effect with strategy {d.strategy!r}; leave it out or set "
+          f"{' or '.join(map(repr, where))}")
+  check(d.strategy != "beam" or d.n <= d.beams, f"n {d.n} is more than beams {d.beams}: only so many texts are kept")
   check(not d.rerank or d.n > 1, "rerank orders the texts of an image, and n is 1; ask for more texts")
-  check(0 <= d.seed < 2**32, f"seed is {d.seed}; it takes 0 to 2 ** 32 - 1")
 
 
 def _lookup(value, path: list[str], where: str):

@@ -126,7 +126,8 @@ def check_decoding_model(decoding: Decoding, config: Config) -> None:
   """Raises ValueError: the model of `config` has not what `decoding` needs."""
   text = config.model.text
   if not text.multimodal_layers:
-    raise ValueError("this model has no multimodal decoder (config.model.text.multimodal_layers is 0): it writes no texts")
+    raise ValueError("this model has no multimodal decoder (config.model.text.multimodal_layers is 0): it writes no "
+                     "texts")
   longest = decoding.max_length or text.length
   if longest > text.length:
     raise ValueError(f"decoding: max_length {longest} is more than the {text.length} tokens that the model can read "

@@ -1,74 +1,185 @@
-"""Greedy captions from the cache against full forward passes, and a model's functions on one device and on eight."""
+"""Texts from the cache against plain loops over full forward passes, for every strategy; prompts, batches, devices."""
 
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from common import BOS, EOS, PAD, make_mesh, pairs, random_params, tiny
 from flax import nnx
 
-from coca.decoding.greedy import greedy
+from coca.config import Decoding
+from coca.decoding.beam import beam_search
+from coca.decoding.decode import SPECIAL, prompts
+from coca.decoding.sample import draw, image_keys, sample, uniforms
 from coca.forward import Forward, abstract_model
 
-N = 8
-
-
-@pytest.fixture(scope="module")
-def captioner():
-  """A model whose captions end at different words, or not at all; pictures; its captions."""
-  settings = tiny(model__text__length=12, model__text__vocab=16)
-  params, image = random_params(settings, 51), pairs(settings, N)["image"]
-  text = np.asarray(decode(settings)(params, image))
-  return settings, params, image, text
+N, LENGTH, VOCAB = 8, 12, 16
+jit_keys, jit_uniforms = jax.jit(image_keys), jax.jit(uniforms, static_argnums=2)
+jit_draw = jax.jit(draw, static_argnums=2)
+IDS = np.arange(100, 100 + N, dtype=np.uint32)
 
 
 @functools.cache
-def compiled(length, changes):
-  graphdef, _ = abstract_model(tiny(**dict(changes)))
-
-  @jax.jit
-  def run(params, image):
-    model = nnx.merge(graphdef, params)
-    return greedy(model, model.image_tokens(image), length, BOS, EOS)
-
-  return run
+def captioner(vocab=VOCAB, length=LENGTH, mesh=(1, 1, 1)):
+  """A model whose texts end at different words, or not at all; its parameters on the mesh; pictures."""
+  settings = tiny(model__text__length=length, model__text__vocab=vocab)
+  forward = Forward(settings, make_mesh(*mesh))
+  return forward, jax.device_put(random_params(settings, 51), forward.params_shardings), pairs(settings, N)["image"]
 
 
-def decode(settings, length=None):
-  changes = (("model__text__length", settings.model.text.length), ("model__text__vocab", settings.model.text.vocab))
-  return compiled(length or settings.model.text.length, changes)
+def write(decoding, image=None, ids=IDS, prompt=None, lengths=None, **model):
+  """Texts [B, n, T] and scores [B, n] of the compiled decoder."""
+  forward, params, images = captioner(**model)
+  image = images if image is None else image
+  inputs = forward.put({"image": image, "ids": ids[: len(image)]})
+  given = forward.put({"prompt": prompt, "lengths": lengths}) if prompt is not None else {}
+  out = forward.caption(params, inputs["image"], decoding, ids=inputs["ids"], **given)
+  return np.asarray(out.text), np.asarray(out.score)
 
 
-def without_cache(settings, params, image, length):
-  """Greedy decoding by a full forward pass a token."""
+@functools.cache
+def full_pass(vocab, length):
+  settings = tiny(model__text__length=length, model__text__vocab=vocab)
   graphdef, _ = abstract_model(settings)
 
   @jax.jit
-  def logits(params, image, text):
+  def log_probs(params, image, text):
     model = nnx.merge(graphdef, params)
-    return model(image, text, contrast=False).states @ model.softmax_kernel()
+    logits = model(image, text, contrast=False).states @ model.softmax_kernel()
+    return logits, jax.nn.log_softmax(logits)
 
-  text = np.full((len(image), length), PAD, np.int32)
-  text[:, 0] = BOS
-  ended = np.zeros(len(image), bool)
-  for t in range(length - 1):
-    scores = np.array(logits(params, image, text)[:, t])
-    scores[:, [PAD, BOS]] = -np.inf
-    text[:, t + 1] = np.where(ended, PAD, scores.argmax(1))
-    ended |= text[:, t + 1] == EOS
-  return text
+  return log_probs
 
 
-def test_cached_decoding_equals_full_forward_passes(captioner):
-  settings, params, image, text = captioner
-  np.testing.assert_array_equal(text, without_cache(settings, params, image, settings.model.text.length))
-  assert len(np.unique(text, axis=0)) > N / 2  # the captions depend on the pictures
+def uncached(text, vocab=VOCAB, length=LENGTH):
+  """Logits and log-probabilities [B, K, T, V] of all positions of texts [B, K, T]: one full forward pass each."""
+  _, params, image = captioner(vocab, length)
+  rows = text.shape[1]
+  out = full_pass(vocab, length)(params, image.repeat(rows, 0), text.reshape(-1, length))
+  return [np.array(x).reshape(*text.shape, -1) for x in out]
 
 
-def test_captions_begin_with_bos_and_end_at_eos_with_padding_after(captioner):
-  text = captioner[3]
-  assert text.dtype == np.int32 and text.shape == (N, 12)
+def processed(scores, seen, d):
+  """Scores [V] after the repetition penalty and without the tokens that may not follow `seen`."""
+  scores = scores.copy()
+  for i in set(seen.tolist()):
+    scores[i] = scores[i] * d.repetition_penalty if scores[i] < 0 else scores[i] / d.repetition_penalty
+  scores[[PAD, BOS]] = -np.inf
+  if len(seen) < d.min_length:
+    scores[EOS] = -np.inf
+  return scores
+
+
+def start(rows, prompt, lengths, length):
+  text = np.full((N, rows, length), PAD, np.int32)
+  text[:, :, 0] = BOS
+  for row in range(N if prompt is not None else 0):
+    text[row, :, : lengths[row]] = prompt[row, : lengths[row]]
+  return text, np.ones(N, int) if prompt is None else lengths
+
+
+def plain_sample(d, prompt=None, lengths=None):
+  """Greedy and sampling by a full forward pass a token."""
+  longest = d.max_length or LENGTH
+  text, lengths = start(d.n, prompt, lengths, LENGTH)
+  ended = np.zeros((N, d.n), bool)
+  score = np.zeros((N, d.n))
+  keys = jit_keys(d.seed, IDS)
+  for t in range(longest - 1):
+    logits, logp = uncached(text)
+    u = jit_uniforms(keys, t, d.n)
+    allowed = np.array([[processed(logits[b, k, t], text[b, k, : t + 1], d) for k in range(d.n)] for b in range(N)])
+    chosen = np.asarray(allowed.argmax(-1) if d.strategy == "greedy" else jit_draw(allowed, u, d))
+    for b, k in np.argwhere(~ended & (t + 1 >= lengths)[:, None]):
+      text[b, k, t + 1] = chosen[b, k]
+      score[b, k] += logp[b, k, t, chosen[b, k]]
+      ended[b, k] = chosen[b, k] == EOS
+  new = (text != PAD).sum(-1) - lengths[:, None]
+  return text[:, :, :longest], score / new**d.length_penalty
+
+
+def plain_beam(d, prompt=None, lengths=None, vocab=VOCAB, length=LENGTH):
+  """Beam search with lists: what runs and what has ended of each image, by a full forward pass a token."""
+  longest, beams = d.max_length or length, d.beams
+  text, lengths = start(beams, prompt, lengths, length)
+  running = [[(0.0, text[b, 0, : lengths[b]])] for b in range(N)]
+  done = [[] for _ in range(N)]
+  open_ = set(range(N))
+  for t in range(longest - 1):
+    for b in range(N):
+      for k, (_, seq) in enumerate(running[b]):
+        text[b, k, : len(seq)] = seq
+    logp = uncached(text, vocab, length)[1]
+    for b in [b for b in open_ if t + 1 >= lengths[b]]:
+      found = []
+      for k, (score, seq) in enumerate(running[b]):
+        allowed = processed(logp[b, k, t], seq, d)
+        found += [(score + allowed[v], np.append(seq, v)) for v in np.flatnonzero(allowed > -np.inf)]
+      found = sorted(found, key=lambda x: -x[0])[: 2 * beams]
+      new = t + 2 - lengths[b]
+      for score, seq in found[:beams]:
+        if seq[-1] == EOS or t + 2 == longest:
+          done[b].append((score / new**d.length_penalty, seq))
+      done[b] = sorted(done[b], key=lambda x: -x[0])[:beams]
+      running[b] = [x for x in found if x[1][-1] != EOS][:beams]
+      if len(done[b]) == beams and (d.early_stop or running[b][0][0] / new**d.length_penalty <= done[b][-1][0]):
+        open_.discard(b)
+  text = np.full((N, d.n, longest), PAD, np.int32)
+  score = np.full((N, d.n), -np.inf)
+  for b in range(N):
+    for k, (s, seq) in enumerate(done[b][: d.n]):
+      text[b, k, : len(seq)], score[b, k] = seq, s
+  return text, score
+
+
+def some_prompts():
+  """Prompts of one to five tokens."""
+  lengths = np.array([1, 3, 5, 1, 2, 5, 4, 3], np.int32)
+  prompt = np.random.default_rng(3).integers(4, VOCAB, (N, 6)).astype(np.int32)
+  prompt[:, 0] = BOS
+  return np.where(np.arange(6) < lengths[:, None], prompt, 9).astype(np.int32), lengths  # 9: to be left out
+
+
+def assert_same(actual, expected):
+  np.testing.assert_array_equal(actual[0], expected[0])
+  np.testing.assert_allclose(actual[1], expected[1], rtol=1e-4)
+
+
+# --- The cache ---
+
+SAMPLING = (
+  Decoding(),
+  Decoding(repetition_penalty=1.6, min_length=4, max_length=10, length_penalty=0.0),
+  Decoding(strategy="sample", n=3, temperature=1.5),
+  Decoding(strategy="sample", n=3, top_p=0.7, repetition_penalty=1.3, seed=5),
+  Decoding(strategy="sample", n=2, top_k=4, top_p=0.9, min_length=4),
+)
+SEARCHES = (
+  Decoding(strategy="beam", beams=3, n=3),
+  Decoding(strategy="beam", beams=4, n=2, early_stop=True, length_penalty=0.5, min_length=4, max_length=9),
+  Decoding(strategy="beam", beams=3, n=1, length_penalty=2.0, repetition_penalty=1.4),
+)
+
+
+@pytest.mark.parametrize("d", SAMPLING, ids=range(len(SAMPLING)))
+def test_cached_equals_uncached(d):
+  assert_same(write(d), plain_sample(d))
+
+
+@pytest.mark.parametrize("d", SEARCHES, ids=range(len(SEARCHES)))
+def test_beam_search_with_a_cache_equals_lists_and_full_passes(d):
+  text, score = write(d)
+  assert_same((text, score), plain_beam(d))
+  assert (np.diff(score, axis=1) <= 0).all()
+  if d.n > 1:
+    assert (text[:, 0] != text[:, 1]).any(-1).all()
+
+
+def test_greedy_texts_begin_with_bos_and_end_at_eos_with_padding_after():
+  text = write(Decoding())[0][:, 0]
+  assert text.dtype == np.int32 and text.shape == (N, LENGTH)
   assert (text[:, 0] == BOS).all() and not (text[:, 1:] == BOS).any()
   lengths = []
   for row in text.tolist():
@@ -77,37 +188,208 @@ def test_captions_begin_with_bos_and_end_at_eos_with_padding_after(captioner):
     assert set(row[end + 1 :]) <= {PAD}
     lengths.append(end)
   assert len(set(lengths)) > 2 and max(lengths) == 11  # some end early, some are cut
+  assert len(np.unique(text, axis=0)) > N / 2  # they depend on the pictures
 
 
-def test_a_caption_does_not_depend_on_the_rest_of_the_batch(captioner):
-  settings, params, image, text = captioner
-  np.testing.assert_array_equal(decode(settings)(params, image[::-1]), text[::-1])
-  for row in (0, N - 1):
-    np.testing.assert_array_equal(decode(settings)(params, image[row : row + 1])[0], text[row])
+def test_lengths_are_limits():
+  greedy = write(Decoding())[0]
+  np.testing.assert_array_equal(write(Decoding(max_length=4))[0], greedy[..., :4])
+  kinds = ({}, {"strategy": "sample", "n": 3}, {"strategy": "beam", "n": 3, "beams": 3})
+  for kind in kinds:
+    text = write(Decoding(min_length=6, max_length=8, **kind))[0]
+    assert not (text[..., :6] == EOS).any() and (text[..., :6] != PAD).all() and text.shape[-1] == 8
+    assert (text == EOS).any() or not kind  # greedy texts happen to be long
 
 
-def test_the_length_is_a_limit(captioner):
-  settings, params, image, text = captioner
-  np.testing.assert_array_equal(decode(settings, 4)(params, image), text[:, :4])
+class Counted:
+  """A model that says EOS at the position that the image token holds, and counts its steps on the host."""
+
+  def __init__(self):
+    self.steps = 0
+
+  def start_decoding(self, image_tokens, length, rows, prefix):
+    ends = image_tokens[:, :1, 0].astype(jnp.int32)
+
+    def step(cache, ids, position, ancestors):
+      jax.debug.callback(self.count)
+      ids = jnp.where(position + 1 >= ends, EOS, 5)
+      return jax.nn.one_hot(jnp.broadcast_to(ids, (len(ends), rows)), VOCAB) * 20, cache
+
+    return step, ()
+
+  def count(self):
+    self.steps += 1
 
 
-def test_a_models_functions_give_the_same_on_eight_devices_and_give_it_whole(captioner):
-  settings, params, _, _ = captioner
-  batch, results = pairs(settings, 16), []
-  for mesh in (make_mesh(), make_mesh(2, 2, 2)):
-    forward = Forward(settings, mesh)
-    on_mesh = jax.device_put(params, forward.params_shardings)
+def test_the_loop_stops_when_the_batch_has_ended():
+  tokens = jnp.array([3.0, 5, 2])[:, None, None]
+  prompt, lengths = jnp.full((3, 1), BOS), jnp.ones(3, jnp.int32)
+  for d, run in ((Decoding(), functools.partial(sample, keys=None)),
+                 (Decoding(strategy="beam", beams=1, early_stop=True), beam_search)):
+    model = Counted()
+    out = run(model, tokens, prompt, lengths, length=40, decoding=d, special=SPECIAL)
+    jax.block_until_ready(out)
+    jax.effects_barrier()
+    assert model.steps == 5
+    assert (np.asarray(out.text)[:, 0] == EOS).argmax(-1).tolist() == [3, 5, 2]
+
+
+# --- Beams ---
+
+
+def test_one_beam_is_greedy():
+  for penalty in (0.0, 1.0):
+    d = Decoding(strategy="beam", beams=1, early_stop=penalty > 0, length_penalty=penalty, max_length=10)
+    assert_same(write(d), write(Decoding(length_penalty=penalty, max_length=10)))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_a_beams_score_is_its_teacher_forced_log_probability(penalty):
+  text, score = write(Decoding(strategy="beam", beams=3, n=3, length_penalty=penalty))
+  logp = np.take_along_axis(uncached(text)[1][:, :, :-1], text[:, :, 1:, None], axis=-1)[..., 0]
+  new = text[:, :, 1:] != PAD
+  np.testing.assert_allclose(score, (logp * new).sum(-1) / new.sum(-1) ** penalty, rtol=1e-4)
+
+
+def test_enough_beams_find_what_exhaustive_search_finds():
+  """Three words, EOS, three new tokens: 1 + 3 + 9 * 4 texts."""
+  words, text = (3, 4, 5), [[EOS]]
+  text += [[a, EOS] for a in words] + [[a, b, c] for a in words for b in words for c in (EOS, *words)]
+  text = np.array([[BOS] + row + [PAD] * (3 - len(row)) for row in text], np.int32)
+  every = np.broadcast_to(text, (N, 40, 4))
+  logp = np.take_along_axis(uncached(every, 6, 4)[1][:, :, :-1], every[:, :, 1:, None], axis=-1)[..., 0]
+  score = (logp * (every[:, :, 1:] != PAD)).sum(-1) / (every[:, :, 1:] != PAD).sum(-1)
+  order = np.argsort(-score, axis=1)
+  found, found_score = write(Decoding(strategy="beam", beams=40, n=40), vocab=6, length=4)
+  np.testing.assert_array_equal(found, text[order])
+  np.testing.assert_allclose(found_score, np.take_along_axis(score, order, 1), rtol=1e-4)
+
+
+# --- Prompts, batches, devices ---
+
+MIXED = (
+  Decoding(repetition_penalty=1.2),
+  Decoding(strategy="sample", n=2, top_p=0.9),
+  Decoding(strategy="beam", beams=3, n=2),
+)
+
+
+@pytest.mark.parametrize("d", MIXED, ids=lambda d: d.strategy)
+def test_prompts_of_other_lengths_change_nothing(d):
+  prompt, lengths = some_prompts()
+  text, score = write(d, prompt=prompt, lengths=lengths)
+  plain = plain_beam if d.strategy == "beam" else plain_sample
+  assert_same((text, score), plain(d, prompt, lengths))
+  for row in range(N):
+    assert (text[row, :, : lengths[row]] == prompt[row, : lengths[row]]).all()
+  without = write(d)
+  bare = lengths == 1
+  assert_same((text[bare], score[bare]), (without[0][bare], without[1][bare]))
+  assert bare.any() and (text != without[0]).any()
+  longest = lengths == lengths.max()  # all of one length: read at once, no token by token
+  image = captioner()[2]
+  alone = write(d, image[longest].repeat(4, 0), IDS[longest].repeat(4), prompt[longest].repeat(4, 0)[:, :5],
+                lengths[longest].repeat(4))
+  assert_same((alone[0][::4], alone[1][::4]), (text[longest], score[longest]))
+
+
+def test_prompts_are_texts_without_their_eos():
+  class Letters:
+    def encode(self, text, length):
+      ids = [*[BOS, *(ord(c) - 90 for c in text)][: length - 1], EOS]
+      return np.array(ids + [PAD] * (length - len(ids)), np.int32)
+
+  ids, lengths = prompts(Letters(), ["", "abc", "abcdefg"], 12)
+  assert ids.tolist() == [[1] + [0] * 7, [1, 7, 8, 9, 0, 0, 0, 0], [1, 7, 8, 9, 10, 11, 12, 13]]
+  assert lengths.tolist() == [1, 4, 8]
+  assert prompts(Letters(), ["", ""], 12)[0].shape == (2, 1)
+  assert prompts(Letters(), ["abcde"], 7)[0].shape == (1, 7)
+  with pytest.raises(ValueError, match=r"'abcdef' has 7 tokens.* texts have 7"):
+    prompts(Letters(), ["a", "abcdef"], 7)
+
+
+@pytest.mark.parametrize("d", MIXED, ids=lambda d: d.strategy)
+def test_a_text_does_not_depend_on_the_place_in_a_batch_nor_on_its_size(d):
+  image = captioner()[2]
+  text, score = write(d)
+  backwards = write(d, image[::-1], IDS[::-1])
+  assert_same((backwards[0][::-1], backwards[1][::-1]), (text, score))
+  alone = write(d, image[5:6], IDS[5:6])
+  assert_same((alone[0][0], alone[1][0]), (text[5], score[5]))
+  other = write(d, ids=IDS + 1)[0]
+  assert (other != text).any() == (d.strategy == "sample")
+  if d.strategy == "sample":
+    assert (text[:, 0] != text[:, 1]).any()
+    again = Decoding(strategy="sample", n=2, top_p=0.9, seed=1)
+    assert (write(again)[0] != text).any()
+    forward = captioner()[0]
+    assert forward._decoders.keys() >= {(d, SPECIAL)} and (again, SPECIAL) not in forward._decoders  # one program
+
+
+@pytest.mark.parametrize("d", [*MIXED[::2], Decoding(strategy="sample", n=3, rerank=True)], ids=lambda d: d.strategy)
+def test_eight_devices_give_the_same(d):
+  prompt, lengths = some_prompts()
+  forward, params, image = captioner(mesh=(2, 2, 2))
+  given = forward.put({"image": image, "ids": IDS, "prompt": prompt, "lengths": lengths})
+  out = forward.caption(params, given.pop("image"), d, **given)
+  assert all(x.is_fully_replicated and len(x.sharding.device_set) == 8 for x in out)
+  assert_same([np.asarray(x) for x in out], write(d, prompt=prompt, lengths=lengths))
+
+
+def test_a_models_functions_give_the_same_on_eight_devices_and_give_it_whole():
+  batch, results = pairs(captioner()[0].config, 16), []
+  for mesh in ((1, 1, 1), (2, 2, 2)):
+    forward, params, _ = captioner(mesh=mesh)
     image, text, both = forward.put(batch["image"]), forward.put(batch["text"]), forward.put(batch)
-    result = (
-      forward.embed_images(on_mesh, image), forward.embed_texts(on_mesh, text), *forward.caption_loss(on_mesh, both),
-      forward.caption(on_mesh, image, BOS, EOS),
-    )
-    assert all(x.is_fully_replicated and len(x.sharding.device_set) == mesh.size for x in result)
+    embedded = forward.embed_images(params, image), forward.embed_texts(params, text)
+    result = (*embedded, *forward.caption_loss(params, both))
+    assert all(x.is_fully_replicated and len(x.sharding.device_set) == np.prod(mesh) for x in result)
     results.append([np.asarray(x) for x in result])
   one, eight = results
-  for a, b in zip(one[:4], eight[:4], strict=True):
+  for a, b in zip(one, eight, strict=True):
     np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
-  np.testing.assert_array_equal(eight[4], one[4])
   targets = (batch["text"][:, 1:] != PAD) * batch["weight"][:, None]
   assert one[3] == targets.sum()
   np.testing.assert_allclose(np.linalg.norm(np.concatenate(one[:2]), axis=1), 1, atol=1e-6)
+
+
+# --- Re-ranking ---
+
+
+def test_reranking_sorts_by_the_contrastive_head():
+  forward, params, image = captioner()
+  plain = write(Decoding(strategy="sample", n=3, max_length=9))[0]
+  text, score = write(Decoding(strategy="sample", n=3, max_length=9, rerank=True))
+  closed = np.pad(plain, ((0, 0), (0, 0), (0, LENGTH - 9)))
+  for row in closed.reshape(-1, LENGTH):
+    if EOS not in row:
+      row[9] = EOS
+  texts = np.asarray(forward.embed_texts(params, closed.reshape(-1, LENGTH))).reshape(N, 3, -1)
+  cosine = np.einsum("be,bne->bn", np.asarray(forward.embed_images(params, image)), texts)
+  order = np.argsort(-cosine, axis=1, kind="stable")
+  np.testing.assert_array_equal(text, np.take_along_axis(plain, order[..., None], 1))
+  np.testing.assert_allclose(score, np.take_along_axis(cosine, order, 1), atol=1e-5)
+  assert (order != np.arange(3)).any() and not (plain == EOS).any(-1).all()
+
+
+# --- Errors ---
+
+
+def test_what_a_model_cannot_do_is_said_before_anything_is_compiled():
+  def caption(settings, d, **inputs):
+    forward = Forward(tiny(**settings), make_mesh())
+    forward.caption(None, np.zeros((1, 16, 16, 3), np.uint8), d, **inputs)
+
+  mute = {"model__text__multimodal_layers": 0, "captioning__weight": 0.0}
+  with pytest.raises(ValueError, match="no multimodal decoder"):
+    caption(mute, Decoding())
+  with pytest.raises(ValueError, match="max_length 9 is more than the 8"):
+    caption({}, Decoding(max_length=9))
+  with pytest.raises(ValueError, match="min_length 8 tokens"):
+    caption({}, Decoding(min_length=8))
+  with pytest.raises(ValueError, match="trained without one"):
+    caption({"contrastive__weight": 0.0}, Decoding(strategy="sample", n=2, rerank=True))
+  with pytest.raises(ValueError, match="sampling needs ids"):
+    caption({}, Decoding(strategy="sample"))
+  with pytest.raises(ValueError, match="a prompt needs its lengths"):
+    caption({}, Decoding(), prompt=np.ones((1, 2), np.int32))

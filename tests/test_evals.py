@@ -11,8 +11,8 @@ from coca import evals, sharding
 from coca.config import Config, Contrastive, Eval, ImageEncoder, Model, Source, TextDecoder
 from coca.data.records import BadRecord, Record, Text
 from coca.data.tokenizer import train
-from coca.evals import captions, pictures, ranking, retrieval, zero_shot
 from coca.decoding.common import Decoded
+from coca.evals import captions, pictures, ranking, retrieval, zero_shot
 from coca.forward import put_batch
 
 NAMES = ("red apple", "green pear", "blue plum", "dark fig", "ripe lemon", "sweet cherry", "wild grape", "old quince")

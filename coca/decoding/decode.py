@@ -71,8 +71,8 @@ def prompts(tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, n
     row = np.asarray(tokenizer.encode(text, length + 2))
     row = row[: np.flatnonzero(row == eos)[0]]
     if len(row) >= length:
-      raise ValueError(f"the prompt {text!r} has {len(row)} tokens with BOS; texts have {length} with EOS: shorten it, or "
-                       "raise max_length")
+      raise ValueError(f"the prompt {text!r} has {len(row)} tokens with BOS; texts have {length} with EOS: shorten it, "
+                       "or raise max_length")
     encoded.append(row)
   lengths = np.array([len(row) for row in encoded], np.int32)
   longest = lengths.max(initial=1)
