@@ -6,8 +6,8 @@ r"""Contrastive fine-tune of any model, for retrieval or zero-shot classes: a ru
 DIR is a workdir or a directory that `python -m coca.convert` wrote; the model's settings are its own. CoCa has no such
 fine-tune. Chosen here: the optimizer of its Table 10 (Adafactor with decoupled weight decay 0.1, rate 1e-5, cosine
 decay to 0 after 1,000 steps of warm-up, clipping at 1.0), a batch of 1,024, since a contrastive batch is its own
-negatives, and 5,000 steps. Where the model writes captions, the captioning loss keeps half the contrastive loss' weight,
-so that it still does afterwards. Both sides are evaluated.
+negatives, and 5,000 steps. Where the model writes captions, the captioning loss keeps half the contrastive loss'
+weight, so that it still does afterwards. Both sides are evaluated.
 
 It trains on the built-in corpus; other data as in finetune_caption.py.
 """

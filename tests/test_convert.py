@@ -1,5 +1,6 @@
 """`python -m coca.convert`: a folder of open_clip's becomes a model directory and comes back; mistakes are one line."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -13,8 +14,9 @@ import pytest
 import safetensors.numpy
 
 import coca
-from coca import convert, weights
+from coca import convert, train, weights
 from coca.checkpoint import Checkpoints
+from coca.config import parse
 from coca.interop import open_clip_config
 from coca.workdir import read_config, read_workdir, write_run
 
@@ -215,3 +217,31 @@ def test_other_parameters_are_listed(tmp_path):
     weights.read(path, {"a": {"b": like(3, 2), "c": like()}})
   assert "a.b: [2, 3] in the file, [3, 2] wanted" in str(e.value)
   assert "a.c: none in the file, [] wanted" in str(e.value)
+
+
+# --- Fine-tuning ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["finetune_caption", "finetune_contrastive"])
+def test_a_converted_model_is_fine_tuned_and_goes_back(name, converted, tmp_path, capfd):
+  file = Path(__file__).parents[1] / "configs" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(f"runlocal,init_from={converted}")
+  for settings in config.evals.values():
+    settings.limit = 8
+  config.optim.lr = 1e-3
+  assert train.run(parse(config), tmp_path / "run")
+  said = capfd.readouterr().out
+  assert "loaded: " in said and "fresh" not in said and "skipped, not" not in said
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert {"eval/zero_shot/top1", "eval/captions/nll"} <= {key for line in lines for key in line}
+  assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (converted / "tokenizer.json").read_bytes()
+  assert coca.load(tmp_path / "run").embed_texts("a cat").shape == (1, 24)
+  convert.to_open_clip(tmp_path / "run", tmp_path / "out")
+  before = safetensors.numpy.load_file(GOLDEN / "coca" / "open_clip_model.safetensors")
+  after = safetensors.numpy.load_file(tmp_path / "out" / "open_clip_model.safetensors")
+  assert {k: x.shape for k, x in after.items()} == {k: x.shape for k, x in before.items()}
+  moved = np.abs(after["text.text_projection"] - before["text.text_projection"]).max()
+  assert 0 < moved < 0.1  # four steps from where it was
