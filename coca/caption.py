@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from coca import inference
 from coca.checkpoint import CheckpointError
-from coca.config import Decoding
+from coca.decoding.settings import Decoding
 from coca.page import Page
 
 BATCH = 64
@@ -102,7 +102,7 @@ def main(argv=None) -> None:
   parser.add_argument("--out", help="JSON lines, one a picture; left out: printed")
   parser.add_argument("--html", help="a page with the pictures")
   parser.add_argument("--prompt", default="", help="what every caption begins with")
-  how = parser.add_argument_group("how captions are written", "see Decoding in coca/config.py")
+  how = parser.add_argument_group("how captions are written", "see coca/decoding/settings.py")
   for field in dataclasses.fields(Decoding):
     if field.type is bool:
       how.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=field.default)

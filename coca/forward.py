@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from coca.config import Config, Decoding
+from coca.config import Config
 from coca.decoding.common import Decoded, Special
 from coca.decoding.decode import SPECIAL, decode
+from coca.decoding.settings import Decoding
 from coca.models.coca import CoCa
 from coca.objectives.captioning import captioning_loss
 from coca.sharding import batch_sharding, param_shardings, replicated

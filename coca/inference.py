@@ -20,13 +20,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from coca import sharding
-from coca.config import Config, Decoding
+from coca.config import Config
 from coca.data import images as pictures
 from coca.data.records import BadRecord
 from coca.data.texts import check_prompts
 from coca.data.tokenizer import Tokenizer
 from coca.decoding.common import Special
 from coca.decoding.decode import prompts
+from coca.decoding.settings import Decoding
 from coca.forward import Forward, check_decoding_model
 from coca.host import Lagged, round_up
 from coca.hub import local_folder
@@ -125,7 +126,7 @@ class ContrastiveCaptioner:
       images: as for `embed_images`.
       prompt: what each caption begins with, or a beginning for each picture.
       ids: a number for each picture, from which its samples are drawn wherever it stands; None: its place in `images`.
-      **settings: of `coca.config.Decoding`.
+      **settings: of `coca.decoding.settings.Decoding`.
 
     Returns:
       a text for every picture, also for a single one; with n above 1 a list of n texts for every picture.
@@ -133,7 +134,7 @@ class ContrastiveCaptioner:
     Raises:
       ValueError: as `embed_images`, a model without a multimodal decoder, settings that make no sense, or a prompt that
         leaves no room.
-      TypeError: a setting that `coca.config.Decoding` lacks.
+      TypeError: a setting that `coca.decoding.settings.Decoding` lacks.
     """
     decoding, images = Decoding(**settings), _as_list(images)
     check_decoding_model(decoding, self.config)

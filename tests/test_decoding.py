@@ -9,10 +9,10 @@ import pytest
 from common import BOS, EOS, PAD, make_mesh, pairs, random_params, tiny
 from flax import nnx
 
-from coca.config import Decoding
 from coca.decoding.beam import beam_search
 from coca.decoding.decode import SPECIAL, prompts
 from coca.decoding.sample import draw, image_keys, sample, uniforms
+from coca.decoding.settings import Decoding
 from coca.forward import Forward, abstract_model
 
 N, LENGTH, VOCAB = 8, 12, 16

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from common import BOS, EOS, PAD
 
-from coca.config import Decoding
 from coca.decoding.common import process, top
 from coca.decoding.decode import SPECIAL
 from coca.decoding.sample import draw, image_keys, uniforms
+from coca.decoding.settings import Decoding
 
 jit_draw = jax.jit(draw, static_argnums=2)
 

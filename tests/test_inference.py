@@ -16,9 +16,10 @@ import coca
 from coca import config as settings
 from coca import evaluate, inference, sharding
 from coca.checkpoint import Checkpoints
-from coca.config import Config, Contrastive, Decoding, Eval, ImageEncoder, Model, Optim, Poolers, Source, TextDecoder
+from coca.config import Config, Contrastive, Eval, ImageEncoder, Model, Optim, Poolers, Source, TextDecoder
 from coca.data import images as pictures
 from coca.data.tokenizer import train
+from coca.decoding.settings import Decoding
 from coca.forward import Forward
 
 TEXTS = ("red apple", "green pear", "blue plum", "dark fig")

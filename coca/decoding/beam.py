@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from coca.config import Decoding
 from coca.data.tokenizer import PAD
 from coca.decoding.common import Decoded, Special, at, begin, process, put_at, top
+from coca.decoding.settings import Decoding
 
 
 class _State(NamedTuple):

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from coca.config import Decoding
 from coca.data.tokenizer import PAD
+from coca.decoding.settings import Decoding
 
 
 class Decoded(NamedTuple):
   """The texts of B images, n of each, the best first where the strategy knows which that is (beams, re-ranking)."""
 
   text: jax.Array  # int32 [B, n, T]: BOS, prompt, words, EOS (where it came in time), padding
-  score: jax.Array  # fp32 [B, n]: see `coca.config.Decoding.length_penalty`; cosine similarities after re-ranking
+  score: jax.Array  # fp32 [B, n]: see `Decoding.length_penalty`; cosine similarities after re-ranking
 
 
 class Special(NamedTuple):

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from coca.config import Decoding
 from coca.data.tokenizer import BOS, EOS
 from coca.decoding.beam import beam_search
 from coca.decoding.common import Decoded, Special
 from coca.decoding.rerank import rerank
 from coca.decoding.sample import image_keys, sample
+from coca.decoding.settings import Decoding
 
 SPECIAL = Special(BOS, EOS)  # the SentencePiece tokenizer's
 _WIDTHS = (1, 4, 8, 16, 32)  # of prompts: one compiled program each

@@ -6,9 +6,9 @@ Shapes: B images, K rows (samples) of an image, P prompt length, T text length, 
 import jax
 import jax.numpy as jnp
 
-from coca.config import Decoding
 from coca.data.tokenizer import PAD
 from coca.decoding.common import Decoded, Special, at, begin, in_blocks, process, put_at, top
+from coca.decoding.settings import Decoding
 
 _CANDIDATES = (256, 4096)  # tokens among which a nucleus is looked for before all are sorted
 _BLOCK = 256

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/captions.py --peer_python=PEER/bin/python
 
-PEER is an environment with torch, open_clip_torch and transformers below 4.56 (`generate` fails with later ones). It makes coca_ViT-B-32 with random weights, which are converted
-for us (`coca.convert`); both write 30 tokens for 16 random pictures, fp32, two threads, greedily and with 6 beams.
+PEER is an environment with torch, open_clip_torch and transformers below 4.56 (`generate` refuses newer ones). It makes
+coca_ViT-B-32 with random weights, which are converted for us (`coca.convert`); both write 30 tokens for 16 random
+pictures, fp32, two threads, greedily and with 6 beams.
 While one side works, the other waits. The share of identical texts says whether both did the same.
 """
 
@@ -62,7 +63,7 @@ def theirs(args) -> None:
 def ours(args) -> None:
   limit_threads(args.threads)
   import coca
-  from coca.config import Decoding
+  from coca.decoding.settings import Decoding
 
   model = coca.load(Path(args.folder) / "coca")
   images = pictures(args.batch)

@@ -1,0 +1,55 @@
+"""How texts are written."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+  """How texts are written (coca/decoding). Not in the paper; names and meanings are those of transformers' `generate`.
+
+  Raises ValueError when made with values that make no sense, alone or together.
+  """
+
+  strategy: str = "greedy"  # 'greedy', 'sample', 'beam'
+  n: int = 1  # texts an image: samples, or the best of the beams
+  beams: int = 6  # beam search only
+  max_length: int = 0  # tokens of a text at most, BOS, prompt and EOS included; 0: config.model.text.length
+  min_length: int = 0  # tokens before EOS at least, BOS and prompt included
+  temperature: float = 1.0  # sampling only, as the next two
+  top_k: int = 0  # only the so many most probable tokens; 0: all
+  top_p: float = 1.0  # only the smallest set of most probable tokens with this mass (nucleus); 1: all
+  repetition_penalty: float = 1.0  # for tokens that the text or its prompt has already; BLIP samples with 1.1
+  length_penalty: float = 1.0  # a score is the sum of log-probabilities / (new tokens, with EOS) ** length_penalty
+  early_stop: bool = False  # beam search ends with as many ended texts as beams, though better ones might come
+  rerank: bool = False  # the texts of an image in the order of the contrastive head's similarity to it
+  seed: int = 0  # of sampling
+
+  def __post_init__(self):
+    _check(self)
+
+
+def _check(d: Decoding) -> None:
+  def check(ok, message):
+    if not ok:
+      raise ValueError(f"decoding: {message}")
+
+  kinds = ("greedy", "sample", "beam")
+  check(d.strategy in kinds, f"strategy is {d.strategy!r}; it may be {', '.join(map(repr, kinds))}")
+  for name, least in (("n", 1), ("beams", 1), ("max_length", 0), ("min_length", 0), ("top_k", 0), ("seed", 0)):
+    check(getattr(d, name) >= least, f"{name} is {getattr(d, name)}; it takes {least} or more")
+  check(d.seed < 2**32, f"seed is {d.seed}; it has to be below 2 ** 32")
+  check(d.max_length != 1, "max_length is 1; it counts BOS, so a text needs at least 2")
+  check(d.max_length == 0 or d.min_length < d.max_length,
+        f"min_length {d.min_length} tokens and EOS don't fit in max_length {d.max_length}")
+  for name in ("temperature", "repetition_penalty"):
+    check(0 < getattr(d, name) < math.inf, f"{name} is {getattr(d, name)}; it has to be above 0")
+  check(0 < d.top_p <= 1, f"top_p is {d.top_p}; it is a probability above 0, 1 for all tokens")
+  check(math.isfinite(d.length_penalty), f"length_penalty is {d.length_penalty}; it has to be finite")
+  for name, off, where in (("n", 1, kinds[1:]), ("temperature", 1, kinds[1:2]), ("top_k", 0, kinds[1:2]),
+                           ("top_p", 1, kinds[1:2]), ("early_stop", False, kinds[2:])):
+    check(getattr(d, name) == off or d.strategy in where,
+          f"{name} {getattr(d, name)} has no effect with strategy {d.strategy!r}; leave it out or set "
+          f"{' or '.join(map(repr, where))}")
+  check(d.strategy != "beam" or d.n <= d.beams, f"n {d.n} is more than beams {d.beams}: only so many texts are kept")
+  check(not d.rerank or d.n > 1, "rerank orders the texts of an image, and n is 1; ask for more texts")
