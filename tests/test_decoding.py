@@ -225,7 +225,7 @@ def test_the_loop_stops_when_the_batch_has_ended():
   tokens = jnp.array([3.0, 5, 2])[:, None, None]
   prompt, lengths = jnp.full((3, 1), BOS), jnp.ones(3, jnp.int32)
   for d, run in ((Decoding(), functools.partial(sample, keys=None)),
-                 (Decoding(strategy="beam", beams=1, early_stop=True), beam_search)):
+                 (Decoding(strategy="beam", beams=1), beam_search)):
     model = Counted()
     out = run(model, tokens, prompt, lengths, length=40, decoding=d, special=SPECIAL)
     jax.block_until_ready(out)
@@ -239,7 +239,7 @@ def test_the_loop_stops_when_the_batch_has_ended():
 
 def test_one_beam_is_greedy():
   for penalty in (0.0, 1.0):
-    d = Decoding(strategy="beam", beams=1, early_stop=penalty > 0, length_penalty=penalty, max_length=10)
+    d = Decoding(strategy="beam", beams=1, length_penalty=penalty, max_length=10)
     assert_same(write(d), write(Decoding(length_penalty=penalty, max_length=10)))
 
 

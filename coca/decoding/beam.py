@@ -45,6 +45,7 @@ def beam_search(model, image_tokens, prompt, lengths, length: int, decoding: Dec
     texts [B, n, T], best first, n <= K. Where there are fewer (a tiny vocabulary), the rest is padding and scores -inf.
   """
   beams = decoding.beams
+  stops = decoding.early_stop or beams == 1  # a single beam is greedy: no other text is looked for
   step, cache, position, text, ancestors = begin(model, image_tokens, prompt, lengths, beams, length)
   batch = len(text)
 
@@ -82,7 +83,7 @@ def beam_search(model, image_tokens, prompt, lengths, length: int, decoding: Dec
 
     full = done_score[:, -1] > -jnp.inf
     hopeless = full & (score[:, 0] / norm[:, 0] <= done_score[:, -1])
-    ended = state.ended | ~given[:, 0] & (hopeless | (score[:, 0] == -jnp.inf) | full & decoding.early_stop)
+    ended = state.ended | ~given[:, 0] & (hopeless | (score[:, 0] == -jnp.inf) | full & stops)
     return _State(following, text, score, ancestors, done_text, done_score, ended, cache)
 
   # A prompt as long as the text leaves nothing to write.
