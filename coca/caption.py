@@ -83,7 +83,8 @@ def caption(model, images: Sequence[str], out=None, html=None, **settings) -> tu
         if page:
           page.add(str(path), pixels, captions, error)
         if not lines:
-          print(f"{path}\t{f'error: {error}' if error else captions[0]}", flush=True)
+          for text in captions or [f"error: {error}"]:
+            print(f"{path}\t{text}", flush=True)
           continue
         line = {"image": str(path)} | ({"error": error} if error else {"caption": captions[0]})
         if len(captions) > 1:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, UnidentifiedImageError
 
 from coca.data.records import BadRecord
 
@@ -161,6 +161,8 @@ def _bad_record():
     yield
   except BadRecord:
     raise
+  except UnidentifiedImageError:
+    raise BadRecord("not decodable: no picture, or of a format that is not read") from None
   except Exception as e:  # decoders raise nearly anything on damaged input
     raise BadRecord(f"not decodable: {type(e).__name__}: {e}") from e
 
