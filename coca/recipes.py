@@ -111,6 +111,6 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
     config.optim.warmup = "1"
     config.data.batch = 8
     for settings in config.evals.values():
-      settings.update(limit=16, batch=8, every="")
+      settings.update(limit=64, batch=64, every="")
     config.checkpoint.every = "50%"
   return config

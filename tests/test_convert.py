@@ -222,21 +222,20 @@ def test_other_parameters_are_listed(tmp_path):
 # --- Fine-tuning ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["finetune_caption", "finetune_contrastive"])
-def test_a_converted_model_is_fine_tuned_and_goes_back(name, converted, tmp_path, capfd):
-  file = Path(__file__).parents[1] / "configs" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(name, file)
+def test_a_converted_model_is_fine_tuned_and_goes_back(converted, tmp_path, capfd):
+  file = Path(__file__).parents[1] / "configs" / "finetune_caption.py"
+  spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config(f"runlocal,init_from={converted}")
-  for settings in config.evals.values():
-    settings.limit = 8
+  del config.evals.zero_shot, config.evals.retrieval  # thousands of names to embed
+  config.evals.captions.update(limit=8, batch=8)
   config.optim.lr = 1e-3
   assert train.run(parse(config), tmp_path / "run")
   said = capfd.readouterr().out
   assert "loaded: " in said and "fresh" not in said and "skipped, not" not in said
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-  assert {"eval/zero_shot/top1", "eval/captions/nll"} <= {key for line in lines for key in line}
+  assert "eval/captions/nll" in {key for line in lines for key in line}
   assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (converted / "tokenizer.json").read_bytes()
   assert coca.load(tmp_path / "run").embed_texts("a cat").shape == (1, 24)
   convert.to_open_clip(tmp_path / "run", tmp_path / "out")
