@@ -228,14 +228,13 @@ def test_a_converted_model_is_fine_tuned_and_goes_back(converted, tmp_path, capf
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config(f"runlocal,init_from={converted}")
-  del config.evals.zero_shot, config.evals.retrieval  # thousands of names to embed
-  config.evals.captions.update(limit=8, batch=8)
+  config.evals = {}  # thousands of names to embed
   config.optim.lr = 1e-3
   assert train.run(parse(config), tmp_path / "run")
   said = capfd.readouterr().out
   assert "loaded: " in said and "fresh" not in said and "skipped, not" not in said
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-  assert "eval/captions/nll" in {key for line in lines for key in line}
+  assert {"train/contrastive", "train/captioning"} <= {key for line in lines for key in line}
   assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (converted / "tokenizer.json").read_bytes()
   assert coca.load(tmp_path / "run").embed_texts("a cat").shape == (1, 24)
   convert.to_open_clip(tmp_path / "run", tmp_path / "out")

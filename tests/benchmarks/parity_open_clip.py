@@ -2,11 +2,12 @@
 
     python tests/benchmarks/parity_open_clip.py --peer_python=PEER/bin/python --model=coca_ViT-B-32
 
-PEER is an environment with torch and open_clip_torch. It makes a model with random weights, saves it as open_clip does
-and says what it computes from random pictures and texts; here that is converted with `python -m coca.convert`, run and
-compared: image and text latents, logits where there are words, greedy captions (`--captions=0` leaves them out, they
-take the most time). Then the model is exported, loaded by open_clip and has to give the same latents, bit for bit.
-Needs about three times the weights' size of memory, and twice of disk in a temporary folder.
+PEER is an environment with torch, open_clip_torch and transformers. It makes a model with random weights, saves it as
+open_clip does and says what it computes from random pictures and texts; here that is converted with
+`python -m coca.convert`, run and compared: image and text latents, logits where there are words, greedy captions
+(`--captions=0` leaves them out, they take the most time). Then the model is exported, loaded by open_clip and has to
+give the same latents, bit for bit. Needs about three times the weights' size of memory, and twice of disk in a
+temporary folder.
 """
 
 import argparse
@@ -23,8 +24,11 @@ SEQ_LEN = 20  # of open_clip's captions, whose last token is always EOS
 
 def peer(args) -> None:
   """open_clip's side: makes the model and the outputs, or loads an exported one."""
+  import transformers
   from peer_open_clip import import_open_clip
 
+  if not hasattr(transformers, "BeamSearchScorer"):  # gone in version 5; open_clip then refuses to write any captions
+    transformers.BeamSearchScorer = None  # it is for beams, which are not asked for here
   open_clip, torch = import_open_clip()
   folder = Path(args.folder)
   if args.peer == "again":
@@ -58,7 +62,7 @@ def peer(args) -> None:
     text[:, 0] = 49406
     for row, end in enumerate(rng.integers(3, length, args.images)):
       text[row, end], text[row, end + 1 :] = 49407, 0
-    text[0, -1], text[0, text[0] == 0] = 49407, 7  # one without padding
+    text[0, 1:], text[0, -1] = 7 + np.arange(length - 1), 49407  # one without padding
 
   mean, std = (torch.tensor(getattr(open_clip, f"OPENAI_DATASET_{n}")) for n in ("MEAN", "STD"))
 
