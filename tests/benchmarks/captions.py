@@ -80,12 +80,12 @@ def ours(args) -> None:
 
 
 def same(folder: str) -> float:
-  """Share of texts that are equal up to their end."""
+  """Share of texts that are equal up to their end; generate's last token is always EOS."""
   def words(name):
     ids = np.load(Path(folder) / name)
     for row in ids.reshape(ids.shape[0], -1, ids.shape[-1])[:, 0]:
       row = row.tolist()[1:]
-      yield row[:row.index(49407)] if 49407 in row else row[:TOKENS - 1]
+      yield row[:row.index(49407)] if 49407 in row[:TOKENS - 2] else row[:TOKENS - 2]
 
   return float(np.mean([a == b for a, b in zip(words("ours.npy"), words("theirs.npy"), strict=True)]))
 
