@@ -13,7 +13,7 @@ from flax import nnx
 
 from coca.config import Config
 from coca.decoding.common import Decoded, Special
-from coca.decoding.decode import SPECIAL, decode
+from coca.decoding.decode import decode
 from coca.decoding.settings import Decoding
 from coca.models.coca import CoCa
 from coca.objectives.captioning import captioning_loss
@@ -60,8 +60,8 @@ class Forward:
     """Sum of the negative log-likelihoods in nats, and the number of tokens, of {'image', 'text', 'weight'}."""
     return self._call(self._caption_loss, params, batch)
 
-  def caption(self, params, image, decoding: Decoding | None = None, *, ids=None, prompt=None, lengths=None,
-              special: Special = SPECIAL) -> Decoded:
+  def caption(self, params, image, decoding: Decoding | None = None, *, special: Special, ids=None, prompt=None,
+              lengths=None) -> Decoded:
     """Texts for pictures; one program is compiled for each `decoding` (whatever its seed) and each shape.
 
     Args:

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 
 from coca import config, sharding
+from coca.decoding.common import Special
 from coca.forward import abstract_model
 from coca.sharding import path_name
 
 PAD, BOS, EOS = 0, 1, 2
+SPECIAL = Special(BOS, EOS)
 
 
 def tiny(**changes) -> config.Config:

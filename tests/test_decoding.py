@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import BOS, EOS, PAD, make_mesh, pairs, random_params, tiny
+from common import BOS, EOS, PAD, SPECIAL, make_mesh, pairs, random_params, tiny
 from flax import nnx
 
 from coca.decoding.beam import beam_search
-from coca.decoding.decode import SPECIAL, prompts
+from coca.decoding.decode import prompts
 from coca.decoding.sample import draw, image_keys, sample, uniforms
 from coca.decoding.settings import Decoding
 from coca.forward import Forward, abstract_model
@@ -35,7 +35,7 @@ def write(decoding, image=None, ids=IDS, prompt=None, lengths=None, **model):
   image = images if image is None else image
   inputs = forward.put({"image": image, "ids": ids[: len(image)]})
   given = forward.put({"prompt": prompt, "lengths": lengths}) if prompt is not None else {}
-  out = forward.caption(params, inputs["image"], decoding, ids=inputs["ids"], **given)
+  out = forward.caption(params, inputs["image"], decoding, special=SPECIAL, ids=inputs["ids"], **given)
   return np.asarray(out.text), np.asarray(out.score)
 
 
@@ -295,6 +295,8 @@ def test_prompts_of_other_lengths_change_nothing(d):
 
 def test_prompts_are_texts_without_their_eos():
   class Letters:
+    eos = EOS
+
     def encode(self, text, length):
       ids = [*[BOS, *(ord(c) - 90 for c in text)][: length - 1], EOS]
       return np.array(ids + [PAD] * (length - len(ids)), np.int32)
@@ -331,7 +333,7 @@ def test_eight_devices_give_the_same(d):
   prompt, lengths = some_prompts()
   forward, params, image = captioner(mesh=(2, 2, 2))
   given = forward.put({"image": image, "ids": IDS, "prompt": prompt, "lengths": lengths})
-  out = forward.caption(params, given.pop("image"), d, **given)
+  out = forward.caption(params, given.pop("image"), d, special=SPECIAL, **given)
   assert all(x.is_fully_replicated and len(x.sharding.device_set) == 8 for x in out)
   assert_same([np.asarray(x) for x in out], write(d, prompt=prompt, lengths=lengths))
 
@@ -378,7 +380,7 @@ def test_reranking_sorts_by_the_contrastive_head():
 def test_what_a_model_cannot_do_is_said_before_anything_is_compiled():
   def caption(settings, d, **inputs):
     forward = Forward(tiny(**settings), make_mesh())
-    forward.caption(None, np.zeros((1, 16, 16, 3), np.uint8), d, **inputs)
+    forward.caption(None, np.zeros((1, 16, 16, 3), np.uint8), d, special=SPECIAL, **inputs)
 
   mute = {"model__text__multimodal_layers": 0, "captioning__weight": 0.0}
   with pytest.raises(ValueError, match="no multimodal decoder"):

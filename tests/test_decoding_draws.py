@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import BOS, EOS, PAD
+from common import BOS, EOS, PAD, SPECIAL
 
 from coca.decoding.common import process, top
-from coca.decoding.decode import SPECIAL
 from coca.decoding.sample import draw, image_keys, uniforms
 from coca.decoding.settings import Decoding
 

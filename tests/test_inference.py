@@ -19,6 +19,7 @@ from coca.checkpoint import Checkpoints
 from coca.config import Config, Contrastive, Eval, ImageEncoder, Model, Optim, Poolers, Source, TextDecoder
 from coca.data import images as pictures
 from coca.data.tokenizer import train
+from coca.decoding.common import Special
 from coca.decoding.settings import Decoding
 from coca.forward import Forward
 
@@ -148,7 +149,7 @@ def test_captions_are_the_decoded_ids(model, data):
   assert len(captions) == 4 and all(isinstance(c, str) for c in captions) and len(set(captions)) > 1
   pixels = model.forward.put({"image": np.stack([model.prepare(p) for p in paths] * 2)})["image"]
   for chosen in ({"max_length": 4}, {"strategy": "beam", "beams": 3}):
-    ids = np.asarray(model.forward.caption(model.params, pixels, Decoding(**chosen)).text)[:4, 0]
+    ids = np.asarray(model.forward.caption(model.params, pixels, Decoding(**chosen), special=Special(1, 2)).text)[:4, 0]
     assert model.caption(data, **chosen) == [model.tokenizer.decode(row[1:]) for row in ids]
   assert model.caption(data / "red.png") == model.caption([data / "red.png"]) == captions[3:]
 

@@ -8,18 +8,16 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from coca.data.tokenizer import BOS, EOS
 from coca.decoding.beam import beam_search
 from coca.decoding.common import Decoded, Special
 from coca.decoding.rerank import rerank
 from coca.decoding.sample import image_keys, sample
 from coca.decoding.settings import Decoding
 
-SPECIAL = Special(BOS, EOS)  # the SentencePiece tokenizer's
 _WIDTHS = (1, 4, 8, 16, 32)  # of prompts: one compiled program each
 
 
-def decode(model, image, decoding: Decoding, length: int, special: Special = SPECIAL, *,
+def decode(model, image, decoding: Decoding, length: int, special: Special, *,
            ids=None, prompt=None, lengths=None, seed=0) -> Decoded:
   """Texts for pictures, by the strategy of `decoding`.
 
@@ -54,7 +52,7 @@ def prompts(tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, n
   """Texts as the beginnings of texts.
 
   Args:
-    tokenizer: with `encode`, and `eos` if its EOS is another than SentencePiece's.
+    tokenizer: with `encode` and `eos`.
     texts: B texts; an empty one leaves all to the model.
     length: T, of the texts with their prompts.
 
@@ -64,12 +62,11 @@ def prompts(tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, n
   Raises:
     ValueError: a prompt leaves no room for another token.
   """
-  eos = getattr(tokenizer, "eos", EOS)
   encoded = []
   for text in texts:
     # Two more than fit, so that a longer one is seen and not cut.
     row = np.asarray(tokenizer.encode(text, length + 2))
-    row = row[: np.flatnonzero(row == eos)[0]]
+    row = row[: np.flatnonzero(row == tokenizer.eos)[0]]
     if len(row) >= length:
       raise ValueError(f"the prompt {text!r} has {len(row)} tokens with BOS; texts have {length} with EOS: shorten it, "
                        "or raise max_length")

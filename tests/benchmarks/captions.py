@@ -63,16 +63,17 @@ def theirs(args) -> None:
 def ours(args) -> None:
   limit_threads(args.threads)
   import coca
+  from coca.decoding.common import Special
   from coca.decoding.settings import Decoding
 
   model = coca.load(Path(args.folder) / "coca")
-  images = pictures(args.batch)
+  images, special = pictures(args.batch), Special(model.tokenizer.bos, model.tokenizer.eos)
   decoding = Decoding(strategy=args.strategy, beams=args.beams if args.strategy == "beam" else 1,
                       min_length=LEAST, max_length=TOKENS)
 
   def step():
     batch = model.forward.put({"image": images})["image"]
-    ids = np.asarray(model.forward.caption(model.params, batch, decoding)[0])
+    ids = np.asarray(model.forward.caption(model.params, batch, decoding, special=special)[0])
     np.save(Path(args.folder) / "ours.npy", ids)
     return float(ids.shape[-1])
 

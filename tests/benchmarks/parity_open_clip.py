@@ -98,6 +98,7 @@ def compare(folder: Path, images: int, captions: int) -> bool:
   from flax import nnx
 
   import coca
+  from coca.decoding.common import Special
 
   model = coca.load(folder / "converted")
   expected = np.load(folder / "outputs.npz")
@@ -119,9 +120,9 @@ def compare(folder: Path, images: int, captions: int) -> bool:
     print(f"logits: deviation {theirs.std():.2f}, over {len(theirs)} words")
   if captions and "captions" in expected:
     theirs = expected["captions"][:, :SEQ_LEN - 1]
-    bos, eos = model.tokenizer.bos, model.tokenizer.eos
-    ours = np.concatenate([np.asarray(forward.caption(params, image[i:i + 16], bos, eos))
-                           for i in range(0, captions, 16)])[:, :SEQ_LEN - 1]
+    special = Special(model.tokenizer.bos, model.tokenizer.eos)
+    ours = np.concatenate([np.asarray(forward.caption(params, image[i:i + 16], special=special).text)
+                           for i in range(0, captions, 16)])[:, 0, :SEQ_LEN - 1]
     equal = (ours == theirs).all(1)
     same = bool(equal.all())
     print(f"greedy captions: {equal.sum()} of {len(equal)} identical, {len(np.unique(theirs, axis=0))} distinct ones; "
