@@ -8,15 +8,13 @@ is an error here, before anything is read or compiled.
 Durations are text, wherever they appear: "10000" or "10000 steps", "1e6 examples", "2%" (of the run).
 """
 
-import dataclasses
-import difflib
 import math
 import re
-import types
-import typing
 from dataclasses import dataclass, field
 
 from ml_collections import ConfigDict
+
+from coca.typed import from_plain, lookup, to_plain
 
 Duration = str
 DURATION = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|steps?|examples?)?")
@@ -251,15 +249,7 @@ def default() -> ConfigDict:
 
 def to_dict(settings) -> ConfigDict:
   """A settings object (`Config`, `Source`, ...) as a ConfigDict."""
-  return ConfigDict(_plain(settings))
-
-
-def _plain(value):
-  if dataclasses.is_dataclass(value):
-    return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-  if isinstance(value, dict):
-    return {k: _plain(v) for k, v in value.items()}
-  return value
+  return ConfigDict(to_plain(settings))
 
 
 def arguments(arg: str | None, **defaults) -> ConfigDict:
@@ -299,51 +289,14 @@ def parse(config: ConfigDict | dict) -> Config:
   Raises:
     ValueError: names the setting, what it holds and what it may hold.
   """
-  settings = _parse(Config, dict(config), "config")
+  settings = from_plain(Config, dict(config), "config")
   _check(settings)
   return settings
 
 
-def _parse(kind, values, where: str):
-  fields = {f.name for f in dataclasses.fields(kind)}
-  hints = typing.get_type_hints(kind)
-  for name in values:
-    if name not in fields:
-      close = difflib.get_close_matches(name, fields, 1)
-      hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(fields))}"
-      raise ValueError(f"{where}.{name}: no such setting; {hint}")
-  return kind(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
-
-
-def _convert(kind, value, where: str):
-  if dataclasses.is_dataclass(kind):
-    _check_names(value, where, ": " + ", ".join(f.name for f in dataclasses.fields(kind)))
-    return _parse(kind, dict(value), where)
-  if isinstance(kind, types.GenericAlias):
-    inner = typing.get_args(kind)
-    if kind.__origin__ is dict:
-      _check_names(value, where)
-      return {k: _convert(inner[1], v, f"{where}.{k}") for k, v in dict(value).items()}
-    if isinstance(value, str) or not isinstance(value, (tuple, list)):
-      raise ValueError(f"{where} is {value!r}; it takes a tuple")
-    if inner[-1] is not Ellipsis and len(value) != len(inner):
-      raise ValueError(f"{where} is {value!r}; it takes {len(inner)} values")
-    return tuple(_convert(inner[0], v, where) for v in value)
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if type(value) is not kind:
-    raise ValueError(f"{where} is {value!r}; it takes a value of type {kind.__name__}")
-  return value
-
-
-def _check_names(value, where: str, names: str = "") -> None:
-  if not isinstance(value, (dict, ConfigDict)):
-    raise ValueError(f"{where} is {value!r}; it takes settings by name{names}")
-
-
 def _check(c: Config) -> None:
   for path, allowed in CHOICES.items():
-    for where, value in _lookup(c, path.split("."), "config"):
+    for where, value in lookup(c, path.split("."), "config"):
       if value not in allowed:
         raise ValueError(f"{where} is {value!r}; it may be {', '.join(map(repr, allowed))}")
 
@@ -380,16 +333,6 @@ def _check(c: Config) -> None:
       in_steps(value, c.data.batch, None if where == "steps" else 1)
     except ValueError as e:
       raise ValueError(f"config.{where}: {e}") from None
-
-
-def _lookup(value, path: list[str], where: str):
-  if not path:
-    yield where, value
-  elif path[0] == "*":
-    for name, v in value.items():
-      yield from _lookup(v, path[1:], f"{where}.{name}")
-  else:
-    yield from _lookup(getattr(value, path[0]), path[1:], f"{where}.{path[0]}")
 
 
 def in_steps(duration: Duration, batch: int, total: int | None = None) -> int:

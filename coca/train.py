@@ -124,7 +124,7 @@ def run(config: Config, workdir: Path) -> bool:
     evaluate(start)
     for step in range(start + 1, total + 1):
       with metrics.waiting(numbers.get("loss")):
-        batch, problems, _ = next(feed)
+        batch, problems = next(feed)
       skipped.add(problems)
       with jax.profiler.StepTraceAnnotation("train", step_num=step):
         state, numbers = step_fn(state, batch)

@@ -55,7 +55,7 @@ def test_device_feed_keeps_order_and_stays_ahead():
   made, put = [], []
   with feed.DeviceFeed(numbered(10, made), lambda b: put.append(b) or b * 10, depth=3) as batches:
     first = next(batches)
-    assert first[:2] == (0, ["problem 0"]) and first[2] >= 0
+    assert first == (0, ["problem 0"])
     deadline = time.monotonic() + 10
     while len(put) < 4 and time.monotonic() < deadline:
       time.sleep(0.01)
@@ -64,16 +64,6 @@ def test_device_feed_keeps_order_and_stays_ahead():
     assert [b[0] for b in batches] == [10 * i for i in range(1, 10)]
     with pytest.raises(StopIteration):
       next(batches)
-
-
-def test_device_feed_measures_the_wait():
-  gate = threading.Event()
-  def late():
-    gate.wait(10)
-    yield 1, []
-  with feed.DeviceFeed(late(), lambda b: b) as batches:
-    threading.Timer(0.2, gate.set).start()
-    assert next(batches)[2] > 0.1
 
 
 @pytest.mark.parametrize("where", ["loader", "put"])

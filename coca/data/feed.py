@@ -3,7 +3,6 @@
 import queue
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 _REASONS = 5  # kept as examples
@@ -58,7 +57,7 @@ class Skipped:
 
 
 class DeviceFeed:
-  """Puts batches on the device from a thread, ahead of the step: iterate for (device batch, problems, seconds waited).
+  """Puts batches on the device from a thread, ahead of the step: iterate for (device batch, problems).
 
   An exception of the loader or of `put` is raised where the batch was asked for. Close it, or use it as a context
   manager, to stop the thread and the loader.
@@ -83,12 +82,11 @@ class DeviceFeed:
   def __next__(self):
     if self._ended:
       raise StopIteration
-    began = time.perf_counter()
     item, error = self._queue.get()
     if error is not None:
       self._ended = True
       raise error
-    return *item, time.perf_counter() - began
+    return item
 
   def close(self) -> None:
     """Stops the thread and closes the loader. Batches not asked for are dropped."""

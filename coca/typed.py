@@ -1,0 +1,66 @@
+"""Between nested dicts, as ml_collections and JSON have them, and frozen dataclasses: names and types are checked."""
+
+import dataclasses
+import difflib
+import types
+import typing
+
+from ml_collections import ConfigDict
+
+
+def to_plain(value):
+  """Dataclasses in any depth of dicts as dicts."""
+  if dataclasses.is_dataclass(value):
+    return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  if isinstance(value, dict):
+    return {k: to_plain(v) for k, v in value.items()}
+  return value
+
+
+def from_plain(kind, values, where: str):
+  """A dataclass `kind` from a dict; raises ValueError naming the setting below `where` and what it may be."""
+  fields = {f.name for f in dataclasses.fields(kind)}
+  hints = typing.get_type_hints(kind)
+  for name in values:
+    if name not in fields:
+      close = difflib.get_close_matches(name, fields, 1)
+      hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(fields))}"
+      raise ValueError(f"{where}.{name}: no such setting; {hint}")
+  return kind(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _convert(kind, value, where: str):
+  if dataclasses.is_dataclass(kind):
+    _check_names(value, where, ": " + ", ".join(f.name for f in dataclasses.fields(kind)))
+    return from_plain(kind, dict(value), where)
+  if isinstance(kind, types.GenericAlias):
+    inner = typing.get_args(kind)
+    if kind.__origin__ is dict:
+      _check_names(value, where)
+      return {k: _convert(inner[1], v, f"{where}.{k}") for k, v in dict(value).items()}
+    if isinstance(value, str) or not isinstance(value, (tuple, list)):
+      raise ValueError(f"{where} is {value!r}; it takes a tuple")
+    if inner[-1] is not Ellipsis and len(value) != len(inner):
+      raise ValueError(f"{where} is {value!r}; it takes {len(inner)} values")
+    return tuple(_convert(inner[0], v, where) for v in value)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if type(value) is not kind:
+    raise ValueError(f"{where} is {value!r}; it takes a value of type {kind.__name__}")
+  return value
+
+
+def _check_names(value, where: str, names: str = "") -> None:
+  if not isinstance(value, (dict, ConfigDict)):
+    raise ValueError(f"{where} is {value!r}; it takes settings by name{names}")
+
+
+def lookup(value, path: list[str], where: str):
+  """Yields (name, value) of what lies at `path`, in which '*' is every name of a dict."""
+  if not path:
+    yield where, value
+  elif path[0] == "*":
+    for name, v in value.items():
+      yield from lookup(v, path[1:], f"{where}.{name}")
+  else:
+    yield from lookup(getattr(value, path[0]), path[1:], f"{where}.{path[0]}")
