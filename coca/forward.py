@@ -15,7 +15,7 @@ from coca.config import Config
 from coca.decoding.common import Decoded, Special
 from coca.decoding.decode import decode
 from coca.decoding.settings import Decoding
-from coca.models.coca import CoCa
+from coca.models.coca import CoCa, Encoded
 from coca.objectives.captioning import captioning_loss
 from coca.sharding import batch_sharding, param_shardings, replicated
 
@@ -33,7 +33,7 @@ def put_batch(batch, mesh):
 
 
 class Forward:
-  """Every result is fp32 or int32 and replicated: each process has it whole."""
+  """Every result but those of `encode` and `writer` is fp32 or int32 and replicated: each process has it whole."""
 
   def __init__(self, config: Config, mesh):
     self.config, self.mesh = config, mesh
@@ -60,13 +60,21 @@ class Forward:
     """Sum of the negative log-likelihoods in nats, and the number of tokens, of {'image', 'text', 'weight'}."""
     return self._call(self._caption_loss, params, batch)
 
-  def caption(self, params, image, decoding: Decoding | None = None, *, special: Special, ids=None, prompt=None,
-              lengths=None) -> Decoded:
+  def encode(self, params, image) -> Encoded:
+    """uint8 [B, S, S, 3] -> what `caption` takes, split over the batch axes as the images are."""
+    return self._call(self._encode, params, image)
+
+  def writer(self, params):
+    """The parameters made ready for `caption`: once for many batches. They take the decoder's memory once more."""
+    return params, self._call(self._decoding_weights, params)
+
+  def caption(self, writer, encoded: Encoded, decoding: Decoding | None = None, *, special: Special, ids=None,
+              prompt=None, lengths=None) -> Decoded:
     """Texts for pictures; one program is compiled for each `decoding` (whatever its seed) and each shape.
 
     Args:
-      params: of the model.
-      image: uint8 [B, S, S, 3].
+      writer: see there.
+      encoded: the pictures, from `encode`.
       decoding: the settings; None: greedy.
       ids: uint32 [B], which pictures these are (their numbers, or a hash of their keys): with the seed they decide what
         is sampled, wherever in whatever batch a picture stands.
@@ -90,19 +98,32 @@ class Forward:
     if key not in self._decoders:
       length = self.config.model.text.length
       self._decoders[key] = self._jit(
-        lambda model, image, seed, inputs: decode(model, image, key[0], length, special, seed=seed, **inputs)
+        lambda model, weights, encoded, seed, inputs: decode(
+          model, weights, encoded, key[0], length, special, seed=seed, **inputs
+        )
       )
     inputs = {"ids": ids, "prompt": prompt, "lengths": lengths}
-    return self._call(self._decoders[key], params, image, np.uint32(decoding.seed), inputs)
+    return self._call(self._decoders[key], *writer, encoded, np.uint32(decoding.seed), inputs)
 
   def _call(self, function, *args):
     with jax.set_mesh(self.mesh):
       return function(*args)
 
-  def _jit(self, function):
+  def _jit(self, function, split: bool = False):
+    """Of a function of the model; its results are replicated, or `split` over the batch axes."""
     return jax.jit(
-      lambda params, *args: function(nnx.merge(self.graphdef, params), *args), out_shardings=replicated(self.mesh)
+      lambda params, *args: function(nnx.merge(self.graphdef, params), *args),
+      out_shardings=(batch_sharding if split else replicated)(self.mesh),
     )
+
+  @functools.cached_property
+  def _encode(self):
+    return self._jit(lambda model, image: model.encode(image), split=True)
+
+  @functools.cached_property
+  def _decoding_weights(self):
+    # Where they lie is up to the constraints inside: the tensor axis stays split.
+    return jax.jit(lambda params: nnx.merge(self.graphdef, params).decoding_weights())
 
   @functools.cached_property
   def _embed_images(self):

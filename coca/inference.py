@@ -8,6 +8,7 @@ A working directory holds all it takes: `config.json` (`{"config": ..., "tokeniz
 and `checkpoints/`.
 """
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,7 +151,8 @@ class ContrastiveCaptioner:
       return {"image": self.prepare(images[i]), "ids": np.uint32(ids[i]), "prompt": starts[i], "lengths": lengths[i]}
 
     def write(batch):
-      return self.forward.caption(self.params, batch.pop("image"), decoding, special=special, **batch).text
+      encoded = self.forward.encode(self.params, batch.pop("image"))
+      return self.forward.caption(self._writer, encoded, decoding, special=special, **batch).text
 
     texts = self._run(range(len(images)), prepare, write, "captions", (decoding.n, length))
     texts = [[self.tokenizer.decode(row[1:]) for row in rows] for rows in texts]  # the first id is BOS
@@ -206,6 +208,10 @@ class ContrastiveCaptioner:
     if not self.config.contrastive.weight:
       raise ValueError("this model was trained without a contrastive loss (config.contrastive.weight is 0): it makes "
                        "no embeddings")
+
+  @functools.cached_property
+  def _writer(self):
+    return self.forward.writer(self.params)
 
   @property
   def _embedding(self) -> tuple[int]:

@@ -35,7 +35,8 @@ def write(decoding, image=None, ids=IDS, prompt=None, lengths=None, **model):
   image = images if image is None else image
   inputs = forward.put({"image": image, "ids": ids[: len(image)]})
   given = forward.put({"prompt": prompt, "lengths": lengths}) if prompt is not None else {}
-  out = forward.caption(params, inputs["image"], decoding, special=SPECIAL, ids=inputs["ids"], **given)
+  encoded = forward.encode(params, inputs["image"])
+  out = forward.caption(forward.writer(params), encoded, decoding, special=SPECIAL, ids=inputs["ids"], **given)
   return np.asarray(out.text), np.asarray(out.score)
 
 
@@ -207,7 +208,7 @@ class Counted:
   def __init__(self):
     self.steps = 0
 
-  def start_decoding(self, image_tokens, length, rows, prefix):
+  def start(self, image_tokens, length, rows, prefix):
     ends = image_tokens[:, :1, 0].astype(jnp.int32)
 
     def step(cache, ids, position, ancestors):
@@ -227,7 +228,7 @@ def test_the_loop_stops_when_the_batch_has_ended():
   for d, run in ((Decoding(), functools.partial(sample, keys=None)),
                  (Decoding(strategy="beam", beams=1), beam_search)):
     model = Counted()
-    out = run(model, tokens, prompt, lengths, length=40, decoding=d, special=SPECIAL)
+    out = run(model.start, tokens, prompt, lengths, length=40, decoding=d, special=SPECIAL)
     jax.block_until_ready(out)
     jax.effects_barrier()
     assert model.steps == 5
@@ -333,7 +334,8 @@ def test_eight_devices_give_the_same(d):
   prompt, lengths = some_prompts()
   forward, params, image = captioner(mesh=(2, 2, 2))
   given = forward.put({"image": image, "ids": IDS, "prompt": prompt, "lengths": lengths})
-  out = forward.caption(params, given.pop("image"), d, special=SPECIAL, **given)
+  encoded = forward.encode(params, given.pop("image"))
+  out = forward.caption(forward.writer(params), encoded, d, special=SPECIAL, **given)
   assert all(x.is_fully_replicated and len(x.sharding.device_set) == 8 for x in out)
   assert_same([np.asarray(x) for x in out], write(d, prompt=prompt, lengths=lengths))
 
@@ -380,7 +382,7 @@ def test_reranking_sorts_by_the_contrastive_head():
 def test_what_a_model_cannot_do_is_said_before_anything_is_compiled():
   def caption(settings, d, **inputs):
     forward = Forward(tiny(**settings), make_mesh())
-    forward.caption(None, np.zeros((1, 16, 16, 3), np.uint8), d, special=SPECIAL, **inputs)
+    forward.caption(None, None, d, special=SPECIAL, **inputs)
 
   mute = {"model__text__multimodal_layers": 0, "captioning__weight": 0.0}
   with pytest.raises(ValueError, match="no multimodal decoder"):

@@ -149,7 +149,9 @@ def test_captions_are_the_decoded_ids(model, data):
   assert len(captions) == 4 and all(isinstance(c, str) for c in captions) and len(set(captions)) > 1
   pixels = model.forward.put({"image": np.stack([model.prepare(p) for p in paths] * 2)})["image"]
   for chosen in ({"max_length": 4}, {"strategy": "beam", "beams": 3}):
-    ids = np.asarray(model.forward.caption(model.params, pixels, Decoding(**chosen), special=Special(1, 2)).text)[:4, 0]
+    encoded = model.forward.encode(model.params, pixels)
+    writer = model.forward.writer(model.params)
+    ids = np.asarray(model.forward.caption(writer, encoded, Decoding(**chosen), special=Special(1, 2)).text)[:4, 0]
     assert model.caption(data, **chosen) == [model.tokenizer.decode(row[1:]) for row in ids]
   assert model.caption(data / "red.png") == model.caption([data / "red.png"]) == captions[3:]
 

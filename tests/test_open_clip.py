@@ -46,7 +46,7 @@ def test_outputs_are_those_of_open_clip(name):
     def run(params, image, text):
       m = nnx.merge(graphdef, params)
       out = m(image, text)
-      return out.image, out.text, out.states @ m.softmax_kernel(), m.image_tokens(image)
+      return out.image, out.text, out.states @ m.softmax_kernel(), m.encode(image).tokens
 
     image, text, logits, tokens = run(params, expected["image"], expected["text"])
     np.testing.assert_allclose(image, expected["image_latent"], **close)  # both in one pass

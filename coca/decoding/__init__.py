@@ -3,10 +3,13 @@
 Shapes: B images, K rows of an image (beams or samples; 1 for greedy), S image tokens, P tokens of a prefix, T text
 length, H heads, D widths, V vocabulary.
 
-A model that writes texts has one method,
+A model that writes texts has two methods,
 
-    step, cache = model.start_decoding(image_tokens, length, rows, prefix)
+    weights = model.decoding_weights()
+    step, cache = model.start_decoding(weights, image_tokens, length, rows, prefix)
 
+  weights: any tree of arrays. Whatever the model can do once and for all pictures (cutting stacked layers apart, casts,
+    gathers, turning kernels) belongs into `decoding_weights`; a program of its own runs it.
   image_tokens: [B, S, D], what the decoder attends to. Its keys and values are computed here, once an image; the K rows
     are K queries of the same attention, so nothing is held or read K times.
   length: T, of the texts at most. rows: K.
@@ -23,7 +26,7 @@ and the function it returns, which reads one token of each row and predicts the 
     kept there, and nothing else. So a beam that takes over another one's text copies a row of this table and no cache.
   logits: fp32 [B, K, V] of the tokens at `position` + 1.
 
-A step may be asked for a position again (the last token of a prefix, for one): it writes the slots anew. Whatever the
-model can do once (cutting stacked layers apart, casts, gathers) belongs into `start_decoding`: `step` is the body of a
-loop.
+A step may be asked for a position again (the last token of a prefix, for one): it writes the slots anew. It is the body
+of a loop, so what is done once a batch belongs into `start_decoding`. The strategies below take the method with its
+weights filled in, as `start`.
 """

@@ -24,7 +24,7 @@ class _State(NamedTuple):
   cache: tuple
 
 
-def beam_search(model, image_tokens, prompt, lengths, length: int, decoding: Decoding, special: Special) -> Decoded:
+def beam_search(start, image_tokens, prompt, lengths, length: int, decoding: Decoding, special: Special) -> Decoded:
   """The texts with the best scores that a search with K beams finds, as transformers' `generate` searches.
 
   In each step the 2K most probable continuations of all beams are looked at: those of the first K that end are kept as
@@ -33,7 +33,7 @@ def beam_search(model, image_tokens, prompt, lengths, length: int, decoding: Dec
   score that it has now (for a length penalty above 0 a guess: it might get better with every word).
 
   Args:
-    model: see `coca.decoding`.
+    start: see `begin`.
     image_tokens: [B, S, D].
     prompt: int32 [B, P], BOS included; see `begin`.
     lengths: int32 [B], of the prompts.
@@ -46,7 +46,7 @@ def beam_search(model, image_tokens, prompt, lengths, length: int, decoding: Dec
   """
   beams = decoding.beams
   stops = decoding.early_stop or beams == 1  # a single beam is greedy: no other text is looked for
-  step, cache, position, text, ancestors = begin(model, image_tokens, prompt, lengths, beams, length)
+  step, cache, position, text, ancestors = begin(start, image_tokens, prompt, lengths, beams, length)
   batch = len(text)
 
   def goes_on(state):

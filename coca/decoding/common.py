@@ -27,14 +27,14 @@ class Special(NamedTuple):
   eos: int
 
 
-def begin(model, image_tokens, prompt, lengths, rows: int, length: int):
+def begin(start, image_tokens, prompt, lengths, rows: int, length: int):
   """Reads the prompts and makes what the loops start with.
 
   Prompts may differ in length: the loop starts at the last token of the shortest and takes the others' tokens from
   their texts as they come.
 
   Args:
-    model: with `start_decoding`, see `coca.decoding`.
+    start: `start_decoding` of a model with its weights filled in, see `coca.decoding`.
     image_tokens: [B, S, D].
     prompt: int32 [B, P], each BOS, words, padding; P at most `length`.
     lengths: int32 [B], of the prompts without padding, at least 1.
@@ -47,7 +47,7 @@ def begin(model, image_tokens, prompt, lengths, rows: int, length: int):
   """
   batch, width = prompt.shape
   prompt = jnp.where(jnp.arange(width) < lengths[:, None], prompt, PAD)
-  step, cache = model.start_decoding(image_tokens, length, rows, prompt[:, : width - 1])
+  step, cache = start(image_tokens, length, rows, prompt[:, : width - 1])
   text = jnp.pad(prompt, ((0, 0), (0, length - width)), constant_values=PAD)
   text = jnp.broadcast_to(text[:, None], (batch, rows, length))
   position = jnp.min(lengths) - 1

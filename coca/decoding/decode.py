@@ -3,6 +3,7 @@
 Shapes: B images, S side in pixels, P prompt length, T text length.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -17,13 +18,14 @@ from coca.decoding.settings import Decoding
 _WIDTHS = (1, 4, 8, 16, 32)  # of prompts: one compiled program each
 
 
-def decode(model, image, decoding: Decoding, length: int, special: Special, *,
+def decode(model, weights, encoded, decoding: Decoding, length: int, special: Special, *,
            ids=None, prompt=None, lengths=None, seed=0) -> Decoded:
   """Texts for pictures, by the strategy of `decoding`.
 
   Args:
-    model: see `coca.decoding`; with `image_tokens`, and `embed_image` and `embed_text` for re-ranking.
-    image: uint8 [B, S, S, 3].
+    model: see `coca.decoding`; with `embed_text` for re-ranking.
+    weights: its `decoding_weights`.
+    encoded: tokens [B, S, D], and for re-ranking embedding [B, E], of the pictures.
     decoding: the settings; `seed` is not looked at.
     length: of the model's texts at most, BOS and EOS included.
     special: ids.
@@ -35,17 +37,18 @@ def decode(model, image, decoding: Decoding, length: int, special: Special, *,
   Returns:
     texts [B, n, T], T being decoding.max_length or `length`.
   """
-  batch, longest = image.shape[0], decoding.max_length or length
+  batch, longest = len(encoded.tokens), decoding.max_length or length
   if prompt is None:
     prompt, lengths = jnp.full((batch, 1), special.bos, jnp.int32), jnp.ones((batch,), jnp.int32)
   lengths = jnp.minimum(lengths, longest)
-  start = model.image_tokens(image), prompt[:, :longest], lengths
+  start = functools.partial(model.start_decoding, weights)
+  given = encoded.tokens, prompt[:, :longest], lengths
   if decoding.strategy == "beam":
-    decoded = beam_search(model, *start, longest, decoding, special)
+    decoded = beam_search(start, *given, longest, decoding, special)
   else:
     keys = image_keys(seed, ids) if decoding.strategy == "sample" else None
-    decoded = sample(model, *start, keys, longest, decoding, special)
-  return rerank(model, model.embed_image(image), decoded, length, special) if decoding.rerank else decoded
+    decoded = sample(start, *given, keys, longest, decoding, special)
+  return rerank(model, encoded.embedding, decoded, length, special) if decoding.rerank else decoded
 
 
 def prompts(tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:

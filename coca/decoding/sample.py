@@ -14,13 +14,13 @@ _CANDIDATES = (256, 4096)  # tokens among which a nucleus is looked for before a
 _BLOCK = 256
 
 
-def sample(model, image_tokens, prompt, lengths, keys, length: int, decoding: Decoding, special: Special) -> Decoded:
+def sample(start, image_tokens, prompt, lengths, keys, length: int, decoding: Decoding, special: Special) -> Decoded:
   """Greedy texts (strategy 'greedy') or samples of the model's distribution ('sample'), until all have ended.
 
   Logits are processed in the order of transformers: repetition penalty, minimal length, temperature, top-k, nucleus.
 
   Args:
-    model: see `coca.decoding`.
+    start: see `begin`.
     image_tokens: [B, S, D].
     prompt: int32 [B, P], BOS included; see `begin`.
     lengths: int32 [B], of the prompts.
@@ -34,7 +34,7 @@ def sample(model, image_tokens, prompt, lengths, keys, length: int, decoding: De
     texts [B, n, T] in the order of their numbers; the scores are those of the model's own distribution.
   """
   rows = decoding.n
-  step, cache, position, text, ancestors = begin(model, image_tokens, prompt, lengths, rows, length)
+  step, cache, position, text, ancestors = begin(start, image_tokens, prompt, lengths, rows, length)
 
   def goes_on(carry):
     position, _, _, _, ended = carry

@@ -47,13 +47,15 @@ class Captions:
     forward = self.stream.forward
     nll, tokens, captions = 0.0, 0.0, {}
     special = Special(self.stream.tokenizer.bos, self.stream.tokenizer.eos)
+    writer = forward.writer(params)
     for batch in self.stream:
       for k in np.nonzero(batch.rows["text_weight"].any(axis=0))[0]:
         local = batch.local
         kth = {"text": local["text"][:, k], "weight": local["weight"] * local["text_weight"][:, k]}
         loss, count = forward.caption_loss(params, {"image": batch.device["image"], **forward.put(kth)})
         nll, tokens = nll + float(to_host(loss)), tokens + float(to_host(count))
-      ids = to_host(forward.caption(params, batch.device["image"], special=special).text)[:, 0]
+      encoded = forward.encode(params, batch.device["image"])
+      ids = to_host(forward.caption(writer, encoded, special=special).text)[:, 0]
       for row in np.nonzero(batch.rows["weight"] > 0)[0]:
         captions[int(batch.rows["label"][row])] = ids[row]
     mean = nll / tokens if tokens else math.nan

@@ -58,12 +58,14 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
   source, config = stream.source, stream.config
   classes = zero_shot.classes(params) if zero_shot else None
   cells = []
+  writer = stream.forward.writer(params) if config.model.text.multimodal_layers else None
   few = Stream(config, settings, stream.forward, stream.tokenizer, source, lambda index, _: index)
   for batch in few:
     captions = top = None
-    if config.model.text.multimodal_layers:
+    if writer:
       special = Special(stream.tokenizer.bos, stream.tokenizer.eos)
-      captions = to_host(stream.forward.caption(params, batch.device["image"], special=special).text)[:, 0]
+      encoded = stream.forward.encode(params, batch.device["image"])
+      captions = to_host(stream.forward.caption(writer, encoded, special=special).text)[:, 0]
     if zero_shot:
       embedded = to_host(stream.forward.embed_images(params, batch.device["image"]))
       top = np.argsort(-embedded @ classes.T, axis=1)[:, :3]

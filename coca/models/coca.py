@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Config
-from coca.models.layers import linear
+from coca.models.layers import few_rows_dot_general, linear
 from coca.models.poolers import AttentionalPooler
 from coca.models.text import Embedding, MultimodalDecoder, UnimodalDecoder
 from coca.models.vision import ImageEncoder
@@ -24,6 +24,13 @@ class Output(NamedTuple):
   image: jax.Array | None  # [B, E] fp32, unit length
   text: jax.Array | None  # [B, E] fp32, unit length
   states: jax.Array | None  # [B, T, D]: the softmax over them predicts the next token
+
+
+class Encoded(NamedTuple):
+  """What is known of pictures; what the model does not have is None."""
+
+  embedding: jax.Array | None  # [B, E] fp32, unit length
+  tokens: jax.Array | None  # [B, Q, D], what the multimodal half attends to
 
 
 class Temperature(nnx.Module):
@@ -103,26 +110,33 @@ class CoCa(nnx.Module):
     """int32 [B, T] -> [B, E] fp32, unit length."""
     return unit(self.unimodal(self.embedding(text), text, self.embedding.cls_position(text.shape[1]))[1])
 
-  def image_tokens(self, image):
-    """What the multimodal half attends to: uint8 [B, S, S, 3] -> [B, Q, D]."""
-    return self._pool(self.image_encoder(image), contrast=False, caption=True)[1]
+  def encode(self, image) -> Encoded:
+    """uint8 [B, S, S, 3], for both halves of the model."""
+    return Encoded(*self._pool(self.image_encoder(image), self.temperature is not None, self.multimodal is not None))
 
   def softmax_kernel(self):
     """The vocabulary head [D, V]: states @ kernel are the logits."""
     return self.embedding.tokens[...].T if self.softmax is None else self.softmax.kernel[...]
 
-  def start_decoding(self, image_tokens, length: int, rows: int, prefix):
+  def decoding_weights(self) -> dict:
+    """The decoding protocol of `coca.decoding`: what `start_decoding` takes, a tree of arrays."""
+    tokens, positions = self.embedding.tables()
+    head = gather("softmax/kernel", self.softmax_kernel(), self.dtype).T
+    stacks = [self.unimodal.stack.decoding_weights(), self.multimodal.stack.decoding_weights()]
+    return {"tokens": tokens, "positions": positions, "stacks": stacks, "head": head}
+
+  def start_decoding(self, weights: dict, image_tokens, length: int, rows: int, prefix):
     """The decoding protocol of `coca.decoding`; [CLS] is left out, since no word ever sees it.
 
     The cache is a pair [B, H, length * rows, K] for each layer of both halves, apart from each other, so that a step
     writes them in place.
     """
     batch, n = prefix.shape
-    tokens, positions = self.embedding.tables()
-    head = gather("softmax/kernel", self.softmax_kernel(), self.dtype)
-    layers = self.unimodal.stack.unstacked()
+    tokens, positions = weights["tokens"], weights["positions"]
+    unimodal, multimodal = weights["stacks"]
+    layers = self.unimodal.stack.decoding_layers(unimodal)
     contexts = [None] * len(layers)
-    for layer in self.multimodal.stack.unstacked():
+    for layer in self.multimodal.stack.decoding_layers(multimodal):
       layers.append(layer)
       contexts.append(layer.context_cache(image_tokens))
 
@@ -139,7 +153,7 @@ class CoCa(nnx.Module):
       x = tokens[ids] + positions[position]
       x, caches = run(x, caches, position * rows, mask.reshape(batch, 1, rows, length * rows))
       x = self.multimodal.norm(x).reshape(batch * rows, -1)
-      logits = jnp.dot(x, head, preferred_element_type=jnp.float32)
+      logits = few_rows_dot_general(x, weights["head"], None, preferred_element_type=jnp.float32)
       return constrain_batch(logits.reshape(batch, rows, -1)), caches
 
     caches = tuple(jax.tree.map(constrain_batch, layer.empty_cache(batch, length * rows)) for layer in layers)

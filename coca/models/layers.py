@@ -36,6 +36,14 @@ def flat_dot_general(x, kernel, dimension_numbers, keep="matmul", **options):
   return y.reshape(*x.shape[:-1], -1)
 
 
+def few_rows_dot_general(x, kernel, dimension_numbers, **options):
+  """x [..., D] with a turned kernel [E, D]: for a step of decoding, twice as fast on CPU as with [D, E]."""
+  del dimension_numbers
+  flat = x.reshape(-1, x.shape[-1])
+  y = jax.lax.dot_general(kernel, flat, (((1,), (1,)), ((), ())), **options).T
+  return y.reshape(*x.shape[:-1], -1)
+
+
 def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, bias: bool = True, keep: str = "matmul") -> nnx.Linear:
   dot_general = functools.partial(flat_dot_general, keep=keep)
   return nnx.Linear(
@@ -222,10 +230,21 @@ class Stack(nnx.Module):
 
     return jax.lax.scan(REMAT[self.remat](body), x, state, unroll=self.unroll)[0]
 
-  def unstacked(self) -> list:
-    """The layers, each with its own parameters in the compute dtype: cut and cast once, not in every step of a loop."""
-    graphdef, state = nnx.split(self.layers)
+  def decoding_weights(self) -> list:
+    """The parameters of each layer for `decoding_layers`: cut apart, in the compute dtype, kernels turned."""
+    state = nnx.state(self.layers)
     layers = jax.tree.leaves(state)[0].shape[0]
     return [
-      nnx.merge(graphdef, gather_layer(jax.tree.map(lambda x, i=i: x[i], state), self.dtype)) for i in range(layers)
+      jax.tree.map(
+        lambda x: x.T if x.ndim > 1 else x, gather_layer(jax.tree.map(lambda x, i=i: x[i], state), self.dtype)
+      ) for i in range(layers)
     ]
+
+  def decoding_layers(self, weights: list) -> list:
+    """The layers with parameters of `decoding_weights`, for `Layer.decode`."""
+    layers = [nnx.merge(nnx.graphdef(self.layers), state) for state in weights]
+    for layer in layers:
+      for _, module in nnx.iter_graph(layer):
+        if isinstance(module, nnx.Linear):
+          module.dot_general = few_rows_dot_general
+    return layers

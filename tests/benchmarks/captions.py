@@ -67,13 +67,15 @@ def ours(args) -> None:
   from coca.decoding.settings import Decoding
 
   model = coca.load(Path(args.folder) / "coca")
+  writer = model.forward.writer(model.params)
   images, special = pictures(args.batch), Special(model.tokenizer.bos, model.tokenizer.eos)
   decoding = Decoding(strategy=args.strategy, beams=args.beams if args.strategy == "beam" else 1,
                       min_length=LEAST, max_length=TOKENS)
 
   def step():
     batch = model.forward.put({"image": images})["image"]
-    ids = np.asarray(model.forward.caption(model.params, batch, decoding, special=special)[0])
+    encoded = model.forward.encode(model.params, batch)
+    ids = np.asarray(model.forward.caption(writer, encoded, decoding, special=special).text)
     np.save(Path(args.folder) / "ours.npy", ids)
     return float(ids.shape[-1])
 

@@ -121,8 +121,11 @@ def compare(folder: Path, images: int, captions: int) -> bool:
   if captions and "captions" in expected:
     theirs = expected["captions"][:, :SEQ_LEN - 1]
     special = Special(model.tokenizer.bos, model.tokenizer.eos)
-    ours = np.concatenate([np.asarray(forward.caption(params, image[i:i + 16], special=special).text)
-                           for i in range(0, captions, 16)])[:, 0, :SEQ_LEN - 1]
+    writer = forward.writer(params)
+    ours = np.concatenate([
+      np.asarray(forward.caption(writer, forward.encode(params, image[i:i + 16]), special=special).text)
+      for i in range(0, captions, 16)
+    ])[:, 0, :SEQ_LEN - 1]
     equal = (ours == theirs).all(1)
     same = bool(equal.all())
     print(f"greedy captions: {equal.sum()} of {len(equal)} identical, {len(np.unique(theirs, axis=0))} distinct ones; "
