@@ -124,8 +124,8 @@ class Captioning:
 class Matching:
   """Image-text matching (BLIP, arXiv 2201.12086, section 3.2): whether a text belongs to a picture.
 
-  The head is CoCa's for multimodal classification (section 4.2.3): a pooler with one query over the multimodal
-  decoder's outputs. Each pair comes with two hard negatives, drawn by the contrastive similarities.
+  The head is CoCa's for multimodal classification (section 4.2.3, appendix B): a pooler with one query over the
+  multimodal decoder's outputs. Each pair comes with two hard negatives, drawn by the contrastive similarities.
   """
 
   weight: float = 0.0  # 0: the model has no matching head
