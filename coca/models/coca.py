@@ -212,7 +212,7 @@ class CoCa(nnx.Module):
       tokens = self.generative_pooler(encoded) if self.generative_pooler else encoded
     if contrast and self.kind != "class_token":
       embedding = unit(self.contrastive_pooler(tokens if cascades else encoded)[:, 0])
-    return embedding, tokens
+    return embedding, tokens if caption else None
 
 
 def unit(x):
