@@ -121,6 +121,18 @@ class Captioning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Matching:
+  """Image-text matching (BLIP, arXiv 2201.12086, section 3.2): whether a text belongs to a picture.
+
+  The head is CoCa's for multimodal classification (section 4.2.3, appendix B): a pooler with one query over the
+  multimodal decoder's outputs. Each pair comes with two hard negatives, drawn by the contrastive similarities.
+  """
+
+  weight: float = 0.0  # 0: the model has no matching head
+  group: int = 0  # so many consecutive pairs are each other's negatives; 0: the whole batch. BLIP: a GPU's pairs
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optim:
   """CoCa section 4.1 (pre-training)."""
 
@@ -171,7 +183,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-  kind: str = "zero_shot"  # 'zero_shot', 'retrieval', 'captions'
+  kind: str = "zero_shot"  # 'zero_shot', 'retrieval', 'captions', 'matching'
   source: Source = field(default_factory=Source)
   every: Duration = ""  # empty: at the end only
   batch: int = 256
@@ -207,6 +219,7 @@ class Config:
   model: Model = field(default_factory=Model)
   contrastive: Contrastive = field(default_factory=Contrastive)
   captioning: Captioning = field(default_factory=Captioning)
+  matching: Matching = field(default_factory=Matching)
   optim: Optim = field(default_factory=Optim)
   data: Data = field(default_factory=Data)
   evals: dict[str, Eval] = field(default_factory=dict)
@@ -232,7 +245,7 @@ CHOICES = {
   "optim.decay_mask": ("kernels", "all"),
   "data.sources.*.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
   "data.sources.*.text": ("first", "random", "labels"),
-  "evals.*.kind": ("zero_shot", "retrieval", "captions"),
+  "evals.*.kind": ("zero_shot", "retrieval", "captions", "matching"),
   "evals.*.source.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
   "evals.*.source.text": ("first", "random", "labels"),
 }
@@ -312,7 +325,8 @@ def _check(c: Config) -> None:
           f"config.model.{name}.width {tower.width} is no multiple of heads {tower.heads}")
   heads = c.model.poolers.heads or image.heads
   poolers = c.model.poolers
-  check(text.width % heads == 0 or (poolers.kind == "class_token" and not poolers.n_query),
+  matches = c.matching.weight > 0
+  check(text.width % heads == 0 or (poolers.kind == "class_token" and not poolers.n_query and not matches),
         f"config.model.poolers.heads {heads} does not divide the text width {text.width}")
   check(min(image.std) > 0, f"config.model.image.std {image.std} has to be above 0")
   check(poolers.kind != "class_token" or image.class_token,
@@ -323,6 +337,19 @@ def _check(c: Config) -> None:
   check(c.contrastive.weight > 0 or c.captioning.weight > 0, "both loss weights are 0: nothing to train")
   check(c.captioning.weight == 0 or text.multimodal_layers > 0,
         "config.captioning.weight needs config.model.text.multimodal_layers above 0; or set the weight to 0")
+  check(not matches or text.multimodal_layers > 0,
+        "config.matching.weight needs config.model.text.multimodal_layers above 0: the head reads the multimodal "
+        "decoder's outputs")
+  check(not matches or c.contrastive.weight > 0,
+        "config.matching.weight needs config.contrastive.weight above 0: negatives are drawn by the contrastive "
+        "similarities")
+  check(not matches or c.optim.accumulate == 1,
+        f"config.matching.weight needs config.optim.accumulate 1, not {c.optim.accumulate}: a micro-batch does not "
+        "hold the negatives that are drawn from the whole batch; use more devices, or config.model.remat, instead")
+  group = c.matching.group
+  check(group == 0 or (group > 1 and c.data.batch % group == 0),
+        f"config.matching.group {group} has to be above 1 and divide config.data.batch {c.data.batch}; 0 is the whole "
+        "batch")
   check(c.data.batch % c.optim.accumulate == 0,
         f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}")
   check(0 <= c.data.max_skipped <= 1, f"config.data.max_skipped {c.data.max_skipped} is not a share")

@@ -1,7 +1,7 @@
 """A model's functions, compiled over a mesh: what evaluation and inference call.
 
 `params` is always an argument, a tree of global arrays, so that a training loop can pass its current ones.
-Shapes: B batch, S side in pixels, T text length, E embedding width.
+Shapes: B batch, S side in pixels, K texts a picture, T text length, E embedding width.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from coca.config import Config
 from coca.decoding.common import Decoded, Special
 from coca.decoding.decode import decode
 from coca.decoding.settings import Decoding
-from coca.models.coca import CoCa, Encoded
+from coca.models.coca import CoCa, Encoded, Scores
 from coca.objectives.captioning import captioning_loss
 from coca.sharding import batch_sharding, param_shardings, replicated
 
@@ -55,6 +55,18 @@ class Forward:
   def embed_texts(self, params, text):
     """int32 [B, T] -> fp32 [B, E], unit length."""
     return self._call(self._embed_texts, params, text)
+
+  def encode(self, params, image) -> Encoded:
+    """All that captions and scores need of pictures: uint8 [B, S, S, 3] -> device arrays, split over the batch."""
+    return self._call(self._encode, params, image)
+
+  def score(self, params, encoded: Encoded, text) -> Scores:
+    """How well K texts fit each picture, int32 [B, K, T] -> fp32 [B, K] of each kind that the model has a head for.
+
+    `contrastive` is the cosine, `matching` the probability that picture and text match. The scores of a row without
+    text, all padding, mean nothing.
+    """
+    return self._call(self._score, params, encoded, text)
 
   def caption_loss(self, params, batch):
     """Sum of the negative log-likelihoods in nats, and the number of tokens, of {'image', 'text', 'weight'}."""
@@ -109,16 +121,10 @@ class Forward:
     with jax.set_mesh(self.mesh):
       return function(*args)
 
-  def _jit(self, function, split: bool = False):
-    """Of a function of the model; its results are replicated, or `split` over the batch axes."""
+  def _jit(self, function, sharding=replicated):
     return jax.jit(
-      lambda params, *args: function(nnx.merge(self.graphdef, params), *args),
-      out_shardings=(batch_sharding if split else replicated)(self.mesh),
+      lambda params, *args: function(nnx.merge(self.graphdef, params), *args), out_shardings=sharding(self.mesh)
     )
-
-  @functools.cached_property
-  def _encode(self):
-    return self._jit(lambda model, image: model.encode(image), split=True)
 
   @functools.cached_property
   def _decoding_weights(self):
@@ -132,6 +138,14 @@ class Forward:
   @functools.cached_property
   def _embed_texts(self):
     return self._jit(lambda model, text: model.embed_text(text))
+
+  @functools.cached_property
+  def _encode(self):
+    return self._jit(lambda model, image: model.encode(image), batch_sharding)
+
+  @functools.cached_property
+  def _score(self):
+    return self._jit(lambda model, encoded, text: model.score(encoded, text))
 
   @functools.cached_property
   def _caption_loss(self):

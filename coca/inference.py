@@ -91,6 +91,36 @@ class ContrastiveCaptioner:
     """Cosine similarity of every picture with every text: float32 [N, M]. Arguments and errors as above."""
     return self.embed_images(images) @ self.embed_texts(texts).T
 
+  def match(self, images, texts: str | Sequence[str]) -> np.ndarray:
+    """Probability that a picture and a text match, by the matching head: BLIP's filter keeps a text from 0.5 on.
+
+    Args:
+      images: as for `embed_images`.
+      texts: one for each picture.
+
+    Returns:
+      float32 [N], of images[i] with texts[i].
+
+    Raises:
+      ValueError: as `embed_images`, a model without a matching head, or not as many texts as pictures.
+    """
+    if not self.config.matching.weight:
+      raise ValueError("this model was trained without a matching loss (config.matching.weight is 0): it has no "
+                       "matching head; configs/capfilt_filter.py trains one, and score() compares embeddings")
+    images, texts = _as_list(images), [texts] if isinstance(texts, str) else list(texts)
+    if len(images) != len(texts):
+      raise ValueError(f"{len(images)} pictures and {len(texts)} texts; match takes a text for each picture")
+    length = self.config.model.text.length
+
+    def prepare(i):
+      return {"image": self.prepare(images[i]), "text": self.tokenizer.encode(texts[i], length)[None]}
+
+    def match(batch):
+      encoded = self.forward.encode(self.params, batch["image"])
+      return self.forward.score(self.params, encoded, batch["text"]).matching[:, 0]
+
+    return self._run(range(len(images)), prepare, match, "pairs", ())
+
   def classify(self, images, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> np.ndarray:
     """Probabilities of labels, zero-shot: the softmax over labels of cosine / learned temperature (CLIP section 3.1.2).
 

@@ -19,7 +19,7 @@ from coca.train_step import planned_state
 
 PARTS = (  # in the order in which a pair goes through them
   "image_encoder", "generative_pooler", "contrastive_pooler", "image_projection", "embedding", "unimodal", "multimodal",
-  "softmax", "temperature",
+  "softmax", "temperature", "matching_pooler", "matching_head",
 )
 
 
@@ -63,11 +63,14 @@ def flops_per_pair(config: Config) -> dict[str, float]:
 
   A product with a weight counts once forward, once for the weight's gradient unless its part is frozen, and once for
   the input's gradient unless nothing before it is trained; usually that is three times forward. The contrastive loss
-  compares a pair with the whole batch, the softmax once in each direction. A trained LayerNorm counts as something
-  trained before what it feeds.
+  compares a pair with the whole batch, the softmax once in each direction. The matching loss takes three texts and two
+  pictures through the multimodal half for each pair; the draw of its negatives compares the pair with its group,
+  forward only, and is counted with the head. A trained LayerNorm counts as something trained before what it feeds.
   """
   model, image, text = config.model, config.model.image, config.model.text
   contrasts, captions = config.contrastive.weight > 0, config.captioning.weight > 0
+  matches = config.matching.weight > 0
+  decodes = captions or matches
   kind = model.poolers.kind
   pools = text.multimodal_layers > 0 and model.poolers.n_query > 0
   cascades = pools and kind == "cascade"
@@ -99,7 +102,7 @@ def flops_per_pair(config: Config) -> dict[str, float]:
 
   image_tokens = encoded
   if kind == "openclip":
-    first, last = 0 if contrasts else 1, model.poolers.n_query if captions else 1
+    first, last = 0 if contrasts else 1, model.poolers.n_query if decodes else 1
     n, out, live = pool("generative_pooler", last - first, text.width, *encoded)
     image_tokens = (n - contrasts, out, live)
     image_live = project(text.width, live) if contrasts else None
@@ -107,7 +110,7 @@ def flops_per_pair(config: Config) -> dict[str, float]:
     if kind == "class_token":
       image_live = project(width, encoded[2]) if contrasts else None
       image_tokens = encoded = (tokens - 1, width, encoded[2])
-    if pools and (captions or cascades):
+    if pools and (decodes or cascades):
       image_tokens = pool("generative_pooler", model.poolers.n_query, text.width, *encoded)
     if contrasts and kind != "class_token":
       _, _, image_live = pool("contrastive_pooler", 1, embed_dim, *(image_tokens if cascades else encoded))
@@ -121,20 +124,30 @@ def flops_per_pair(config: Config) -> dict[str, float]:
     matrices = 2 if config.contrastive.loss == "softmax" else 1
     flops["contrastive_loss"] = matrices * 2 * config.data.batch * embed_dim * (1 + image_live + live)
 
-  if captions:
+  if decodes:
     learns = "multimodal" not in frozen
     live |= learns
-    flops["multimodal"] = text.multimodal_layers * _layer(text, text.length, learns, live, *image_tokens)
+    texts, images = (3, 2) if matches else (1, 1)
+    flops["multimodal"] = text.multimodal_layers * _layer(
+      text, text.length, learns, live, *image_tokens, texts=texts, contexts=images
+    )
+  if matches:
+    _, _, pooled_live = pool("matching_pooler", 1, text.width, text.length, text.width, live)
+    flops["matching_pooler"] *= 3
+    flops["matching_head"] = 3 * _product(text.width * 2, "matching_head" not in frozen, pooled_live) + (
+      2 * 2.0 * (config.matching.group or config.data.batch) * embed_dim
+    )
+  if captions:
     learns = ("embedding" if text.tied_softmax else "softmax") not in frozen
     flops["softmax"] = _product(text.length * text.width * text.vocab, learns, live)
 
   return flops | {"total": sum(flops.values())}
 
 
-def _layer(tower, tokens, learns, live, context=0, context_width=0, context_live=False):
+def _layer(tower, tokens, learns, live, context=0, context_width=0, context_live=False, *, texts=1, contexts=1):
   """A transformer layer over `tokens`, with cross-attention to `context` tokens if there are any.
 
-  `learns`: its weights want gradients; `live`: its input does.
+  `learns`: its weights want gradients; `live`: its input does; `texts` of so many tokens look at `contexts`.
   """
   d = tower.width
   live |= context_live
@@ -143,7 +156,8 @@ def _layer(tower, tokens, learns, live, context=0, context_width=0, context_live
   flops += _attention(tokens * tokens * d, live)
   if context:
     flops += _product(2 * tokens * d * d, learns, live) + _attention(tokens * context * d, live)
-    flops += _product(2 * context * context_width * d, learns, context_live or (learns and tower.norm_context))
+    context_live |= learns and tower.norm_context
+    flops = texts * flops + contexts * _product(2 * context * context_width * d, learns, context_live)
   return flops
 
 

@@ -6,6 +6,8 @@ from coca.config import Eval, Source, default, to_dict
 from coca.prompts import CLIP_IMAGENET
 from coca.workdir import read_config
 
+EMOJI = 5406  # pairs that the fine-tunes' built-in splits hold
+
 
 def pretraining() -> ConfigDict:
   """CoCa's pre-training (section 4.1). The optimizer, the batch, the vocabulary and the loss weights are the defaults.
@@ -113,4 +115,29 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
     for settings in config.evals.values():
       settings.update(limit=64, batch=64, every="")
     config.checkpoint.every = "50%"
+  return config
+
+
+def bootstrapping(args: ConfigDict, epochs: int, large_lr: float) -> ConfigDict:
+  """What CapFilt's two fine-tunes share: BLIP's Table 14 (arXiv 2201.12086) over the built-in corpus' emoji.
+
+  Args:
+    args: of the config file: init_from, runlocal and res, the pictures' size (0: the model's).
+    epochs: of the corpus.
+    large_lr: the learning rate of ViT-L; smaller models have 1e-5.
+
+  Raises:
+    ValueError: a model without a multimodal decoder, or as `finetuning`.
+    FileNotFoundError: as `finetuning`.
+  """
+  config = finetuning(args.init_from, args.runlocal)
+  if not config.model.text.multimodal_layers:
+    raise ValueError(f"{args.init_from} has no multimodal decoder (config.model.text.multimodal_layers is 0): "
+                     "captioner and filter need a pre-trained one; configs/finetune_caption.py can add and train it")
+  config.model.image.size = args.res or config.model.image.size
+  large = config.model.image.width >= 1024
+  config.optim.update(name="adamw", lr=large_lr if large else 1e-5, weight_decay=0.05, warmup="0", clip=0.0)
+  if not args.runlocal:
+    config.steps = f"{epochs * EMOJI} examples"
+    config.data.batch = 256
   return config

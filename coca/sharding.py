@@ -35,6 +35,7 @@ PARAMETERS = {
   "projection/kernel": ("embed", None),
   "image_projection/kernel": ("embed", None),
   "softmax/kernel": ("embed", "vocab"),
+  "matching_head/kernel": ("embed", None),
   "embedding/tokens": ("vocab", "embed"),
   "positions": (None, "embed"),
   "queries": (None, "embed"),

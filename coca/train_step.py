@@ -1,4 +1,4 @@
-"""One step: both losses from one forward pass, gradients, optimizer, new state. Pure; nothing here waits for the host.
+"""One step: all losses from one forward pass, gradients, optimizer, new state. Pure; nothing here waits for the host.
 
 The state is a dict: 'params' (nested dict), 'opt' (optax), 'ema' (as params, where the config keeps one), and int32
 counters: 'step', 'skipped' (steps with a non-finite loss or gradient, left out), 'skipped_in_a_row' and 'unusable'
@@ -18,6 +18,7 @@ from coca.hardware import compiler_options, release_memory
 from coca.models.coca import CoCa
 from coca.objectives.captioning import captioning_loss, next_tokens
 from coca.objectives.contrastive import contrastive_loss, text_hash
+from coca.objectives.matching import draw_negatives, matching_loss, take_rows
 from coca.optim import frozen_parts, make_optimizer
 from coca.sharding import batch_sharding, replicated, state_shardings
 
@@ -63,17 +64,16 @@ def make_train_step(config: Config, total: int, state, mesh):
 
   batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'weight' fp32 [B], split over the batch axes.
   metrics: fp32 scalars on the device: loss, contrastive, captioning (unweighted), temperature, grad_norm, skipped,
-  skipped_in_a_row, and data/skipped: unusable pairs so far.
+  skipped_in_a_row, and data/skipped: unusable pairs so far; where it has a weight, matching and matching_accuracy.
   """
   gradients = make_gradients(config)
   optimizer = make_optimizer(config, total, state["params"])
 
   def step(state, batch):
-    noise = None
+    key, noise = jax.random.fold_in(jax.random.key(config.seed), state["step"]), None
     if config.model.image.patch_dropout:
-      key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
       noise = jax.random.uniform(key, (len(batch["image"]), config.model.image.tokens))
-    grads, metrics = gradients(state["params"], batch, noise)
+    grads, metrics = gradients(state["params"], batch, noise, jax.random.fold_in(key, 1))
     metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
@@ -121,15 +121,20 @@ def make_train_step(config: Config, total: int, state, mesh):
 
 
 def make_gradients(config: Config):
-  """(params, batch, patch_noise) -> (gradients, metrics), over one batch or over micro-batches with the same result."""
+  """(params, batch, patch_noise, key) -> (gradients, metrics), over one batch or over micro-batches: the same result.
+
+  The random key draws the negatives of the matching loss; without that loss it may be left out.
+  """
   graphdef, _ = abstract_model(config)
-  contrast, caption = config.contrastive.weight, config.captioning.weight
+  contrast, caption, match = config.contrastive.weight, config.captioning.weight, config.matching.weight
   frozen = frozen_parts(config)
 
-  def forward(params, batch, noise, *, captions=caption > 0):
+  def forward(params, batch, noise, *, captions=caption > 0, matches=False):
     params = {part: jax.lax.stop_gradient(tree) if part in frozen else tree for part, tree in params.items()}
     model = nnx.merge(graphdef, params)
-    out = model(batch["image"], batch["text"], contrast=contrast > 0, caption=captions, patch_noise=noise)
+    out = model(
+      batch["image"], batch["text"], contrast=contrast > 0, caption=captions, match=matches, patch_noise=noise
+    )
     return out, model
 
   def contrastive(embeddings, temperature, batch):
@@ -146,27 +151,47 @@ def make_gradients(config: Config):
     nll, _ = captioning_loss(out.states, model.softmax_kernel(), batch["text"], batch["weight"], config.captioning)
     return nll / tokens
 
+  def matching(out, model, temperature, batch, key):
+    """The decoder's states of the true pairs, and metrics. A picture's two texts share its keys and values."""
+    text, group = batch["text"], config.matching.group
+    drawn = draw_negatives(
+      out.image, out.text, text_hash(text), batch["weight"], temperature["log_scale"], key, group
+    )
+    other_words, other_text = take_rows((out.words, text), drawn.text, group)
+    states = model.multimodal(jnp.stack([out.words, other_words], axis=1), out.tokens)
+    other_states = model.multimodal(out.words, take_rows(out.tokens, drawn.image, group))
+    states = jnp.concatenate([states, other_states[:, None]], axis=1)
+    logits = model.match(states, jnp.stack([text, other_text, text], axis=1))
+    loss, accuracy = matching_loss(logits, batch["weight"], drawn.found)
+    return states[:, 0], {"matching": loss, "matching_accuracy": accuracy}
+
   def count(batch):
     per_token = next_tokens(batch["text"], batch["weight"])[1].sum()
     return jnp.maximum(per_token if config.captioning.tokens == "mean" else batch["weight"].sum(), 1e-9)
 
-  def report(params, con, cap):
-    metrics = {"loss": contrast * con + caption * cap, "contrastive": con, "captioning": cap}
+  def report(params, con, cap, **matched):
+    metrics = {"loss": contrast * con + caption * cap, "contrastive": con, "captioning": cap, **matched}
+    if match:
+      metrics["loss"] += match * matched["matching"]
     if contrast:
       metrics["temperature"] = jnp.exp(-params["temperature"]["log_scale"])
     return metrics
 
-  def one_batch(params, batch, noise):
+  def one_batch(params, batch, noise, key=None):
     def loss(params):
-      out, model = forward(params, batch, noise)
+      out, model = forward(params, batch, noise, captions=caption > 0 and not match, matches=match > 0)
       con = contrastive((out.image, out.text), params.get("temperature"), batch)
-      cap = captioning(out, model, batch, count(batch))
-      return contrast * con + caption * cap, (con, cap)
+      matched = {}
+      if match:
+        states, matched = matching(out, model, params["temperature"], batch, key)
+        out = out._replace(states=states)
+      metrics = report(params, con, captioning(out, model, batch, count(batch)), **matched)
+      return metrics["loss"], metrics
 
-    (_, (con, cap)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    return grads, report(params, con, cap)
+    grads, metrics = jax.grad(loss, has_aux=True)(params)
+    return grads, metrics
 
-  def micro_batches(params, batch, noise):
+  def micro_batches(params, batch, noise, key=None):
     """Keeps the contrastive loss of the whole batch and caches its embeddings only.
 
     First pass: embeddings. Then the one contrastive loss and its gradient on them. Second pass: each micro-batch

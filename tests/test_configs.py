@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from common import tiny
 
 from coca import evals, plan
-from coca.config import parse
+from coca.config import in_steps, parse
 from coca.data import tokenizer
 from coca.data.sources import open_source
 from coca.sharding import batch_sharding, make_mesh
@@ -30,15 +31,21 @@ def model(tmp_path_factory):
   """A small model's directory, for the configs that start from one."""
   global MODEL
   MODEL = tmp_path_factory.mktemp("model")
-  tokens = tokenizer.train([f"a word number {i}" for i in range(40)], 60)
-  tokens.save(MODEL / tokens.file)
-  write_run(tiny(), tokens, MODEL)
+  save(MODEL)
   return MODEL
+
+
+def save(folder, **changes):
+  """A model directory without parameters."""
+  folder.mkdir(exist_ok=True)
+  tokens = tokenizer.train([f"a word number {i}" for i in range(40)], 60)
+  tokens.save(folder / tokens.file)
+  write_run(tiny(**changes), tokens, folder)
 
 
 def load(file, arg=None):
   """As ml_collections does it: by path, the working directory being anywhere."""
-  if file.stem.startswith("finetune"):
+  if file.stem.startswith(("finetune", "capfilt_")):
     arg = ",".join(filter(None, (arg, f"init_from={MODEL}")))
   spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)
@@ -147,6 +154,41 @@ def test_a_fine_tune_takes_the_model_it_starts_from(name, model, tmp_path):
     module.get_config()
   with pytest.raises(FileNotFoundError, match=r"python -m coca\.convert"):
     module.get_config(f"init_from={tmp_path}")
+
+
+def test_captioner_and_filter_are_those_of_blip(model):
+  """Table 14, over the built-in corpus; and ViT-L's rates."""
+  captioner, filtering = named("capfilt_captioner"), named("capfilt_filter")
+  pairs = len(open_source(captioner.data.sources["pairs"]))
+  for c, epochs in ((captioner, 5), (filtering, 6)):
+    assert c.init_from == str(model)
+    assert c.model == tiny().model
+    assert (c.data.batch, in_steps(c.steps, 256)) == (256, round(epochs * pairs / 256))
+    assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule) == ("adamw", 1e-5, 0.05, "cosine")
+    assert (c.optim.clip, c.optim.warmup, c.optim.b2) == (0.0, "0", 0.999)
+  weights = [(c.captioning.weight, c.contrastive.weight, c.matching.weight) for c in (captioner, filtering)]
+  assert weights == [(1.0, 0.0, 0.0), (0.0, 1.0, 1.0)]
+  assert (captioner.captioning.label_smoothing, filtering.contrastive.directions) == (0.1, "mean")
+  assert {e.kind for e in captioner.evals.values()} == {"captions"}
+  assert {e.kind for e in filtering.evals.values()} == {"zero_shot", "retrieval", "matching"}
+  assert named("capfilt_filter", "res=24").model.image.size == 24
+
+
+@pytest.mark.parametrize(("name", "lr"), [("capfilt_captioner", 2e-6), ("capfilt_filter", 5e-6)])
+def test_captioner_and_filter_of_other_models(name, lr, tmp_path, monkeypatch):
+  monkeypatch.setattr(sys.modules[__name__], "MODEL", tmp_path)
+  save(tmp_path, model__image__width=1024)
+  assert named(name).optim.lr == lr
+  save(tmp_path, captioning__weight=0.0, model__text__multimodal_layers=0)
+  with pytest.raises(ValueError, match="has no multimodal decoder"):
+    named(name)
+
+
+def test_a_filter_that_has_a_head_keeps_its_rate(tmp_path, monkeypatch):
+  assert named("capfilt_filter").optim.lr_scale == {"matching_pooler": 50.0, "matching_head": 50.0, "softmax": 0.0}
+  save(tmp_path, matching__weight=1.0, model__text__tied_softmax=True)
+  monkeypatch.setattr(sys.modules[__name__], "MODEL", tmp_path)
+  assert named("capfilt_filter").optim.lr_scale == {}
 
 
 def test_hires_goes_on_from_base():

@@ -81,7 +81,13 @@ class FakeForward:
     tokens = (np.asarray(batch["text"])[:, 1:] > 0).sum(1) * np.asarray(batch["weight"])
     return np.float32((tokens * (1 + 0.5 * (self._numbers(batch["image"]) % 2))).sum()), np.float32(tokens.sum())
 
-  def caption(self, params, image, special):
+  def writer(self, params):
+    return params
+
+  def encode(self, params, image):
+    return image
+
+  def caption(self, writer, image, special):
     assert special == (self.tokenizer.bos, self.tokenizer.eos)
     text = np.stack([self.tokenizer.encode(NAMES[n % len(NAMES)], 32) for n in self._numbers(image)])
     return Decoded(text[:, None], np.zeros((len(text), 1), np.float32))

@@ -118,6 +118,28 @@ def test_embeddings_are_those_of_the_model_whatever_the_batch(model, data):
   np.testing.assert_allclose(many, np.asarray(want_images)[np.arange(150) % 4], atol=1e-5)
 
 
+def test_match_gives_the_probability_of_each_pair(tmp_path, data, model):
+  make_workdir(tmp_path / "filter", small_config(data, matching=settings.Matching(weight=1.0)))
+  judge, paths = coca.load(tmp_path / "filter"), inference.images_in(data)
+  found = judge.match(data, TEXTS)
+  assert found.shape == (4,) and found.dtype == np.float32
+  assert ((found > 0) & (found < 1)).all() and np.ptp(found) > 0.01
+  pixels = np.stack([pictures.decode_eval(p.read_bytes(), 16) for p in paths])
+  ids = np.stack([judge.tokenizer.encode(t, 12) for t in TEXTS])
+  module = nnx.merge(judge.forward.graphdef, jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), judge.params))
+  states = module(pixels, ids, contrast=False).states
+  want = jax.nn.softmax(module.match(states[:, None], ids[:, None]))[:, 0, 1]
+  np.testing.assert_allclose(found, want, rtol=1e-4)
+  many = judge.match([paths[i % 4] for i in range(70)], [TEXTS[i % 4] for i in range(70)])
+  np.testing.assert_allclose(many, np.resize(found, 70), rtol=1e-4)
+  np.testing.assert_allclose(judge.match(paths[2], TEXTS[2]), found[2:3], rtol=1e-4)
+  assert judge.match([], []).shape == (0,)
+  with pytest.raises(ValueError, match="4 pictures and 1 texts"):
+    judge.match(data, "red apple")
+  with pytest.raises(ValueError, match=r"config.matching.weight is 0.*capfilt_filter"):
+    model.match(data, TEXTS)
+
+
 def test_nothing_in_nothing_out(model):
   assert model.embed_images([]).shape == model.embed_texts([]).shape == (0, 16)
   assert model.caption([]) == []

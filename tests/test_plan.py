@@ -10,7 +10,19 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from coca import plan
-from coca.config import Captioning, Config, Contrastive, Data, ImageEncoder, Mesh, Model, Optim, Poolers, TextDecoder
+from coca.config import (
+  Captioning,
+  Config,
+  Contrastive,
+  Data,
+  ImageEncoder,
+  Matching,
+  Mesh,
+  Model,
+  Optim,
+  Poolers,
+  TextDecoder,
+)
 from coca.forward import abstract_model
 from coca.sharding import make_mesh
 from coca.train_step import init_state, make_gradients, make_train_step, planned_state
@@ -115,7 +127,7 @@ def traced_flops(c: Config) -> int:
   image = c.model.image
   noise = jax.ShapeDtypeStruct((c.data.batch, image.tokens), jnp.float32) if image.patch_dropout else None
   with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
-    return matmul_flops(jax.make_jaxpr(make_gradients(c))(params, batch_shapes(c), noise).jaxpr)
+    return matmul_flops(jax.make_jaxpr(make_gradients(c))(params, batch_shapes(c), noise, jax.random.key(0)).jaxpr)
 
 
 def parallel(c):
@@ -149,6 +161,10 @@ def contrastive_only(c):
   return dataclasses.replace(c, captioning=Captioning(weight=0.0))
 
 
+def matching(c):
+  return dataclasses.replace(c, matching=Matching(weight=1.0))
+
+
 VARIANTS = {
   "cascade": lambda c: c,
   "parallel": parallel,
@@ -173,6 +189,12 @@ VARIANTS = {
   ),
   "CLIP": lambda c: contrastive_only(clip(c, multimodal_layers=0)),
   "CLIP with a decoder": lambda c: dropping(clip(c)),
+  "matching": lambda c: matching(c),
+  "matching, no captioning": lambda c: contrastive_only(matching(c)),
+  "matching, no captioning, open_clip": lambda c: contrastive_only(matching(open_clip(c))),
+  "matching, only its head and pooler": lambda c: dataclasses.replace(matching(c), optim=Optim(lr_scale=dict.fromkeys(
+    ("image_encoder", "generative_pooler", "contrastive_pooler", "embedding", "unimodal", "multimodal", "softmax"), 0.0
+  ))),
   "frozen text": lambda c: dataclasses.replace(c, optim=Optim(lr_scale={"embedding": 0.0, "unimodal": 0.0})),
 }
 
@@ -184,8 +206,10 @@ def test_flops_are_those_of_the_traced_step(variant):
   # The poolers' queries are projected once a batch: forward, and the gradients of query and weight.
   queries = c.model.poolers.n_query * ("generative_pooler" in flops) + ("contrastive_pooler" in flops)
   if c.model.poolers.kind == "openclip":  # one query for the embedding, the others for the decoder: those in use
-    queries = (c.contrastive.weight > 0) + (c.model.poolers.n_query - 1) * (c.captioning.weight > 0)
+    queries = (c.contrastive.weight > 0) + (c.model.poolers.n_query - 1) * (
+      c.captioning.weight > 0 or c.matching.weight > 0)
   queries *= "generative_pooler" not in c.optim.lr_scale or 1 / 3  # frozen, it is projected forward only
+  queries += "matching_pooler" in flops
   assert traced_flops(c) == c.data.batch * flops["total"] + 6 * queries * c.model.text.width**2
 
 

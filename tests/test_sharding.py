@@ -18,6 +18,7 @@ WIRINGS = [
   {"model__poolers__kind": "parallel", "contrastive__loss": "sigmoid"},
   {"model__poolers__n_query": 0, "model__text__tied_softmax": True},
   {"contrastive__weight": 0.0},
+  {"matching__weight": 1.0},
 ]
 
 

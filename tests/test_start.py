@@ -93,6 +93,15 @@ def test_the_contrastive_side_comes_and_goes(tokens, tmp_path):
   assert "unimodal/projection" in report.split("skipped, not in the new model: ")[1]
 
 
+def test_a_matching_head_is_new(tokens, tmp_path):
+  settings = tiny()
+  old = random_params(settings)
+  params, fresh, report = start(save(tmp_path / "m", settings, old, tokens), tiny(matching__weight=1.0))
+  assert "freshly initialised: matching_head, matching_pooler (" in report
+  for name, x in params.items():
+    assert same(x, fresh[name] if name.startswith("matching") else flat(old)[name]), name
+
+
 def test_positions_fit_the_new_sizes(tokens, tmp_path):
   changes = {"model__image__class_token": True, "model__text__cls_position": True}
   old_settings, new = tiny(**changes), tiny(**changes, model__image__size=24, model__text__length=6)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from coca.config import Config
 from coca.data.sources import open_source
 from coca.evals.captions import Captions
+from coca.evals.matching import Matching
 from coca.evals.retrieval import Retrieval
 from coca.evals.zero_shot import ZeroShot
 
-Evaluator = ZeroShot | Retrieval | Captions
+Evaluator = ZeroShot | Retrieval | Captions | Matching
 
 
 def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[dict, dict]:
@@ -66,6 +67,8 @@ def make_evaluators(config: Config, forward, tokenizer, sources: dict,
         raise ValueError("without a contrastive loss (config.contrastive.weight is 0) the model makes no embeddings")
       if settings.kind == "captions":
         evaluators[name] = Captions(config, settings, forward, tokenizer, source)
+      elif settings.kind == "matching":
+        evaluators[name] = Matching(config, settings, forward, tokenizer, source)
       elif settings.kind == "retrieval":
         evaluators[name] = Retrieval(config, settings, forward, tokenizer, source)
       else:

@@ -1,7 +1,7 @@
 """CoCa: image encoder, attentional poolers, unimodal and multimodal text decoder (arXiv 2205.01917).
 
-Shapes: B batch, S side in pixels, N patches, Q image tokens for the decoder, T text length, D text width,
-E embedding width, V vocabulary, L layers.
+Shapes: B batch, S side in pixels, N patches, Q image tokens for the decoder, K texts an image, T text length,
+D text width, E embedding width, V vocabulary, L layers.
 """
 
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Config
+from coca.data.tokenizer import PAD
 from coca.models.layers import few_rows_dot_general, linear
 from coca.models.poolers import AttentionalPooler
 from coca.models.text import Embedding, MultimodalDecoder, UnimodalDecoder
@@ -23,14 +24,23 @@ class Output(NamedTuple):
 
   image: jax.Array | None  # [B, E] fp32, unit length
   text: jax.Array | None  # [B, E] fp32, unit length
+  tokens: jax.Array | None  # [B, Q, D]: what the multimodal half attends to
+  words: jax.Array | None  # [B, T, D]: what it starts from, the unimodal states
   states: jax.Array | None  # [B, T, D]: the softmax over them predicts the next token
 
 
 class Encoded(NamedTuple):
-  """What is known of pictures; what the model does not have is None."""
+  """All that the text side needs of pictures."""
 
-  embedding: jax.Array | None  # [B, E] fp32, unit length
-  tokens: jax.Array | None  # [B, Q, D], what the multimodal half attends to
+  embedding: jax.Array | None  # [B, E] fp32, unit length; None: no contrastive side
+  tokens: jax.Array | None  # [B, Q, D]; None: no multimodal half
+
+
+class Scores(NamedTuple):
+  """How well each text fits its picture."""
+
+  contrastive: jax.Array | None  # [B, K] fp32, cosine; None: no contrastive side
+  matching: jax.Array | None  # [B, K] fp32, the probability that they match; None: no matching head
 
 
 class Temperature(nnx.Module):
@@ -57,6 +67,7 @@ class CoCa(nnx.Module):
     model = config.model
     dtype = compute_dtype(config)
     contrasts, captions = config.contrastive.weight > 0, model.text.multimodal_layers > 0
+    matches = config.matching.weight > 0
     image_width, text_width = model.image.width, model.text.width
     embed_dim = model.embed_dim or text_width
 
@@ -81,26 +92,24 @@ class CoCa(nnx.Module):
     untied = captions and not model.text.tied_softmax
     self.softmax = linear(text_width, model.text.vocab, dtype, rngs, bias=False) if untied else None
     self.temperature = Temperature(config) if contrasts else None
+    self.matching_pooler = AttentionalPooler(model, 1, text_width, text_width, dtype, rngs) if matches else None
+    self.matching_head = linear(text_width, 2, jnp.float32, rngs) if matches else None
 
-  def __call__(self, image, text, *, contrast=True, caption=True, patch_noise=None) -> Output:
-    """One forward pass for both losses, or for one of them.
+  def __call__(self, image, text, *, contrast=True, caption=True, match=False, patch_noise=None) -> Output:
+    """One forward pass for all losses, or for some of them.
 
     Args:
       image: uint8 [B, S, S, 3].
       text: int32 [B, T]: BOS, words, EOS, padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
+      match: whether to return what the decoder starts from, to pair pictures and texts anew.
       patch_noise: [B, N], see `ImageEncoder`.
     """
-    image_embedding, tokens = self._pool(self.image_encoder(image, patch_noise), contrast, caption)
-    embedded = self.embedding(text)
-    text_embedding = None
-    if contrast:
-      states, text_embedding = self.unimodal(embedded, text, self.embedding.cls_position(text.shape[1]))
-      text_embedding = unit(text_embedding)
-    else:
-      states = self.unimodal.states(embedded)
-    return Output(image_embedding, text_embedding, self.multimodal(states, tokens) if caption else None)
+    image_embedding, tokens = self._pool(self.image_encoder(image, patch_noise), contrast, caption or match)
+    words, text_embedding = self._read(text, contrast)
+    states = self.multimodal(words, tokens) if caption else None
+    return Output(image_embedding, text_embedding, tokens, words, states)
 
   def embed_image(self, image):
     """uint8 [B, S, S, 3] -> [B, E] fp32, unit length."""
@@ -108,11 +117,30 @@ class CoCa(nnx.Module):
 
   def embed_text(self, text):
     """int32 [B, T] -> [B, E] fp32, unit length."""
-    return unit(self.unimodal(self.embedding(text), text, self.embedding.cls_position(text.shape[1]))[1])
+    return self._read(text, contrast=True)[1]
 
   def encode(self, image) -> Encoded:
-    """uint8 [B, S, S, 3], for both halves of the model."""
+    """uint8 [B, S, S, 3] -> the embedding and the decoder's tokens, each where the model has use for it."""
     return Encoded(*self._pool(self.image_encoder(image), self.temperature is not None, self.multimodal is not None))
+
+  def score(self, encoded: Encoded, text) -> Scores:
+    """Pictures and K texts of each, int32 [B, K, T]; a picture's tokens are projected once for all its texts."""
+    contrastive = matching = None
+    words, embedding = self._read(text.reshape(-1, text.shape[2]), self.temperature is not None)
+    if embedding is not None:
+      contrastive = jnp.sum(encoded.embedding[:, None] * embedding.reshape(*text.shape[:2], -1), axis=-1)
+    if self.matching_head is not None:
+      states = self.multimodal(words.reshape(*text.shape, -1), encoded.tokens)
+      matching = jax.nn.softmax(self.match(states, text))[..., 1]
+    return Scores(contrastive, matching)
+
+  def match(self, states, text):
+    """Decoder states [B, K, T, D] of texts [B, K, T] -> fp32 logits [B, K, 2]: of no match, and of a match."""
+    # The first token is never padding, and counts even in a row that holds no text: a softmax needs something.
+    words = (text != PAD) | (jnp.arange(text.shape[2]) == 0)
+    mask = words.reshape(-1, 1, 1, text.shape[2])
+    pooled = self.matching_pooler(states.reshape(-1, *states.shape[2:]), mask=mask)
+    return self.matching_head(pooled.astype(jnp.float32)).reshape(*text.shape[:2], 2)
 
   def softmax_kernel(self):
     """The vocabulary head [D, V]: states @ kernel are the logits."""
@@ -164,6 +192,14 @@ class CoCa(nnx.Module):
       _, caches = run(tokens[prefix] + positions[:n], caches, 0, mask, rows)
     return step, caches
 
+  def _read(self, text, contrast: bool):
+    """Text [B, T] -> unimodal states [B, T, D] and, where asked for, the embedding [B, E], unit length."""
+    embedded = self.embedding(text)
+    if not contrast:
+      return self.unimodal.states(embedded), None
+    words, embedding = self.unimodal(embedded, text, self.embedding.cls_position(text.shape[1]))
+    return words, unit(embedding)
+
   def _pool(self, encoded, contrast: bool, caption: bool):
     """Encoded image [B, N, D] -> the embedding [B, E] and the decoder's tokens [B, Q, D], each where asked for."""
     embedding = tokens = None
@@ -179,7 +215,7 @@ class CoCa(nnx.Module):
       tokens = self.generative_pooler(encoded) if self.generative_pooler else encoded
     if contrast and self.kind != "class_token":
       embedding = unit(self.contrastive_pooler(tokens if cascades else encoded)[:, 0])
-    return embedding, tokens
+    return embedding, tokens if caption else None
 
 
 def unit(x):

@@ -151,12 +151,16 @@ class Layer(nnx.Module):
     self.norm_mlp, self.mlp = norm(), mlp()
 
   def __call__(self, x, mask=None, context=None):
-    """x [B, T, D], mask as in `dot_product_attention`, context [B, S, kv_width] -> [B, T, D]."""
+    """x [B, T, D], mask as in `dot_product_attention`, context [B, S, kv_width] -> [B, T, D].
+
+    Where x is [B * K, T, D], an image's K texts in a row, they share its keys and values.
+    """
     y = self.norm_self(x)
     x = self._after_self(x + self.self_attention(y, self.self_attention.keys_values(y), mask))
     if self.crosses:
       kv = self.cross_attention.keys_values(self._context(context))
-      x = x + self.cross_attention(self.norm_cross(x), kv)
+      queries = self.norm_cross(x).reshape(len(context), -1, x.shape[-1])  # of one attention: they don't see each other
+      x = x + self.cross_attention(queries, kv).reshape(x.shape)
     return constrain_batch(x + self.mlp(self.norm_mlp(x)))
 
   def _after_self(self, x):

@@ -26,10 +26,10 @@ class AttentionalPooler(nnx.Module):
     self.norm_tokens = layer_norm(kv_width, model.norm_eps, dtype, rngs) if norms else None
     self.norm = layer_norm(out, model.norm_eps, dtype, rngs) if model.poolers.norm else None
 
-  def __call__(self, tokens, first: int = 0, last: int | None = None):
-    """Pools with the queries from `first` up to `last`: no query sees another."""
+  def __call__(self, tokens, first: int = 0, last: int | None = None, mask=None):
+    """Pools with the queries from `first` up to `last`: no query sees another. mask: as in `dot_product_attention`."""
     queries = self.queries[...].astype(self.dtype)[None, first:last]
     queries = self.norm_queries(queries) if self.norm_queries else queries
     tokens = self.norm_tokens(tokens) if self.norm_tokens else tokens
-    pooled = self.attention(queries, self.attention.keys_values(tokens))
+    pooled = self.attention(queries, self.attention.keys_values(tokens), mask)
     return self.norm(pooled) if self.norm else pooled

@@ -105,7 +105,7 @@ class MultimodalDecoder(nnx.Module):
     self.norm = layer_norm(text.width, model.norm_eps, dtype, rngs)
 
   def __call__(self, states, image_tokens):
-    """Unimodal states [B, T, D] -> states for the softmax [B, T, D]."""
-    length = states.shape[1]
+    """Unimodal states [B, T, D], or [B, K, T, D] of K texts an image -> states for the softmax, of the same shape."""
+    length, width = states.shape[-2:]
     mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
-    return self.norm(self.stack(states, mask, image_tokens))
+    return self.norm(self.stack(states.reshape(-1, length, width), mask, image_tokens)).reshape(states.shape)

@@ -1,0 +1,108 @@
+"""Image-text matching with hard negatives (BLIP, arXiv 2201.12086, section 3.2; ALBEF, arXiv 2107.07651, section 3.2).
+
+For each picture another pair's text is drawn, and for each text another pair's picture, with probability proportional
+to the softmax of the contrastive similarities; a two-way head then tells the pair from both. BLIP's pre-training adds
+1e-4 to each probability, its fine-tune that makes CapFilt's filter does not, and neither does this.
+
+All take global arrays split over the batch axes of the mesh in context. A device holds its own rows' similarities only.
+Where a group of `config.matching.group` pairs lies within a device's rows, nothing leaves the device; otherwise what is
+compared and taken is gathered from all: image tokens and text states of the whole batch, on each device.
+
+Shapes: N pairs of the global batch, n pairs of one device, G pairs of a group, E embedding width.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from coca.sharding import BATCH
+
+
+class Negatives(NamedTuple):
+  """Rows of the global batch."""
+
+  text: jax.Array  # int32 [N]: whose text each picture gets
+  image: jax.Array  # int32 [N]: whose picture each text gets
+  found: jax.Array  # bool [N]: False where the group has no negative for this pair; text and image mean nothing then
+
+
+def draw_negatives(image, text, hashes, weight, log_scale, key, group: int = 0) -> Negatives:
+  """Draws a text for each picture and a picture for each text.
+
+  Never drawn: one's own pair, a pair with an equal text, a pair of weight 0. The same numbers on any mesh; no gradient.
+
+  Args:
+    image: [N, E], unit length.
+    text: [N, E], unit length.
+    hashes: uint32 [N, 2] of `coca.objectives.contrastive.text_hash`.
+    weight: [N].
+    log_scale: [], the logarithm of 1 / temperature.
+    key: of `jax.random`.
+    group: size of the groups of consecutive pairs that are drawn from; 0: the whole batch.
+  """
+  group = group or len(image)
+
+  def sharded(image, text, hashes, weight, scale, key):
+    n = len(image)
+    reach, first = _reach(n, group)
+    row = jax.lax.axis_index(BATCH) * n + jnp.arange(n)
+    columns = (row // group * group)[:, None] + jnp.arange(group)  # [n, G]
+    # A pair's own text equals itself.
+    allowed = (reach(hashes)[columns - first] != hashes[:, None]).any(-1) & (reach(weight)[columns - first] > 0)
+    # By row and place in the group, whatever the device: adding Gumbel noise to logits draws from their softmax.
+    noise = jax.vmap(lambda row: jax.random.gumbel(jax.random.fold_in(key, row), (2, group)))(row)
+
+    def draw(queries, keys, noise):
+      logits = scale * jnp.dot(queries, reach(keys).T, preferred_element_type=jnp.float32)
+      logits = jnp.take_along_axis(logits, columns - first, axis=1)
+      best = jnp.argmax(jnp.where(allowed, logits + noise, -jnp.inf), axis=1, keepdims=True)
+      return jnp.take_along_axis(columns, best, axis=1)[:, 0]
+
+    return Negatives(draw(image, text, noise[:, 0]), draw(text, image, noise[:, 1]), allowed.any(1))
+
+  batch = P(BATCH)
+  scale = jnp.exp(log_scale)
+  image, text, scale = jax.lax.stop_gradient((image, text, scale))
+  return jax.shard_map(sharded, in_specs=(batch, batch, batch, batch, P(), P()), out_specs=batch)(
+    image, text, hashes, weight, scale, key
+  )
+
+
+def take_rows(arrays, rows, group: int = 0):
+  """`x[rows]` of each x [N, ...] in a tree; `rows`, int32 [N], stay within their groups, as `draw_negatives`' do."""
+
+  def sharded(arrays, rows):
+    reach, first = _reach(len(rows), group or len(rows) * jax.lax.axis_size(BATCH))
+    return jax.tree.map(lambda x: reach(x)[rows - first], arrays)
+
+  return jax.shard_map(sharded, in_specs=(P(BATCH), P(BATCH)), out_specs=P(BATCH))(arrays, rows)
+
+
+def _reach(n: int, group: int):
+  """For a device with n rows: how it gets at the rows of their groups, and the number of the first row it then has."""
+  if n % group == 0:
+    return lambda x: x, jax.lax.axis_index(BATCH) * n
+  return lambda x: jax.lax.all_gather(x, BATCH, tiled=True), 0
+
+
+def matching_loss(logits, weight, found):
+  """Cross-entropy over true pairs and their negatives, without its weight.
+
+  Args:
+    logits: [N, 3, 2], of no match and of a match: for the true pair, the picture with another text, the text with
+      another picture.
+    weight: [N].
+    found: bool [N]; the negatives of other rows do not count.
+
+  Returns:
+    fp32 []: the mean over all that count (3 N where each pair has negatives and weight 1), in nats; and fp32 []: the
+    share of them that the head gets right, a tie being wrong.
+  """
+  is_pair = jnp.arange(3) == 0
+  margin = (logits[..., 1] - logits[..., 0]).astype(jnp.float32)
+  margin = jnp.where(is_pair, margin, -margin)
+  weights = weight[:, None] * (is_pair | found[:, None])
+  total = jnp.maximum(weights.sum(), 1e-9)
+  return jnp.sum(weights * jax.nn.softplus(-margin)) / total, jnp.sum(weights * (margin > 0)) / total
