@@ -162,6 +162,16 @@ def find(path: str, suffix: str, make: str) -> tuple[list[File], list[str]]:
   return [File(fs, name, info["size"], _stamp(info)) for name, info in files.items()], missing
 
 
+def below(file: File, pattern: str, suffix: str) -> str:
+  """A file's path without `suffix`, below the last folder that `pattern`, by which it was found, names for certain."""
+  fixed = re.split(r"[*?\[{]", pattern)[0]
+  for root in (fixed, fixed.rpartition("/")[0]):
+    root = fsspec.core.url_to_fs(root or ".")[1].rstrip("/") + "/"
+    if file.path.startswith(root):
+      return file.path[len(root) :].removesuffix(suffix)
+  return file.name.removesuffix(suffix)
+
+
 def _listing(fs, name: str, suffix: str) -> list[dict]:
   with contextlib.suppress(FileNotFoundError, NotADirectoryError):
     if not re.search(r"[*?\[]", name):
