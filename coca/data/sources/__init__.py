@@ -7,6 +7,7 @@ input file that holds records, in their order, or one of the whole; a shard is r
 """
 
 from coca import config
+from coca.data import texts
 
 
 def open_source(settings: config.Source):
@@ -14,7 +15,7 @@ def open_source(settings: config.Source):
 
   Raises:
     FileNotFoundError: nothing is there; the message says what was looked for and how to prepare it.
-    ValueError: what is there cannot be read as `settings.kind`.
+    ValueError: what is there cannot be read as `settings.kind`, or its sidecars can't be used (`SidecarError`).
   """
   # Each format imports its own library, and only when it is used.
   if settings.kind == "builtin":
@@ -29,4 +30,9 @@ def open_source(settings: config.Source):
     from coca.data.sources.folder import open_folder as open_
   else:
     raise ValueError(f"source kind {settings.kind!r}; it may be 'builtin', 'tfds', 'webdataset', 'parquet', 'folder'")
-  return open_(settings)
+  texts.check_choice(settings, "config.data.sources.<name>")
+  source = open_(settings)
+  if settings.sidecars:
+    from coca.data.sources.bootstrapped import Bootstrapped
+    return Bootstrapped(source, settings)
+  return source
