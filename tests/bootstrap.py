@@ -10,7 +10,7 @@ from coca.typed import to_plain
 
 
 def rows_of(source, shard):
-  """Two synthetic texts beside a record's own ones. Of record n, text k, the scores are ((7n + 3k) mod 11) / 10, and
+  """Two synthetic texts beside a record's own ones. The scores of record n, text k are ((7n + k) mod 11) / 10, and
   that less 0.5; texts of at least 0.5 are kept, and human ones."""
   rows = []
   for n in range(shard.start, shard.stop):
@@ -21,7 +21,7 @@ def rows_of(source, shard):
       rows.append({"index": n, "key": "", "problem": str(e), "kept": False})
       continue
     for k, (text, origin) in enumerate(texts):
-      score = (7 * n + 3 * k) % 11 / 10
+      score = (7 * n + k) % 11 / 10
       rows.append({"index": n, "key": record.key, "text": text, "origin": origin, "matching": score,
                    "contrastive": score - 0.5, "kept": score >= 0.5 or origin == "human", "filter": "sha256:f",
                    "version": "1", **({"decoding": '{"p": 0.9}', "captioner": "sha256:c"} if k else {})})

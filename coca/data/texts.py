@@ -79,8 +79,8 @@ def check_choice(s: Source, where: str) -> None:
   if values and not (all(0 <= v < math.inf for v in values) and any(values)):
     raise ValueError(f"{where}.origins is {s.origins}: weights are 0 or above, and one has to be above 0")
   if s.sample == "text" and not set(values) <= {0.0, 1.0}:
-    raise ValueError(f"{where}.origins is {s.origins}: with sample 'text' (each kept text is an example) it takes 0 and "
-                     "1. To weigh origins, list a source for each and set their weights, or say sample 'image'")
+    raise ValueError(f"{where}.origins is {s.origins}: with sample 'text' (each kept text is an example) it takes 0 "
+                     "and 1. To weigh origins, list a source for each and set their weights, or say sample 'image'")
   if s.sample == "image" and s.text == "first" and len(set(values) - {0.0}) > 1:
     raise ValueError(f"{where}.text 'first' draws nothing, so {where}.origins can't weigh; say text 'random'")
   if s.min_matching != -1 and not 0 <= s.min_matching <= 1:
