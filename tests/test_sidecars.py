@@ -117,6 +117,10 @@ def test_damage_is_one_clear_error(tmp_path):
     assert not sidecars.is_complete(path)
     with pytest.raises(SidecarError, match=message):
       sidecars.read(path)
+  path.unlink()
+  path.mkdir()
+  with pytest.raises(IsADirectoryError):  # can't be read: nothing to delete
+    sidecars.read(path)
   with pytest.raises(FileNotFoundError, match=r"none\.parquet: no such sidecar; the shard is not finished"):
     sidecars.read(tmp_path / "none.parquet")
 

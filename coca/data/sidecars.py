@@ -105,15 +105,17 @@ def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Ta
 
   Raises:
     FileNotFoundError: there is none (the shard is not finished).
+    OSError: the file can't be read; it may be sound.
     SidecarError: damaged, or no sidecar.
   """
   try:
-    file = files.one(path)
-    with _open(file) as opened:
-      _check_schema(opened.schema_arrow)
-      return opened.read(list(columns or SCHEMA.names), use_threads=False)
+    data = files.read_all(*fsspec.core.url_to_fs(os.fspath(path)))
   except FileNotFoundError:
     raise FileNotFoundError(f"{path}: no such sidecar; the shard is not finished") from None
+  try:
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as opened:
+      _check_schema(opened.schema_arrow)
+      return opened.read(list(columns or SCHEMA.names), use_threads=False)
   except _ERRORS as e:
     raise SidecarError(f"{path} is damaged or no sidecar ({e}); delete it, and the stage writes it again") from None
 
@@ -121,16 +123,12 @@ def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Ta
 def is_complete(path: str | os.PathLike) -> bool:
   """Whether a whole sidecar is there, as far as its last bytes tell (`read` verifies the checksums of all)."""
   try:
-    with _open(files.one(path)) as opened:
+    file = files.one(path)
+    with pq.ParquetFile(file.path if file.local else pa.PythonFile(files.RangeFile(file), mode="r")) as opened:
       _check_schema(opened.schema_arrow)
     return True
   except _ERRORS:
     return False
-
-
-def _open(file: files.File) -> pq.ParquetFile:
-  data = file.path if file.local else pa.PythonFile(files.RangeFile(file), mode="r")
-  return pq.ParquetFile(data, page_checksum_verification=True)
 
 
 def _check_schema(schema: pa.Schema) -> None:
