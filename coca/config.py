@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from coca.typed import from_plain, lookup, to_plain
 
 Duration = str
+ORIGINS = ("web", "synthetic", "human", "label")  # where a text can come from
 DURATION = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|steps?|examples?)?")
 
 
@@ -164,6 +165,16 @@ class Source:
   prompts: tuple[str, ...] = ()  # for 'labels': one is drawn, e.g. "a photo of the {}"
   image_key: str = "image"  # column, field or member that holds the image
   text_key: str = "caption"  # and the text or texts
+  origin: str = ""  # what the texts are: 'web', 'synthetic', 'human', 'label'; empty: as the format has it (a folder's
+  # are human, a label's name is a label, all others are web)
+  # Texts of a CapFilt workdir in place of the source's own (coca/data/sources/bootstrapped.py):
+  sidecars: str = ""  # that workdir; empty: the source's own texts
+  sample: str = "text"  # an example is: 'text', each kept text (BLIP's D'); 'image', each image that has one, its text
+  # chosen by `text`
+  origins: dict[str, float] = field(default_factory=dict)  # which texts; empty: all. With 'image', the chance of a text
+  # to be drawn, relative to those of other origins. With 'text' 1 or 0: to weigh them, list two sources with weights
+  min_matching: float = -1.0  # at least this probability in place of the sidecars' `kept`; -1: as kept
+  min_contrastive: float = -2.0  # at least this cosine, likewise; -2: as kept. Human texts stay, whatever their scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,9 +256,13 @@ CHOICES = {
   "optim.decay_mask": ("kernels", "all"),
   "data.sources.*.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
   "data.sources.*.text": ("first", "random", "labels"),
+  "data.sources.*.origin": ("", *ORIGINS),
+  "data.sources.*.sample": ("text", "image"),
   "evals.*.kind": ("zero_shot", "retrieval", "captions", "matching"),
   "evals.*.source.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
   "evals.*.source.text": ("first", "random", "labels"),
+  "evals.*.source.origin": ("", *ORIGINS),
+  "evals.*.source.sample": ("text", "image"),
 }
 
 

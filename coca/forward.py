@@ -72,10 +72,6 @@ class Forward:
     """Sum of the negative log-likelihoods in nats, and the number of tokens, of {'image', 'text', 'weight'}."""
     return self._call(self._caption_loss, params, batch)
 
-  def encode(self, params, image) -> Encoded:
-    """uint8 [B, S, S, 3] -> what `caption` takes, split over the batch axes as the images are."""
-    return self._call(self._encode, params, image)
-
   def writer(self, params):
     """The parameters made ready for `caption`: once for many batches. They take the decoder's memory once more."""
     return params, self._call(self._decoding_weights, params)

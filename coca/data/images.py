@@ -23,7 +23,7 @@ from coca.data.records import BadRecord
 cv2.setNumThreads(0)  # the loader's threads work on different pictures; OpenCV's would fight them for the cores
 Image.init()
 # A list of our own, because Pillow would also try formats that start other programs (EPS: Ghostscript).
-_FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if f in Image.OPEN)
+FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if f in Image.OPEN)
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -197,7 +197,7 @@ def _jpeg(data: bytes, height: int = 0, width: int = 0, shrink: int = 1) -> np.n
 
 
 def _other(data: bytes, background, max_pixels: int) -> np.ndarray:
-  formats = _FORMATS
+  formats = FORMATS
   if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
     formats = ("WEBP",)
     _check_size(*_webp_size(data), max_pixels)  # Pillow allocates two canvases when it opens the file

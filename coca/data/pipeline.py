@@ -83,7 +83,7 @@ def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.Ma
     try:
       record = source[index]
       where = f"{name} {record.key}"
-      text = texts.choose(record, settings.text, settings.prompts, rng)
+      text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
       image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
     except BadRecord as e:
       return {"image": blank, "text": np.zeros(length, np.int32), "weight": np.float32(0)}, f"{where}: {e}"

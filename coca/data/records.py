@@ -1,6 +1,13 @@
 """What every source of image-text pairs hands over."""
 
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+_LONGEST = 120  # characters of a shard's name; file systems take 255, and something comes before and behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -8,7 +15,7 @@ class Text:
   """One text of a picture and where it comes from."""
 
   text: str
-  origin: str = "web"  # 'web', 'synthetic', 'human', 'label'
+  origin: str = "web"  # one of coca.config.ORIGINS
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +30,54 @@ class Record:
 
 class BadRecord(Exception):
   """A record that cannot be read; the message is the reason, with the file's name or the record's key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+  """Records `start` to `stop` - 1 of a source, which lie together: those of one file, or a part of them."""
+
+  name: str  # unique in its source; letters, digits, '.', '_' and '-', so that files can be called so
+  start: int
+  stop: int
+
+
+def shards_of(names: Sequence[str], counts: Sequence[int]) -> list[Shard]:
+  """Shards one after the other.
+
+  Args:
+    names: of their files, best as paths below a folder that does not depend on which files there are. What may not
+      stand in a file's name becomes '_', and names that are then alike get a part of their checksum.
+    counts: of their records. Files without records are left out.
+  """
+  seen, full = Counter(), []
+  for name in names:  # a file that is there twice
+    seen[name] += 1
+    full.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+  short = [re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[-_LONGEST:] for name in full]
+  alike = Counter(name.lower() for name in short)  # some file systems know no case
+  ends = list(itertools.accumulate(counts))
+  return [Shard(s if s and alike[s.lower()] == 1 else f"{s}-{hashlib.sha256(f.encode()).hexdigest()[:8]}", end - n, end)
+          for s, f, n, end in zip(short, full, counts, ends, strict=True) if n]
+
+
+def split(shards: Sequence[Shard], most: int) -> list[Shard]:
+  """Shards of at most `most` records: longer ones are cut into even parts, NAME-00000, NAME-00001, ...
+
+  Raises:
+    ValueError: `most` is not above 0.
+  """
+  if most < 1:
+    raise ValueError(f"shards of at most {most} records: it has to be above 0")
+  taken, out = {shard.name.lower() for shard in shards}, []
+  for shard in shards:
+    count, dash = -(-(shard.stop - shard.start) // most), "-"
+    if count == 1:
+      out.append(shard)
+      continue
+    while any(f"{shard.name}{dash}{n:05d}".lower() in taken for n in range(count)):
+      dash += "-"
+    ends = [shard.start + (shard.stop - shard.start) * n // count for n in range(count + 1)]
+    names = [f"{shard.name}{dash}{n:05d}" for n in range(count)]
+    out += [Shard(*part) for part in zip(names, ends[:-1], ends[1:], strict=True)]
+    taken |= {name.lower() for name in names}
+  return out

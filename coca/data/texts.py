@@ -1,13 +1,16 @@
 """Which of a record's texts is used, and label names as text."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from coca.config import ORIGINS, Source
 from coca.data.records import BadRecord, Record
 
 
-def choose(record: Record, rule: str, prompts: Sequence[str], rng: np.random.Generator) -> str:
+def choose(record: Record, rule: str, prompts: Sequence[str], rng: np.random.Generator,
+           origins: Mapping[str, float] | None = None) -> str:
   """One text of a record, white space collapsed.
 
   Args:
@@ -16,15 +19,19 @@ def choose(record: Record, rule: str, prompts: Sequence[str], rng: np.random.Gen
       at random, as in "a photo of the cat, animal" (CoCa section 4.1).
     prompts: for 'labels', with {} where the names go; without any, the names stand alone.
     rng: source of the choice.
+    origins: for 'random', how likely a text of each origin is, relative to those of others; without any, all are alike.
 
   Raises:
     BadRecord: no text is left ("empty caption").
   """
   usable = label_names(record) if rule == "labels" else captions(record)
-  if rule == "first":
+  if rule == "first" or (rule == "random" and len(usable) == 1):
     return usable[0]
+  if rule == "random" and origins:
+    ends = np.cumsum([origins.get(t.origin, 0) for t in record.texts if collapse(t.text)])
+    return usable[int(np.searchsorted(ends[:-1], rng.random() * ends[-1], "right"))]
   if rule == "random":
-    return usable[int(rng.integers(len(usable)))] if len(usable) > 1 else usable[0]
+    return usable[int(rng.integers(len(usable)))]
   names = ", ".join(usable[i] for i in rng.permutation(len(usable)))
   return in_prompt(prompts[int(rng.integers(len(prompts)))], names) if prompts else names
 
@@ -57,3 +64,26 @@ def check_prompts(prompts: Sequence[str], where: str) -> None:
   for prompt in prompts:
     if prompt.count("{}") != 1:
       raise ValueError(f"{where}: the prompt {prompt!r} has to hold {{}} once, where the label's name goes")
+
+
+def check_choice(s: Source, where: str) -> None:
+  """Raises ValueError if the settings that choose among the texts of sidecars make no sense."""
+  changed = [name for name in ("sample", "origins", "min_matching", "min_contrastive")
+             if getattr(s, name) != getattr(Source(), name)]
+  if changed and not s.sidecars:
+    raise ValueError(f"{where}.{changed[0]} chooses among a CapFilt workdir's texts; set {where}.sidecars to one")
+  for name in s.origins:
+    if name not in ORIGINS:
+      raise ValueError(f"{where}.origins.{name}: no such origin; known: {', '.join(ORIGINS)}")
+  values = s.origins.values()
+  if values and not (all(0 <= v < math.inf for v in values) and any(values)):
+    raise ValueError(f"{where}.origins is {s.origins}: weights are 0 or above, and one has to be above 0")
+  if s.sample == "text" and not set(values) <= {0.0, 1.0}:
+    raise ValueError(f"{where}.origins is {s.origins}: with sample 'text' (each kept text is an example) it takes 0 "
+                     "and 1. To weigh origins, list a source for each and set their weights, or say sample 'image'")
+  if s.sample == "image" and s.text == "first" and len(set(values) - {0.0}) > 1:
+    raise ValueError(f"{where}.text 'first' draws nothing, so {where}.origins can't weigh; say text 'random'")
+  if s.min_matching != -1 and not 0 <= s.min_matching <= 1:
+    raise ValueError(f"{where}.min_matching {s.min_matching} is no probability; -1: as the sidecars have it")
+  if s.min_contrastive != -2 and not -1 <= s.min_contrastive <= 1:
+    raise ValueError(f"{where}.min_contrastive {s.min_contrastive} is no cosine; -2: as the sidecars have it")

@@ -184,6 +184,7 @@ def texts_of(sources: dict, settings: dict[str, Source], limit: int, seed: int) 
           bar.update()
           try:
             if record is not None:
-              yield texts_.choose(record, settings[name].text, settings[name].prompts, rng)
+              rule = settings[name]
+              yield texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
           except BadRecord:
             continue

@@ -8,6 +8,7 @@ import functools
 import io
 import os
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -162,6 +164,16 @@ def find(path: str, suffix: str, make: str) -> tuple[list[File], list[str]]:
   return [File(fs, name, info["size"], _stamp(info)) for name, info in files.items()], missing
 
 
+def below(file: File, pattern: str, suffix: str) -> str:
+  """A file's path without `suffix`, below the last folder that `pattern`, by which it was found, names for certain."""
+  fixed = re.split(r"[*?\[{]", pattern)[0]
+  for root in (fixed, fixed.rpartition("/")[0]):
+    root = fsspec.core.url_to_fs(root or ".")[1].rstrip("/") + "/"
+    if file.path.startswith(root):
+      return file.path[len(root) :].removesuffix(suffix)
+  return file.name.removesuffix(suffix)
+
+
 def _listing(fs, name: str, suffix: str) -> list[dict]:
   with contextlib.suppress(FileNotFoundError, NotADirectoryError):
     if not re.search(r"[*?\[]", name):
@@ -227,16 +239,46 @@ def cache_directory() -> Path:
   return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coca"
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-  """Writes a file as a whole or not at all, also beside other processes that write the same one.
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """A file to write, which is at `path` (local, or an fsspec URL) when the block ends: as a whole, or not at all.
+
+  Others may write the same one meanwhile. Folders are made.
 
   Raises:
     OSError: the folder can't be made or written.
   """
+  fs, place = fsspec.core.url_to_fs(os.fspath(path))
+  if not isinstance(fs, LocalFileSystem):  # an object is there when it is there whole
+    with tempfile.NamedTemporaryFile() as scratch:
+      yield scratch
+      scratch.flush()
+      _again(lambda: fs.put_file(scratch.name, place), os.fspath(path))
+    return
+  path = Path(place)
   path.parent.mkdir(parents=True, exist_ok=True)
   scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
   try:
-    scratch.write_bytes(data)
+    with scratch.open("wb") as file:
+      yield file
     os.replace(scratch, path)
   finally:
     scratch.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | os.PathLike, data: bytes) -> None:
+  """Writes a file at once, as `writing` does."""
+  with writing(path) as file:
+    file.write(data)
+
+
+def one(path: str | os.PathLike) -> File:
+  """The file at a local path or an fsspec URL.
+
+  Raises:
+    OSError: it is not there, or can't be asked for.
+  """
+  fs, place = fsspec.core.url_to_fs(os.fspath(path))
+  fs.invalidate_cache(place)
+  info = _again(lambda: fs.info(place), os.fspath(path))
+  return File(fs, info["name"], info["size"], _stamp(info))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import fsspec
 
 from coca.config import Source
-from coca.data.records import BadRecord, Record
+from coca.data.records import BadRecord, Record, Shard
 from coca.data.sources import files
 
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "metadata.csv", "metadata.jsonl")
@@ -30,6 +30,7 @@ class Folder:
 
   def __init__(self, settings: Source):
     self.name = settings.path
+    self._origin = settings.origin or "human"
     self.problems: list[str] = []
     self._fs, self._root = fsspec.core.url_to_fs(settings.path)
     self._fs.invalidate_cache()
@@ -59,7 +60,7 @@ class Folder:
     try:
       image = self._read_image(path)
       if texts is None:
-        texts = files.as_texts(files.read_all(self._fs, f"{self._root}/{path.rpartition('.')[0]}.txt"), "human")
+        texts = files.as_texts(files.read_all(self._fs, f"{self._root}/{path.rpartition('.')[0]}.txt"), self._origin)
     except FileNotFoundError as e:
       raise BadRecord(f"{self.name}: no such file: {e.filename or e}") from None
     except (OSError, ValueError) as e:
@@ -67,6 +68,11 @@ class Folder:
     if not image or not texts:
       raise BadRecord(f"{self.name}: record '{path}': the {'text' if image else 'image'} is empty")
     return Record(path, image, texts)
+
+  @property
+  def shards(self) -> list[Shard]:
+    """A single one."""
+    return [Shard("folder", 0, len(self))]
 
   def _read_image(self, path: str) -> bytes:
     for suffix in ("", *(f".{e}" for e in files.IMAGE_EXTENSIONS)):  # a table may name images without it
@@ -112,7 +118,7 @@ class Folder:
         if columns is None:
           columns = _columns(table, row, settings)
         image = _inside(row.get(columns[0]))
-        texts[image] = texts.get(image, ()) + files.as_texts(row.get(columns[1]), "human")
+        texts[image] = texts.get(image, ()) + files.as_texts(row.get(columns[1]), self._origin)
       except _ColumnError:
         raise
       except ValueError as e:

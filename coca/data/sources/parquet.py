@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coca.config import Source
-from coca.data.records import BadRecord, Record
+from coca.data.records import BadRecord, Record, Shard, shards_of
 from coca.data.sources import files
 
 MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
@@ -50,6 +50,7 @@ class Parquet:
 
   def __init__(self, settings: Source):
     self.name = settings.path
+    self._origin = settings.origin or "web"
     found, self.problems = files.find(settings.path, ".parquet", MAKE)
     self._tables = []
     for table, problem in files.for_each(functools.partial(_examine, settings=settings), found, "opening Parquet"):
@@ -109,12 +110,18 @@ class Parquet:
     if not image:
       raise BadRecord(f"{where}: no image (column '{table.image}')")
     try:
-      texts = files.as_texts(values[table.text], "web")
+      texts = files.as_texts(values[table.text], self._origin)
     except ValueError as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
     if not texts:
       raise BadRecord(f"{where}: no text (column '{table.text}')")
     return Record(key, image, texts)
+
+  @property
+  def shards(self) -> list[Shard]:
+    """One a file."""
+    names = [files.below(table.file, self.name, ".parquet") for table in self._tables]
+    return shards_of(names, [sum(table.rows) for table in self._tables])
 
   def _row_group(self, group: int) -> pa.Table:
     """The decoded columns of a row group; threads that want the same one wait for a single reading."""

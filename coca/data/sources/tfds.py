@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coca import config
-from coca.data.records import BadRecord, Record, Text
+from coca.data.records import BadRecord, Record, Shard, Text, shards_of
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -123,13 +123,20 @@ class TfdsSource:
     # Where the text is a record's one class label, that is the label meant; else the feature 'label', if it is one.
     self._label = next((f for f in (self._text, label) if f and f.names and f.single), None)
     self.label_names = self._label.names if self._label else ()
-    self._origin = "label" if self._text.names or settings.text == "labels" else "web"
+    self._given = settings.origin
+    self._origin = settings.origin or ("label" if self._text.names or settings.text == "labels" else "web")
     if builtin:
       self.label_names = tuple(sorted({_string(self._fields(i), "caption") for i in range(len(self))}))
       self._labels = {name: i for i, name in enumerate(self.label_names)}
 
   def __len__(self) -> int:
     return self._ends[-1]
+
+  @property
+  def shards(self) -> list[Shard]:
+    """One a file of the split; files of which a slice leaves out the beginning tell where it begins."""
+    names = [os.path.basename(f.filename) + (f"-from-{f.skip}" if f.skip else "") for f in self._files]
+    return shards_of(names, [f.take for f in self._files])
 
   def __getitem__(self, i: int) -> Record:
     fields = self._fields(i)
@@ -145,7 +152,7 @@ class TfdsSource:
     if self._builtin:
       label = self._labels[_string(fields, "caption")]
       # Clip art's titles are what the web had; the emoji's names were written by people for what is in the picture.
-      if origin != "label" and _string(fields, "source") != "openclipart":
+      if not self._given and origin != "label" and _string(fields, "source") != "openclipart":
         origin = "human"
     elif self._label:
       label = next(iter(fields[self._label.key].int64_list.value), -1)

@@ -9,7 +9,7 @@ import operator
 import numpy as np
 
 from coca.config import Source
-from coca.data.records import BadRecord, Record
+from coca.data.records import BadRecord, Record, Shard, shards_of
 from coca.data.sources import files
 from coca.data.sources.tar_index import SUFFIX, TarIndex, read_index
 
@@ -26,6 +26,7 @@ class WebDataset:
 
   def __init__(self, settings: Source):
     self.name = settings.path
+    self._origin = settings.origin or "web"
     tars, self.problems = files.find(settings.path, ".tar", MAKE)
     tars = [f for f in tars if not f.name.endswith(SUFFIX)]
     self._field = settings.text_key
@@ -68,7 +69,7 @@ class WebDataset:
       raise BadRecord(f"{where}: no text (member .{self._text}, or .json with the field '{self._field}')")
     try:
       value = _field(text, self._field) if parsed else text
-      texts = files.as_texts(value, "web")
+      texts = files.as_texts(value, self._origin)
     except (ValueError, RecursionError) as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
     if not texts:
@@ -77,6 +78,12 @@ class WebDataset:
       problem = "no image" if image is None else "the image is empty"
       raise BadRecord(f"{where}: {problem} (member .{', .'.join(self._image)})")
     return Record(key, image, texts)
+
+  @property
+  def shards(self) -> list[Shard]:
+    """One a tar."""
+    names = [files.below(file, self.name, ".tar") for file, *_ in self._shards]
+    return shards_of(names, np.diff(self._starts).tolist())
 
   def _read(self, i: int) -> tuple[str, str, bytes | None, bytes | None, bool]:
     i = operator.index(i)

@@ -1,0 +1,238 @@
+"""Texts beside a source: what CapFilt writes for each shard (BLIP section 3.3), images not copied.
+
+    OUT/manifest.json           the stage's settings, source, models, thresholds and list of shards
+    OUT/texts/SHARD.parquet     one row a text in the order of the records, web texts before synthetic ones; a record
+                                without a text has one row. The file exists when the shard is finished
+
+`kept` is a column, so that other thresholds need no new scores (`keep`). The same columns give the same bytes, with the
+same version of pyarrow. Paths are local or fsspec URLs.
+"""
+
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Sequence
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from coca.config import ORIGINS, Source
+from coca.data.records import Shard
+from coca.data.sources import files
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema([
+  ("index", pa.int64()),  # number of the record in the source, not in the shard
+  ("key", pa.string()),  # the record's; "" where it can't be told
+  ("text", pa.string()),  # null: none
+  ("origin", _NAME),  # of the text, one of coca.config.ORIGINS; null without one
+  ("matching", pa.float32()),  # P(match) that the filter gives; null: no score
+  ("contrastive", pa.float32()),  # cosine of the filter's embeddings, likewise
+  ("kept", pa.bool_()),  # null: not decided yet
+  ("problem", pa.string()),  # why there is no text or score; null: nothing is wrong
+  ("decoding", _NAME),  # JSON of the settings that a synthetic text was written with; else null
+  ("captioner", _NAME),  # identity of the model that wrote it; else null
+  ("filter", _NAME),  # identity of the model that gave the scores
+  ("version", _NAME),  # of the code
+])
+SCORES = ("matching", "contrastive")
+ROW_GROUP = 1 << 17  # fixed, since it decides the bytes
+_PART = re.compile(r"-+\d{5,}$")  # what `coca.data.records.split` puts behind a name
+_ERRORS = (pa.ArrowException, OSError, ValueError)
+
+
+class SidecarError(ValueError):
+  """Sidecars or a manifest that can't be used; the message names the file and says what to do."""
+
+
+def path_of(out: str | os.PathLike, shard: str) -> str:
+  """Where the sidecar of a shard (`Shard.name`) lies in the CapFilt workdir `out`."""
+  return f"{os.fspath(out).rstrip('/')}/texts/{shard}.parquet"
+
+
+def write(path: str | os.PathLike, columns: dict[str, Sequence]) -> None:
+  """Writes a sidecar: all of it or nothing.
+
+  Args:
+    path: the file; folders are made.
+    columns: equally long lists or arrays by the names in `SCHEMA`, None for null. `index` is needed; columns that are
+      left out are null. In keys, what is no Unicode (a file's name in another encoding) is written as '?'.
+
+  Raises:
+    ValueError: another column, lengths or types that do not fit, indices that go down, a text without an origin or the
+      reverse, a score that is not finite.
+    OSError: the file can't be written.
+  """
+  if unknown := set(columns) - set(SCHEMA.names):
+    raise ValueError(f"{path}: no such column: {', '.join(sorted(unknown))}; a sidecar has {', '.join(SCHEMA.names)}")
+  count = len(columns.get("index", ()))
+  columns = {**dict.fromkeys(SCHEMA.names, [None] * count), **columns}
+  columns["key"] = ["" if key is None else plain(key) for key in columns["key"]]
+  try:
+    table = pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], SCHEMA)
+  except (pa.ArrowException, UnicodeEncodeError, OverflowError) as e:
+    raise ValueError(f"{path}: {e}") from None
+  index = table["index"].to_numpy()
+  if index.dtype != np.int64 or (index < 0).any() or (np.diff(index) < 0).any():
+    raise ValueError(f"{path}: the column 'index' has nulls or negative numbers, or goes down")
+  if not table["text"].is_valid().equals(table["origin"].is_valid()):
+    raise ValueError(f"{path}: each text needs an origin, and each origin a text")
+  if unknown := set(table["origin"].unique().to_pylist()) - {None, *ORIGINS}:
+    raise ValueError(f"{path}: unknown origin {min(unknown)!r}; known: {', '.join(ORIGINS)}")
+  for name in SCORES:
+    if pc.any(pc.invert(pc.is_finite(table[name]))).as_py():
+      raise ValueError(f"{path}: a score in '{name}' is not finite; where there is none, it is null, with a problem")
+  with files.writing(path) as file:
+    pq.write_table(table, file, row_group_size=ROW_GROUP, compression="zstd", compression_level=3, version="2.6",
+                   data_page_version="1.0", write_page_checksum=True)
+
+
+def plain(key: str) -> str:
+  """A record's key as sidecars have it."""
+  return key.encode("utf-8", "replace").decode()
+
+
+def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Table:
+  """A sidecar's rows, of the types in `SCHEMA`.
+
+  Args:
+    path: the file.
+    columns: which; None: all.
+
+  Raises:
+    FileNotFoundError: there is none (the shard is not finished).
+    OSError: the file can't be read; it may be sound.
+    SidecarError: damaged, or no sidecar.
+  """
+  try:
+    data = files.read_all(*fsspec.core.url_to_fs(os.fspath(path)))
+  except FileNotFoundError:
+    raise FileNotFoundError(f"{path}: no such sidecar; the shard is not finished") from None
+  try:
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as opened:
+      _check_schema(opened.schema_arrow)
+      return opened.read(list(columns or SCHEMA.names), use_threads=False)
+  except _ERRORS as e:
+    raise SidecarError(f"{path} is damaged or no sidecar ({e}); delete it, and the stage writes it again") from None
+
+
+def is_complete(path: str | os.PathLike) -> bool:
+  """Whether a whole sidecar is there, as far as its last bytes tell (`read` verifies the checksums of all)."""
+  try:
+    file = files.one(path)
+    with pq.ParquetFile(file.path if file.local else pa.PythonFile(files.RangeFile(file), mode="r")) as opened:
+      _check_schema(opened.schema_arrow)
+    return True
+  except _ERRORS:
+    return False
+
+
+def _check_schema(schema: pa.Schema) -> None:
+  for field in SCHEMA:
+    found = schema.field(field.name).type if field.name in schema.names else None
+    if found != field.type:
+      raise ValueError(f"column '{field.name}' is {found or 'missing'}; it has to be {field.type}")
+
+
+# --- Choosing texts ---
+
+
+def keep(table: pa.Table, settings: Source) -> np.ndarray:
+  """Which rows hold a text to train with: bool [rows].
+
+  Human texts always. Others as `kept` says, or where `settings.min_matching` or `settings.min_contrastive` ask for
+  something else, if they have these scores and reach them; a text without the score is not kept. `settings.origins`
+  leaves out whole origins.
+
+  Raises:
+    SidecarError: a text is not decided on yet, and no threshold is asked for.
+  """
+  origin = origins_of(table)
+  human = origin == ORIGINS.index("human")
+  kept = np.ones(len(table), bool)
+  asked = asked_scores(settings)
+  for name, least in asked.items():
+    kept &= table[name].fill_null(-np.inf).to_numpy() >= np.float32(least)
+  if not asked:
+    undecided = np.count_nonzero((origin >= 0) & ~human & table["kept"].is_null().to_numpy())
+    if undecided:
+      raise SidecarError(f"{undecided} of {len(table)} texts are not decided on yet ('kept' is null)")
+    kept = table["kept"].fill_null(False).to_numpy()
+  wanted = [i for i, name in enumerate(ORIGINS) if not settings.origins or settings.origins.get(name, 0) > 0]
+  return (kept | human) & np.isin(origin, wanted)
+
+
+def asked_scores(settings: Source) -> dict[str, float]:
+  """The scores that decide at reading, each with the least value kept; empty: `kept` decides."""
+  least = {"matching": settings.min_matching, "contrastive": settings.min_contrastive}
+  return {name: value for name, value in least.items() if value != getattr(Source(), f"min_{name}")}
+
+
+def origins_of(table: pa.Table) -> np.ndarray:
+  """Position of each row's origin in ORIGINS, int8 [rows]; -1: no text."""
+  found = pc.index_in(table["origin"].cast(pa.string()), pa.array(ORIGINS))
+  return found.fill_null(-1).to_numpy().astype(np.int8)
+
+
+# --- The workdir ---
+
+
+def read_manifest(out: str | os.PathLike) -> dict:
+  """manifest.json of a CapFilt workdir, with 'shards' as a list of `Shard`s.
+
+  Raises:
+    SidecarError: there is none, or a damaged one.
+  """
+  path = f"{os.fspath(out).rstrip('/')}/manifest.json"
+  try:
+    file = files.one(path)
+    manifest = json.loads(file.read(0, file.size))
+    return {**manifest, "shards": [Shard(str(name), int(a), int(b)) for name, a, b in manifest["shards"]]}
+  except FileNotFoundError:
+    raise SidecarError(f"{out} is no CapFilt workdir: it has no manifest.json; python -m coca.capfilt makes "
+                       "one") from None
+  except (OSError, ValueError, TypeError, KeyError) as e:
+    raise SidecarError(f"{path} can't be read ({type(e).__name__}: {e}); restore it, or run CapFilt in another "
+                       "workdir") from None
+
+
+def check_source(shards: Sequence[Shard], source, out: str | os.PathLike) -> None:
+  """Raises SidecarError if `shards` of a manifest are not those of `source` or parts of them; it names the first."""
+  now, rest = source.shards, deque(shards)
+  names = {shard.name for shard in now}
+  wrong = ""
+  for shard in now:
+    parts = []
+    while rest and (rest[0].name == shard.name or
+                    (rest[0].name not in names and _PART.sub("", rest[0].name) == shard.name)):
+      parts.append(rest.popleft())
+    ends = [shard.start, *(part.stop for part in parts)]
+    if ends[-1] != shard.stop or [part.start for part in parts] != ends[:-1]:
+      if parts:
+        wrong = (f"'{shard.name}' was records {parts[0].start} to {parts[-1].stop} and is now {shard.start} to "
+                 f"{shard.stop}")
+      elif rest and names.isdisjoint((rest[0].name, _PART.sub("", rest[0].name))):
+        wrong = f"'{rest[0].name}' is gone"
+      else:
+        wrong = f"'{shard.name}' is new, or in another place"
+      break
+  if not wrong and rest:
+    wrong = f"'{rest[0].name}' is gone"
+  if wrong:
+    raise SidecarError(f"{source.name} is not the source that {out} was made from, or has changed since: {wrong}. "
+                       "Restore it, or run CapFilt on it as it is in another workdir")
+
+
+def check_finished(shards: Sequence[Shard], out: str | os.PathLike) -> None:
+  """Raises SidecarError if shards have no sidecar; it says how many, and the command that goes on."""
+  fs, folder = fsspec.core.url_to_fs(f"{os.fspath(out).rstrip('/')}/texts")
+  fs.invalidate_cache()
+  there = {path.rpartition("/")[2] for path in fs.ls(folder, detail=False)} if fs.isdir(folder) else set()
+  missing = [shard.name for shard in shards if f"{shard.name}.parquet" not in there]
+  if missing:
+    raise SidecarError(f"{out}: {len(missing)} of {len(shards)} shards are not finished, such as '{missing[0]}'. The "
+                       f"command that began goes on with them: python -m coca.capfilt --config=... --workdir={out}")
