@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 ORIGINS = ("web", "synthetic", "human", "label")
 COLUMNS = ("index", "key", "origin", "matching", "contrastive", "kept", "problem")
 IDENTITIES = ("decoding", "captioner", "filter", "version")
-M, C = 100, 2000  # bins of matching from 0 to 1, of contrastive from -1 to 1; one more of each holds texts with no score
+M, C = 100, 2000  # bins of matching from 0 to 1, of contrastive from -1 to 1; one more each for texts without
 MOST_REASONS = 1000  # that are told apart
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # thresholds of matching in `agreement`
 
@@ -107,8 +107,8 @@ class Tally:
   def agreement(self, levels=LEVELS) -> list[dict]:
     """How alike a threshold of matching and one of contrastive decide that keeps the same share.
 
-    Over the texts that have both scores, human ones aside (those are always kept). The threshold of contrastive is the one of C whose share
-    comes nearest.
+    Over the texts that have both scores, human ones aside (those are always kept). The threshold of contrastive is the
+    edge of a bin whose share comes nearest.
 
     Returns:
       a dict for each level: matching and contrastive (the thresholds), matching_keeps and contrastive_keeps (texts), of

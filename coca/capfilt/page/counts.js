@@ -36,7 +36,7 @@ const tag = origin => h("span", {class: `tag ${colour(origin)}`}, origin);
 
 const origins = Object.keys(data.origins);
 const texts = o => o.kept + o.dropped + o.failed + o.undecided;
-const total = (key, of = origins) => of.reduce((sum, name) => sum + (key ? data.origins[name][key] : texts(data.origins[name])), 0);
+const total = key => origins.reduce((sum, name) => sum + (key ? data.origins[name][key] : texts(data.origins[name])), 0);
 const threshold = data.manifest.threshold || {};
 
 // A bin as a score at its lower edge, and back; the last bin of each score holds the texts that have none.
@@ -77,15 +77,18 @@ function keeps(name, cut) {
 /** Share of the texts with a lower score, of all origins: makes the two scores comparable. */
 const ranks = {};
 for (const score of scored) {
-  const sums = [...Array(bins[score]).keys()].map(b => origins.reduce((sum, name) => sum + marginal[score][name][b], 0));
+  const sums = [...Array(bins[score]).keys()]
+    .map(b => origins.reduce((sum, name) => sum + marginal[score][name][b], 0));
   const all = sums.reduce((a, b) => a + b, 0);
   let below = 0;
   ranks[score] = sums.map(n => { below += n; return (below - n / 2) / all; });
 }
 function disagreement(text) {
   if (text.matching === null || text.contrastive === null) return null;
-  const [a, b] = Object.keys(SCORES).map(score =>
-    ranks[score][Math.max(0, Math.min(bins[score] - 1, Math.floor(bin(score, text[score]))))]);
+  const [a, b] = Object.keys(SCORES).map(score => {
+    const {low, high} = SCORES[score], at = Math.floor((text[score] - low) / (high - low) * bins[score]);
+    return ranks[score][Math.max(0, Math.min(bins[score] - 1, at))];
+  });
   return Math.abs(a - b);
 }
 
@@ -119,10 +122,11 @@ function cutNow() {
 const rule = cut => scored.filter(score => (cut[score] ?? null) !== null)
   .map(score => `${score} ≥ ${+cut[score].toFixed(4)}`).join(" and ") || "no threshold";
 
-/** true, false, or null where nothing is decided. */
-function decision(text, cut) {
-  if (!cut || text.origin === "human" || text.text === null) return text.kept;
-  return Object.keys(SCORES).every(score => cut[score] === null || (text[score] !== null && text[score] >= cut[score]));
+/** Of a text: 'kept', 'dropped', 'failed' (there is no score to decide by), 'undecided'. */
+function stateOf(text, cut) {
+  const kept = !cut || text.origin === "human" || text.text === null ? text.kept : Object.keys(SCORES).every(score =>
+    cut[score] === null || (text[score] !== null && text[score] >= cut[score]));
+  return kept ? "kept" : text.problem ? "failed" : kept === null ? "undecided" : "dropped";
 }
 
 // ---- Upper part ---------------------------------------------------------------------------------------------------
@@ -132,7 +136,8 @@ function drawHead() {
   $("name").textContent = data.name;
   const images = data.images.reduce((a, b) => a + b, 0);
   $("lede").textContent = shards.finished ?
-    `${plural(images, "image")} and ${plural(total(), "text")} in ${count(shards.finished)} of ${plural(shards.all, "shard")}` :
+    `${plural(images, "image")} and ${plural(total(), "text")} in ` +
+      `${count(shards.finished)} of ${plural(shards.all, "shard")}` :
     `None of ${plural(shards.all, "shard")} is finished yet.`;
   $("progress").hidden = shards.finished === shards.all;
   $("progress").firstChild.style.width = `${100 * shards.finished / shards.all}%`;
@@ -154,9 +159,20 @@ function drawHead() {
     "Source": [[source.kind, source.path, source.split].filter(x => x).join(" ") || "–"],
     "Version": one("version"),
   };
-  for (const [name, value] of Object.entries(parts)) $("run").append(h("div", {}, h("dt", {}, name), h("dd", {}, ...value)));
+  for (const [name, value] of Object.entries(parts)) {
+    $("run").append(h("div", {}, h("dt", {}, name), h("dd", {}, ...value)));
+  }
   $("settings").textContent = JSON.stringify(manifest, null, 2);
 
+  drawTiles(images);
+  drawOrigins();
+  $("images").append(h("div", {class: "stack"}, ...["none", "one", "two or more"].flatMap((name, i) => [
+    h("span", {}, name),
+    h("div", {class: "bar"}, h("i", {style: {width: `${images ? 100 * data.images[i] / images : 0}%`}})),
+    h("span", {}, count(data.images[i]) + " ", h("small", {}, share(data.images[i], images)))])));
+}
+
+function drawTiles(images) {
   const tile = (figure, name, more) => h("div", {class: "tile"}, h("b", {}, figure), name, h("small", {}, more));
   const noise = name => {
     const o = data.origins[name];
@@ -167,22 +183,26 @@ function drawHead() {
   $("tiles").append(...[
     tile(share(total("kept"), total()), "of all texts kept", `${count(total("kept"))} of ${count(total())}`),
     noise("synthetic"), noise("web"),
-    tile(share(data.images[1] + data.images[2], images), "of images keep a text", `${count(data.images[0])} have none left`),
-    tile(share(failed, images), "of images failed", failed ? `${count(failed)}, with reasons below` : "all could be read and scored"),
+    tile(share(data.images[1] + data.images[2], images), "of images keep a text",
+      `${count(data.images[0])} have none left`),
+    tile(share(failed, images), "of images failed",
+      failed ? `${count(failed)}, with reasons below` : "all could be read and scored"),
   ].filter(x => x));
+}
 
-  const bar = o => h("div", {class: "bar"}, ...["kept", "dropped", "failed", "undecided"].filter(k => o[k])
-    .map(k => h("i", {class: k, title: `${k}: ${count(o[k])}`, style: {width: `${100 * o[k] / texts(o)}%`}})));
-  const states = ["kept", "dropped", "failed", "undecided"].filter(k => k === "kept" || k === "dropped" || total(k));
-  $("origins").append(table(["Origin", "Texts", "", ...states], origins.map(name => {
+function drawOrigins() {
+  const states = ["kept", "dropped", "failed", "undecided"];
+  const shown = states.filter(k => k === "kept" || k === "dropped" || total(k));
+  const bar = o => states.filter(k => o[k])
+    .map(k => h("i", {class: k, title: `${k}: ${count(o[k])}`, style: {width: `${100 * o[k] / texts(o)}%`}}));
+  $("origins").append(table(["Origin", "Texts", "", ...shown], origins.map(name => {
     const o = data.origins[name];
-    return [tag(name), count(texts(o)), h("div", {class: colour(name)}, bar(o)),
-      ...states.map(k => h("span", {}, count(o[k]), h("br"), h("small", {}, share(o[k], texts(o)))))];
+    return [tag(name), count(texts(o)), h("div", {class: `bar ${colour(name)}`}, ...bar(o)),
+      ...shown.map(k => h("span", {}, count(o[k]), h("br"), h("small", {}, share(o[k], texts(o)))))];
   })));
-  if (total("undecided")) $("origins").append(h("p", {class: "say"}, `${plural(total("undecided"), "text")} not decided yet.`));
-  $("images").append(h("div", {class: "stack"}, ...["none", "one", "two or more"].flatMap((name, i) => [
-    h("span", {}, name), h("div", {class: "bar"}, h("i", {style: {width: `${images ? 100 * data.images[i] / images : 0}%`}})),
-    h("span", {}, count(data.images[i]) + " ", h("small", {}, share(data.images[i], images)))])));
+  if (total("undecided")) {
+    $("origins").append(h("p", {class: "say"}, `${plural(total("undecided"), "text")} not decided yet.`));
+  }
 }
 
 function table(head, rows) {
@@ -196,8 +216,9 @@ function table(head, rows) {
 function drawMore() {
   if (data.agreement.length) {
     $("agreement").append(h("h2", {}, "Do the two scores agree?"),
-      h("p", {class: "say"}, `For each threshold of matching, the one of contrastive that keeps as many of the ${count(data.agreement[0].of)} ` +
-        "texts with both scores (human ones aside), and on what share of them the two decide alike."),
+      h("p", {class: "say"}, "For each threshold of matching, the one of contrastive that keeps as many of the " +
+        `${count(data.agreement[0].of)} texts with both scores (human ones aside), and on what share of them the two ` +
+        "decide alike."),
       table(["matching ≥", "keeps", "contrastive ≥", "keeps", "alike", "by chance"], data.agreement.map(a => [
         h("b", {}, String(a.matching)), count(a.matching_keeps), a.contrastive.toFixed(3), count(a.contrastive_keeps),
         h("b", {}, percent(a.agree)), percent(a.chance)])),
@@ -207,9 +228,9 @@ function drawMore() {
       }}, "Look at the pictures on which they differ most")));
   } else $("agreement").hidden = true;
   if (data.failures.length) {
-    $("failures").append(h("h2", {}, "Failures"), table(["Reason", "Images", "Texts"], data.failures.map(([reason, images, n, example]) => [
-      h("span", {class: "text"}, reason, reason === example ? null : h("small", {}, `such as: ${example}`)), count(images), count(n)])));
+    $("failures").append(h("h2", {}, "Failures"), table(["Reason", "Images", "Texts"],
+      data.failures.map(([reason, images, n, example]) => [h("span", {class: "text"}, reason,
+        reason === example ? null : h("small", {}, `such as: ${example}`)), count(images), count(n)])));
   } else $("failures").hidden = true;
   if ($("failures").hidden || $("agreement").hidden) $("more").classList.remove("pair");
 }
-

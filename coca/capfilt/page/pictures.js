@@ -1,36 +1,41 @@
 // ---- Pictures -----------------------------------------------------------------------------------------------------
 
+const KEPT = {1: "kept", 0: "dropped", failed: "failed", undecided: "undecided"};
 const cards = new Map();
 function card(record) {
   if (!cards.has(record.index)) {
     const picture = record.image ? h("img", {src: record.image, alt: "", loading: "lazy"}) :
       h("div", {class: "hole"}, record.problem);
-    cards.set(record.index, h("article", {class: "card", "data-index": record.index}, picture, h("ul", {}, ...record.texts.map(line)),
+    cards.set(record.index, h("article", {class: "card", "data-index": record.index}, picture,
+      h("ul", {}, ...record.texts.map(text => line(text, record))),
       h("footer", {}, `${count(record.index)} · ${record.key}`)));
   }
   return cards.get(record.index);
 }
-function line(text) {
-  const facts = scored.filter(score => text[score] !== null).map(score => h("span", {}, `${SCORES[score].short} ${text[score].toFixed(2)}`));
-  return h("li", {}, text.text === null ? null : h("div", {class: "words", title: text.text}, text.text || "(empty)"),
+function line(text, record) {
+  const facts = scored.filter(score => text[score] !== null)
+    .map(score => h("span", {}, `${SCORES[score].short} ${text[score].toFixed(2)}`));
+  return h("li", {},
+    text.text === null ? null : h("div", {class: "words", title: text.text}, text.text || "(empty)"),
     h("div", {class: "facts"}, text.origin ? tag(text.origin) : null, h("span", {}, ...facts)),
-    text.problem ? h("div", {class: "why"}, text.problem) : null);
+    text.problem && text.problem !== record.problem ? h("div", {class: "why"}, text.problem) : null);
 }
 
 /** Whether a text fits the filters. */
 function fits(text, record, cut) {
-  const kept = decision(text, cut), x = text[view.score];
+  const state = stateOf(text, cut), x = text[view.score], search = view.q.toLowerCase();
   return (view.origin === "" || text.origin === view.origin) &&
-    (view.kept === "" || (view.kept === "1" && kept === true) || (view.kept === "0" && kept === false && text.text !== null) ||
-      (view.kept === "none" && scored.every(score => text[score] === null)) || (view.kept === "changed" && kept !== text.kept)) &&
-    ((view.min === "" && view.max === "") || (x !== null && (view.min === "" || x >= Number(view.min)) && (view.max === "" || x <= Number(view.max)))) &&
-    (view.q === "" || (text.text || "").toLowerCase().includes(view.q.toLowerCase()) || record.key.toLowerCase().includes(view.q.toLowerCase()));
+    (view.kept === "" || state === KEPT[view.kept] ||
+      (view.kept === "changed" && state !== stateOf(text, null))) &&
+    ((view.min === "" && view.max === "") || x !== null) &&
+    (view.min === "" || x >= Number(view.min)) && (view.max === "" || x <= Number(view.max)) &&
+    (search === "" || `${text.text || ""}\n${record.key}`.toLowerCase().includes(search));
 }
 
 /** A record's place in the order: the lowest or the highest of the texts that fit; without any it comes last. */
 function place(found) {
   const name = view.sort.replace(/^-/, ""), low = !view.sort.startsWith("-") && name !== "disagreement";
-  const xs = found.map(text => name === "disagreement" ? disagreement(text) : text[name]).filter(x => x !== null && x !== undefined);
+  const xs = found.map(text => name === "disagreement" ? disagreement(text) : text[name]).filter(x => (x ?? null) !== null);
   return !xs.length ? Infinity : low ? Math.min(...xs) : -Math.max(...xs);
 }
 
@@ -49,12 +54,15 @@ function drawGrid() {
   $("grid").replaceChildren(...shown.map(({record, texts}) => {
     const node = card(record);
     [...node.querySelectorAll("li")].forEach((item, i) => {
-      item.classList.toggle("dropped", decision(record.texts[i], cut) === false);
+      item.classList.toggle("dropped", stateOf(record.texts[i], cut) === "dropped");
       item.classList.toggle("aside", !texts.includes(record.texts[i]));
     });
     return node;
   }));
-  if (!shown.length) $("grid").append(h("p", {}, data.records.length ? "No picture has a text that fits these filters." : "No pictures yet."));
+  if (!shown.length) {
+    const why = data.records.length ? "No picture has a text that fits these filters." : "No pictures yet.";
+    $("grid").append(h("p", {}, why));
+  }
   const images = data.images.reduce((a, b) => a + b, 0);
   $("found").textContent = `${count(found.length)} of ${count(data.records.length)} pictures` +
     (data.records.length < images ? `, an even sample of ${count(images)}` : "");

@@ -37,10 +37,14 @@ function drawPlot(box, score) {
   const floor = 10 ** Math.max(-6, Math.floor(Math.log10(Math.min(...all))));
   const roof = log ? 10 ** Math.ceil(Math.log10(most)) : most * 1.05;
   const y = v => PAD.top + tall * (1 - (log ? Math.log(Math.max(v, floor) / floor) / Math.log(roof / floor) : v / roof));
-  const svg = s("svg", {height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": `histogram of ${score}`});
+  const svg = s("svg", {height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img",
+    "aria-label": `histogram of ${score}`});
   const cut = cutNow(), line = cut ? cut[score] : threshold[score] ?? null;
   const at = v => Math.min(Math.max(x(v), PAD.left), width - PAD.right);
-  if (line !== null) svg.append(s("rect", {class: "gone", x: PAD.left, y: PAD.top, width: at(line) - PAD.left, height: tall}));
+  const upright = (v, name) => s("line", {class: name, x1: at(v), x2: at(v), y1: PAD.top, y2: PAD.top + tall});
+  if (line !== null) {
+    svg.append(s("rect", {class: "gone", x: PAD.left, y: PAD.top, width: at(line) - PAD.left, height: tall}));
+  }
   for (const tick of log ? decades(floor, roof) : steps(0, roof, 4)) {
     svg.append(s("line", {class: "axis", x1: PAD.left, x2: width - PAD.right, y1: y(tick), y2: y(tick)}),
       s("text", {x: PAD.left - 6, y: y(tick) + 4, "text-anchor": "end"}, `${+(100 * tick).toPrecision(2)}%`));
@@ -52,13 +56,11 @@ function drawPlot(box, score) {
     s("text", {x: PAD.left - 34, y: 9}, "share of the origin's texts"));
   for (const [name, ys] of lines) {
     const edge = i => x(Math.min(value(score, first + i * step), high));
-    const path = ys.map((v, i) => `L${edge(i).toFixed(1)},${y(v).toFixed(1)}L${edge(i + 1).toFixed(1)},${y(v).toFixed(1)}`);
+    const path = ys.map((v, i) => `L${[edge(i), y(v), edge(i + 1), y(v)].map(n => n.toFixed(1))}`);
     svg.append(s("path", {class: `area ${colour(name)}`, d: `M${x(low)},${y(0)}${path.join("")}L${x(high)},${y(0)}Z`}));
   }
-  if (threshold[score] !== undefined) {
-    svg.append(s("line", {class: "run", x1: at(threshold[score]), x2: at(threshold[score]), y1: PAD.top, y2: PAD.top + tall}));
-  }
-  if (line !== null) svg.append(s("line", {class: "cut", x1: at(line), x2: at(line), y1: PAD.top, y2: PAD.top + tall}));
+  if (threshold[score] !== undefined) svg.append(upright(threshold[score], "run"));
+  if (line !== null) svg.append(upright(line, "cut"));
   const [plot, slider, caption] = box.children;
   plot.replaceChildren(svg);
   // The thumb's centre is at the score that it stands for.
@@ -87,17 +89,18 @@ function drawCuts() {
     const o = data.origins[name], all = texts(o), now = cut ? keeps(name, cut) : o.kept, change = now - o.kept;
     return [tag(name), count(all), `${count(o.kept)} (${share(o.kept, all)})`,
       h("b", {id: "kept-" + name}, `${count(now)} (${share(now, all)})`),
-      h("span", {class: change > 0 ? "up" : change < 0 ? "down" : ""}, change ? (change > 0 ? "+" : "−") + count(Math.abs(change)) : "0"),
+      h("span", {class: change > 0 ? "up" : change < 0 ? "down" : ""},
+        (change > 0 ? "+" : change < 0 ? "−" : "") + count(Math.abs(change))),
       h("div", {class: `bar ${colour(name)}`}, h("i", {style: {width: `${100 * now / all}%`}}))];
   });
   const flags = cut ? scored.filter(score => cut[score] !== null)
     .map(score => `--config.data.sources.<name>.min_${score}=${+cut[score].toFixed(4)}`).join(" ") : "";
+  const back = () => setView({min_matching: "", min_contrastive: ""});
   $("cuts").replaceChildren(table(["Origin", "Texts", "Kept in the run", "Kept now", "Change", ""], rows), cut ?
     h("p", {class: "note"}, "Train at ", h("b", {}, rule(cut)), flags ? ": add " : "", h("code", {}, flags), " ",
-      h("button", {class: "link", type: "button", onclick: () => setView({min_matching: "", min_contrastive: ""})}, "Back to the run")) :
-    h("p", {class: "say"}, "“Kept now” is what was decided in the run until you move a threshold. Human pairs are always kept; " +
-      "a text without a score is not kept once a threshold asks for it."));
+      h("button", {class: "link", type: "button", onclick: back}, "Back to the run")) :
+    h("p", {class: "say"}, "“Kept now” is what was decided in the run until you move a threshold. Human pairs are " +
+      "always kept; a text without a score is not kept once a threshold asks for it."));
   $("chip").hidden = !cut;
   $("chip").textContent = cut ? `Texts are struck through as ${rule(cut)} decides, not as in the run.` : "";
 }
-
