@@ -303,6 +303,8 @@ def test_another_threshold(visit, rows):
   changed = [[r["index"], r["origin"], True] for r in rows
              if r["kept"] is not False and r["origin"] != "human" and r["matching"] < np.float32(0.8)]
   assert [t for t in all_texts(visit, "min_matching=0.8&kept=changed") if t[2]] == changed
+  anything = visit("min_matching=any").evaluate(kept.format("web"))
+  assert anything.startswith(f"{sum(r['origin'] == 'web' and r.get('matching', -1) >= 0 for r in rows)} (")
   both = visit("min_matching=0.3&min_contrastive=0.2").evaluate(kept.format("web"))
   now = sum(r["origin"] == "web" and r.get("matching", 0) >= np.float32(0.3) and r["contrastive"] >= np.float32(0.2)
             for r in rows)
@@ -346,6 +348,22 @@ def test_it_fits_a_phone_and_the_dark(visit):
     assert browser.evaluate("getComputedStyle(document.body).backgroundColor") != light
   finally:
     browser.call("Emulation.setEmulatedMedia", features=[])
+
+
+@pytest.mark.parametrize("scores", [("matching",), ("contrastive",), ()])
+def test_a_run_with_fewer_scores(browser, tmp_path, rows, scores):
+  (tmp_path / "texts").mkdir()
+  mine = [{k: v for k, v in r.items() if k in scores or k not in ("matching", "contrastive")} for r in rows]
+  pq.write_table(pa.Table.from_pylist(mine, SCHEMA), tmp_path / "texts" / "all.parquet")
+  least = {"matching": 0.5, "contrastive": None}  # null: set later
+  (tmp_path / "manifest.json").write_text(json.dumps({"shards": [["all", 0, 90]], "threshold": least}))
+  write_report(tmp_path, Pictures())
+  browser.problems.clear()
+  browser.open(tmp_path / "report.html", "sort=disagreement&min_contrastive=0.2&log=1")
+  assert browser.evaluate("document.querySelectorAll('svg').length") == len(scores)
+  assert browser.evaluate("document.querySelectorAll('[value=disagreement]').length") == 0
+  assert browser.evaluate(f"{CARDS}.length") == 24
+  assert browser.problems == []
 
 
 def test_a_run_with_nothing_finished(browser, tmp_path):

@@ -52,8 +52,8 @@ def write_report(out, source, limit: int = 400) -> epath.Path:
   for path, indices in _spread(finished, limit):
     try:
       with path.open("rb") as file:
-        _read_shard(pq.ParquetFile(file), indices, tally, rows)
-    except (pa.ArrowException, KeyError) as e:
+        _read_shard(pq.ParquetFile(file, page_checksum_verification=True), indices, tally, rows)
+    except (pa.ArrowException, KeyError, OSError) as e:
       raise ValueError(f"{path} is no sidecar or a damaged one: {e}. Delete it and run coca.capfilt again: the shard "
                        "is made anew") from e
   with ThreadPoolExecutor() as pool:
@@ -74,7 +74,7 @@ def write_report(out, source, limit: int = 400) -> epath.Path:
     "records": records,
   }
   path, partial = out / "report.html", out / "report.html.partial"
-  partial.write_bytes(_page(f"CapFilt: {out.name}", data).encode())
+  partial.write_bytes(_page(f"CapFilt: {out.name}", data).encode("utf-8", "replace"))
   partial.replace(path)
   return path
 
@@ -121,7 +121,7 @@ def _picture(source, index: int, key: str | None) -> dict:
   """The square that the models saw, as a data URL, or why there is none."""
   try:
     record = source[index]
-    if key and record.key != key:
+    if key and record.key.encode("utf-8", "replace").decode() != key:  # as a sidecar has it
       return {"problem": f"the source has another record here: {record.key}"}
     return {"image": data_url(decode_eval(record.image, SIDE))}
   except BadRecord as e:

@@ -36,8 +36,10 @@ const tag = origin => h("span", {class: `tag ${colour(origin)}`}, origin);
 
 const origins = Object.keys(data.origins);
 const texts = o => o.kept + o.dropped + o.failed + o.undecided;
-const total = key => origins.reduce((sum, name) => sum + (key ? data.origins[name][key] : texts(data.origins[name])), 0);
-const threshold = data.manifest.threshold || {};
+const total = key => origins.map(name => key ? data.origins[name][key] : texts(data.origins[name]))
+  .reduce((a, b) => a + b, 0);
+const threshold = Object.fromEntries(
+  Object.entries(data.manifest.threshold || {}).filter(([, least]) => typeof least === "number"));
 
 // A bin as a score at its lower edge, and back; the last bin of each score holds the texts that have none.
 const bins = data.bins;
@@ -114,10 +116,13 @@ function setView(changes) {
 /** The thresholds of the sliders; null: none moved, and what was decided in the run counts. */
 function cutNow() {
   if (view.min_matching === "" && view.min_contrastive === "") return null;
-  return Object.fromEntries(Object.keys(SCORES).map(score => {
+  const cut = Object.fromEntries(Object.keys(SCORES).map(score => {
     const set = view["min_" + score];
     return [score, set === "any" ? null : set !== "" ? Number(set) : threshold[score] ?? null];
   }));
+  // A reader has to ask for something, or what was decided in the run counts.
+  if (Object.values(cut).every(least => least === null) && scored.length) cut[scored[0]] = SCORES[scored[0]].low;
+  return cut;
 }
 const rule = cut => scored.filter(score => (cut[score] ?? null) !== null)
   .map(score => `${score} ≥ ${+cut[score].toFixed(4)}`).join(" and ") || "no threshold";

@@ -35,7 +35,8 @@ function fits(text, record, cut) {
 /** A record's place in the order: the lowest or the highest of the texts that fit; without any it comes last. */
 function place(found) {
   const name = view.sort.replace(/^-/, ""), low = !view.sort.startsWith("-") && name !== "disagreement";
-  const xs = found.map(text => name === "disagreement" ? disagreement(text) : text[name]).filter(x => (x ?? null) !== null);
+  const xs = found.map(text => name === "disagreement" ? disagreement(text) : text[name])
+    .filter(x => (x ?? null) !== null);
   return !xs.length ? Infinity : low ? Math.min(...xs) : -Math.max(...xs);
 }
 

@@ -36,7 +36,8 @@ function drawPlot(box, score) {
   const log = view.log !== "", most = Math.max(...all);
   const floor = 10 ** Math.max(-6, Math.floor(Math.log10(Math.min(...all))));
   const roof = log ? 10 ** Math.ceil(Math.log10(most)) : most * 1.05;
-  const y = v => PAD.top + tall * (1 - (log ? Math.log(Math.max(v, floor) / floor) / Math.log(roof / floor) : v / roof));
+  const level = v => log ? Math.log(Math.max(v, floor) / floor) / Math.log(roof / floor) : v / roof;
+  const y = v => PAD.top + tall * (1 - level(v));
   const svg = s("svg", {height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img",
     "aria-label": `histogram of ${score}`});
   const cut = cutNow(), line = cut ? cut[score] : threshold[score] ?? null;
@@ -67,7 +68,8 @@ function drawPlot(box, score) {
   Object.assign(slider.style, {marginLeft: `${PAD.left - 9}px`, width: `${inner + 18}px`});
   slider.value = line === null ? low : line;
   const ran = threshold[score] === undefined ? "none in this run" : `${+threshold[score].toFixed(4)} in this run`;
-  caption.replaceChildren("least ", score, " ", h("b", {}, line === null ? "any" : String(+line.toFixed(4))), ` (${ran})`);
+  const least = line === null ? "any" : String(+line.toFixed(4));
+  caption.replaceChildren("least ", score, " ", h("b", {}, least), ` (${ran})`);
 }
 
 function steps(low, high, most) {
@@ -94,13 +96,13 @@ function drawCuts() {
       h("div", {class: `bar ${colour(name)}`}, h("i", {style: {width: `${100 * now / all}%`}}))];
   });
   const flags = cut ? scored.filter(score => cut[score] !== null)
-    .map(score => `--config.data.sources.<name>.min_${score}=${+cut[score].toFixed(4)}`).join(" ") : "";
+    .map(score => h("code", {}, `--config.data.sources.<name>.min_${score}=${+cut[score].toFixed(4)} `)) : [];
   const back = () => setView({min_matching: "", min_contrastive: ""});
   $("cuts").replaceChildren(table(["Origin", "Texts", "Kept in the run", "Kept now", "Change", ""], rows), cut ?
-    h("p", {class: "note"}, "Train at ", h("b", {}, rule(cut)), flags ? ": add " : "", h("code", {}, flags), " ",
+    h("p", {class: "note"}, "Train at ", h("b", {}, rule(cut)), ": ", ...flags,
       h("button", {class: "link", type: "button", onclick: back}, "Back to the run")) :
     h("p", {class: "say"}, "“Kept now” is what was decided in the run until you move a threshold. Human pairs are " +
       "always kept; a text without a score is not kept once a threshold asks for it."));
   $("chip").hidden = !cut;
-  $("chip").textContent = cut ? `Texts are struck through as ${rule(cut)} decides, not as in the run.` : "";
+  $("chip").textContent = cut ? `Struck through is what ${rule(cut)} drops, not what the run dropped.` : "";
 }
