@@ -2,7 +2,7 @@
 // Draws the report from the JSON block. Texts of the data reach the page as text nodes only, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id);
-const PER_PAGE = 24, SVG = "http://www.w3.org/2000/svg";
+const PER_PAGE = 30, SVG = "http://www.w3.org/2000/svg";
 const SCORES = {
   matching: {short: "match", axis: "matching: P(match)", low: 0, high: 1},
   contrastive: {short: "cos", axis: "contrastive: cosine of the embeddings", low: -1, high: 1},
