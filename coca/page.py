@@ -50,7 +50,7 @@ class Page:
     self._count += 1
     if self._count > MOST:
       return
-    image = f'<img loading="lazy" alt="" src="{_data_url(pixels)}">' if pixels is not None else ""
+    image = f'<img loading="lazy" alt="" src="{data_url(pixels)}">' if pixels is not None else ""
     texts = [html.escape(text) or "&nbsp;" for text in captions]
     if error:
       text = f'<p class="error">{html.escape(error)}</p>'
@@ -71,7 +71,8 @@ class Page:
       os.replace(self._partial, self._path)
 
 
-def _data_url(pixels: np.ndarray) -> str:
+def data_url(pixels: np.ndarray) -> str:
+  """A thumbnail of uint8 [H, W, 3], a JPEG of `SIDE` pixels a side at most, as a URL that holds it."""
   image = Image.fromarray(pixels)
   image.thumbnail((SIDE, SIDE))
   out = io.BytesIO()

@@ -1,0 +1,165 @@
+"""The report of a CapFilt run, `OUT/report.html`: one file that shows everything and loads nothing.
+
+page/ beside this file holds its parts; they become one file here.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from etils import epath
+
+from coca.capfilt.tally import COLUMNS, IDENTITIES, C, M, Tally
+from coca.data.images import decode_eval
+from coca.data.records import BadRecord
+from coca.page import SIDE, data_url
+
+PARTS = ("frame.html", "style.css", "counts.js", "thresholds.js", "pictures.js")
+SHOWN = ("index", "key", "text", "origin", "matching", "contrastive", "kept", "problem")
+ROWS = 1 << 17  # that are held at once
+COARSE = 10  # bins of contrastive that the page has as one
+
+
+def write_report(out, source, limit: int = 400) -> epath.Path:
+  """Writes OUT/report.html from OUT/manifest.json and the finished sidecars; it has its name when it is complete.
+
+  Args:
+    out: working directory of `python -m coca.capfilt`.
+    source: the source that the run read; its pictures are shown.
+    limit: records with their pictures on the page, spread evenly over the finished shards (20 kB each).
+
+  Returns:
+    the page's path.
+
+  Raises:
+    FileNotFoundError: there is no manifest.
+    ValueError: the manifest or a sidecar can't be read.
+  """
+  out = epath.Path(out)
+  manifest = _read_manifest(out / "manifest.json")
+  shards = [(out / "texts" / f"{name}.parquet", start, stop) for name, start, stop in manifest["shards"]]
+  there = {path.name for path in (out / "texts").iterdir()} if (out / "texts").exists() else set()
+  finished = [shard for shard in shards if shard[0].name in there]
+  tally, rows = Tally(), {}
+  for path, indices in _spread(finished, limit):
+    try:
+      with path.open("rb") as file:
+        _read_shard(pq.ParquetFile(file, page_checksum_verification=True), indices, tally, rows)
+    except (pa.ArrowException, KeyError, OSError) as e:
+      raise ValueError(f"{path} is no sidecar or a damaged one: {e}. Delete it and run coca.capfilt again: the shard "
+                       "is made anew") from e
+  with ThreadPoolExecutor() as pool:
+    pictures = pool.map(lambda index: _picture(source, index, rows[index][0]["key"]), rows)
+    records = [{"index": index, "key": rows[index][0]["key"] or "", **picture, "texts": [_text(r) for r in rows[index]]}
+               for index, picture in zip(rows, pictures, strict=True)]
+  data = {
+    "name": out.name,
+    "manifest": {k: v for k, v in manifest.items() if k != "shards"},
+    "shards": {"finished": len(finished), "all": len(shards)},
+    "identities": {name: values.most_common(20) for name, values in tally.identities.items()},
+    "origins": {name: {"kept": o.kept, "dropped": o.dropped, "failed": o.failed, "undecided": o.undecided,
+                       "joint": _coarse(o.joint)} for name, o in tally.origins.items() if o.texts},
+    "images": tally.images,
+    "bins": {"matching": M, "contrastive": C // COARSE},
+    "agreement": tally.agreement(),
+    "failures": [[reason, *count] for reason, count in sorted(tally.failures.items(), key=lambda f: -f[1][0])[:50]],
+    "records": records,
+  }
+  path, partial = out / "report.html", out / "report.html.partial"
+  partial.write_bytes(_page(f"CapFilt: {out.name}", data).encode("utf-8", "replace"))
+  partial.replace(path)
+  return path
+
+
+def _read_manifest(path: epath.Path) -> dict:
+  if not path.exists():
+    raise FileNotFoundError(f"{path} does not exist: {path.parent} is no working directory of coca.capfilt")
+  try:
+    manifest = json.loads(path.read_text())
+    for shard in manifest["shards"]:
+      name, start, stop = shard
+      if not (isinstance(name, str) and 0 <= start <= stop):
+        raise ValueError(f"{shard} is no [name, start, stop]")
+  except (ValueError, KeyError, TypeError) as e:
+    raise ValueError(f"{path} is damaged: {type(e).__name__}: {e}") from e
+  return manifest
+
+
+def _spread(shards: list, limit: int) -> list:
+  """(path, the records to show) of each shard: `limit` records at even distances over all shards together."""
+  ends = np.cumsum([0, *(stop - start for _, start, stop in shards)])
+  total = int(ends[-1])
+  count = min(limit, total)
+  chosen = np.array([(2 * i + 1) * total // (2 * count) for i in range(count)], np.int64)
+  cuts = np.searchsorted(chosen, ends)
+  return [(path, (chosen[a:b] - end + start).tolist())
+          for (path, start, _), end, a, b in zip(shards, ends, cuts, cuts[1:], strict=False)]
+
+
+def _read_shard(file: pq.ParquetFile, indices: list[int], tally: Tally, rows: dict[int, list[dict]]) -> None:
+  """Counts all rows; of the records in `indices` the rows are added to `rows`. Texts of others are not read."""
+  wanted, place = pa.array(indices, pa.int64()), file.schema_arrow.get_field_index("index")
+  for group in range(file.num_row_groups):
+    for batch in file.iter_batches(ROWS, [group], [*COLUMNS, *IDENTITIES]):
+      tally.add(batch)
+    limits = file.metadata.row_group(group).column(place).statistics
+    if not limits or not limits.has_min_max or any(limits.min <= i <= limits.max for i in indices):
+      for batch in file.iter_batches(ROWS, [group], SHOWN):
+        for row in batch.filter(pc.is_in(batch["index"], wanted)).to_pylist():
+          rows.setdefault(row["index"], []).append(row)
+
+
+def _picture(source, index: int, key: str | None) -> dict:
+  """The square that the models saw, as a data URL, or why there is none."""
+  try:
+    record = source[index]
+    if key and record.key.encode("utf-8", "replace").decode() != key:  # as a sidecar has it
+      return {"problem": f"the source has another record here: {record.key}"}
+    return {"image": data_url(decode_eval(record.image, SIDE))}
+  except BadRecord as e:
+    return {"problem": str(e)}
+  except (OSError, IndexError) as e:
+    return {"problem": f"{type(e).__name__}: {e}"}
+
+
+def _text(row: dict) -> dict:
+  scores = {name: row[name] for name in ("matching", "contrastive")}
+  scores = {name: round(s, 5) if s is not None and math.isfinite(s) else None for name, s in scores.items()}
+  return {name: row[name] for name in ("text", "origin", "kept", "problem")} | scores
+
+
+def _coarse(joint: np.ndarray) -> list[list[int]]:
+  """[matching's bin, contrastive's, texts] where there are texts; the last bin of either is 'no score'."""
+  columns = np.add.reduceat(joint, np.append(np.arange(0, C, COARSE), C), axis=1)
+  return [[int(m), int(c), int(columns[m, c])] for m, c in np.argwhere(columns)]
+
+
+def _page(title: str, data: dict) -> str:
+  here = Path(__file__).parent / "page"
+  frame, style, *scripts = ((here / name).read_text(encoding="utf-8") for name in PARTS)
+  script = "".join(scripts)
+  parts = {
+    "TITLE": html.escape(title),
+    "STYLE": style,
+    "SCRIPT": script,
+    "STYLE_HASH": _sha256(style),  # the page's policy lets these two run and nothing else, from wherever it came
+    "SCRIPT_HASH": _sha256(script),
+    # No text can end the script element around it, or begin a comment there.
+    "DATA": json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+  }
+  # The texts between the marks come from the frame alone, so that nothing in the data is taken for a mark.
+  pieces = frame.split("@@")
+  pieces[1::2] = [parts[name] for name in pieces[1::2]]
+  return "".join(pieces)
+
+
+def _sha256(text: str) -> str:
+  return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
