@@ -182,7 +182,7 @@ class ContrastiveCaptioner:
 
     def write(batch):
       encoded = self.forward.encode(self.params, batch.pop("image"))
-      return self.forward.caption(self._writer, encoded, decoding, special=special, **batch).text
+      return self.forward.caption(self.writer, encoded, decoding, special=special, **batch).text
 
     texts = self._run(range(len(images)), prepare, write, "captions", (decoding.n, length))
     texts = [[self.tokenizer.decode(row[1:]) for row in rows] for rows in texts]  # the first id is BOS
@@ -230,9 +230,14 @@ class ContrastiveCaptioner:
       except (BadRecord, OSError) as e:
         raise ValueError(f"PIL image of mode {image.mode}, {image.width} x {image.height}: {e}") from e
     try:
-      return pictures.decode_eval(epath.Path(image).read_bytes(), size, background, data.max_pixels)
+      return self.decode(epath.Path(image).read_bytes())
     except (BadRecord, OSError) as e:
       raise ValueError(f"can't read the picture {image}: {e}") from e
+
+  def decode(self, image: bytes) -> np.ndarray:
+    """An encoded picture (JPEG, PNG, ...) as uint8 [S, S, 3], as in evaluation. Raises BadRecord."""
+    data = self.config.data
+    return pictures.decode_eval(image, self.config.model.image.size, pictures.colour(data.background), data.max_pixels)
 
   def _need_embeddings(self) -> None:
     if not self.config.contrastive.weight:
@@ -240,7 +245,8 @@ class ContrastiveCaptioner:
                        "no embeddings")
 
   @functools.cached_property
-  def _writer(self):
+  def writer(self):
+    """What `Forward.caption` takes."""
     return self.forward.writer(self.params)
 
   @property

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from coca import evals, plan, sharding
 from coca.checkpoint import CheckpointError, Checkpoints, Preemption
+from coca.commands import parse_flags
 from coca.config import Config, in_steps, parse, to_dict
 from coca.curves import plot_curves
 from coca.data.feed import DeviceFeed, Skipped, TooManySkipped
@@ -165,15 +166,6 @@ def check(logged, skipped: Skipped, config: Config) -> None:
 
 
 # --- Command line ---
-
-
-def parse_flags(argv) -> list[str]:
-  """The command line, and the config file with it; a mistake is one line, not a traceback."""
-  try:
-    return FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    lines = [line.strip() for line in str(e).replace("\\n", "\n").splitlines() if line.strip()]
-    sys.exit(f"error: {lines[-1] if 'Traceback' in str(e) else ' '.join(lines)}")
 
 
 def main(argv) -> None:

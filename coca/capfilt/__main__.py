@@ -1,0 +1,116 @@
+r"""Bootstraps the texts of a data set: a captioner writes, a filter throws out (BLIP section 3.3).
+
+    python -m coca.capfilt --config=configs/capfilt.py --config.captioner=runs/captioner --config.filter=runs/filter \
+      --config.source.kind=webdataset --config.source.path='data/web/*.tar' --workdir=runs/capfilt
+
+Run again with the same workdir, it goes on where it was. In the workdir: texts/, a sidecar for each shard;
+manifest.json; and in the end report.html. Training reads them with
+
+    --config.data.sources.web.sidecars=runs/capfilt
+
+    --preview=64    a look at so many pairs, in WORKDIR/preview/report.html, before anyone pays for the rest
+    --report        writes report.html anew, of what is finished
+    --export=DIR    writes the kept texts with their images, as WebDataset tars or (--export_format=parquet) Parquet
+"""
+
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from coca.capfilt import job
+from coca.capfilt.export import SUFFIXES, export
+from coca.capfilt.models import Models
+from coca.capfilt.report import write_report
+from coca.capfilt.settings import CapFilt, parse
+from coca.capfilt.stage import TooManyFailed
+from coca.checkpoint import CheckpointError
+from coca.commands import parse_flags
+from coca.config import Source
+from coca.data import sidecars
+from coca.data.sources import open_source
+from coca.typed import from_plain
+
+
+class Stop(RuntimeError):
+  """The job is not done; the message says why and what to do."""
+
+
+def run(out: str, settings: CapFilt, preview: int = 0) -> None:
+  """The whole job, or a preview of it.
+
+  Raises:
+    ValueError, FileNotFoundError, CheckpointError: settings, data or models that cannot be used.
+    TooManyFailed, Stop: the job cannot go on.
+  """
+  source = job.open_job_source(settings)
+  for problem in source.problems:
+    print(f"source: {problem}", flush=True)
+  if settings.filter and settings.filter == settings.captioner:
+    print("warning: captioner and filter are one model: it lets its own mistakes pass (confirmation bias, BLIP Table "
+          "4: 8 % of its texts thrown out instead of 25 %)", flush=True)
+  models = Models(settings)
+  if preview:
+    folder = job.preview(out, settings, models, source, preview)
+    print(job.summary(folder, [sidecars.Shard("preview", 0, 0)]))
+    print(f"look at {write_report(folder, source, limit=preview)}")
+    return
+  shards = job.begin(out, settings, source, models.identities)
+  pending = job.unfinished(out, shards)
+  if len(pending) < len(shards):
+    print(f"{len(shards) - len(pending)} of {len(shards)} shards are finished", flush=True)
+  set_aside = {}
+  if settings.engine == "ray":
+    from coca.capfilt.on_ray import run_ray
+
+    identities = models.identities
+    del models  # the workers need the memory
+    set_aside = run_ray(out, settings, identities, pending) if pending else {}
+  else:
+    job.run_local(out, settings, models, source, pending)
+  if set_aside:
+    raise Stop(f"{len(set_aside)} of {len(shards)} shards failed {settings.attempts} times and were set aside:\n"
+               + "\n".join(f"  {name}: {reason}" for name, reason in set_aside.items())
+               + "\nThe others are finished. Start again to try them once more")
+  job.decide(out, settings, shards)
+  print(job.summary(out, shards))
+  print(f"done: texts/ and {write_report(out, source).name} are in {out}; train with "
+        f"--config.data.sources.NAME.sidecars={out}")
+
+
+def main(argv) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+  logging.set_verbosity(logging.WARNING)
+  out = FLAGS.workdir if "://" in FLAGS.workdir else os.path.abspath(FLAGS.workdir)
+  try:
+    if FLAGS.export:
+      done = export(out, FLAGS.export, FLAGS.export_format)
+      print("\n".join(done.problems[:20]), end="\n" * bool(done.problems))
+      print(f"{done.samples:,} samples in {done.files} files are in {FLAGS.export}"
+            + f", beside {done.found} from before" * bool(done.found))
+    elif FLAGS.report:
+      source = from_plain(Source, sidecars.read_manifest(out)["source"], "source")
+      print(f"look at {write_report(out, open_source(source))}")
+    elif FLAGS.config is None:
+      raise ValueError("--config is missing: --config=configs/capfilt.py")
+    else:
+      run(out, parse(FLAGS.config), FLAGS.preview)
+  except (ValueError, ImportError, OSError, CheckpointError, TooManyFailed, Stop) as e:
+    if os.environ.get("COCA_TRACEBACK"):
+      raise
+    sys.exit(f"error: {e}")
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+  config_flags.DEFINE_config_file("config", None, "a file in configs/, as configs/capfilt.py")
+  flags.DEFINE_string("workdir", None, "where sidecars and report are kept")
+  flags.DEFINE_integer("preview", 0, "only so many records, for a look", lower_bound=0)
+  flags.DEFINE_bool("report", False, "write report.html anew")
+  flags.DEFINE_string("export", "", "folder for a copy of the kept pairs, with images")
+  flags.DEFINE_enum("export_format", "webdataset", sorted(SUFFIXES), "of the copy")
+  flags.mark_flag_as_required("workdir")
+  app.run(main, flags_parser=parse_flags)

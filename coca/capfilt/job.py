@@ -1,0 +1,169 @@
+"""A CapFilt job in its working directory: what is to be done, what is finished, and the end of it.
+
+OUT is laid out as coca/data/sidecars.py says. A shard is finished when its sidecar is there, so a job that was killed
+goes on with the others and ends with the same bytes.
+"""
+
+import json
+
+import numpy as np
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from coca.capfilt.models import Models
+from coca.capfilt.settings import CapFilt, described, threshold
+from coca.capfilt.stage import Stage, TooManyFailed, failed_images, version
+from coca.config import ORIGINS
+from coca.data import sidecars
+from coca.data.records import Shard, split
+from coca.data.sources import files, open_source
+from coca.typed import to_plain
+
+ENOUGH = 200  # images, to judge the share of failed ones
+
+
+def open_job_source(settings: CapFilt):
+  """The job's source; an error names config.source."""
+  try:
+    return open_source(settings.source)
+  except (FileNotFoundError, ValueError) as e:
+    raise type(e)(str(e).replace("config.data.sources.<name>", "config.source")) from None
+
+
+def begin(out: str, settings: CapFilt, source, identities: dict) -> list[Shard]:
+  """Writes the manifest of a new job, or checks that of one which goes on.
+
+  Returns:
+    all shards.
+
+  Raises:
+    ValueError: the job in `out` has other settings, models or source.
+  """
+  shards = split(source.shards, settings.shard)
+  manifest = {"settings": described(settings), "captioner": identities["captioner"], "filter": identities["filter"],
+              "version": version(), "source": to_plain(settings.source), "shards": [[s.name, s.start, s.stop]
+              for s in shards], "threshold": threshold(settings)}
+  path = f"{out}/manifest.json"
+  if not exists(path):
+    _write_json(path, manifest)
+    return shards
+  old = sidecars.read_manifest(out)
+  differing = [f"  config.{name}: {old['settings'].get(name)!r} before, {manifest['settings'].get(name)!r} now"
+               for name in sorted(old["settings"] | manifest["settings"])
+               if old["settings"].get(name) != manifest["settings"].get(name)]
+  differing += [f"  {name}: {old[name]} before, {manifest[name]} now" for name in ("captioner", "filter", "version")
+                if old[name] != manifest[name]]
+  if differing:
+    raise ValueError(f"{out} holds a job with other settings:\n" + "\n".join(differing) + "\nGo on with those, or take "
+                     "a new workdir. For another threshold set config.data.sources.<name>.min_matching in training: it "
+                     "needs no new job")
+  sidecars.check_source(old["shards"], source, out)
+  return old["shards"]
+
+
+def unfinished(out: str, shards: list[Shard]) -> list[Shard]:
+  """Those without a (whole) sidecar."""
+  return [s for s in tqdm(shards, "finished shards", disable=None if len(shards) > 1000 else True)
+          if not sidecars.is_complete(sidecars.path_of(out, s.name))]
+
+
+class Failures:
+  """Ends the job when too many images have no score."""
+
+  def __init__(self, most: float):
+    self.most, self.bad, self.images = most, 0, 0
+
+  def add(self, bad: int, images: int, example: str) -> None:
+    """Raises TooManyFailed."""
+    self.bad, self.images = self.bad + bad, self.images + images
+    if self.images >= ENOUGH and self.bad > self.most * self.images:
+      raise TooManyFailed(f"{self.bad} of {self.images} images got no score, more than config.max_failed {self.most} "
+                          f"allows, such as: {example}\nRepair or remove them, or raise config.max_failed; finished "
+                          "shards stay, their rows say what was wrong")
+
+
+def run_local(out: str, settings: CapFilt, models: Models, source, pending: list[Shard]) -> None:
+  """All shards one after the other, on all devices of this process.
+
+  Raises:
+    TooManyFailed.
+  """
+  failures = Failures(settings.max_failed)
+  stage = Stage(models, source)
+  named = ((shard.name, range(shard.start, shard.stop)) for shard in pending)
+  with tqdm(total=sum(s.stop - s.start for s in pending), unit=" images", desc="CapFilt", smoothing=0.05) as bar:
+    for shard, (name, columns) in zip(pending, stage.run(named), strict=True):
+      sidecars.write(sidecars.path_of(out, name), columns)
+      failures.add(*failed_images(columns))
+      bar.update(shard.stop - shard.start)
+
+
+def preview(out: str, settings: CapFilt, models: Models, source, count: int) -> str:
+  """`count` records, evenly spread, in OUT/preview: a folder with their sidecar, for the report."""
+  folder = f"{out}/preview"
+  numbers = sorted({n * len(source) // count for n in range(count)})
+  stage = Stage(models, source)
+  sizes = tqdm(total=len(numbers), unit=" images", desc="preview")
+  with sizes:
+    for name, columns in stage.run([("preview", numbers)]):
+      sidecars.write(sidecars.path_of(folder, name), columns)
+      sizes.update(len(numbers))
+  _write_json(f"{folder}/manifest.json", {
+    "settings": described(settings), **models.identities, "version": version(), "source": to_plain(settings.source),
+    "shards": [["preview", 0, len(source)]], "threshold": threshold(settings)})
+  decide(folder, settings, [Shard("preview", 0, len(source))])
+  return folder
+
+
+def decide(out: str, settings: CapFilt, shards: list[Shard]) -> None:
+  """With `share` or `top`: finds the least score that is kept, and writes it and the column `kept`.
+
+  Equal scores are kept alike, so there may be a few more. Stopped in the middle, it ends the same the next time.
+  """
+  if threshold(settings) is not None:
+    return
+  name, scores = settings.rank_by, []
+  for shard in tqdm(shards, "scores", disable=None if len(shards) > 100 else True):
+    table = sidecars.read(sidecars.path_of(out, shard.name), ["origin", name])
+    of_filter = pc.not_equal(pc.fill_null(table["origin"].cast("string"), "human"), "human")
+    scores.append(table.filter(of_filter)[name].drop_null().to_numpy())
+  scores = np.concatenate(scores) if scores else np.zeros(0, np.float32)
+  count = min(settings.top or round(settings.share * len(scores)), len(scores))
+  least = float(np.partition(scores, len(scores) - count)[len(scores) - count]) if count else float("inf")
+  for shard in tqdm(shards, "deciding", disable=None if len(shards) > 100 else True):
+    path = sidecars.path_of(out, shard.name)
+    columns = sidecars.read(path).to_pydict()
+    for n, (origin, score) in enumerate(zip(columns["origin"], columns[name], strict=True)):
+      if origin not in (None, "human") and columns["problem"][n] is None:
+        columns["kept"][n] = score >= least
+    sidecars.write(path, columns)
+  manifest = sidecars.read_manifest(out)
+  manifest["shards"] = [[s.name, s.start, s.stop] for s in manifest["shards"]]
+  # JSON has no infinity: more than any score keeps nothing.
+  _write_json(f"{out}/manifest.json", manifest | {"threshold": {name: min(least, 2.0)}})
+
+
+def exists(path: str) -> bool:
+  """Whether a file is there, local or at a URL."""
+  try:
+    files.one(path)
+    return True
+  except FileNotFoundError:
+    return False
+
+
+def summary(out: str, shards: list[Shard]) -> str:
+  """Counts by origin of the finished shards, for the terminal."""
+  texts, kept = np.zeros(len(ORIGINS) + 1, int), np.zeros(len(ORIGINS) + 1, int)
+  for shard in shards:
+    table = sidecars.read(sidecars.path_of(out, shard.name), ["origin", "kept"])
+    origin = sidecars.origins_of(table)  # -1, no text, counts at the end
+    np.add.at(texts, origin, 1)
+    np.add.at(kept, origin[table["kept"].fill_null(False).to_numpy()], 1)
+  return "\n".join(f"  {name:15} {k:,} of {n:,} kept ({k / n:.1%})"
+                   for name, n, k in zip((*ORIGINS, "without a text"), texts, kept, strict=True) if n)
+
+
+def _write_json(path: str, value: dict) -> None:
+  with files.writing(path) as file:
+    file.write((json.dumps(value, indent=1) + "\n").encode())

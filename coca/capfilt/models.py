@@ -1,0 +1,134 @@
+"""The captioner and the filter on the devices of this process.
+
+Shapes: B images of a batch, n texts written for each, K texts scored for each, T text length.
+"""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from coca import inference
+from coca.capfilt.settings import CapFilt, threshold
+from coca.config import to_dict
+from coca.decoding.common import Special
+from coca.decoding.decode import prompts
+from coca.forward import check_decoding_model
+from coca.host import round_up, to_host
+
+
+class Models:
+  """Loads both models.
+
+  Args:
+    settings: captioner, filter, decoding, prompt and batch are read.
+    devices: see `coca.inference.load`.
+
+  Raises:
+    FileNotFoundError, ValueError, coca.checkpoint.CheckpointError: as `coca.inference.load`.
+    ValueError: a model has not the head that the settings need; says which to train.
+  """
+
+  def __init__(self, settings: CapFilt, devices=None):
+    self.settings = settings
+    self.captioner = inference.load(settings.captioner, devices=devices) if settings.captioner else None
+    if settings.filter and settings.filter == settings.captioner:
+      self.filter = self.captioner
+    else:
+      self.filter = inference.load(settings.filter, devices=devices) if settings.filter else None
+    _check(settings, self.captioner, self.filter)
+    self.identities = {"captioner": identity(self.captioner), "filter": identity(self.filter)}
+    self.batch = round_up(settings.batch, (self.captioner or self.filter).forward.mesh)
+    self._prompt = None
+    if self.captioner:
+      length = settings.decoding.max_length or self.captioner.config.model.text.length
+      tokenizer = self.captioner.tokenizer
+      self._special = Special(tokenizer.bos, tokenizer.eos)
+      self._prompt = prompts(tokenizer, [settings.prompt] * self.batch, length) if settings.prompt else None
+
+  def prepare(self, image: bytes) -> dict[str, np.ndarray]:
+    """An encoded image as each model takes it: uint8 [S, S, 3]. Raises BadRecord."""
+    return {name: model.decode(image) for name, model in self._each()}
+
+  def blank(self) -> dict[str, np.ndarray]:
+    """In the place of an image that can't be read."""
+    sides = {name: model.config.model.image.size for name, model in self._each()}
+    return {name: np.zeros((side, side, 3), np.uint8) for name, side in sides.items()}
+
+  def encode(self, images: list[dict]) -> dict:
+    """B prepared images, filled up to a batch -> what each model knows of them, on the devices, by the model's name."""
+    images = images + [self.blank()] * (self.batch - len(images))
+    stacked = {name: np.stack([image[name] for image in images]) for name in images[0]}
+    return {name: model.forward.encode(model.params, model.forward.put(stacked[name])) for name, model in self._each()}
+
+  def write(self, encoded: dict, ids: np.ndarray):
+    """Starts to write texts: a device array of tokens [B, n, T], for `read`. `ids` uint32 [B] decide what is drawn."""
+    model, inputs = self.captioner, {"ids": np.resize(ids, self.batch)}
+    if self._prompt:
+      inputs |= dict(zip(("prompt", "lengths"), self._prompt, strict=True))
+    inputs = model.forward.put(inputs)
+    return model.forward.caption(
+      model.writer, encoded["captioner"], self.settings.decoding, special=self._special, **inputs
+    ).text
+
+  def read(self, text) -> list[list[str]]:
+    """Tokens [B, n, T] as texts."""
+    return [[self.captioner.tokenizer.decode(row[1:]) for row in rows] for rows in to_host(text)]  # the first is BOS
+
+  def score(self, encoded: dict, texts: list[list[str]]):
+    """Starts to score each image's texts: device arrays [B, K], K rounded up to a power of 2 (one program each)."""
+    model = self.filter
+    most = max(map(len, texts))
+    length, slots = model.config.model.text.length, 1 << (most - 1).bit_length()
+    ids = np.zeros((self.batch, slots, length), np.int32)
+    for row, of_image in zip(ids, texts, strict=False):
+      for k, text in enumerate(of_image):
+        row[k] = model.tokenizer.encode(text, length)
+    return model.forward.score(model.params, encoded[self._filter_name], model.forward.put(ids))
+
+  @property
+  def _filter_name(self) -> str:
+    return "captioner" if self.filter is self.captioner else "filter"
+
+  def _each(self):
+    if self.captioner:
+      yield "captioner", self.captioner
+    if self.filter and self.filter is not self.captioner:
+      yield "filter", self.filter
+
+
+def _check(settings: CapFilt, captioner, filter_model) -> None:
+  if captioner:
+    check_decoding_model(settings.decoding, captioner.config)
+  if not filter_model:
+    return
+  config = filter_model.config
+  needed = set(threshold(settings) or ())
+  if settings.share or settings.top or settings.best < settings.decoding.n:
+    needed.add(settings.rank_by)
+  if "matching" in needed and not config.matching.weight:
+    raise ValueError(
+      f"config.filter {settings.filter} has no matching head. Train one: python -m coca.train "
+      f"--config=configs/capfilt_filter.py:init_from={settings.filter} --workdir=runs/filter; or filter by the cosine "
+      "alone: --config.min_matching=-1. --config.min_contrastive=0.3 --config.rank_by=contrastive")
+  if "contrastive" in needed and not config.contrastive.weight:
+    raise ValueError(f"config.filter {settings.filter} was trained without a contrastive loss: it has no cosine; use "
+                     "its matching score alone: --config.min_contrastive=-2. --config.rank_by=matching")
+  if not (config.matching.weight or config.contrastive.weight):
+    raise ValueError(f"config.filter {settings.filter} has neither a matching nor a contrastive head: it can't score")
+
+
+def identity(model) -> str | None:
+  """sha256 of a model's settings, tokenizer and parameters: which model it is, wherever it lies."""
+  if model is None:
+    return None
+  digest = hashlib.sha256(json.dumps(to_dict(model.config.model).to_dict(), sort_keys=True).encode())
+  digest.update(model.tokenizer.sha256.encode())
+  leaves = jax.tree_util.tree_leaves_with_path(model.params)
+  with ThreadPoolExecutor(1) as ahead:  # one parameter comes from the device while another is hashed
+    for (path, _), value in zip(leaves, ahead.map(lambda leaf: np.asarray(leaf[1]), leaves), strict=True):
+      digest.update(jax.tree_util.keystr(path).encode())
+      digest.update(np.ascontiguousarray(value))
+  return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,112 @@
+"""Settings of a CapFilt job: typed and checked, as those of a training run (coca/config.py)."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+from ml_collections import ConfigDict
+
+from coca.config import CHOICES, Source, to_dict
+from coca.decoding.settings import Decoding
+from coca.typed import from_plain, to_plain
+
+# BLIP section 3.3 and Table 2: nucleus sampling. Length limits and the repetition penalty are not in the paper.
+NUCLEUS = Decoding(strategy="sample", top_p=0.9)
+# What changes nothing in the sidecars: a job may go on with other values.
+FREE = ("threads", "max_failed", "engine", "address", "workers", "resources", "attempts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapFilt:
+  """BLIP's captioning and filtering (arXiv 2201.12086, section 3.3).
+
+  Which texts are kept: of those by humans all; of the others, those whose scores all reach `min_matching` and
+  `min_contrastive`. With `share` or `top`, instead, those with the highest score `rank_by` among all texts of the job.
+  """
+
+  captioner: str = ""  # model that writes a text for each image; empty: none is written
+  filter: str = ""  # model that scores texts, another one (Table 4); empty: all texts are kept
+  source: Source = field(default_factory=Source)  # kind, path, split, image_key, text_key and origin are read
+  decoding: Decoding = NUCLEUS
+  prompt: str = ""  # what synthetic texts begin with
+  best: int = 1  # of the decoding.n texts of an image so many are kept for filtering, by the filter's score `rank_by`
+  min_matching: float = 0.5  # P(match) of the filter; the authors' value. -1: it does not count
+  min_contrastive: float = -2.0  # cosine of the filter's embeddings. -2: it does not count
+  rank_by: str = "matching"  # or 'contrastive'
+  share: float = 0.0  # of the texts that are kept; 0: the thresholds decide
+  top: int = 0  # number of the texts that are kept; 0: the thresholds decide
+  batch: int = 64  # images a device works on at once. Another size rounds other bits
+  shard: int = 10_000  # records: larger input files are cut into shards of at most so many
+  threads: int = 0  # that read and decode images; 0: as many as cores
+  max_failed: float = 0.05  # share of images without a score that ends the job
+  engine: str = "local"  # or 'ray'
+  address: str = ""  # ray: of a cluster that runs; empty: one is started on this machine
+  workers: int = 0  # ray: processes with models loaded; 0: one a node
+  resources: dict[str, float] = field(default_factory=dict)  # ray: what a worker takes, as {"GPU": 1.0}; empty: a CPU
+  attempts: int = 3  # ray: at a shard, before it is set aside
+
+
+def default() -> ConfigDict:
+  """Every setting at its default: what a file in configs/ starts from."""
+  config = to_dict(CapFilt())
+  config.lock()
+  config.resources.unlock()
+  return config
+
+
+def parse(config: ConfigDict | dict) -> CapFilt:
+  """Checks `config` and freezes it.
+
+  Raises:
+    ValueError: names the setting, what it holds and what it may hold.
+  """
+  settings = from_plain(CapFilt, dict(config), "config")
+
+  def check(ok, message):
+    if not ok:
+      raise ValueError(message)
+
+  check(settings.captioner or settings.filter,
+        "config.captioner and config.filter are empty: name at least one model, such as runs/captioner and runs/filter")
+  for name in ("kind", "origin"):
+    value, allowed = getattr(settings.source, name), CHOICES[f"data.sources.*.{name}"]
+    check(value in allowed, f"config.source.{name} is {value!r}; it may be {', '.join(map(repr, allowed))}")
+  check(not settings.source.sidecars, "config.source.sidecars: the texts of a job before are not filtered again; leave "
+        "it empty")
+  for name, allowed in (("rank_by", ("matching", "contrastive")), ("engine", ("local", "ray"))):
+    check(getattr(settings, name) in allowed,
+          f"config.{name} is {getattr(settings, name)!r}; it may be {', '.join(map(repr, allowed))}")
+  for name, least in (("best", 1), ("top", 0), ("batch", 1), ("shard", 1), ("threads", 0), ("workers", 0),
+                      ("attempts", 1)):
+    check(getattr(settings, name) >= least, f"config.{name} is {getattr(settings, name)}; it takes {least} or more")
+  check(settings.best <= settings.decoding.n,
+        f"config.best {settings.best} is more than config.decoding.n {settings.decoding.n} texts that are written")
+  check(settings.filter or settings.best == settings.decoding.n or settings.decoding.rerank,
+        "config.best below config.decoding.n needs config.filter, or config.decoding.rerank")
+  for name in ("share", "max_failed"):
+    check(0 <= getattr(settings, name) <= 1, f"config.{name} is {getattr(settings, name)}; it is a share, 0 to 1")
+  check(not (settings.share and settings.top), "config.share and config.top are both set; leave one of them at 0")
+  check(settings.filter or not (settings.share or settings.top), "config.share and config.top need config.filter")
+  return settings
+
+
+def threshold(settings: CapFilt) -> dict[str, float] | None:
+  """The scores that decide, each with the least value kept; None: it takes all scores to tell (`share`, `top`)."""
+  if settings.share or settings.top:
+    return None
+  asked = {"matching": settings.min_matching, "contrastive": settings.min_contrastive}
+  off = {"matching": -1.0, "contrastive": -2.0}
+  return {name: value for name, value in asked.items() if settings.filter and value > off[name]}
+
+
+def described(settings: CapFilt) -> dict:
+  """The settings that decide what the sidecars hold, as plain JSON."""
+  plain = json.loads(json.dumps(to_plain(settings)))
+  return {name: value for name, value in plain.items() if name not in FREE}
+
+
+def decoding_text(settings: CapFilt) -> str:
+  """The settings a text was written with, for its row: what differs from `Decoding`'s defaults."""
+  plain = {f.name: getattr(settings.decoding, f.name) for f in dataclasses.fields(Decoding)}
+  changed = {k: v for k, v in plain.items() if v != getattr(Decoding(), k)} | {"strategy": settings.decoding.strategy}
+  return json.dumps(changed | ({"prompt": settings.prompt} if settings.prompt else {}), sort_keys=True)

@@ -1,0 +1,22 @@
+r"""CapFilt (BLIP, arXiv 2201.12086, section 3.3) as the paper has it: one nucleus sample an image, p = 0.9, and every
+text kept whose probability of a match is 0.5 or more.
+
+  python -m coca.capfilt --config=configs/capfilt.py --config.captioner=runs/captioner --config.filter=runs/filter \
+    --config.source.kind=webdataset --config.source.path='data/web/*.tar' --workdir=runs/capfilt
+
+With --preview=64 behind it, a look at 64 pairs before anyone pays for the rest. Without a source of one's own it works
+on the clip art of the built-in corpus and its titles from the web. All settings: coca/capfilt/settings.py, how captions
+are written coca/decoding/settings.py; beam search is
+
+  --config.decoding.strategy=beam --config.decoding.beams=3 --config.decoding.top_p=1.
+"""
+
+from coca.capfilt.settings import default
+
+
+def get_config(arg=None):
+  if arg:
+    raise ValueError(f"configs/capfilt.py takes no arguments, not '{arg}'")
+  config = default()
+  config.source.update(kind="builtin", split="openclipart")
+  return config
