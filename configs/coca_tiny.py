@@ -6,6 +6,9 @@ r"""CoCa in minutes on two cores: pictures of 48 pixels and their names, from th
 Trains on four styles of emoji; tests on a fifth one, twemoji, that it never saw: zero-shot classification among its
 1,940 names (beside what the nearest picture in 16x16 pixels would say), retrieval and captions.
 
+With `web` behind the colon, the clip art of the corpus is mixed in, under the titles it had on the web; with
+`capfilt=DIR` it has the texts that a CapFilt job in DIR kept instead (launch/bootstrap_tiny.sh).
+
 The architecture is the paper's (poolers in cascade, [CLS] last, as many unimodal as multimodal layers), in small. Not
 the paper's: all sizes, AdamW and its settings, and that equal names in a batch are positives of each other.
 """
@@ -14,7 +17,7 @@ from coca.config import Eval, Source, arguments, default, to_dict
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False)
+  args = arguments(arg, runlocal=False, web=False, capfilt="")
   config = default()
   config.name = "coca_tiny"
   config.update(steps="1500", log_every="20")
@@ -30,6 +33,8 @@ def get_config(arg=None):
   config.optim.update(name="adamw", lr=1.5e-3, b2=0.98, weight_decay=0.05, schedule="cosine", warmup="5%", clip=1.0)
 
   config.data.sources.emoji = to_dict(Source(kind="builtin", split="train+unseen_concepts"))
+  if args.web or args.capfilt:
+    config.data.sources.web = to_dict(Source(kind="builtin", split="openclipart", sidecars=args.capfilt))
   config.data.update(batch=128, crop=(0.8, 1.0), flip=False, threads=1)
 
   unseen_style = Source(kind="builtin", split="twemoji")

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# BLIP's bootstrapping (arXiv 2201.12086, Figure 3) from beginning to end on two cores, with the corpus in the package:
+# pre-train on human pairs (emoji and their names) and web pairs (clip art and its titles), fine-tune captioner and
+# filter on the human ones, write and filter texts for the web's pictures, pre-train a new model on what is left, compare.
+#
+#   bash launch/bootstrap_tiny.sh [FOLDER] [STEPS]
+#
+# FOLDER (runs/bootstrap) keeps everything; stopped, it goes on where it was. STEPS (1200) is of each pre-training.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-runs/bootstrap}
+steps=${2:-1200}
+python=${PYTHON:-python3}
+
+train() { "$python" -m coca.train "$@"; }
+
+echo "== 1/5 pre-training on human pairs and raw web pairs"
+train --config=configs/coca_tiny.py:web --config.steps="$steps" --workdir="$out/noisy"
+
+# The rates are those of a small model: the configs' own are for one that has seen a billion pairs.
+echo "== 2/5 captioner: captioning loss on the human pairs"
+train --config=configs/capfilt_captioner.py:init_from="$out/noisy" --workdir="$out/captioner" \
+  --config.steps=200 --config.data.batch=128 --config.optim.lr=3e-4 --config.optim.warmup=5%
+
+echo "== 3/5 filter: contrastive and matching loss on the human pairs"
+train --config=configs/capfilt_filter.py:init_from="$out/noisy" --workdir="$out/filter" \
+  --config.steps=400 --config.data.batch=128 --config.optim.lr=3e-4 --config.optim.warmup=5% \
+  --config.optim.lr_scale.matching_pooler=3. --config.optim.lr_scale.matching_head=3.
+
+echo "== 4/5 CapFilt on the web pairs"
+"$python" -m coca.capfilt --config=configs/capfilt.py --config.captioner="$out/captioner" \
+  --config.filter="$out/filter" --config.shard=500 --workdir="$out/capfilt"
+
+echo "== 5/5 a new model on human pairs and what CapFilt kept"
+train --config="configs/coca_tiny.py:capfilt=$out/capfilt" --config.steps="$steps" --workdir="$out/bootstrapped"
+
+"$python" - "$out" <<'PYTHON'
+import sys
+from coca.metrics import read
+
+names = ["twemoji/top1", "twemoji/top5", "retrieval/i2t_r1", "retrieval/t2i_r1", "captions/exact_match", "captions/bleu1"]
+print(f"\n{'on twemoji, a style never trained on':38}{'raw web texts':>15}{'after CapFilt':>15}")
+runs = [{k: v for row in read(f"{sys.argv[1]}/{run}/metrics.jsonl") for k, v in row.items()} for run in ("noisy", "bootstrapped")]
+for name in names:
+  print(f"{name:38}" + "".join(f"{run[f'eval/{name}']:15.3f}" for run in runs))
+print(f"\nThe texts, their scores and the pictures: {sys.argv[1]}/capfilt/report.html")
+PYTHON
