@@ -47,6 +47,9 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
   source = job.open_job_source(settings)
   for problem in source.problems:
     print(f"source: {problem}", flush=True)
+  if job.only_human(source):
+    print("warning: the source's texts count as written by humans: nothing is written beside them, and all are kept. "
+          "If they are the web's, say --config.source.origin=web", flush=True)
   if settings.filter and settings.filter == settings.captioner:
     print("warning: captioner and filter are one model: it lets its own mistakes pass (confirmation bias, BLIP Table "
           "4: 8 % of its texts thrown out instead of 25 %)", flush=True)

@@ -4,6 +4,7 @@ OUT is laid out as coca/data/sidecars.py says. A shard is finished when its side
 goes on with the others and ends with the same bytes.
 """
 
+import contextlib
 import json
 
 import numpy as np
@@ -15,7 +16,7 @@ from coca.capfilt.settings import CapFilt, described, threshold
 from coca.capfilt.stage import Stage, TooManyFailed, failed_images, version
 from coca.config import ORIGINS
 from coca.data import sidecars
-from coca.data.records import Shard, split
+from coca.data.records import BadRecord, Shard, split
 from coca.data.sources import files, open_source
 from coca.typed import to_plain
 
@@ -28,6 +29,15 @@ def open_job_source(settings: CapFilt):
     return open_source(settings.source)
   except (FileNotFoundError, ValueError) as e:
     raise type(e)(str(e).replace("config.data.sources.<name>", "config.source")) from None
+
+
+def only_human(source) -> bool:
+  """Whether the first records hold human texts only."""
+  origins = set()
+  for n in range(min(len(source), 8)):
+    with contextlib.suppress(BadRecord):
+      origins |= {text.origin for text in source[n].texts}
+  return origins == {"human"}
 
 
 def begin(out: str, settings: CapFilt, source, identities: dict) -> list[Shard]:
@@ -68,7 +78,7 @@ def unfinished(out: str, shards: list[Shard]) -> list[Shard]:
 
 
 class Failures:
-  """Ends the job when too many images have no score."""
+  """Ends the job when too many images have a problem: unreadable, no word written, no score."""
 
   def __init__(self, most: float):
     self.most, self.bad, self.images = most, 0, 0
@@ -77,9 +87,9 @@ class Failures:
     """Raises TooManyFailed."""
     self.bad, self.images = self.bad + bad, self.images + images
     if self.images >= ENOUGH and self.bad > self.most * self.images:
-      raise TooManyFailed(f"{self.bad} of {self.images} images got no score, more than config.max_failed {self.most} "
-                          f"allows, such as: {example}\nRepair or remove them, or raise config.max_failed; finished "
-                          "shards stay, their rows say what was wrong")
+      raise TooManyFailed(f"{self.bad} of {self.images} images failed, more than config.max_failed {self.most} allows, "
+                          f"such as: {example}\nRepair or remove them, or raise config.max_failed; finished shards "
+                          "stay, their rows say what was wrong")
 
 
 def run_local(out: str, settings: CapFilt, models: Models, source, pending: list[Shard]) -> None:

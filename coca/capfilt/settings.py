@@ -38,7 +38,7 @@ class CapFilt:
   batch: int = 64  # images a device works on at once. Another size rounds other bits
   shard: int = 10_000  # records: larger input files are cut into shards of at most so many
   threads: int = 0  # that read and decode images; 0: as many as cores
-  max_failed: float = 0.05  # share of images without a score that ends the job
+  max_failed: float = 0.05  # share of images with a problem that ends the job
   engine: str = "local"  # or 'ray'
   address: str = ""  # ray: of a cluster that runs; empty: one is started on this machine
   workers: int = 0  # ray: processes with models loaded; 0: one a node

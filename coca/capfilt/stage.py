@@ -28,7 +28,7 @@ AHEAD = 3  # batches of images that are read and decoded ahead
 
 
 class TooManyFailed(RuntimeError):
-  """More images are without a score than `config.max_failed` allows."""
+  """More images failed than `config.max_failed` allows."""
 
 
 @dataclass
@@ -151,7 +151,8 @@ class Stage:
       scores = {name: to_host(getattr(batch.scores, name)) for name in SCORES
                 if getattr(batch.scores, name) is not None}
     return [row for n, item in enumerate(batch.items)
-            for row in self._of_image(item, {name: values[n] for name, values in scores.items()})]
+            # Those of a blank in the place of an image would look like any other.
+            for row in self._of_image(item, {name: values[n] for name, values in scores.items()} if item.image else {})]
 
   def _of_image(self, item: _Item, scores: dict[str, np.ndarray]) -> list[dict]:
     """The rows of a record: its own texts, then the best of those that were written."""
@@ -165,7 +166,8 @@ class Stage:
       if origin == "synthetic":
         made |= {"decoding": self._decoding, "captioner": self.models.identities["captioner"]}
         if not text:
-          made |= {"text": None, "origin": None, "kept": False, "problem": "the captioner wrote no word"}
+          made |= {"text": None, "origin": None, "kept": False, "problem": "the captioner wrote no word",
+                   **dict.fromkeys(scores)}
       (own if k < len(item.record.texts) else written).append(made)
     if self.settings.best < len(written) and not self.settings.decoding.rerank:
       def rank(made):
@@ -202,10 +204,10 @@ def draw_id(key: str) -> int:
 
 
 def failed_images(columns: dict[str, list]) -> tuple[int, int, str]:
-  """How many images have a problem in some row, of how many; and the first of the problems."""
-  bad = {index: problem for index, problem in reversed(list(zip(columns["index"], columns["problem"], strict=True)))
-         if problem}
-  return len(bad), len(set(columns["index"])), next(iter(dict(sorted(bad.items())).values()), "")
+  """How many images have a problem in some row, of how many; and the first of them with its problem."""
+  rows = zip(columns["index"], columns["key"], columns["problem"], strict=True)
+  bad = {index: f"{key or f'record {index}'}: {problem}" for index, key, problem in rows if problem}
+  return len(bad), len(set(columns["index"])), next(iter(bad.values()), "")
 
 
 def version() -> str:
