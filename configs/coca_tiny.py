@@ -35,6 +35,8 @@ def get_config(arg=None):
   config.data.sources.emoji = to_dict(Source(kind="builtin", split="train+unseen_concepts"))
   if args.web or args.capfilt:
     config.data.sources.web = to_dict(Source(kind="builtin", split="openclipart", sidecars=args.capfilt))
+    for source in config.data.sources.values():
+      source.weight = 0.0  # every text is an example, as in BLIP's D and D'
   config.data.update(batch=128, crop=(0.8, 1.0), flip=False, threads=1)
 
   unseen_style = Source(kind="builtin", split="twemoji")

@@ -193,6 +193,13 @@ def test_mixture_holds_within_each_batch(words, weights, share):
   assert abs(np.mean(counts) - share) < 0.2
 
 
+def test_without_weights_every_example_comes_as_often_as_another(words):
+  config = make_config(batch=16, weights={"web": 0.0, "label": 0.0})
+  sources = {"web": Records("web", 120), "label": Records("label", 40)}
+  taken = take(pipeline.train_batches(config, sources, words, range(16)), 10)
+  assert [sum("web" in words.decode(ids) for ids in b["text"]) for b, _ in taken] == [12] * 10
+
+
 def test_a_source_keeps_its_order_beside_others(words):
   web, label = Records("web", 60), Records("label", 60)
   alone = pipeline.train_batches(make_config(weights={"web": 1.0}), {"web": web}, words, range(8))
@@ -220,7 +227,7 @@ def test_settings_are_checked_before_the_first_batch(words):
     start(settings.Config())
   with pytest.raises(ValueError, match=r"config\.data\.sources\.web holds no records"):
     start(make_config(weights={"web": 1.0}), web=Records("web", 0))
-  with pytest.raises(ValueError, match=r"config\.data\.sources\.label\.weight is 0"):
+  with pytest.raises(ValueError, match=r"config\.data\.sources\.\*\.weight are \[0\.0, 1\.0\]; .* or 0 for all"):
     start(make_config(weights={"web": 1.0, "label": 0.0}))
   with pytest.raises(ValueError, match=r"config\.data\.crop is \(0\.5, 0\.2\)"):
     start(make_config(crop=(0.5, 0.2)))

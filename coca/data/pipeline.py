@@ -62,6 +62,10 @@ def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Seq
     raise ValueError(f"config.data.crop is {data.crop}; it takes the smallest and largest share of the area, in (0, 1]")
   streams = [_stream(name, sources[name], config, tokenizer) for name in sorted(data.sources)]
   weights = [data.sources[name].weight for name in sorted(data.sources)]
+  if not any(weights):
+    weights = [len(sources[name]) for name in sorted(data.sources)]
+  if min(weights) <= 0:
+    raise ValueError(f"config.data.sources.*.weight are {weights}; they have to be above 0, or 0 for all")
   mixed = grain.MapDataset.mix(streams, weights) if len(streams) > 1 else streams[0]
   return _read(mixed.__getitem__, rows, data.batch, start_step, sys.maxsize // data.batch, config)
 
@@ -72,8 +76,6 @@ def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.Ma
   size, length = config.model.image.size, config.model.text.length
   if not len(source):
     raise ValueError(f"config.data.sources.{name} holds no records. {'; '.join(source.problems[:5])}".rstrip())
-  if settings.weight <= 0:
-    raise ValueError(f"config.data.sources.{name}.weight is {settings.weight}; it has to be above 0")
   texts.check_prompts(settings.prompts, f"config.data.sources.{name}.prompts")
   background = images.colour(data.background)
   blank = _blank(config)
