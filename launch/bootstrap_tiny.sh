@@ -24,8 +24,8 @@ train --config=configs/capfilt_captioner.py:init_from="$out/noisy" --workdir="$o
 
 echo "== 3/5 filter: contrastive and matching loss on the human pairs"
 train --config=configs/capfilt_filter.py:init_from="$out/noisy" --workdir="$out/filter" \
-  --config.steps=400 --config.data.batch=128 --config.optim.lr=3e-4 --config.optim.warmup=5% \
-  --config.optim.lr_scale.matching_pooler=3. --config.optim.lr_scale.matching_head=3.
+  --config.steps="$steps" --config.data.batch=128 --config.optim.lr=1e-3 --config.optim.warmup=5% \
+  --config.optim.lr_scale.matching_pooler=1. --config.optim.lr_scale.matching_head=1.
 
 echo "== 4/5 CapFilt on the web pairs"
 "$python" -m coca.capfilt --config=configs/capfilt.py --config.captioner="$out/captioner" \
