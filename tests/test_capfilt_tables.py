@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-import capfilt_tables as tables
+import capfilt_noise as noise
 
 N = 1000
 CAPTIONS = [f"thing {n % 400}" if n % 3 else "boiler" for n in range(N)]
@@ -21,7 +21,7 @@ TITLES = ["boiler", "plate", "plate", "title"]
 def test_derangement(texts):
   found = set()
   for seed in range(20):
-    p = tables.derangement(texts, np.random.default_rng(seed))
+    p = noise.derangement(texts, np.random.default_rng(seed))
     assert sorted(p) == list(range(len(texts)))
     assert all(texts[j] != texts[i] for i, j in enumerate(p))
     found.add(tuple(p))
@@ -31,42 +31,42 @@ def test_derangement(texts):
 def test_no_derangement():
   for texts in (["a"], ["a", "a", "b"]):
     with pytest.raises(ValueError, match="they can't all change places"):
-      tables.derangement(texts, np.random.default_rng(0))
+      noise.derangement(texts, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.333])
 def test_corruption(share):
-  captions, kinds = tables.corrupt(CAPTIONS, SOURCES, TITLES, share, seed=3)
+  captions, kinds = noise.corrupt(CAPTIONS, SOURCES, TITLES, share, seed=3)
   count = round(share * N)
   assert sum(map(bool, kinds)) == sum(new != old for new, old in zip(captions, CAPTIONS, strict=True)) == count
   by_kind = Counter(filter(None, kinds))
-  assert all(by_kind[kind] in (count // 4, -(-count // 4)) for kind in tables.KINDS)
+  assert all(by_kind[kind] in (count // 4, -(-count // 4)) for kind in noise.KINDS)
   of_source = {source: {c for c, s in zip(CAPTIONS, SOURCES, strict=True) if s == source} for source in set(SOURCES)}
   for new, kind, source in zip(captions, kinds, SOURCES, strict=True):
     holds = {"": True, "any": new in CAPTIONS, "source": new in of_source[source], "boilerplate": new in TITLES,
              "file_name": "." in new and new not in CAPTIONS}
     assert holds[kind]
-  assert (captions, kinds) == tables.corrupt(CAPTIONS, SOURCES, TITLES, share, seed=3)
+  assert (captions, kinds) == noise.corrupt(CAPTIONS, SOURCES, TITLES, share, seed=3)
   if count:
-    assert kinds != tables.corrupt(CAPTIONS, SOURCES, TITLES, share, seed=4)[1]
+    assert kinds != noise.corrupt(CAPTIONS, SOURCES, TITLES, share, seed=4)[1]
 
 
 def test_sources_that_cannot_be_deranged():
   sources = ["one caption"] * 600 + ["two"] * 400
   captions = ["same"] * 500 + [str(n) for n in range(500)]
-  kinds = tables.corrupt(captions, sources, TITLES, 0.6, seed=0)[1]
+  kinds = noise.corrupt(captions, sources, TITLES, 0.6, seed=0)[1]
   assert Counter(kinds[600:])["source"] == 150 == Counter(kinds)["source"]
   with pytest.raises(ValueError, match=r"0 of 2 captions can change places inside their source; take more pairs"):
-    tables.corrupt(["a", "b", "c", "d", "e", "f", "g", "h"], list("abcdefgh"), TITLES, 1.0, seed=0)
+    noise.corrupt(["a", "b", "c", "d", "e", "f", "g", "h"], list("abcdefgh"), TITLES, 1.0, seed=0)
 
 
 def test_auc():
   rng = np.random.default_rng(0)
   good, bad = rng.integers(0, 12, 70), rng.integers(0, 9, 50)  # with many ties
   expected = np.mean([1.0 * (g > b) + 0.5 * (g == b) for g in good for b in bad])
-  assert tables.auc(good, bad) == pytest.approx(expected, abs=1e-12)
-  assert (tables.auc([2, 3], [0, 1]), tables.auc([0], [1]), tables.auc([1, 1], [1])) == (1.0, 0.0, 0.5)
-  assert math.isnan(tables.auc([], [1])) and math.isnan(tables.auc([1], []))
+  assert noise.auc(good, bad) == pytest.approx(expected, abs=1e-12)
+  assert (noise.auc([2, 3], [0, 1]), noise.auc([0], [1]), noise.auc([1, 1], [1])) == (1.0, 0.0, 0.5)
+  assert math.isnan(noise.auc([], [1])) and math.isnan(noise.auc([1], []))
 
 
 def test_t_interval():
@@ -74,15 +74,15 @@ def test_t_interval():
   for values, t in (([0.31, 0.35, 0.36], 4.302653), ([1.0, 2.0, 4.0, 8.0, 16.0], 2.776445)):
     mean = sum(values) / len(values)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    assert tables.t_interval(values) == pytest.approx((mean, t * deviation / math.sqrt(len(values))), rel=1e-6)
-  mean, half = tables.t_interval([0.5])
+    assert noise.t_interval(values) == pytest.approx((mean, t * deviation / math.sqrt(len(values))), rel=1e-6)
+  mean, half = noise.t_interval([0.5])
   assert mean == 0.5 and math.isnan(half)
 
 
 def test_wilson():
   z = 1.959964
   for share, n in ((0.0, 10), (0.113, 1940), (1.0, 50)):
-    low, high = tables.wilson(share, n)
+    low, high = noise.wilson(share, n)
     for p in (low, high):  # it ends where the normal test of p just rejects the share
       assert abs(share - p) == pytest.approx(z * math.sqrt(max(p * (1 - p), 0) / n), rel=1e-5, abs=1e-12)
     assert low <= share <= high
@@ -98,11 +98,11 @@ def test_quality():
             "kept": True},
            {"index": 1, "key": "b", "text": "cat", "origin": "synthetic", "matching": 0.2, "contrastive": 0.0,
             "kept": False}]
-  found = tables.quality(rows, truth)
+  found = noise.quality(rows, truth)
   assert found["auc"] == 0.75 and found["auc_contrastive"] == 0.25
   assert found["auc_any"] == 0.5 and found["auc_source"] == 1.0 and math.isnan(found["auc_file_name"])
   assert (found["noise_before"], found["noise_after"]) == (0.5, 0.5)
   assert (found["true_kept"], found["wrong_kept"]) == (0.5, 0.5)
   assert (found["synthetic"], found["synthetic_rejected"], found["synthetic_right"]) == (2, 0.5, 0.5)
   with pytest.raises(ValueError, match="are not of these 5 pairs"):
-    tables.quality(rows[1:], truth)
+    noise.quality(rows[1:], truth)

@@ -15,6 +15,7 @@ filter start from, and the other variants read the job's texts in other ways. --
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -26,150 +27,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy import stats
+from capfilt_noise import KINDS, corrupt, quality, t_interval, wilson
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "benchmarks" / "capfilt_grid.py"
-KINDS = ("any", "source", "boilerplate", "file_name")  # of wrong captions
 EVALS = ("openmoji", "twemoji")
 COLUMNS = ["key", "image", "caption", "source", "skin_tone", "boilerplate_title"]
-NAMES = ("IMG_{:04d}.jpg", "DSC{:05d}.JPG", "image ({}).png", "untitled-{}.svg", "scan_{:03d}.tif", "art{}_final.svg")
 # BLIP, 14M pairs, ViT-B: TR@1 of zero-shot retrieval on Flickr30K; share of the synthetic texts that is thrown out.
 BLIP = {"none": 93.9, "filter": 94.1, "captioner": 94.4, "both": 94.8, "beam": 94.1, "shared": 94.3}
 BLIP_NOISE = {"both": 25, "beam": 19, "shared": 8}
-
-
-# --- Noise with a known truth ---
-
-
-def derangement(texts, rng: np.random.Generator) -> np.ndarray:
-  """A random permutation p of the places of `texts` in which no place keeps its text: texts[p[i]] != texts[i].
-
-  Raises:
-    ValueError: more than half of the texts are equal (or there is only one), so there is none.
-  """
-  codes = np.unique(np.asarray(texts, object).astype(str), return_inverse=True)[1]
-  if 2 * np.bincount(codes).max() > len(codes):
-    raise ValueError(f"more than half of the {len(codes)} texts are equal: they can't all change places")
-  p = rng.permutation(len(codes))
-  for i in np.flatnonzero(codes[p] == codes):
-    if codes[p[i]] == codes[i]:  # not helped by a swap before
-      fits = (codes[p] != codes[i]) & (codes != codes[p[i]])  # never empty: at most n - 1 places don't fit
-      j = rng.choice(np.flatnonzero(fits))
-      p[i], p[j] = p[j], p[i]
-  return p
-
-
-def corrupt(captions, sources, boilerplate, share: float, seed: int) -> tuple[list[str], list[str]]:
-  """Makes a share of the captions wrong, a fourth of it in each of `KINDS`.
-
-  Args:
-    captions, sources: of N pairs.
-    boilerplate: titles to draw from, as often as they stand there.
-    share: of the N captions, exactly (rounded).
-    seed: the same one makes the same captions wrong in the same way.
-
-  Returns:
-    new captions and kinds, "" where a caption is as it was.
-
-  Raises:
-    ValueError: too few captions can change places inside their source.
-  """
-  rng = np.random.default_rng(seed)
-  captions, sources = list(captions), np.asarray(sources)
-  count = round(share * len(captions))
-  out, kinds = list(captions), [""] * len(captions)
-  if not count:
-    return out, kinds
-  other = {"any": derangement(captions, rng), "source": np.full(len(captions), -1)}
-  for source in np.unique(sources):
-    rows = np.flatnonzero(sources == source)
-    try:
-      other["source"][rows] = rows[derangement([captions[i] for i in rows], rng)]
-    except ValueError:
-      continue  # a source of hardly more than one caption: other kinds of noise take its rows
-  chosen = rng.permutation(len(captions))[:count]
-  sizes = [count // len(KINDS) + (k < count % len(KINDS)) for k in range(len(KINDS))]
-  movable = chosen[other["source"][chosen] >= 0][:sizes[1]]
-  if len(movable) < sizes[1]:
-    raise ValueError(f"{len(movable)} of {sizes[1]} captions can change places inside their source; take more pairs")
-  rest = chosen[~np.isin(chosen, movable)]
-  parts = np.split(rest, np.cumsum([sizes[0], sizes[2]]))
-  for kind, rows in zip(("source", "any", "boilerplate", "file_name"), [movable, *parts], strict=True):
-    for i in rows:
-      kinds[i] = kind
-      if kind in other:
-        out[i] = captions[other[kind][i]]
-      elif kind == "file_name":
-        out[i] = NAMES[rng.integers(len(NAMES))].format(rng.integers(1000))
-      else:
-        wrong = captions[i]
-        while wrong == captions[i]:
-          wrong = boilerplate[rng.integers(len(boilerplate))]
-        out[i] = wrong
-  return out, kinds
-
-
-# --- Statistics ---
-
-
-def auc(good, bad) -> float:
-  """Chance that a good score is above a bad one, ties half: the area under the ROC curve. NaN where one is missing."""
-  good, bad = np.asarray(good, np.float64), np.sort(np.asarray(bad, np.float64))
-  if not len(good) or not len(bad):
-    return math.nan
-  below = (np.searchsorted(bad, good, "left") + np.searchsorted(bad, good, "right")) / 2
-  return float(below.mean() / len(bad))
-
-
-def t_interval(values, level: float = 0.95) -> tuple[float, float]:
-  """(mean, half of the interval's width) by Student's t; the width is NaN for a single value."""
-  values = np.asarray(values, np.float64)
-  if len(values) < 2:
-    return float(values.mean()), math.nan
-  t = stats.t.ppf((1 + level) / 2, len(values) - 1)
-  return float(values.mean()), float(t * values.std(ddof=1) / math.sqrt(len(values)))
-
-
-def wilson(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
-  """Wilson's interval for a share of n pictures: (low, high)."""
-  z = stats.norm.ppf((1 + level) / 2)
-  middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-  return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-
-
-def quality(rows: list[dict], truth: dict[str, list]) -> dict:
-  """How well a CapFilt job told the wrong captions: counts, shares and areas.
-
-  Args:
-    rows: of its sidecars.
-    truth: columns of the web pairs. Titles that were boilerplate before are neither true nor made wrong: left out.
-
-  Raises:
-    ValueError: the rows are of other pairs.
-  """
-  web, synthetic = ([r for r in rows if r["origin"] == origin] for origin in ("web", "synthetic"))
-  if any(truth["key"][r["index"]] != r["key"] for r in rows) or len(web) != len(truth["key"]):
-    raise ValueError(f"the sidecars ({len(web)} web texts) are not of these {len(truth['key'])} pairs")
-  known = [(r, truth["kind"][r["index"]]) for r in web if not truth["boilerplate"][r["index"]]]
-  true, wrong = [r for r, kind in known if not kind], [r for r, kind in known if kind]
-
-  def scores(found, name="matching"):
-    return [r[name] for r in found if r[name] is not None]
-
-  def share(found, holds):
-    return sum(map(holds, found)) / len(found) if found else math.nan
-
-  kept = [kind != "" for r, kind in known if r["kept"]]
-  return {
-    "auc": auc(scores(true), scores(wrong)),
-    "auc_contrastive": auc(scores(true, "contrastive"), scores(wrong, "contrastive")),
-    **{f"auc_{kind}": auc(scores(true), scores([r for r, k in known if k == kind])) for kind in KINDS},
-    "noise_before": share(known, lambda pair: pair[1] != ""), "noise_after": share(kept, bool),
-    "true_kept": share(true, lambda r: r["kept"]), "wrong_kept": share(wrong, lambda r: r["kept"]),
-    "synthetic": len(synthetic), "synthetic_rejected": share(synthetic, lambda r: not r["kept"]),
-    "synthetic_right": share(synthetic, lambda r: r["text"] == truth["original"][r["index"]]),
-  }
 
 
 # --- The grid ---
@@ -192,6 +58,10 @@ def write_parquet(path: Path, columns: dict[str, list]) -> None:
   new.replace(path)
 
 
+class CellFailed(RuntimeError):
+  """A command ended with an error; the message says which and why."""
+
+
 class Grid:
   """Cells by noise (percent) and seed. Each method runs what its cell needs, and then the cell, if it is not done.
 
@@ -201,6 +71,7 @@ class Grid:
 
   def __init__(self, args):
     self.args, self.out, self.data = args, args.out, args.out / "data"
+    self.failed: dict[Path, str] = {}
     self.steps = {"pretrain": args.steps, "captioner": args.captioner_steps, "filter": args.filter_steps,
                   "shared": args.filter_steps}
     settings = {"web": args.web, "steps": self.steps, "min_matching": args.min_matching}
@@ -257,7 +128,13 @@ class Grid:
     return path
 
   def run(self, folder: Path, module: str, *flags, result) -> Path:
-    """Runs a command of the project in `folder`, unless it is done; result() gives what done.json holds."""
+    """Runs a command of the project in `folder`, unless it is done; result() gives what done.json holds.
+
+    Raises:
+      CellFailed: it fails, or did so since this process began.
+    """
+    if folder in self.failed:
+      raise CellFailed(self.failed[folder])
     if not (folder / "done.json").exists():
       folder.mkdir(parents=True, exist_ok=True)
       name, began = folder.relative_to(self.out), time.monotonic()
@@ -266,8 +143,10 @@ class Grid:
                               cwd=ROOT, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(self.out / "compiled")},
                               check=False).returncode
       if code:
-        tail = "\n".join((folder / "log.txt").read_text(errors="replace").splitlines()[-15:])
-        sys.exit(f"error: {name} ended with status {code}; the end of {folder}/log.txt:\n{tail}")
+        tail = "\n".join((folder / "log.txt").read_text(errors="replace").splitlines()[-5:])
+        self.failed[folder] = f"{name} ended with status {code}; the end of {folder}/log.txt:\n{tail}"
+        say(self.failed[folder])
+        raise CellFailed(self.failed[folder])
       seconds = time.monotonic() - began
       write_json(folder / "done.json", result() | {"seconds": round(seconds, 1)})
       say(f"{name}: {seconds:.0f} s")
@@ -429,13 +308,16 @@ def main() -> None:
   if not args.table:
     grid.prepare()
     extra = ["beam"] * args.table2 + ["shared"] * args.table4
-    for seed in args.seeds:  # outermost: what is finished after a while is a whole grid of fewer seeds
-      for noise in args.noise:
-        for name in args.variants:
+    # Seeds outermost: what is finished after a while is a whole grid of fewer seeds.
+    for seed in args.seeds:
+      cells = [(noise, name) for noise in args.noise for name in args.variants]
+      cells += [(args.ablation_noise, name) for name in ("none", "both", *extra) if extra]
+      for noise, name in cells:
+        with contextlib.suppress(CellFailed):  # said where it happened; the other cells need not wait
           grid.final(noise, seed, name)
-      for name in ("none", "both", *extra) if extra else ():
-        grid.final(args.ablation_noise, seed, name)
   print(table(grid, args.noise, args.variants, args.seeds, args.ablation_noise, args.table2, args.table4))
+  if grid.failed:
+    sys.exit("error: not finished:\n" + "\n".join(grid.failed.values()))
 
 
 if __name__ == "__main__":
