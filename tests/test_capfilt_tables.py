@@ -1,15 +1,18 @@
 """The benchmark that reproduces BLIP's tables: its noise is what it says, and its statistics are the textbook's."""
 
+import json
 import math
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import capfilt_noise as noise
+import capfilt_tables as tables
 
 N = 1000
 CAPTIONS = [f"thing {n % 400}" if n % 3 else "boiler" for n in range(N)]
@@ -106,3 +109,28 @@ def test_quality():
   assert (found["synthetic"], found["synthetic_rejected"], found["synthetic_right"]) == (2, 0.5, 0.5)
   with pytest.raises(ValueError, match="are not of these 5 pairs"):
     noise.quality(rows[1:], truth)
+
+
+def test_tables(tmp_path):
+  """Means over the seeds that are finished; a gain is of differences seed by seed."""
+  none, both = [0.10, 0.20, 0.30], [0.12, 0.22, 0.35]
+  for variant, values, seeds in (("none", none, 3), ("both", both, 3), ("filter", [0.5], 1)):
+    for seed in range(seeds):
+      folder = tmp_path / f"noise20-seed{seed}" / variant
+      folder.mkdir(parents=True)
+      cell = {f"eval/{style}/top1": values[seed] for style in tables.EVALS}
+      cell |= {f"eval/{style}/examples": 1940.0 for style in tables.EVALS} | {"texts": {"web": 100.0 * seed}}
+      (folder / "done.json").write_text(json.dumps(cell))
+  (tmp_path / "pixels.json").write_text('{"openmoji": 0.145}')
+  args = SimpleNamespace(out=tmp_path, web=0, steps=5, captioner_steps=2, filter_steps=3, min_matching=0.5)
+  grid = tables.Grid(args)
+  text = tables.table(grid, [20, 40], ["none", "filter", "both"], [0, 1, 2], 20, False, False)
+  rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| 20 %")]
+  assert [row[:3] for row in rows] == [["20 %", "none", "100"], ["20 %", "filter", "0"], ["20 %", "both", "100"]]
+  low, high = noise.wilson(0.5, 1940)
+  assert rows[0][3:] == ["20.0 ± 24.8", "", "20.0 ± 24.8", "", ""]  # 4.3027 x 0.1 / sqrt(3)
+  assert rows[1][3:5] == [f"50.0 ({100 * low:.1f} to {100 * high:.1f})", "+40.0"] and rows[1][-1] == "+0.2"
+  assert rows[2][4] == "+3.0 ± 4.3, unclear"  # 0.02, 0.02, 0.05: 4.3027 x 0.01732 / sqrt(3)
+  args.steps = 6
+  with pytest.raises(SystemExit, match="holds a grid with"):
+    tables.Grid(args)

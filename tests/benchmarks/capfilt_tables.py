@@ -188,7 +188,8 @@ class Grid:
     return self.run(folder, "coca.capfilt", "--config=configs/capfilt.py", f"--config.captioner={models[0]}",
                     f"--config.filter={models[1]}", "--config.source.kind=parquet", f"--config.source.path={web}",
                     "--config.source.split=train", "--config.source.origin=web", "--config.shard=2000",
-                    f"--config.min_matching={self.args.min_matching}",
+                    f"--config.min_matching={self.args.min_matching}", "--config.max_failed=1.",
+                    "--config.decoding.min_length=1",  # a caption has a word; with beams none is likelier than any
                     *(decoding if how == "beam" else (f"--config.decoding.seed={seed}",)), result=result)
 
   def final(self, noise: int, seed: int, name: str) -> Path:
@@ -246,7 +247,8 @@ def results(grid: Grid, noise: int, names, seeds, base: str) -> list[str]:
 
 def table(grid: Grid, noises, variants, seeds, ablation: int, table2: bool, table4: bool) -> str:
   """What is finished of the tables, as Markdown."""
-  pixels = json.loads((grid.out / "pixels.json").read_text())
+  path = grid.out / "pixels.json"
+  pixels = json.loads(path.read_text()) if path.exists() else {}
   head = ("| noise | variant | web texts | openmoji top-1 | gain | twemoji top-1 | gain | gain in BLIP |\n"
           "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
   text = [f"Zero-shot top-1 in %, {len(seeds)} seed(s). ±: 95 % t interval over seeds; in brackets, for a single seed: "
