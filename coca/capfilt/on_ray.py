@@ -168,12 +168,15 @@ def _run(ray, out: str, settings: CapFilt, identities: dict, pending: list[Shard
           try:
             result = ray.get(ref)
           except ray.exceptions.RayError as e:
-            # A process of its own: the old one may be gone, with its node, or may be what was broken.
+            # Another process goes on: the old one may be gone, with its node, or may be what was broken.
             ray.kill(worker)
-            workers.add()
             failed[shard.name] += 1
-            if failed[shard.name] < settings.attempts:
+            again = failed[shard.name] < settings.attempts
+            if again:
               todo.append(shard)
+            if len(todo) > len(workers.idle) + len(workers.starting):
+              workers.add()
+            if again:
               continue
             set_aside[shard.name] = _reason(e)
             if not finished and len(set_aside) >= HOPELESS:
