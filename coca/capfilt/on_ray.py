@@ -240,7 +240,7 @@ def _room(nodes: list[dict], take: dict) -> int:
 
 def _no_room(nodes: list[dict], take: dict) -> str:
   count = Counter(_amounts(node, take) for node in nodes)
-  has = "; ".join(f"{n} with {text}" for text, n in count.items())
+  has = "; ".join(f"{n} with {text}" for text, n in sorted(count.items()))
   return f"no node can hold a worker, which takes {_amounts(take, take)} (config.resources); the nodes: {has or 'none'}"
 
 
