@@ -16,12 +16,14 @@ manifest.json; and in the end report.html. Training reads them with
 import os
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from coca.capfilt import job
 from coca.capfilt.export import SUFFIXES, export
 from coca.capfilt.models import Models
+from coca.capfilt.on_ray import WorkersFailed, run_ray
 from coca.capfilt.report import write_report
 from coca.capfilt.settings import CapFilt, parse
 from coca.capfilt.stage import TooManyFailed
@@ -42,7 +44,7 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
 
   Raises:
     ValueError, FileNotFoundError, CheckpointError: settings, data or models that cannot be used.
-    TooManyFailed, Stop: the job cannot go on.
+    TooManyFailed, WorkersFailed, Stop: the job cannot go on.
   """
   source = job.open_job_source(settings)
   for problem in source.problems:
@@ -53,6 +55,8 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
   if settings.filter and settings.filter == settings.captioner:
     print("warning: captioner and filter are one model: it lets its own mistakes pass (confirmation bias, BLIP Table "
           "4: 8 % of its texts thrown out instead of 25 %)", flush=True)
+  if settings.engine == "ray" and not preview:
+    jax.config.update("jax_platforms", "cpu")  # for the models' identities; the devices here may be a worker's
   models = Models(settings)
   if preview:
     folder = job.preview(out, settings, models, source, preview)
@@ -65,10 +69,8 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
     print(f"{len(shards) - len(pending)} of {len(shards)} shards are finished", flush=True)
   set_aside = {}
   if settings.engine == "ray":
-    from coca.capfilt.on_ray import run_ray
-
     identities = models.identities
-    del models  # the workers need the memory
+    del models  # a worker here needs the memory
     set_aside = run_ray(out, settings, identities, pending) if pending else {}
   else:
     job.run_local(out, settings, models, source, pending)
@@ -100,7 +102,7 @@ def main(argv) -> None:
       raise ValueError("--config is missing: --config=configs/capfilt.py")
     else:
       run(out, parse(FLAGS.config), FLAGS.preview)
-  except (ValueError, ImportError, OSError, CheckpointError, TooManyFailed, Stop) as e:
+  except (ValueError, ImportError, OSError, CheckpointError, TooManyFailed, WorkersFailed, Stop) as e:
     if os.environ.get("COCA_TRACEBACK"):
       raise
     sys.exit(f"error: {e}")

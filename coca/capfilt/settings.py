@@ -41,8 +41,9 @@ class CapFilt:
   max_failed: float = 0.05  # share of images with a problem that ends the job
   engine: str = "local"  # or 'ray'
   address: str = ""  # ray: of a cluster that runs; empty: one is started on this machine
-  workers: int = 0  # ray: processes with models loaded; 0: one a node
-  resources: dict[str, float] = field(default_factory=dict)  # ray: what a worker takes, as {"GPU": 1.0}; empty: a CPU
+  workers: int = 0  # ray: processes with models loaded; 0: as many as there is room for, without GPUs one a node
+  resources: dict[str, float] = field(default_factory=dict)  # ray: what a worker takes, as {"GPU": 8.0}; empty: a GPU,
+  # or a CPU where no node has a GPU
   attempts: int = 3  # ray: at a shard, before it is set aside
 
 
