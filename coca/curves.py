@@ -57,7 +57,9 @@ def _curves(lines: list[dict]) -> dict[str, list[tuple[int, float]]]:
   names = dict.fromkeys(SHOWN) | dict.fromkeys(sorted(evaluated))
   found = {name: [(line["step"], math.nan if line[name] is None else line[name]) for line in lines if name in line]
            for name in names}
-  return {name: points for name, points in found.items() if points}
+  # One point is no curve: what was measured once stands in metrics.jsonl.
+  curves = {name: points for name, points in found.items() if len(points) > 1}
+  return curves or {name: points for name, points in found.items() if points}
 
 
 def _smooth(values) -> np.ndarray:

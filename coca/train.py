@@ -173,10 +173,7 @@ def main(argv) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   try:
-    try:
-      config = parse(FLAGS.config)
-    except OSError as e:
-      raise ValueError(str(e)) from None
+    config = parse(FLAGS.config)
     if FLAGS.dry_run:
       print(plan.describe(config, jax.device_count()))
       return

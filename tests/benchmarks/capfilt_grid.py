@@ -44,19 +44,16 @@ def get_config(arg=None):
   config.evals = {}
   config.checkpoint.update(every="20%", keep=1)
   if args.role == "pretrain":
-    from coca.data.sources import open_source
-
     source = web(args.web, args.variant, args.capfilt)
     config.data.sources.web = to_dict(source)
-    config.data.sources.human.weight = float(len(open_source(human(args.data))))
-    config.data.sources.web.weight = float(len(open_source(source)))
+    config.data.sources.human.weight = config.data.sources.web.weight = 0.0  # every text is an example
     config.model.text.length = 16
     config.evals = {name: to_dict(Eval(source=Source(kind="parquet", path=f"{args.data}/eval/{name}.parquet")))
                     for name in EVALS}
     return config
-  config.optim.update(lr=3e-4, warmup="5%")
+  config.optim.update(lr=3e-4 if args.role == "captioner" else 1e-3, warmup="5%")
   if args.role != "captioner":
-    config.optim.lr_scale.update(matching_pooler=3.0, matching_head=3.0)
+    config.optim.lr_scale.update(matching_pooler=1.0, matching_head=1.0)
   if args.role == "shared":
     config.captioning.update(weight=1.0, label_smoothing=0.1)
     del config.optim.lr_scale.softmax  # it learns to write after all
