@@ -62,7 +62,7 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
   few = Stream(config, settings, stream.forward, stream.tokenizer, source, lambda index, _: index)
   for batch in few:
     captions = top = None
-    if writer:
+    if writer is not None:
       special = Special(stream.tokenizer.bos, stream.tokenizer.eos)
       encoded = stream.forward.encode(params, batch.device["image"])
       captions = to_host(stream.forward.caption(writer, encoded, special=special).text)[:, 0]
