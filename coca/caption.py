@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from coca import inference
 from coca.checkpoint import CheckpointError
+from coca.commands import one_line
 from coca.decoding.settings import Decoding
 from coca.page import Page
 
@@ -110,10 +111,8 @@ def main(argv=None) -> None:
     else:
       how.add_argument(f"--{field.name}", type=field.type, default=field.default, metavar=str(field.default))
   args = vars(parser.parse_args(argv))
-  try:
+  with one_line(ValueError, ImportError, OSError, CheckpointError):
     good, bad = caption(inference.load(args.pop("model")), **args)
-  except (ValueError, ImportError, OSError, CheckpointError) as e:
-    sys.exit(f"error: {e}")
   if bad:
     print(f"{bad} of {good + bad} pictures could not be read; each has an error in its line", file=sys.stderr)
   if not good:

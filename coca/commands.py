@@ -1,10 +1,44 @@
 """What command lines with a config file share."""
 
+import contextlib
+import os
 import sys
 
 from absl import flags
+from ml_collections import ConfigDict
 
 LATE = "Configuration is not available because of an earlier failure to load: "
+
+
+def arguments(arg: str | None, **defaults) -> ConfigDict:
+  """Parses the text behind `config.py:`, e.g. `res=128,runlocal`; a bare name means True.
+
+  Args:
+    arg: the text, or None.
+    **defaults: the arguments that this config knows. Values take the type of the default.
+
+  Raises:
+    ValueError: an unknown argument (the known ones are listed) or a value of the wrong type.
+  """
+  values = dict(defaults)
+  for item in filter(None, (arg or "").split(",")):
+    name, has_value, text = item.partition("=")
+    if name not in defaults:
+      known = ", ".join(f"{k}={v}" for k, v in defaults.items())
+      raise ValueError(f"config argument '{name}' is unknown; this config takes: {known}")
+    kind = type(defaults[name])
+    if kind is bool:
+      if has_value and text.lower() not in ("1", "0", "true", "false"):
+        raise ValueError(f"config argument '{item}': '{name}' takes true or false")
+      values[name] = text.lower() in ("1", "true") if has_value else True
+    elif not has_value:
+      raise ValueError(f"config argument '{name}' needs a value: {name}={defaults[name]}")
+    else:
+      try:
+        values[name] = kind(text)
+      except ValueError:
+        raise ValueError(f"config argument '{item}': '{name}' takes a value of type {kind.__name__}") from None
+  return ConfigDict(values)
 
 
 def parse_flags(argv) -> list[str]:
@@ -19,3 +53,14 @@ def parse_flags(argv) -> list[str]:
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     lines = [line.strip() for line in str(e).replace("\\n", "\n").splitlines() if line.strip()]
     sys.exit(f"error: {lines[-1] if 'Traceback' in str(e) else ' '.join(lines)}")
+
+
+@contextlib.contextmanager
+def one_line(*errors: type[Exception]):
+  """Ends the program with a line instead of a traceback for `errors` within; COCA_TRACEBACK=1 shows it."""
+  try:
+    yield
+  except errors as e:
+    if os.environ.get("COCA_TRACEBACK"):
+      raise
+    sys.exit(f"error: {e}")

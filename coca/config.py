@@ -164,7 +164,7 @@ class Source:
   text: str = "random"  # which of a record's texts: 'first', 'random', 'labels' (shuffled, joined, in a prompt)
   prompts: tuple[str, ...] = ()  # for 'labels': one is drawn, e.g. "a photo of the {}"
   image_key: str = "image"  # column, field or member that holds the image
-  text_key: str = "caption"  # and the text or texts
+  text_key: str = "caption"  # and the text or texts; empty: images alone, for CapFilt to write their texts
   origin: str = ""  # what the texts are: 'web', 'synthetic', 'human', 'label'; empty: as the format has it (a folder's
   # are human, a label's name is a label, all others are web)
   # Texts of a CapFilt workdir in place of the source's own (coca/data/sources/bootstrapped.py):
@@ -278,37 +278,6 @@ def default() -> ConfigDict:
 def to_dict(settings) -> ConfigDict:
   """A settings object (`Config`, `Source`, ...) as a ConfigDict."""
   return ConfigDict(to_plain(settings))
-
-
-def arguments(arg: str | None, **defaults) -> ConfigDict:
-  """Parses the text behind `config.py:`, e.g. `res=128,runlocal`; a bare name means True.
-
-  Args:
-    arg: the text, or None.
-    **defaults: the arguments that this config knows. Values take the type of the default.
-
-  Raises:
-    ValueError: an unknown argument (the known ones are listed) or a value of the wrong type.
-  """
-  values = dict(defaults)
-  for item in filter(None, (arg or "").split(",")):
-    name, has_value, text = item.partition("=")
-    if name not in defaults:
-      known = ", ".join(f"{k}={v}" for k, v in defaults.items())
-      raise ValueError(f"config argument '{name}' is unknown; this config takes: {known}")
-    kind = type(defaults[name])
-    if kind is bool:
-      if has_value and text.lower() not in ("1", "0", "true", "false"):
-        raise ValueError(f"config argument '{item}': '{name}' takes true or false")
-      values[name] = text.lower() in ("1", "true") if has_value else True
-    elif not has_value:
-      raise ValueError(f"config argument '{name}' needs a value: {name}={defaults[name]}")
-    else:
-      try:
-        values[name] = kind(text)
-      except ValueError:
-        raise ValueError(f"config argument '{item}': '{name}' takes a value of type {kind.__name__}") from None
-  return ConfigDict(values)
 
 
 def parse(config: ConfigDict | dict) -> Config:

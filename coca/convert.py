@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from coca import sharding, weights
 from coca.checkpoint import CheckpointError
+from coca.commands import one_line
 from coca.data import clip_tokenizer
 from coca.forward import Forward
 from coca.interop import open_clip, open_clip_config
@@ -173,17 +173,13 @@ def main() -> None:
   parser.add_argument("--tokenizer", default="", help="CLIP's tokenizer files, if not beside the weights")
   parser.add_argument("--to", default="coca", choices=("coca", "open_clip"))
   args = parser.parse_args()
-  try:
+  with one_line(ValueError, OSError, CheckpointError):
     if args.to == "open_clip":
       to_open_clip(args.source, args.out)
       use = f'open_clip.create_model("local-dir:{args.out}")'
     else:
       from_open_clip(args.source, args.out, args.model, args.config, args.tokenizer)
       use = f'coca.load("{args.out}")'
-  except (ValueError, OSError, CheckpointError) as e:
-    if os.environ.get("COCA_TRACEBACK"):
-      raise
-    sys.exit(f"error: {e}")
   print(f"wrote {args.out}; use it with {use}")
 
 

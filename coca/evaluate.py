@@ -8,13 +8,13 @@ Prints a table, and writes `eval.json` and `contact_sheet.png` into the working 
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import jax
 
 from coca import evals, inference, sharding
 from coca.checkpoint import CheckpointError
+from coca.commands import one_line
 from coca.evals.pictures import write_contact_sheet
 from coca.workdir import read_workdir
 
@@ -58,10 +58,8 @@ def main(argv=None) -> None:
   parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=None,
                       help="the parameters' moving average, or not; left out: where the run kept one")
   args = parser.parse_args(argv)
-  try:
+  with one_line(ValueError, FileNotFoundError, CheckpointError):
     evaluate(args.workdir, args.eval, args.ema)
-  except (ValueError, FileNotFoundError, CheckpointError) as e:
-    sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ several hosts, start the same command on each. In the workdir: config.json, toke
 metrics.jsonl, tensorboard/, and in the end curves.png and contact_sheet.png.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from ml_collections import config_flags
 
 from coca import evals, plan, sharding
 from coca.checkpoint import CheckpointError, Checkpoints, Preemption
-from coca.commands import parse_flags
+from coca.commands import one_line, parse_flags
 from coca.config import Config, in_steps, parse, to_dict
 from coca.curves import plot_curves
 from coca.data.feed import DeviceFeed, Skipped, TooManySkipped
@@ -172,7 +171,7 @@ def main(argv) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
-  try:
+  with one_line(ValueError, FileNotFoundError, Stop, TooManySkipped, CheckpointError):
     config = parse(FLAGS.config)
     if FLAGS.dry_run:
       print(plan.describe(config, jax.device_count()))
@@ -185,10 +184,6 @@ def main(argv) -> None:
       print(f"workdir: {workdir}", flush=True)
     if not run(config, workdir):
       sys.exit(STOPPED)
-  except (ValueError, FileNotFoundError, Stop, TooManySkipped, CheckpointError) as e:
-    if os.environ.get("COCA_TRACEBACK"):
-      raise
-    sys.exit(f"error: {e}")
 
 
 FLAGS = flags.FLAGS

@@ -46,11 +46,7 @@ def read_config(workdir) -> Config:
         f"{workdir} is no working directory of a run: it has no {' or '.join(names)}. One holds config.json, a "
         f"tokenizer and checkpoints/ or model.safetensors; make one with: python -m coca.train "
         f"--config=configs/coca_tiny.py --workdir={workdir}, or from open_clip's weights with: python -m coca.convert")
-  run = _read(workdir)
-  try:
-    return parse(run["config"])
-  except (ValueError, KeyError, TypeError) as e:
-    raise ValueError(f"{workdir / 'config.json'} can't be used: {type(e).__name__}: {e}") from e
+  return _config(workdir, _read(workdir))
 
 
 def read_params(workdir, abstract_params, part: str | None = None):
@@ -89,10 +85,12 @@ def write_run(config: Config, tokenizer: Tokenizer, workdir, **more: str) -> Non
 
 def check_same_run(config: Config, workdir) -> None:
   """Raises ValueError if settings differ that change the result of the run that was started in this workdir."""
-  saved = _read(epath.Path(workdir))
+  workdir = epath.Path(workdir)
+  saved = _read(workdir)
   if not saved:
     return
-  new, old = (_flat(json.loads(json.dumps(c))) for c in (to_dict(config).to_dict(), saved["config"]))
+  # Parsed, a setting that is newer than the run has its default.
+  new, old = (_flat(json.loads(json.dumps(to_dict(c).to_dict()))) for c in (config, _config(workdir, saved)))
   differing = [f"  config.{name}: {old.get(name)!r} before, {new.get(name)!r} now" for name in sorted(new | old)
                if new.get(name) != old.get(name) and not any(f"{name}.".startswith(f"{free}.") for free in FREE)]
   if differing:
@@ -142,6 +140,13 @@ def _read(workdir) -> dict | None:
     return json.loads(path.read_text())
   except ValueError as e:
     raise ValueError(f"{path} can't be read ({e}); restore it, or take another workdir") from None
+
+
+def _config(workdir, run: dict) -> Config:
+  try:
+    return parse(run["config"])
+  except (ValueError, KeyError, TypeError) as e:
+    raise ValueError(f"{workdir / 'config.json'} can't be used: {type(e).__name__}: {e}") from e
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

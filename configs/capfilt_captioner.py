@@ -21,7 +21,7 @@ with "a picture of"; weight decay on matrices only; the rate falls each step and
 contrastive side: what judges its captions is the filter.
 """
 
-from coca.config import arguments
+from coca.commands import arguments
 from coca.recipes import bootstrapping
 
 

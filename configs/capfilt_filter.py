@@ -20,7 +20,7 @@ other, where BLIP knows equal pictures. No crops, flips and RandAugment; weight 
 each step and not each epoch. The vocabulary head stays in the model and is frozen.
 """
 
-from coca.config import arguments
+from coca.commands import arguments
 from coca.recipes import bootstrapping
 from coca.workdir import read_config
 

@@ -12,7 +12,7 @@ bfloat16 activations, LayerNorm on the pooled tokens, tanh GELU, equal texts in 
 loss, 1 / temperature capped at 100, the caption loss a mean over tokens. `coca/config.py` says so at each setting.
 """
 
-from coca.config import arguments
+from coca.commands import arguments
 from coca.recipes import pretraining, runlocal
 
 

@@ -11,7 +11,7 @@ Not in the paper, and chosen here: which data set the one epoch is of (ALIGN's 1
 examples), the learning rate (a tenth of pre-training's, as that ended at 0) and that the batch stays.
 """
 
-from coca.config import arguments
+from coca.commands import arguments
 from coca.recipes import pretraining, runlocal
 
 

@@ -13,7 +13,7 @@ Table 1's 1.1B of text does not tell whether the softmax has an output matrix of
 Large must have) or that of the embedding (1.09B, with --config.model.text.tied_softmax=True).
 """
 
-from coca.config import arguments
+from coca.commands import arguments
 from coca.recipes import pretraining, runlocal
 
 

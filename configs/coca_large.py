@@ -9,7 +9,7 @@ The data sets, and how each is prepared or replaced: `coca.recipes.pretraining`,
 not in the paper and was chosen here: see configs/coca_base.py.
 """
 
-from coca.config import arguments
+from coca.commands import arguments
 from coca.recipes import pretraining, runlocal
 
 

@@ -13,7 +13,8 @@ The architecture is the paper's (poolers in cascade, [CLS] last, as many unimoda
 the paper's: all sizes, AdamW and its settings, and that equal names in a batch are positives of each other.
 """
 
-from coca.config import Eval, Source, arguments, default, to_dict
+from coca.commands import arguments
+from coca.config import Eval, Source, default, to_dict
 
 
 def get_config(arg=None):

@@ -21,7 +21,7 @@ and in the same way config.evals.*.source. A model without a decoder (CLIP) is g
 --config.model.text.multimodal_layers=6; --config.optim.lr_scale is then worth a look.
 """
 
-from coca.config import arguments
+from coca.commands import arguments
 from coca.recipes import finetuning
 
 

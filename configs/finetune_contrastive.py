@@ -12,7 +12,7 @@ weight, so that it still does afterwards. Both sides are evaluated.
 It trains on the built-in corpus; other data as in finetune_caption.py.
 """
 
-from coca.config import arguments
+from coca.commands import arguments
 from coca.recipes import finetuning
 
 

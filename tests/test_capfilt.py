@@ -139,6 +139,18 @@ def test_human_texts_are_kept_and_nothing_is_written_beside_them(models, folders
   assert all(row["kept"] for row in found) and min(row["matching"] for row in found) < 0.999
 
 
+def test_images_without_texts_get_one_written(models, folders):
+  settings = settings_of(folders, source=Source(kind="folder", path=str(folders / "human"), text_key=""))
+  rows = rows_of(models, open_source(settings.source), settings, range(5))
+  assert [row["index"] for row in rows] == [0, 1, 2, 3, 4] and not any(row["problem"] for row in rows)
+  assert {row["origin"] for row in rows} == {"synthetic"} and all(row["text"] and row["matching"] for row in rows)
+  captioner_only = dataclasses.replace(settings, captioner="")
+  silent = replace(models, captioner_only)
+  silent.captioner = None
+  rows = rows_of(silent, open_source(settings.source), captioner_only, range(5))
+  assert [(row["text"], row["problem"], row["kept"]) for row in rows] == [(None, "no text", False)] * 5
+
+
 def test_both_scores_may_decide(models, rows, folders):
   median = float(np.median([row["contrastive"] for row in rows if row["matching"] is not None]))
   settings = settings_of(folders, min_contrastive=median)

@@ -8,7 +8,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from coca.config import Config, Eval, Source, arguments, default, in_steps, parse, to_dict
+from coca.commands import arguments
+from coca.config import Config, Eval, Source, default, in_steps, parse, to_dict
 
 
 def changed(**changes):
@@ -147,7 +148,7 @@ class TestFlags:
   def file(self, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-      "from coca.config import Eval, Source, arguments, default, to_dict\n"
+      "from coca.commands import arguments\nfrom coca.config import Eval, Source, default, to_dict\n"
       "def get_config(arg=None):\n"
       "  args = arguments(arg, runlocal=False, res=64)\n"
       "  config = default()\n"

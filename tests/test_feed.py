@@ -9,14 +9,14 @@ from coca.data import feed
 def test_too_many_skipped_stop_with_examples():
   skipped = feed.Skipped(0.05, 64)
   for k in range(20):
-    skipped.add(["web a-1: empty caption", "web a-2: empty caption", "web a-3: cut at byte 17"])
+    skipped.add(["web a-1: no caption", "web a-2: no caption", "web a-3: cut at byte 17"])
     skipped.add([f"web b-{j}: {'xyzuvw'[(k + j) % 6]}" for j in range(6)])
   skipped.check(30, 90)  # 4.7 % of 1,920
   assert len(skipped.reasons) == 5
   with pytest.raises(feed.TooManySkipped) as error:
     skipped.check(40, 150)
   message = str(error.value)
-  assert "config.data.max_skipped 0.05" in message and message.count("empty caption") == 1
+  assert "config.data.max_skipped 0.05" in message and message.count("no caption") == 1
   assert message.count("\n  web") == 5 and "raise config.data.max_skipped" in message
   assert "150 of 2560 examples" in message
 

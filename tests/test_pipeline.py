@@ -217,7 +217,7 @@ def test_unusable_records_are_blank_and_say_why(words):
   assert (batch["image"][blank] == (10, 20, 30)).all() and (batch["text"][blank] == tokenizer.PAD).all()
   assert (batch["text"][~blank, 0] == tokenizer.BOS).all()
   assert sorted(p.split(":")[0] for p in problems) == ["web", "web web-11", "web web-5"]
-  assert any("record 2 is cut off" in p for p in problems) and any("web-11: empty caption" in p for p in problems)
+  assert any("record 2 is cut off" in p for p in problems) and any("web-11: no caption" in p for p in problems)
 
 
 def test_settings_are_checked_before_the_first_batch(words):

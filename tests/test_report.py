@@ -12,9 +12,9 @@ from browser import CHROMIUM, Browser
 from PIL import Image
 
 from coca.capfilt import report
-from coca.capfilt.report import write_report
 from coca.capfilt.tally import Tally
 from coca.data.records import BadRecord, Record
+from coca.data.sidecars import SidecarError
 
 CODED = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([
@@ -23,6 +23,11 @@ SCHEMA = pa.schema([
   ("captioner", CODED), ("filter", CODED), ("version", CODED)])
 BROKEN = {7: "disk is on fire", 60: "not decodable: 17 bytes are missing"}
 SCRIPT = "<script>document.title = 'pwned'</script><img src=x onerror=\"document.title='pwned'\"></script><!--"
+
+
+def write_report(*args, **options):
+  """The page's path."""
+  return report.write_report(*args, **options)[0]
 
 
 class Pictures:
@@ -131,6 +136,18 @@ def test_it_does_not_matter_how_the_rows_are_cut(rows):
     assert (part.images, part.failures, part.identities) == (whole.images, whole.failures, whole.identities)
     for name, origin in whole.origins.items():
       assert np.array_equal(part.origins[name].joint, origin.joint)
+    assert str(part) == str(whole)
+
+
+def test_the_counts_for_the_terminal():
+  rows = [{"index": i, "key": "k", "text": "t", "origin": origin, "kept": kept, "problem": problem}
+          for i, (origin, kept, problem) in enumerate([("web", True, None), ("web", False, None), ("web", False, "x"),
+                                                       ("synthetic", True, None), (None, False, "broken")])]
+  rows[-1]["text"] = None
+  tally = Tally()
+  tally.add(pa.Table.from_pylist(rows, SCHEMA).to_batches()[0])
+  assert re.sub(" +", " ", str(tally)).splitlines() == [
+    " web 1 of 3 kept (33.3%)", " synthetic 1 of 1 kept (100.0%)", " without a text 1"]
 
 
 def test_reasons_are_counted_by_image_and_their_number_is_bounded(monkeypatch):
@@ -201,10 +218,10 @@ def test_a_source_that_is_not_the_one_of_the_run(out):
 
 
 def test_mistakes_are_named(tmp_path, out):
-  with pytest.raises(FileNotFoundError, match=r"manifest\.json does not exist: .* no working directory of coca\.capf"):
+  with pytest.raises(SidecarError, match=r"is no CapFilt workdir: it has no manifest\.json"):
     write_report(tmp_path, Pictures())
-  (tmp_path / "manifest.json").write_text('{"shards": [["a", 4, 2]]}')
-  with pytest.raises(ValueError, match=r"manifest\.json is damaged: .*no \[name, start, stop\]"):
+  (tmp_path / "manifest.json").write_text('{"shards": [["a", 4]]}')
+  with pytest.raises(SidecarError, match=r"manifest\.json can't be read"):
     write_report(tmp_path, Pictures())
   (tmp_path / "manifest.json").write_text('{"shards": [["a", 0, 2]]}')
   data = data_of(write_report(tmp_path, Pictures()))  # nothing is finished yet
@@ -212,7 +229,7 @@ def test_mistakes_are_named(tmp_path, out):
   (tmp_path / "texts").mkdir()
   (tmp_path / "texts" / "a.parquet").write_bytes(b"no parquet")
   (tmp_path / "report.html").unlink()
-  with pytest.raises(ValueError, match=r"a\.parquet is no sidecar or a damaged one"):
+  with pytest.raises(SidecarError, match=r"a\.parquet is no sidecar or a damaged one"):
     write_report(tmp_path, Pictures())
   assert not (tmp_path / "report.html").exists()
 

@@ -65,8 +65,7 @@ def test_img2dataset(tmp_path):
   assert len(source) == 3 and source[0] == Record("000000000", picture(0), (Text("zero", "web"),))
   with pytest.raises(BadRecord, match=r"00000\.parquet:1 \('000000001'\): status 'failed_to_download'"):
     source[1]
-  with pytest.raises(BadRecord, match="no text"):
-    source[2]
+  assert source[2] == Record("000000002", picture(2), ())
   assert opened(tmp_path, text_key="txt")[2].texts == (Text("two"),)
 
 
@@ -206,3 +205,10 @@ def test_random_reading_on_threads(tmp_path, monkeypatch, remote):
   with ThreadPoolExecutor(8) as pool:
     got = list(pool.map(source.__getitem__, order))
   assert got == [Record(f"{n // 20}.parquet:{n % 20}", picture(n), (Text(f"pair {n}"),)) for n in order]
+
+
+def test_images_alone(tmp_path):
+  write(tmp_path / "x.parquet", {"image": [picture(0)], "key": ["a"]})
+  with pytest.raises(ValueError, match=r"text_key is 'caption'.*For images alone set it to ''"):
+    opened(tmp_path)
+  assert records(opened(tmp_path, text_key="")) == [Record("a", picture(0), ())]

@@ -177,7 +177,7 @@ def test_rules_of_which_text_is_used():
 @pytest.mark.parametrize("rule", ["first", "random", "labels"])
 def test_empty_captions_are_bad_records(rule):
   for nothing in ((), (Text(""),), (Text(" \t\n\u3000"), Text(""))):
-    with pytest.raises(BadRecord, match="empty caption"):
+    with pytest.raises(BadRecord, match="no caption"):
       texts.choose(Record("k", b"", nothing), rule, ("a {}",), np.random.default_rng(0))
 
 

@@ -14,7 +14,6 @@ manifest.json; and in the end report.html. Training reads them with
 """
 
 import os
-import sys
 
 import jax
 from absl import app, flags, logging
@@ -28,7 +27,7 @@ from coca.capfilt.report import write_report
 from coca.capfilt.settings import CapFilt, parse
 from coca.capfilt.stage import TooManyFailed
 from coca.checkpoint import CheckpointError
-from coca.commands import parse_flags
+from coca.commands import one_line, parse_flags
 from coca.config import Source
 from coca.data import sidecars
 from coca.data.sources import open_source
@@ -59,9 +58,8 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
     jax.config.update("jax_platforms", "cpu")  # for the models' identities; the devices here may be a worker's
   models = Models(settings)
   if preview:
-    folder = job.preview(out, settings, models, source, preview)
-    print(job.summary(folder, [sidecars.Shard("preview", 0, 0)]))
-    print(f"look at {write_report(folder, source, limit=preview)}")
+    path, counts = write_report(job.preview(out, settings, models, source, preview), source, limit=preview)
+    print(f"{counts}\nlook at {path}")
     return
   shards = job.begin(out, settings, source, models.identities)
   pending = job.unfinished(out, shards)
@@ -79,9 +77,8 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
                + "\n".join(f"  {name}: {reason}" for name, reason in set_aside.items())
                + "\nThe others are finished. Start again to try them once more")
   job.decide(out, settings, shards)
-  print(job.summary(out, shards))
-  print(f"done: texts/ and {write_report(out, source).name} are in {out}; train with "
-        f"--config.data.sources.NAME.sidecars={out}")
+  path, counts = write_report(out, source)
+  print(f"{counts}\ndone: texts/ and {path.name} are in {out}; train with --config.data.sources.NAME.sidecars={out}")
 
 
 def main(argv) -> None:
@@ -89,7 +86,7 @@ def main(argv) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   out = FLAGS.workdir if "://" in FLAGS.workdir else os.path.abspath(FLAGS.workdir)
-  try:
+  with one_line(ValueError, ImportError, OSError, CheckpointError, TooManyFailed, WorkersFailed, Stop):
     if FLAGS.export:
       done = export(out, FLAGS.export, FLAGS.export_format)
       print("\n".join(done.problems[:20]), end="\n" * bool(done.problems))
@@ -97,15 +94,12 @@ def main(argv) -> None:
             + f", beside {done.found} from before" * bool(done.found))
     elif FLAGS.report:
       source = from_plain(Source, sidecars.read_manifest(out)["source"], "source")
-      print(f"look at {write_report(out, open_source(source))}")
+      path, counts = write_report(out, open_source(source))
+      print(f"{counts}\nlook at {path}")
     elif FLAGS.config is None:
       raise ValueError("--config is missing: --config=configs/capfilt.py")
     else:
       run(out, parse(FLAGS.config), FLAGS.preview)
-  except (ValueError, ImportError, OSError, CheckpointError, TooManyFailed, WorkersFailed, Stop) as e:
-    if os.environ.get("COCA_TRACEBACK"):
-      raise
-    sys.exit(f"error: {e}")
 
 
 FLAGS = flags.FLAGS

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from coca.capfilt.models import Models
 from coca.capfilt.settings import CapFilt, described, threshold
 from coca.capfilt.stage import Stage, TooManyFailed, failed_images, version
-from coca.config import ORIGINS
 from coca.data import sidecars
 from coca.data.records import BadRecord, Shard, split
 from coca.data.sources import files, open_source
@@ -160,18 +159,6 @@ def exists(path: str) -> bool:
     return True
   except FileNotFoundError:
     return False
-
-
-def summary(out: str, shards: list[Shard]) -> str:
-  """Counts by origin of the finished shards, for the terminal."""
-  texts, kept = np.zeros(len(ORIGINS) + 1, int), np.zeros(len(ORIGINS) + 1, int)
-  for shard in shards:
-    table = sidecars.read(sidecars.path_of(out, shard.name), ["origin", "kept"])
-    origin = sidecars.origins_of(table)  # -1, no text, counts at the end
-    np.add.at(texts, origin, 1)
-    np.add.at(kept, origin[table["kept"].fill_null(False).to_numpy()], 1)
-  return "\n".join(f"  {name:15} {k:,} of {n:,} kept ({k / n:.1%})"
-                   for name, n, k in zip((*ORIGINS, "without a text"), texts, kept, strict=True) if n)
 
 
 def _write_json(path: str, value: dict) -> None:

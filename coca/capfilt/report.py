@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from coca.capfilt.tally import COLUMNS, IDENTITIES, C, M, Tally
+from coca.data import sidecars
 from coca.data.images import decode_eval
 from coca.data.records import BadRecord
 from coca.page import SIDE, data_url
@@ -28,7 +29,7 @@ ROWS = 1 << 17  # that are held at once
 COARSE = 10  # bins of contrastive that the page has as one
 
 
-def write_report(out, source, limit: int = 400) -> epath.Path:
+def write_report(out, source, limit: int = 400) -> tuple[epath.Path, Tally]:
   """Writes OUT/report.html from OUT/manifest.json and the finished sidecars; it has its name when it is complete.
 
   Args:
@@ -37,25 +38,24 @@ def write_report(out, source, limit: int = 400) -> epath.Path:
     limit: records with their pictures on the page, spread evenly over the finished shards (20 kB each).
 
   Returns:
-    the page's path.
+    the page's path, and the counts on it.
 
   Raises:
-    FileNotFoundError: there is no manifest.
-    ValueError: the manifest or a sidecar can't be read.
+    coca.data.sidecars.SidecarError: the manifest or a sidecar can't be read.
   """
   out = epath.Path(out)
-  manifest = _read_manifest(out / "manifest.json")
-  shards = [(out / "texts" / f"{name}.parquet", start, stop) for name, start, stop in manifest["shards"]]
+  manifest = sidecars.read_manifest(out)
   there = {path.name for path in (out / "texts").iterdir()} if (out / "texts").exists() else set()
-  finished = [shard for shard in shards if shard[0].name in there]
+  finished = [shard for shard in manifest["shards"] if f"{shard.name}.parquet" in there]
   tally, rows = Tally(), {}
-  for path, indices in _spread(finished, limit):
+  for shard, indices in _spread(finished, limit):
+    path = sidecars.path_of(out, shard.name)
     try:
-      with path.open("rb") as file:
+      with epath.Path(path).open("rb") as file:
         _read_shard(pq.ParquetFile(file, page_checksum_verification=True), indices, tally, rows)
     except (pa.ArrowException, KeyError, OSError) as e:
-      raise ValueError(f"{path} is no sidecar or a damaged one: {e}. Delete it and run coca.capfilt again: the shard "
-                       "is made anew") from e
+      raise sidecars.SidecarError(f"{path} is no sidecar or a damaged one: {e}. Delete it and run coca.capfilt again: "
+                                  "the shard is made anew") from e
   with ThreadPoolExecutor() as pool:
     pictures = pool.map(lambda index: _picture(source, index, rows[index][0]["key"]), rows)
     records = [{"index": index, "key": rows[index][0]["key"] or "", **picture, "texts": [_text(r) for r in rows[index]]}
@@ -63,7 +63,7 @@ def write_report(out, source, limit: int = 400) -> epath.Path:
   data = {
     "name": out.name,
     "manifest": {k: v for k, v in manifest.items() if k != "shards"},
-    "shards": {"finished": len(finished), "all": len(shards)},
+    "shards": {"finished": len(finished), "all": len(manifest["shards"])},
     "identities": {name: values.most_common(20) for name, values in tally.identities.items()},
     "origins": {name: {"kept": o.kept, "dropped": o.dropped, "failed": o.failed, "undecided": o.undecided,
                        "joint": _coarse(o.joint)} for name, o in tally.origins.items() if o.texts},
@@ -76,32 +76,18 @@ def write_report(out, source, limit: int = 400) -> epath.Path:
   path, partial = out / "report.html", out / "report.html.partial"
   partial.write_bytes(_page(f"CapFilt: {out.name}", data).encode("utf-8", "replace"))
   partial.replace(path)
-  return path
-
-
-def _read_manifest(path: epath.Path) -> dict:
-  if not path.exists():
-    raise FileNotFoundError(f"{path} does not exist: {path.parent} is no working directory of coca.capfilt")
-  try:
-    manifest = json.loads(path.read_text())
-    for shard in manifest["shards"]:
-      name, start, stop = shard
-      if not (isinstance(name, str) and 0 <= start <= stop):
-        raise ValueError(f"{shard} is no [name, start, stop]")
-  except (ValueError, KeyError, TypeError) as e:
-    raise ValueError(f"{path} is damaged: {type(e).__name__}: {e}") from e
-  return manifest
+  return path, tally
 
 
 def _spread(shards: list, limit: int) -> list:
-  """(path, the records to show) of each shard: `limit` records at even distances over all shards together."""
-  ends = np.cumsum([0, *(stop - start for _, start, stop in shards)])
+  """(shard, the records to show) of each one: `limit` records at even distances over all shards together."""
+  ends = np.cumsum([0, *(shard.stop - shard.start for shard in shards)])
   total = int(ends[-1])
   count = min(limit, total)
   chosen = np.array([(2 * i + 1) * total // (2 * count) for i in range(count)], np.int64)
   cuts = np.searchsorted(chosen, ends)
-  return [(path, (chosen[a:b] - end + start).tolist())
-          for (path, start, _), end, a, b in zip(shards, ends, cuts, cuts[1:], strict=False)]
+  return [(shard, (chosen[a:b] - end + shard.start).tolist())
+          for shard, end, a, b in zip(shards, ends, cuts, cuts[1:], strict=False)]
 
 
 def _read_shard(file: pq.ParquetFile, indices: list[int], tally: Tally, rows: dict[int, list[dict]]) -> None:
@@ -121,7 +107,7 @@ def _picture(source, index: int, key: str | None) -> dict:
   """The square that the models saw, as a data URL, or why there is none."""
   try:
     record = source[index]
-    if key and record.key.encode("utf-8", "replace").decode() != key:  # as a sidecar has it
+    if key and sidecars.plain(record.key) != key:
       return {"problem": f"the source has another record here: {record.key}"}
     return {"image": data_url(decode_eval(record.image, SIDE))}
   except BadRecord as e:

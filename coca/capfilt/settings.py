@@ -35,7 +35,7 @@ class CapFilt:
   rank_by: str = "matching"  # or 'contrastive'
   share: float = 0.0  # of the texts that are kept; 0: the thresholds decide
   top: int = 0  # number of the texts that are kept; 0: the thresholds decide
-  batch: int = 64  # images a device works on at once. Another size rounds other bits
+  batch: int = 64  # images at once, on all devices of a process together. Another size rounds other bits
   shard: int = 10_000  # records: larger input files are cut into shards of at most so many
   threads: int = 0  # that read and decode images; 0: as many as cores
   max_failed: float = 0.05  # share of images with a problem that ends the job

@@ -44,7 +44,8 @@ class _Item:
   @property
   def human(self) -> bool:
     """Whether its texts are by humans: nothing is written beside them."""
-    return bool(self.record) and all(text.origin == "human" for text in self.record.texts)
+    own = self.record.texts if self.record else ()
+    return bool(own) and all(text.origin == "human" for text in own)
 
 
 @dataclass
@@ -157,7 +158,7 @@ class Stage:
   def _of_image(self, item: _Item, scores: dict[str, np.ndarray]) -> list[dict]:
     """The rows of a record: its own texts, then the best of those that were written."""
     row = {"index": item.index, "key": plain(item.record.key) if item.record else ""}
-    if not item.record or not item.record.texts:
+    if not item.record or not _texts(item):
       return [row | {"problem": item.problem or "no text", "kept": False}]
     own, written = [], []
     for k, (text, origin) in enumerate(_texts(item)):

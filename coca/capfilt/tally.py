@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-ORIGINS = ("web", "synthetic", "human", "label")
+from coca.config import ORIGINS
+
 COLUMNS = ("index", "key", "origin", "matching", "contrastive", "kept", "problem")
 IDENTITIES = ("decoding", "captioner", "filter", "version")
 M, C = 100, 2000  # bins of matching from 0 to 1, of contrastive from -1 to 1; one more each for texts without
@@ -36,13 +37,14 @@ class Tally:
 
   Attributes:
     origins: name -> `Origin`.
+    textless: rows without a text.
     images: with 0, 1 and 2 or more kept texts.
     failures: reason -> [images, texts, one problem in full]. Names and numbers in a reason are left out.
     identities: column of `IDENTITIES` -> Counter of its values, in texts.
   """
 
   def __init__(self):
-    self.origins = {name: Origin() for name in ORIGINS}
+    self.origins, self.textless = {name: Origin() for name in ORIGINS}, 0
     self.failures, self.identities = {}, {name: Counter() for name in IDENTITIES}
     self._images = np.zeros(3, np.int64)
     self._open = None  # the last record and its kept texts: more of its rows may follow
@@ -67,6 +69,7 @@ class Tally:
     c = _bins(rows["contrastive"], np.arange(1, C) / C * 2 - 1)
     origin = _encoded(rows["origin"])
     codes = pc.fill_null(origin.indices, -1).to_numpy(zero_copy_only=False)
+    self.textless += origin.null_count
     for code, name in enumerate(origin.dictionary.to_pylist()):
       mine = codes == code
       if mine.any():
@@ -81,6 +84,12 @@ class Tally:
         values[pair["values"]] += pair["counts"]
     if failed.any():
       self._count_failures(rows.filter(pa.array(failed)))
+
+  def __str__(self):
+    """Kept texts by origin, for the terminal."""
+    lines = [f"  {name:15} {o.kept:,} of {o.texts:,} kept ({o.kept / o.texts:.1%})"
+             for name, o in self.origins.items() if o.texts]
+    return "\n".join(lines + [f"  {'without a text':15} {self.textless:,}"] * bool(self.textless))
 
   def _count_images(self, index: np.ndarray, kept: np.ndarray) -> None:
     starts = np.flatnonzero(np.diff(index, prepend=index[0] - 1))

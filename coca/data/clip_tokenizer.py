@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import html
 import json
-import os
 import zlib
 
 import ftfy
@@ -19,6 +18,7 @@ import tokenizers
 from etils import epath
 from tokenizers import models, normalizers, pre_tokenizers
 
+from coca.data.sources.files import write_atomic
 from coca.data.texts import collapse
 
 PAD = 0
@@ -81,12 +81,7 @@ class ClipTokenizer:
 
   def save(self, path) -> None:
     """Writes the file; a reader sees all of it or nothing."""
-    partial = f"{os.fspath(path)}.{os.getpid()}.partial"
-    with open(partial, "wb") as f:
-      f.write(self.model)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(partial, path)
+    write_atomic(path, self.model)
 
 
 def clean(text: str) -> str:

@@ -22,7 +22,7 @@ def choose(record: Record, rule: str, prompts: Sequence[str], rng: np.random.Gen
     origins: for 'random', how likely a text of each origin is, relative to those of others; without any, all are alike.
 
   Raises:
-    BadRecord: no text is left ("empty caption").
+    BadRecord: no text is left ("no caption").
   """
   usable = label_names(record) if rule == "labels" else captions(record)
   if rule == "first" or (rule == "random" and len(usable) == 1):
@@ -40,7 +40,7 @@ def captions(record: Record) -> list[str]:
   """All texts of a record that are not empty, white space collapsed. Raises BadRecord if none is."""
   usable = [text for text in (collapse(t.text) for t in record.texts) if text]
   if not usable:
-    raise BadRecord("empty caption")
+    raise BadRecord("no caption")
   return usable
 
 

@@ -8,7 +8,6 @@ bytes. Two thirds of all one-bit flips in a model file load without complaint, s
 import functools
 import hashlib
 import io
-import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,6 +22,7 @@ from coca.config import Source
 from coca.data import clip_tokenizer
 from coca.data import texts as texts_
 from coca.data.records import BadRecord
+from coca.data.sources.files import write_atomic
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3  # of a SentencePiece model; PAD is 0 in every tokenizer
 FILE = "tokenizer.model"
@@ -83,12 +83,7 @@ class Tokenizer:
 
   def save(self, path) -> None:
     """Writes the model file; a reader sees all of it or nothing."""
-    partial = f"{os.fspath(path)}.{os.getpid()}.partial"
-    with open(partial, "wb") as f:
-      f.write(self.model)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(partial, path)
+    write_atomic(path, self.model)
 
 
 def load(path, sha256: str = "") -> Tokenizer | clip_tokenizer.ClipTokenizer:

@@ -1,9 +1,10 @@
 """Sources of image-text pairs, one module a format, all with random access.
 
-A source has `len(source)`, `source[i]` (a `Record`; safe to call from several threads; raises `BadRecord` for a
-record that cannot be read), `name`, `problems` (what was found broken when it was opened, one text each),
-`label_names` (the classes that `Record.label` indexes; empty where there are none) and `shards` (a `Shard` for each
-input file that holds records, in their order, or one of the whole; a shard is read in order at little cost).
+A source has `len(source)`, `source[i]` (a `Record`; safe to call from several threads; raises `BadRecord` for a record
+that cannot be read; one without a text has none in `Record.texts`), `name`, `problems` (what was found broken when it
+was opened, one text each), `label_names` (the classes that `Record.label` indexes; empty where there are none) and
+`shards` (a `Shard` for each input file that holds records, in their order, or one of the whole; a shard is read in
+order at little cost).
 """
 
 from coca import config

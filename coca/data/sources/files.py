@@ -261,6 +261,8 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   try:
     with scratch.open("wb") as file:
       yield file
+      file.flush()
+      os.fsync(file.fileno())  # a name that survives a power cut stands for bytes that did
     os.replace(scratch, path)
   finally:
     scratch.unlink(missing_ok=True)

@@ -39,11 +39,10 @@ class Folder:
       raise FileNotFoundError(f"{files.SETTING}.path is {settings.path!r}: no such directory")
     # An entry is an image's path in the folder with its texts (None: in the file beside it), or what is wrong ("").
     self._entries: list[tuple[str, tuple | None, str]]
-    table = self._find_table()
-    if table:
+    if settings.text_key and (table := self._find_table()):
       self._entries = self._from_table(table, settings)
     else:
-      self._entries = self._from_files()
+      self._entries = self._from_files(bool(settings.text_key))
 
   def __len__(self) -> int:
     return len(self._entries)
@@ -52,7 +51,7 @@ class Folder:
     """Record `i`; its key is the image's path in the folder.
 
     Raises:
-      BadRecord: image or text are missing or can't be read.
+      BadRecord: the image is missing, or it or a text can't be read.
     """
     path, texts, wrong = self._entries[operator.index(i)]
     if wrong:
@@ -65,8 +64,8 @@ class Folder:
       raise BadRecord(f"{self.name}: no such file: {e.filename or e}") from None
     except (OSError, ValueError) as e:
       raise BadRecord(f"{self.name}: record '{path}': {e}") from None
-    if not image or not texts:
-      raise BadRecord(f"{self.name}: record '{path}': the {'text' if image else 'image'} is empty")
+    if not image:
+      raise BadRecord(f"{self.name}: record '{path}': the image is empty")
     return Record(path, image, texts)
 
   @property
@@ -95,18 +94,18 @@ class Folder:
                        "Name it captions.csv, captions.tsv or captions.jsonl")
     return others[0] if others else ""
 
-  def _from_files(self) -> list[tuple[str, tuple | None, str]]:
+  def _from_files(self, with_texts: bool) -> list[tuple[str, tuple | None, str]]:
     found = [path[len(self._root) + 1 :] for path in self._fs.find(self._root)]
     names = {path for path in found if not any(part.startswith(".") for part in path.split("/"))}
     images = sorted(n for n in names if n.lower().endswith(tuple(f".{e}" for e in files.IMAGE_EXTENSIONS)))
     stems = {n.rpartition(".")[0] for n in images}
     alone = [n for n in names if n.endswith(".txt") and n[:-4] not in stems]
-    if alone:
+    if alone and with_texts:
       self.problems.append(f"{self.name}: {len(alone)} texts without an image, such as {min(alone)}")
-    entries = [(n, None, "" if f"{n.rpartition('.')[0]}.txt" in names else f"{self.name}: {n} has no .txt beside it")
-               for n in images]
-    if all(wrong for _, _, wrong in entries):
-      raise FileNotFoundError(f"{files.SETTING}.path is {self.name!r}: {len(images)} images and no captions; {MAKE}")
+    entries = [(n, None if with_texts and f"{n.rpartition('.')[0]}.txt" in names else (), "") for n in images]
+    if not images or (with_texts and all(texts == () for _, texts, _ in entries)):
+      raise FileNotFoundError(f"{files.SETTING}.path is {self.name!r}: {len(images)} images and no captions; {MAKE}. "
+                              f"For images alone set {files.SETTING}.text_key to ''")
     return entries
 
   def _from_table(self, table: str, settings: Source) -> list[tuple[str, tuple | None, str]]:
@@ -216,7 +215,8 @@ def open_folder(settings: Source) -> Folder:
   Args:
     settings: `path` is the directory. `image_key` and `text_key` name columns of the table; at their defaults, the
       first of file_name, image, filepath, path, key and of caption, text, title, captions. In JSON a text may be a
-      list of texts. captions.json is a list of such rows, or an object from image names to captions.
+      list of texts. captions.json is a list of such rows, or an object from image names to captions. With the
+      `text_key` '' all images in the folder are read, and no texts.
 
   Raises:
     FileNotFoundError: no such directory, or no captions in it.

@@ -37,7 +37,7 @@ class _Table:
 
   file: files.File
   image: str
-  text: str
+  text: str  # empty: none
   columns: tuple[str, ...]
   rows: tuple[int, ...]
   largest: int  # compressed bytes of the largest row group in these columns
@@ -82,7 +82,7 @@ class Parquet:
     """Record `i`.
 
     Raises:
-      BadRecord: image or text are missing or can't be read, or img2dataset's `status` is not success.
+      BadRecord: the image is missing, it or a text can't be read, or img2dataset's `status` is not success.
     """
     i = operator.index(i)
     if not 0 <= i < len(self):
@@ -110,11 +110,9 @@ class Parquet:
     if not image:
       raise BadRecord(f"{where}: no image (column '{table.image}')")
     try:
-      texts = files.as_texts(values[table.text], self._origin)
+      texts = files.as_texts(values[table.text] if table.text else None, self._origin)
     except ValueError as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
-    if not texts:
-      raise BadRecord(f"{where}: no text (column '{table.text}')")
     return Record(key, image, texts)
 
   @property
@@ -181,10 +179,11 @@ def _examine(file: files.File, settings: Source) -> tuple[_Table | None, str]:
                   f"{_shown(schema)}. If tars lie beside it, they hold the images: kind='webdataset'")
   default = settings.text_key == files.DEFAULT_TEXT_KEY
   text = _choose(schema, TEXT_COLUMNS if default else (settings.text_key,), _holds_text)
-  if not text:
+  if not text and settings.text_key:
     return None, (f"{file.name}: text_key is {settings.text_key!r}, and there is no such column of text; "
-                  f"{_shown(schema)}")
-  columns = tuple(dict.fromkeys((image, text, *(c for c in ("key", "status") if c in schema.names))))
+                  f"{_shown(schema)}. For images alone set it to ''")
+  extra = [c for c in (text, "key", "status") if c in schema.names]
+  columns = tuple(dict.fromkeys((image, *extra)))
   return _Table(file, image, text, columns, *_row_groups(footer, columns)), ""
 
 
@@ -221,8 +220,8 @@ def open_parquet(settings: Source) -> Parquet:
   Args:
     settings: `path` is a glob, a brace range or a directory. `image_key`: a column of bytes, or of structs with the
       field `bytes`; at its default also jpg, jpeg, png, webp. `text_key`: a column of texts or of lists of texts; at
-      its default also txt, text, TEXT, captions. A column `key` names the records (else file:row), and rows whose
-      column `status` is not "success" (img2dataset's failed downloads) are bad records.
+      its default also txt, text, TEXT, captions; '' reads no texts. A column `key` names the records (else file:row),
+      and rows whose column `status` is not "success" (img2dataset's failed downloads) are bad records.
 
   Raises:
     FileNotFoundError: no file matches.

@@ -27,7 +27,7 @@ def open_tfds(settings: config.Source) -> "TfdsSource":
       TFDS_DATA_DIR or ~/tensorflow_datasets. `split` is in tfds' notation, e.g. "train[:10%]" or "train+val".
       `image_key` and `text_key` name features; a dot leads into a nested one ("captions.text"). A text feature may
       hold one text, several, or class labels. If there is none called `text_key`, or with the rule 'labels', the
-      class name of the feature 'label' is the text.
+      class name of the feature 'label' is the text; '' reads no texts.
 
   Raises:
     FileNotFoundError: not prepared, or a shard is missing; the message has the command that prepares it.
@@ -113,18 +113,19 @@ class TfdsSource:
     self._image = _lookup(features, settings.image_key, "image")
     self._text = _lookup(features, settings.text_key, "label") or _lookup(features, settings.text_key, "text")
     label = _lookup(features, "label", "label")
-    if label and (not self._text or (settings.text == "labels" and not self._text.names)):
+    if label and settings.text_key and (not self._text or (settings.text == "labels" and not self._text.names)):
       self._text = label
     for setting, key, found in (("image_key", settings.image_key, self._image),
                                 ("text_key", settings.text_key, self._text)):
-      if not found:
+      if key and not found:
         raise ValueError(f"source {setting} {key!r}: {root} has no such feature of a fitting type; features.json has\n"
                          f"{features}")
     # Where the text is a record's one class label, that is the label meant; else the feature 'label', if it is one.
     self._label = next((f for f in (self._text, label) if f and f.names and f.single), None)
     self.label_names = self._label.names if self._label else ()
     self._given = settings.origin
-    self._origin = settings.origin or ("label" if self._text.names or settings.text == "labels" else "web")
+    named = settings.text == "labels" or (self._text and self._text.names)
+    self._origin = settings.origin or ("label" if named else "web")
     if builtin:
       self.label_names = tuple(sorted({_string(self._fields(i), "caption") for i in range(len(self))}))
       self._labels = {name: i for i, name in enumerate(self.label_names)}
@@ -143,7 +144,9 @@ class TfdsSource:
     image = fields[self._image.key].bytes_list.value
     if not image or not image[0]:
       raise BadRecord(f"{self._where(i)}: no image")
-    if self._text.names:
+    if not self._text:
+      texts = []
+    elif self._text.names:
       names = self._text.names
       texts = [names[v] for v in fields[self._text.key].int64_list.value if 0 <= v < len(names)]
     else:

@@ -41,7 +41,7 @@ class WebDataset:
       elif note:
         not_stored = note
       if index is not None and len(index.keys):
-        text, structured = index.members((self._text,)), index.members(("json",))
+        text, structured = (index.members((name,) if self._field else ()) for name in (self._text, "json"))
         parsed = text[:, 0] < 0
         places = np.concatenate([index.members(self._image), np.where(parsed[:, None], structured, text)], 1)
         self._shards.append((file, index.keys, places, parsed))
@@ -62,18 +62,13 @@ class WebDataset:
     """Record `i`.
 
     Raises:
-      BadRecord: image or text are missing or can't be read.
+      BadRecord: the image is missing, or it or a text can't be read.
     """
     key, where, image, text, parsed = self._read(i)
-    if text is None:
-      raise BadRecord(f"{where}: no text (member .{self._text}, or .json with the field '{self._field}')")
     try:
-      value = _field(text, self._field) if parsed else text
-      texts = files.as_texts(value, self._origin)
+      texts = files.as_texts(_field(text, self._field) if parsed and text is not None else text, self._origin)
     except (ValueError, RecursionError) as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
-    if not texts:
-      raise BadRecord(f"{where}: the text is empty" + (f" (JSON field '{self._field}')" if parsed else ""))
     if not image:
       problem = "no image" if image is None else "the image is empty"
       raise BadRecord(f"{where}: {problem} (member .{', .'.join(self._image)})")
@@ -106,9 +101,9 @@ class WebDataset:
     if not any((places[:, 0] >= 0).any() for _, _, places, _ in self._shards):
       raise ValueError(f"{files.SETTING}.image_key is {settings.image_key!r}: no record has a member "
                        f".{' or .'.join(self._image)}; {holds}")
-    if not any((places[:, 2] >= 0).any() for _, _, places, _ in self._shards):
+    if self._field and not any((places[:, 2] >= 0).any() for _, _, places, _ in self._shards):
       raise ValueError(f"{files.SETTING}.text_key is {settings.text_key!r}: no record has a member "
-                       f".{self._text} or .json; {holds}")
+                       f".{self._text} or .json; {holds}. For images alone set it to ''")
     fields = set()
     for i in range(min(PROBES, len(self))):
       try:
@@ -160,7 +155,7 @@ def open_webdataset(settings: Source) -> WebDataset:
   Args:
     settings: `path` is a glob, a brace range ({00000..00099}.tar) or a directory. `image_key`: the image's extension;
       at its default any of jpg, jpeg, png, webp. `text_key`: an extension or a field of the .json; at its default the
-      .txt, or where there is none, the .json's "caption". A field may hold a list of texts.
+      .txt, or where there is none, the .json's "caption". A field may hold a list of texts; '' reads no texts.
 
   Raises:
     FileNotFoundError: no file matches.
