@@ -118,13 +118,15 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
   return config
 
 
-def bootstrapping(args: ConfigDict, epochs: int, large_lr: float) -> ConfigDict:
+def bootstrapping(args: ConfigDict, epochs: int, large_lr: float, tiny_steps: int, tiny_lr: float) -> ConfigDict:
   """What CapFilt's two fine-tunes share: BLIP's Table 14 (arXiv 2201.12086) over the built-in corpus' emoji.
 
   Args:
-    args: of the config file: init_from, runlocal and res, the pictures' size (0: the model's).
+    args: of the config file: init_from, runlocal, tiny, and res, the pictures' size (0: the model's).
     epochs: of the corpus.
     large_lr: the learning rate of ViT-L; smaller models have 1e-5.
+    tiny_steps: in place of the epochs for a model like configs/coca_tiny.py's, of batches of 128.
+    tiny_lr: likewise; it has seen no billion pairs and has more to learn.
 
   Raises:
     ValueError: a model without a multimodal decoder, or as `finetuning`.
@@ -140,4 +142,9 @@ def bootstrapping(args: ConfigDict, epochs: int, large_lr: float) -> ConfigDict:
   if not args.runlocal:
     config.steps = f"{epochs * EMOJI} examples"
     config.data.batch = 256
+  if args.tiny:
+    config.optim.update(lr=tiny_lr, warmup="5%")
+    if not args.runlocal:
+      config.steps = str(tiny_steps)
+      config.data.batch = 128
   return config

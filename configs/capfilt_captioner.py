@@ -1,6 +1,7 @@
 r"""CapFilt's captioner (BLIP, arXiv 2201.12086, section 3.3): captioning loss alone, on human pairs.
 
   python -m coca.train --config=configs/capfilt_captioner.py:init_from=DIR --workdir=runs/captioner
+  python -m coca.train --config=configs/capfilt_captioner.py:init_from=DIR,tiny        # DIR as of coca_tiny
   python -m coca.train --config=configs/capfilt_captioner.py:init_from=DIR,runlocal    # a few steps, to see it work
 
 DIR is the pre-trained model: a workdir, or what `python -m coca.convert` wrote. Its filter, configs/capfilt_filter.py,
@@ -26,8 +27,8 @@ from coca.recipes import bootstrapping
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False, init_from="", res=0)
-  config = bootstrapping(args, epochs=5, large_lr=2e-6)
+  args = arguments(arg, runlocal=False, init_from="", res=0, tiny=False)
+  config = bootstrapping(args, epochs=5, large_lr=2e-6, tiny_steps=200, tiny_lr=3e-4)
   config.name = "capfilt_captioner" + "_runlocal" * args.runlocal
   config.captioning.update(weight=1.0, label_smoothing=0.1)
   config.contrastive.weight = 0.0

@@ -1,6 +1,7 @@
 r"""CapFilt's filter (BLIP, arXiv 2201.12086, section 3.3): a fine-tune on human pairs that learns which texts match.
 
   python -m coca.train --config=configs/capfilt_filter.py:init_from=DIR --workdir=runs/filter
+  python -m coca.train --config=configs/capfilt_filter.py:init_from=DIR,tiny           # DIR as of coca_tiny
   python -m coca.train --config=configs/capfilt_filter.py:init_from=DIR,runlocal       # a few steps, to see it work
 
 DIR is the pre-trained model that the captioner, configs/capfilt_captioner.py, starts from too; the two share no weights
@@ -26,13 +27,13 @@ from coca.workdir import read_config
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False, init_from="", res=0)
-  config = bootstrapping(args, epochs=6, large_lr=5e-6)
+  args = arguments(arg, runlocal=False, init_from="", res=0, tiny=False)
+  config = bootstrapping(args, epochs=6, large_lr=5e-6, tiny_steps=1200, tiny_lr=1e-3)
   config.name = "capfilt_filter" + "_runlocal" * args.runlocal
   config.captioning.weight = 0.0
   config.contrastive.update(weight=1.0, directions="mean")
   config.matching.weight = 1.0
-  if not read_config(args.init_from).matching.weight:
+  if not args.tiny and not read_config(args.init_from).matching.weight:
     config.optim.lr_scale.update(matching_pooler=50.0, matching_head=50.0)
   if not config.model.text.tied_softmax:
     config.optim.lr_scale.softmax = 0.0

@@ -17,15 +17,11 @@ train() { "$python" -m coca.train "$@"; }
 echo "== 1/5 pre-training on human pairs and raw web pairs"
 train --config=configs/coca_tiny.py:web --config.steps="$steps" --workdir="$out/noisy"
 
-# The rates are those of a small model: the configs' own are for one that has seen a billion pairs.
 echo "== 2/5 captioner: captioning loss on the human pairs"
-train --config=configs/capfilt_captioner.py:init_from="$out/noisy" --workdir="$out/captioner" \
-  --config.steps=200 --config.data.batch=128 --config.optim.lr=3e-4 --config.optim.warmup=5%
+train --config=configs/capfilt_captioner.py:tiny,init_from="$out/noisy" --workdir="$out/captioner"
 
 echo "== 3/5 filter: contrastive and matching loss on the human pairs"
-train --config=configs/capfilt_filter.py:init_from="$out/noisy" --workdir="$out/filter" \
-  --config.steps="$steps" --config.data.batch=128 --config.optim.lr=1e-3 --config.optim.warmup=5% \
-  --config.optim.lr_scale.matching_pooler=1. --config.optim.lr_scale.matching_head=1.
+train --config=configs/capfilt_filter.py:tiny,init_from="$out/noisy" --workdir="$out/filter"
 
 echo "== 4/5 CapFilt on the web pairs"
 "$python" -m coca.capfilt --config=configs/capfilt.py --config.captioner="$out/captioner" \

@@ -185,6 +185,14 @@ def test_captioner_and_filter_of_other_models(name, lr, tmp_path, monkeypatch):
     named(name)
 
 
+def test_captioner_and_filter_of_a_tiny_model():
+  captioner, filtering = named("capfilt_captioner", "tiny"), named("capfilt_filter", "tiny")
+  for c, steps, lr in ((captioner, "200", 3e-4), (filtering, "1200", 1e-3)):
+    assert (c.steps, c.data.batch, c.optim.lr, c.optim.warmup) == (steps, 128, lr, "5%")
+  assert filtering.optim.lr_scale == {"softmax": 0.0}
+  assert named("capfilt_filter", "tiny,runlocal").steps == "4"
+
+
 def test_a_filter_that_has_a_head_keeps_its_rate(tmp_path, monkeypatch):
   assert named("capfilt_filter").optim.lr_scale == {"matching_pooler": 50.0, "matching_head": 50.0, "softmax": 0.0}
   save(tmp_path, matching__weight=1.0, model__text__tied_softmax=True)

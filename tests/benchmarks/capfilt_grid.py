@@ -3,7 +3,7 @@
     python -m coca.train --config=tests/benchmarks/capfilt_grid.py:role=pretrain,data=DIR,web=FILE --workdir=...
 
 role: `pretrain`, `captioner`, `filter`, or `shared`, one model that is both (BLIP Table 4). Sizes, rates and losses are
-those of configs/coca_tiny.py and launch/bootstrap_tiny.sh. Different: 16 tokens a text (the human sentences are longer
+those of configs/coca_tiny.py and, for `tiny` models, of the two fine-tunes. Different: 16 tokens a text (the human sentences are longer
 than names), and sources are mixed by their numbers of texts, so that each text is seen equally often.
 """
 
@@ -38,7 +38,7 @@ def web(path, variant: str = "none", capfilt: str = "") -> Source:
 def get_config(arg=None):
   args = arguments(arg, role="pretrain", data="", web="", variant="none", capfilt="", init_from="")
   name = {"pretrain": "coca_tiny", "captioner": "capfilt_captioner"}.get(args.role, "capfilt_filter")
-  of_config = "" if args.role == "pretrain" else f"init_from={args.init_from}"
+  of_config = "" if args.role == "pretrain" else f"tiny,init_from={args.init_from}"
   config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](of_config)
   config.data.sources = {"human": to_dict(human(args.data))}
   config.data.update(batch=128, threads=max(1, os.cpu_count() // 2))
@@ -52,9 +52,6 @@ def get_config(arg=None):
     config.evals = {name: to_dict(Eval(source=Source(kind="parquet", path=f"{args.data}/eval/{name}.parquet")))
                     for name in EVALS}
     return config
-  config.optim.update(lr=3e-4 if args.role == "captioner" else 1e-3, warmup="5%")
-  if args.role != "captioner":
-    config.optim.lr_scale.update(matching_pooler=1.0, matching_head=1.0)
   if args.role == "shared":
     config.captioning.update(weight=1.0, label_smoothing=0.1)
     del config.optim.lr_scale.softmax  # it learns to write after all
