@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 
 from absl import flags
@@ -57,10 +58,13 @@ def parse_flags(argv) -> list[str]:
 
 @contextlib.contextmanager
 def one_line(*errors: type[Exception]):
-  """Ends the program with a line instead of a traceback for `errors` within; COCA_TRACEBACK=1 shows it."""
+  """For `errors` within, and at Ctrl-C, the program ends with a line and no traceback; COCA_TRACEBACK=1 shows it."""
   try:
     yield
   except errors as e:
     if os.environ.get("COCA_TRACEBACK"):
       raise
     sys.exit(f"error: {e}")
+  except KeyboardInterrupt:
+    print("stopped", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)

@@ -116,7 +116,7 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
     saved = saved.get("state_dict", saved)
     return {key: x.detach().float().numpy() for key, x in saved.items() if isinstance(x, torch.Tensor)}
   except Exception as e:  # it raises whatever pickle, zipfile and its own parts raise
-    reason = str(e).splitlines()[0][:160] if str(e) else ""
+    reason = str(e).partition("\n")[0].partition(". ")[0][:160]
     raise ValueError(f"no file of weights alone, or a damaged one ({type(e).__name__}: {reason}); archives of "
                      "TorchScript and files that hold code are not read: load such a file with open_clip and save its "
                      "state_dict as .safetensors") from None

@@ -1,4 +1,4 @@
-"""Settings: arguments behind `config.py:`, checks, durations, and overrides through ml_collections' flags."""
+"""Settings: checks, durations, and overrides through ml_collections' flags."""
 
 import dataclasses
 import json
@@ -8,7 +8,6 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from coca.commands import arguments
 from coca.config import Config, Eval, Source, default, in_steps, parse, to_dict
 
 
@@ -22,35 +21,6 @@ def changed(**changes):
       node = node[name]
     node[last] = value
   return config
-
-
-class TestArguments:
-  def test_defaults(self):
-    for arg in (None, ""):
-      assert arguments(arg, runlocal=False, res=288).to_dict() == {"runlocal": False, "res": 288}
-
-  def test_values_take_the_type_of_their_default(self):
-    args = arguments("res=128,runlocal,lr=1e-3,path=gs://b/run=1", runlocal=False, res=288, lr=0.1, path="")
-    assert args.to_dict() == {"runlocal": True, "res": 128, "lr": 1e-3, "path": "gs://b/run=1"}
-
-  @pytest.mark.parametrize(("text", "value"), [("runlocal=0", False), ("runlocal=False", False), ("runlocal=1", True),
-                                               ("runlocal=true", True), ("runlocal", True)])
-  def test_truth(self, text, value):
-    assert arguments(text, runlocal=not value).runlocal is value
-
-  def test_an_unknown_one_is_refused_and_the_known_ones_listed(self):
-    with pytest.raises(ValueError, match="'runlocall' is unknown; this config takes: runlocal=False, res=288"):
-      arguments("runlocall", runlocal=False, res=288)
-
-  @pytest.mark.parametrize(("text", "message"), [
-    ("res=big", "'res' takes a value of type int"),
-    ("res", "'res' needs a value: res=288"),
-    ("runlocal=maybe", "'runlocal' takes true or false"),
-    ("runlocal=", "'runlocal' takes true or false"),
-  ])
-  def test_wrong_values(self, text, message):
-    with pytest.raises(ValueError, match=message):
-      arguments(text, runlocal=False, res=288)
 
 
 class TestParse:

@@ -3,8 +3,9 @@
     python -m coca.train --config=tests/benchmarks/capfilt_grid.py:role=pretrain,data=DIR,web=FILE --workdir=...
 
 role: `pretrain`, `captioner`, `filter`, or `shared`, one model that is both (BLIP Table 4). Sizes, rates and losses are
-those of configs/coca_tiny.py and, for `tiny` models, of the two fine-tunes. Different: 16 tokens a text (the human sentences are longer
-than names), and sources are mixed by their numbers of texts, so that each text is seen equally often.
+those of configs/coca_tiny.py and, for `tiny` models, of the two fine-tunes. Different: 16 tokens a text (the human
+sentences are longer than names), and sources are mixed by their numbers of texts, so that each text is seen equally
+often.
 """
 
 import os

@@ -1,0 +1,55 @@
+"""Arguments behind `config.py:`, and mistakes as a line."""
+
+import pytest
+
+from coca.commands import arguments, one_line
+
+
+class TestArguments:
+  def test_defaults(self):
+    for arg in (None, ""):
+      assert arguments(arg, runlocal=False, res=288).to_dict() == {"runlocal": False, "res": 288}
+
+  def test_values_take_the_type_of_their_default(self):
+    args = arguments("res=128,runlocal,lr=1e-3,path=gs://b/run=1", runlocal=False, res=288, lr=0.1, path="")
+    assert args.to_dict() == {"runlocal": True, "res": 128, "lr": 1e-3, "path": "gs://b/run=1"}
+
+  @pytest.mark.parametrize(("text", "value"), [("runlocal=0", False), ("runlocal=False", False), ("runlocal=1", True),
+                                               ("runlocal=true", True), ("runlocal", True)])
+  def test_truth(self, text, value):
+    assert arguments(text, runlocal=not value).runlocal is value
+
+  def test_an_unknown_one_is_refused_and_the_known_ones_listed(self):
+    with pytest.raises(ValueError, match="'runlocall' is unknown; this config takes: runlocal=False, res=288"):
+      arguments("runlocall", runlocal=False, res=288)
+
+  @pytest.mark.parametrize(("text", "message"), [
+    ("res=big", "'res' takes a value of type int"),
+    ("res", "'res' needs a value: res=288"),
+    ("runlocal=maybe", "'runlocal' takes true or false"),
+    ("runlocal=", "'runlocal' takes true or false"),
+  ])
+  def test_wrong_values(self, text, message):
+    with pytest.raises(ValueError, match=message):
+      arguments(text, runlocal=False, res=288)
+
+
+class TestOneLine:
+  @pytest.mark.parametrize(("error", "code", "said"), [
+    (ValueError("no such model"), "error: no such model", ""),
+    (FileNotFoundError("gone"), "error: gone", ""),
+    (KeyboardInterrupt(), 130, "stopped\n"),
+  ])
+  def test_a_line_in_place_of_a_traceback(self, error, code, said, capsys):
+    with pytest.raises(SystemExit) as ended, one_line(ValueError, OSError):
+      raise error
+    assert ended.value.code == code and capsys.readouterr().err == said
+
+  def test_what_is_not_expected_has_its_traceback(self):
+    with pytest.raises(ZeroDivisionError), one_line(ValueError):
+      raise ZeroDivisionError
+
+  def test_the_traceback_on_demand(self, monkeypatch):
+    monkeypatch.setenv("COCA_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="wrong"), one_line(ValueError):
+      raise ValueError("wrong")
