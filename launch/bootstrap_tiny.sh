@@ -14,30 +14,34 @@ python=${PYTHON:-python3}
 
 train() { "$python" -m coca.train "$@"; }
 
-echo "== 1/5 pre-training on human pairs and raw web pairs"
+echo "== 1/6 pre-training on human pairs and raw web pairs"
 train --config=configs/coca_tiny.py:web --config.steps="$steps" --workdir="$out/noisy"
 
-echo "== 2/5 captioner: captioning loss on the human pairs"
+echo "== 2/6 captioner: captioning loss on the human pairs"
 train --config=configs/capfilt_captioner.py:tiny,init_from="$out/noisy" --workdir="$out/captioner"
 
-echo "== 3/5 filter: contrastive and matching loss on the human pairs"
+echo "== 3/6 filter: contrastive and matching loss on the human pairs"
 train --config=configs/capfilt_filter.py:tiny,init_from="$out/noisy" --workdir="$out/filter"
 
-echo "== 4/5 CapFilt on the web pairs"
+echo "== 4/6 CapFilt on the web pairs"
 "$python" -m coca.capfilt --config=configs/capfilt.py --config.captioner="$out/captioner" \
   --config.filter="$out/filter" --config.shard=500 --workdir="$out/capfilt"
 
-echo "== 5/5 a new model on human pairs and what CapFilt kept"
+echo "== 5/6 a new model on human pairs and what CapFilt kept"
 train --config="configs/coca_tiny.py:capfilt=$out/capfilt" --config.steps="$steps" --workdir="$out/bootstrapped"
+
+echo "== 6/6 for comparison: the human pairs alone"
+train --config=configs/coca_tiny.py --config.steps="$steps" --workdir="$out/human"
 
 "$python" - "$out" <<'PYTHON'
 import sys
 from coca.metrics import read
 
-names = ["twemoji/top1", "twemoji/top5", "retrieval/i2t_r1", "retrieval/t2i_r1", "captions/exact_match", "captions/bleu1"]
-print(f"\n{'on twemoji, a style never trained on':38}{'raw web texts':>15}{'after CapFilt':>15}")
-runs = [{k: v for row in read(f"{sys.argv[1]}/{run}/metrics.jsonl") for k, v in row.items()} for run in ("noisy", "bootstrapped")]
-for name in names:
+metrics = ["twemoji/top1", "twemoji/top5", "retrieval/i2t_r1", "retrieval/t2i_r1", "captions/exact_match", "captions/bleu1"]
+columns = {"raw web texts": "noisy", "after CapFilt": "bootstrapped", "no web": "human"}
+print(f"\n{'on twemoji, a style never trained on':38}" + "".join(f"{name:>15}" for name in columns))
+runs = [{k: v for row in read(f"{sys.argv[1]}/{run}/metrics.jsonl") for k, v in row.items()} for run in columns.values()]
+for name in metrics:
   print(f"{name:38}" + "".join(f"{run[f'eval/{name}']:15.3f}" for run in runs))
 print(f"\nThe texts, their scores and the pictures: {sys.argv[1]}/capfilt/report.html")
 PYTHON
