@@ -28,7 +28,7 @@ from coca.workdir import read_config
 
 def get_config(arg=None):
   args = arguments(arg, runlocal=False, init_from="", res=0, tiny=False)
-  config = bootstrapping(args, epochs=6, large_lr=5e-6, tiny_steps=1200, tiny_lr=1e-3)
+  config = bootstrapping(args, epochs=6, large_lr=5e-6, tiny_steps=500, tiny_lr=1e-3)
   config.name = "capfilt_filter" + "_runlocal" * args.runlocal
   config.captioning.weight = 0.0
   config.contrastive.update(weight=1.0, directions="mean")
