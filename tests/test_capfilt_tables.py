@@ -122,7 +122,7 @@ def test_tables(tmp_path):
       cell |= {f"eval/{style}/examples": 1940.0 for style in tables.EVALS} | {"texts": {"web": 100.0 * seed}}
       (folder / "done.json").write_text(json.dumps(cell))
   (tmp_path / "pixels.json").write_text('{"openmoji": 0.145}')
-  args = SimpleNamespace(out=tmp_path, web=0, steps=5, captioner_steps=2, filter_steps=3, min_matching=0.5)
+  args = SimpleNamespace(out=tmp_path, web=0, steps=5, captioner_steps=2, filter_steps=3, min_matching=0.5, share=0.0)
   grid = tables.Grid(args)
   text = tables.table(grid, [20, 40], ["none", "filter", "both"], [0, 1, 2], 20, False, False)
   rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| 20 %")]

@@ -74,7 +74,7 @@ class Grid:
     self.failed: dict[Path, str] = {}
     self.steps = {"pretrain": args.steps, "captioner": args.captioner_steps, "filter": args.filter_steps,
                   "shared": args.filter_steps}
-    settings = {"web": args.web, "steps": self.steps, "min_matching": args.min_matching}
+    settings = {"web": args.web, "steps": self.steps, "min_matching": args.min_matching, "share": args.share}
     path = self.out / "grid.json"
     if not path.exists():
       self.out.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,8 @@ class Grid:
     return self.run(folder, "coca.capfilt", "--config=configs/capfilt.py", f"--config.captioner={models[0]}",
                     f"--config.filter={models[1]}", "--config.source.kind=parquet", f"--config.source.path={web}",
                     "--config.source.split=train", "--config.source.origin=web", "--config.shard=2000",
-                    f"--config.min_matching={self.args.min_matching}", "--config.max_failed=1.",
+                    f"--config.min_matching={self.args.min_matching}", f"--config.share={self.args.share}",
+                    "--config.max_failed=1.",
                     "--config.decoding.min_length=1",  # a caption has a word; with beams none is likelier than any
                     *(decoding if how == "beam" else (f"--config.decoding.seed={seed}",)), result=result)
 
@@ -299,6 +300,8 @@ def main() -> None:
   parser.add_argument("--captioner_steps", type=int, default=200)
   parser.add_argument("--filter_steps", type=int, default=400)
   parser.add_argument("--min_matching", type=float, default=0.5, help="of the texts that are kept; BLIP's 0.5")
+  parser.add_argument("--share", type=float, default=0.0,
+                      help="of the texts that are kept, in place of min_matching: for filters of too few steps")
   parser.add_argument("--web", type=int, default=0, help="web pairs, evenly sampled; 0: all")
   parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
   args = parser.parse_args()
