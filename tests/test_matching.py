@@ -236,7 +236,7 @@ def test_without_captioning_there_is_no_vocabulary_head():
   assert not any(shape[-1:] == (88,) and len(shape) > 1 for shape in shapes_in(jaxpr) - {(48, 88)})  # zero gradient
   gradient, metrics = gradients_of(0, make_mesh(), 0.0)
   assert not gradient["softmax"]["kernel"].any()
-  assert metrics["captioning"] == 0
+  assert "captioning" not in metrics
   np.testing.assert_allclose(metrics["loss"], metrics["contrastive"] + 0.7 * metrics["matching"], rtol=1e-6)
 
 
