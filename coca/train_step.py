@@ -63,8 +63,8 @@ def make_train_step(config: Config, total: int, state, mesh):
   `state` may be that of `planned_state`: the step's `lower`, which takes the same arguments, then needs no arrays.
 
   batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'weight' fp32 [B], split over the batch axes.
-  metrics: fp32 scalars on the device: loss; of those that have a weight, contrastive, captioning, matching (unweighted),
-  temperature and matching_accuracy; grad_norm, skipped, skipped_in_a_row, and data/skipped: unusable pairs so far.
+  metrics: fp32 scalars on the device: loss; where they have a weight, contrastive and temperature, captioning, matching
+  and matching_accuracy (all unweighted); grad_norm, skipped, skipped_in_a_row, and data/skipped: unusable pairs so far.
   """
   gradients = make_gradients(config)
   optimizer = make_optimizer(config, total, state["params"])
@@ -170,10 +170,10 @@ def make_gradients(config: Config):
     return jnp.maximum(per_token if config.captioning.tokens == "mean" else batch["weight"].sum(), 1e-9)
 
   def report(params, con, cap, **matched):
-    losses = {"contrastive": (contrast, con), "captioning": (caption, cap), "matching": (match, matched.get("matching"))}
-    used = {name: (weight, loss) for name, (weight, loss) in losses.items() if weight}
-    metrics = {"loss": sum(weight * loss for weight, loss in used.values())}
-    metrics |= {name: loss for name, (_, loss) in used.items()} | matched
+    weights = {"contrastive": contrast, "captioning": caption, "matching": match}
+    losses = {"contrastive": con, "captioning": cap, **matched}
+    metrics = {"loss": sum(weights[name] * losses[name] for name in weights if weights[name])}
+    metrics |= {name: loss for name, loss in losses.items() if weights.get(name, match)}
     if contrast:
       metrics["temperature"] = jnp.exp(-params["temperature"]["log_scale"])
     return metrics
