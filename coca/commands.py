@@ -52,8 +52,11 @@ def parse_flags(argv) -> list[str]:
   except OSError as e:
     sys.exit(f"error: --config: {str(e).strip().splitlines()[-1].strip().removeprefix(LATE)}")
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    lines = [line.strip() for line in str(e).replace("\\n", "\n").splitlines() if line.strip()]
-    sys.exit(f"error: {lines[-1] if 'Traceback' in str(e) else ' '.join(lines)}")
+    while e.args and isinstance(e.args[0], Exception):
+      e = e.args[0]
+    said = f"no such setting: {e.args[0]}" if isinstance(e, KeyError) and e.args else str(e).replace("\\n", "\n")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    sys.exit(f"error: {lines[-1].removeprefix('ValueError: ') if 'Traceback' in said else ' '.join(lines)}")
 
 
 @contextlib.contextmanager

@@ -264,6 +264,9 @@ CHOICES = {
   "evals.*.source.origin": ("", *ORIGINS),
   "evals.*.source.sample": ("text", "image"),
 }
+POSITIVE = ("data.batch", "data.prefetch", "optim.accumulate", "model.unroll", "evals.*.batch", "model.text.vocab",
+            "model.text.length", "model.image.size", "model.image.patch",
+            *(f"model.{tower}.{size}" for tower in ("image", "text") for size in ("width", "heads", "mlp")))
 
 
 def default() -> ConfigDict:
@@ -296,6 +299,10 @@ def _check(c: Config) -> None:
     for where, value in lookup(c, path.split("."), "config"):
       if value not in allowed:
         raise ValueError(f"{where} is {value!r}; it may be {', '.join(map(repr, allowed))}")
+  for path in POSITIVE:
+    for where, value in lookup(c, path.split("."), "config"):
+      if value < 1:
+        raise ValueError(f"{where} is {value}; it takes 1 or more")
 
   def check(ok, message):
     if not ok:
