@@ -293,7 +293,9 @@ def arguments(folders, out, *more):
 
 
 def start(folders, out, *more):
-  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folders / "xla"),
+                      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+                      "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
   return subprocess.Popen([sys.executable, "-m", "coca.capfilt", *arguments(folders, out, *more)], env=env,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
