@@ -156,10 +156,11 @@ class Grid:
     arguments = ",".join(f"{k}={v}" for k, v in {"role": role, "data": self.data, **arguments}.items())
 
     def result():
+      from coca.data.sources import open_source
       from coca.metrics import read
       from coca.workdir import read_config
       values = {name: value for row in read(folder / "metrics.jsonl") for name, value in row.items()}
-      return values | {"texts": {k: s.weight for k, s in read_config(folder).data.sources.items()}}
+      return values | {"texts": {k: len(open_source(s)) for k, s in read_config(folder).data.sources.items()}}
 
     return self.run(folder, "coca.train", f"--config={CONFIG}:{arguments}", f"--config.seed={seed}",
                     f"--config.steps={self.steps[role]}", result=result)
