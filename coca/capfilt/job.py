@@ -49,12 +49,9 @@ def begin(out: str, settings: CapFilt, source, identities: dict) -> list[Shard]:
     ValueError: the job in `out` has other settings, models or source.
   """
   shards = split(source.shards, settings.shard)
-  manifest = {"settings": described(settings), "captioner": identities["captioner"], "filter": identities["filter"],
-              "version": version(), "source": to_plain(settings.source), "shards": [[s.name, s.start, s.stop]
-              for s in shards], "threshold": threshold(settings)}
-  path = f"{out}/manifest.json"
-  if not exists(path):
-    _write_json(path, manifest)
+  manifest = _manifest(settings, identities, shards)
+  if not exists(f"{out}/manifest.json"):
+    _write_manifest(out, manifest)
     return shards
   old = sidecars.read_manifest(out)
   differing = [f"  config.{name}: {old['settings'].get(name)!r} before, {manifest['settings'].get(name)!r} now"
@@ -112,15 +109,13 @@ def preview(out: str, settings: CapFilt, models: Models, source, count: int) -> 
   folder = f"{out}/preview"
   numbers = sorted({n * len(source) // count for n in range(count)})
   stage = Stage(models, source)
-  sizes = tqdm(total=len(numbers), unit=" images", desc="preview")
-  with sizes:
+  shards = [Shard("preview", 0, len(source))]
+  with tqdm(total=len(numbers), unit=" images", desc="preview") as bar:
     for name, columns in stage.run([("preview", numbers)]):
       sidecars.write(sidecars.path_of(folder, name), columns)
-      sizes.update(len(numbers))
-  _write_json(f"{folder}/manifest.json", {
-    "settings": described(settings), **models.identities, "version": version(), "source": to_plain(settings.source),
-    "shards": [["preview", 0, len(source)]], "threshold": threshold(settings)})
-  decide(folder, settings, [Shard("preview", 0, len(source))])
+      bar.update(len(numbers))
+  _write_manifest(folder, _manifest(settings, models.identities, shards))
+  decide(folder, settings, shards)
   return folder
 
 
@@ -146,10 +141,8 @@ def decide(out: str, settings: CapFilt, shards: list[Shard]) -> None:
       if origin not in (None, "human") and columns["problem"][n] is None:
         columns["kept"][n] = score >= least
     sidecars.write(path, columns)
-  manifest = sidecars.read_manifest(out)
-  manifest["shards"] = [[s.name, s.start, s.stop] for s in manifest["shards"]]
   # JSON has no infinity: more than any score keeps nothing.
-  _write_json(f"{out}/manifest.json", manifest | {"threshold": {name: min(least, 2.0)}})
+  _write_manifest(out, sidecars.read_manifest(out) | {"threshold": {name: min(least, 2.0)}})
 
 
 def exists(path: str) -> bool:
@@ -161,6 +154,11 @@ def exists(path: str) -> bool:
     return False
 
 
-def _write_json(path: str, value: dict) -> None:
-  with files.writing(path) as file:
-    file.write((json.dumps(value, indent=1) + "\n").encode())
+def _manifest(settings: CapFilt, identities: dict, shards: list[Shard]) -> dict:
+  return {"settings": described(settings), "captioner": identities["captioner"], "filter": identities["filter"],
+          "version": version(), "source": to_plain(settings.source), "shards": shards, "threshold": threshold(settings)}
+
+
+def _write_manifest(out: str, manifest: dict) -> None:
+  shards = [[s.name, s.start, s.stop] for s in manifest["shards"]]
+  files.write_atomic(f"{out}/manifest.json", (json.dumps(manifest | {"shards": shards}, indent=1) + "\n").encode())
