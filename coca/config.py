@@ -82,10 +82,31 @@ class TextDecoder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Med:
+  """BLIP's multimodal mixture of encoder and decoder (arXiv 2201.12086, section 3.1; constants of its med_config.json).
+
+  BERT's layers in three roles: text encoder; image-grounded encoder, with cross-attention in every layer; image-grounded
+  decoder, causal. `config.model.text` has the sizes: `unimodal_layers` are those of both encoders, `multimodal_layers`
+  those of the decoder, 0 for none.
+  """
+
+  # What encoders and decoder share (Table 3): 'all', 'all_but_cross_attention', 'all_but_self_attention', 'none'.
+  sharing: str = "all_but_self_attention"
+  positions: int = 512  # of the position embeddings
+  dropout: float = 0.1  # of embeddings, of the attention's weights and of what each part of a layer adds
+  norm_eps: float = 1e-12
+  # What takes the place of a text's first token, which is [DEC]: the ids of BERT's vocabulary.
+  cls: int = 101  # [CLS], for the embedding
+  encode: int = 30_523  # [Encode], for matching and for questions; transformers leaves [CLS] there
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
+  kind: str = "coca"  # 'coca', 'blip'
   image: ImageEncoder = field(default_factory=ImageEncoder)
   poolers: Poolers = field(default_factory=Poolers)
   text: TextDecoder = field(default_factory=TextDecoder)
+  med: Med = field(default_factory=Med)  # of 'blip', which has no poolers
   embed_dim: int = 0  # of the contrastive embeddings; 0: the text width. Not in the paper
   activation: str = "gelu_tanh"  # 'gelu' (erf), 'gelu_tanh', 'quick_gelu', 'relu'. Not in the paper
   norm_eps: float = 1e-6
@@ -106,8 +127,14 @@ class Contrastive:
   directions: str = "sum"  # of image-to-text and text-to-image: 'sum' as printed, 'mean' as open_clip
   equal_texts: str = "mask"  # texts equal to one's own: 'negatives', 'mask' (left out), 'positives' (UniCL)
   temperature: float = 0.07  # initial; SigLIP's is 0.1
-  max_scale: float = 100.0  # cap of 1 / temperature (CLIP's; not in CoCa); 0: none
+  max_scale: float = 100.0  # cap of 1 / temperature (CLIP's; not in CoCa); 0: none. BLIP's is 1000
+  min_scale: float = 0.0  # and its floor; BLIP's is 2
   bias: float = -10.0  # initial, sigmoid only
+  # Momentum distillation (ALBEF, arXiv 2107.07651, section 3.3 and 3.4; BLIP section 3.2), with the softmax loss of 'blip':
+  momentum: float = 0.0  # decay of the momentum encoders' average (BLIP 0.995); 0: none, and the rest means nothing
+  queue: int = 57_600  # embeddings of earlier steps that are negatives too
+  soft_targets: float = 0.4  # share of the targets that the momentum encoders' similarities make
+  soft_ramp: Duration = "10%"  # until that share is reached, in a line from 0: BLIP's first 2 of 20 epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +145,7 @@ class Captioning:
   tokens: str = "mean"  # over the tokens of the global batch: 'mean' as all public code; 'sum' over a text's tokens,
   # mean over texts, as equation 3 is printed
   label_smoothing: float = 0.0
+  prompt_tokens: int = 0  # of `config.data.prompt`: so many words at the beginning are given and not learned
   chunk: int = 1024  # tokens of a device whose logits are held at once
 
 
@@ -130,7 +158,17 @@ class Matching:
   """
 
   weight: float = 0.0  # 0: the model has no matching head
+  floor: float = 0.0  # added to each negative's probability of being drawn (BLIP's pre-training: 1e-4)
   group: int = 0  # so many consecutive pairs are each other's negatives; 0: the whole batch. BLIP: a GPU's pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+  """Visual question answering (BLIP section 4.4): the decoder writes an answer to what the encoder made of a question."""
+
+  weight: float = 0.0
+  answers: int = 10  # different answers of a question at most
+  length: int = 10  # tokens of an answer at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +269,7 @@ class Config:
   contrastive: Contrastive = field(default_factory=Contrastive)
   captioning: Captioning = field(default_factory=Captioning)
   matching: Matching = field(default_factory=Matching)
+  answering: Answering = field(default_factory=Answering)
   optim: Optim = field(default_factory=Optim)
   data: Data = field(default_factory=Data)
   evals: dict[str, Eval] = field(default_factory=dict)
@@ -239,6 +278,8 @@ class Config:
 
 
 CHOICES = {
+  "model.kind": ("coca", "blip"),
+  "model.med.sharing": ("all", "all_but_cross_attention", "all_but_self_attention", "none"),
   "model.poolers.kind": ("cascade", "parallel", "openclip", "class_token"),
   "model.text.pool": ("cls", "eos"),
   "model.text.cls_mask": ("words", "legacy"),
@@ -308,7 +349,7 @@ def _check(c: Config) -> None:
     if not ok:
       raise ValueError(message)
 
-  image, text = c.model.image, c.model.text
+  image, text, med, blip = c.model.image, c.model.text, c.model.med, c.model.kind == "blip"
   check(image.size % image.patch == 0, f"config.model.image.size {image.size} is no multiple of patch {image.patch}")
   check(0 <= image.patch_dropout < 1, f"config.model.image.patch_dropout {image.patch_dropout} is not in [0, 1)")
   for name, tower in (("image", image), ("text", text)):
@@ -317,7 +358,7 @@ def _check(c: Config) -> None:
   heads = c.model.poolers.heads or image.heads
   poolers = c.model.poolers
   matches = c.matching.weight > 0
-  check(text.width % heads == 0 or (poolers.kind == "class_token" and not poolers.n_query and not matches),
+  check(blip or text.width % heads == 0 or (poolers.kind == "class_token" and not poolers.n_query and not matches),
         f"config.model.poolers.heads {heads} does not divide the text width {text.width}")
   check(min(image.std) > 0, f"config.model.image.std {image.std} has to be above 0")
   check(poolers.kind != "class_token" or image.class_token,
@@ -325,10 +366,11 @@ def _check(c: Config) -> None:
   check(poolers.kind != "openclip" or poolers.n_query > 1,
         "config.model.poolers.kind 'openclip' needs config.model.poolers.n_query above 1: the first query is the image "
         "embedding's")
-  check(c.contrastive.weight > 0 or c.captioning.weight > 0, "both loss weights are 0: nothing to train")
+  check(c.contrastive.weight > 0 or c.captioning.weight > 0 or c.answering.weight > 0,
+        "all loss weights are 0: nothing to train")
   check(c.captioning.weight == 0 or text.multimodal_layers > 0,
         "config.captioning.weight needs config.model.text.multimodal_layers above 0; or set the weight to 0")
-  check(not matches or text.multimodal_layers > 0,
+  check(blip or not matches or text.multimodal_layers > 0,
         "config.matching.weight needs config.model.text.multimodal_layers above 0: the head reads the multimodal "
         "decoder's outputs")
   check(not matches or c.contrastive.weight > 0,
@@ -337,6 +379,29 @@ def _check(c: Config) -> None:
   check(not matches or c.optim.accumulate == 1,
         f"config.matching.weight needs config.optim.accumulate 1, not {c.optim.accumulate}: a micro-batch does not "
         "hold the negatives that are drawn from the whole batch; use more devices, or config.model.remat, instead")
+  if blip:
+    encodes = c.contrastive.weight > 0 or matches or c.answering.weight > 0
+    check(image.class_token, "config.model.kind 'blip' needs config.model.image.class_token")
+    check(text.unimodal_layers > 0 or not encodes,
+          "config.model.text.unimodal_layers is 0: a text encoder is needed by the contrastive, the matching and the "
+          "answering loss; set their weights to 0, or give it layers")
+    check(c.contrastive.weight == 0 or c.model.embed_dim > 0,
+          "config.model.embed_dim is 0: for 'blip' it takes a number (BLIP 256)")
+    check(text.length <= med.positions,
+          f"config.model.text.length {text.length} is more than config.model.med.positions {med.positions}")
+    check(max(med.cls, med.encode) < text.vocab,
+          f"config.model.med.cls {med.cls} and encode {med.encode} have to be below config.model.text.vocab {text.vocab}")
+    check(med.sharing == "none" or not text.unimodal_layers or not text.multimodal_layers or c.answering.weight > 0
+          or text.unimodal_layers == text.multimodal_layers,
+          f"config.model.med.sharing {med.sharing!r} needs as many unimodal_layers ({text.unimodal_layers}) as "
+          f"multimodal_layers ({text.multimodal_layers}) in config.model.text; or 'none'")
+  check(blip or not c.answering.weight, "config.answering.weight needs config.model.kind 'blip'")
+  if c.contrastive.momentum:
+    check(blip and c.contrastive.loss == "softmax" and c.contrastive.weight > 0 and c.optim.accumulate == 1,
+          "config.contrastive.momentum needs config.model.kind 'blip', config.contrastive.loss 'softmax' with a weight "
+          "above 0, and config.optim.accumulate 1")
+    check(0 < c.contrastive.momentum < 1 and 0 <= c.contrastive.soft_targets <= 1 and c.contrastive.queue >= 0,
+          "config.contrastive.momentum and soft_targets are shares, and queue is 0 or above")
   group = c.matching.group
   check(group == 0 or (group > 1 and c.data.batch % group == 0),
         f"config.matching.group {group} has to be above 1 and divide config.data.batch {c.data.batch}; 0 is the whole "
@@ -345,6 +410,7 @@ def _check(c: Config) -> None:
         f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}")
   check(0 <= c.data.max_skipped <= 1, f"config.data.max_skipped {c.data.max_skipped} is not a share")
   for where, value in (("steps", c.steps), ("log_every", c.log_every), ("optim.warmup", c.optim.warmup),
+                       ("contrastive.soft_ramp", c.contrastive.soft_ramp),
                        ("checkpoint.every", c.checkpoint.every), ("checkpoint.keep_every", c.checkpoint.keep_every),
                        *((f"evals.{k}.every", e.every) for k, e in c.evals.items())):
     try:

@@ -15,22 +15,23 @@ from coca.config import Config
 from coca.decoding.common import Decoded, Special
 from coca.decoding.decode import decode
 from coca.decoding.settings import Decoding
-from coca.models.coca import CoCa, Encoded, Scores
+from coca.models import make_model
+from coca.models.common import Encoded, Scores
 from coca.objectives.captioning import captioning_loss
 from coca.sharding import batch_sharding, param_shardings, replicated
 
 
 def abstract_model(config: Config):
   """The model's graph definition, and its parameters as a nested dict of ShapeDtypeStructs; nothing is computed."""
-  graphdef, params = _abstract_model(config.model, config.contrastive, config.matching)
+  graphdef, params = _abstract_model(config.model, config.contrastive, config.matching, config.answering)
   return graphdef, jax.tree.map(lambda x: x, params)  # dicts of the caller's own
 
 
 @functools.lru_cache(maxsize=16)
-def _abstract_model(model, contrastive, matching):
+def _abstract_model(model, contrastive, matching, answering):
   """A start asks for it half a dozen times, at half a second each."""
-  config = Config(model=model, contrastive=contrastive, matching=matching)  # all that `CoCa` looks at
-  graphdef, state = nnx.split(nnx.eval_shape(lambda: CoCa(config, nnx.Rngs(0))))
+  config = Config(model=model, contrastive=contrastive, matching=matching, answering=answering)  # all it looks at
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))
   return graphdef, nnx.to_pure_dict(state)
 
 
@@ -157,7 +158,8 @@ class Forward:
 
     def loss(model, batch):
       out = model(batch["image"], batch["text"], contrast=False)
-      return captioning_loss(out.states, model.softmax_kernel(), batch["text"], batch["weight"], settings)
+      kernel, bias = model.softmax_kernel(), model.softmax_bias
+      return captioning_loss(out.states, kernel, batch["text"], batch["weight"], settings, bias)
 
     return self._jit(loss)
 

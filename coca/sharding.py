@@ -34,6 +34,8 @@ PARAMETERS = {
   "patches/kernel": (None, "embed"),
   "projection/kernel": ("embed", None),
   "image_projection/kernel": ("embed", None),
+  "text_projection/kernel": ("embed", None),
+  "transform/kernel": ("embed", None),
   "softmax/kernel": ("embed", "vocab"),
   "matching_head/kernel": ("embed", None),
   "embedding/tokens": ("vocab", "embed"),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from coca.config import Config
 from coca.forward import Forward, abstract_model
-from coca.sharding import path_name
+from coca.trees import flat, nested
 from coca.workdir import read_config, read_params
 
 IMAGE, TEXT = "image_encoder/positions", "embedding/positions"
@@ -39,7 +39,7 @@ def initial_params(workdir, config: Config, fresh, mesh):
     ValueError: a part differs inside; the differences are listed.
   """
   old = read_config(workdir)
-  there, here = _flat(abstract_model(old)[1]), _flat(abstract_model(config)[1])
+  there, here = flat(abstract_model(old)[1]), flat(abstract_model(config)[1])
   skipped, new = (_units(a, b) for a, b in ((there, here), (here, there)))
   resized = [name for name in (IMAGE, TEXT) if name in there and there[name].shape != here[name].shape]
   differing = [
@@ -51,19 +51,19 @@ def initial_params(workdir, config: Config, fresh, mesh):
     raise ValueError(f"config.init_from={workdir} holds another model; parts may be new or gone as a whole, but these "
                      f"differ inside (take over its config.model):\n" + "\n".join(differing[:8]) + more)
 
-  wanted = _tree({name: x for name, x in _flat(Forward(old, mesh).abstract_params).items()
+  wanted = nested({name: x for name, x in flat(Forward(old, mesh).abstract_params).items()
                   if not _within(name, skipped)})
   target = Forward(config, mesh)
 
   def fit(loaded, fresh):
-    loaded, out = _flat(loaded), _flat(fresh)
+    loaded, out = flat(loaded), flat(fresh)
     for name, x in loaded.items():
       if name == IMAGE:
         x = resize_positions(x, config.model.image.tokens, int(config.model.image.class_token))
       elif name == TEXT and len(x) != len(out[name]):
         x = fit_length(x, out[name], int(config.model.text.cls_position))
       out[name] = x
-    return _tree(out)
+    return nested(out)
 
   params = jax.jit(fit, out_shardings=target.params_shardings)(read_params(workdir, wanted), fresh)
   return params, _report(workdir, there, here, skipped, new, resized)
@@ -132,18 +132,3 @@ def _report(workdir, there, here, skipped, new, resized) -> str:
     if units:
       lines.append(f"  {what}: {', '.join(units)} ({count(tree, lambda n, u=units: _within(n, u)):,} parameters)")
   return "\n".join([*lines, "  the optimizer's state is new"])
-
-
-def _flat(tree) -> dict:
-  return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _tree(flat: dict) -> dict:
-  out = {}
-  for name, x in flat.items():
-    *parents, last = name.split("/")
-    node = out
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = x
-  return out

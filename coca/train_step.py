@@ -1,7 +1,7 @@
 """One step: all losses from one forward pass, gradients, optimizer, new state. Pure; nothing here waits for the host.
 
-The state is a dict: 'params' (nested dict), 'opt' (optax), 'ema' (as params, where the config keeps one), and int32
-counters: 'step', 'skipped' (steps with a non-finite loss or gradient, left out), 'skipped_in_a_row' and 'unusable'
+The state is a dict: 'params' (nested dict), 'opt' (optax), 'ema' (as params, where the config keeps one), 'momentum'
+and 'queue' (where the contrastive loss has them, see `coca.objectives.momentum`), and int32 counters: 'step', 'skipped' (steps with a non-finite loss or gradient, left out), 'skipped_in_a_row' and 'unusable'
 (pairs of weight 0: broken records).
 """
 
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from coca.config import Config
+from coca.config import Config, in_steps
 from coca.forward import abstract_model
 from coca.hardware import compiler_options, release_memory
-from coca.models.coca import CoCa
+from coca.models import make_model
+from coca.objectives import momentum
 from coca.objectives.captioning import captioning_loss, next_tokens
 from coca.objectives.contrastive import contrastive_loss, text_hash
 from coca.objectives.matching import draw_negatives, matching_loss, take_rows
@@ -28,7 +29,7 @@ def init_state(config: Config, total: int, mesh):
   new, _ = _new_state(config, total)
 
   def init():
-    return new(nnx.to_pure_dict(nnx.state(CoCa(config, nnx.Rngs(config.seed)))))
+    return new(nnx.to_pure_dict(nnx.state(make_model(config, nnx.Rngs(config.seed)))))
 
   shardings = jax.tree.map(lambda x: x.sharding, planned_state(config, total, mesh))
   with jax.set_mesh(mesh):
@@ -51,8 +52,12 @@ def _new_state(config: Config, total: int):
 
   def new(params):
     counters = {name: jnp.int32(0) for name in ("step", "skipped", "skipped_in_a_row", "unusable")}
-    ema = {"ema": jax.tree.map(jnp.copy, params)} if config.optim.ema else {}
-    return {"params": params, "opt": optimizer.init(params), **ema, **counters}
+    more = {"ema": jax.tree.map(jnp.copy, params)} if config.optim.ema else {}
+    if config.contrastive.momentum:
+      key = jax.random.fold_in(jax.random.key(config.seed), total)
+      more["momentum"] = jax.tree.map(jnp.copy, momentum.momentum_params(params))
+      more["queue"] = momentum.empty_queue(config.contrastive, config.model.embed_dim, key)
+    return {"params": params, "opt": optimizer.init(params), **more, **counters}
 
   return new, abstract
 
@@ -62,31 +67,53 @@ def make_train_step(config: Config, total: int, state, mesh):
 
   `state` may be that of `planned_state`: the step's `lower`, which takes the same arguments, then needs no arrays.
 
-  batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'weight' fp32 [B], split over the batch axes.
+  batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'weight' fp32 [B], split over the batch axes; for answering,
+  where the text is a question, also 'answers' int32 [B, K, A] and 'answer_weight' fp32 [B, K].
   metrics: fp32 scalars on the device: loss; where they have a weight, contrastive and temperature, captioning, matching
-  and matching_accuracy (all unweighted); grad_norm, skipped, skipped_in_a_row, and data/skipped: unusable pairs so far.
+  and matching_accuracy, answering (all unweighted); grad_norm, skipped, skipped_in_a_row, and data/skipped: unusable pairs so far.
   """
   gradients = make_gradients(config)
   optimizer = make_optimizer(config, total, state["params"])
+  graphdef, _ = abstract_model(config)
+  ramp = in_steps(config.contrastive.soft_ramp, config.data.batch, total)
+
+  def remember(state, batch, key):
+    """The momentum encoders' parameters, moved on, and what the contrastive loss takes of them and of the queue."""
+    decay = config.contrastive.momentum
+    slow = jax.tree.map(lambda m, p: decay * m + (1 - decay) * p, state["momentum"],
+                        momentum.momentum_params(state["params"]))
+    model = nnx.merge(graphdef, momentum.with_momentum(state["params"], slow))
+    alpha = config.contrastive.soft_targets * jnp.minimum(1.0, state["step"] / max(ramp, 1))
+    image, text = jax.lax.stop_gradient((model.embed_image(batch["image"]), model.embed_text(batch["text"], key)))
+    return slow, {"image": image, "text": text, "queue": state["queue"], "alpha": alpha}
 
   def step(state, batch):
     key, noise = jax.random.fold_in(jax.random.key(config.seed), state["step"]), None
     if config.model.image.patch_dropout:
       noise = jax.random.uniform(key, (len(batch["image"]), config.model.image.tokens))
-    grads, metrics = gradients(state["params"], batch, noise, jax.random.fold_in(key, 1))
+    memory = None
+    if config.contrastive.momentum:
+      slow, memory = remember(state, batch, jax.random.fold_in(key, 2))
+    grads, metrics = gradients(state["params"], batch, noise, jax.random.fold_in(key, 1), memory)
     metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
     new = dict(state)
     updates, new["opt"] = optimizer.update(grads, state["opt"], state["params"], finite=finite)
     new["params"] = optax.apply_updates(state["params"], updates)
-    if config.contrastive.weight and config.contrastive.max_scale:
+    if config.contrastive.weight:
       # The parameter itself, as CLIP does: a cap in the loss would have no gradient beyond it, and no way back.
+      lowest, highest = (math.log(x) if x else None for x in (config.contrastive.min_scale, config.contrastive.max_scale))
       temperature = new["params"]["temperature"]
-      temperature["log_scale"] = jnp.minimum(temperature["log_scale"], math.log(config.contrastive.max_scale))
+      temperature["log_scale"] = jnp.clip(temperature["log_scale"], lowest, highest)
     if config.optim.ema:
       new["ema"] = optax.incremental_update(new["params"], state["ema"], 1 - config.optim.ema)
-    for name in {"params", "ema"} & set(new):
+    if memory:
+      new["momentum"] = slow
+      new["queue"] = momentum.enqueue(
+        state["queue"], memory["image"], memory["text"], text_hash(batch["text"]), batch["weight"]
+      )
+    for name in {"params", "ema", "momentum", "queue"} & set(new):
       new[name] = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name])
     new["step"] = state["step"] + 1
     new["skipped"] = state["skipped"] + ~finite
@@ -121,87 +148,117 @@ def make_train_step(config: Config, total: int, state, mesh):
 
 
 def make_gradients(config: Config):
-  """(params, batch, patch_noise, key) -> (gradients, metrics), over one batch or over micro-batches: the same result.
+  """(params, batch, patch_noise, key, memory) -> (gradients, metrics), over one batch or over micro-batches.
 
-  The random key draws the negatives of the matching loss; without that loss it may be left out.
+  The result is the same for both. The random key draws the negatives of the matching loss and what is dropped out;
+  without them it may be left out. `memory`: of the momentum encoders, see `make_train_step`.
   """
   graphdef, _ = abstract_model(config)
-  contrast, caption, match = config.contrastive.weight, config.captioning.weight, config.matching.weight
+  weights = {name: getattr(config, name).weight for name in ("contrastive", "captioning", "matching", "answering")}
+  contrast, caption, match, answer = weights.values()
   frozen = frozen_parts(config)
 
-  def forward(params, batch, noise, *, captions=caption > 0, matches=False):
+  def fold(key, n):
+    return None if key is None else jax.random.fold_in(key, n)
+
+  def forward(params, batch, noise, key, *, captions=caption > 0, matches=False):
     params = {part: jax.lax.stop_gradient(tree) if part in frozen else tree for part, tree in params.items()}
     model = nnx.merge(graphdef, params)
     out = model(
-      batch["image"], batch["text"], contrast=contrast > 0, caption=captions, match=matches, patch_noise=noise
+      batch["image"], batch["text"], contrast=contrast > 0, caption=captions, match=matches, patch_noise=noise,
+      key=fold(key, 1),
     )
     return out, model
 
-  def contrastive(embeddings, temperature, batch):
+  def contrastive(embeddings, temperature, batch, memory=None):
     if not contrast:
       return jnp.float32(0)
     temperature = jax.lax.stop_gradient(temperature) if "temperature" in frozen else temperature
-    hashes = text_hash(batch["text"])
-    return contrastive_loss(*embeddings, hashes, batch["weight"], temperature, config.contrastive)
-
-  def captioning(out, model, batch, tokens):
-    """A (micro-)batch's share of the captioning loss of the whole batch, which has `tokens` tokens (or texts)."""
-    if not caption:
-      return jnp.float32(0)
-    nll, _ = captioning_loss(out.states, model.softmax_kernel(), batch["text"], batch["weight"], config.captioning)
-    return nll / tokens
-
-  def matching(out, model, temperature, batch, key):
-    """The decoder's states of the true pairs, and metrics. A picture's two texts share its keys and values."""
-    text, group = batch["text"], config.matching.group
-    drawn = draw_negatives(
-      out.image, out.text, text_hash(text), batch["weight"], temperature["log_scale"], key, group
+    hashes, weight = text_hash(batch["text"]), batch["weight"]
+    if memory is None:
+      return contrastive_loss(*embeddings, hashes, weight, temperature, config.contrastive)
+    return momentum.momentum_contrastive_loss(
+      *embeddings, memory["image"], memory["text"], memory["queue"], hashes, weight, temperature["log_scale"],
+      memory["alpha"], config.contrastive
     )
-    other_words, other_text = take_rows((out.words, text), drawn.text, group)
-    states = model.multimodal(jnp.stack([out.words, other_words], axis=1), out.tokens)
-    other_states = model.multimodal(out.words, take_rows(out.tokens, drawn.image, group))
+
+  def count(batch):
+    """What the losses over words are divided by: of the whole batch, whatever micro-batches it comes in."""
+    words = next_tokens(batch["text"], batch["weight"], config.captioning.prompt_tokens)[1].sum()
+    texts = batch["weight"].sum()
+    return [jnp.maximum(x, 1e-9) for x in (words if config.captioning.tokens == "mean" else texts, texts)]
+
+  def writing(out, model, batch, counts, key):
+    """A (micro-)batch's shares of the captioning and the answering loss of the whole batch."""
+    losses, (texts, questions) = {"captioning": jnp.float32(0)}, counts
+    if caption:
+      nll, _ = captioning_loss(
+        out.states, model.softmax_kernel(), batch["text"], batch["weight"], config.captioning, model.softmax_bias
+      )
+      losses["captioning"] = nll / texts
+    if answer:
+      question, answers = batch["text"], batch["answers"]
+      asked = model.ground(None, question, out.tokens, fold(key, 2))
+      states = model.answer(asked, question, answers, fold(key, 3))
+      weight = (batch["weight"][:, None] * batch["answer_weight"]).reshape(-1)
+      nll, _ = captioning_loss(
+        states, model.softmax_kernel(), answers.reshape(-1, answers.shape[-1]), weight, config.captioning,
+        model.softmax_bias
+      )
+      losses["answering"] = nll / questions
+    return losses
+
+  def matching(out, model, temperature, batch, key, memory):
+    """The states of the true pairs, and metrics. A picture's two texts share its keys and values."""
+    text, group = batch["text"], config.matching.group
+    keys = (memory["image"], memory["text"]) if memory else None
+    drawn = draw_negatives(
+      out.image, out.text, text_hash(text), batch["weight"], temperature["log_scale"], key, group,
+      config.matching.floor, keys
+    )
+    own = out.words, text
+    two = jax.tree.map(lambda *x: jnp.stack(x, axis=1), own, take_rows(own, drawn.text, group))
+    states = model.ground(*two, out.tokens, fold(key, 4))
+    other_states = model.ground(*own, take_rows(out.tokens, drawn.image, group), fold(key, 5))
     states = jnp.concatenate([states, other_states[:, None]], axis=1)
-    logits = model.match(states, jnp.stack([text, other_text, text], axis=1))
+    logits = model.match(states, jnp.concatenate([two[1], text[:, None]], axis=1))
     loss, accuracy = matching_loss(logits, batch["weight"], drawn.found)
     return states[:, 0], {"matching": loss, "matching_accuracy": accuracy}
 
-  def count(batch):
-    per_token = next_tokens(batch["text"], batch["weight"])[1].sum()
-    return jnp.maximum(per_token if config.captioning.tokens == "mean" else batch["weight"].sum(), 1e-9)
-
-  def report(params, con, cap, **matched):
-    weights = {"contrastive": contrast, "captioning": caption, "matching": match}
-    losses = {"contrastive": con, "captioning": cap, **matched}
+  def report(params, losses):
     metrics = {"loss": sum(weights[name] * losses[name] for name in weights if weights[name])}
     metrics |= {name: loss for name, loss in losses.items() if weights.get(name, match)}
     if contrast:
       metrics["temperature"] = jnp.exp(-params["temperature"]["log_scale"])
     return metrics
 
-  def one_batch(params, batch, noise, key=None):
+  def one_batch(params, batch, noise, key=None, memory=None):
     def loss(params):
-      out, model = forward(params, batch, noise, captions=caption > 0 and not match, matches=match > 0)
-      con = contrastive((out.image, out.text), params.get("temperature"), batch)
-      matched = {}
+      reuses = match and graphdef.type.captions_pairs  # of the matching loss, the true pairs' states
+      out, model = forward(params, batch, noise, key, captions=caption > 0 and not reuses, matches=match > 0)
+      losses = {"contrastive": contrastive((out.image, out.text), params.get("temperature"), batch, memory)}
       if match:
-        states, matched = matching(out, model, params["temperature"], batch, key)
-        out = out._replace(states=states)
-      metrics = report(params, con, captioning(out, model, batch, count(batch)), **matched)
+        states, matched = matching(out, model, params["temperature"], batch, key, memory)
+        losses |= matched
+        out = out._replace(states=states) if reuses else out
+      metrics = report(params, losses | writing(out, model, batch, count(batch), key))
       return metrics["loss"], metrics
 
     grads, metrics = jax.grad(loss, has_aux=True)(params)
     return grads, metrics
 
-  def micro_batches(params, batch, noise, key=None):
+  def micro_batches(params, batch, noise, key=None, memory=None):
     """Keeps the contrastive loss of the whole batch and caches its embeddings only.
 
     First pass: embeddings. Then the one contrastive loss and its gradient on them. Second pass: each micro-batch
     forward and backward, with that gradient pulled through the towers.
     """
+    del memory  # refused with micro-batches
     k = config.optim.accumulate
     # Micro-batch i is rows i, i + k, ...: each device splits its own rows, and no row moves.
     split = jax.tree.map(lambda x: x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1), (batch, noise))
-    tokens = count(batch)
+    split = *split, None if key is None else jax.random.split(key, k)
+    counts = count(batch)
 
     def embed(_, part):
       out, _ = forward(params, *part, captions=False)
@@ -218,19 +275,18 @@ def make_gradients(config: Config):
       grads["temperature"] = jax.tree.map(lambda x: contrast * x, d_temperature)
 
     def backward(carry, inputs):
-      grads, cap = carry
       part, pulls = inputs
 
       def loss(params):
         out, model = forward(params, *part)
-        share = captioning(out, model, part[0], tokens)
+        shares = writing(out, model, part[0], counts, part[2])
         pulled = [jnp.vdot(x, pull) for x, pull in zip((out.image, out.text), pulls, strict=True) if contrast]
-        return caption * share + sum(pulled), share
+        return sum(weights[name] * share for name, share in shares.items()) + sum(pulled), shares
 
-      more, share = jax.grad(loss, has_aux=True)(params)
-      return (jax.tree.map(jnp.add, grads, more), cap + share), None
+      return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(params)), None
 
-    (grads, cap), _ = jax.lax.scan(backward, (grads, jnp.float32(0)), (split, pulls))
-    return grads, report(params, con, cap)
+    shares = {"captioning": jnp.float32(0)} | ({"answering": jnp.float32(0)} if answer else {})
+    (grads, shares), _ = jax.lax.scan(backward, (grads, shares), (split, pulls))
+    return grads, report(params, {"contrastive": con} | shares)
 
   return one_batch if config.optim.accumulate == 1 else micro_batches

@@ -8,7 +8,7 @@ from coca import evals
 from coca.config import Config, Eval, Matching
 from coca.data.tokenizer import train
 from coca.evals.matching import auc, pick_others
-from coca.models.coca import Encoded, Scores
+from coca.models.common import Encoded, Scores
 
 
 def test_auc_is_the_share_of_pairs_in_order():

@@ -9,7 +9,8 @@ from flax import nnx
 from reference import GELU, encode, reference
 
 from coca.forward import Forward, abstract_model
-from coca.models.coca import CoCa, compute_dtype
+from coca.models.coca import CoCa
+from coca.models.common import compute_dtype
 from coca.models.layers import ACTIVATIONS, dot_product_attention
 from coca.models.text import unimodal_mask
 from coca.train_step import make_gradients

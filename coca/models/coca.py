@@ -4,64 +4,28 @@ Shapes: B batch, S side in pixels, N patches, Q image tokens for the decoder, K 
 D text width, E embedding width, V vocabulary, L layers.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Config
 from coca.data.tokenizer import PAD
-from coca.models.layers import few_rows_dot_general, linear
+from coca.models.common import Encoded, Output, Scores, Temperature, compute_dtype, start_layers, unit, vocabulary_logits
+from coca.models.layers import linear
 from coca.models.poolers import AttentionalPooler
 from coca.models.text import Embedding, MultimodalDecoder, UnimodalDecoder
 from coca.models.vision import ImageEncoder
-from coca.sharding import constrain_batch, gather
-
-
-class Output(NamedTuple):
-  """What one forward pass computed; what no loss asked for is None."""
-
-  image: jax.Array | None  # [B, E] fp32, unit length
-  text: jax.Array | None  # [B, E] fp32, unit length
-  tokens: jax.Array | None  # [B, Q, D]: what the multimodal half attends to
-  words: jax.Array | None  # [B, T, D]: what it starts from, the unimodal states
-  states: jax.Array | None  # [B, T, D]: the softmax over them predicts the next token
-
-
-class Encoded(NamedTuple):
-  """All that the text side needs of pictures."""
-
-  embedding: jax.Array | None  # [B, E] fp32, unit length; None: no contrastive side
-  tokens: jax.Array | None  # [B, Q, D]; None: no multimodal half
-
-
-class Scores(NamedTuple):
-  """How well each text fits its picture."""
-
-  contrastive: jax.Array | None  # [B, K] fp32, cosine; None: no contrastive side
-  matching: jax.Array | None  # [B, K] fp32, the probability that they match; None: no matching head
-
-
-class Temperature(nnx.Module):
-  """Learned temperature (0.07 at the start) as log(1 / temperature), and SigLIP's bias where the loss wants one."""
-
-  def __init__(self, config: Config):
-    self.log_scale = nnx.Param(-jnp.log(jnp.float32(config.contrastive.temperature)))
-    if config.contrastive.loss != "softmax":
-      self.logit_bias = nnx.Param(jnp.float32(config.contrastive.bias))
-
-
-def compute_dtype(config: Config):
-  """The activations' dtype: 'auto' is bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
-  name = config.model.dtype
-  if name == "auto":
-    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-  return jnp.dtype(name)
+from coca.sharding import gather
 
 
 class CoCa(nnx.Module):
-  """What only the contrastive loss needs is built where it has a weight, the multimodal half where it has layers."""
+  """What only the contrastive loss needs is built where it has a weight, the multimodal half where it has layers.
+
+  The states that the captioning loss predicts words from are those that the matching head looks at.
+  """
+
+  captions_pairs = True
+  softmax_bias = None
 
   def __init__(self, config: Config, rngs: nnx.Rngs):
     model = config.model
@@ -95,7 +59,7 @@ class CoCa(nnx.Module):
     self.matching_pooler = AttentionalPooler(model, 1, text_width, text_width, dtype, rngs) if matches else None
     self.matching_head = linear(text_width, 2, jnp.float32, rngs) if matches else None
 
-  def __call__(self, image, text, *, contrast=True, caption=True, match=False, patch_noise=None) -> Output:
+  def __call__(self, image, text, *, contrast=True, caption=True, match=False, patch_noise=None, key=None) -> Output:
     """One forward pass for all losses, or for some of them.
 
     Args:
@@ -105,17 +69,22 @@ class CoCa(nnx.Module):
       caption: whether to compute the decoder's states.
       match: whether to return what the decoder starts from, to pair pictures and texts anew.
       patch_noise: [B, N], see `ImageEncoder`.
+      key: of `jax.random`, for models with dropout; not looked at.
     """
     image_embedding, tokens = self._pool(self.image_encoder(image, patch_noise), contrast, caption or match)
     words, text_embedding = self._read(text, contrast)
     states = self.multimodal(words, tokens) if caption else None
     return Output(image_embedding, text_embedding, tokens, words, states)
 
+  def ground(self, words, text, tokens, key=None):
+    """Unimodal states [B, T, D], or [B, K, T, D] of K texts a picture, over image tokens [B, Q, D]; as `words`."""
+    return self.multimodal(words, tokens)
+
   def embed_image(self, image):
     """uint8 [B, S, S, 3] -> [B, E] fp32, unit length."""
     return self._pool(self.image_encoder(image), contrast=True, caption=False)[0]
 
-  def embed_text(self, text):
+  def embed_text(self, text, key=None):
     """int32 [B, T] -> [B, E] fp32, unit length."""
     return self._read(text, contrast=True)[1]
 
@@ -154,43 +123,19 @@ class CoCa(nnx.Module):
     return {"tokens": tokens, "positions": positions, "stacks": stacks, "head": head}
 
   def start_decoding(self, weights: dict, image_tokens, length: int, rows: int, prefix):
-    """The decoding protocol of `coca.decoding`; [CLS] is left out, since no word ever sees it.
-
-    The cache is a pair [B, H, length * rows, K] for each layer of both halves, apart from each other, so that a step
-    writes them in place.
-    """
-    batch, n = prefix.shape
-    tokens, positions = weights["tokens"], weights["positions"]
+    """The decoding protocol of `coca.decoding`; [CLS] is left out, since no word ever sees it."""
     unimodal, multimodal = weights["stacks"]
     layers = self.unimodal.stack.decoding_layers(unimodal)
-    contexts = [None] * len(layers)
-    for layer in self.multimodal.stack.decoding_layers(multimodal):
-      layers.append(layer)
-      contexts.append(layer.context_cache(image_tokens))
+    grounded = self.multimodal.stack.decoding_layers(multimodal)
+    contexts = [*(None for _ in layers), *(layer.context_cache(image_tokens) for layer in grounded)]
 
-    def run(x, caches, *where):
-      new = []
-      for layer, cache, context in zip(layers, caches, contexts, strict=True):
-        x, cache = layer.decode(x, cache, context, *where)
-        new.append(cache)
-      return x, tuple(new)
+    def embed(ids, position):
+      return weights["tokens"][ids] + weights["positions"][position]
 
-    def step(caches, ids, position, ancestors):
-      own = jnp.arange(length)[:, None] <= position
-      mask = (ancestors[..., None] == jnp.arange(rows)) & own  # [B, rows, length, rows]
-      x = tokens[ids] + positions[position]
-      x, caches = run(x, caches, position * rows, mask.reshape(batch, 1, rows, length * rows))
-      x = self.multimodal.norm(x).reshape(batch * rows, -1)
-      logits = few_rows_dot_general(x, weights["head"], None, preferred_element_type=jnp.float32)
-      return constrain_batch(logits.reshape(batch, rows, -1)), caches
+    def predict(states):
+      return vocabulary_logits(self.multimodal.norm(states), weights["head"])
 
-    caches = tuple(jax.tree.map(constrain_batch, layer.empty_cache(batch, length * rows)) for layer in layers)
-    if n:
-      slot = jnp.arange(length * rows)
-      mask = (slot % rows == 0) & (slot // rows <= jnp.arange(n)[:, None])
-      mask = jnp.broadcast_to(mask, (batch, 1, *mask.shape))
-      _, caches = run(tokens[prefix] + positions[:n], caches, 0, mask, rows)
-    return step, caches
+    return start_layers([*layers, *grounded], contexts, None, embed, predict, length, rows, prefix)
 
   def _read(self, text, contrast: bool):
     """Text [B, T] -> unimodal states [B, T, D] and, where asked for, the embedding [B, E], unit length."""
@@ -217,8 +162,3 @@ class CoCa(nnx.Module):
       embedding = unit(self.contrastive_pooler(tokens if cascades else encoded)[:, 0])
     return embedding, tokens if caption else None
 
-
-def unit(x):
-  """x [..., E] in fp32, divided by its length."""
-  x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))

@@ -58,7 +58,13 @@ def layer_norm(width: int, eps: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
   return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
-def dot_product_attention(q, k, v, mask=None, implementation: str = "xla"):
+def dropout(x, rate: float, key):
+  """Zeroes values of x with probability `rate` and scales the others up; 16 random bits a value are precise enough."""
+  kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
+  return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+def dot_product_attention(q, k, v, mask=None, implementation: str = "xla", drop=None):
   """Softmax attention.
 
   Args:
@@ -66,26 +72,28 @@ def dot_product_attention(q, k, v, mask=None, implementation: str = "xla"):
     k: [B, S, H, K].
     v: [B, S, H, K].
     mask: bool, broadcastable to [B, H, T, S]; True may be attended. Each row must allow something.
-    implementation: 'xla', or 'cudnn' (bf16 on NVIDIA GPUs).
+    implementation: 'xla', or 'cudnn' (bf16 on NVIDIA GPUs; not where the weights are dropped out).
+    drop: a function of the softmax' weights [B, H, T, S], dropout; None: none.
 
   Returns:
     [B, T, H, K].
   """
-  if implementation == "cudnn":
+  if implementation == "cudnn" and drop is None:
     q = jnp.broadcast_to(q, (k.shape[0], *q.shape[1:]))
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
   # Explicit [B, H, T, K] operands are a few percent faster on CPU than an einsum over the given layout.
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
   q = jnp.broadcast_to(q, (k.shape[0], *q.shape[1:]))
-  return _attend(q, k, v, mask).transpose(0, 2, 1, 3)
+  return _attend(q, k, v, mask, drop).transpose(0, 2, 1, 3)
 
 
-def _attend(q, k, v, mask):
+def _attend(q, k, v, mask, drop=None):
   """`dot_product_attention` with the heads in front: q [B, H, T, K], k and v [B, H, S, K] -> [B, H, T, K]."""
   logits = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+  weights = drop(weights) if drop else weights
   return jnp.einsum("bhts,bhsk->bhtk", weights, v)
 
 
@@ -105,9 +113,9 @@ class Attention(nnx.Module):
     """x [B, S, D] -> keys and values [B, S, H, K]."""
     return self._split(self.key(x)), self._split(self.value(x))
 
-  def __call__(self, x, kv, mask=None):
+  def __call__(self, x, kv, mask=None, drop=None):
     """x [B, T, D] attends to `kv`, a pair as `keys_values` returns it -> [B, T, D]."""
-    y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation)
+    y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation, drop)
     return self.out(y.reshape(*y.shape[:2], -1))
 
   def cached_keys_values(self, x):
@@ -134,14 +142,16 @@ class Mlp(nnx.Module):
 
 
 class Layer(nnx.Module):
-  """Pre-LN transformer layer: self-attention, cross-attention if `kv_width` is given, one feed-forward.
+  """Transformer layer: self-attention, cross-attention if `kv_width` is given, one feed-forward.
 
+  A LayerNorm stands before each of them (pre-LN), or, with `bert`, settings as `coca.config.Med`, after the sum (post-LN).
   With cross-attention, `tower.feedforwards` 2 puts one more feed-forward before it, and `tower.norm_context` a
   LayerNorm on what it looks at.
   """
 
-  def __init__(self, tower, model, dtype, rngs, *, kv_width=None):
-    norm = functools.partial(layer_norm, tower.width, model.norm_eps, dtype, rngs)
+  def __init__(self, tower, model, dtype, rngs, *, kv_width=None, bert=None):
+    self.post_norm, self.dropout = bert is not None, bert.dropout if bert else 0.0
+    norm = functools.partial(layer_norm, tower.width, bert.norm_eps if bert else model.norm_eps, dtype, rngs)
     attention = functools.partial(Attention, tower.width, tower.heads, dtype, rngs, implementation=model.attention)
     self.norm_self, self.self_attention = norm(), attention()
     self.crosses = kv_width is not None
@@ -153,21 +163,48 @@ class Layer(nnx.Module):
       self.norm_context = layer_norm(kv_width, model.norm_eps, dtype, rngs) if tower.norm_context else None
     self.norm_mlp, self.mlp = norm(), mlp()
 
-  def __call__(self, x, mask=None, context=None):
-    """x [B, T, D], mask as in `dot_product_attention`, context [B, S, kv_width] -> [B, T, D].
+  def __call__(self, x, mask=None, context=None, context_mask=None, key=None):
+    """One layer.
 
-    Where x is [B * K, T, D], an image's K texts in a row, they share its keys and values.
+    Args:
+      x: [B, T, D]; or [B * K, T, D], an image's K texts in a row, which share its keys and values.
+      mask: as in `dot_product_attention`.
+      context: [B, S, kv_width]; None: the cross-attention is passed over.
+      context_mask: bool [B, 1, 1, S], what of it may be attended.
+      key: of `jax.random`, for dropout; None: none.
+
+    Returns:
+      [B, T, D].
     """
-    y = self.norm_self(x)
-    x = self._after_self(x + self.self_attention(y, self.self_attention.keys_values(y), mask))
-    if self.crosses:
-      kv = self.cross_attention.keys_values(self._context(context))
-      queries = self.norm_cross(x).reshape(len(context), -1, x.shape[-1])  # of one attention: they don't see each other
-      x = x + self.cross_attention(queries, kv).reshape(x.shape)
-    return constrain_batch(x + self.mlp(self.norm_mlp(x)))
+    drop = None
+    if key is not None and self.dropout:
+      keys = iter(jax.random.split(key, 6))  # two attentions with their weights, two feed-forwards
+      drop = lambda x: dropout(x, self.dropout, next(keys))
 
-  def _after_self(self, x):
-    return x + self.self_mlp(self.norm_self_mlp(x)) if self.self_mlp else x
+    def add(norm, x, function):
+      y = function(self._before(norm, x))
+      return self._after(norm, x, drop(y) if drop else y)
+
+    def attend(y):
+      return self.self_attention(y, self.self_attention.keys_values(y), mask, drop)
+
+    def look(y):
+      kv = self.cross_attention.keys_values(self._context(context))
+      queries = y.reshape(len(context), -1, y.shape[-1])  # of one attention: they don't see each other
+      return self.cross_attention(queries, kv, context_mask, drop).reshape(y.shape)
+
+    x = add(self.norm_self, x, attend)
+    if self.self_mlp:
+      x = add(self.norm_self_mlp, x, self.self_mlp)
+    if context is not None:
+      x = add(self.norm_cross, x, look)
+    return constrain_batch(add(self.norm_mlp, x, self.mlp))
+
+  def _before(self, norm, x):
+    return x if self.post_norm else norm(x)
+
+  def _after(self, norm, x, y):
+    return norm(x + y) if self.post_norm else x + y
 
   def _context(self, context):
     return self.norm_context(context) if self.norm_context else context
@@ -181,13 +218,14 @@ class Layer(nnx.Module):
     query, heads = self.self_attention.query, self.self_attention.heads
     return (jnp.zeros((batch, heads, slots, query.out_features // heads), query.dtype),) * 2
 
-  def decode(self, x, cache, context_kv, first, mask, spread: int = 1):
+  def decode(self, x, cache, context_kv, context_mask, first, mask, spread: int = 1):
     """Tokens of an image's texts, with their keys and values kept for the tokens to come.
 
     Args:
       x: [B, N, D], the new tokens.
       cache: a pair [B, H, slots, K].
       context_kv: from `context_cache`; None in layers without cross-attention.
+      context_mask: as in `__call__`.
       first: int32 [], the slot of the first of the N.
       mask: bool [B, 1, N, slots], what each may attend, its own slot among them.
       spread: from one of the N slots to the next.
@@ -195,17 +233,20 @@ class Layer(nnx.Module):
     Returns:
       [B, N, D] and the new cache.
     """
-    y = self.norm_self(x)
+    y = self._before(self.norm_self, x)
     new = self.self_attention.cached_keys_values(y)
     if spread > 1:
       new = [jax.lax.pad(k, jnp.zeros((), k.dtype), [(0, 0, 0)] * 2 + [(0, 0, spread - 1), (0, 0, 0)]) for k in new]
     cache = tuple(
       jax.lax.dynamic_update_slice_in_dim(a, b.astype(a.dtype), first, axis=2) for a, b in zip(cache, new, strict=True)
     )
-    x = self._after_self(x + self.self_attention.over_cache(y, cache, mask))
-    if self.crosses:
-      x = x + self.cross_attention.over_cache(self.norm_cross(x), context_kv)
-    return x + self.mlp(self.norm_mlp(x)), cache
+    x = self._after(self.norm_self, x, self.self_attention.over_cache(y, cache, mask))
+    if self.self_mlp:
+      x = self._after(self.norm_self_mlp, x, self.self_mlp(self._before(self.norm_self_mlp, x)))
+    if context_kv is not None:
+      y = self.cross_attention.over_cache(self._before(self.norm_cross, x), context_kv, context_mask)
+      x = self._after(self.norm_cross, x, y)
+    return self._after(self.norm_mlp, x, self.mlp(self._before(self.norm_mlp, x))), cache
 
 
 KEEP = jax.checkpoint_policies.save_only_these_names
@@ -227,15 +268,17 @@ class Stack(nnx.Module):
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     self.layers = nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key))))(keys))
 
-  def __call__(self, x, *args):
-    """Each layer as `layer(x, *args)`: x [B, T, D] -> [B, T, D]."""
+  def __call__(self, x, *args, key=None):
+    """Each layer as `layer(x, *args)`: x [B, T, D] -> [B, T, D]. `key`, for dropout, gives each one of its own."""
     graphdef, state = nnx.split(self.layers)
+    keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(state)[0]))
 
-    def body(x, params):
+    def body(x, inputs):
+      params, key = inputs
       layer = nnx.merge(graphdef, gather_layer(params, self.dtype))
-      return layer(x, *args), None
+      return layer(x, *args, key=key), None
 
-    return jax.lax.scan(REMAT[self.remat](body), x, state, unroll=self.unroll)[0]
+    return jax.lax.scan(REMAT[self.remat](body), x, (state, keys), unroll=self.unroll)[0]
 
   def decoding_weights(self) -> list:
     """The parameters of each layer for `decoding_layers`: cut apart, in the compute dtype, kernels turned."""

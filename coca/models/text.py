@@ -15,12 +15,13 @@ from coca.sharding import constrain_batch, gather
 class Embedding(nnx.Module):
   """Token and learned position embeddings; positions are not in the paper. [CLS]' position comes after the words'."""
 
-  def __init__(self, model: Model, dtype, rngs: nnx.Rngs):
+  def __init__(self, model: Model, dtype, rngs: nnx.Rngs, positions: int = 0):
+    """`positions`: 0 for as many as a text has tokens."""
     text = model.text
     self.dtype = dtype
     self.tokens = nnx.Param(EMBED_INIT(rngs.params(), (text.vocab, text.width)))
     self.has_cls_position = text.cls_position
-    self.positions = nnx.Param(EMBED_INIT(rngs.params(), (text.length + text.cls_position, text.width)))
+    self.positions = nnx.Param(EMBED_INIT(rngs.params(), (positions or text.length + text.cls_position, text.width)))
 
   def __call__(self, ids):
     """ids [B, T] -> [B, T, D]."""

@@ -18,22 +18,24 @@ from coca.data.tokenizer import PAD
 from coca.sharding import BATCH
 
 
-def next_tokens(text, weight):
+def next_tokens(text, weight, prompt: int = 0):
   """What each position has to predict.
 
   Args:
     text: int32 [N, T]: BOS, words, EOS, padding.
     weight: [N].
+    prompt: so many words at the beginning are no labels.
 
   Returns:
     int32 [N, T], the text shifted by one, and fp32 [N, T]: the text's weight where the label is a word or EOS, 0 where
     it is padding or there is none.
   """
   labels = jnp.pad(text[:, 1:], ((0, 0), (0, 1)), constant_values=PAD)
-  return labels, jnp.where(labels != PAD, weight[:, None], 0).astype(jnp.float32)
+  learned = (labels != PAD) & (jnp.arange(text.shape[1]) >= prompt)
+  return labels, jnp.where(learned, weight[:, None], 0).astype(jnp.float32)
 
 
-def captioning_loss(states, kernel, text, weight, settings: config.Captioning):
+def captioning_loss(states, kernel, text, weight, settings: config.Captioning, bias=None):
   """Sum of the weighted negative log-likelihoods, and what to divide it by.
 
   Two sums rather than their quotient, so that micro-batches add up to one batch.
@@ -44,14 +46,15 @@ def captioning_loss(states, kernel, text, weight, settings: config.Captioning):
     text: int32 [N, T].
     weight: [N].
     settings: see `coca.config.Captioning`.
+    bias: [V], of the vocabulary head; None: none.
 
   Returns:
     fp32 []: nll in nats, and fp32 []: the number of tokens ('mean'), or of texts ('sum').
   """
-  labels, weights = next_tokens(text, weight)
+  labels, weights = next_tokens(text, weight, settings.prompt_tokens)
   count = weights.sum() if settings.tokens == "mean" else weight.astype(jnp.float32).sum()
 
-  def sharded(states, kernel, labels, weights):
+  def sharded(states, kernel, labels, weights, bias):
     flat = states.reshape(-1, states.shape[-1])
     chunk = -(-len(flat) // -(-len(flat) // settings.chunk))  # chunks as equal as can be: the least padding
     pad = -len(flat) % chunk
@@ -61,33 +64,34 @@ def captioning_loss(states, kernel, text, weight, settings: config.Captioning):
       return x.reshape(-1, chunk, *x.shape[1:])
 
     # What differs between devices is marked so, which makes the transposes (sums over devices) come out right.
-    kernel = jax.lax.pcast(kernel.astype(states.dtype), BATCH, to="varying")
+    kernel, bias = jax.lax.pcast((kernel.astype(states.dtype), bias), BATCH, to="varying")
     flat, labels, weights = jax.lax.pcast((flat, labels.reshape(-1), weights.reshape(-1)), "tensor", to="varying")
-    nll = _chunked_nll(chunks(flat), kernel, chunks(labels), chunks(weights), settings.label_smoothing)
+    nll = _chunked_nll(chunks(flat), kernel, bias, chunks(labels), chunks(weights), settings.label_smoothing)
     # Each device of the tensor axis has the same sum.
     return jax.lax.psum(nll, (*BATCH, "tensor")) / jax.lax.axis_size("tensor")
 
   batch = P(BATCH)
-  nll = jax.shard_map(sharded, in_specs=(batch, P(None, "tensor"), batch, batch), out_specs=P())(
-    states, kernel, labels, weights
+  nll = jax.shard_map(sharded, in_specs=(batch, P(None, "tensor"), batch, batch, P("tensor")), out_specs=P())(
+    states, kernel, labels, weights, bias
   )
   return nll, count
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _chunked_nll(states, kernel, labels, weights, smoothing):
-  """states [chunks, n, D], kernel [D, v], labels and weights [chunks, n] -> the sum of weighted nll, fp32 []."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _chunked_nll(states, kernel, bias, labels, weights, smoothing):
+  """states [chunks, n, D], kernel [D, v], bias [v] or None, labels, weights [chunks, n] -> sum of weighted nll, fp32 []."""
 
   def step(total, chunk):
     x, labels, weights = chunk
-    return total + _nll(x, kernel, labels, weights, smoothing)[0], None
+    return total + _nll(x, kernel, bias, labels, weights, smoothing)[0], None
 
   return jax.lax.scan(step, _varying_zero(states, kernel), (states, labels, weights))[0]
 
 
-def _nll(x, kernel, labels, weights, smoothing):
+def _nll(x, kernel, bias, labels, weights, smoothing):
   """One chunk's sum of weighted nll, and what its gradient needs: exp(logits), their sums and where the labels are."""
   logits = jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+  logits = logits if bias is None else logits + bias
   words = kernel.shape[1]
   local = labels - jax.lax.axis_index("tensor") * words
   is_label = jnp.arange(words) == local[:, None]
@@ -102,30 +106,29 @@ def _nll(x, kernel, labels, weights, smoothing):
   return jnp.sum(weights * nll), (exp, normaliser, is_label)
 
 
-def _chunked_nll_fwd(states, kernel, labels, weights, smoothing):
+def _chunked_nll_fwd(states, kernel, bias, labels, weights, smoothing):
   def step(carry, chunk):
-    total, d_kernel = carry
+    total, d_kernel, d_bias = carry
     x, labels, weights = chunk
-    nll, (exp, normaliser, is_label) = _nll(x, kernel, labels, weights, smoothing)
+    nll, (exp, normaliser, is_label) = _nll(x, kernel, bias, labels, weights, smoothing)
     p = exp / normaliser[:, None] - (1 - smoothing) * is_label
     if smoothing:
       p -= smoothing / (p.shape[1] * jax.lax.axis_size("tensor"))
+    d_bias = None if bias is None else d_bias + (weights[:, None] * p).sum(0)
     p = (weights[:, None] * p).astype(x.dtype)
     d_x = jnp.dot(p, kernel.T)
     d_kernel += jnp.dot(x.T, p, preferred_element_type=jnp.float32)
-    return (total + nll, d_kernel), d_x
+    return (total + nll, d_kernel, d_bias), d_x
 
   zero = _varying_zero(states, kernel)
-  (total, d_kernel), d_states = jax.lax.scan(
-    step, (zero, jnp.zeros(kernel.shape, jnp.float32) + zero), (states, labels, weights)
-  )
-  return total, (d_states, d_kernel.astype(kernel.dtype))
+  d_kernel, d_bias = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32) + zero, (kernel, bias))
+  (total, d_kernel, d_bias), d_states = jax.lax.scan(step, (zero, d_kernel, d_bias), (states, labels, weights))
+  return total, (d_states, d_kernel.astype(kernel.dtype), d_bias)
 
 
 def _chunked_nll_bwd(smoothing, gradients, g):
-  d_states, d_kernel = gradients
   g = jax.lax.psum(g, "tensor")  # every device's loss depends on this device's words
-  return (g * d_states).astype(d_states.dtype), (g * d_kernel).astype(d_kernel.dtype), None, None
+  return *jax.tree.map(lambda x: (g * x).astype(x.dtype), gradients), None, None
 
 
 _chunked_nll.defvjp(_chunked_nll_fwd, _chunked_nll_bwd)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from coca import config
-from coca.models.text import PAD
+from coca.data.tokenizer import PAD
 from coca.sharding import BATCH
 
 
@@ -58,7 +58,7 @@ def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: c
   )
 
 
-def _compare(hashes, all_hashes, all_weight, first, settings):
+def compare(hashes, all_hashes, all_weight, first, settings):
   """What each of n rows is to each of N columns; row i's own column is `first` + i.
 
   Returns:
@@ -74,13 +74,13 @@ def _compare(hashes, all_hashes, all_weight, first, settings):
   return valid, own
 
 
-def _everyone(x):
+def everyone(x):
   return jax.lax.all_gather(x, BATCH, tiled=True)
 
 
 def _softmax(image, text, hashes, weight, scale, bias, settings):
   first = jax.lax.axis_index(BATCH) * len(image)
-  valid, positive = _compare(hashes, _everyone(hashes), _everyone(weight), first, settings)
+  valid, positive = compare(hashes, everyone(hashes), everyone(weight), first, settings)
   targets = positive / positive.sum(1, keepdims=True)
 
   def direction(queries, keys):
@@ -88,7 +88,7 @@ def _softmax(image, text, hashes, weight, scale, bias, settings):
     log_p = jax.nn.log_softmax(jnp.where(valid, logits, jnp.finfo(jnp.float32).min))
     return -jnp.sum(weight * jnp.sum(targets * log_p, axis=1))
 
-  total = direction(image, _everyone(text)) + direction(text, _everyone(image))
+  total = direction(image, everyone(text)) + direction(text, everyone(image))
   return total / 2 if settings.directions == "mean" else total
 
 
@@ -100,8 +100,8 @@ def _pairs(image, text, valid, positive, weight, scale, bias):
 
 def _sigmoid(image, text, hashes, weight, scale, bias, settings):
   first = jax.lax.axis_index(BATCH) * len(image)
-  valid, positive = _compare(hashes, _everyone(hashes), _everyone(weight), first, settings)
-  return _pairs(image, _everyone(text), valid, positive, weight, scale, bias)
+  valid, positive = compare(hashes, everyone(hashes), everyone(weight), first, settings)
+  return _pairs(image, everyone(text), valid, positive, weight, scale, bias)
 
 
 def _sigmoid_ring(image, text, hashes, weight, scale, bias, settings):
@@ -113,7 +113,7 @@ def _sigmoid_ring(image, text, hashes, weight, scale, bias, settings):
   def block(visitors, hop):
     text, visiting_hashes, visiting_weight = visitors
     first = jnp.where(hop == 0, 0, n)  # one's own column is in the block only before the first hop
-    valid, positive = _compare(hashes, visiting_hashes, visiting_weight, first, settings)
+    valid, positive = compare(hashes, visiting_hashes, visiting_weight, first, settings)
     return _pairs(image, text, valid, positive, weight, scale, bias)
 
   def hop(carry, k):

@@ -2,7 +2,7 @@
 
 For each picture another pair's text is drawn, and for each text another pair's picture, with probability proportional
 to the softmax of the contrastive similarities; a two-way head then tells the pair from both. BLIP's pre-training adds
-1e-4 to each probability, its fine-tune that makes CapFilt's filter does not, and neither does this.
+1e-4 to each probability (`floor`), its fine-tune that makes CapFilt's filter does not.
 
 All take global arrays split over the batch axes of the mesh in context. A device holds its own rows' similarities only.
 Where a group of `config.matching.group` pairs lies within a device's rows, nothing leaves the device; otherwise what is
@@ -28,7 +28,8 @@ class Negatives(NamedTuple):
   found: jax.Array  # bool [N]: False where the group has no negative for this pair; text and image mean nothing then
 
 
-def draw_negatives(image, text, hashes, weight, log_scale, key, group: int = 0) -> Negatives:
+def draw_negatives(image, text, hashes, weight, log_scale, key, group: int = 0, floor: float = 0.0,
+                   keys=None) -> Negatives:
   """Draws a text for each picture and a picture for each text.
 
   Never drawn: one's own pair, a pair with an equal text, a pair of weight 0. The same numbers on any mesh; no gradient.
@@ -41,10 +42,14 @@ def draw_negatives(image, text, hashes, weight, log_scale, key, group: int = 0) 
     log_scale: [], the logarithm of 1 / temperature.
     key: of `jax.random`.
     group: size of the groups of consecutive pairs that are drawn from; 0: the whole batch.
+    floor: added to each probability, before one's own pair and equal texts are left out.
+    keys: images and texts [N, E] that texts and images are compared with, where these are not `image` and `text`: those
+      of momentum encoders.
   """
   group = group or len(image)
+  keys = keys or (image, text)
 
-  def sharded(image, text, hashes, weight, scale, key):
+  def sharded(image, text, image_keys, text_keys, hashes, weight, scale, key):
     n = len(image)
     reach, first = _reach(n, group)
     row = jax.lax.axis_index(BATCH) * n + jnp.arange(n)
@@ -56,17 +61,18 @@ def draw_negatives(image, text, hashes, weight, log_scale, key, group: int = 0) 
 
     def draw(queries, keys, noise):
       logits = scale * jnp.dot(queries, reach(keys).T, preferred_element_type=jnp.float32)
-      logits = jnp.take_along_axis(logits, columns - first, axis=1)
+      logits = jax.nn.log_softmax(jnp.take_along_axis(logits, columns - first, axis=1))
+      logits = jnp.logaddexp(logits, jnp.log(floor)) if floor else logits
       best = jnp.argmax(jnp.where(allowed, logits + noise, -jnp.inf), axis=1, keepdims=True)
       return jnp.take_along_axis(columns, best, axis=1)[:, 0]
 
-    return Negatives(draw(image, text, noise[:, 0]), draw(text, image, noise[:, 1]), allowed.any(1))
+    return Negatives(draw(image, text_keys, noise[:, 0]), draw(text, image_keys, noise[:, 1]), allowed.any(1))
 
   batch = P(BATCH)
   scale = jnp.exp(log_scale)
-  image, text, scale = jax.lax.stop_gradient((image, text, scale))
-  return jax.shard_map(sharded, in_specs=(batch, batch, batch, batch, P(), P()), out_specs=batch)(
-    image, text, hashes, weight, scale, key
+  given = jax.lax.stop_gradient((image, text, *keys, hashes, weight))
+  return jax.shard_map(sharded, in_specs=(*(batch,) * 6, P(), P()), out_specs=batch)(
+    *given, jax.lax.stop_gradient(scale), key
   )
 
 

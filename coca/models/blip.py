@@ -1,0 +1,214 @@
+"""BLIP: an image encoder and a multimodal mixture of encoder and decoder (MED; arXiv 2201.12086, section 3.1).
+
+One text, three readings, told apart by its first token: [CLS], the text encoder; [Encode], the image-grounded encoder,
+which is the text encoder with its cross-attention; [Decode], the image-grounded decoder, causal. The picture's embedding
+comes from the image encoder's class token, and all its tokens are attended to.
+
+Shapes: B batch, S side in pixels, N image tokens, K texts an image, T text length, D text width, E embedding width,
+V vocabulary, L layers.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from coca.config import Config, Model
+from coca.data.tokenizer import PAD
+from coca.models.common import Encoded, Output, Scores, Temperature, compute_dtype, start_layers, unit, vocabulary_logits
+from coca.models.layers import ACTIVATIONS, Layer, Stack, dropout, layer_norm, linear
+from coca.models.text import Embedding
+from coca.models.vision import ImageEncoder
+
+SHARED = {  # by `config.model.med.sharing`, parts of a layer that encoder and decoder have in common
+  "all": ("norm_self", "self_attention", "norm_cross", "cross_attention", "norm_mlp", "mlp"),
+  "all_but_cross_attention": ("norm_self", "self_attention", "norm_mlp", "mlp"),
+  "all_but_self_attention": ("norm_cross", "cross_attention", "norm_mlp", "mlp"),
+  "none": (),
+}
+
+
+class Bert(nnx.Module):
+  """BERT's embedding and layers (arXiv 1810.04805), with cross-attention to tokens [B, N, kv_width]."""
+
+  def __init__(self, model: Model, layers: int, kv_width: int, dtype, rngs: nnx.Rngs):
+    text, med = model.text, model.med
+    self.dropout = med.dropout
+    self.embedding = Embedding(model, dtype, rngs, med.positions)
+    self.norm = layer_norm(text.width, med.norm_eps, dtype, rngs)
+    self.stack = Stack(
+      layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width, bert=med), model, dtype, rngs
+    )
+
+  def __call__(self, ids, context=None, context_mask=None, *, causal=False, key=None):
+    """States of texts.
+
+    Args:
+      ids: int32 [B * K, T].
+      context: [B, N, kv_width]; None: no cross-attention.
+      context_mask: bool [B, 1, 1, N]; None: all of them.
+      causal: whether a word sees only itself and those before it; otherwise all but padding.
+      key: for dropout; None: none.
+
+    Returns:
+      [B * K, T, D].
+    """
+    length = ids.shape[1]
+    mask = jnp.tril(jnp.ones((length, length), bool))[None, None] if causal else (ids != PAD)[:, None, None]
+    x = self.norm(self.embedding(ids))
+    if key is not None and self.dropout:
+      x = dropout(x, self.dropout, jax.random.fold_in(key, 0))
+      key = jax.random.fold_in(key, 1)
+    return self.stack(x, mask, context, context_mask, key=key)
+
+  def share(self, other: "Bert", parts) -> None:
+    """Makes parts of the layers, and the embedding, those of `other`."""
+    if parts:
+      self.embedding, self.norm = other.embedding, other.norm
+    for part in parts:
+      setattr(self.stack.layers, part, getattr(other.stack.layers, part))
+
+
+class CaptionHead(nnx.Module):
+  """What BERT's language model head does before the vocabulary, whose matrix is that of the embedding."""
+
+  def __init__(self, model: Model, dtype, rngs: nnx.Rngs):
+    self.activation = ACTIVATIONS[model.activation]
+    self.transform = linear(model.text.width, model.text.width, dtype, rngs)
+    self.norm = layer_norm(model.text.width, model.med.norm_eps, dtype, rngs)
+    self.bias = nnx.Param(jnp.zeros(model.text.vocab))
+
+  def __call__(self, states):
+    return self.norm(self.activation(self.transform(states)))
+
+
+class Blip(nnx.Module):
+  """The projections are built where the contrastive loss has a weight, the matching head where matching has one.
+
+  Encoder and decoder are built where they have layers; a decoder without image tokens to look at, that of a model that
+  answers questions, looks at the question's states instead.
+  """
+
+  captions_pairs = False  # the decoder's states are no use for matching
+
+  def __init__(self, config: Config, rngs: nnx.Rngs):
+    model = config.model
+    text, dtype = model.text, compute_dtype(config)
+    contrasts, matches, answers = (x.weight > 0 for x in (config.contrastive, config.matching, config.answering))
+    self.dtype, self.med = dtype, model.med
+    self.image_encoder = ImageEncoder(model, dtype, rngs)
+    encodes, writes, image_width = text.unimodal_layers, text.multimodal_layers, model.image.width
+    self.text_encoder = Bert(model, encodes, image_width, dtype, rngs) if encodes else None
+    self.text_decoder = Bert(model, writes, text.width if answers else image_width, dtype, rngs) if writes else None
+    self.caption_head = CaptionHead(model, dtype, rngs) if writes else None
+    if self.text_encoder and self.text_decoder and not answers:
+      self.text_encoder.share(self.text_decoder, SHARED[model.med.sharing])
+    self.image_projection = linear(model.image.width, model.embed_dim, dtype, rngs) if contrasts else None
+    self.text_projection = linear(text.width, model.embed_dim, dtype, rngs) if contrasts else None
+    self.temperature = Temperature(config) if contrasts else None
+    self.matching_head = linear(text.width, 2, jnp.float32, rngs) if matches else None
+
+  def __call__(self, image, text, *, contrast=True, caption=True, match=False, patch_noise=None, key=None) -> Output:
+    """One pass over each tower that the losses need.
+
+    Args:
+      image: uint8 [B, S, S, 3].
+      text: int32 [B, T]: [Decode], words, [SEP], padding.
+      contrast: whether to compute the embeddings.
+      caption: whether to compute the decoder's states.
+      match: not looked at: `ground` starts from the text.
+      patch_noise: [B, N], see `ImageEncoder`.
+      key: of `jax.random`, for dropout; None: none.
+    """
+    del match
+    key, more = (None, None) if key is None else jax.random.split(key)
+    tokens = self.image_encoder(image, patch_noise)
+    states = self.caption_head(self.text_decoder(text, tokens, causal=True, key=more)) if caption else None
+    return Output(
+      self._project(tokens) if contrast else None, self.embed_text(text, key) if contrast else None, tokens, None, states
+    )
+
+  def embed_image(self, image):
+    """uint8 [B, S, S, 3] -> [B, E] fp32, unit length."""
+    return self._project(self.image_encoder(image))
+
+  def embed_text(self, text, key=None):
+    """int32 [B, T] -> [B, E] fp32, unit length."""
+    return unit(self.text_projection(self.text_encoder(self._begin(text, self.med.cls), key=key)[:, 0]))
+
+  def ground(self, words, text, tokens, key=None):
+    """The image-grounded encoder: texts int32 [B, T], or [B, K, T] of K a picture, over image tokens -> [..., T, D]."""
+    del words
+    ids = self._begin(text, self.med.encode)
+    return self.text_encoder(ids.reshape(-1, ids.shape[-1]), tokens, key=key).reshape(*ids.shape, -1)
+
+  def match(self, states, text):
+    """`ground`'s states [B, K, T, D] -> fp32 logits [B, K, 2]: of no match, and of a match."""
+    del text
+    return self.matching_head(states[..., 0, :].astype(jnp.float32))
+
+  def answer(self, asked, question, answers, key=None):
+    """What the softmax predicts answers from.
+
+    Args:
+      asked: [B, T, D], `ground`'s states of the questions.
+      question: int32 [B, T].
+      answers: int32 [B, K, A].
+      key: for dropout; None: none.
+
+    Returns:
+      [B * K, A, D].
+    """
+    flat = answers.reshape(-1, answers.shape[2])
+    mask = (question != PAD).at[:, 0].set(True)[:, None, None]
+    return self.caption_head(self.text_decoder(flat, asked, mask, causal=True, key=key))
+
+  def encode(self, image) -> Encoded:
+    """uint8 [B, S, S, 3] -> the embedding, where the model has one, and all image tokens."""
+    tokens = self.image_encoder(image)
+    return Encoded(self._project(tokens) if self.image_projection else None, tokens)
+
+  def score(self, encoded: Encoded, text) -> Scores:
+    """Pictures and K texts of each, int32 [B, K, T]."""
+    contrastive = matching = None
+    if self.text_projection is not None:
+      embedding = self.embed_text(text.reshape(-1, text.shape[2])).reshape(*text.shape[:2], -1)
+      contrastive = jnp.sum(encoded.embedding[:, None] * embedding, axis=-1)
+    if self.matching_head is not None:
+      matching = jax.nn.softmax(self.match(self.ground(None, text, encoded.tokens), text))[..., 1]
+    return Scores(contrastive, matching)
+
+  # --- Writing ---
+
+  def softmax_kernel(self):
+    """The vocabulary head [D, V]: states @ kernel + `softmax_bias` are the logits."""
+    return self.text_decoder.embedding.tokens[...].T
+
+  @property
+  def softmax_bias(self):
+    return self.caption_head.bias[...]
+
+  def decoding_weights(self) -> dict:
+    """The decoding protocol of `coca.decoding`: what `start_decoding` takes, a tree of arrays."""
+    tokens, positions = self.text_decoder.embedding.tables()
+    return {"tokens": tokens, "positions": positions, "stack": self.text_decoder.stack.decoding_weights()}
+
+  def start_decoding(self, weights: dict, image_tokens, length: int, rows: int, prefix, context_mask=None):
+    """The decoding protocol of `coca.decoding`. `context_mask`: as in `Bert`."""
+    decoder, head = self.text_decoder, self.caption_head
+    layers = decoder.stack.decoding_layers(weights["stack"])
+    contexts = [layer.context_cache(image_tokens) for layer in layers]
+
+    def embed(ids, position):
+      return decoder.norm(weights["tokens"][ids] + weights["positions"][position])
+
+    def predict(states):
+      return vocabulary_logits(head(states), weights["tokens"]) + head.bias[...]
+
+    return start_layers(layers, contexts, context_mask, embed, predict, length, rows, prefix)
+
+  def _begin(self, text, token: int):
+    """Texts [..., T] with another first token."""
+    return text.at[..., 0].set(token)
+
+  def _project(self, tokens):
+    return unit(self.image_projection(tokens[:, 0]))
