@@ -83,6 +83,7 @@ class TextDecoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
+  kind: str = "coca"  # 'coca', 'blip'
   image: ImageEncoder = field(default_factory=ImageEncoder)
   poolers: Poolers = field(default_factory=Poolers)
   text: TextDecoder = field(default_factory=TextDecoder)
@@ -185,7 +186,8 @@ class Data:
   flip: bool = False  # left and right; off where a text may say which
   background: str = "white"  # under transparent pictures
   prompt: str = ""  # in front of each training text, as BLIP's captioner has "a picture of "
-  tokenizer: str = ""  # a SentencePiece model or CLIP's tokenizer.json; empty: one is trained and kept in the workdir
+  tokenizer: str = ""  # a SentencePiece model, CLIP's tokenizer.json or BERT's vocab.txt or tokenizer.json; empty: one
+  # is trained (for 'blip' WordPiece, else SentencePiece) and kept in the workdir
   tokenizer_texts: int = 1_000_000  # at most so many texts for training it
   max_pixels: int = 100_000_000  # a larger header is not decoded
   max_skipped: float = 0.05  # share of unusable records that ends the run
@@ -240,6 +242,7 @@ class Config:
 
 
 CHOICES = {
+  "model.kind": ("coca", "blip"),
   "model.poolers.kind": ("cascade", "parallel", "openclip", "class_token"),
   "model.text.pool": ("cls", "eos"),
   "model.text.cls_mask": ("words", "legacy"),
