@@ -222,7 +222,9 @@ class Data:
   crop: tuple[float, float] = (1.0, 1.0)  # random resized crop: smallest and largest share of the area
   flip: bool = False  # left and right; off where a text may say which
   background: str = "white"  # under transparent pictures
-  tokenizer: str = ""  # a SentencePiece model or CLIP's tokenizer.json; empty: one is trained and kept in the workdir
+  prompt: str = ""  # in front of each training text, as BLIP's captioner has "a picture of "
+  tokenizer: str = ""  # a SentencePiece model, CLIP's tokenizer.json or BERT's vocab.txt or tokenizer.json; empty: one
+  # is trained (for 'blip' WordPiece, else SentencePiece) and kept in the workdir
   tokenizer_texts: int = 1_000_000  # at most so many texts for training it
   max_pixels: int = 100_000_000  # a larger header is not decoded
   max_skipped: float = 0.05  # share of unusable records that ends the run

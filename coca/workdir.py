@@ -1,7 +1,7 @@
 """A run's working directory: the settings it was started with, its tokenizer and its parameters.
 
     config.json      {"config": ..., "tokenizer_sha256": ...}
-    tokenizer.model  SentencePiece; or tokenizer.json, CLIP's byte-pair encoding
+    tokenizer.model  SentencePiece; or tokenizer.json, CLIP's byte-pair encoding; or vocab.txt, BERT's WordPiece
     checkpoints/     coca/checkpoint.py
     metrics.jsonl, tensorboard/, curves.png, contact_sheet.png
 
@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from coca import checkpoint, weights
 from coca.config import Config, parse, to_dict
+from coca.data import wordpiece
 from coca.data.tokenizer import FILES, Tokenizer, load, texts_of, train
 
 # What may change between two starts in one workdir: nothing here changes the parameters that come out.
@@ -102,7 +103,7 @@ def find_tokenizer(config: Config, sources: dict, workdir) -> Tokenizer:
   """The run's tokenizer, kept in the workdir: the given one, that of `init_from`, or one trained on the texts.
 
   Args:
-    config: `data.tokenizer`, `init_from`, `data.tokenizer_texts` and `model.text.vocab` are read.
+    config: `data.tokenizer`, `init_from`, `data.tokenizer_texts`, `model.kind` and `model.text.vocab` are read.
     sources: opened training sources by name.
     workdir: of the run. All processes see it.
 
@@ -118,7 +119,8 @@ def find_tokenizer(config: Config, sources: dict, workdir) -> Tokenizer:
       tokenizer = read_workdir(config.init_from)[1]  # its parameters know no other numbering
     else:
       texts = texts_of(sources, config.data.sources, config.data.tokenizer_texts, config.seed)
-      tokenizer = train(texts, config.model.text.vocab)
+      trainer = wordpiece.train if config.model.kind == "blip" else train
+      tokenizer = trainer(texts, config.model.text.vocab)
     for name in FILES:  # that of a start which was given up
       (workdir / name).unlink(missing_ok=True)
     tokenizer.save(workdir / tokenizer.file)

@@ -60,7 +60,7 @@ class TestParse:
     ({"data__crop": "ab"}, r"config\.data\.crop is 'ab'; it takes a tuple"),
     ({"data__crop": (0.5,)}, r"config\.data\.crop is \(0\.5,\); it takes 2 values"),
     ({"data__crop": (0.5, "1")}, r"config\.data\.crop is '1'; it takes a value of type float"),
-    ({"model": 5}, r"config\.model is 5; it takes settings by name: image, "),
+    ({"model": 5}, r"config\.model is 5; it takes settings by name: kind, "),
     ({"evals": ["a"]}, r"config\.evals is \['a'\]; it takes settings by name"),
     ({"model__dtype": "float16"}, r"config\.model\.dtype is 'float16'; it may be 'auto', 'bfloat16', 'float32'"),
     ({"data__sources": {"a": {"kind": "csv"}}}, r"config\.data\.sources\.a\.kind is 'csv'; it may be 'builtin', "),

@@ -220,6 +220,19 @@ def test_unusable_records_are_blank_and_say_why(words):
   assert any("record 2 is cut off" in p for p in problems) and any("web-11: no caption" in p for p in problems)
 
 
+def test_the_prompt_is_in_front_of_training_texts_only(words):
+  plain, prompted = (
+    take(pipeline.train_batches(make_config(40, weights={"label": 1.0}, prompt=p), open_sources(), words, range(40)),
+         1)[0][0] for p in ("", "the "))
+  assert plain["weight"].sum() == 39  # one has no text: it gets no prompt
+  for text, longer, weight in zip(plain["text"], prompted["text"], plain["weight"], strict=True):
+    assert words.decode(longer) == ("the " + words.decode(text) if weight else "")
+  evaluation = settings.Eval(kind="captions")
+  with_prompt, without = (take(pipeline.eval_batches(make_config(prompt=p), Records("web", 8), evaluation, words,
+                                                     range(8), 8), 1)[0][0] for p in ("the ", ""))
+  assert (with_prompt["text"] == without["text"]).all()
+
+
 def test_settings_are_checked_before_the_first_batch(words):
   def start(config, **sources):
     return pipeline.train_batches(config, sources or open_sources(), words, range(8))
@@ -231,6 +244,8 @@ def test_settings_are_checked_before_the_first_batch(words):
     start(make_config(weights={"web": 1.0, "label": 0.0}))
   with pytest.raises(ValueError, match=r"config\.data\.crop is \(0\.5, 0\.2\)"):
     start(make_config(crop=(0.5, 0.2)))
+  with pytest.raises(ValueError, match=r"config\.data\.prompt 'a number .*' leaves no room for a text in .* 24 tokens"):
+    start(make_config(prompt="a number " * 9))
   with pytest.raises(ValueError, match=r"config\.data\.background is 'whyte'"):
     start(make_config(background="whyte"))
   with pytest.raises(ValueError, match="none, or more than there are"):

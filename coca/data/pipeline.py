@@ -23,7 +23,7 @@ from jax.sharding import Sharding
 from coca.config import Config, Eval
 from coca.data import images, texts
 from coca.data.records import BadRecord
-from coca.data.tokenizer import Tokenizer
+from coca.data.tokenizer import PAD, Tokenizer
 
 Batch = dict[str, np.ndarray]
 _PART = 32  # rows that a thread works on at a time
@@ -42,7 +42,8 @@ def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Seq
   """This host's part of the endless stream of training batches.
 
   Args:
-    config: the run; `config.data.sources` says how each source is mixed in and which texts are used.
+    config: the run; `config.data.sources` says how each source is mixed in and which texts are used,
+      `config.data.prompt` what is put in front of each.
     sources: opened ones, by the same names.
     tokenizer: for the texts.
     rows: row numbers of the global batch (of `config.data.batch` rows), ascending: `rows_of`.
@@ -60,6 +61,9 @@ def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Seq
     raise ValueError("config.data.sources is empty: there is nothing to train on")
   if not 0 < data.crop[0] <= data.crop[1] <= 1:
     raise ValueError(f"config.data.crop is {data.crop}; it takes the smallest and largest share of the area, in (0, 1]")
+  if data.prompt and tokenizer.encode(data.prompt, config.model.text.length)[-1] != PAD:
+    raise ValueError(f"config.data.prompt {data.prompt!r} leaves no room for a text in config.model.text.length "
+                     f"{config.model.text.length} tokens; shorten it")
   streams = [_stream(name, sources[name], config, tokenizer) for name in sorted(data.sources)]
   weights = [data.sources[name].weight for name in sorted(data.sources)]
   if not any(weights):
@@ -89,7 +93,7 @@ def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.Ma
       image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
     except BadRecord as e:
       return {"image": blank, "text": np.zeros(length, np.int32), "weight": np.float32(0)}, f"{where}: {e}"
-    return {"image": image, "text": tokenizer.encode(text, length), "weight": np.float32(1)}, ""
+    return {"image": image, "text": tokenizer.encode(data.prompt + text, length), "weight": np.float32(1)}, ""
 
   order, draws = np.random.SeedSequence([config.seed, zlib.crc32(name.encode())]).generate_state(2).tolist()
   return grain.MapDataset.range(len(source)).shuffle(seed=order).repeat().random_map(example, seed=draws)

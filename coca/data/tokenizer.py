@@ -19,14 +19,14 @@ from etils import epath
 from tqdm import tqdm
 
 from coca.config import Source
-from coca.data import clip_tokenizer
+from coca.data import clip_tokenizer, wordpiece
 from coca.data import texts as texts_
 from coca.data.records import BadRecord
 from coca.data.sources.files import write_atomic
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3  # of a SentencePiece model; PAD is 0 in every tokenizer
 FILE = "tokenizer.model"
-FILES = (FILE, clip_tokenizer.FILE)  # what the tokenizer of a working directory may be called
+FILES = (FILE, clip_tokenizer.FILE, wordpiece.FILE)  # what the tokenizer of a working directory may be called
 
 _BYTE_PIECES = 8192  # from this vocabulary on, 256 pieces are spent on the bytes of characters without a piece
 _LONGEST = 1000  # characters of a text that training looks at; SentencePiece would drop texts above 4192 bytes
@@ -86,11 +86,12 @@ class Tokenizer:
     write_atomic(path, self.model)
 
 
-def load(path, sha256: str = "") -> Tokenizer | clip_tokenizer.ClipTokenizer:
+def load(path, sha256: str = "") -> Tokenizer | clip_tokenizer.ClipTokenizer | wordpiece.WordPiece:
   """Reads a model file.
 
   Args:
-    path: of the model: SentencePiece's, or a .json file with CLIP's byte-pair encoding.
+    path: of the model: SentencePiece's, a .json file with CLIP's byte-pair encoding or BERT's WordPiece, or a .txt
+      file with BERT's pieces.
     sha256: what the file's must be; empty: any.
 
   Raises:
@@ -99,14 +100,16 @@ def load(path, sha256: str = "") -> Tokenizer | clip_tokenizer.ClipTokenizer:
   """
   path = epath.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model or to "
-                            "CLIP's tokenizer.json, or leave it empty to train one")
+    raise FileNotFoundError(f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model, CLIP's "
+                            "tokenizer.json or BERT's vocab.txt, or leave it empty to train one")
   model = path.read_bytes()
   found = hashlib.sha256(model).hexdigest()
   if sha256 and found != sha256:
     raise ValueError(f"the tokenizer in {path} is not the one this run was started with (sha256 {found}, expected "
                      f"{sha256}); restore it or start a new workdir")
   try:
+    if path.suffix == ".txt" or (path.suffix == ".json" and wordpiece.is_json(model)):
+      return wordpiece.load(model)
     return clip_tokenizer.load(model) if path.suffix == ".json" else Tokenizer(model)
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
