@@ -2,11 +2,14 @@
 
 Of each picture: what it shows (its name), whether it shows that name (yes), and whether it shows another picture's
 (no). The last is as right as names are exclusive: a "grinning face" is called no "smiling face", though it is one.
+Names are cleaned as questions are, since an answer counts only if it is the annotator's to the letter.
 """
 
+import bisect
 import dataclasses
 import zlib
 
+from coca.data.questions import clean
 from coca.data.records import Record, Shard, Text
 
 
@@ -21,7 +24,8 @@ class NameQuestions:
   """
 
   def __init__(self, source):
-    if len(source.label_names) < 2:
+    self._names = sorted({clean(name) for name in source.label_names})
+    if len(self._names) < 2:
       raise ValueError(f"source question_key 'name': {source.name} has a single name, and no other to ask for")
     self.name, self.problems, self.label_names, self._source = (
       f"{source.name}, questions", source.problems, source.label_names, source)
@@ -32,15 +36,15 @@ class NameQuestions:
   def __getitem__(self, i: int) -> Record:
     if not 0 <= i < len(self):
       raise IndexError(f"{self.name}: record {i} of {len(self)}")
-    record, kind, names = self._source[i // 3], i % 3, self.label_names
-    name = names[record.label]
+    record, kind, names = self._source[i // 3], i % 3, self._names
+    name = clean(self.label_names[record.label])
     if kind == 0:
       question, answer = "what does it show?", name
     elif kind == 1:
       question, answer = f"does it show {name}?", "yes"
     else:  # another name than its own, always the same one
-      other = (record.label + 1 + zlib.crc32(record.key.encode()) % (len(names) - 1)) % len(names)
-      question, answer = f"does it show {names[other]}?", "no"
+      own, step = bisect.bisect_left(names, name), 1 + zlib.crc32(record.key.encode()) % (len(names) - 1)
+      question, answer = f"does it show {names[(own + step) % len(names)]}?", "no"
     key = f"{record.key}#{kind}" if kind else record.key
     return dataclasses.replace(record, key=key, texts=(Text(answer, record.texts[0].origin),), question=question)
 
