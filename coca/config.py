@@ -85,9 +85,9 @@ class TextDecoder:
 class Med:
   """BLIP's multimodal mixture of encoder and decoder (arXiv 2201.12086, section 3.1; constants of its med_config.json).
 
-  BERT's layers in three roles: text encoder; image-grounded encoder, with cross-attention in every layer; image-grounded
-  decoder, causal. `config.model.text` has the sizes: `unimodal_layers` are those of both encoders, `multimodal_layers`
-  those of the decoder, 0 for none.
+  BERT's layers in three roles: text encoder; image-grounded encoder, with cross-attention in every layer;
+  image-grounded decoder, causal. `config.model.text` has the sizes: `unimodal_layers` are those of both encoders,
+  `multimodal_layers` those of the decoder, 0 for none.
   """
 
   # What encoders and decoder share (Table 3): 'all', 'all_but_cross_attention', 'all_but_self_attention', 'none'.
@@ -130,7 +130,7 @@ class Contrastive:
   max_scale: float = 100.0  # cap of 1 / temperature (CLIP's; not in CoCa); 0: none. BLIP's is 1000
   min_scale: float = 0.0  # and its floor; BLIP's is 2
   bias: float = -10.0  # initial, sigmoid only
-  # Momentum distillation (ALBEF, arXiv 2107.07651, section 3.3 and 3.4; BLIP section 3.2), with the softmax loss of 'blip':
+  # Momentum distillation (ALBEF, arXiv 2107.07651, sections 3.3 and 3.4; BLIP section 3.2), softmax loss of 'blip' only:
   momentum: float = 0.0  # decay of the momentum encoders' average (BLIP 0.995); 0: none, and the rest means nothing
   queue: int = 57_600  # embeddings of earlier steps that are negatives too
   soft_targets: float = 0.4  # share of the targets that the momentum encoders' similarities make
@@ -164,11 +164,11 @@ class Matching:
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-  """Visual question answering (BLIP section 4.4): the decoder writes an answer to what the encoder made of a question."""
+  """Visual question answering (BLIP section 4.4 and Figure 5): a decoder writes answers from a question's states."""
 
-  weight: float = 0.0
-  answers: int = 10  # different answers of a question at most
-  length: int = 10  # tokens of an answer at most
+  weight: float = 0.0  # 0: the batches have no answers
+  answers: int = 10  # different answers of a question at most; of more, the most frequent
+  length: int = 10  # tokens of an answer, BOS and EOS included; longer ones are cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +203,9 @@ class Source:
   prompts: tuple[str, ...] = ()  # for 'labels': one is drawn, e.g. "a photo of the {}"
   image_key: str = "image"  # column, field or member that holds the image
   text_key: str = "caption"  # and the text or texts; empty: images alone, for CapFilt to write their texts
+  question_key: str = ""  # column or field with the question; text_key then names its answers, one an annotator.
+  # builtin: 'name' asks for the pictures' names
+  answer_weight: float = 1.0  # of the answers in the loss; BLIP gives Visual Genome's 0.2
   origin: str = ""  # what the texts are: 'web', 'synthetic', 'human', 'label'; empty: as the format has it (a folder's
   # are human, a label's name is a label, all others are web)
   # Texts of a CapFilt workdir in place of the source's own (coca/data/sources/bootstrapped.py):
@@ -234,7 +237,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-  kind: str = "zero_shot"  # 'zero_shot', 'retrieval', 'captions', 'matching'
+  kind: str = "zero_shot"  # 'zero_shot', 'retrieval', 'captions', 'matching', 'vqa'
   source: Source = field(default_factory=Source)
   every: Duration = ""  # empty: at the end only
   batch: int = 256
@@ -242,6 +245,8 @@ class Eval:
   templates: tuple[str, ...] = ("{}",)  # zero_shot: prompt ensemble
   pixel_neighbours: str = ""  # zero_shot: name of the training source for the 16x16 nearest-neighbour baseline
   texts_per_image: int = 5  # retrieval: at most
+  answers: str = ""  # vqa: a text file with the possible answers, one a line; empty: answers are generated
+  rank: int = 128  # vqa: so many of the possible answers, the likeliest by their first token, are scored whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,14 +306,14 @@ CHOICES = {
   "data.sources.*.text": ("first", "random", "labels"),
   "data.sources.*.origin": ("", *ORIGINS),
   "data.sources.*.sample": ("text", "image"),
-  "evals.*.kind": ("zero_shot", "retrieval", "captions", "matching"),
+  "evals.*.kind": ("zero_shot", "retrieval", "captions", "matching", "vqa"),
   "evals.*.source.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
   "evals.*.source.text": ("first", "random", "labels"),
   "evals.*.source.origin": ("", *ORIGINS),
   "evals.*.source.sample": ("text", "image"),
 }
-POSITIVE = ("data.batch", "data.prefetch", "optim.accumulate", "model.unroll", "evals.*.batch", "model.text.vocab",
-            "model.text.length", "model.image.size", "model.image.patch",
+POSITIVE = ("data.batch", "data.prefetch", "optim.accumulate", "model.unroll", "evals.*.batch", "evals.*.rank",
+            "answering.answers", "model.text.vocab", "model.text.length", "model.image.size", "model.image.patch",
             *(f"model.{tower}.{size}" for tower in ("image", "text") for size in ("width", "heads", "mlp")))
 
 
@@ -368,8 +373,8 @@ def _check(c: Config) -> None:
   check(poolers.kind != "openclip" or poolers.n_query > 1,
         "config.model.poolers.kind 'openclip' needs config.model.poolers.n_query above 1: the first query is the image "
         "embedding's")
-  check(c.contrastive.weight > 0 or c.captioning.weight > 0 or c.answering.weight > 0,
-        "all loss weights are 0: nothing to train")
+  answers = c.answering.weight > 0
+  check(c.contrastive.weight > 0 or c.captioning.weight > 0 or answers, "all loss weights are 0: nothing to train")
   check(c.captioning.weight == 0 or text.multimodal_layers > 0,
         "config.captioning.weight needs config.model.text.multimodal_layers above 0; or set the weight to 0")
   check(blip or not matches or text.multimodal_layers > 0,
@@ -392,7 +397,8 @@ def _check(c: Config) -> None:
     check(text.length <= med.positions,
           f"config.model.text.length {text.length} is more than config.model.med.positions {med.positions}")
     check(max(med.cls, med.encode) < text.vocab,
-          f"config.model.med.cls {med.cls} and encode {med.encode} have to be below config.model.text.vocab {text.vocab}")
+          f"config.model.med.cls {med.cls} and encode {med.encode} have to be below config.model.text.vocab "
+          f"{text.vocab}")
     check(med.sharing == "none" or not text.unimodal_layers or not text.multimodal_layers or c.answering.weight > 0
           or text.unimodal_layers == text.multimodal_layers,
           f"config.model.med.sharing {med.sharing!r} needs as many unimodal_layers ({text.unimodal_layers}) as "
@@ -408,6 +414,16 @@ def _check(c: Config) -> None:
   check(group == 0 or (group > 1 and c.data.batch % group == 0),
         f"config.matching.group {group} has to be above 1 and divide config.data.batch {c.data.batch}; 0 is the whole "
         "batch")
+  check(c.answering.length > 2,
+        f"config.answering.length {c.answering.length} holds BOS, EOS and no answer; it takes 3 or more")
+  for name, source in c.data.sources.items():
+    check(bool(source.question_key) == answers, f"config.data.sources.{name}.question_key is {source.question_key!r} "
+          f"and config.answering.weight {c.answering.weight}: batches of questions need both, others neither")
+    check(source.answer_weight > 0, f"config.data.sources.{name}.answer_weight {source.answer_weight}: it has to be "
+          "above 0")
+  for name, e in c.evals.items():
+    check(bool(e.source.question_key) == (e.kind == "vqa"), f"config.evals.{name}.source.question_key is "
+          f"{e.source.question_key!r} and kind {e.kind!r}: a vqa evaluator needs questions, others take none")
   check(c.data.batch % c.optim.accumulate == 0,
         f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}")
   check(0 <= c.data.max_skipped <= 1, f"config.data.max_skipped {c.data.max_skipped} is not a share")

@@ -1,8 +1,9 @@
 """One step: all losses from one forward pass, gradients, optimizer, new state. Pure; nothing here waits for the host.
 
 The state is a dict: 'params' (nested dict), 'opt' (optax), 'ema' (as params, where the config keeps one), 'momentum'
-and 'queue' (where the contrastive loss has them, see `coca.objectives.momentum`), and int32 counters: 'step', 'skipped' (steps with a non-finite loss or gradient, left out), 'skipped_in_a_row' and 'unusable'
-(pairs of weight 0: broken records).
+and 'queue' (where the contrastive loss has them, see `coca.objectives.momentum`), and int32 counters: 'step', 'skipped'
+(steps with a non-finite loss or gradient, left out), 'skipped_in_a_row' and 'unusable' (pairs of weight 0: broken
+records).
 """
 
 import math
@@ -70,7 +71,8 @@ def make_train_step(config: Config, total: int, state, mesh):
   batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'weight' fp32 [B], split over the batch axes; for answering,
   where the text is a question, also 'answers' int32 [B, K, A] and 'answer_weight' fp32 [B, K].
   metrics: fp32 scalars on the device: loss; where they have a weight, contrastive and temperature, captioning, matching
-  and matching_accuracy, answering (all unweighted); grad_norm, skipped, skipped_in_a_row, and data/skipped: unusable pairs so far.
+  and matching_accuracy, answering (all unweighted); grad_norm, skipped, skipped_in_a_row, and data/skipped: unusable
+  pairs so far.
   """
   gradients = make_gradients(config)
   optimizer = make_optimizer(config, total, state["params"])
@@ -103,7 +105,8 @@ def make_train_step(config: Config, total: int, state, mesh):
     new["params"] = optax.apply_updates(state["params"], updates)
     if config.contrastive.weight:
       # The parameter itself, as CLIP does: a cap in the loss would have no gradient beyond it, and no way back.
-      lowest, highest = (math.log(x) if x else None for x in (config.contrastive.min_scale, config.contrastive.max_scale))
+      limits = config.contrastive.min_scale, config.contrastive.max_scale
+      lowest, highest = (math.log(x) if x else None for x in limits)
       temperature = new["params"]["temperature"]
       temperature["log_scale"] = jnp.clip(temperature["log_scale"], lowest, highest)
     if config.optim.ema:

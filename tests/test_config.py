@@ -48,7 +48,7 @@ class TestParse:
 
   @pytest.mark.parametrize(("changes", "message"), [
     ({"model__image__widht": 1}, r"config\.model\.image\.widht: no such setting; did you mean 'width'\?"),
-    ({"zzz": 1}, r"config\.zzz: no such setting; known: captioning, .*"),
+    ({"zzz": 1}, r"config\.zzz: no such setting; known: answering, .*"),
     ({"data__sources": {"a": {"knd": "tfds"}}}, r"config\.data\.sources\.a\.knd: .* did you mean 'kind'"),
     ({"model__image__width": "768"}, r"config\.model\.image\.width is '768'; it takes a value of type int"),
     ({"model__image__width": 768.0}, r"config\.model\.image\.width is 768\.0; it takes a value of type int"),

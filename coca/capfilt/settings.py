@@ -74,6 +74,7 @@ def parse(config: ConfigDict | dict) -> CapFilt:
     check(value in allowed, f"config.source.{name} is {value!r}; it may be {', '.join(map(repr, allowed))}")
   check(not settings.source.sidecars, "config.source.sidecars: the texts of a job before are not filtered again; leave "
         "it empty")
+  check(not settings.source.question_key, "config.source.question_key: answers are no captions; leave it empty")
   for name, allowed in (("rank_by", ("matching", "contrastive")), ("engine", ("local", "ray"))):
     check(getattr(settings, name) in allowed,
           f"config.{name} is {getattr(settings, name)!r}; it may be {', '.join(map(repr, allowed))}")
@@ -103,6 +104,8 @@ def threshold(settings: CapFilt) -> dict[str, float] | None:
 def described(settings: CapFilt) -> dict:
   """The settings that decide what the sidecars hold, as plain JSON."""
   plain = json.loads(json.dumps(to_plain(settings)))
+  for name in ("question_key", "answer_weight"):  # of other sources than CapFilt's
+    del plain["source"][name]
   return {name: value for name, value in plain.items() if name not in FREE}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from coca.config import Config, Eval
-from coca.data import images, texts
+from coca.data import images, questions, texts
 from coca.data.records import BadRecord
 from coca.data.tokenizer import PAD, Tokenizer
 
@@ -51,7 +51,9 @@ def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Seq
 
   Yields:
     {"image": uint8 [b, S, S, 3], "text": int32 [b, L], "weight": float32 [b]}, b = len(rows), and the reasons of its
-    unusable records (weight 0, text all PAD). Closing the iterator stops its threads.
+    unusable records (weight 0, text all PAD). Closing the iterator stops its threads. With `config.answering.weight`
+    the text is a question, and "answers" int32 [b, K, A] are the different answers to it with "answer_weight"
+    float32 [b, K], each one's share of the annotators times the source's `answer_weight`; 0 and PAD fill up.
 
   Raises:
     ValueError: a setting that does not fit, or an empty source (here, not at the first batch).
@@ -76,24 +78,32 @@ def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Seq
 
 def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.MapDataset:
   """A source's endless stream of examples, in an order of its own: other sources do not change it."""
-  data, settings = config.data, config.data.sources[name]
+  data, settings, answering = config.data, config.data.sources[name], config.answering
   size, length = config.model.image.size, config.model.text.length
   if not len(source):
     raise ValueError(f"config.data.sources.{name} holds no records. {'; '.join(source.problems[:5])}".rstrip())
   texts.check_prompts(settings.prompts, f"config.data.sources.{name}.prompts")
   background = images.colour(data.background)
-  blank = _blank(config)
+  unusable = {"image": _blank(config), "text": np.zeros(length, np.int32), "weight": np.float32(0)}
+  if answering.weight:
+    unusable |= {"answers": np.zeros((answering.answers, answering.length), np.int32),
+                 "answer_weight": np.zeros(answering.answers, np.float32)}
 
   def example(index: int, rng: np.random.Generator) -> tuple[Batch, str]:
-    where = name
+    where, out = name, {"weight": np.float32(1)}
     try:
       record = source[index]
       where = f"{name} {record.key}"
-      text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
-      image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
+      if answering.weight:
+        text = questions.question_of(record)
+        out["answers"], out["answer_weight"] = questions.encode_answers(
+          record, answering, settings.answer_weight, tokenizer)
+      else:
+        text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
+      out["image"] = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
     except BadRecord as e:
-      return {"image": blank, "text": np.zeros(length, np.int32), "weight": np.float32(0)}, f"{where}: {e}"
-    return {"image": image, "text": tokenizer.encode(data.prompt + text, length), "weight": np.float32(1)}, ""
+      return unusable, f"{where}: {e}"
+    return out | {"text": tokenizer.encode(data.prompt + text, length)}, ""
 
   order, draws = np.random.SeedSequence([config.seed, zlib.crc32(name.encode())]).generate_state(2).tolist()
   return grain.MapDataset.range(len(source)).shuffle(seed=order).repeat().random_map(example, seed=draws)
@@ -110,7 +120,7 @@ def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, r
     source: an opened source.
     settings: the evaluator's. For 'retrieval' K is `texts_per_image`, else 1; for 'zero_shot' a record needs a label
       and no text, for the others a text and no label. With the source's rule 'labels', the text is the label names in
-      their order, in the first prompt.
+      their order, in the first prompt. For 'vqa' the text is the question.
     tokenizer: for the texts.
     rows: row numbers of the global batch, ascending: `rows_of`.
     batch: rows of a global batch.
@@ -150,6 +160,8 @@ def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, r
 
 
 def _eval_texts(record, settings: Eval) -> list[str]:
+  if settings.kind == "vqa":
+    return [questions.question_of(record)]
   try:
     if settings.source.text != "labels":
       return texts.captions(record)

@@ -26,6 +26,7 @@ class Record:
   image: bytes  # encoded: JPEG, PNG, WebP, ...
   texts: tuple[Text, ...]
   label: int = -1  # index into the source's label_names; -1: no label
+  question: str = ""  # its texts are then the answers, as the annotators gave them, equal ones as often as given
 
 
 class BadRecord(Exception):

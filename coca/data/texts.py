@@ -67,7 +67,11 @@ def check_prompts(prompts: Sequence[str], where: str) -> None:
 
 
 def check_choice(s: Source, where: str) -> None:
-  """Raises ValueError if the settings that choose among the texts of sidecars make no sense."""
+  """Raises ValueError if the settings that choose among texts, answers or those of sidecars make no sense."""
+  if s.question_key and not s.text_key:
+    raise ValueError(f"{where}.question_key is {s.question_key!r}; set {where}.text_key to what holds the answers")
+  if s.question_key and s.sidecars:
+    raise ValueError(f"{where}.question_key and {where}.sidecars are both set: sidecars hold captions, no answers")
   changed = [name for name in ("sample", "origins", "min_matching", "min_contrastive")
              if getattr(s, name) != getattr(Source(), name)]
   if changed and not s.sidecars:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from coca.config import Source
 from coca.data import clip_tokenizer, wordpiece
 from coca.data import texts as texts_
+from coca.data.questions import clean
 from coca.data.records import BadRecord
 from coca.data.sources.files import write_atomic
 
@@ -162,7 +163,8 @@ def texts_of(sources: dict, settings: dict[str, Source], limit: int, seed: int) 
     seed: decides which records, if there are more.
 
   Yields:
-    Texts, the same ones in the same order for the same arguments; unreadable records are passed over.
+    Texts, the same ones in the same order for the same arguments; unreadable records are passed over. An answer comes
+    behind its question.
   """
   def read(source, i):
     try:
@@ -183,6 +185,7 @@ def texts_of(sources: dict, settings: dict[str, Source], limit: int, seed: int) 
           try:
             if record is not None:
               rule = settings[name]
-              yield texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
+              text = texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
+              yield f"{clean(record.question)} {text}" if record.question else text
           except BadRecord:
             continue

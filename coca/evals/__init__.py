@@ -11,9 +11,10 @@ from coca.data.sources import open_source
 from coca.evals.captions import Captions
 from coca.evals.matching import Matching
 from coca.evals.retrieval import Retrieval
+from coca.evals.vqa import Vqa
 from coca.evals.zero_shot import ZeroShot
 
-Evaluator = ZeroShot | Retrieval | Captions | Matching
+Evaluator = ZeroShot | Retrieval | Captions | Matching | Vqa
 
 
 def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[dict, dict]:
@@ -63,12 +64,14 @@ def make_evaluators(config: Config, forward, tokenizer, sources: dict,
   for name, source in sources.items():
     settings = config.evals[name]
     try:
-      if settings.kind != "captions" and not config.contrastive.weight:
+      if settings.kind not in ("captions", "vqa") and not config.contrastive.weight:
         raise ValueError("without a contrastive loss (config.contrastive.weight is 0) the model makes no embeddings")
       if settings.kind == "captions":
         evaluators[name] = Captions(config, settings, forward, tokenizer, source)
       elif settings.kind == "matching":
         evaluators[name] = Matching(config, settings, forward, tokenizer, source)
+      elif settings.kind == "vqa":
+        evaluators[name] = Vqa(config, settings, forward, tokenizer, source)
       elif settings.kind == "retrieval":
         evaluators[name] = Retrieval(config, settings, forward, tokenizer, source)
       else:

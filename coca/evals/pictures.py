@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from coca.decoding.common import Special
 from coca.evals.captions import matches, references
 from coca.evals.stream import Stream
+from coca.evals.vqa import Vqa
 from coca.evals.zero_shot import ZeroShot
 from coca.host import to_host
 
@@ -29,6 +30,7 @@ class Cell:
   truth: tuple[str, ...]  # its texts
   caption: str | None = None  # None: the model writes none
   labels: tuple[str, ...] = ()  # best first
+  question: str = ""  # texts and caption are then answers to it
 
 
 def write_contact_sheet(evaluators: dict, params, path: str | Path, count: int = 30) -> None:
@@ -47,25 +49,31 @@ def write_contact_sheet(evaluators: dict, params, path: str | Path, count: int =
   name = next((name for name, e in evaluators.items() if isinstance(e, ZeroShot)), next(iter(evaluators)))
   cells = held_out_cells(evaluators[name], params, count)
   if cells:
-    title = f"{name}: the true text in bold, the caption in quotes, the likeliest labels below; green is right"
+    true = "question and true answer" if isinstance(evaluators[name], Vqa) else "the true text"
+    title = f"{name}: {true} in bold, the caption in quotes, the likeliest labels below; green is right"
     contact_sheet(cells, path, title=title)
 
 
 def held_out_cells(evaluator, params, count: int) -> list[Cell]:
   """Looks at pictures spread over an evaluator's source; the first process gets the cells of its own rows."""
   stream, zero_shot = evaluator.stream, evaluator if isinstance(evaluator, ZeroShot) else None
+  vqa = evaluator if isinstance(evaluator, Vqa) else None
   settings = dataclasses.replace(stream.settings, limit=count, texts_per_image=1)  # batch kept: it is compiled
   source, config = stream.source, stream.config
   classes = zero_shot.classes(params) if zero_shot else None
   cells = []
-  writer = stream.forward.writer(params) if config.model.text.multimodal_layers else None
+  writes = vqa or (stream.forward if config.model.text.multimodal_layers else None)
+  writer = writes.writer(params) if writes else None
   few = Stream(config, settings, stream.forward, stream.tokenizer, source, lambda index, _: index)
   for batch in few:
     captions = top = None
-    if writer is not None:
+    if vqa:
+      captions = vqa.answer(params, writer, batch)
+    elif writer is not None:
       special = Special(stream.tokenizer.bos, stream.tokenizer.eos)
       encoded = stream.forward.encode(params, batch.device["image"])
-      captions = to_host(stream.forward.caption(writer, encoded, special=special).text)[:, 0]
+      ids = to_host(stream.forward.caption(writer, encoded, special=special).text)[:, 0]
+      captions = [stream.tokenizer.decode(row) for row in ids]
     if zero_shot:
       embedded = to_host(stream.forward.embed_images(params, batch.device["image"]))
       top = np.argsort(-embedded @ classes.T, axis=1)[:, :3]
@@ -74,9 +82,10 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
     for image, row in zip(batch.local["image"], few.host_rows, strict=True):
       texts = references(source, int(batch.rows["label"][row])) if batch.rows["weight"][row] else ()
       if texts:
-        caption = None if captions is None else stream.tokenizer.decode(captions[row])
+        caption = None if captions is None else captions[row]
         labels = () if top is None else tuple(zero_shot.names[k] for k in top[row])
-        cells.append(Cell(np.asarray(image), texts, caption, labels))
+        question = stream.tokenizer.decode(batch.rows["text"][row, 0]) if vqa else ""
+        cells.append(Cell(np.asarray(image), texts, caption, labels, question))
   return cells
 
 
@@ -110,7 +119,7 @@ def contact_sheet(cells: Sequence[Cell], path: str | Path, columns: int = 6, tit
 def _draw(axes, cell: Cell) -> None:
   axes.axis("off")
   axes.imshow(cell.image, interpolation="bicubic")
-  lines = [(cell.truth[0], "black", "bold")]
+  lines = [(f"{cell.question} {cell.truth[0]}".strip(), "black", "bold")]
   if cell.caption is not None:
     lines.append((f"“{cell.caption}”", _colour(matches(cell.caption, cell.truth)), "normal"))
   lines += [(f"{i}. {label}", _colour(matches(label, cell.truth)), "normal") for i, label in enumerate(cell.labels, 1)]

@@ -1,8 +1,8 @@
 """BLIP: an image encoder and a multimodal mixture of encoder and decoder (MED; arXiv 2201.12086, section 3.1).
 
-One text, three readings, told apart by its first token: [CLS], the text encoder; [Encode], the image-grounded encoder,
-which is the text encoder with its cross-attention; [Decode], the image-grounded decoder, causal. The picture's embedding
-comes from the image encoder's class token, and all its tokens are attended to.
+One text, three readings, told apart by its first token: [CLS], the text encoder; [Encode], the image-grounded
+encoder, which is the text encoder with its cross-attention; [Decode], the image-grounded decoder, causal. The picture's
+embedding comes from the image encoder's class token, and all its tokens are attended to.
 
 Shapes: B batch, S side in pixels, N image tokens, K texts an image, T text length, D text width, E embedding width,
 V vocabulary, L layers.
@@ -14,7 +14,16 @@ from flax import nnx
 
 from coca.config import Config, Model
 from coca.data.tokenizer import PAD
-from coca.models.common import Encoded, Output, Scores, Temperature, compute_dtype, start_layers, unit, vocabulary_logits
+from coca.models.common import (
+  Encoded,
+  Output,
+  Scores,
+  Temperature,
+  compute_dtype,
+  start_layers,
+  unit,
+  vocabulary_logits,
+)
 from coca.models.layers import ACTIVATIONS, Layer, Stack, dropout, layer_norm, linear
 from coca.models.text import Embedding
 from coca.models.vision import ImageEncoder
@@ -123,9 +132,8 @@ class Blip(nnx.Module):
     key, more = (None, None) if key is None else jax.random.split(key)
     tokens = self.image_encoder(image, patch_noise)
     states = self.caption_head(self.text_decoder(text, tokens, causal=True, key=more)) if caption else None
-    return Output(
-      self._project(tokens) if contrast else None, self.embed_text(text, key) if contrast else None, tokens, None, states
-    )
+    image, text = (self._project(tokens), self.embed_text(text, key)) if contrast else (None, None)
+    return Output(image, text, tokens, None, states)
 
   def embed_image(self, image):
     """uint8 [B, S, S, 3] -> [B, E] fp32, unit length."""

@@ -10,7 +10,16 @@ from flax import nnx
 
 from coca.config import Config
 from coca.data.tokenizer import PAD
-from coca.models.common import Encoded, Output, Scores, Temperature, compute_dtype, start_layers, unit, vocabulary_logits
+from coca.models.common import (
+  Encoded,
+  Output,
+  Scores,
+  Temperature,
+  compute_dtype,
+  start_layers,
+  unit,
+  vocabulary_logits,
+)
 from coca.models.layers import linear
 from coca.models.poolers import AttentionalPooler
 from coca.models.text import Embedding, MultimodalDecoder, UnimodalDecoder

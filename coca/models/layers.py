@@ -144,7 +144,7 @@ class Mlp(nnx.Module):
 class Layer(nnx.Module):
   """Transformer layer: self-attention, cross-attention if `kv_width` is given, one feed-forward.
 
-  A LayerNorm stands before each of them (pre-LN), or, with `bert`, settings as `coca.config.Med`, after the sum (post-LN).
+  A LayerNorm stands before each of them (pre-LN), or after the sum (post-LN) where `bert`, a `coca.config.Med`, is given.
   With cross-attention, `tower.feedforwards` 2 puts one more feed-forward before it, and `tower.norm_context` a
   LayerNorm on what it looks at.
   """
@@ -176,22 +176,22 @@ class Layer(nnx.Module):
     Returns:
       [B, T, D].
     """
-    drop = None
-    if key is not None and self.dropout:
-      keys = iter(jax.random.split(key, 6))  # two attentions with their weights, two feed-forwards
-      drop = lambda x: dropout(x, self.dropout, next(keys))
+    drops = key is not None and self.dropout > 0
+    keys = iter(jax.random.split(key, 6) if drops else ())  # two attentions with their weights, two feed-forwards
+
+    def drop(x):
+      return dropout(x, self.dropout, next(keys)) if drops else x
 
     def add(norm, x, function):
-      y = function(self._before(norm, x))
-      return self._after(norm, x, drop(y) if drop else y)
+      return self._after(norm, x, drop(function(self._before(norm, x))))
 
     def attend(y):
-      return self.self_attention(y, self.self_attention.keys_values(y), mask, drop)
+      return self.self_attention(y, self.self_attention.keys_values(y), mask, drop if drops else None)
 
     def look(y):
       kv = self.cross_attention.keys_values(self._context(context))
       queries = y.reshape(len(context), -1, y.shape[-1])  # of one attention: they don't see each other
-      return self.cross_attention(queries, kv, context_mask, drop).reshape(y.shape)
+      return self.cross_attention(queries, kv, context_mask, drop if drops else None).reshape(y.shape)
 
     x = add(self.norm_self, x, attend)
     if self.self_mlp:

@@ -1,4 +1,4 @@
-"""The contrastive loss with momentum encoders (BLIP, arXiv 2201.12086, section 3.2; ALBEF, arXiv 2107.07651, section 3).
+"""The contrastive loss with momentum encoders (BLIP, arXiv 2201.12086, section 3.2; ALBEF, arXiv 2107.07651).
 
 A slow copy of both encoders, the average of their parameters over the steps, embeds each batch too. Its embeddings are
 what the texts and pictures of the batch are compared with, they wait in a queue as negatives of later steps, and its
@@ -95,7 +95,8 @@ def momentum_contrastive_loss(image, text, slow_image, slow_text, queue: dict, h
       targets = alpha * jax.lax.stop_gradient(jax.nn.softmax(logits(slow))) + (1 - alpha) * hard
       return -jnp.sum(weight * jnp.sum(jnp.where(valid, targets * jax.nn.log_softmax(logits(queries)), 0), axis=1))
 
-    total = direction(image, slow_image, keys(slow_text, "text")) + direction(text, slow_text, keys(slow_image, "image"))
+    total = direction(image, slow_image, keys(slow_text, "text"))
+    total += direction(text, slow_text, keys(slow_image, "image"))
     total = total / 2 if settings.directions == "mean" else total
     return jax.lax.psum(total, BATCH) / jnp.maximum(jax.lax.psum(weight.sum(), BATCH), 1e-9)
 

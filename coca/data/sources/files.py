@@ -233,6 +233,29 @@ def as_texts(value, origin: str) -> tuple[Text, ...]:
   return (Text(value, origin),) if value else ()
 
 
+def as_question(value) -> str:
+  """The one question of a record, without white space at its ends.
+
+  Raises:
+    ValueError: there is none, or several; or as `as_texts`.
+  """
+  found = as_texts(value, "")
+  if len(found) != 1:
+    raise ValueError(f"{len(found)} questions: each takes a record of its own" if found else "no question")
+  return found[0].text
+
+
+def lookup(values: dict, key: str):
+  """What a field holds, None if there is no such; a dot leads into objects and lists of them ("answers.answer")."""
+  first, _, rest = key.partition(".")
+  if key in values or not rest:
+    return values.get(key)
+  inner = values.get(first)
+  if isinstance(inner, (list, tuple)):
+    return [lookup(v, rest) for v in inner if isinstance(v, dict)]
+  return lookup(inner, rest) if isinstance(inner, dict) else None
+
+
 def cache_directory() -> Path:
   """Where indexes go that can't lie beside their files: COCA_CACHE, or coca/ in XDG_CACHE_HOME or ~/.cache."""
   own = os.environ.get("COCA_CACHE")

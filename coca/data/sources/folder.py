@@ -1,7 +1,8 @@
 """A folder of images with a table of captions (CSV, TSV or JSON), or with NAME.txt beside each NAME.jpg.
 
 The table lies in the folder: captions.* or metadata.*, or the only .csv, .tsv or .jsonl there. It names images by
-their path inside the folder; paths that lead out of it are refused. Rows with the same image are several texts of it.
+their path inside the folder; paths that lead out of it are refused. Rows with the same image are several texts of it;
+with questions they are records of their own, whose keys are PATH, PATH#1, PATH#2, ... in the order of the rows.
 """
 
 import csv
@@ -9,7 +10,9 @@ import io
 import json
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import fsspec
 
@@ -21,6 +24,14 @@ TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "me
 IMAGE_COLUMNS = ("file_name", "image", "filepath", "path", "key")
 TEXT_COLUMNS = ("caption", "text", "title", "captions")
 MAKE = 'write captions.csv with a first line "file_name,caption" into it, or NAME.txt beside each NAME.jpg'
+
+
+class _Entry(NamedTuple):
+  path: str  # the image's in the folder
+  texts: tuple | None  # None: in the file beside it
+  wrong: str = ""  # why it is no record
+  question: str = ""
+  key: str = ""  # empty: the path
 
 
 class Folder:
@@ -37,10 +48,11 @@ class Folder:
     self._root = self._root.rstrip("/")
     if not settings.path or not self._fs.isdir(self._root):
       raise FileNotFoundError(f"{files.SETTING}.path is {settings.path!r}: no such directory")
-    # An entry is an image's path in the folder with its texts (None: in the file beside it), or what is wrong ("").
-    self._entries: list[tuple[str, tuple | None, str]]
     if settings.text_key and (table := self._find_table()):
       self._entries = self._from_table(table, settings)
+    elif settings.question_key:
+      raise FileNotFoundError(f"{files.SETTING}.question_key is {settings.question_key!r}: {self.name!r} has no table "
+                              f"with questions; one of {', '.join(TABLES)} has to lie in it")
     else:
       self._entries = self._from_files(bool(settings.text_key))
 
@@ -48,12 +60,12 @@ class Folder:
     return len(self._entries)
 
   def __getitem__(self, i: int) -> Record:
-    """Record `i`; its key is the image's path in the folder.
+    """Record `i`; its key is the image's path in the folder, with #1, #2, ... behind it for further questions.
 
     Raises:
       BadRecord: the image is missing, or it or a text can't be read.
     """
-    path, texts, wrong = self._entries[operator.index(i)]
+    path, texts, wrong, question, key = self._entries[operator.index(i)]
     if wrong:
       raise BadRecord(wrong)
     try:
@@ -66,7 +78,7 @@ class Folder:
       raise BadRecord(f"{self.name}: record '{path}': {e}") from None
     if not image:
       raise BadRecord(f"{self.name}: record '{path}': the image is empty")
-    return Record(path, image, texts)
+    return Record(key or path, image, texts, question=question)
 
   @property
   def shards(self) -> list[Shard]:
@@ -94,7 +106,7 @@ class Folder:
                        "Name it captions.csv, captions.tsv or captions.jsonl")
     return others[0] if others else ""
 
-  def _from_files(self, with_texts: bool) -> list[tuple[str, tuple | None, str]]:
+  def _from_files(self, with_texts: bool) -> list[_Entry]:
     found = [path[len(self._root) + 1 :] for path in self._fs.find(self._root)]
     names = {path for path in found if not any(part.startswith(".") for part in path.split("/"))}
     images = sorted(n for n in names if n.lower().endswith(tuple(f".{e}" for e in files.IMAGE_EXTENSIONS)))
@@ -102,32 +114,37 @@ class Folder:
     alone = [n for n in names if n.endswith(".txt") and n[:-4] not in stems]
     if alone and with_texts:
       self.problems.append(f"{self.name}: {len(alone)} texts without an image, such as {min(alone)}")
-    entries = [(n, None if with_texts and f"{n.rpartition('.')[0]}.txt" in names else (), "") for n in images]
-    if not images or (with_texts and all(texts == () for _, texts, _ in entries)):
+    entries = [_Entry(n, None if with_texts and f"{n.rpartition('.')[0]}.txt" in names else ()) for n in images]
+    if not images or (with_texts and all(entry.texts == () for entry in entries)):
       raise FileNotFoundError(f"{files.SETTING}.path is {self.name!r}: {len(images)} images and no captions; {MAKE}. "
                               f"For images alone set {files.SETTING}.text_key to ''")
     return entries
 
-  def _from_table(self, table: str, settings: Source) -> list[tuple[str, tuple | None, str]]:
-    columns, texts, wrong = None, {}, []
+  def _from_table(self, table: str, settings: Source) -> list[_Entry]:
+    columns, entries, wrong, rows = None, {}, [], Counter()
     for where, row in _rows(table, files.read_all(self._fs, f"{self._root}/{table}")):
       try:
         if isinstance(row, str):
           raise ValueError(row)
         if columns is None:
           columns = _columns(table, row, settings)
-        image = _inside(row.get(columns[0]))
-        texts[image] = texts.get(image, ()) + files.as_texts(row.get(columns[1]), self._origin)
+        key = image = _inside(row.get(columns[0]))
+        found = files.as_texts(files.lookup(row, columns[1]), self._origin)
+        question = files.as_question(row.get(settings.question_key)) if settings.question_key else ""
+        while question and key in entries:  # another file may be called so
+          rows[image] += 1
+          key = f"{image}#{rows[image]}"
+        entries[key] = _Entry(image, (entries[key].texts if key in entries else ()) + found, "", question, key)
       except _ColumnError:
         raise
       except ValueError as e:
         wrong.append(f"{self.name}: {where}: {e}")
-    if not texts:
+    if not entries:
       first = wrong[0] if wrong else f"{self.name}: {table}: no rows"
       raise ValueError(f"{files.SETTING}.path is {self.name!r}: no row of {table} can be used; the first: {first}")
     if wrong:
       self.problems.append(f"{len(wrong)} rows can't be used; the first: {wrong[0]}")
-    return [(image, t, "") for image, t in texts.items()] + [("", None, reason) for reason in wrong]
+    return [*entries.values(), *(_Entry("", None, reason) for reason in wrong)]
 
 
 class _ColumnError(ValueError):
@@ -136,11 +153,14 @@ class _ColumnError(ValueError):
 
 def _columns(table: str, row: dict, settings: Source) -> tuple[str, str]:
   chosen = []
+  if settings.question_key and settings.question_key not in row:
+    raise _ColumnError(f"{files.SETTING}.question_key: {table} has no column {settings.question_key}; it has: "
+                       f"{', '.join(map(str, row))}")
   for key, default, known in (("image_key", files.DEFAULT_IMAGE_KEY, IMAGE_COLUMNS),
                               ("text_key", files.DEFAULT_TEXT_KEY, TEXT_COLUMNS)):
     value = getattr(settings, key)
     names = known if value == default else (value,)
-    name = next((name for name in names if name in row), None)
+    name = next((name for name in names if name in row or name.partition(".")[0] in row), None)
     if name is None:
       raise _ColumnError(f"{files.SETTING}.{key}: {table} has no column {' or '.join(names)}; "
                          f"it has: {', '.join(map(str, row))}")
@@ -215,8 +235,9 @@ def open_folder(settings: Source) -> Folder:
   Args:
     settings: `path` is the directory. `image_key` and `text_key` name columns of the table; at their defaults, the
       first of file_name, image, filepath, path, key and of caption, text, title, captions. In JSON a text may be a
-      list of texts. captions.json is a list of such rows, or an object from image names to captions. With the
-      `text_key` '' all images in the folder are read, and no texts.
+      list of texts, and a dot leads into objects ("answers.answer"). captions.json is a list of such rows, or an
+      object from image names to captions. With the `text_key` '' all images in the folder are read, and no texts.
+      `question_key` names the questions' column, where each row is a question with its answers in `text_key`.
 
   Raises:
     FileNotFoundError: no such directory, or no captions in it.

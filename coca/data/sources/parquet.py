@@ -38,6 +38,7 @@ class _Table:
   file: files.File
   image: str
   text: str  # empty: none
+  question: str  # empty: none
   columns: tuple[str, ...]
   rows: tuple[int, ...]
   largest: int  # compressed bytes of the largest row group in these columns
@@ -110,10 +111,11 @@ class Parquet:
     if not image:
       raise BadRecord(f"{where}: no image (column '{table.image}')")
     try:
-      texts = files.as_texts(values[table.text] if table.text else None, self._origin)
+      texts = files.as_texts(files.lookup(values, table.text) if table.text else None, self._origin)
+      question = files.as_question(values[table.question]) if table.question else ""
     except ValueError as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
-    return Record(key, image, texts)
+    return Record(key, image, texts, question=question)
 
   @property
   def shards(self) -> list[Shard]:
@@ -182,9 +184,13 @@ def _examine(file: files.File, settings: Source) -> tuple[_Table | None, str]:
   if not text and settings.text_key:
     return None, (f"{file.name}: text_key is {settings.text_key!r}, and there is no such column of text; "
                   f"{_shown(schema)}. For images alone set it to ''")
-  extra = [c for c in (text, "key", "status") if c in schema.names]
+  question = _choose(schema, (settings.question_key,), _holds_text)
+  if not question and settings.question_key:
+    return None, (f"{file.name}: question_key is {settings.question_key!r}, and there is no such column of text; "
+                  f"{_shown(schema)}")
+  extra = [c for c in (text, text.partition(".")[0], question, "key", "status") if c in schema.names]
   columns = tuple(dict.fromkeys((image, *extra)))
-  return _Table(file, image, text, columns, *_row_groups(footer, columns)), ""
+  return _Table(file, image, text, question, columns, *_row_groups(footer, columns)), ""
 
 
 def _row_groups(footer: pq.FileMetaData, columns: tuple[str, ...]) -> tuple[tuple[int, ...], int]:
@@ -195,7 +201,19 @@ def _row_groups(footer: pq.FileMetaData, columns: tuple[str, ...]) -> tuple[tupl
 
 
 def _choose(schema: pa.Schema, names: tuple[str, ...], fits) -> str:
-  return next((name for name in names if schema.get_field_index(name) >= 0 and fits(schema.field(name).type)), "")
+  return next((name for name in names if (kind := _type_of(schema, name)) is not None and fits(kind)), "")
+
+
+def _type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
+  """Of a column, or of what lies inside it where a dot leads into structs and lists of them."""
+  first, *rest = [name] if schema.get_field_index(name) >= 0 else name.split(".")
+  kind = schema.field(first).type if schema.get_field_index(first) >= 0 else None
+  for part in rest:
+    while kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+      kind = kind.value_type
+    inside = kind is not None and pa.types.is_struct(kind) and kind.get_field_index(part) >= 0
+    kind = kind.field(part).type if inside else None
+  return kind
 
 
 def _holds_image(kind: pa.DataType) -> bool:
@@ -220,8 +238,9 @@ def open_parquet(settings: Source) -> Parquet:
   Args:
     settings: `path` is a glob, a brace range or a directory. `image_key`: a column of bytes, or of structs with the
       field `bytes`; at its default also jpg, jpeg, png, webp. `text_key`: a column of texts or of lists of texts; at
-      its default also txt, text, TEXT, captions; '' reads no texts. A column `key` names the records (else file:row),
-      and rows whose column `status` is not "success" (img2dataset's failed downloads) are bad records.
+      its default also txt, text, TEXT, captions; '' reads no texts; a dot leads into structs ("answers.answer").
+      `question_key`: a column of questions, whose answers `text_key` names. A column `key` names the records (else
+      file:row), and rows whose column `status` is not "success" (img2dataset's failed downloads) are bad records.
 
   Raises:
     FileNotFoundError: no file matches.

@@ -5,15 +5,16 @@ the image left encoded: that takes a quarter of the time of tfds' own decoding w
 """
 
 import bisect
+import dataclasses
 import itertools
 import os
 import re
-from dataclasses import dataclass
 
 import numpy as np
 
 from coca import config
 from coca.data.records import BadRecord, Record, Shard, Text, shards_of
+from coca.data.sources.name_questions import NameQuestions
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -27,7 +28,8 @@ def open_tfds(settings: config.Source) -> "TfdsSource":
       TFDS_DATA_DIR or ~/tensorflow_datasets. `split` is in tfds' notation, e.g. "train[:10%]" or "train+val".
       `image_key` and `text_key` name features; a dot leads into a nested one ("captions.text"). A text feature may
       hold one text, several, or class labels. If there is none called `text_key`, or with the rule 'labels', the
-      class name of the feature 'label' is the text; '' reads no texts.
+      class name of the feature 'label' is the text; '' reads no texts. `question_key` names a feature that holds one
+      text, a question whose answers `text_key` names.
 
   Raises:
     FileNotFoundError: not prepared, or a shard is missing; the message has the command that prepares it.
@@ -37,11 +39,11 @@ def open_tfds(settings: config.Source) -> "TfdsSource":
   return TfdsSource(root, settings, name=f"{settings.path}:{settings.split}")
 
 
-def open_builtin(settings: config.Source) -> "TfdsSource":
+def open_builtin(settings: config.Source) -> "TfdsSource | NameQuestions":
   """Opens a split of the corpus in the package: 'train', 'unseen_concepts', 'twemoji', 'openclipart'.
 
   What they hold is told in coca/data/builtin/builder.py. The distinct captions of the split, sorted, are its label
-  names.
+  names. With the `question_key` 'name' its records are questions about them (coca/data/sources/name_questions.py).
 
   Raises:
     FileNotFoundError, ValueError: the package's files are missing or damaged, or there is no such split or feature.
@@ -50,9 +52,14 @@ def open_builtin(settings: config.Source) -> "TfdsSource":
 
   if settings.path:
     raise ValueError(f"source path {settings.path!r}: kind 'builtin' takes none; for a data set of your own say 'tfds'")
+  if settings.question_key not in ("", "name"):
+    raise ValueError(f"source question_key {settings.question_key!r}: kind 'builtin' has 'name'")
   if not (CORPUS / "dataset_info.json").exists():
     raise FileNotFoundError(f"{CORPUS} does not hold the built-in corpus; install coca again")
   try:
+    if settings.question_key:
+      plain = dataclasses.replace(settings, question_key="", text_key=config.Source.text_key)
+      return NameQuestions(open_builtin(plain))
     return TfdsSource(CORPUS, settings, name=f"builtin:{settings.split}", builtin=True)
   except BadRecord as e:
     raise ValueError(f"the built-in corpus is damaged, install coca again: {e}") from None
@@ -112,11 +119,14 @@ class TfdsSource:
     self._has_key = key is not None and key.single
     self._image = _lookup(features, settings.image_key, "image")
     self._text = _lookup(features, settings.text_key, "label") or _lookup(features, settings.text_key, "text")
+    question = _lookup(features, settings.question_key, "text")
+    self._question = question if question and question.single else None
     label = _lookup(features, "label", "label")
     if label and settings.text_key and (not self._text or (settings.text == "labels" and not self._text.names)):
       self._text = label
     for setting, key, found in (("image_key", settings.image_key, self._image),
-                                ("text_key", settings.text_key, self._text)):
+                                ("text_key", settings.text_key, self._text),
+                                ("question_key", settings.question_key, self._question)):
       if key and not found:
         raise ValueError(f"source {setting} {key!r}: {root} has no such feature of a fitting type; features.json has\n"
                          f"{features}")
@@ -160,7 +170,10 @@ class TfdsSource:
     elif self._label:
       label = next(iter(fields[self._label.key].int64_list.value), -1)
     key = _string(fields, "key") if self._has_key else ""
-    return Record(key or self._where(i), image[0], tuple(Text(t, origin) for t in texts), label)
+    question = _string(fields, self._question.key).strip() if self._question else ""
+    if self._question and not question:
+      raise BadRecord(f"{self._where(i)}: no question")
+    return Record(key or self._where(i), image[0], tuple(Text(t, origin) for t in texts), label, question)
 
   def _fields(self, i: int):
     """The parsed record, a map of names to tf.train.Feature. Raises BadRecord and IndexError."""
@@ -178,7 +191,7 @@ class TfdsSource:
     return f"{os.path.basename(file.filename)}__{file.skip + i - (self._ends[n] - file.take)}"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Feature:
   key: str  # in the serialized example
   names: tuple[str, ...]  # of a class label

@@ -29,7 +29,7 @@ class WebDataset:
     self._origin = settings.origin or "web"
     tars, self.problems = files.find(settings.path, ".tar", MAKE)
     tars = [f for f in tars if not f.name.endswith(SUFFIX)]
-    self._field = settings.text_key
+    self._field, self._question = settings.text_key, settings.question_key
     self._text = "txt" if settings.text_key == files.DEFAULT_TEXT_KEY else settings.text_key.lower()
     default = settings.image_key == files.DEFAULT_IMAGE_KEY
     self._image = files.IMAGE_EXTENSIONS if default else (settings.image_key.lower(),)
@@ -42,7 +42,7 @@ class WebDataset:
         not_stored = note
       if index is not None and len(index.keys):
         text, structured = (index.members((name,) if self._field else ()) for name in (self._text, "json"))
-        parsed = text[:, 0] < 0
+        parsed = (text[:, 0] < 0) | bool(self._question)
         places = np.concatenate([index.members(self._image), np.where(parsed[:, None], structured, text)], 1)
         self._shards.append((file, index.keys, places, parsed))
         counts.append(len(index.keys))
@@ -66,13 +66,15 @@ class WebDataset:
     """
     key, where, image, text, parsed = self._read(i)
     try:
-      texts = files.as_texts(_field(text, self._field) if parsed and text is not None else text, self._origin)
+      values = _object(text) if parsed and text is not None else {}
+      texts = files.as_texts(files.lookup(values, self._field) if parsed else text, self._origin)
+      question = files.as_question(values.get(self._question)) if self._question else ""
     except (ValueError, RecursionError) as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
     if not image:
       problem = "no image" if image is None else "the image is empty"
       raise BadRecord(f"{where}: {problem} (member .{', .'.join(self._image)})")
-    return Record(key, image, texts)
+    return Record(key, image, texts, question=question)
 
   @property
   def shards(self) -> list[Shard]:
@@ -104,7 +106,7 @@ class WebDataset:
     if self._field and not any((places[:, 2] >= 0).any() for _, _, places, _ in self._shards):
       raise ValueError(f"{files.SETTING}.text_key is {settings.text_key!r}: no record has a member "
                        f".{self._text} or .json; {holds}. For images alone set it to ''")
-    fields = set()
+    fields, wanted = set(), (("question_key", self._question), ("text_key", self._field))
     for i in range(min(PROBES, len(self))):
       try:
         _, _, _, text, parsed = self._read(i)
@@ -113,12 +115,16 @@ class WebDataset:
         values = json.loads(text) if parsed else None
       except (BadRecord, ValueError, RecursionError):
         return
-      if not isinstance(values, dict) or self._field in values:
+      if not isinstance(values, dict):
         return
       fields |= set(values)
-    if fields:
-      raise ValueError(f"{files.SETTING}.text_key is {settings.text_key!r}: the first records have no member "
-                       f".{self._text}, and their JSON has no such field; it has: {', '.join(sorted(fields))}")
+      if all(not key or key.partition(".")[0] in fields for _, key in wanted):
+        return
+    for name, key in wanted if fields else ():
+      if key and key.partition(".")[0] not in fields:
+        member = "" if self._question else f"have no member .{self._text}, and "
+        raise ValueError(f"{files.SETTING}.{name} is {key!r}: the first records {member}have no such field in their "
+                         f"JSON; it has: {', '.join(sorted(fields))}")
 
 
 def _indexed(file: files.File) -> tuple[files.File, TarIndex | None, str]:
@@ -142,11 +148,11 @@ def _read_two(file: files.File, a: int, a_size: int, b: int, b_size: int) -> tup
   return parts
 
 
-def _field(data: bytes, name: str):
+def _object(data: bytes) -> dict:
   values = json.loads(data)
   if not isinstance(values, dict):
     raise ValueError("the JSON is no object")
-  return values.get(name)
+  return values
 
 
 def open_webdataset(settings: Source) -> WebDataset:
@@ -155,7 +161,8 @@ def open_webdataset(settings: Source) -> WebDataset:
   Args:
     settings: `path` is a glob, a brace range ({00000..00099}.tar) or a directory. `image_key`: the image's extension;
       at its default any of jpg, jpeg, png, webp. `text_key`: an extension or a field of the .json; at its default the
-      .txt, or where there is none, the .json's "caption". A field may hold a list of texts; '' reads no texts.
+      .txt, or where there is none, the .json's "caption". A field may hold a list of texts, and a dot leads into
+      objects ("answers.answer"); '' reads no texts. With a `question_key` both are fields of the .json.
 
   Raises:
     FileNotFoundError: no file matches.

@@ -1,0 +1,113 @@
+"""Visual question answering as BLIP does it (section 4.4): the share of answers that people gave too.
+
+An answer is written, by beam search, or chosen from a list of possible ones: those whose first tokens are the
+likeliest are ranked by the log-probability of the whole.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import jax
+import numpy as np
+
+from coca.config import Config, Eval
+from coca.data.sources import files
+from coca.data.texts import collapse
+from coca.decoding.common import Special
+from coca.decoding.settings import Decoding
+from coca.evals.captions import references
+from coca.evals.stream import Batch, Stream
+from coca.host import to_host
+
+BEAMS = 3  # BLIP's
+
+
+class Vqa:
+  """VQA accuracy (Antol et al. 2015, arXiv 1505.00468) of the answers to each record's question.
+
+  Args:
+    config: the run's settings.
+    settings: the evaluator's: source, batch, limit, answers, rank.
+    forward: compiled functions (`coca.forward.Forward`).
+    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    source: pictures with a question each; their texts are the annotators' answers.
+
+  Raises:
+    ValueError: the model was not trained to answer, or there is no usable file `settings.answers`.
+  """
+
+  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source):
+    if not config.answering.weight:
+      raise ValueError("a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer")
+    self.candidates = read_answers(settings.answers) if settings.answers else []
+    if self.candidates:
+      self._ids = encode_candidates(self.candidates, tokenizer, config.model.text.length, settings.answers)
+    self.decoding = Decoding(strategy="beam", beams=BEAMS, max_length=config.answering.length)
+    self.stream = Stream(config, settings, forward, tokenizer, source, lambda index, _: index)
+    self.records = source
+    self._given = {}  # record's index -> its annotators' answers; read once
+
+  def run(self, params) -> Iterator[tuple[str, float]]:
+    """Yields, on the first process, 'accuracy' and 'examples', the number of questions that have answers."""
+    from coca.evals.vqa_accuracy import vqa_accuracy
+
+    writer, found = self.writer(params), {}
+    for batch in self.stream:
+      answers = self.answer(params, writer, batch)
+      found |= {int(batch.rows["label"][row]): answers[row] for row in np.nonzero(batch.rows["weight"] > 0)[0]}
+    if jax.process_index() == 0:
+      unread = [i for i in found if i not in self._given]
+      with ThreadPoolExecutor() as pool:
+        self._given.update(zip(unread, pool.map(lambda i: references(self.records, i), unread), strict=True))
+      scores = [vqa_accuracy(answer, self._given[i]) for i, answer in found.items() if self._given[i]]
+      yield "accuracy", float(np.mean(scores)) if scores else math.nan
+      yield "examples", float(len(scores))
+
+  def writer(self, params):
+    """What `answer` needs once for many batches."""
+    return None if self.candidates else self.stream.forward.writer(params)
+
+  def answer(self, params, writer, batch: Batch) -> list[str]:
+    """Answers to the questions of a batch, of all hosts' rows."""
+    forward, tokenizer = self.stream.forward, self.stream.tokenizer
+    encoded, question = forward.encode(params, batch.device["image"]), batch.device["text"][:, 0]
+    if self.candidates:
+      k = min(self.stream.settings.rank, len(self.candidates))
+      return [self.candidates[i] for i in to_host(forward.rank_answers(params, encoded, question, self._ids, k))]
+    special = Special(tokenizer.bos, tokenizer.eos)
+    written = forward.answer(writer, encoded, question, self.decoding, special=special)
+    return [tokenizer.decode(ids) for ids in to_host(written.text)[:, 0]]
+
+
+def read_answers(path: str) -> list[str]:
+  """The lines of a text file, each once, white space collapsed and empty ones left out.
+
+  Raises:
+    ValueError: it can't be read, or holds nothing.
+  """
+  try:
+    lines = files.read_all(*fsspec.core.url_to_fs(path)).decode("utf-8-sig").splitlines()
+  except (OSError, ValueError) as e:
+    raise ValueError(f"answers: {path!r} can't be read ({e}); it takes a text file with one possible answer a line, or "
+                     "nothing: answers are then generated") from None
+  answers = [answer for answer in dict.fromkeys(map(collapse, lines)) if answer]
+  if not answers:
+    raise ValueError(f"answers: {path} holds none; write one possible answer a line")
+  return answers
+
+
+def encode_candidates(answers: list[str], tokenizer, length: int, path: str) -> np.ndarray:
+  """Token rows int32 [C, A], A those of the longest answer.
+
+  Raises:
+    ValueError: an answer is longer than `length`, or has no tokens.
+  """
+  ids = np.stack([tokenizer.encode(answer, length + 1) for answer in answers])
+  tokens = np.count_nonzero(ids, axis=1)
+  for wrong, what in ((tokens > length, f"more than the {length} tokens of config.model.text.length"),
+                      (tokens < 3, "no token that the tokenizer knows")):
+    if wrong.any():
+      raise ValueError(f"answers: {answers[int(wrong.argmax())]!r} in {path} has {what}; take it out")
+  return ids[:, :tokens.max()]
