@@ -83,6 +83,7 @@ class TextDecoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
+  kind: str = "coca"  # 'coca', 'blip'
   image: ImageEncoder = field(default_factory=ImageEncoder)
   poolers: Poolers = field(default_factory=Poolers)
   text: TextDecoder = field(default_factory=TextDecoder)
@@ -139,11 +140,14 @@ class Optim:
 
   name: str = "adafactor"  # 'adafactor' (factored, with momentum), 'adamw'
   lr: float = 8e-4
-  schedule: str = "linear"  # decay to `final_lr`: 'linear', 'cosine', 'constant'
+  schedule: str = "linear"  # decay to `final_lr`: 'linear', 'cosine', 'constant', 'epochs' (steps, BLIP)
   final_lr: float = 0.0  # as a share of lr
+  lr_decay: float = 0.85  # of 'epochs': lr * lr_decay^epoch; 0.85 in BLIP's paper, 0.9 in its code
+  epoch: Duration = ""  # of 'epochs': how long one is, e.g. "14e6 examples", or "5%" for 20 of them in a run
   warmup: Duration = "2%"
   b1: float = 0.9
   b2: float = 0.999
+  eps: float = 1e-8  # of adamw; CLIP has 1e-6
   weight_decay: float = 0.01  # decoupled: times the learning rate of the step
   decay_mask: str = "kernels"  # what decays: 'kernels' (matrices), 'all'
   clip: float = 0.0  # global gradient norm; 0: none (pre-training; Tables 9 and 10 have 1.0)
@@ -183,6 +187,7 @@ class Data:
   batch: int = 65_536  # pairs a step, all hosts together
   crop: tuple[float, float] = (1.0, 1.0)  # random resized crop: smallest and largest share of the area
   flip: bool = False  # left and right; off where a text may say which
+  rand_augment: tuple[int, int] = (0, 0)  # operations and their magnitude of 10; BLIP: (2, 5) (data/augment.py)
   background: str = "white"  # under transparent pictures
   tokenizer: str = ""  # a SentencePiece model or CLIP's tokenizer.json; empty: one is trained and kept in the workdir
   tokenizer_texts: int = 1_000_000  # at most so many texts for training it
@@ -239,6 +244,7 @@ class Config:
 
 
 CHOICES = {
+  "model.kind": ("coca", "blip"),
   "model.poolers.kind": ("cascade", "parallel", "openclip", "class_token"),
   "model.text.pool": ("cls", "eos"),
   "model.text.cls_mask": ("words", "legacy"),
@@ -252,7 +258,7 @@ CHOICES = {
   "contrastive.equal_texts": ("negatives", "mask", "positives"),
   "captioning.tokens": ("mean", "sum"),
   "optim.name": ("adafactor", "adamw"),
-  "optim.schedule": ("linear", "cosine", "constant"),
+  "optim.schedule": ("linear", "cosine", "constant", "epochs"),
   "optim.decay_mask": ("kernels", "all"),
   "data.sources.*.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
   "data.sources.*.text": ("first", "random", "labels"),
@@ -343,14 +349,27 @@ def _check(c: Config) -> None:
         "batch")
   check(c.data.batch % c.optim.accumulate == 0,
         f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}")
+  count, magnitude = c.data.rand_augment
+  check(count >= 0 and 0 <= magnitude <= 10,
+        f"config.data.rand_augment is {c.data.rand_augment}; it takes a number of operations (0: none) and their "
+        "magnitude, 0 to 10")
+  check(c.optim.eps > 0, f"config.optim.eps {c.optim.eps} has to be above 0")
   check(0 <= c.data.max_skipped <= 1, f"config.data.max_skipped {c.data.max_skipped} is not a share")
   for where, value in (("steps", c.steps), ("log_every", c.log_every), ("optim.warmup", c.optim.warmup),
-                       ("checkpoint.every", c.checkpoint.every), ("checkpoint.keep_every", c.checkpoint.keep_every),
+                       ("optim.epoch", c.optim.epoch), ("checkpoint.every", c.checkpoint.every),
+                       ("checkpoint.keep_every", c.checkpoint.keep_every),
                        *((f"evals.{k}.every", e.every) for k, e in c.evals.items())):
     try:
       in_steps(value, c.data.batch, None if where == "steps" else 1)
     except ValueError as e:
       raise ValueError(f"config.{where}: {e}") from None
+  if c.optim.schedule == "epochs":
+    total = in_steps(c.steps, c.data.batch)
+    warmup, epoch = (in_steps(duration, c.data.batch, total) for duration in (c.optim.warmup, c.optim.epoch))
+    check(epoch > 0, "config.optim.schedule 'epochs' needs config.optim.epoch, how long one is, e.g. '14e6 examples'")
+    check(0 < c.optim.lr_decay <= 1, f"config.optim.lr_decay {c.optim.lr_decay} is not in (0, 1]")
+    check(warmup <= epoch, f"config.optim.warmup {c.optim.warmup!r} is longer than config.optim.epoch "
+          f"{c.optim.epoch!r} ({warmup} and {epoch} steps): schedule 'epochs' wants it within the first epoch")
 
 
 def in_steps(duration: Duration, batch: int, total: int | None = None) -> int:

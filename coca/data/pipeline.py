@@ -22,6 +22,7 @@ from jax.sharding import Sharding
 
 from coca.config import Config, Eval
 from coca.data import images, texts
+from coca.data.augment import rand_augment
 from coca.data.records import BadRecord
 from coca.data.tokenizer import Tokenizer
 
@@ -87,6 +88,7 @@ def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.Ma
       where = f"{name} {record.key}"
       text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
       image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
+      image = rand_augment(image, rng, *data.rand_augment)
     except BadRecord as e:
       return {"image": blank, "text": np.zeros(length, np.int32), "weight": np.float32(0)}, f"{where}: {e}"
     return {"image": image, "text": tokenizer.encode(text, length), "weight": np.float32(1)}, ""
