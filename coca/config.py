@@ -177,11 +177,14 @@ class Optim:
 
   name: str = "adafactor"  # 'adafactor' (factored, with momentum), 'adamw'
   lr: float = 8e-4
-  schedule: str = "linear"  # decay to `final_lr`: 'linear', 'cosine', 'constant'
+  schedule: str = "linear"  # decay to `final_lr`: 'linear', 'cosine', 'constant', 'epochs' (steps, BLIP)
   final_lr: float = 0.0  # as a share of lr
+  lr_decay: float = 0.85  # of 'epochs': lr * lr_decay^epoch; 0.85 in BLIP's paper, 0.9 in its code
+  epoch: Duration = ""  # of 'epochs': how long one is, e.g. "14e6 examples", or "5%" for 20 of them in a run
   warmup: Duration = "2%"
   b1: float = 0.9
   b2: float = 0.999
+  eps: float = 1e-8  # of adamw; CLIP has 1e-6
   weight_decay: float = 0.01  # decoupled: times the learning rate of the step
   decay_mask: str = "kernels"  # what decays: 'kernels' (matrices), 'all'
   clip: float = 0.0  # global gradient norm; 0: none (pre-training; Tables 9 and 10 have 1.0)
@@ -224,6 +227,7 @@ class Data:
   batch: int = 65_536  # pairs a step, all hosts together
   crop: tuple[float, float] = (1.0, 1.0)  # random resized crop: smallest and largest share of the area
   flip: bool = False  # left and right; off where a text may say which
+  rand_augment: tuple[int, int] = (0, 0)  # operations and their magnitude of 10; BLIP: (2, 5) (data/augment.py)
   background: str = "white"  # under transparent pictures
   prompt: str = ""  # in front of each training text, as BLIP's captioner has "a picture of "
   tokenizer: str = ""  # a SentencePiece model, CLIP's tokenizer.json or BERT's vocab.txt or tokenizer.json; empty: one
@@ -300,7 +304,7 @@ CHOICES = {
   "contrastive.equal_texts": ("negatives", "mask", "positives"),
   "captioning.tokens": ("mean", "sum"),
   "optim.name": ("adafactor", "adamw"),
-  "optim.schedule": ("linear", "cosine", "constant"),
+  "optim.schedule": ("linear", "cosine", "constant", "epochs"),
   "optim.decay_mask": ("kernels", "all"),
   "data.sources.*.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
   "data.sources.*.text": ("first", "random", "labels"),
@@ -426,15 +430,27 @@ def _check(c: Config) -> None:
           f"{e.source.question_key!r} and kind {e.kind!r}: a vqa evaluator needs questions, others take none")
   check(c.data.batch % c.optim.accumulate == 0,
         f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}")
+  count, magnitude = c.data.rand_augment
+  check(count >= 0 and 0 <= magnitude <= 10,
+        f"config.data.rand_augment is {c.data.rand_augment}; it takes a number of operations (0: none) and their "
+        "magnitude, 0 to 10")
+  check(c.optim.eps > 0, f"config.optim.eps {c.optim.eps} has to be above 0")
   check(0 <= c.data.max_skipped <= 1, f"config.data.max_skipped {c.data.max_skipped} is not a share")
   for where, value in (("steps", c.steps), ("log_every", c.log_every), ("optim.warmup", c.optim.warmup),
-                       ("contrastive.soft_ramp", c.contrastive.soft_ramp),
+                       ("optim.epoch", c.optim.epoch), ("contrastive.soft_ramp", c.contrastive.soft_ramp),
                        ("checkpoint.every", c.checkpoint.every), ("checkpoint.keep_every", c.checkpoint.keep_every),
                        *((f"evals.{k}.every", e.every) for k, e in c.evals.items())):
     try:
       in_steps(value, c.data.batch, None if where == "steps" else 1)
     except ValueError as e:
       raise ValueError(f"config.{where}: {e}") from None
+  if c.optim.schedule == "epochs":
+    total = in_steps(c.steps, c.data.batch)
+    warmup, epoch = (in_steps(duration, c.data.batch, total) for duration in (c.optim.warmup, c.optim.epoch))
+    check(epoch > 0, "config.optim.schedule 'epochs' needs config.optim.epoch, how long one is, e.g. '14e6 examples'")
+    check(0 < c.optim.lr_decay <= 1, f"config.optim.lr_decay {c.optim.lr_decay} is not in (0, 1]")
+    check(warmup <= epoch, f"config.optim.warmup {c.optim.warmup!r} is longer than config.optim.epoch "
+          f"{c.optim.epoch!r} ({warmup} and {epoch} steps): schedule 'epochs' wants it within the first epoch")
 
 
 def in_steps(duration: Duration, batch: int, total: int | None = None) -> int:

@@ -9,14 +9,20 @@ from coca.sharding import path_name
 
 
 def make_schedule(config: Config, total: int) -> optax.Schedule:
-  """Linear warm-up, then decay to `final_lr` at step `total` (CoCa section 4.1: 2 %, linear)."""
+  """Linear warm-up, then decay to `final_lr` at step `total` (CoCa section 4.1: 2 %, linear).
+
+  'epochs' is BLIP's (section 4.1, arXiv 2201.12086, and utils.py of its code): max(lr * lr_decay^epoch, lr * final_lr)
+  with epochs counted from 0 at step 0. Warm-up lies within the first one; the code begins it at a rate of 1e-6.
+  """
   o = config.optim
   warmup = min(in_steps(o.warmup, config.data.batch, total), total)
-  rest = max(total - warmup, 1)
+  rest, epoch = max(total - warmup, 1), in_steps(o.epoch, config.data.batch, total)
   decay = {
     "linear": optax.linear_schedule(o.lr, o.lr * o.final_lr, rest),
     "cosine": optax.cosine_decay_schedule(o.lr, rest, o.final_lr),
     "constant": optax.constant_schedule(o.lr),
+    # Whole numbers: optax.exponential_decay divides in fp32, and epochs of 3,333 steps begin one step late.
+    "epochs": lambda step: o.lr * jnp.maximum(o.lr_decay ** ((step + warmup) // epoch), o.final_lr),
   }[o.schedule]
   # The first step already moves: at step 0 the rate is lr / warmup.
   return optax.join_schedules([lambda step: o.lr * (step + 1) / max(warmup, 1), decay], [warmup])
@@ -48,7 +54,7 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
     second = optax.scale_by_factored_rms(decay_rate_fn=lambda i, p: jnp.minimum(o.b2, 1 - (i + 1.0) ** -p))
     rule = unless_skipped(optax.chain(second, optax.ema(o.b1, debias=False, accumulator_dtype=jnp.bfloat16)))
   else:
-    rule = adam_in_place(o.b1, o.b2)
+    rule = adam_in_place(o.b1, o.b2, o.eps)
   schedule = make_schedule(config, total)
   steps = [
     rule,
@@ -63,7 +69,7 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
   return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
 
 
-def adam_in_place(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformationExtraArgs:
+def adam_in_place(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
   """`optax.scale_by_adam`, with the moments written before the update is computed from them.
 
   Left to itself, XLA on CPU computes both at once and copies all moments first: 4.6 times the time, and as much memory

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from coca.config import Config
 from coca.forward import Forward, abstract_model
@@ -59,7 +60,8 @@ def initial_params(workdir, config: Config, fresh, mesh):
     loaded, out = flat(loaded), flat(fresh)
     for name, x in loaded.items():
       if name == IMAGE:
-        x = resize_positions(x, config.model.image.tokens, int(config.model.image.class_token))
+        method = "bicubic" if config.model.kind == "blip" else "bilinear"
+        x = resize_positions(x, config.model.image.tokens, int(config.model.image.class_token), method)
       elif name == TEXT and len(x) != len(out[name]):
         x = fit_length(x, out[name], int(config.model.text.cls_position))
       out[name] = x
@@ -69,13 +71,15 @@ def initial_params(workdir, config: Config, fresh, mesh):
   return params, _report(workdir, there, here, skipped, new, resized)
 
 
-def resize_positions(positions, tokens: int, first: int = 0):
-  """Bilinear resizing of a square grid of position embeddings (the paper does not say how).
+def resize_positions(positions, tokens: int, first: int = 0, method: str = "bilinear"):
+  """Resizes a square grid of position embeddings: bilinear for CoCa, whose paper does not say how, bicubic for BLIP.
 
   Args:
     positions: [first + N, D]; the first ones, of a class token, stay as they are.
     tokens: of the new grid.
     first: how many come before the grid.
+    method: 'bilinear', smoothed where the grid shrinks; 'bicubic', not smoothed, with Keys' a = -0.75 (as PyTorch's
+      interpolate with align_corners=False, which BLIP calls).
 
   Returns:
     [first + tokens, D].
@@ -84,8 +88,21 @@ def resize_positions(positions, tokens: int, first: int = 0):
     return positions
   old, new = math.isqrt(len(positions) - first), math.isqrt(tokens)
   grid = positions[first:].reshape(old, old, -1)
-  grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear").reshape(tokens, -1)
-  return jnp.concatenate([positions[:first], grid])
+  if method == "bicubic":
+    rows = _cubic_weights(old, new)
+    grid = jnp.einsum("ih,jw,hwd->ijd", rows, rows, grid, precision="highest")
+  else:
+    grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear")
+  return jnp.concatenate([positions[:first], grid.reshape(tokens, -1)])
+
+
+def _cubic_weights(old: int, new: int) -> np.ndarray:
+  """[new, old]: what each old place adds to a new one; beyond the edges lies the edge's own value."""
+  at = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+  taps = np.floor(at).astype(int) + np.arange(-1, 3)
+  x, a = np.abs(at - taps), -0.75
+  weights = np.where(x < 1, (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4))
+  return (weights[..., None] * (np.clip(taps, 0, old - 1)[..., None] == np.arange(old))).sum(1).astype(np.float32)
 
 
 def fit_length(positions, fresh, last: int = 0):

@@ -237,7 +237,7 @@ def make_gradients(config: Config):
 
   def one_batch(params, batch, noise, key=None, memory=None):
     def loss(params):
-      reuses = match and graphdef.type.captions_pairs  # of the matching loss, the true pairs' states
+      reuses = match and config.model.kind == "coca"  # the true pairs' states, of which BLIP's decoder has others
       out, model = forward(params, batch, noise, key, captions=caption > 0 and not reuses, matches=match > 0)
       losses = {"contrastive": contrastive((out.image, out.text), params.get("temperature"), batch, memory)}
       if match:

@@ -77,6 +77,16 @@ class TestParse:
     ({"data__batch": 0}, r"config\.data\.batch is 0; it takes 1 or more"),
     ({"model__image__patch": 0}, r"config\.model\.image\.patch is 0; it takes 1 or more"),
     ({"evals": {"e": {"batch": -1}}}, r"config\.evals\.e\.batch is -1; it takes 1 or more"),
+    ({"model__kind": "clip"}, r"config\.model\.kind is 'clip'; it may be 'coca', 'blip'"),
+    ({"data__rand_augment": (2, 11)}, r"config\.data\.rand_augment is \(2, 11\); it takes a number of operations"),
+    ({"data__rand_augment": (-1, 5)}, r"config\.data\.rand_augment is \(-1, 5\); it takes"),
+    ({"data__rand_augment": (2, 0.5)}, r"config\.data\.rand_augment is 0\.5; it takes a value of type int"),
+    ({"optim__eps": 0.0}, r"config\.optim\.eps 0\.0 has to be above 0"),
+    ({"optim__schedule": "epochs"}, r"'epochs' needs config\.optim\.epoch"),
+    ({"optim__schedule": "epochs", "optim__epoch": "5%", "optim__lr_decay": 1.5}, r"lr_decay 1\.5 is not in \(0, 1\]"),
+    ({"optim__schedule": "epochs", "optim__epoch": "1%"},
+     r"config\.optim\.warmup '2%' is longer than config\.optim\.epoch '1%' \(10000 and 5000 steps\)"),
+    ({"optim__epoch": "1 epoch"}, r"config\.optim\.epoch: '1 epoch' is no duration"),
     ({"optim__accumulate": 3}, r"config\.data\.batch 65536 is no multiple of config\.optim\.accumulate 3"),
     ({"data__max_skipped": 1.5}, r"config\.data\.max_skipped 1\.5 is not a share"),
     ({"optim__warmup": "2 percent"}, r"config\.optim\.warmup: '2 percent' is no duration"),
@@ -155,6 +165,7 @@ class TestFlags:
     config = read(
       f"--config={file}:runlocal", "--config.model.image.width=384", "--config.optim.lr=1e-3",
       "--config.data.flip=true", "--config.steps=1e6 examples", "--config.data.crop=(0.5, 1.0)",
+      "--config.data.rand_augment=(2, 5)",
       "--config.data.sources.web.path=gs://b/{0..9}.tar",
       "--config.data.sources.web.prompts=('a {}', 'the {}')", "--config.evals.mine.source.kind=folder",
       "--config.optim.lr_scale.image_encoder=0.5",
@@ -162,6 +173,7 @@ class TestFlags:
     assert config.model.image.width == 384
     assert config.optim.lr == 1e-3
     assert config.data.flip is True
+    assert config.data.rand_augment == (2, 5)
     assert config.steps == "1e6 examples"
     assert config.data.crop == (0.5, 1.0)
     assert config.data.sources["web"].path == "gs://b/{0..9}.tar"

@@ -38,6 +38,20 @@ def test_other_schedules():
   np.testing.assert_allclose(rates(500, steps, final_lr=0.1)[-3:], [0.275, 0.05, 0.05], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("epoch", "steps"), [("3333", 3333), ("333300 examples", 3333), ("5%", 2500), ("41", 41)])
+@pytest.mark.parametrize("lr_decay", [0.85, 0.9])
+def test_a_step_down_each_epoch(epoch, steps, lr_decay):
+  """BLIP's formula in float64, around each boundary: 20 epochs or to the end of 50,000 steps, floored at lr / 300."""
+  total, warmup = 50_000, 40
+  around = sorted({min(max(e * steps + k, 0), total) for e in range(21) for k in (-2, -1, 0, 1)} | {38, 39, 40, total})
+  expected = [0.5 * max(lr_decay ** (step // steps), 1 / 300) for step in around]
+  expected = [0.5 * (step + 1) / warmup if step < warmup else rate for step, rate in zip(around, expected, strict=True)]
+  found = rates(total, around, schedule="epochs", epoch=epoch, lr_decay=lr_decay, final_lr=1 / 300, warmup="40")
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  if steps == 41:
+    assert found[-1] == pytest.approx(0.5 / 300)
+
+
 @pytest.mark.parametrize("warmup", ["20 steps", "2000 examples", "4%"])
 def test_warmup_in_any_unit(warmup):
   np.testing.assert_allclose(rates(500, [0, 19, 20], warmup=warmup), [0.025, 0.5, 0.5], rtol=1e-6)
@@ -102,11 +116,11 @@ def adafactor(params, gradients, lr, weight_decay, b1=0.9, b2=0.999):
   return updates
 
 
-def adamw(params, gradients, lr, weight_decay, b1=0.9, b2=0.999):
+def adamw(params, gradients, lr, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
   params, m, v, updates = params.astype(np.float64), 0.0, 0.0, []
   for t, gradient in enumerate(gradients, 1):
     m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient.astype(np.float64) ** 2
-    step = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + 1e-8)
+    step = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
     updates.append(-lr * (step + weight_decay * params))
     params = params + updates[-1]
   return updates
@@ -141,6 +155,18 @@ def test_adafactor_state_is_factored_and_its_momentum_bfloat16(tree):
   assert sizes["ema"] == (2, 128, 160)
   assert {x.dtype for x in jax.tree.leaves(optax.tree_utils.tree_get(state, "ema"))} == {jnp.dtype(jnp.bfloat16)}
   assert optax.tree_utils.tree_get(state, "v")["tower"]["small"]["kernel"].shape == (127, 130)
+
+
+def test_adamw_on_all_parameters_with_an_eps(tree):
+  """As torch.optim.AdamW(model.parameters(), eps=...): vectors, embeddings and scalars decay too."""
+  same = {"name": "adamw", "lr": 0.1, "warmup": "0", "schedule": "constant", "weight_decay": 0.05}
+  updates, _ = updates_of(settings(**same, decay_mask="all", eps=0.03), tree)
+
+  def check(param, *leaves):
+    for actual, expected in zip(leaves[3:], adamw(param, leaves[:3], 0.1, 0.05, eps=0.03), strict=True):
+      np.testing.assert_allclose(actual, expected, atol=5e-5 * np.abs(expected).max())
+
+  jax.tree.map(check, tree[0], *tree[1], *updates)
 
 
 def test_weight_decay_spares_what_is_no_matrix(tree):

@@ -1,5 +1,7 @@
 """`config.init_from`: what is loaded, resized, skipped and fresh, from a workdir and from a model directory."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -113,6 +115,15 @@ def test_positions_fit_the_new_sizes(tokens, tmp_path):
   assert same(params["image_encoder/positions"][0], image[0])  # the class token's
   np.testing.assert_allclose(params["image_encoder/positions"][1:], resize_positions(image[1:], 36), atol=1e-6)
   assert same(params["embedding/positions"], text[[0, 1, 2, 3, 4, 5, 8]])  # the last one is [CLS]'
+
+
+@pytest.mark.parametrize("case", ["4_to_6", "6_to_4", "2_to_7", "5_to_5", "12_to_5"])
+def test_bicubic_positions_are_those_of_torch(case):
+  """BLIP's interpolate_pos_embed: fp64 results of torch, made by tests/golden/make_positions.py."""
+  golden = np.load(Path(__file__).parent / "golden" / "positions.npz")
+  old, new = golden[f"{case}/old"], golden[f"{case}/new"]
+  out = resize_positions(old.astype(np.float32), len(new) - 1, 1, "bicubic")
+  np.testing.assert_allclose(out, new, atol=2e-6)
 
 
 def test_a_longer_text_gets_fresh_positions():

@@ -22,6 +22,7 @@ from jax.sharding import Sharding
 
 from coca.config import Config, Eval
 from coca.data import images, questions, texts
+from coca.data.augment import rand_augment
 from coca.data.records import BadRecord
 from coca.data.tokenizer import PAD, Tokenizer
 
@@ -100,7 +101,8 @@ def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.Ma
           record, answering, settings.answer_weight, tokenizer)
       else:
         text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
-      out["image"] = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
+      image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
+      out["image"] = rand_augment(image, rng, *data.rand_augment)
     except BadRecord as e:
       return unusable, f"{where}: {e}"
     return out | {"text": tokenizer.encode(data.prompt + text, length)}, ""

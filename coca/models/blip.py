@@ -97,8 +97,6 @@ class Blip(nnx.Module):
   answers questions, looks at the question's states instead.
   """
 
-  captions_pairs = False  # the decoder's states are no use for matching
-
   def __init__(self, config: Config, rngs: nnx.Rngs):
     model = config.model
     text, dtype = model.text, compute_dtype(config)

@@ -28,12 +28,8 @@ from coca.sharding import gather
 
 
 class CoCa(nnx.Module):
-  """What only the contrastive loss needs is built where it has a weight, the multimodal half where it has layers.
+  """What only the contrastive loss needs is built where it has a weight, the multimodal half where it has layers."""
 
-  The states that the captioning loss predicts words from are those that the matching head looks at.
-  """
-
-  captions_pairs = True
   softmax_bias = None
 
   def __init__(self, config: Config, rngs: nnx.Rngs):

@@ -127,9 +127,9 @@ def main() -> None:
 
   rng = np.random.default_rng(1)
   loader("64 px WebP to 48, crop 0.6-1", [drawing(64, rng) for _ in range(500)], config(48, 256, crop=(0.6, 1.0)), 3)
-  loader("640x480 JPEG to 224, crop 0.5-1",
-         [simplejpeg.encode_jpeg(photo(480, 640, rng), 85, colorsubsampling="420") for _ in range(20)],
-         config(224, 64, crop=(0.5, 1.0), flip=True), 3)
+  photos = [simplejpeg.encode_jpeg(photo(480, 640, rng), 85, colorsubsampling="420") for _ in range(20)]
+  for label, more in (("", {}), (", RandAugment", {"rand_augment": (2, 5)})):
+    loader(f"640x480 JPEG to 224, crop 0.5-1{label}", photos, config(224, 64, crop=(0.5, 1.0), flip=True, **more), 3)
 
 
 if __name__ == "__main__":
