@@ -202,6 +202,8 @@ class Eval:
   templates: tuple[str, ...] = ("{}",)  # zero_shot: prompt ensemble
   pixel_neighbours: str = ""  # zero_shot: name of the training source for the 16x16 nearest-neighbour baseline
   texts_per_image: int = 5  # retrieval: at most
+  rerank: int = 0  # retrieval: the candidates of a query, by cosine, that the matching head puts in a new order (BLIP:
+  # 256 on COCO, 128 on Flickr30K); 0: cosines alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +346,12 @@ def _check(c: Config) -> None:
   check(c.data.batch % c.optim.accumulate == 0,
         f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}")
   check(0 <= c.data.max_skipped <= 1, f"config.data.max_skipped {c.data.max_skipped} is not a share")
+  for name, e in c.evals.items():
+    where = f"config.evals.{name}.rerank {e.rerank}"
+    check(e.rerank >= 0, f"{where} is less than 0, which is cosines alone")
+    check(not e.rerank or e.kind == "retrieval", f"{where} is for kind 'retrieval', not '{e.kind}'")
+    check(not e.rerank or matches,
+          f"{where} needs a matching head (config.matching.weight above 0); 0 ranks by cosines alone")
   for where, value in (("steps", c.steps), ("log_every", c.log_every), ("optim.warmup", c.optim.warmup),
                        ("checkpoint.every", c.checkpoint.every), ("checkpoint.keep_every", c.checkpoint.keep_every),
                        *((f"evals.{k}.every", e.every) for k, e in c.evals.items())):

@@ -71,8 +71,9 @@ class Forward:
   def score(self, params, encoded: Encoded, text) -> Scores:
     """How well K texts fit each picture, int32 [B, K, T] -> fp32 [B, K] of each kind that the model has a head for.
 
-    `contrastive` is the cosine, `matching` the probability that picture and text match. The scores of a row without
-    text, all padding, mean nothing.
+    `contrastive` is the cosine, `matching` the probability that picture and text match and `match_logit` the head's
+    logit of it. The scores of a row without text, all padding, mean nothing. An `encoded` without `embedding` gets no
+    cosines, at less cost.
     """
     return self._call(self._score, params, encoded, text)
 
