@@ -92,7 +92,7 @@ def test_two_processes_tell_what_one_does(tmp_path):
   first, second = (json.loads((tmp_path / "two" / f"{i}.json").read_text()) for i in range(2))
   assert one["eval/shot/examples"] == one["eval/pairs/examples"] == one["eval/write/examples"] == 21
   assert one["eval/match/examples"] == 21 and 0 < one["eval/match/auc_hard"] < 1
-  assert one["eval/again/i2t_r10"] == one["eval/pairs/i2t_r10"] != one["eval/again/i2t_r10_reranked"]
+  assert one["eval/again/t2i_r1"] == one["eval/pairs/t2i_r1"] != one["eval/again/t2i_r1_reranked"]
   assert first.keys() == one.keys()
   np.testing.assert_allclose(list(first.values()), list(one.values()), rtol=1e-5)
   assert second.items() <= first.items() and "eval/write/nll" in second and "eval/write/bleu1" not in second

@@ -180,6 +180,7 @@ def test_retrieval_is_brute_force_over_the_models_own_scores(model, monkeypatch,
                                   tokenizer, source)
   found = dict(evaluator.run(params))
   assert found == recalls64(*pairs) | reranked64(*pairs, logits, k) | {"examples": 44}
+  assert k == 1 or found["t2i_r5_reranked"] != found["t2i_r5"]
   assert len(set(forward.scored)) == 1  # one program
   [(images, _, _), (_, width, _)] = forward.scored[0]
   assert images == (1 if devices == 1 else 8) and width == 5
