@@ -130,7 +130,7 @@ class Contrastive:
   max_scale: float = 100.0  # cap of 1 / temperature (CLIP's; not in CoCa); 0: none. BLIP's is 1000
   min_scale: float = 0.0  # and its floor; BLIP's is 2
   bias: float = -10.0  # initial, sigmoid only
-  # Momentum distillation (ALBEF, arXiv 2107.07651, sections 3.3 and 3.4; BLIP section 3.2), softmax loss of 'blip' only:
+  # Momentum distillation (ALBEF, arXiv 2107.07651, sections 3.3 and 3.4; BLIP section 3.2), for the softmax of 'blip':
   momentum: float = 0.0  # decay of the momentum encoders' average (BLIP 0.995); 0: none, and the rest means nothing
   queue: int = 57_600  # embeddings of earlier steps that are negatives too
   soft_targets: float = 0.4  # share of the targets that the momentum encoders' similarities make
@@ -251,6 +251,8 @@ class Eval:
   texts_per_image: int = 5  # retrieval: at most
   answers: str = ""  # vqa: a text file with the possible answers, one a line; empty: answers are generated
   rank: int = 128  # vqa: so many of the possible answers, the likeliest by their first token, are scored whole
+  rerank: int = 0  # retrieval: the candidates of a query, by cosine, that the matching head puts in a new order (BLIP:
+  # 256 on COCO, 128 on Flickr30K); 0: cosines alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,6 +438,12 @@ def _check(c: Config) -> None:
         "magnitude, 0 to 10")
   check(c.optim.eps > 0, f"config.optim.eps {c.optim.eps} has to be above 0")
   check(0 <= c.data.max_skipped <= 1, f"config.data.max_skipped {c.data.max_skipped} is not a share")
+  for name, e in c.evals.items():
+    where = f"config.evals.{name}.rerank {e.rerank}"
+    check(e.rerank >= 0, f"{where} is less than 0, which is cosines alone")
+    check(not e.rerank or e.kind == "retrieval", f"{where} is for kind 'retrieval', not '{e.kind}'")
+    check(not e.rerank or matches,
+          f"{where} needs a matching head (config.matching.weight above 0); 0 ranks by cosines alone")
   for where, value in (("steps", c.steps), ("log_every", c.log_every), ("optim.warmup", c.optim.warmup),
                        ("optim.epoch", c.optim.epoch), ("contrastive.soft_ramp", c.contrastive.soft_ramp),
                        ("checkpoint.every", c.checkpoint.every), ("checkpoint.keep_every", c.checkpoint.keep_every),

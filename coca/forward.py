@@ -14,6 +14,7 @@ from flax import nnx
 from coca.config import Config
 from coca.decoding.common import Decoded, Special
 from coca.decoding.decode import decode
+from coca.decoding.rank import rank_answers
 from coca.decoding.settings import Decoding
 from coca.models import make_model
 from coca.models.common import Encoded, Scores
@@ -47,7 +48,7 @@ class Forward:
   def __init__(self, config: Config, mesh):
     self.config, self.mesh = config, mesh
     self.graphdef, shapes = abstract_model(config)
-    self._decoders = {}
+    self._decoders, self._rankers = {}, {}
     self.params_shardings = param_shardings(shapes, mesh)
     self.abstract_params = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.params_shardings
@@ -72,8 +73,9 @@ class Forward:
   def score(self, params, encoded: Encoded, text) -> Scores:
     """How well K texts fit each picture, int32 [B, K, T] -> fp32 [B, K] of each kind that the model has a head for.
 
-    `contrastive` is the cosine, `matching` the probability that picture and text match. The scores of a row without
-    text, all padding, mean nothing.
+    `contrastive` is the cosine, `matching` the probability that picture and text match and `match_logit` the head's
+    logit of it. The scores of a row without text, all padding, mean nothing. An `encoded` without `embedding` gets no
+    cosines, at less cost.
     """
     return self._call(self._score, params, encoded, text)
 
@@ -122,6 +124,18 @@ class Forward:
     inputs = {"ids": ids, "prompt": prompt, "lengths": lengths}
     return self._call(self._decoders[key], *writer, encoded, np.uint32(decoding.seed), inputs)
 
+  def answer(self, writer, encoded: Encoded, question, decoding: Decoding, *, special: Special) -> Decoded:
+    """Answers to questions int32 [B, T] about pictures, of a model that was trained to answer; the rest as `caption`."""
+    return self.caption(writer, self._call(self._ask, writer[0], encoded, question), decoding, special=special)
+
+  def rank_answers(self, params, encoded: Encoded, question, candidates, k: int):
+    """The best of candidates int32 [C, A] for each question, int32 [B]; see `coca.decoding.rank`."""
+    asked = self._call(self._ask, params, encoded, question)
+    if k not in self._rankers:
+      smoothing = self.config.captioning.label_smoothing
+      self._rankers[k] = self._jit(lambda model, *args: rank_answers(model, *args, k, smoothing)[0])
+    return self._call(self._rankers[k], params, asked, candidates)
+
   def _call(self, function, *args):
     with jax.set_mesh(self.mesh):
       return function(*args)
@@ -147,6 +161,10 @@ class Forward:
   @functools.cached_property
   def _encode(self):
     return self._jit(lambda model, image: model.encode(image), batch_sharding)
+
+  @functools.cached_property
+  def _ask(self):
+    return self._jit(lambda model, encoded, question: model.ask(encoded.tokens, question), batch_sharding)
 
   @functools.cached_property
   def _score(self):

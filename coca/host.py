@@ -28,6 +28,14 @@ def round_up(batch: int, mesh: Mesh) -> int:
   return -(-batch // shares) * shares
 
 
+def from_first(tree):
+  """NumPy arrays as the first process has them, on every process: what decides how often all of them call a device.
+
+  Collective. Shapes are the same everywhere; 64 bits are cut to 32.
+  """
+  return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
+
+
 def to_host(array) -> np.ndarray:
   """The whole of a global array, on every host. Collective if its parts lie on several; nothing if it is NumPy's."""
   if not isinstance(array, jax.Array):

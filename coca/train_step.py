@@ -200,9 +200,8 @@ def make_gradients(config: Config):
       )
       losses["captioning"] = nll / texts
     if answer:
-      question, answers = batch["text"], batch["answers"]
-      asked = model.ground(None, question, out.tokens, fold(key, 2))
-      states = model.answer(asked, question, answers, fold(key, 3))
+      answers = batch["answers"]
+      states = model.answer(model.ask(out.tokens, batch["text"], fold(key, 2)), answers, fold(key, 3))
       weight = (batch["weight"][:, None] * batch["answer_weight"]).reshape(-1)
       nll, _ = captioning_loss(
         states, model.softmax_kernel(), answers.reshape(-1, answers.shape[-1]), weight, config.captioning,

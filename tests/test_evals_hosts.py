@@ -24,7 +24,7 @@ test_evals_hosts.evaluate(sys.argv[3])
 
 
 def evaluate(folder):
-  """Runs all four evaluators over a model with random parameters and writes what each process was told."""
+  """Runs all evaluators over a model with random parameters and writes what each process was told."""
   import jax
 
   from coca import evals, sharding
@@ -52,7 +52,7 @@ def evaluate(folder):
   image = ImageEncoder(size=8, patch=4, layers=1, width=8, mlp=8, heads=2)
   text = TextDecoder(vocab=64, length=16, unimodal_layers=1, multimodal_layers=1, width=8, mlp=8, heads=2)
   settings = {"shot": Eval(batch=8), "pairs": Eval(kind="retrieval", batch=8), "write": Eval(kind="captions", batch=8),
-              "match": Eval(kind="matching", batch=8)}
+              "match": Eval(kind="matching", batch=8), "again": Eval(kind="retrieval", batch=8, rerank=4)}
   config = Config(model=Model(image=image, text=text, poolers=Poolers(n_query=2)), evals=settings,
                   matching=Matching(weight=1.0))
   forward = Forward(config, sharding.make_mesh())
@@ -92,6 +92,7 @@ def test_two_processes_tell_what_one_does(tmp_path):
   first, second = (json.loads((tmp_path / "two" / f"{i}.json").read_text()) for i in range(2))
   assert one["eval/shot/examples"] == one["eval/pairs/examples"] == one["eval/write/examples"] == 21
   assert one["eval/match/examples"] == 21 and 0 < one["eval/match/auc_hard"] < 1
+  assert one["eval/again/t2i_r1"] == one["eval/pairs/t2i_r1"] != one["eval/again/t2i_r1_reranked"]
   assert first.keys() == one.keys()
   np.testing.assert_allclose(list(first.values()), list(one.values()), rtol=1e-5)
   assert second.items() <= first.items() and "eval/write/nll" in second and "eval/write/bleu1" not in second

@@ -50,7 +50,7 @@ class ScoringForward(FakeForward):
   def score(self, params, encoded, text):
     names = np.array([[NAMES.index(self.tokenizer.decode(row)) if row.any() else 0 for row in rows]
                       for rows in np.asarray(text)])
-    return Scores(None, self.matches[encoded.tokens[:, None] % len(self.matches), names])
+    return Scores(None, self.matches[encoded.tokens[:, None] % len(self.matches), names], None)
 
 
 def test_evaluator_is_the_float64_formula():

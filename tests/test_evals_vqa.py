@@ -1,8 +1,5 @@
 """The evaluator of answers, over a model that answers by the picture's number and the question."""
 
-import sys
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,17 +16,6 @@ from coca.evals.vqa import encode_candidates, read_answers
 ANSWERS = ("red", "green", "two reds", "two", "no")
 QUESTIONS = ("What colour is it?", "How many?")
 CONFIG = Config(model=CONFIG.model, answering=Answering(weight=1.0, length=16))
-
-
-def accuracy(prediction, answers):
-  """VQA accuracy: over all ways to leave one annotator out, the mean of min(1, others who say so / 3)."""
-  others = [[a for j, a in enumerate(answers) if j != i] for i in range(len(answers))]
-  return float(np.mean([min(1, sum(a == prediction for a in rest) / 3) for rest in others]))
-
-
-@pytest.fixture(autouse=True)
-def metric(monkeypatch):
-  monkeypatch.setitem(sys.modules, "coca.evals.vqa_accuracy", SimpleNamespace(vqa_accuracy=accuracy))
 
 
 @pytest.fixture(scope="module")

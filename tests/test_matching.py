@@ -326,6 +326,7 @@ def test_scores_are_the_formula(scorer):
                                          (ids != PAD)[None]))
       logits = linear(p["matching_head"], pooled)[0]
       np.testing.assert_allclose(scores.matching[i, k], 1 / (1 + np.exp(logits[0] - logits[1])), rtol=1e-4)
+      np.testing.assert_allclose(scores.match_logit[i, k], logits[1], rtol=1e-4, atol=1e-5)
   cosines = np.einsum("be,bke->bk", forward.embed_images(params, batch["image"]), np.stack(
     [forward.embed_texts(params, texts[:, k]) for k in range(2)], axis=1))
   np.testing.assert_allclose(scores.contrastive, cosines, atol=1e-6)
@@ -344,6 +345,15 @@ def test_several_texts_at_once_score_as_one_by_one(scorer):
     np.testing.assert_allclose(together.matching[:, k], alone.matching[:, 0], rtol=1e-5)
     np.testing.assert_allclose(together.contrastive[:, k], alone.contrastive[:, 0], atol=1e-6)
   assert np.ptp(together.matching) > 0.05
+
+
+def test_pictures_without_embeddings_get_no_cosines(scorer):
+  _, params, batch, forward = scorer
+  encoded, texts = forward.encode(params, batch["image"]), several(batch["text"], 2)
+  full, bare = forward.score(params, encoded, texts), forward.score(params, encoded._replace(embedding=None), texts)
+  assert bare.contrastive is None and full.contrastive is not None
+  np.testing.assert_allclose(bare.match_logit, full.match_logit, atol=1e-5)
+  np.testing.assert_allclose(bare.matching, full.matching, rtol=1e-5)
 
 
 def test_a_pictures_keys_and_values_are_computed_once(scorer):
@@ -382,7 +392,7 @@ def test_scores_of_models_without_a_head():
     scores = forward.score(params, encoded, batch["text"][:, None])
     assert ((encoded.embedding is not None), (encoded.tokens is not None)) == (has_embedding, has_tokens)
     assert (scores.contrastive is not None) == has_embedding
-    assert scores.matching is None
+    assert scores.matching is scores.match_logit is None
 
 
 # --- Around it ------------------------------------------------------------------------------------------------------

@@ -41,7 +41,8 @@ def decode(model, weights, encoded, decoding: Decoding, length: int, special: Sp
   if prompt is None:
     prompt, lengths = jnp.full((batch, 1), special.bos, jnp.int32), jnp.ones((batch,), jnp.int32)
   lengths = jnp.minimum(lengths, longest)
-  start = functools.partial(model.start_decoding, weights)
+  masked = {} if encoded.mask is None else {"context_mask": encoded.mask}
+  start = functools.partial(model.start_decoding, weights, **masked)
   given = encoded.tokens, prompt[:, :longest], lengths
   if decoding.strategy == "beam":
     decoded = beam_search(start, *given, longest, decoding, special)

@@ -1,6 +1,7 @@
 """Ranks of the right answers among candidates, without the whole matrix of scores."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,10 +30,63 @@ def ranks(queries: np.ndarray, candidates: np.ndarray, positive: Callable[[int, 
     stop = min(start + block, len(queries))
     scores = queries[start:stop] @ candidates.T
     right = positive(start, stop)
-    best = np.max(scores, axis=1, where=right, initial=-np.inf, keepdims=True)
-    before = np.count_nonzero(~(scores < best - TIE) & ~right, axis=1)  # 'not less' also catches NaN
-    out[start:stop] = np.where(right.any(axis=1), before, len(candidates))
+    out[start:stop] = np.where(right.any(axis=1), _wrong_before(scores, right), len(candidates))
   return out
+
+
+class Nearest(NamedTuple):
+  """Some candidates of each query."""
+
+  index: np.ndarray  # int32 [N, k], ascending
+  cosine: np.ndarray  # float32 [N, k]
+  right: np.ndarray  # bool [N, k]
+
+
+def nearest(queries: np.ndarray, candidates: np.ndarray, positive: Callable[[int, int], np.ndarray], k: int,
+            block: int = BLOCK) -> Nearest:
+  """The k candidates of the highest cosine.
+
+  Ties are counted against the model here too: where a right candidate's cosine is within `TIE` of a wrong one's, the
+  wrong one comes first, and so does one whose cosine is not a number. Of equal ones the first in line are taken.
+
+  Args:
+    queries, candidates, positive, block: as for `ranks`; memory is about 25 bytes x block x M.
+    k: all candidates if there are fewer.
+  """
+  k, parts = min(k, len(candidates)), []
+  for start in range(0, len(queries), block):
+    stop = min(start + block, len(queries))
+    scores, right = queries[start:stop] @ candidates.T, positive(start, stop)
+    order = np.where(np.isnan(scores), np.where(right, -np.inf, np.inf), np.where(right, scores - TIE, scores))
+    last = np.partition(order, -k, axis=1)[:, -k, None]
+    above, level = order > last, order == last
+    room = k - np.count_nonzero(above, axis=1, keepdims=True)
+    chosen = above | (level & (np.cumsum(level, axis=1, dtype=np.int32) <= room))
+    index = np.nonzero(chosen)[1].reshape(-1, k).astype(np.int32)
+    parts.append((index, np.take_along_axis(scores, index, axis=1), np.take_along_axis(right, index, axis=1)))
+  return Nearest(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def reranked(rank: np.ndarray, scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+  """Ranks after some candidates of each query got new scores; all others come after them, in the order they had.
+
+  Where no right candidate is among them, that leaves the rank as it was: those before it are still before it.
+
+  Args:
+    rank: int64 [N], from `ranks`.
+    scores: [N, k], the new scores of the candidates that `nearest` chose.
+    right: bool [N, k].
+
+  Returns:
+    int64 [N]; ties and what is not a number count as in `ranks`.
+  """
+  return np.where(right.any(axis=1), _wrong_before(scores, right), rank)
+
+
+def _wrong_before(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+  """[N, M] both -> [N]: how many wrong candidates are not below the best right one."""
+  best = np.max(scores, axis=1, where=right, initial=-np.inf, keepdims=True)
+  return np.count_nonzero(~(scores < best - TIE) & ~right, axis=1)  # 'not less' also catches NaN
 
 
 def recall(rank: np.ndarray, k: int) -> float:

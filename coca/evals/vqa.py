@@ -19,6 +19,7 @@ from coca.decoding.common import Special
 from coca.decoding.settings import Decoding
 from coca.evals.captions import references
 from coca.evals.stream import Batch, Stream
+from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.host import to_host
 
 BEAMS = 3  # BLIP's
@@ -51,8 +52,6 @@ class Vqa:
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields, on the first process, 'accuracy' and 'examples', the number of questions that have answers."""
-    from coca.evals.vqa_accuracy import vqa_accuracy
-
     writer, found = self.writer(params), {}
     for batch in self.stream:
       answers = self.answer(params, writer, batch)

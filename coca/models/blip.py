@@ -152,21 +152,21 @@ class Blip(nnx.Module):
     del text
     return self.matching_head(states[..., 0, :].astype(jnp.float32))
 
-  def answer(self, asked, question, answers, key=None):
-    """What the softmax predicts answers from.
-
-    Args:
-      asked: [B, T, D], `ground`'s states of the questions.
-      question: int32 [B, T].
-      answers: int32 [B, K, A].
-      key: for dropout; None: none.
-
-    Returns:
-      [B * K, A, D].
-    """
-    flat = answers.reshape(-1, answers.shape[2])
+  def ask(self, tokens, question, key=None) -> Encoded:
+    """Image tokens [B, N, D] and questions int32 [B, T] as what answers look at: the image-grounded encoder's states."""
     mask = (question != PAD).at[:, 0].set(True)[:, None, None]
-    return self.caption_head(self.text_decoder(flat, asked, mask, causal=True, key=key))
+    return Encoded(None, self.ground(None, question, tokens, key), mask)
+
+  def answer(self, asked: Encoded, answers, key=None):
+    """Of answers int32 [B, K, A], what the softmax predicts their words from: [B * K, A, D]."""
+    flat = answers.reshape(-1, answers.shape[2])
+    return self.caption_head(self.text_decoder(flat, asked.tokens, asked.mask, causal=True, key=key))
+
+  def logits(self, states):
+    """States [..., D] of `answer` or of a forward pass -> fp32 [..., V]."""
+    return jnp.dot(states, self.softmax_kernel().astype(states.dtype), preferred_element_type=jnp.float32) + (
+      self.softmax_bias
+    )
 
   def encode(self, image) -> Encoded:
     """uint8 [B, S, S, 3] -> the embedding, where the model has one, and all image tokens."""
@@ -174,14 +174,15 @@ class Blip(nnx.Module):
     return Encoded(self._project(tokens) if self.image_projection else None, tokens)
 
   def score(self, encoded: Encoded, text) -> Scores:
-    """Pictures and K texts of each, int32 [B, K, T]."""
-    contrastive = matching = None
-    if self.text_projection is not None:
+    """Pictures and K texts of each, int32 [B, K, T]; without an embedding of the pictures there are no cosines."""
+    contrastive = matching = logits = None
+    if encoded.embedding is not None:
       embedding = self.embed_text(text.reshape(-1, text.shape[2])).reshape(*text.shape[:2], -1)
       contrastive = jnp.sum(encoded.embedding[:, None] * embedding, axis=-1)
     if self.matching_head is not None:
-      matching = jax.nn.softmax(self.match(self.ground(None, text, encoded.tokens), text))[..., 1]
-    return Scores(contrastive, matching)
+      logits = self.match(self.ground(None, text, encoded.tokens), text)
+      matching, logits = jax.nn.softmax(logits)[..., 1], logits[..., 1]
+    return Scores(contrastive, matching, logits)
 
   # --- Writing ---
 

@@ -98,15 +98,19 @@ class CoCa(nnx.Module):
     return Encoded(*self._pool(self.image_encoder(image), self.temperature is not None, self.multimodal is not None))
 
   def score(self, encoded: Encoded, text) -> Scores:
-    """Pictures and K texts of each, int32 [B, K, T]; a picture's tokens are projected once for all its texts."""
-    contrastive = matching = None
-    words, embedding = self._read(text.reshape(-1, text.shape[2]), self.temperature is not None)
+    """Pictures and K texts of each, int32 [B, K, T]; a picture's tokens are projected once for all its texts.
+
+    Without `encoded.embedding` there are no cosines, and the texts are not embedded.
+    """
+    contrastive = matching = match_logit = None
+    words, embedding = self._read(text.reshape(-1, text.shape[2]), encoded.embedding is not None)
     if embedding is not None:
       contrastive = jnp.sum(encoded.embedding[:, None] * embedding.reshape(*text.shape[:2], -1), axis=-1)
     if self.matching_head is not None:
       states = self.multimodal(words.reshape(*text.shape, -1), encoded.tokens)
-      matching = jax.nn.softmax(self.match(states, text))[..., 1]
-    return Scores(contrastive, matching)
+      logits = self.match(states, text)
+      matching, match_logit = jax.nn.softmax(logits)[..., 1], logits[..., 1]
+    return Scores(contrastive, matching, match_logit)
 
   def match(self, states, text):
     """Decoder states [B, K, T, D] of texts [B, K, T] -> fp32 logits [B, K, 2]: of no match, and of a match."""

@@ -38,6 +38,7 @@ class Scores(NamedTuple):
 
   contrastive: jax.Array | None  # [B, K] fp32, cosine; None: no contrastive side
   matching: jax.Array | None  # [B, K] fp32, the probability that they match; None: no matching head
+  match_logit: jax.Array | None  # [B, K] fp32, the head's logit of a match, alone: what BLIP's retrieval adds up
 
 
 class Temperature(nnx.Module):
