@@ -1,5 +1,7 @@
 """The evaluator of answers, over a model that answers by the picture's number and the question."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,4 +1,4 @@
-"""The best of given answers to a question (BLIP, arXiv 2201.12086, appendix A: 3,128 candidates for VQA).
+"""The best of given answers to a question (BLIP, arXiv 2201.12086: 3,128 candidates for VQA).
 
 Shapes: B questions, C candidates, k of them scored whole, A answer length, D width, V vocabulary.
 """
