@@ -14,6 +14,7 @@ from coca.data.tokenizer import PAD, train
 from coca.decoding.common import Decoded
 from coca.evals import pictures
 from coca.evals.vqa import encode_candidates, read_answers
+from coca.evals.vqa_accuracy import vqa_accuracy
 
 ANSWERS = ("red", "green", "two reds", "two", "no")
 QUESTIONS = ("What colour is it?", "How many?")
@@ -70,7 +71,7 @@ def make(words, **settings):
 def test_generated_answers(words):
   evaluator, forward = make(words)
   usable = [i for i in range(23) if i not in (4, 9, 14)]
-  expected = np.mean([accuracy(ANSWERS[(i + i % 2) % 5], given(i)) for i in usable])
+  expected = np.mean([vqa_accuracy(ANSWERS[(i + i % 2) % 5], given(i)) for i in usable])
   found = dict(evaluator.run("params"))
   assert found == {"accuracy": pytest.approx(expected, rel=1e-12), "examples": 20.0} and 0.1 < expected < 0.9
   assert forward.calls == ["answer"] * 3

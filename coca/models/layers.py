@@ -144,7 +144,7 @@ class Mlp(nnx.Module):
 class Layer(nnx.Module):
   """Transformer layer: self-attention, cross-attention if `kv_width` is given, one feed-forward.
 
-  A LayerNorm stands before each of them (pre-LN), or after the sum (post-LN) where there is a `bert`, `coca.config.Med`.
+  A LayerNorm stands before each of them (pre-LN), or, where `bert`, a `coca.config.Med`, is given, after the sum.
   With cross-attention, `tower.feedforwards` 2 puts one more feed-forward before it, and `tower.norm_context` a
   LayerNorm on what it looks at.
   """

@@ -79,7 +79,7 @@ def captioning_loss(states, kernel, text, weight, settings: config.Captioning, b
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _chunked_nll(states, kernel, bias, labels, weights, smoothing):
-  """states [chunks, n, D], kernel [D, v], bias [v] or None, labels and weights [chunks, n] -> the sum of weighted nll."""
+  """states [chunks, n, D], kernel [D, v], bias [v] or None, labels, weights [chunks, n] -> the sum of weighted nll."""
 
   def step(total, chunk):
     x, labels, weights = chunk
