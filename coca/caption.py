@@ -103,7 +103,7 @@ def main(argv=None) -> None:
   parser.add_argument("--model", required=True, help="working directory, converted model, or hf://org/name")
   parser.add_argument("--out", help="JSON lines, one a picture; left out: printed")
   parser.add_argument("--html", help="a page with the pictures")
-  parser.add_argument("--prompt", default="", help="what every caption begins with")
+  parser.add_argument("--prompt", help="what every caption begins with")
   how = parser.add_argument_group("how captions are written", "see coca/decoding/settings.py")
   for field in dataclasses.fields(Decoding):
     if field.type is bool:

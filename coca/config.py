@@ -145,7 +145,7 @@ class Captioning:
   tokens: str = "mean"  # over the tokens of the global batch: 'mean' as all public code; 'sum' over a text's tokens,
   # mean over texts, as equation 3 is printed
   label_smoothing: float = 0.0
-  prompt_tokens: int = 0  # of `config.data.prompt`: so many words at the beginning are given and not learned
+  prompt_tokens: int = 0  # of `config.data.prompt`: so many tokens at the beginning are given and not learned
   chunk: int = 1024  # tokens of a device whose logits are held at once
 
 
@@ -228,8 +228,10 @@ class Data:
   crop: tuple[float, float] = (1.0, 1.0)  # random resized crop: smallest and largest share of the area
   flip: bool = False  # left and right; off where a text may say which
   rand_augment: tuple[int, int] = (0, 0)  # operations and their magnitude of 10; BLIP: (2, 5) (data/augment.py)
+  squash: bool = False  # evaluation looks at the whole picture, squashed (BLIP); otherwise at the central square
   background: str = "white"  # under transparent pictures
-  prompt: str = ""  # in front of each training text, as BLIP's captioner has "a picture of "
+  prompt: str = ""  # what the texts begin with, as BLIP's captioner has "a picture of ": put in front of each text in
+  # training and read before a caption is written, of which it is no part
   tokenizer: str = ""  # a SentencePiece model, CLIP's tokenizer.json or BERT's vocab.txt or tokenizer.json; empty: one
   # is trained (for 'blip' WordPiece, else SentencePiece) and kept in the workdir
   tokenizer_texts: int = 1_000_000  # at most so many texts for training it

@@ -125,7 +125,7 @@ class Forward:
     return self._call(self._decoders[key], *writer, encoded, np.uint32(decoding.seed), inputs)
 
   def answer(self, writer, encoded: Encoded, question, decoding: Decoding, *, special: Special) -> Decoded:
-    """Answers to questions int32 [B, T] about pictures, of a model that was trained to answer; the rest as `caption`."""
+    """Answers to questions int32 [B, T] about pictures, by a model that was trained to answer; as `caption`."""
     return self.caption(writer, self._call(self._ask, writer[0], encoded, question), decoding, special=special)
 
   def rank_answers(self, params, encoded: Encoded, question, candidates, k: int):

@@ -146,7 +146,8 @@ class ContrastiveCaptioner:
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 
-  def caption(self, images, prompt: str | Sequence[str] = "", *, ids: Sequence[int] | None = None, **settings):
+  def caption(self, images, prompt: str | Sequence[str] | None = None, *, ids: Sequence[int] | None = None,
+              **settings):
     """Captions: greedy, sampled (`strategy="sample"`) or by beam search (`strategy="beam"`).
 
         model.caption("cat.jpg")
@@ -155,7 +156,8 @@ class ContrastiveCaptioner:
 
     Args:
       images: as for `embed_images`.
-      prompt: what each caption begins with, or a beginning for each picture.
+      prompt: what each caption begins with, or a beginning for each picture. None: what the model learned to go on
+        from (`config.data.prompt`, usually nothing), which is then left out of the captions.
       ids: a number for each picture, from which its samples are drawn wherever it stands; None: its place in `images`.
       **settings: of `coca.decoding.settings.Decoding`.
 
@@ -169,7 +171,8 @@ class ContrastiveCaptioner:
     """
     decoding, images = Decoding(**settings), _as_list(images)
     check_decoding_model(decoding, self.config)
-    given = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+    own = self.config.data.prompt if prompt is None else ""
+    given = [prompt or own] * len(images) if prompt is None or isinstance(prompt, str) else list(prompt)
     ids = np.arange(len(images)) if ids is None else np.asarray(ids)
     if not len(images) == len(given) == len(ids):
       raise ValueError(f"{len(images)} pictures, {len(given)} prompts and {len(ids)} ids; give one for each picture")
@@ -185,7 +188,8 @@ class ContrastiveCaptioner:
       return self.forward.caption(self.writer, encoded, decoding, special=special, **batch).text
 
     texts = self._run(range(len(images)), prepare, write, "captions", (decoding.n, length))
-    texts = [[self.tokenizer.decode(row[1:]) for row in rows] for rows in texts]  # the first id is BOS
+    begins = lengths if own else np.ones_like(lengths)  # the first id is BOS
+    texts = [[self.tokenizer.decode(row[b:]) for row in rows] for rows, b in zip(texts, begins, strict=True)]
     return [rows[0] for rows in texts] if decoding.n == 1 else texts
 
   def _run(self, items: Sequence, prepare: Callable, function: Callable, unit: str, shape: tuple) -> np.ndarray:
@@ -222,11 +226,11 @@ class ContrastiveCaptioner:
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"a picture as an array has to be uint8 [height, width, 3] with values from 0 to 255, not "
                          f"{image.dtype} {list(image.shape)}")
-      return pictures.resize_eval(image, size)
+      return pictures.resize_eval(image, size, data.squash)
     background = pictures.colour(data.background)
     if isinstance(image, Image.Image):
       try:
-        return pictures.resize_eval(pictures.to_rgb(image, background), size)
+        return pictures.resize_eval(pictures.to_rgb(image, background), size, data.squash)
       except (BadRecord, OSError) as e:
         raise ValueError(f"PIL image of mode {image.mode}, {image.width} x {image.height}: {e}") from e
     try:
@@ -237,7 +241,8 @@ class ContrastiveCaptioner:
   def decode(self, image: bytes) -> np.ndarray:
     """An encoded picture (JPEG, PNG, ...) as uint8 [S, S, 3], as in evaluation. Raises BadRecord."""
     data = self.config.data
-    return pictures.decode_eval(image, self.config.model.image.size, pictures.colour(data.background), data.max_pixels)
+    size, background = self.config.model.image.size, pictures.colour(data.background)
+    return pictures.decode_eval(image, size, background, data.max_pixels, data.squash)
 
   def _need_embeddings(self) -> None:
     if not self.config.contrastive.weight:

@@ -4,7 +4,8 @@ What the new model has in common with the old one is loaded. A part (top level o
 or 'contrastive_pooler') may be new or gone as a whole, and so may what makes the text embedding in 'unimodal', which
 comes and goes with the contrastive loss; new ones keep their fresh values. Inside a part all names and shapes have to
 agree, or else a setting differs by mistake and an error lists them. Position embeddings fit any size of picture or
-length of text. The optimizer begins anew.
+length of text. What BLIP's text encoder and decoder shared and now have apart, both start with. The optimizer begins
+anew.
 """
 
 import math
@@ -20,6 +21,7 @@ from coca.trees import flat, nested
 from coca.workdir import read_config, read_params
 
 IMAGE, TEXT = "image_encoder/positions", "embedding/positions"
+TWINS = {"text_encoder": "text_decoder", "text_decoder": "text_encoder"}
 OPTIONAL = ("unimodal/cls", "unimodal/norm", "unimodal/projection")
 
 
@@ -41,6 +43,10 @@ def initial_params(workdir, config: Config, fresh, mesh):
   """
   old = read_config(workdir)
   there, here = flat(abstract_model(old)[1]), flat(abstract_model(config)[1])
+  source = {name: _source(name, there) for name in here}  # its name in the old model
+  used = set(source.values())
+  there = {name: x for name, x in there.items() if name not in used} | {
+    name: there[old] for name, old in source.items() if old in there}
   skipped, new = (_units(a, b) for a, b in ((there, here), (here, there)))
   resized = [name for name in (IMAGE, TEXT) if name in there and there[name].shape != here[name].shape]
   differing = [
@@ -52,13 +58,13 @@ def initial_params(workdir, config: Config, fresh, mesh):
     raise ValueError(f"config.init_from={workdir} holds another model; parts may be new or gone as a whole, but these "
                      f"differ inside (take over its config.model):\n" + "\n".join(differing[:8]) + more)
 
-  wanted = nested({name: x for name, x in flat(Forward(old, mesh).abstract_params).items()
-                  if not _within(name, skipped)})
+  abstract = flat(Forward(old, mesh).abstract_params)
+  wanted = nested({old: abstract[old] for name, old in source.items() if not _within(name, new)})
   target = Forward(config, mesh)
 
   def fit(loaded, fresh):
     loaded, out = flat(loaded), flat(fresh)
-    for name, x in loaded.items():
+    for name, x in ((name, loaded[old]) for name, old in source.items() if old in loaded):
       if name == IMAGE:
         method = "bicubic" if config.model.kind == "blip" else "bilinear"
         x = resize_positions(x, config.model.image.tokens, int(config.model.image.class_token), method)
@@ -113,6 +119,13 @@ def fit_length(positions, fresh, last: int = 0):
   old, new = len(positions) - last, len(fresh) - last
   kept = min(old, new)
   return jnp.concatenate([positions[:kept], fresh[kept:new], positions[old:]])
+
+
+def _source(name: str, there: dict) -> str:
+  """Which parameter of the old model `name` starts from: one of this name, or the one that it was shared with."""
+  part, _, rest = name.partition("/")
+  twin = f"{TWINS.get(part)}/{rest}"
+  return twin if name not in there and twin in there else name
 
 
 def _units(a: dict, b: dict) -> list[str]:

@@ -19,6 +19,7 @@ from coca import checkpoint, weights
 from coca.config import Config, parse, to_dict
 from coca.data import wordpiece
 from coca.data.tokenizer import FILES, Tokenizer, load, texts_of, train
+from coca.decoding.decode import own_prompt
 
 # What may change between two starts in one workdir: nothing here changes the parameters that come out.
 FREE = ("name", "log_every", "evals", "mesh", "checkpoint", "model.remat", "model.attention", "model.unroll",
@@ -128,9 +129,28 @@ def find_tokenizer(config: Config, sources: dict, workdir) -> Tokenizer:
     multihost_utils.sync_global_devices("tokenizer")
   path = tokenizer_path(workdir)
   tokenizer = load(path, sha256)
+  _check_tokenizer(config, tokenizer, path)
+  return tokenizer
+
+
+def _check_tokenizer(config: Config, tokenizer, path) -> None:
+  """Raises ValueError if the tokenizer is not one for the model, or numbers in the config are not its."""
   if tokenizer.vocab > (vocab := config.model.text.vocab):
     raise ValueError(f"{path} has {tokenizer.vocab} pieces, more than config.model.text.vocab {vocab}")
-  return tokenizer
+  med, caption = config.model.med, config.captioning
+  if config.model.kind == "blip":
+    if not isinstance(tokenizer, wordpiece.WordPiece):
+      raise ValueError(f"{path}: a model of kind 'blip' takes BERT's vocab.txt or tokenizer.json in "
+                       "config.data.tokenizer; leave it empty to train one")
+    # transformers leaves [CLS] where BLIP has [Encode].
+    if med.cls != tokenizer.cls or med.encode not in (tokenizer.enc, tokenizer.cls):
+      raise ValueError(f"config.model.med.cls {med.cls} and encode {med.encode} are not those of {path}: set them to "
+                       f"{tokenizer.cls} and {tokenizer.enc}")
+  if caption.weight and caption.prompt_tokens:
+    found = own_prompt(config, tokenizer, 1)[1] - 1
+    if found != caption.prompt_tokens:
+      raise ValueError(f"config.captioning.prompt_tokens is {caption.prompt_tokens}, and config.data.prompt "
+                       f"{config.data.prompt!r} has {found} tokens in {path}: set it to that; 0 learns them too")
 
 
 def _read(workdir) -> dict | None:

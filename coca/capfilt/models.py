@@ -14,7 +14,7 @@ from coca import inference
 from coca.capfilt.settings import CapFilt, threshold
 from coca.config import to_dict
 from coca.decoding.common import Special
-from coca.decoding.decode import prompts
+from coca.decoding.decode import own_prompt, prompts
 from coca.forward import check_decoding_model
 from coca.host import round_up, to_host
 
@@ -41,12 +41,14 @@ class Models:
     _check(settings, self.captioner, self.filter)
     self.identities = {"captioner": identity(self.captioner), "filter": identity(self.filter)}
     self.batch = round_up(settings.batch, (self.captioner or self.filter).forward.mesh)
-    self._prompt = None
     if self.captioner:
       length = settings.decoding.max_length or self.captioner.config.model.text.length
       tokenizer = self.captioner.tokenizer
       self._special = Special(tokenizer.bos, tokenizer.eos)
-      self._prompt = prompts(tokenizer, [settings.prompt] * self.batch, length) if settings.prompt else None
+      self._prompt, self._begins = own_prompt(self.captioner.config, tokenizer, self.batch, length)
+      if settings.prompt:
+        given = prompts(tokenizer, [settings.prompt] * self.batch, length)
+        self._prompt, self._begins = dict(zip(("prompt", "lengths"), given, strict=True)), 1
 
   def prepare(self, image: bytes) -> dict[str, np.ndarray]:
     """An encoded image as each model takes it: uint8 [S, S, 3]. Raises BadRecord."""
@@ -65,17 +67,15 @@ class Models:
 
   def write(self, encoded: dict, ids: np.ndarray):
     """Starts to write texts: a device array of tokens [B, n, T], for `read`. `ids` uint32 [B] decide what is drawn."""
-    model, inputs = self.captioner, {"ids": np.resize(ids, self.batch)}
-    if self._prompt:
-      inputs |= dict(zip(("prompt", "lengths"), self._prompt, strict=True))
-    inputs = model.forward.put(inputs)
+    model = self.captioner
+    inputs = model.forward.put({"ids": np.resize(ids, self.batch), **self._prompt})
     return model.forward.caption(
       model.writer, encoded["captioner"], self.settings.decoding, special=self._special, **inputs
     ).text
 
   def read(self, text) -> list[list[str]]:
     """Tokens [B, n, T] as texts."""
-    return [[self.captioner.tokenizer.decode(row[1:]) for row in rows] for rows in to_host(text)]  # the first is BOS
+    return [[self.captioner.tokenizer.decode(row[self._begins:]) for row in rows] for rows in to_host(text)]
 
   def score(self, encoded: dict, texts: list[list[str]]):
     """Starts to score each image's texts: device arrays [B, K], K rounded up to a power of 2 (one program each)."""
@@ -125,7 +125,7 @@ def identity(model) -> str | None:
   if model is None:
     return None
   digest = hashlib.sha256(json.dumps(to_dict(model.config.model).to_dict(), sort_keys=True).encode())
-  digest.update(model.tokenizer.sha256.encode())
+  digest.update((model.tokenizer.sha256 + model.config.data.prompt).encode())
   leaves = jax.tree_util.tree_leaves_with_path(model.params)
   with ThreadPoolExecutor(1) as ahead:  # one parameter comes from the device while another is hashed
     for (path, _), value in zip(leaves, ahead.map(lambda leaf: np.asarray(leaf[1]), leaves), strict=True):

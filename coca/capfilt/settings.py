@@ -28,7 +28,7 @@ class CapFilt:
   filter: str = ""  # model that scores texts, another one (Table 4); empty: all texts are kept
   source: Source = field(default_factory=Source)  # kind, path, split, image_key, text_key and origin are read
   decoding: Decoding = NUCLEUS
-  prompt: str = ""  # what synthetic texts begin with
+  prompt: str = ""  # what synthetic texts begin with; empty: the captioner's own `config.data.prompt`, then left out
   best: int = 1  # of the decoding.n texts of an image so many are kept for filtering, by the filter's score `rank_by`
   min_matching: float = 0.5  # P(match) of the filter; the authors' value. -1: it does not count
   min_contrastive: float = -2.0  # cosine of the filter's embeddings. -2: it does not count

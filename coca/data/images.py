@@ -35,7 +35,8 @@ def colour(name: str) -> tuple[int, int, int]:
     raise ValueError(f"config.data.background is {name!r}; it takes a colour such as 'white' or '#ffffff'") from None
 
 
-def decode_eval(data: bytes, size: int, background=(255, 255, 255), max_pixels: int = 100_000_000) -> np.ndarray:
+def decode_eval(data: bytes, size: int, background=(255, 255, 255), max_pixels: int = 100_000_000,
+                squash: bool = False) -> np.ndarray:
   """Decodes in full and resizes the central square, bicubic with antialiasing (Pillow's, as CLIP evaluates).
 
   Args:
@@ -43,6 +44,7 @@ def decode_eval(data: bytes, size: int, background=(255, 255, 255), max_pixels: 
     size: pixels a side of the result.
     background: red, green, blue under transparent pixels.
     max_pixels: a picture whose header announces more is not decoded.
+    squash: resizes all of the picture, as BLIP evaluates.
 
   Returns:
     uint8 [size, size, 3].
@@ -52,9 +54,8 @@ def decode_eval(data: bytes, size: int, background=(255, 255, 255), max_pixels: 
   """
   with _bad_record():
     jpeg = _jpeg_header(data, max_pixels)
-    if jpeg:
-      return resize_eval(_orient(_jpeg(data), jpeg[2]), size)
-    return resize_eval(_other(data, background, max_pixels), size)
+    pixels = _orient(_jpeg(data), jpeg[2]) if jpeg else _other(data, background, max_pixels)
+    return resize_eval(pixels, size, squash)
 
 
 def decode_train(data: bytes, size: int, rng: np.random.Generator, crop=(1.0, 1.0), flip: bool = False,
@@ -105,15 +106,16 @@ def decode_train(data: bytes, size: int, rng: np.random.Generator, crop=(1.0, 1.
     return pixels
 
 
-def resize_eval(pixels: np.ndarray, size: int) -> np.ndarray:
-  """The central square of uint8 [H, W, 3], resized to uint8 [size, size, 3]: bicubic, antialiased."""
+def resize_eval(pixels: np.ndarray, size: int, squash: bool = False) -> np.ndarray:
+  """The central square of uint8 [H, W, 3], or all of it, resized to uint8 [size, size, 3]: bicubic, antialiased."""
   height, width = pixels.shape[:2]
   if height == width == size:
     return np.ascontiguousarray(pixels)
   side = min(height, width)
   left, top = (width - side) / 2, (height - side) / 2
+  box = None if squash else (left, top, left + side, top + side)
   image = Image.fromarray(np.ascontiguousarray(pixels))
-  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)))
+  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
 
 
 def random_box(height: int, width: int, crop, rng: np.random.Generator) -> tuple[int, int, int, int]:

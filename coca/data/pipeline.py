@@ -135,6 +135,7 @@ def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, r
   count = min(settings.limit or len(source), len(source))
   k = settings.texts_per_image if settings.kind == "retrieval" else 1
   background = images.colour(config.data.background)
+  prompt = config.data.prompt if settings.kind == "captions" else ""
   blank = _blank(config)
 
   def example(n: int) -> tuple[Batch, str]:
@@ -148,12 +149,12 @@ def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, r
       where = f"{source.name} {record.key}"
       if settings.kind == "zero_shot" and record.label < 0:
         raise BadRecord("no label")
-      image = images.decode_eval(record.image, size, background, config.data.max_pixels)
+      image = images.decode_eval(record.image, size, background, config.data.max_pixels, config.data.squash)
       found = _eval_texts(record, settings)[:k]
     except BadRecord as e:
       return out, f"{where}: {e}"
     for j, text in enumerate(found):
-      out["text"][j] = tokenizer.encode(text, length)
+      out["text"][j] = tokenizer.encode(prompt + text, length)
       out["text_weight"][j] = 1
     out |= {"image": image, "label": np.int32(record.label), "weight": np.float32(1)}
     return out, ""

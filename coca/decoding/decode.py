@@ -52,6 +52,28 @@ def decode(model, weights, encoded, decoding: Decoding, length: int, special: Sp
   return rerank(model, encoded.embedding, decoded, length, special) if decoding.rerank else decoded
 
 
+def own_prompt(config, tokenizer, rows: int, longest: int = 0) -> tuple[dict, int]:
+  """The prompt that all of a model's captions begin with (`config.data.prompt`).
+
+  Args:
+    config: the model's run.
+    tokenizer: as for `prompts`.
+    rows: B.
+    longest: tokens of a text at most; 0: as many as the model reads.
+
+  Returns:
+    what `decode` takes, 'prompt' and 'lengths', or nothing where there is none; and where in a row of tokens the
+    caption begins.
+
+  Raises:
+    ValueError: as `prompts`.
+  """
+  if not config.data.prompt:
+    return {}, 1
+  prompt, lengths = prompts(tokenizer, [config.data.prompt], longest or config.model.text.length)
+  return {"prompt": np.repeat(prompt, rows, axis=0), "lengths": np.repeat(lengths, rows)}, int(lengths[0])
+
+
 def prompts(tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
   """Texts as the beginnings of texts.
 

@@ -13,6 +13,7 @@ from coca.config import Config, Eval
 from coca.data import texts
 from coca.data.records import BadRecord
 from coca.decoding.common import Special
+from coca.decoding.decode import own_prompt
 from coca.evals.stream import Stream
 from coca.host import to_host
 
@@ -47,7 +48,8 @@ class Captions:
     forward = self.stream.forward
     nll, tokens, captions = 0.0, 0.0, {}
     special = Special(self.stream.tokenizer.bos, self.stream.tokenizer.eos)
-    writer = forward.writer(params)
+    writer, local_rows = forward.writer(params), len(self.stream.host_rows)
+    prompt, begins = own_prompt(self.stream.config, self.stream.tokenizer, local_rows)
     for batch in self.stream:
       for k in np.nonzero(batch.rows["text_weight"].any(axis=0))[0]:
         local = batch.local
@@ -55,7 +57,7 @@ class Captions:
         loss, count = forward.caption_loss(params, {"image": batch.device["image"], **forward.put(kth)})
         nll, tokens = nll + float(to_host(loss)), tokens + float(to_host(count))
       encoded = forward.encode(params, batch.device["image"])
-      ids = to_host(forward.caption(writer, encoded, special=special).text)[:, 0]
+      ids = to_host(forward.caption(writer, encoded, special=special, **forward.put(prompt)).text)[:, 0, begins:]
       for row in np.nonzero(batch.rows["weight"] > 0)[0]:
         captions[int(batch.rows["label"][row])] = ids[row]
     mean = nll / tokens if tokens else math.nan

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from coca.decoding.common import Special
+from coca.decoding.decode import own_prompt
 from coca.evals.captions import matches, references
 from coca.evals.stream import Stream
 from coca.evals.vqa import Vqa
@@ -72,7 +73,9 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
     elif writer is not None:
       special = Special(stream.tokenizer.bos, stream.tokenizer.eos)
       encoded = stream.forward.encode(params, batch.device["image"])
-      ids = to_host(stream.forward.caption(writer, encoded, special=special).text)[:, 0]
+      prompt, begins = own_prompt(config, stream.tokenizer, len(few.host_rows))
+      prompt = stream.forward.put(prompt)
+      ids = to_host(stream.forward.caption(writer, encoded, special=special, **prompt).text)[:, 0, begins:]
       captions = [stream.tokenizer.decode(row) for row in ids]
     if zero_shot:
       embedded = to_host(stream.forward.embed_images(params, batch.device["image"]))

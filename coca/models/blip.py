@@ -153,7 +153,7 @@ class Blip(nnx.Module):
     return self.matching_head(states[..., 0, :].astype(jnp.float32))
 
   def ask(self, tokens, question, key=None) -> Encoded:
-    """Image tokens [B, N, D] and questions int32 [B, T] as what answers look at: the image-grounded encoder's states."""
+    """Image tokens [B, N, D] and questions int32 [B, T] as what answers look at: the grounded encoder's states."""
     mask = (question != PAD).at[:, 0].set(True)[:, None, None]
     return Encoded(None, self.ground(None, question, tokens, key), mask)
 

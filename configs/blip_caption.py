@@ -1,0 +1,31 @@
+r"""BLIP's fine-tune for captions, which is CapFilt's captioner too (arXiv 2201.12086, section 4.2 and Table 14).
+
+  python -m coca.train --config=configs/blip_caption.py:init_from=DIR --workdir=runs/blip_captioner
+  python -m coca.train --config=configs/blip_caption.py:init_from=DIR,runlocal        # a few steps
+
+DIR is a BLIP model: a run of configs/blip_base.py or what `python -m coca.convert` wrote. LM alone, 5 epochs, rate 1e-5
+(ViT-L 2e-6), batch 256, pictures of 384 pixels, texts of 40 tokens that begin with "a picture of ", which is no part of
+the loss. To write captions as the paper: strategy="beam", beams=3, max_length=20, min_length=5.
+
+It trains on the built-in corpus; other data as in configs/finetune_caption.py, with --config.steps='2.8e6 examples' for
+five epochs of COCO. The rate falls each step and not each epoch.
+"""
+
+from coca import blip_recipes
+from coca.commands import arguments
+from coca.decoding.decode import own_prompt
+from coca.workdir import read_workdir
+
+
+def get_config(arg=None):
+  args = arguments(arg, runlocal=False, init_from="")
+  config = blip_recipes.finetuning(args, lr=1e-5, large_lr=2e-6, epochs=5, size=384)
+  config.name = "blip_caption" + "_runlocal" * args.runlocal
+  config.model.text.unimodal_layers = 0
+  if config.model.image.size >= 224:
+    config.model.text.length = 40
+  config.data.prompt = blip_recipes.PROMPT
+  tokenizer = read_workdir(args.init_from)[1]
+  config.captioning.update(weight=1.0, prompt_tokens=own_prompt(config, tokenizer, 1)[1] - 1)
+  blip_recipes.evaluate(config, args, "captions", kind="captions")
+  return config

@@ -1,0 +1,37 @@
+r"""BLIP's fine-tune for visual question answering (arXiv 2201.12086, section 4.4 and Table 14).
+
+  python -m coca.train --config=configs/blip_vqa.py:init_from=DIR --workdir=runs/blip_vqa
+  python -m coca.train --config=configs/blip_vqa.py:init_from=DIR,runlocal            # a few steps
+
+DIR is a BLIP model: a run of configs/blip_base.py or what `python -m coca.convert` wrote. The image-grounded encoder
+reads the question, a decoder of its own the encoder's states; 10 epochs, rate 2e-5, batch 256, pictures of 480 pixels,
+questions of 35 tokens. Each answer weighs as many of the annotators as gave it.
+
+It trains on questions that are made of the names in the built-in corpus (coca/data/sources/name_questions.py). On
+VQA v2, as a folder with a captions.json of objects with "image", "question" and "answers":
+
+  --config.data.sources.pairs.kind=folder --config.data.sources.pairs.path=data/vqa_train \
+  --config.data.sources.pairs.split='' --config.data.sources.pairs.question_key=question \
+  --config.data.sources.pairs.text_key=answers --config.answering.answers=10
+
+and in the same way config.evals.vqa.source; --config.evals.vqa.answers=FILE ranks the 3,128 answers in it, one a line,
+instead of writing answers. Visual Genome's questions, as a second source, have answer_weight 0.2. The rate falls each
+step and not each epoch.
+"""
+
+from coca import blip_recipes
+from coca.commands import arguments
+
+
+def get_config(arg=None):
+  args = arguments(arg, runlocal=False, init_from="")
+  config = blip_recipes.finetuning(args, lr=2e-5, large_lr=2e-5, epochs=10, size=480)
+  config.name = "blip_vqa" + "_runlocal" * args.runlocal
+  if config.model.image.size >= 224:
+    config.model.text.length = 35
+  config.answering.update(weight=1.0, answers=1)  # the corpus has one answer a question
+  config.captioning.tokens = "sum"
+  config.data.sources.pairs.question_key = "name"
+  config.data.flip = False  # as BLIP: some questions are about left and right
+  blip_recipes.evaluate(config, args, "vqa", kind="vqa", source={"question_key": "name"})
+  return config
