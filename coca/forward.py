@@ -22,14 +22,15 @@ from coca.sharding import batch_sharding, param_shardings, replicated
 
 def abstract_model(config: Config):
   """The model's graph definition, and its parameters as a nested dict of ShapeDtypeStructs; nothing is computed."""
-  graphdef, params = _abstract_model(config.model, config.contrastive, config.matching)
+  graphdef, params = _abstract_model(config.model, config.contrastive, config.captioning, config.matching)
   return graphdef, jax.tree.map(lambda x: x, params)  # dicts of the caller's own
 
 
 @functools.lru_cache(maxsize=16)
-def _abstract_model(model, contrastive, matching):
+def _abstract_model(model, contrastive, captioning, matching):
   """A start asks for it half a dozen times, at half a second each."""
-  config = Config(model=model, contrastive=contrastive, matching=matching)  # all that `CoCa` looks at
+  # All that `CoCa` looks at.
+  config = Config(model=model, contrastive=contrastive, captioning=captioning, matching=matching)
   graphdef, state = nnx.split(nnx.eval_shape(lambda: CoCa(config, nnx.Rngs(0))))
   return graphdef, nnx.to_pure_dict(state)
 

@@ -48,7 +48,7 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
     second = optax.scale_by_factored_rms(decay_rate_fn=lambda i, p: jnp.minimum(o.b2, 1 - (i + 1.0) ** -p))
     rule = unless_skipped(optax.chain(second, optax.ema(o.b1, debias=False, accumulator_dtype=jnp.bfloat16)))
   else:
-    rule = adam_in_place(o.b1, o.b2)
+    rule = adam_in_place(o.b1, o.b2, o.eps)
   schedule = make_schedule(config, total)
   steps = [
     rule,

@@ -73,6 +73,9 @@ def make_train_step(config: Config, total: int, state, mesh):
     key, noise = jax.random.fold_in(jax.random.key(config.seed), state["step"]), None
     if config.model.image.patch_dropout:
       noise = jax.random.uniform(key, (len(batch["image"]), config.model.image.tokens))
+    if config.captioning.parallel:
+      drawn = jax.random.uniform(jax.random.fold_in(key, 2), (len(batch["text"]),))
+      batch = batch | {"parallel": drawn < config.captioning.parallel}
     grads, metrics = gradients(state["params"], batch, noise, jax.random.fold_in(key, 1))
     metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -123,6 +126,7 @@ def make_train_step(config: Config, total: int, state, mesh):
 def make_gradients(config: Config):
   """(params, batch, patch_noise, key) -> (gradients, metrics), over one batch or over micro-batches: the same result.
 
+  Where the batch has 'parallel', bool [B], the words of those examples are predicted all at once (CapPa).
   The random key draws the negatives of the matching loss; without that loss it may be left out.
   """
   graphdef, _ = abstract_model(config)
@@ -133,7 +137,8 @@ def make_gradients(config: Config):
     params = {part: jax.lax.stop_gradient(tree) if part in frozen else tree for part, tree in params.items()}
     model = nnx.merge(graphdef, params)
     out = model(
-      batch["image"], batch["text"], contrast=contrast > 0, caption=captions, match=matches, patch_noise=noise
+      batch["image"], batch["text"], contrast=contrast > 0, caption=captions, match=matches, patch_noise=noise,
+      parallel=batch.get("parallel"),
     )
     return out, model
 
