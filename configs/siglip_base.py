@@ -7,15 +7,15 @@ r"""SigLIP B/16 (arXiv 2303.15343), from scratch: 203,155,970 parameters, as Goo
 CoCa's image encoder under one contrastive pooler with a feed-forward behind it (a MAP head), its unimodal half without
 a mask, whose last state is the text embedding, and the pairwise sigmoid loss, round the devices.
 
-The paper's (section 3, 4.2, 4.6 and 4.7, appendix C): sizes, 32,000 words, 64 tokens, 32,768 pairs a batch, 40e9 in
-all, Adafactor with rate 1e-3, weight decay 1e-4 and b2 0.95, cosine decay, 1 / temperature 10 and bias -10 at the
-start. Big_vision's (its code, and the notebook with the released models): the towers' details.
+The paper's (sections 3, 4.2, 4.6 and 4.7, appendix C): sizes, 32,000 words, 64 tokens, 32,768 pairs a batch, 40e9 in
+all, Adafactor with rate 1e-3, weight decay 1e-4 and b2 0.95, 1 / temperature 10 and bias -10 at the start. The towers'
+details are those of big_vision, its code. With the same weights, embeddings are those of transformers' SigLIP.
 
 Not the paper's, or not in it: it trains at 256 pixels and goes on for 5e9 pairs at 224; here it is 224 throughout. A
-warm-up of 20,000 steps and clipping at 1.0 are SigLIP 2's (arXiv 2502.14786). The tokenizer is trained on the pairs'
-texts unless data.tokenizer names one (theirs is of C4). Texts begin with BOS and end in padding, theirs have no BOS and
-are filled up with EOS. WebLI is not public: pairs are looked for as WebDataset shards (`coca.recipes.pretraining`, also
-for the evaluations).
+warm-up of 20,000 steps, cosine decay and clipping at 1.0 are SigLIP 2's (arXiv 2502.14786). The tokenizer is trained on
+the pairs' texts unless data.tokenizer names one (theirs is of C4). Texts begin with BOS and end in padding, theirs have
+no BOS and are filled up with EOS. WebLI is not public: pairs are looked for as WebDataset shards
+(`coca.recipes.pretraining`, also for the evaluations).
 """
 
 from coca.commands import arguments
