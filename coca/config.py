@@ -60,6 +60,7 @@ class Poolers:
   heads: int = 0  # 0: as the image encoder. Not in the paper
   norm: bool = True  # LayerNorm on the pooled tokens. Not in the paper; VideoPrism, Google's own code, has it
   norm_inputs: bool = False  # LayerNorm on the queries, and on the tokens they look at (open_clip)
+  mlp: int = 0  # width of a feed-forward behind `norm`, added to what is pooled (SigLIP's MAP head); 0: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +69,17 @@ class TextDecoder:
 
   vocab: int = 64_000
   length: int = 64  # tokens, BOS and EOS included. Not in the paper; ALIGN and VideoPrism have 64
-  unimodal_layers: int = 12
+  unimodal_layers: int = 12  # 0: no text embedding (a captioner alone)
   multimodal_layers: int = 12  # 0: no captioning (a dual encoder)
   width: int = 768
   mlp: int = 3072
   heads: int = 12
   tied_softmax: bool = False  # Table 1's counts need an output matrix of its own
-  pool: str = "cls"  # the text embedding: 'cls', a learned [CLS] after the text (section 3.2); 'eos', EOS' state (CLIP)
+  mask: str = "causal"  # words see: 'causal', what stands before them; 'full', all words and all padding (SigLIP)
+  # The text embedding: 'cls', a learned [CLS] after the text (section 3.2); 'eos', EOS' state (CLIP); 'last', that of
+  # the last position, padding or not (SigLIP).
+  pool: str = "cls"
+  projection_bias: bool = False  # of the text embedding's projection (SigLIP)
   cls_position: bool = False  # whether [CLS] has a position embedding, one more than the words' (open_clip)
   cls_mask: str = "words"  # [CLS] sees: 'words' and itself; 'legacy': words and the first padding (see unimodal_mask)
   feedforwards: int = 1  # of a multimodal layer: 2 is one more between self- and cross-attention (open_clip)
@@ -146,6 +151,9 @@ class Captioning:
   # mean over texts, as equation 3 is printed
   label_smoothing: float = 0.0
   prompt_tokens: int = 0  # of `config.data.prompt`: so many tokens at the beginning are given and not learned
+  # Share of the examples whose words are all predicted at once, from [MASK]s that see each other (CapPa, arXiv
+  # 2306.07915: 0.75). In training only; texts are written word by word.
+  parallel: float = 0.0
   chunk: int = 1024  # tokens of a device whose logits are held at once
 
 
@@ -296,7 +304,8 @@ CHOICES = {
   "model.kind": ("coca", "blip"),
   "model.med.sharing": ("all", "all_but_cross_attention", "all_but_self_attention", "none"),
   "model.poolers.kind": ("cascade", "parallel", "openclip", "class_token"),
-  "model.text.pool": ("cls", "eos"),
+  "model.text.mask": ("causal", "full"),
+  "model.text.pool": ("cls", "eos", "last"),
   "model.text.cls_mask": ("words", "legacy"),
   "model.text.feedforwards": (1, 2),
   "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
@@ -381,8 +390,20 @@ def _check(c: Config) -> None:
   check(poolers.kind != "openclip" or poolers.n_query > 1,
         "config.model.poolers.kind 'openclip' needs config.model.poolers.n_query above 1: the first query is the image "
         "embedding's")
+  check(not poolers.mlp or poolers.norm, "config.model.poolers.mlp needs config.model.poolers.norm: it reads the norm")
+  check(text.mask == "causal" or text.multimodal_layers == 0,
+        "config.model.text.mask 'full' needs config.model.text.multimodal_layers 0: the decoder would see the words "
+        "that it has to predict")
+  check(text.mask == "causal" or text.pool != "cls",
+        "config.model.text.mask 'full' needs config.model.text.pool 'last' or 'eos': there is no mask for [CLS] in it")
   answers = c.answering.weight > 0
   check(c.contrastive.weight > 0 or c.captioning.weight > 0 or answers, "all loss weights are 0: nothing to train")
+  check(c.contrastive.weight == 0 or text.unimodal_layers > 0,
+        "config.contrastive.weight needs config.model.text.unimodal_layers above 0; or set the weight to 0")
+  check(0 <= c.captioning.parallel <= 1, f"config.captioning.parallel {c.captioning.parallel} is not a share")
+  check(c.captioning.parallel == 0 or (not blip and c.captioning.weight > 0 and text.unimodal_layers == 0),
+        "config.captioning.parallel needs a captioner alone, of kind 'coca': config.captioning.weight above 0 and "
+        "config.model.text.unimodal_layers 0")
   check(c.captioning.weight == 0 or text.multimodal_layers > 0,
         "config.captioning.weight needs config.model.text.multimodal_layers above 0; or set the weight to 0")
   check(blip or not matches or text.multimodal_layers > 0,

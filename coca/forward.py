@@ -24,14 +24,16 @@ from coca.sharding import batch_sharding, param_shardings, replicated
 
 def abstract_model(config: Config):
   """The model's graph definition, and its parameters as a nested dict of ShapeDtypeStructs; nothing is computed."""
-  graphdef, params = _abstract_model(config.model, config.contrastive, config.matching, config.answering)
+  parts = config.model, config.contrastive, config.captioning, config.matching, config.answering
+  graphdef, params = _abstract_model(*parts)
   return graphdef, jax.tree.map(lambda x: x, params)  # dicts of the caller's own
 
 
 @functools.lru_cache(maxsize=16)
-def _abstract_model(model, contrastive, matching, answering):
+def _abstract_model(model, contrastive, captioning, matching, answering):
   """A start asks for it half a dozen times, at half a second each."""
-  config = Config(model=model, contrastive=contrastive, matching=matching, answering=answering)  # all it looks at
+  # All that a model looks at.
+  config = Config(model=model, contrastive=contrastive, captioning=captioning, matching=matching, answering=answering)
   graphdef, state = nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))
   return graphdef, nnx.to_pure_dict(state)
 

@@ -90,7 +90,7 @@ def flops_per_pair(config: Config) -> dict[str, float]:
     learns = part not in frozen
     flops[part] = (
       _product(2 * tokens * width * text.width, learns, live or (learns and model.poolers.norm_inputs))
-      + _product(n_query * text.width * out, learns, live or learns)
+      + _product(n_query * (text.width * out + 2 * out * model.poolers.mlp), learns, live or learns)
       + _attention(n_query * tokens * text.width, live or learns)
     )
     return n_query, out, live or learns
@@ -115,10 +115,11 @@ def flops_per_pair(config: Config) -> dict[str, float]:
     if contrasts and kind != "class_token":
       _, _, image_live = pool("contrastive_pooler", 1, embed_dim, *(image_tokens if cascades else encoded))
 
-  learns = "unimodal" not in frozen
+  learns = text.unimodal_layers > 0 and "unimodal" not in frozen
   live = learns or "embedding" not in frozen
   has_cls = contrasts and text.pool == "cls"
-  flops["unimodal"] = text.unimodal_layers * _layer(text, text.length + has_cls, learns, live)
+  if text.unimodal_layers:
+    flops["unimodal"] = text.unimodal_layers * _layer(text, text.length + has_cls, learns, live)
   if contrasts:
     flops["unimodal"] += _product(text.width * embed_dim, learns, live)
     matrices = 2 if config.contrastive.loss == "softmax" else 1

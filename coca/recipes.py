@@ -53,25 +53,39 @@ def pretraining() -> ConfigDict:
   return config
 
 
+def alt_text_alone() -> ConfigDict:
+  """`pretraining` on the pairs of `alt_text` alone, as CLIP, SigLIP and CapPa train, in place of half and half."""
+  config = pretraining()
+  del config.data.sources.labels
+  return config
+
+
 def runlocal(config: ConfigDict) -> ConfigDict:
   """Shrinks a config in place to about a minute on two cores, with the built-in corpus as data, and returns it.
 
-  What makes the recipe (sources half and half, losses, optimizer, poolers) stays.
+  What makes the recipe (sources half and half, losses, optimizer, towers, poolers) stays; the tokenizer is trained.
   """
   config.name += "_runlocal"
-  image, text = config.model.image, config.model.text
-  config.model.image.update(size=image.size // 4, layers=2, width=64, mlp=256, heads=4)
-  text.update(vocab=1024, length=16, unimodal_layers=2, multimodal_layers=2, width=64, mlp=256, heads=4)
-  config.model.poolers.n_query = 8
+  image, text, poolers = config.model.image, config.model.text, config.model.poolers
+  image.update(size=image.size // image.patch // 4 * image.patch, layers=2, width=64, mlp=256, heads=4)
+  text.update(vocab=1024, length=16, width=64, mlp=256, heads=4, unimodal_layers=min(text.unimodal_layers, 2),
+              multimodal_layers=min(text.multimodal_layers, 2))
+  poolers.update(n_query=min(poolers.n_query, 8), mlp=min(poolers.mlp, 256))
   config.update(steps="60", log_every="10")
-  config.data.update(batch=64, tokenizer_texts=10_000)
-  config.data.sources = {
-    "labels": to_dict(Source(kind="builtin", text="labels", prompts=("a drawing of a {}", "the {}", "{}"))),
-    "alt_text": to_dict(Source(kind="builtin", split="openclipart")),
-  }
-  config.evals = {"twemoji": to_dict(Eval(
-    kind="zero_shot", source=Source(kind="builtin", split="twemoji"), limit=256, batch=64, pixel_neighbours="labels"
-  ))}
+  config.optim.warmup = "2%"
+  config.data.update(batch=64, tokenizer="", tokenizer_texts=10_000)
+  emoji = Source(kind="builtin", text="labels", prompts=("a drawing of a {}", "the {}", "{}"))
+  if "labels" in config.data.sources:
+    config.data.sources = {
+      "labels": to_dict(emoji), "alt_text": to_dict(Source(kind="builtin", split="openclipart"))}
+  else:
+    config.data.sources = {"alt_text": to_dict(emoji)}
+  unseen = Eval(source=Source(kind="builtin", split="twemoji"), limit=256, batch=64)
+  config.evals = {"twemoji": to_dict(unseen)}
+  if config.contrastive.weight:
+    config.evals.twemoji.pixel_neighbours = next(iter(config.data.sources))  # where the emoji are
+  else:
+    config.evals.twemoji.kind = "captions"
   config.checkpoint.every = "50%"
   return config
 
@@ -104,10 +118,11 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
   config.checkpoint.every = "10%"
 
   unseen = Source(kind="builtin", split="twemoji")
-  config.evals.zero_shot = to_dict(Eval(kind="zero_shot", source=unseen, every="20%"))
-  config.evals.retrieval = to_dict(Eval(kind="retrieval", source=unseen, every="20%"))
-  if old.model.text.multimodal_layers:
-    config.evals.captions = to_dict(Eval(kind="captions", source=unseen, every="20%"))
+  text = old.model.text
+  for kind, has in (("zero_shot", text.unimodal_layers), ("retrieval", text.unimodal_layers),
+                    ("captions", text.multimodal_layers)):
+    if has:
+      config.evals[kind] = to_dict(Eval(kind=kind, source=unseen, every="20%"))
   if runlocal:
     config.update(steps="4", log_every="1")
     config.optim.warmup = "1"

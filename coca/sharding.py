@@ -43,6 +43,7 @@ PARAMETERS = {
   "queries": (None, "embed"),
   "cls": (None,),
   "class_token": (None,),
+  "mask": (None,),
   "bias": (None,),
   "scale": (None,),
   "log_scale": (),

@@ -2,10 +2,10 @@
 
 What the new model has in common with the old one is loaded. A part (top level of the parameters, such as 'multimodal'
 or 'contrastive_pooler') may be new or gone as a whole, and so may what makes the text embedding in 'unimodal', which
-comes and goes with the contrastive loss; new ones keep their fresh values. Inside a part all names and shapes have to
-agree, or else a setting differs by mistake and an error lists them. Position embeddings fit any size of picture or
-length of text. What BLIP's text encoder and decoder shared and now have apart, both start with. The optimizer begins
-anew.
+comes and goes with the contrastive loss, and [MASK], with parallel prediction; new ones keep their fresh values.
+Inside a part all names and shapes have to agree, or else a setting differs by mistake and an error lists them. Position
+embeddings fit any size of picture or length of text. What BLIP's text encoder and decoder shared and now have apart,
+both start with. The optimizer begins anew.
 """
 
 import math
@@ -22,7 +22,7 @@ from coca.workdir import read_config, read_params
 
 IMAGE, TEXT = "image_encoder/positions", "embedding/positions"
 TWINS = {"text_encoder": "text_decoder", "text_decoder": "text_encoder"}
-OPTIONAL = ("unimodal/cls", "unimodal/norm", "unimodal/projection")
+OPTIONAL = ("unimodal/cls", "unimodal/norm", "unimodal/projection", "embedding/mask")
 
 
 def initial_params(workdir, config: Config, fresh, mesh):
@@ -130,11 +130,12 @@ def _source(name: str, there: dict) -> str:
 
 def _units(a: dict, b: dict) -> list[str]:
   """Parts, and what of `OPTIONAL`, that `a` has and `b` lacks."""
-  def has(tree, unit):
-    return any(_within(name, [unit]) for name in tree)
+  def gone(unit):
+    there, here = (any(_within(name, [unit]) for name in tree) for tree in (a, b))
+    return there and not here
 
-  units = list(dict.fromkeys([name.split("/")[0] for name in a] + list(OPTIONAL)))
-  return [unit for unit in units if has(a, unit) and not has(b, unit)]
+  parts = [part for part in dict.fromkeys(name.split("/")[0] for name in a) if gone(part)]
+  return parts + [unit for unit in OPTIONAL if gone(unit) and not _within(unit, parts)]
 
 
 def _within(name: str, units: Sequence[str]) -> bool:

@@ -95,7 +95,10 @@ def make_train_step(config: Config, total: int, state, mesh):
       noise = jax.random.uniform(key, (len(batch["image"]), config.model.image.tokens))
     memory = None
     if config.contrastive.momentum:
-      slow, memory = remember(state, batch, jax.random.fold_in(key, 2))
+      slow, memory = remember(state, batch, jax.random.fold_in(key, 3))
+    if config.captioning.parallel:
+      drawn = jax.random.uniform(jax.random.fold_in(key, 2), (len(batch["text"]),))
+      batch = batch | {"parallel": drawn < config.captioning.parallel}
     grads, metrics = gradients(state["params"], batch, noise, jax.random.fold_in(key, 1), memory)
     metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -153,8 +156,9 @@ def make_train_step(config: Config, total: int, state, mesh):
 def make_gradients(config: Config):
   """(params, batch, patch_noise, key, memory) -> (gradients, metrics), over one batch or over micro-batches.
 
-  The result is the same for both. The random key draws the negatives of the matching loss and what is dropped out;
-  without them it may be left out. `memory`: of the momentum encoders, see `make_train_step`.
+  The result is the same for both. Where the batch has 'parallel', bool [B], the words of those examples are predicted
+  all at once (CapPa). The random key draws the negatives of the matching loss and what is dropped out; without them it
+  may be left out. `memory`: of the momentum encoders, see `make_train_step`.
   """
   graphdef, _ = abstract_model(config)
   weights = {name: getattr(config, name).weight for name in ("contrastive", "captioning", "matching", "answering")}
@@ -169,7 +173,7 @@ def make_gradients(config: Config):
     model = nnx.merge(graphdef, params)
     out = model(
       batch["image"], batch["text"], contrast=contrast > 0, caption=captions, match=matches, patch_noise=noise,
-      key=fold(key, 1),
+      key=fold(key, 1), **{name: batch[name] for name in ("parallel",) if name in batch},
     )
     return out, model
 

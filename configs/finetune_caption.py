@@ -29,7 +29,8 @@ def get_config(arg=None):
   args = arguments(arg, runlocal=False, init_from="")
   config = finetuning(args.init_from, args.runlocal)
   config.name = "finetune_caption" + "_runlocal" * args.runlocal
-  config.captioning.weight, config.contrastive.weight = 2.0, 1.0
+  config.captioning.weight = 2.0
+  config.contrastive.weight = 1.0 if config.model.text.unimodal_layers else 0.0  # of a captioner alone
   if not args.runlocal:
     config.steps = "50000"
   return config

@@ -14,6 +14,7 @@ from coca import evals, plan
 from coca.config import in_steps, parse
 from coca.data import tokenizer
 from coca.data.sources import open_source
+from coca.interop.open_clip_config import MODELS, to_config
 from coca.sharding import batch_sharding, make_mesh
 from coca.train_step import make_train_step, planned_state
 from coca.workdir import write_run
@@ -59,7 +60,8 @@ def named(name, arg=None):
 
 
 def test_all_are_here():
-  assert {f.stem for f in FILES} >= {"coca_tiny", "coca_base", "coca_large", "coca_giant", "coca_base_hires"}
+  assert {f.stem for f in FILES} >= {"coca_tiny", "coca_base", "coca_large", "coca_giant", "coca_base_hires",
+                                     "clip_base", "siglip_base", "cap_base"}
 
 
 @every_file
@@ -138,6 +140,61 @@ def test_recipe_is_that_of_the_paper(name):
 def test_sizes(name, millions):
   """Table 1's 383M, 787M and 2.1B, with poolers, projection and position embeddings, which it leaves out."""
   assert plan.parameter_table(named(name))[-1][1] / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+@pytest.mark.parametrize(("name", "published"), [("clip_base", 149_620_737), ("siglip_base", 203_155_970)])
+def test_sizes_of_clip_and_siglip_are_the_published_ones(name, published):
+  """Those of OpenAI's ViT-B/16 and of Google's siglip-base-patch16-224, to the last parameter."""
+  assert plan.parameter_table(named(name))[-1][1] == published
+  assert (CONFIGS / f"{name}.py").read_text().count(f"{published:,}") == 2
+
+
+@pytest.mark.parametrize(("arg", "mask"), [(None, 0), ("parallel", 768)])
+def test_size_of_the_captioner_alone(arg, mask):
+  """By hand: ViT-B/16 at 224, six layers of 12 d^2 + 4 d m / 2 with 3 norms, 32,000 words twice; biases apart."""
+  d, words = 768, 32_000
+  vit = 768 * d + d + 196 * d + 12 * (4 * (d * d + d) + 2 * d * 3072 + 3072 + d + 4 * d) + 2 * d
+  theirs = vit + words * d + 64 * d + 6 * (8 * d * d + 2 * d * 3072 + 3 * d) + 2 * d + words * d + words
+  biases = 6 * (8 * d + 3072 + d + 3 * d)
+  assert plan.parameter_table(named("cap_base", arg))[-1][1] == theirs - words + biases + mask
+  said = (CONFIGS / "cap_base.py").read_text()
+  for number in (theirs, theirs - words + biases, biases):
+    assert f"{number:,}" in said
+
+
+def test_clip_is_the_model_that_open_clips_weights_are_read_into():
+  c, converted = named("clip_base"), to_config(MODELS["ViT-B-16-quickgelu"])
+  assert dataclasses.replace(c.model, embed_dim=c.model.text.width, remat="none") == dataclasses.replace(
+    converted.model, poolers=c.model.poolers)
+  assert c.model.poolers.kind == converted.model.poolers.kind == "class_token"
+  assert c.model.poolers.n_query == converted.model.poolers.n_query == 0
+  assert in_steps(c.steps, c.data.batch) == 32 * 400e6 // 32_768
+  assert (c.optim.b2, c.optim.eps, c.optim.weight_decay, c.optim.lr, c.optim.warmup) == (0.98, 1e-6, 0.2, 5e-4, "2000")
+  assert (c.contrastive.temperature, c.contrastive.max_scale, c.contrastive.directions) == (0.07, 100, "mean")
+  assert c.data.tokenizer and not named("clip_base", "runlocal").data.tokenizer
+
+
+def test_runlocal_keeps_what_makes_siglip_and_cappa_themselves():
+  siglip = named("siglip_base", "runlocal")
+  assert (siglip.model.text.mask, siglip.model.text.pool, siglip.model.poolers.mlp) == ("full", "last", 256)
+  loss = siglip.contrastive
+  assert (loss.loss, loss.bias, loss.temperature) == ("sigmoid_ring", -10, 0.1)
+  cappa = named("cap_base", "parallel,runlocal")
+  assert (cappa.name, cappa.captioning.parallel, cappa.model.text.unimodal_layers) == ("cappa_base_runlocal", 0.75, 0)
+  assert (cappa.contrastive.weight, cappa.model.poolers.n_query, cappa.evals["twemoji"].kind) == (0, 0, "captions")
+  assert named("cap_base").captioning.parallel == 0
+
+
+def test_fine_tunes_of_a_captioner_alone(tmp_path, monkeypatch):
+  """It stays one; there is no text embedding to tune."""
+  monkeypatch.setattr(sys.modules[__name__], "MODEL", tmp_path)
+  save(tmp_path, contrastive__weight=0.0, model__text__unimodal_layers=0, captioning__parallel=0.5)
+  for name in ("finetune_caption", "capfilt_captioner"):
+    c = named(name)
+    assert (c.contrastive.weight, c.captioning.parallel, set(c.evals)) == (0, 0, {"captions"})
+  for name in ("finetune_contrastive", "capfilt_filter"):
+    with pytest.raises(ValueError, match=r"needs config\.model\.text\.unimodal_layers above 0"):
+      named(name)
 
 
 @pytest.mark.parametrize("name", ["finetune_caption", "finetune_contrastive"])

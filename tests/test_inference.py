@@ -270,7 +270,8 @@ def test_models_with_one_loss_say_what_they_cannot_do(model, data):
   assert mute.embed_texts("red apple").shape == (1, 16)
   with pytest.raises(ValueError, match="no multimodal decoder"):
     mute.caption(data)
-  blind = make(contrastive=Contrastive(weight=0.0))
+  text = dataclasses.replace(model.config.model.text, unimodal_layers=0)
+  blind = make(model=dataclasses.replace(model.config.model, text=text), contrastive=Contrastive(weight=0.0))
   assert len(blind.caption(data)) == 4
   for call in (blind.embed_images, blind.embed_texts):
     with pytest.raises(ValueError, match="without a contrastive loss"):

@@ -146,6 +146,13 @@ def test_updates_equal_the_formula(name, formula, tolerance, tree):
   jax.tree_util.tree_map_with_path(check, tree[0], *tree[1], *updates)
 
 
+def test_epsilon_is_what_adamw_adds_to_the_root(tree):
+  adam = settings(name="adamw", lr=0.1, warmup="0", schedule="constant", weight_decay=0.0, eps=0.5)
+  updates, _ = updates_of(adam, tree)
+  gradient = tree[1][0]["head"]["kernel"]
+  np.testing.assert_allclose(updates[0]["head"]["kernel"], -0.1 * gradient / (np.abs(gradient) + 0.5), rtol=1e-4)
+
+
 def test_adafactor_state_is_factored_and_its_momentum_bfloat16(tree):
   _, state = updates_of(settings(), tree)
   sizes = {name: optax.tree_utils.tree_get(state, name)["tower"]["layers"]["up"]["kernel"].shape

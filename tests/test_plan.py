@@ -118,6 +118,7 @@ def batch_shapes(c: Config):
     "image": jax.ShapeDtypeStruct((c.data.batch, c.model.image.size, c.model.image.size, 3), jnp.uint8),
     "text": jax.ShapeDtypeStruct((c.data.batch, c.model.text.length), jnp.int32),
     "weight": jax.ShapeDtypeStruct((c.data.batch,), jnp.float32),
+    **({"parallel": jax.ShapeDtypeStruct((c.data.batch,), jnp.bool)} if c.captioning.parallel else {}),
   }
 
 
@@ -161,6 +162,18 @@ def contrastive_only(c):
   return dataclasses.replace(c, captioning=Captioning(weight=0.0))
 
 
+def siglip(c):
+  text = dataclasses.replace(c.model.text, multimodal_layers=0, mask="full", pool="last", projection_bias=True)
+  c = model_with(c, text=text, poolers=Poolers(kind="parallel", n_query=0, mlp=56))
+  return contrastive_only(dataclasses.replace(c, contrastive=Contrastive(loss="sigmoid")))
+
+
+def cap(c, **captioning):
+  text, poolers = dataclasses.replace(c.model.text, unimodal_layers=0), Poolers(n_query=0)
+  return dataclasses.replace(model_with(c, text=text, poolers=poolers), contrastive=Contrastive(weight=0.0),
+                             captioning=Captioning(chunk=4096, **captioning))
+
+
 def matching(c):
   return dataclasses.replace(c, matching=Matching(weight=1.0))
 
@@ -189,6 +202,16 @@ VARIANTS = {
   ),
   "CLIP": lambda c: contrastive_only(clip(c, multimodal_layers=0)),
   "CLIP with a decoder": lambda c: dropping(clip(c)),
+  "SigLIP": lambda c: siglip(c),
+  "SigLIP, frozen image encoder": lambda c: dataclasses.replace(
+    siglip(c), optim=Optim(lr_scale={"image_encoder": 0.0})),
+  "SigLIP, frozen text": lambda c: dataclasses.replace(
+    siglip(c), optim=Optim(lr_scale={"embedding": 0.0, "unimodal": 0.0})),
+  "feed-forwards in both poolers": lambda c: model_with(c, poolers=Poolers(n_query=7, mlp=56)),
+  "Cap": lambda c: cap(c),
+  "Cap, frozen image encoder and embedding": lambda c: dataclasses.replace(
+    cap(c), optim=Optim(lr_scale={"image_encoder": 0.0, "embedding": 0.0})),
+  "CapPa": lambda c: cap(c, parallel=0.75),
   "matching": lambda c: matching(c),
   "matching, no captioning": lambda c: contrastive_only(matching(c)),
   "matching, no captioning, open_clip": lambda c: contrastive_only(matching(open_clip(c))),

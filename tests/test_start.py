@@ -95,6 +95,17 @@ def test_the_contrastive_side_comes_and_goes(tokens, tmp_path):
   assert "unimodal/projection" in report.split("skipped, not in the new model: ")[1]
 
 
+def test_a_captioner_alone_becomes_a_coca_and_the_mask_token_comes_and_goes(tokens, tmp_path):
+  alone = {"contrastive__weight": 0.0, "model__text__unimodal_layers": 0}
+  cappa, cap = tiny(**alone, captioning__parallel=0.75), tiny(**alone)
+  folder = save(tmp_path / "cappa", cappa, random_params(cappa), tokens)
+  _, _, report = start(folder, tiny())
+  assert "skipped, not in the new model: embedding/mask (48 " in report
+  assert "freshly initialised: contrastive_pooler, temperature, unimodal (" in report  # whole, not piece by piece
+  _, _, report = start(save(tmp_path / "cap", cap, random_params(cap), tokens), cappa)
+  assert "freshly initialised: embedding/mask (48 " in report
+
+
 def test_a_matching_head_is_new(tokens, tmp_path):
   settings = tiny()
   old = random_params(settings)

@@ -42,7 +42,7 @@ class Bert(nnx.Module):
   def __init__(self, model: Model, layers: int, kv_width: int, dtype, rngs: nnx.Rngs):
     text, med = model.text, model.med
     self.dropout = med.dropout
-    self.embedding = Embedding(model, dtype, rngs, med.positions)
+    self.embedding = Embedding(model, dtype, rngs, positions=med.positions)
     self.norm = layer_norm(text.width, med.norm_eps, dtype, rngs)
     self.stack = Stack(
       layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width, bert=med), model, dtype, rngs

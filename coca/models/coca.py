@@ -28,7 +28,7 @@ from coca.sharding import gather
 
 
 class CoCa(nnx.Module):
-  """What only the contrastive loss needs is built where it has a weight, the multimodal half where it has layers."""
+  """What only the contrastive loss needs is built where it has a weight, each decoder half where it has layers."""
 
   softmax_bias = None
 
@@ -54,8 +54,9 @@ class CoCa(nnx.Module):
     self.image_projection = (
       linear(pooled_width, embed_dim, dtype, rngs, bias=False) if contrasts and not has_pooler else None
     )
-    self.embedding = Embedding(model, dtype, rngs)
-    self.unimodal = UnimodalDecoder(model, embed_dim if contrasts else 0, dtype, rngs)
+    self.embedding = Embedding(model, dtype, rngs, masks=config.captioning.parallel > 0)
+    reads = model.text.unimodal_layers > 0
+    self.unimodal = UnimodalDecoder(model, embed_dim if contrasts else 0, dtype, rngs) if reads else None
     kv_width = text_width if pools else image_width
     self.multimodal = MultimodalDecoder(model, kv_width, dtype, rngs) if captions else None
     untied = captions and not model.text.tied_softmax
@@ -64,7 +65,9 @@ class CoCa(nnx.Module):
     self.matching_pooler = AttentionalPooler(model, 1, text_width, text_width, dtype, rngs) if matches else None
     self.matching_head = linear(text_width, 2, jnp.float32, rngs) if matches else None
 
-  def __call__(self, image, text, *, contrast=True, caption=True, match=False, patch_noise=None, key=None) -> Output:
+  def __call__(
+    self, image, text, *, contrast=True, caption=True, match=False, patch_noise=None, parallel=None, key=None
+  ) -> Output:
     """One forward pass for all losses, or for some of them.
 
     Args:
@@ -74,11 +77,12 @@ class CoCa(nnx.Module):
       caption: whether to compute the decoder's states.
       match: whether to return what the decoder starts from, to pair pictures and texts anew.
       patch_noise: [B, N], see `ImageEncoder`.
+      parallel: bool [B], the examples whose words are predicted all at once (CapPa), or None.
       key: of `jax.random`, for models with dropout; not looked at.
     """
     image_embedding, tokens = self._pool(self.image_encoder(image, patch_noise), contrast, caption or match)
-    words, text_embedding = self._read(text, contrast)
-    states = self.multimodal(words, tokens) if caption else None
+    words, text_embedding = self._read(text, contrast, parallel)
+    states = self.multimodal(words, tokens, parallel) if caption else None
     return Output(image_embedding, text_embedding, tokens, words, states)
 
   def ground(self, words, text, tokens, key=None):
@@ -128,13 +132,13 @@ class CoCa(nnx.Module):
     """The decoding protocol of `coca.decoding`: what `start_decoding` takes, a tree of arrays."""
     tokens, positions = self.embedding.tables()
     head = gather("softmax/kernel", self.softmax_kernel(), self.dtype).T
-    stacks = [self.unimodal.stack.decoding_weights(), self.multimodal.stack.decoding_weights()]
+    stacks = [half.stack.decoding_weights() if half else [] for half in (self.unimodal, self.multimodal)]
     return {"tokens": tokens, "positions": positions, "stacks": stacks, "head": head}
 
   def start_decoding(self, weights: dict, image_tokens, length: int, rows: int, prefix):
     """The decoding protocol of `coca.decoding`; [CLS] is left out, since no word ever sees it."""
     unimodal, multimodal = weights["stacks"]
-    layers = self.unimodal.stack.decoding_layers(unimodal)
+    layers = self.unimodal.stack.decoding_layers(unimodal) if self.unimodal else []
     grounded = self.multimodal.stack.decoding_layers(multimodal)
     contexts = [*(None for _ in layers), *(layer.context_cache(image_tokens) for layer in grounded)]
 
@@ -146,11 +150,11 @@ class CoCa(nnx.Module):
 
     return start_layers([*layers, *grounded], contexts, None, embed, predict, length, rows, prefix)
 
-  def _read(self, text, contrast: bool):
+  def _read(self, text, contrast: bool, parallel=None):
     """Text [B, T] -> unimodal states [B, T, D] and, where asked for, the embedding [B, E], unit length."""
-    embedded = self.embedding(text)
+    embedded = self.embedding(text, parallel)
     if not contrast:
-      return self.unimodal.states(embedded), None
+      return self.unimodal.states(embedded) if self.unimodal else embedded, None
     words, embedding = self.unimodal(embedded, text, self.embedding.cls_position(text.shape[1]))
     return words, unit(embedding)
 

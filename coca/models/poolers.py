@@ -1,13 +1,14 @@
 """Attentional poolers (CoCa section 3.2).
 
 "A single multi-head attention layer with n_query learnable queries, with the encoder output as both keys and values":
-no residual and no feed-forward.
+no residual and no feed-forward. With `config.model.poolers.mlp` there are both, which makes it the MAP head of "Scaling
+Vision Transformers" (arXiv 2106.04560, appendix A), SigLIP's.
 """
 
 from flax import nnx
 
 from coca.config import Model
-from coca.models.layers import EMBED_INIT, Attention, layer_norm
+from coca.models.layers import EMBED_INIT, Attention, Mlp, layer_norm
 
 
 class AttentionalPooler(nnx.Module):
@@ -25,6 +26,7 @@ class AttentionalPooler(nnx.Module):
     self.norm_queries = layer_norm(width, model.norm_eps, dtype, rngs) if norms else None
     self.norm_tokens = layer_norm(kv_width, model.norm_eps, dtype, rngs) if norms else None
     self.norm = layer_norm(out, model.norm_eps, dtype, rngs) if model.poolers.norm else None
+    self.mlp = Mlp(out, model.poolers.mlp, model.activation, dtype, rngs) if model.poolers.mlp else None
 
   def __call__(self, tokens, first: int = 0, last: int | None = None, mask=None):
     """Pools with the queries from `first` up to `last`: no query sees another. mask: as in `dot_product_attention`."""
@@ -32,4 +34,5 @@ class AttentionalPooler(nnx.Module):
     queries = self.norm_queries(queries) if self.norm_queries else queries
     tokens = self.norm_tokens(tokens) if self.norm_tokens else tokens
     pooled = self.attention(queries, self.attention.keys_values(tokens), mask)
-    return self.norm(pooled) if self.norm else pooled
+    normed = self.norm(pooled) if self.norm else pooled
+    return pooled + self.mlp(normed) if self.mlp else normed

@@ -13,20 +13,27 @@ from coca.sharding import constrain_batch, gather
 
 
 class Embedding(nnx.Module):
-  """Token and learned position embeddings; positions are not in the paper. [CLS]' position comes after the words'."""
+  """Token and learned position embeddings; positions are not in the paper. [CLS]' position comes after the words'.
 
-  def __init__(self, model: Model, dtype, rngs: nnx.Rngs, positions: int = 0):
+  With `masks`, there is [MASK] too, which stands for every word of an example that is predicted in parallel.
+  """
+
+  def __init__(self, model: Model, dtype, rngs: nnx.Rngs, *, masks: bool = False, positions: int = 0):
     """`positions`: 0 for as many as a text has tokens."""
     text = model.text
     self.dtype = dtype
     self.tokens = nnx.Param(EMBED_INIT(rngs.params(), (text.vocab, text.width)))
     self.has_cls_position = text.cls_position
     self.positions = nnx.Param(EMBED_INIT(rngs.params(), (positions or text.length + text.cls_position, text.width)))
+    self.mask = nnx.Param(EMBED_INIT(rngs.params(), (text.width,))) if masks else None
 
-  def __call__(self, ids):
-    """ids [B, T] -> [B, T, D]."""
+  def __call__(self, ids, parallel=None):
+    """ids [B, T] -> [B, T, D]; parallel: bool [B], which examples are all [MASK]."""
     tokens, positions = self.tables()
-    return constrain_batch(tokens[ids] + positions[: ids.shape[1]])
+    words = tokens[ids]
+    if parallel is not None:
+      words = jnp.where(parallel[:, None, None], self.mask[...].astype(self.dtype), words)
+    return constrain_batch(words + positions[: ids.shape[1]])
 
   def tables(self):
     """Of the tokens [V, D] and of the positions [T, D], in the compute dtype."""
@@ -55,22 +62,28 @@ def unimodal_mask(text, legacy: bool = False):
   return (causal & ~is_cls[:, None] | is_cls[:, None] & seen_by_cls[:, None, :])[:, None]
 
 
+def causal_mask(length: int):
+  """Each position sees itself and what stands before: bool [1, 1, T, T]."""
+  return jnp.tril(jnp.ones((length, length), bool))[None, None]
+
+
 class UnimodalDecoder(nnx.Module):
   """Causal text layers without cross-attention; the learned [CLS] at the end gives the text embedding.
 
-  With `config.model.text.pool` 'eos' there is no [CLS], and the state at EOS takes its place (CLIP). With `embed_dim` 0
-  there is neither and only `states`.
+  With `config.model.text.pool` 'eos' there is no [CLS], and the state at EOS takes its place (CLIP), with 'last' that
+  of the last position (SigLIP). With `embed_dim` 0 there is none of these and only `states`. With `mask` 'full' it is
+  no decoder but an encoder, bidirectional (SigLIP).
   """
 
   def __init__(self, model: Model, embed_dim: int, dtype, rngs: nnx.Rngs):
     text = model.text
     self.dtype = dtype
     self.stack = Stack(text.unimodal_layers, lambda r: Layer(text, model, dtype, r), model, dtype, rngs)
-    self.legacy = text.cls_mask == "legacy"
+    self.legacy, self.causal, self.pool = text.cls_mask == "legacy", text.mask == "causal", text.pool
     if embed_dim:
       self.cls = nnx.Param(EMBED_INIT(rngs.params(), (text.width,))) if text.pool == "cls" else None
       self.norm = layer_norm(text.width, model.norm_eps, dtype, rngs)
-      self.projection = linear(text.width, embed_dim, dtype, rngs, bias=False)
+      self.projection = linear(text.width, embed_dim, dtype, rngs, bias=text.projection_bias)
 
   def __call__(self, embedded, text, cls_position=None):
     """Embedded words [B, T, D], ids [B, T] and `Embedding.cls_position` -> states [B, T, D], text embedding [B, E].
@@ -79,6 +92,8 @@ class UnimodalDecoder(nnx.Module):
     """
     if self.cls is None:
       states = constrain_batch(self.states(embedded))
+      if self.pool == "last":
+        return states, self.projection(self.norm(states[:, -1]))
       # EOS is the last id that is no padding.
       last = text.shape[1] - 1 - jnp.argmax(text[:, ::-1] != PAD, axis=1)
       pooled = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
@@ -90,9 +105,8 @@ class UnimodalDecoder(nnx.Module):
     return constrain_batch(states[:, :-1]), self.projection(self.norm(states[:, -1]))
 
   def states(self, embedded):
-    """The words' states alone [B, T, D]: without [CLS], the causal triangle is all the mask there is."""
-    length = embedded.shape[1]
-    return self.stack(embedded, jnp.tril(jnp.ones((length, length), bool))[None, None])
+    """The words' states alone [B, T, D]: without [CLS], the causal triangle is all the mask there is, if any."""
+    return self.stack(embedded, causal_mask(embedded.shape[1]) if self.causal else None)
 
 
 class MultimodalDecoder(nnx.Module):
@@ -105,8 +119,11 @@ class MultimodalDecoder(nnx.Module):
     )
     self.norm = layer_norm(text.width, model.norm_eps, dtype, rngs)
 
-  def __call__(self, states, image_tokens):
-    """Unimodal states [B, T, D], or [B, K, T, D] of K texts an image -> states for the softmax, of the same shape."""
+  def __call__(self, states, image_tokens, parallel=None):
+    """Unimodal states [B, T, D], or [B, K, T, D] of K texts an image -> states for the softmax, of the same shape.
+
+    parallel: bool [B], which examples are all [MASK] and have no causal mask (CapPa); not with K texts.
+    """
     length, width = states.shape[-2:]
-    mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    mask = causal_mask(length) if parallel is None else causal_mask(length) | parallel[:, None, None, None]
     return self.norm(self.stack(states.reshape(-1, length, width), mask, image_tokens)).reshape(states.shape)
