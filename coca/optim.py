@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from coca.config import Config, in_steps
+from coca.config import Config
+from coca.durations import in_steps
 from coca.sharding import path_name
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 from jax.sharding import AbstractMesh
 
-from coca.config import Config, in_steps
+from coca.config import Config
+from coca.durations import in_steps
 from coca.forward import abstract_model
 from coca.optim import frozen_parts
 from coca.sharding import AXES, mesh_shape

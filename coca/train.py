@@ -18,11 +18,12 @@ from ml_collections import config_flags
 from coca import evals, plan, sharding
 from coca.checkpoint import CheckpointError, Checkpoints, Preemption
 from coca.commands import one_line, parse_flags
-from coca.config import Config, in_steps, parse, to_dict
+from coca.config import Config, parse, to_dict
 from coca.curves import plot_curves
 from coca.data.feed import DeviceFeed, Skipped, TooManySkipped
 from coca.data.pipeline import rows_of, train_batches
 from coca.data.sources import open_source
+from coca.durations import in_steps
 from coca.evals.pictures import write_contact_sheet
 from coca.forward import Forward
 from coca.metrics import Metrics

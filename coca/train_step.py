@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from coca.config import Config, in_steps
+from coca.config import Config
+from coca.durations import in_steps
 from coca.forward import abstract_model
 from coca.hardware import compiler_options, release_memory
 from coca.models import make_model

@@ -8,7 +8,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from coca.config import Config, Eval, Source, default, in_steps, parse, to_dict
+from coca.config import Config, Eval, Source, default, parse, to_dict
+from coca.durations import in_steps
 
 
 def changed(**changes):

@@ -11,9 +11,10 @@ import pytest
 from common import tiny
 
 from coca import evals, plan
-from coca.config import in_steps, parse
+from coca.config import parse
 from coca.data import tokenizer
 from coca.data.sources import open_source
+from coca.durations import in_steps
 from coca.interop.open_clip_config import MODELS, to_config
 from coca.sharding import batch_sharding, make_mesh
 from coca.train_step import make_train_step, planned_state

@@ -11,7 +11,8 @@ import pytest
 from bootstrap import bootstrap, rows_of, write_rows
 from tars import picture, shard
 
-from coca.config import ORIGINS, Source
+from coca.checks import ORIGINS
+from coca.config import Source
 from coca.data import sidecars
 from coca.data.records import Shard, shards_of, split
 from coca.data.sidecars import SidecarError

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from ml_collections import ConfigDict
 
-from coca.config import CHOICES, Source, to_dict
+from coca.checks import CHOICES
+from coca.config import Source, to_dict
 from coca.decoding.settings import Decoding
 from coca.typed import from_plain, to_plain
 

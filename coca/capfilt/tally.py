@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from coca.config import ORIGINS
+from coca.checks import ORIGINS
 
 COLUMNS = ("index", "key", "origin", "matching", "contrastive", "kept", "problem")
 IDENTITIES = ("decoding", "captioner", "filter", "version")

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from coca.config import ORIGINS, Source
+from coca.checks import ORIGINS
+from coca.config import Source
 from coca.data.records import Shard
 from coca.data.sources import files
 
@@ -29,7 +30,7 @@ SCHEMA = pa.schema([
   ("index", pa.int64()),  # number of the record in the source, not in the shard
   ("key", pa.string()),  # the record's; "" where it can't be told
   ("text", pa.string()),  # null: none
-  ("origin", _NAME),  # of the text, one of coca.config.ORIGINS; null without one
+  ("origin", _NAME),  # of the text, one of coca.checks.ORIGINS; null without one
   ("matching", pa.float32()),  # P(match) that the filter gives; null: no score
   ("contrastive", pa.float32()),  # cosine of the filter's embeddings, likewise
   ("kept", pa.bool_()),  # null: not decided yet

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from coca.config import ORIGINS, Source
+from coca.checks import ORIGINS
+from coca.config import Source
 from coca.data.records import BadRecord, Record
 
 

@@ -11,7 +11,8 @@ import zlib
 import numpy as np
 import pyarrow as pa
 
-from coca.config import ORIGINS, Source
+from coca.checks import ORIGINS
+from coca.config import Source
 from coca.data import sidecars
 from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sidecars import SidecarError
