@@ -7,8 +7,8 @@ import numpy as np
 
 from coca import metrics
 
-SHOWN = ("train/loss", "train/contrastive", "train/captioning", "train/matching", "train/matching_accuracy",
-         "train/temperature")
+SHOWN = ("train/loss", "train/contrastive", "train/captioning", "train/answering", "train/matching",
+         "train/matching_accuracy", "train/temperature")
 
 
 def plot_curves(workdir) -> Path:

@@ -230,7 +230,7 @@ def describe(step: int, total: int, values: dict, seconds_left: float | None = N
   if seconds_left is not None:
     minutes, seconds = divmod(round(seconds_left), 60)
     parts += [f"eta {minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"eta {minutes}m{seconds:02}s"]
-  parts += [f"{name} {values[key]:.4g}" for name in ("loss", "contrastive", "captioning", "matching")
+  parts += [f"{name} {values[key]:.4g}" for name in ("loss", "contrastive", "captioning", "matching", "answering")
             if (key := f"train/{name}") in values]
   if "perf/pairs_per_second" in values:
     parts += [f"{values['perf/pairs_per_second']:.4g} pairs/s"]

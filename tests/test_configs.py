@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import pathlib
 import sys
 
@@ -12,7 +13,7 @@ from common import tiny
 
 from coca import evals, plan
 from coca.config import parse
-from coca.data import tokenizer
+from coca.data import tokenizer, wordpiece
 from coca.data.sources import open_source
 from coca.durations import in_steps
 from coca.interop.open_clip_config import MODELS, to_config
@@ -25,16 +26,21 @@ FILES = sorted(set(CONFIGS.glob("*.py")) - {CONFIGS / "capfilt.py"})  # which is
 PAPER = ["coca_base", "coca_large", "coca_giant"]
 
 MODEL = None  # set by `model`
+BLIP = None
+FROM_BLIP = ("blip_retrieval", "blip_caption", "blip_vqa")
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 full_and_local = pytest.mark.parametrize("arg", [None, "runlocal"], ids=["full", "runlocal"])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def model(tmp_path_factory):
-  """A small model's directory, for the configs that start from one."""
-  global MODEL
-  MODEL = tmp_path_factory.mktemp("model")
+  """Directories of a small CoCa and a small BLIP, for the configs that start from one."""
+  global MODEL, BLIP
+  MODEL, BLIP = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("blip")
   save(MODEL)
+  tokens = wordpiece.train(["a picture of word number one and two"] * 4, 100)
+  tokens.save(BLIP / tokens.file)
+  write_run(named("blip_base", "runlocal"), tokens, BLIP)
   return MODEL
 
 
@@ -50,6 +56,8 @@ def load(file, arg=None):
   """As ml_collections does it: by path, the working directory being anywhere."""
   if file.stem.startswith(("finetune", "capfilt_")):
     arg = ",".join(filter(None, (arg, f"init_from={MODEL}")))
+  if file.stem in FROM_BLIP:
+    arg = ",".join(filter(None, (arg, f"init_from={BLIP}")))
   spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -62,7 +70,8 @@ def named(name, arg=None):
 
 def test_all_are_here():
   assert {f.stem for f in FILES} >= {"coca_tiny", "coca_base", "coca_large", "coca_giant", "coca_base_hires",
-                                     "clip_base", "siglip_base", "cap_base"}
+                                     "clip_base", "siglip_base", "cap_base", "blip_base", "blip_large", "blip_tiny",
+                                     *FROM_BLIP}
 
 
 @every_file
@@ -98,10 +107,14 @@ def test_lowers_on_8_devices(file):
     "text": jax.ShapeDtypeStruct((batch, config.model.text.length), jnp.int32, sharding=batch_sharding(mesh)),
     "weight": jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh)),
   }
+  if config.answering.weight:
+    many = batch, config.answering.answers
+    rows["answers"] = jax.ShapeDtypeStruct((*many, config.answering.length), jnp.int32, sharding=batch_sharding(mesh))
+    rows["answer_weight"] = jax.ShapeDtypeStruct(many, jnp.float32, sharding=batch_sharding(mesh))
   lowered = make_train_step(config, total, state, mesh).lower(state, rows)
   new_state, metrics = lowered.out_info
   assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
-  losses = {name for name in ("contrastive", "captioning", "matching") if getattr(config, name).weight}
+  losses = {name for name in ("contrastive", "captioning", "matching", "answering") if getattr(config, name).weight}
   assert {"loss", "grad_norm", *losses} <= set(metrics)
 
 
@@ -232,6 +245,55 @@ def test_captioner_and_filter_are_those_of_blip(model):
   assert {e.kind for e in captioner.evals.values()} == {"captions"}
   assert {e.kind for e in filtering.evals.values()} == {"zero_shot", "retrieval", "matching"}
   assert named("capfilt_filter", "res=24").model.image.size == 24
+
+
+def test_blip_is_that_of_the_paper_and_its_code():
+  for name, batch, lr, width in (("blip_base", 2880, 3e-4, 768), ("blip_large", 2400, 2e-4, 1024)):
+    c = named(name)
+    assert (c.data.batch, c.optim.lr, c.model.image.width, c.matching.group) == (batch, lr, width, batch // 32)
+    assert (c.contrastive.weight, c.captioning.weight, c.matching.weight, c.matching.floor) == (1, 1, 1, 1e-4)
+    assert (c.contrastive.momentum, c.contrastive.queue, c.contrastive.soft_targets) == (0.995, 57_600, 0.4)
+    assert (c.contrastive.temperature, c.contrastive.min_scale, c.contrastive.max_scale) == (0.07, 2, 1000)
+    epochs = [in_steps(d, batch) for d in (c.steps, c.optim.epoch)]
+    assert epochs[0] == pytest.approx(20 * epochs[1], rel=1e-3)
+    assert in_steps(c.contrastive.soft_ramp, batch, epochs[0]) == pytest.approx(2 * epochs[1], rel=1e-3)
+    assert (c.optim.schedule, c.optim.lr_decay, c.optim.warmup, c.optim.weight_decay) == ("epochs", 0.85, "3000", 0.05)
+    assert c.optim.final_lr * lr == pytest.approx(1e-6)
+    assert (c.model.embed_dim, c.model.med.dropout, c.captioning.label_smoothing) == (256, 0.1, 0.1)
+    assert (c.data.crop, c.data.flip, c.data.rand_augment, c.data.squash) == ((0.2, 1), True, (2, 5), True)
+  assert f"{dict(plan.parameter_table(named('blip_base')))['total'] / 1e6:.0f}M" == "252M"  # Table 3
+
+
+def test_blips_fine_tunes_are_those_of_table_14(tmp_path, monkeypatch):
+  """And ViT-L's rates."""
+  pairs = len(open_source(named("blip_caption").data.sources["pairs"]))
+  for name, lr, large_lr, epochs in (("blip_retrieval", 1e-5, 5e-6, 6), ("blip_caption", 1e-5, 2e-6, 5),
+                                     ("blip_vqa", 2e-5, 2e-5, 10)):
+    c = named(name)
+    assert (c.init_from, c.data.batch, in_steps(c.steps, 256)) == (str(BLIP), 256, round(epochs * pairs / 256))
+    assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule) == ("adamw", lr, 0.05, "cosine")
+    assert c.optim.decay_mask == "all"
+    large = json.loads((BLIP / "config.json").read_text())
+    large["config"]["model"]["image"].update(width=1024, size=240)
+    large["config"]["model"]["med"]["positions"] = 512
+    (tmp_path / "config.json").write_text(json.dumps(large))
+    (tmp_path / "vocab.txt").write_bytes((BLIP / "vocab.txt").read_bytes())
+    with monkeypatch.context() as m:
+      m.setattr(sys.modules[__name__], "BLIP", tmp_path)
+      assert named(name).optim.lr == large_lr
+      assert named(name).model.image.size == (480 if name == "blip_vqa" else 384)
+  retrieval, caption, vqa = map(named, FROM_BLIP)
+  assert (retrieval.model.text.multimodal_layers, caption.model.text.unimodal_layers) == (0, 0)
+  assert (caption.data.prompt, caption.captioning.prompt_tokens) == ("a picture of ", 3)
+  assert retrieval.evals["retrieval"].rerank == 256
+  assert (vqa.answering.weight, vqa.captioning.weight, vqa.captioning.tokens) == (1, 0, "sum")
+
+
+def test_blips_fine_tunes_are_for_blip(monkeypatch):
+  monkeypatch.setattr(sys.modules[__name__], "BLIP", MODEL)
+  for name in FROM_BLIP:
+    with pytest.raises(ValueError, match=r"holds a model of kind 'coca'; this is a recipe for 'blip'"):
+      named(name)
 
 
 @pytest.mark.parametrize(("name", "lr"), [("capfilt_captioner", 2e-6), ("capfilt_filter", 5e-6)])
