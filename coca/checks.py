@@ -108,7 +108,7 @@ def _losses(c) -> None:
   _need(not matches or c.optim.accumulate == 1,
         f"config.matching.weight needs config.optim.accumulate 1, not {c.optim.accumulate}: a micro-batch does not "
         "hold the negatives that are drawn from the whole batch; use more devices, or config.model.remat, instead")
-  _need(blip or not c.answering.weight, "config.answering.weight needs config.model.kind 'blip'")
+  _need(blip or not answers, "config.answering.weight needs config.model.kind 'blip'")
   if c.contrastive.momentum:
     _need(blip and c.contrastive.loss == "softmax" and c.contrastive.weight > 0 and c.optim.accumulate == 1,
           "config.contrastive.momentum needs config.model.kind 'blip', config.contrastive.loss 'softmax' with a weight "

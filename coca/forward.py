@@ -110,7 +110,7 @@ class Forward:
       ValueError: the model cannot do it, or `ids` or `lengths` is missing.
     """
     decoding = decoding or Decoding()
-    check_decoding_model(decoding, self.config)
+    check_decoding_model(decoding, self.config, asked=encoded.mask is not None)
     if decoding.strategy == "sample" and ids is None:
       raise ValueError("sampling needs ids: a number for each picture, which decides what is drawn for it")
     if (prompt is None) != (lengths is None):
@@ -184,9 +184,11 @@ class Forward:
     return self._jit(loss)
 
 
-def check_decoding_model(decoding: Decoding, config: Config) -> None:
-  """Raises ValueError: the model of `config` has not what `decoding` needs."""
+def check_decoding_model(decoding: Decoding, config: Config, asked: bool = False) -> None:
+  """Raises ValueError: the model of `config` has not what `decoding` needs. `asked`: whether it answers a question."""
   text = config.model.text
+  if config.answering.weight and not asked:
+    raise ValueError("this model answers questions (config.answering.weight is above 0) and writes no captions")
   if not text.multimodal_layers:
     raise ValueError("this model has no multimodal decoder (config.model.text.multimodal_layers is 0): it writes no "
                      "texts")

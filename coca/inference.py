@@ -23,12 +23,13 @@ from tqdm import tqdm
 from coca import sharding
 from coca.config import Config
 from coca.data import images as pictures
+from coca.data.questions import clean, encode_candidates
 from coca.data.records import BadRecord
 from coca.data.texts import check_prompts
 from coca.data.tokenizer import Tokenizer
 from coca.decoding.common import Special
 from coca.decoding.decode import prompts
-from coca.decoding.settings import Decoding
+from coca.decoding.settings import Decoding, answer_decoding
 from coca.forward import Forward, check_decoding_model
 from coca.host import Lagged, round_up
 from coca.hub import local_folder
@@ -191,6 +192,45 @@ class ContrastiveCaptioner:
     begins = lengths if own else np.ones_like(lengths)  # the first id is BOS
     texts = [[self.tokenizer.decode(row[b:]) for row in rows] for rows, b in zip(texts, begins, strict=True)]
     return [rows[0] for rows in texts] if decoding.n == 1 else texts
+
+  def answer(self, images, questions: str | Sequence[str], answers: Sequence[str] = (), rank: int = 128) -> list[str]:
+    """Answers to questions about pictures, of a model that was fine-tuned for them (configs/blip_vqa.py).
+
+    Args:
+      images: as for `embed_images`.
+      questions: one for all pictures, or one for each.
+      answers: the possible ones, of which the best is taken; without any, an answer is written, by beam search.
+      rank: so many of the possible answers, the likeliest by their first token, are scored whole.
+
+    Returns:
+      a text for each picture.
+
+    Raises:
+      ValueError: as `embed_images`, a model that was not trained to answer, an empty question, not as many questions as
+        pictures, or a possible answer that is too long.
+    """
+    config, images = self.config, _as_list(images)
+    if not config.answering.weight:
+      raise ValueError("this model was not trained to answer questions (config.answering.weight is 0); "
+                       "configs/blip_vqa.py trains one")
+    questions = [clean(q) for q in ([questions] * len(images) if isinstance(questions, str) else questions)]
+    if len(questions) != len(images) or not all(q.strip() for q in questions):
+      raise ValueError(f"{len(images)} pictures and {len(questions)} questions; give one for each that is not empty")
+    length, decoding = config.model.text.length, answer_decoding(config.answering.length)
+    candidates = encode_candidates(answers, self.tokenizer, length) if len(answers) else None
+    special = Special(self.tokenizer.bos, self.tokenizer.eos)
+
+    def prepare(i):
+      return {"image": self.prepare(images[i]), "question": self.tokenizer.encode(questions[i], length)}
+
+    def write(batch):
+      encoded = self.forward.encode(self.params, batch["image"])
+      if candidates is not None:
+        return self.forward.rank_answers(self.params, encoded, batch["question"], candidates, min(rank, len(answers)))
+      return self.forward.answer(self.writer, encoded, batch["question"], decoding, special=special).text[:, 0]
+
+    found = self._run(range(len(images)), prepare, write, "answers", () if len(answers) else (decoding.max_length,))
+    return [answers[i] for i in found] if len(answers) else [self.tokenizer.decode(row[1:]) for row in found]
 
   def _run(self, items: Sequence, prepare: Callable, function: Callable, unit: str, shape: tuple) -> np.ndarray:
     """`function` over padded batches of what `prepare` makes of the items, while threads prepare the next ones.

@@ -9,11 +9,12 @@ from test_evals import CONFIG, FakeForward, Source_, green, png
 
 from coca import evals
 from coca.config import Answering, Config, Eval, Source
+from coca.data.questions import encode_candidates
 from coca.data.records import Record, Text
 from coca.data.tokenizer import PAD, train
 from coca.decoding.common import Decoded
 from coca.evals import pictures
-from coca.evals.vqa import encode_candidates, read_answers
+from coca.evals.vqa import read_answers
 from coca.evals.vqa_accuracy import vqa_accuracy
 
 ANSWERS = ("red", "green", "two reds", "two", "no")
@@ -88,11 +89,11 @@ def test_answers_from_a_list(tmp_path, words, rank, k):
 
 
 def test_candidates_are_as_long_as_the_longest(words):
-  ids = encode_candidates(["no", "two reds"], words, 20, "x")
+  ids = encode_candidates(["no", "two reds"], words, 20)
   longest = np.count_nonzero(words.encode("two reds", 20))
   assert ids.shape == (2, longest) and ids.dtype == np.int32
   assert (ids[0, np.count_nonzero(words.encode("no", 20)):] == PAD).all()
-  assert encode_candidates(["two reds"], words, longest, "x").shape == (1, longest)  # fits exactly
+  assert encode_candidates(["two reds"], words, longest).shape == (1, longest)  # fits exactly
 
 
 def test_wrong_inputs_are_named(tmp_path, words):
@@ -108,8 +109,8 @@ def test_wrong_inputs_are_named(tmp_path, words):
   with pytest.raises(ValueError, match=r"'two reds two .* more than the 32 tokens of config\.model\.text\.length"):
     make(words, answers=str(tmp_path / "long.txt"))
   empty = SimpleNamespace(encode=lambda text, length: np.array([1, 2] + [0] * (length - 2), np.int32))
-  with pytest.raises(ValueError, match=r"'!' in x has no token"):
-    encode_candidates(["!"], empty, 8, "x")
+  with pytest.raises(ValueError, match=r"'!' has no token"):
+    encode_candidates(["!"], empty, 8)
   config = Config(evals={"q": Eval(kind="vqa", source=Source(question_key="question"))})
   with pytest.raises(ValueError, match=r"config\.evals\.q: .* config\.answering\.weight above 0"):
     evals.make_evaluators(config, None, words, {"q": Source_(records())})

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tars import tar
 
+from coca import blip_recipes
 from coca import config as settings
 from coca.capfilt import settings as capfilt
 from coca.data import pipeline, questions, tokenizer
@@ -193,6 +194,7 @@ def test_builtin():
 def test_settings_that_do_not_fit():
   def parse(source=None, eval=None, **changes):
     config = settings.default()
+    blip_recipes.model(config)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     if source:
       config.data.sources.a = settings.to_dict(source)

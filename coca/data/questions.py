@@ -62,3 +62,18 @@ def encode_answers(record: Record, settings: Answering, weight: float, tokenizer
   for k, (answer, share) in enumerate(weighed_answers(given, settings.answers)):
     ids[k], weights[k] = tokenizer.encode(answer, settings.length), weight * share
   return ids, weights
+
+
+def encode_candidates(answers: Sequence[str], tokenizer, length: int) -> np.ndarray:
+  """Possible answers as token rows int32 [C, A], A those of the longest one.
+
+  Raises:
+    ValueError: an answer is longer than `length`, or has no tokens.
+  """
+  ids = np.stack([tokenizer.encode(answer, length + 1) for answer in answers])
+  tokens = np.count_nonzero(ids, axis=1)
+  for wrong, what in ((tokens > length, f"more than the {length} tokens of config.model.text.length"),
+                      (tokens < 3, "no token that the tokenizer knows")):
+    if wrong.any():
+      raise ValueError(f"answers: {answers[int(wrong.argmax())]!r} has {what}; take it out")
+  return ids[:, :tokens.max()]

@@ -29,6 +29,11 @@ class Decoding:
     _check(self)
 
 
+def answer_decoding(length: int) -> Decoding:
+  """How BLIP writes answers of at most `length` tokens."""
+  return Decoding(strategy="beam", beams=3, max_length=length)
+
+
 def _check(d: Decoding) -> None:
   def check(ok, message):
     if not ok:

@@ -13,16 +13,15 @@ import jax
 import numpy as np
 
 from coca.config import Config, Eval
+from coca.data.questions import encode_candidates
 from coca.data.sources import files
 from coca.data.texts import collapse
 from coca.decoding.common import Special
-from coca.decoding.settings import Decoding
+from coca.decoding.settings import answer_decoding
 from coca.evals.captions import references
 from coca.evals.stream import Batch, Stream
 from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.host import to_host
-
-BEAMS = 3  # BLIP's
 
 
 class Vqa:
@@ -44,8 +43,8 @@ class Vqa:
       raise ValueError("a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer")
     self.candidates = read_answers(settings.answers) if settings.answers else []
     if self.candidates:
-      self._ids = encode_candidates(self.candidates, tokenizer, config.model.text.length, settings.answers)
-    self.decoding = Decoding(strategy="beam", beams=BEAMS, max_length=config.answering.length)
+      self._ids = encode_candidates(self.candidates, tokenizer, config.model.text.length)
+    self.decoding = answer_decoding(config.answering.length)
     self.stream = Stream(config, settings, forward, tokenizer, source, lambda index, _: index)
     self.records = source
     self._given = {}  # record's index -> its annotators' answers; read once
@@ -95,18 +94,3 @@ def read_answers(path: str) -> list[str]:
   if not answers:
     raise ValueError(f"answers: {path} holds none; write one possible answer a line")
   return answers
-
-
-def encode_candidates(answers: list[str], tokenizer, length: int, path: str) -> np.ndarray:
-  """Token rows int32 [C, A], A those of the longest answer.
-
-  Raises:
-    ValueError: an answer is longer than `length`, or has no tokens.
-  """
-  ids = np.stack([tokenizer.encode(answer, length + 1) for answer in answers])
-  tokens = np.count_nonzero(ids, axis=1)
-  for wrong, what in ((tokens > length, f"more than the {length} tokens of config.model.text.length"),
-                      (tokens < 3, "no token that the tokenizer knows")):
-    if wrong.any():
-      raise ValueError(f"answers: {answers[int(wrong.argmax())]!r} in {path} has {what}; take it out")
-  return ids[:, :tokens.max()]
