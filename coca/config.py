@@ -190,7 +190,7 @@ class Optim:
   b2: float = 0.999
   eps: float = 1e-8  # of adamw; CLIP has 1e-6
   weight_decay: float = 0.01  # decoupled: times the learning rate of the step
-  decay_mask: str = "kernels"  # what decays: 'kernels' (matrices), 'all'
+  decay_mask: str = "kernels"  # what decays: 'kernels' (matrices), 'all' (but the temperature)
   clip: float = 0.0  # global gradient norm; 0: none (pre-training; Tables 9 and 10 have 1.0)
   ema: float = 0.0  # decay of the parameters' moving average; 0: none (Table 9 has 0.9999)
   accumulate: int = 1  # micro-batches a step, with the contrastive loss of the whole batch

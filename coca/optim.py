@@ -109,8 +109,11 @@ def frozen_parts(config: Config) -> set[str]:
 
 def decay_mask(config: Config, params):
   """True where weight decay acts."""
-  everything = config.optim.decay_mask == "all"
-  return jax.tree_util.tree_map_with_path(lambda p, _: everything or path_name(p).endswith("/kernel"), params)
+  # The temperature is a logarithm: decay would pull it to 1.
+  ends = ("/kernel",) if config.optim.decay_mask == "kernels" else ("",)
+  return jax.tree_util.tree_map_with_path(
+    lambda p, _: path_name(p).endswith(ends) and not path_name(p).startswith("temperature/"), params
+  )
 
 
 def _scaled(updates, scale):
