@@ -1,4 +1,4 @@
-r"""BLIP with ViT-L/16 (arXiv 2201.12086, section 4.1): 446M parameters.
+r"""BLIP with ViT-L/16 (arXiv 2201.12086, section 4.1): 475M parameters.
 
   python -m coca.train --config=configs/blip_large.py --workdir=runs/blip_large --config.mesh.fsdp=8
   python -m coca.train --config=configs/blip_large.py --dry_run
