@@ -1,9 +1,4 @@
-"""What a config costs, by arithmetic and shapes alone: parameters, batch, FLOPs, bytes of state. `--dry_run` prints it.
-
-Model FLOPs, as MFU wants them: 2 for each multiply-add of a matrix product; norms, softmaxes and other elementwise work
-do not count, nor does what remat, gradient accumulation or the ring loss compute again, nor the pooler's query
-projection (once a batch). Causal attention counts in full: the whole matrix is computed and masked.
-"""
+"""What a config costs, by arithmetic and shapes alone: parameters, batch, bytes of state. `--dry_run` prints it."""
 
 import math
 from typing import NamedTuple
@@ -13,14 +8,15 @@ from jax.sharding import AbstractMesh
 
 from coca.config import Config
 from coca.durations import in_steps
+from coca.flops import flops_per_pair
 from coca.forward import abstract_model
-from coca.optim import frozen_parts
 from coca.sharding import AXES, mesh_shape
 from coca.train_step import planned_state
 
 PARTS = (  # in the order in which a pair goes through them
   "image_encoder", "generative_pooler", "contrastive_pooler", "image_projection", "embedding", "unimodal", "multimodal",
-  "softmax", "temperature", "matching_pooler", "matching_head",
+  "text_encoder", "text_projection", "text_decoder", "caption_head", "softmax", "temperature", "matching_pooler",
+  "matching_head",
 )
 
 
@@ -59,121 +55,10 @@ def batch_arithmetic(config: Config, n_devices: int) -> Batch:
   return Batch(total // unit, shards, accumulate, total)
 
 
-def flops_per_pair(config: Config) -> dict[str, float]:
-  """Model FLOPs of the training step for one pair, by part, with the contrastive loss and 'total'.
-
-  A product with a weight counts once forward, once for the weight's gradient unless its part is frozen, and once for
-  the input's gradient unless nothing before it is trained; usually that is three times forward. The contrastive loss
-  compares a pair with the whole batch, the softmax once in each direction. The matching loss takes three texts and two
-  pictures through the multimodal half for each pair; the draw of its negatives compares the pair with its group,
-  forward only, and is counted with the head. A trained LayerNorm counts as something trained before what it feeds.
-  """
-  model, image, text = config.model, config.model.image, config.model.text
-  contrasts, captions = config.contrastive.weight > 0, config.captioning.weight > 0
-  matches = config.matching.weight > 0
-  decodes = captions or matches
-  kind = model.poolers.kind
-  pools = text.multimodal_layers > 0 and model.poolers.n_query > 0
-  cascades = pools and kind == "cascade"
-  frozen = frozen_parts(config)
-  embed_dim = model.embed_dim or text.width
-  flops = {}
-
-  learns = "image_encoder" not in frozen
-  tokens, width = max(1, round(image.tokens * (1 - image.patch_dropout))) + image.class_token, image.width
-  # All patches are embedded, and dropped after that; pixels want no gradient.
-  flops["image_encoder"] = _product(image.tokens * 3 * image.patch**2 * width, learns, False) + (
-    image.layers * _layer(image, tokens, learns, learns)
-  )
-  encoded = (tokens, width, learns)
-
-  def pool(part, n_query, out, tokens, width, live):
-    learns = part not in frozen
-    flops[part] = (
-      _product(2 * tokens * width * text.width, learns, live or (learns and model.poolers.norm_inputs))
-      + _product(n_query * (text.width * out + 2 * out * model.poolers.mlp), learns, live or learns)
-      + _attention(n_query * tokens * text.width, live or learns)
-    )
-    return n_query, out, live or learns
-
-  def project(width, live):
-    learns = "image_projection" not in frozen
-    flops["image_projection"] = _product(width * embed_dim, learns, live)
-    return live or learns
-
-  image_tokens = encoded
-  if kind == "openclip":
-    first, last = 0 if contrasts else 1, model.poolers.n_query if decodes else 1
-    n, out, live = pool("generative_pooler", last - first, text.width, *encoded)
-    image_tokens = (n - contrasts, out, live)
-    image_live = project(text.width, live) if contrasts else None
-  else:
-    if kind == "class_token":
-      image_live = project(width, encoded[2]) if contrasts else None
-      image_tokens = encoded = (tokens - 1, width, encoded[2])
-    if pools and (decodes or cascades):
-      image_tokens = pool("generative_pooler", model.poolers.n_query, text.width, *encoded)
-    if contrasts and kind != "class_token":
-      _, _, image_live = pool("contrastive_pooler", 1, embed_dim, *(image_tokens if cascades else encoded))
-
-  learns = text.unimodal_layers > 0 and "unimodal" not in frozen
-  live = learns or "embedding" not in frozen
-  has_cls = contrasts and text.pool == "cls"
-  if text.unimodal_layers:
-    flops["unimodal"] = text.unimodal_layers * _layer(text, text.length + has_cls, learns, live)
-  if contrasts:
-    flops["unimodal"] += _product(text.width * embed_dim, learns, live)
-    matrices = 2 if config.contrastive.loss == "softmax" else 1
-    flops["contrastive_loss"] = matrices * 2 * config.data.batch * embed_dim * (1 + image_live + live)
-
-  if decodes:
-    learns = "multimodal" not in frozen
-    live |= learns
-    texts, images = (3, 2) if matches else (1, 1)
-    flops["multimodal"] = text.multimodal_layers * _layer(
-      text, text.length, learns, live, *image_tokens, texts=texts, contexts=images
-    )
-  if matches:
-    _, _, pooled_live = pool("matching_pooler", 1, text.width, text.length, text.width, live)
-    flops["matching_pooler"] *= 3
-    flops["matching_head"] = 3 * _product(text.width * 2, "matching_head" not in frozen, pooled_live) + (
-      2 * 2.0 * (config.matching.group or config.data.batch) * embed_dim
-    )
-  if captions:
-    learns = ("embedding" if text.tied_softmax else "softmax") not in frozen
-    flops["softmax"] = _product(text.length * text.width * text.vocab, learns, live)
-
-  return flops | {"total": sum(flops.values())}
-
-
-def _layer(tower, tokens, learns, live, context=0, context_width=0, context_live=False, *, texts=1, contexts=1):
-  """A transformer layer over `tokens`, with cross-attention to `context` tokens if there are any.
-
-  `learns`: its weights want gradients; `live`: its input does; `texts` of so many tokens look at `contexts`.
-  """
-  d = tower.width
-  live |= context_live
-  feedforwards = tower.feedforwards if context else 1
-  flops = _product(tokens * (4 * d * d + feedforwards * 2 * d * tower.mlp), learns, live)
-  flops += _attention(tokens * tokens * d, live)
-  if context:
-    flops += _product(2 * tokens * d * d, learns, live) + _attention(tokens * context * d, live)
-    context_live |= learns and tower.norm_context
-    flops = texts * flops + contexts * _product(2 * context * context_width * d, learns, context_live)
-  return flops
-
-
-def _product(multiply_adds, learns, live):
-  return 2.0 * multiply_adds * (1 + learns + live)
-
-
-def _attention(multiply_adds, live):
-  """Query times key, and weights times value."""
-  return 2 * 2.0 * multiply_adds * (1 + 2 * live)
-
-
 def state_bytes(config: Config, n_devices: int) -> dict[str, int]:
-  """Bytes on each device of 'params', 'opt' and, where there is one, 'ema'. The gradients take as much as 'params'.
+  """Bytes on each device of 'params', 'opt' and, where there are any, 'ema', 'momentum' and 'queue'.
+
+  The gradients take as much as 'params'.
 
   Raises:
     ValueError: the mesh does not fit the devices, or does not divide a parameter.
@@ -184,7 +69,8 @@ def state_bytes(config: Config, n_devices: int) -> dict[str, int]:
   def size(x):
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
-  return {k: sum(map(size, jax.tree.leaves(state[k]))) for k in ("params", "opt", "ema") if k in state}
+  parts = ("params", "opt", "ema", "momentum", "queue")
+  return {k: sum(map(size, jax.tree.leaves(state[k]))) for k in parts if k in state}
 
 
 def describe(config: Config, n_devices: int) -> str:
@@ -204,7 +90,8 @@ def describe(config: Config, n_devices: int) -> str:
   steps = in_steps(config.steps, batch.total)
   mesh = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, mesh_shape(config.mesh, n_devices), strict=True))
   mib = {name: f"{size / 2**20:,.1f} MiB" for name, size in memory.items()}
-  ema = f", moving average {mib['ema']}" if "ema" in mib else ""
+  more = {"ema": "moving average", "momentum": "momentum encoders", "queue": "queue"}
+  rest = "".join(f", {name} {mib[part]}" for part, name in more.items() if part in mib)
   lines += [
     "",
     f"mesh: {mesh} = {n_devices} devices",
@@ -212,7 +99,7 @@ def describe(config: Config, n_devices: int) -> str:
     f"{batch.total:,} pairs a step",
     f"run: {steps:,} steps, {steps * batch.total:,} pairs, {steps * batch.total * total_flops:.3g} FLOPs (forward and "
     "backward; causal attention in full, nothing that is computed again)",
-    f"on each device: parameters {mib['params']}, gradients {mib['params']}, optimizer {mib['opt']}{ema}; activations "
+    f"on each device: parameters {mib['params']}, gradients {mib['params']}, optimizer {mib['opt']}{rest}; activations "
     "come on top",
   ]
   return "\n".join(lines)

@@ -86,7 +86,7 @@ def make_train_step(config: Config, total: int, state, mesh):
     slow = jax.tree.map(lambda m, p: decay * m + (1 - decay) * p, state["momentum"],
                         momentum.momentum_params(state["params"]))
     model = nnx.merge(graphdef, momentum.with_momentum(state["params"], slow))
-    alpha = config.contrastive.soft_targets * jnp.minimum(1.0, state["step"] / max(ramp, 1))
+    alpha = config.contrastive.soft_targets * (jnp.minimum(1.0, state["step"] / ramp) if ramp else 1.0)
     image, text = jax.lax.stop_gradient((model.embed_image(batch["image"]), model.embed_text(batch["text"], key)))
     return slow, {"image": image, "text": text, "queue": state["queue"], "alpha": alpha}
 

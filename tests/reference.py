@@ -16,19 +16,20 @@ def norm(p, x):
   return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
 
 
-def attend(p, queries, tokens, heads, mask=None):
-  """Multi-head attention, a head and a query at a time."""
+def attend(p, queries, tokens, heads, mask=None, change=lambda weights: weights):
+  """Multi-head attention, a head and a query at a time; `change` is what is done to the weights [H, T, S]."""
   q, k, v = linear(p["query"], queries), linear(p["key"], tokens), linear(p["value"], tokens)
   size = q.shape[1] // heads
-  rows = np.zeros_like(q)
-  for h in range(heads):
-    part = slice(h * size, (h + 1) * size)
+  weights = np.zeros((heads, len(q), len(k)))
+  parts = [slice(h * size, (h + 1) * size) for h in range(heads)]
+  for h, part in enumerate(parts):
     for i in range(len(q)):
       seen = np.arange(len(k)) if mask is None else np.flatnonzero(mask[i])
       score = k[seen, part] @ q[i, part] / math.sqrt(size)
       weight = np.exp(score - score.max())
-      rows[i, part] = weight / weight.sum() @ v[seen, part]
-  return linear(p["out"], rows)
+      weights[h, i, seen] = weight / weight.sum()
+  weights = change(weights)
+  return linear(p["out"], np.concatenate([weights[h] @ v[:, part] for h, part in enumerate(parts)], axis=1))
 
 
 GELU = {

@@ -15,17 +15,17 @@ from coca.sharding import batch_sharding
 N, T, D, V = 16, 6, 7, 24
 
 
-def reference(states, kernel, text, weight, settings):
+def reference(states, kernel, text, weight, settings, bias=0.0):
   """Cross-entropy of each next token: the sum, what to divide it by, and the gradients."""
   states, kernel = states.astype(np.float64), kernel.astype(np.float64)
   total, tokens = 0.0, 0.0
-  d_states, d_kernel = np.zeros_like(states), np.zeros_like(kernel)
+  d_states, d_kernel, d_bias = np.zeros_like(states), np.zeros_like(kernel), np.zeros(kernel.shape[1])
   for n in range(len(text)):
-    for t in range(text.shape[1] - 1):
+    for t in range(settings.prompt_tokens, text.shape[1] - 1):
       label = text[n, t + 1]
       if label == PAD:
         continue
-      logits = states[n, t] @ kernel
+      logits = states[n, t] @ kernel + bias
       log_p = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
       target = np.full(len(logits), settings.label_smoothing / len(logits))
       target[label] += 1 - settings.label_smoothing
@@ -34,7 +34,8 @@ def reference(states, kernel, text, weight, settings):
       pull = weight[n] * (np.exp(log_p) - target)
       d_states[n, t] = kernel @ pull
       d_kernel += np.outer(states[n, t], pull)
-  return total, tokens if settings.tokens == "mean" else weight.sum(), d_states, d_kernel
+      d_bias += pull
+  return total, tokens if settings.tokens == "mean" else weight.sum(), d_states, d_kernel, d_bias
 
 
 @pytest.fixture(scope="module")
@@ -52,31 +53,34 @@ def batch():
   return states.astype(np.float32), kernel.astype(np.float32), text, weight
 
 
-def loss_and_gradients(settings, batch, mesh):
+def loss_and_gradients(settings, batch, mesh, bias=None):
   """nll, count and the gradients of nll / count."""
   states, kernel, text, weight = batch
 
   @jax.jit
-  def both(states, kernel, text, weight):
-    def loss(states, kernel):
-      nll, count = captioning_loss(states, kernel, text, weight, settings)
+  def both(states, kernel, text, weight, bias):
+    def loss(states, kernel, bias):
+      nll, count = captioning_loss(states, kernel, text, weight, settings, bias)
       return nll / count, (nll, count)
 
-    (_, sums), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(states, kernel)
+    (_, sums), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(states, kernel, bias)
     return *sums, *gradients
 
   with jax.set_mesh(mesh):
     states, text, weight = jax.device_put((states, text, weight), batch_sharding(mesh))
-    return both(states, kernel, text, weight)
+    return both(states, kernel, text, weight, bias)
 
 
-def check(settings, batch, mesh):
-  nll, count, d_states, d_kernel = loss_and_gradients(settings, batch, mesh)
-  expected, divisor, expected_states, expected_kernel = reference(*batch, settings)
+def check(settings, batch, mesh, bias=None):
+  nll, count, d_states, d_kernel, d_bias = loss_and_gradients(settings, batch, mesh, bias)
+  expected, divisor, expected_states, expected_kernel, expected_bias = reference(
+    *batch, settings, 0.0 if bias is None else bias.astype(np.float64))
   np.testing.assert_allclose(nll, expected, rtol=1e-5)
   np.testing.assert_allclose(count, divisor, rtol=1e-6)
   np.testing.assert_allclose(d_states, expected_states / divisor, atol=1e-6)
   np.testing.assert_allclose(d_kernel, expected_kernel / divisor, atol=2e-6)
+  if bias is not None:
+    np.testing.assert_allclose(d_bias, expected_bias / divisor, atol=2e-6)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -92,6 +96,15 @@ def test_chunks_change_nothing(chunk, batch):
 
 def test_chunks_that_do_not_divide_on_several_devices(batch):
   check(Captioning(chunk=5, label_smoothing=0.1), batch, make_mesh(2, 2, 2))
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 4)])
+def test_a_bias_and_a_prompt_that_is_given(mesh, batch):
+  """The vocabulary, and its bias, are split over the tensor axis; texts that end within the prompt count nothing."""
+  bias = np.random.default_rng(3).normal(size=V).astype(np.float32)
+  settings = Captioning(label_smoothing=0.1, prompt_tokens=2, chunk=7)
+  check(settings, batch, make_mesh(*mesh), bias)
+  check(settings, batch, make_mesh(*mesh))
 
 
 def test_sum_over_tokens_divides_by_texts(batch):
@@ -112,6 +125,9 @@ def test_what_each_position_has_to_predict():
   # EOS is predicted, by the last word; nothing is predicted from EOS or from padding.
   assert weights.tolist() == [[1, 1, 1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5, 0.5, 0], [2, 0, 0, 0, 0, 0]]
   assert not np.any((labels == BOS) & (weights > 0))
+  # Of BOS and a prompt of two words, the next word is the first to be predicted.
+  _, weights = next_tokens(text, jnp.ones(3), prompt=2)
+  assert weights.tolist() == [[0, 0, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
 
 
 def test_every_token_of_the_global_batch_weighs_the_same(batch):
@@ -120,8 +136,8 @@ def test_every_token_of_the_global_batch_weighs_the_same(batch):
   order = np.argsort((text != PAD).sum(1), kind="stable")
   text, weight = text[order], np.ones_like(weight)
   settings = Captioning()
-  nll, count, _, _ = loss_and_gradients(settings, (states, kernel, text, weight), make_mesh(8))
-  expected, tokens, _, _ = reference(states, kernel, text, weight, settings)
+  nll, count, *_ = loss_and_gradients(settings, (states, kernel, text, weight), make_mesh(8))
+  expected, tokens, *_ = reference(states, kernel, text, weight, settings)
   np.testing.assert_allclose(nll / count, expected / tokens, rtol=1e-5)
   halves = [reference(states[h], kernel, text[h], weight[h], settings) for h in (slice(0, 8), slice(8, 16))]
   assert abs(sum(h[0] / h[1] for h in halves) / 2 - expected / tokens) > 1e-3
@@ -131,7 +147,7 @@ def test_padding_and_what_follows_eos_are_no_targets(batch):
   """States at EOS and on padding may be anything: no loss, no gradient."""
   states, kernel, text, weight = batch
   last = (text != PAD) & (text != EOS)
-  nll, _, d_states, _ = loss_and_gradients(Captioning(), batch, make_mesh())
+  nll, _, d_states, *_ = loss_and_gradients(Captioning(), batch, make_mesh())
   moved = np.where(last[..., None], states, 3 * states + 1)
   np.testing.assert_array_equal(loss_and_gradients(Captioning(), (moved, kernel, text, weight), make_mesh())[0], nll)
   assert not np.any(np.asarray(d_states)[~last])

@@ -47,16 +47,17 @@ def may_be_drawn(text_ids, weight, group):
 
 
 @functools.cache
-def drawer(group, mesh):
+def drawer(group, mesh, floor=0.0):
   @jax.jit
-  def draw(image, text, ids, weight, keys):
+  def draw(image, text, ids, weight, keys, others=None):
     return jax.lax.map(
-      lambda key: draw_negatives(image, text, text_hash(ids), weight, jnp.float32(LOG_SCALE), key, group), keys
+      lambda key: draw_negatives(
+        image, text, text_hash(ids), weight, jnp.float32(LOG_SCALE), key, group, floor, others), keys
     )
 
-  def run(batch, keys):
+  def run(batch, keys, others=None):
     with jax.set_mesh(mesh):
-      drawn = draw(*jax.device_put(batch, batch_sharding(mesh)), keys)
+      drawn = draw(*jax.device_put(batch, batch_sharding(mesh)), keys, others)
     return jax.tree.map(np.asarray, drawn)
 
   return run
@@ -65,18 +66,25 @@ def drawer(group, mesh):
 KEYS = jax.random.split(jax.random.key(0), 4000)
 
 
-@pytest.mark.parametrize("group", [0, 4])
-def test_negatives_are_drawn_from_the_softmax(group, batch):
-  """Counts of 4,000 draws against the softmax over what may be drawn; chi-square, row by row."""
+@pytest.mark.parametrize(("group", "floor", "momentum"), [(0, 0.0, False), (4, 0.0, False), (0, 0.3, True),
+                                                          (8, 0.2, False)])
+def test_negatives_are_drawn_from_the_softmax(group, floor, momentum, batch):
+  """Counts of 4,000 draws against the softmax over what may be drawn; chi-square, row by row.
+
+  With a floor, BLIP's: added to the softmax over the whole group, and what may not be drawn is left out of the sum.
+  """
   image, text, ids, weight = batch
-  drawn = drawer(group, make_mesh())(batch, KEYS)
+  slow_image, slow_text = unit_rows(7) if momentum else (image, text)
+  drawn = drawer(group, make_mesh(), floor)(batch, KEYS, (slow_image, slow_text) if momentum else None)
   allowed = may_be_drawn(ids, weight, group or N)
+  same_group = np.arange(N)[:, None] // (group or N) == np.arange(N) // (group or N)
   assert not drawn.found[:, ~allowed.any(1)].any()
-  for found, queries, keys in ((drawn.text, image, text), (drawn.image, text, image)):
+  for found, queries, keys in ((drawn.text, image, slow_text), (drawn.image, text, slow_image)):
     similarity = np.exp(LOG_SCALE) * queries.astype(np.float64) @ keys.astype(np.float64).T
     statistic, freedom = 0.0, 0
     for i in np.flatnonzero(allowed.any(1)):
-      p = np.where(allowed[i], np.exp(similarity[i]), 0)
+      p = np.where(same_group[i], np.exp(similarity[i]), 0)
+      p = np.where(allowed[i], p / p.sum() + floor, 0)
       p /= p.sum()
       counts = np.bincount(found[:, i], minlength=N)
       assert not counts[~allowed[i]].any()  # nothing excluded is ever drawn

@@ -11,12 +11,14 @@ from jax.extend.core import jaxprs_in_params
 
 from coca import plan
 from coca.config import (
+  Answering,
   Captioning,
   Config,
   Contrastive,
   Data,
   ImageEncoder,
   Matching,
+  Med,
   Mesh,
   Model,
   Optim,
@@ -234,6 +236,81 @@ def test_flops_are_those_of_the_traced_step(variant):
   queries *= "generative_pooler" not in c.optim.lr_scale or 1 / 3  # frozen, it is projected forward only
   queries += "matching_pooler" in flops
   assert traced_flops(c) == c.data.batch * flops["total"] + 6 * queries * c.model.text.width**2
+
+
+def blip(momentum=0.9, **changes) -> Config:
+  base = small()
+  image = dataclasses.replace(base.model.image, class_token=True)
+  text = dataclasses.replace(base.model.text, unimodal_layers=3)
+  c = model_with(base, kind="blip", image=image, text=text, med=Med(cls=3, encode=4, positions=12))
+  return dataclasses.replace(
+    c, **{"contrastive": Contrastive(momentum=momentum, queue=22), "matching": Matching(weight=1.0), **changes}
+  )
+
+
+def frozen(*parts):
+  return Optim(lr_scale=dict.fromkeys(parts, 0.0))
+
+
+def sharing(c, name):
+  return model_with(c, med=dataclasses.replace(c.model.med, sharing=name))
+
+
+ANSWERS = {"contrastive": Contrastive(weight=0.0), "captioning": Captioning(weight=0.0, chunk=4096),
+           "matching": Matching(), "answering": Answering(weight=1.0, answers=3, length=5)}
+BLIP = {
+  "all losses": blip,
+  "no momentum": lambda: blip(momentum=0.0),
+  "patch dropout": lambda: dropping(blip()),
+  "captioner": lambda: blip(contrastive=Contrastive(weight=0.0), matching=Matching()),
+  "retrieval": lambda: blip(captioning=Captioning(weight=0.0)),
+  "contrastive alone, no decoder": lambda: contrastive_only(model_with(
+    blip(matching=Matching()), text=dataclasses.replace(blip().model.text, multimodal_layers=0))),
+  "answers": lambda: blip(**ANSWERS),
+  "answers, frozen image encoder": lambda: blip(**ANSWERS, optim=frozen("image_encoder")),
+  "shared: all": lambda: sharing(blip(), "all"),
+  "shared: none": lambda: sharing(blip(), "none"),
+  "shared: all but cross-attention, frozen text encoder": lambda: sharing(
+    blip(optim=frozen("text_encoder")), "all_but_cross_attention"),
+  "frozen text encoder": lambda: blip(optim=frozen("text_encoder")),
+  "frozen image encoder": lambda: blip(optim=frozen("image_encoder")),
+  "frozen image encoder and projection": lambda: blip(optim=frozen("image_encoder", "image_projection")),
+}
+
+
+def traced_step_flops(c: Config, monkeypatch) -> int:
+  """Those of the whole step for a batch: gradients, momentum encoders, optimizer."""
+  steps, jit, mesh = [], jax.jit, make_mesh(devices=jax.devices()[:1])
+  shapes, answering = batch_shapes(c), c.answering
+  if answering.weight:
+    n = c.data.batch, answering.answers
+    shapes |= {"answers": jax.ShapeDtypeStruct((*n, answering.length), jnp.int32),
+               "answer_weight": jax.ShapeDtypeStruct(n, jnp.float32)}
+  state = planned_state(c, 10, mesh)
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, "jit", lambda f, **k: steps.append(f) or jit(f, **k))
+    make_train_step(c, 10, state, mesh)
+  with jax.set_mesh(mesh):
+    return matmul_flops(jax.make_jaxpr(steps[0])(state, shapes).jaxpr)
+
+
+@pytest.mark.parametrize("variant", BLIP)
+def test_flops_of_blip_are_those_of_the_traced_step(variant, monkeypatch):
+  c = BLIP[variant]()
+  assert traced_step_flops(c, monkeypatch) == c.data.batch * plan.flops_per_pair(c)["total"]
+
+
+def test_parts_of_blip_come_in_the_order_of_the_paper():
+  assert [part for part, _ in plan.parameter_table(blip())] == [
+    "image_encoder", "image_projection", "text_encoder", "text_projection", "text_decoder", "caption_head",
+    "temperature", "matching_head", "total"]
+  flops = plan.flops_per_pair(blip())
+  assert set(flops) == {"image_encoder", "image_projection", "text_encoder", "text_projection", "text_decoder",
+                        "caption_head", "softmax", "matching_head", "momentum", "contrastive_loss", "total"}
+  text = plan.describe(blip(), 2)
+  held = plan.state_bytes(blip(), 2)
+  assert held["queue"] == 22 * (2 * 40 * 4 + 2 * 4 + 4) + 4  # embeddings, hashes, weights, the next place
+  assert f"momentum encoders {held['momentum'] / 2**20:,.1f} MiB" in text and "queue 0.0 MiB" in text
 
 
 def test_flops_against_xla():
