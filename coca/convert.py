@@ -174,12 +174,15 @@ def _params(source, config):
 
 
 def _is_blip(source: str, config: str) -> bool:
-  """Whether the source, for which no model of open_clip is named, is BLIP's."""
+  """Whether the source, for which no model of open_clip is named, is BLIP's: by what lies beside it, or its names."""
   folder, path = _found(source)
-  found = next((p for p in (Path(config), folder / SETTINGS, folder / "config.json") if p.is_file()), None)
-  if found:
-    return str(files.read_json(found).get("model_type", "")).startswith("blip")
-  return blip.is_original(files.names(path))
+  for described in (Path(config), folder / SETTINGS, folder / "config.json"):
+    if described.is_file():
+      found = files.read_json(described)
+      if described.name == SETTINGS or "model_cfg" in found or "model_type" in found:
+        return str(found.get("model_type", "")).startswith("blip")
+  with _naming(path):
+    return blip.is_original(files.names(path))
 
 
 def _settings(folder: Path, model: str, config: str) -> dict:
