@@ -16,7 +16,6 @@ from flax import nnx
 from coca import convert, inference
 from coca.data import wordpiece
 from coca.decoding.common import Special
-from coca.decoding.decode import prompts
 from coca.decoding.settings import Decoding
 from coca.interop import blip, blip_config
 from coca.workdir import read_config, read_workdir
@@ -102,14 +101,14 @@ def test_logits_and_captions_are_those_of_transformers(converted, expected):
   logits = run(model, lambda m, image, text: m.logits(m(image, text, contrast=False).states), image, text)
   np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=2e-5)
 
-  start, lengths = prompts(model.tokenizer, ["a picture of "] * 4, 12)
-  decoding, special = Decoding(strategy="beam", beams=3, max_length=12, min_length=4), Special(DEC, SEP)
-  for key, given in (("captions", {}), ("prompted", {"prompt": start, "lengths": lengths})):
-    decoded = forward.caption(forward.writer(model.params), forward.encode(model.params, image), decoding,
-                              special=special, **given)
-    assert [row[:len(w)] for row, w in zip(np.asarray(decoded.text)[:, 0].tolist(), written(expected[key]),
-                                           strict=True)] == written(expected[key])
-  captions = model.caption(image, "a picture of ", strategy="beam", beams=3, max_length=12, min_length=4)
+  beams = {"strategy": "beam", "beams": 3, "max_length": 12, "min_length": 4}
+  decoded = forward.caption(forward.writer(model.params), forward.encode(model.params, image), Decoding(**beams),
+                            special=Special(DEC, SEP)).text
+  wanted = written(expected["captions"])
+  assert [row[:len(w)] for row, w in zip(np.asarray(decoded)[:, 0].tolist(), wanted, strict=True)] == wanted
+  # transformers puts [DEC] in the place of the prompt's [CLS] and drops its [SEP].
+  assert expected["prompted"][:, 0].tolist() == [DEC] * 4
+  captions = model.caption(image, "a picture of ", **beams)
   assert captions == [model.tokenizer.decode(row[1:]) for row in expected["prompted"]]
   assert all(caption.startswith("a picture of ") for caption in captions)
 
