@@ -1,37 +1,33 @@
-r"""open_clip's weights as a model directory, and back.
+r"""Other people's weights as a model directory, and back.
 
-    python -m coca.convert SOURCE OUT                      # a folder with open_clip_config.json, weights and tokenizer
-    python -m coca.convert WEIGHTS OUT --model=coca_ViT-B-32           # a file of weights alone
+    python -m coca.convert SOURCE OUT                      # a folder with config, weights and tokenizer
+    python -m coca.convert WEIGHTS OUT --model=coca_ViT-B-32           # a file of open_clip's weights alone
+    python -m coca.convert WEIGHTS OUT --tokenizer=vocab.txt           # one of BLIP's original files
     python -m coca.convert SOURCE OUT --to=open_clip       # a model directory or a workdir: a folder for open_clip
+    python -m coca.convert SOURCE OUT --to=transformers    # of a BLIP model
 
 OUT then works wherever a workdir does: coca.load(OUT), config.init_from=OUT. What converts: open_clip's CoCa and its
-CLIP models with ViTs (coca/interop/open_clip_config.py). Weights are read from .safetensors; from .bin, .pt and .pth
-only where torch is installed, and never by running code that is in them. OUT appears as a whole or not at all.
+CLIP models with ViTs (coca/interop/open_clip_config.py); BLIP's pre-trained models, captioners, retrieval and VQA
+models, in their original files and as transformers has them (coca/interop/blip_config.py). Weights are read from
+.safetensors; from .bin, .pt and .pth only where torch is installed, and never by running code that is in them. OUT
+appears as a whole or not at all.
 """
 
 import argparse
-import json
-import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from coca import sharding, weights
 from coca.checkpoint import CheckpointError
 from coca.commands import one_line
-from coca.data import clip_tokenizer
+from coca.data import clip_tokenizer, wordpiece
 from coca.forward import Forward
-from coca.interop import open_clip, open_clip_config
+from coca.interop import blip, blip_config, files, open_clip, open_clip_config
 from coca.workdir import read_params, read_workdir, write_run
 
 SETTINGS = "open_clip_config.json"
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors",
-           "open_clip_pytorch_model.bin", "pytorch_model.bin", "open_clip_model.bin", "open_clip_pytorch_model.pt",
-           "pytorch_model.pt")
-TORCH = (".bin", ".pt", ".pth")
 
 
 def from_open_clip(source, out, model: str = "", config: str = "", tokenizer: str = "") -> None:
@@ -48,22 +44,48 @@ def from_open_clip(source, out, model: str = "", config: str = "", tokenizer: st
     FileNotFoundError: a file that is missing, by name.
     ValueError: what cannot be read or converted, or a directory that is there already.
   """
-  source, out = Path(source), Path(out)
-  _check_new(out)
-  if not source.exists():
-    raise FileNotFoundError(f"no such file or folder: {source}")
-  folder = source if source.is_dir() else source.parent
-  path = _weights_in(folder) if source.is_dir() else source
-  settings = open_clip_config.to_config(_settings(folder, model, config), model or source.resolve().stem)
+  files.check_new(Path(out))
+  folder, path = _found(source)
+  settings = open_clip_config.to_config(_settings(folder, model, config), model or Path(source).resolve().stem)
   tokens = clip_tokenizer.find(tokenizer or folder, settings.model.text.vocab)
-  try:
-    params = open_clip.to_params(read_state_dict(path), settings)
-  except ValueError as e:
-    raise ValueError(f"{path}: {e}") from None
-  with _directory(out) as partial:
-    sha256 = weights.write(partial / weights.FILE, params)
-    tokens.save(partial / tokens.file)
-    write_run(settings, tokens, partial, weights_sha256=sha256)  # last: without it, this is no model directory
+  with _naming(path):
+    params = open_clip.to_params(files.read_state_dict(path), settings)
+  _write(out, settings, tokens, params)
+
+
+def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> None:
+  """Writes a model directory.
+
+  Args:
+    source: a folder with transformers' config.json, weights and tokenizer; or a file of weights, an original one or one
+      that lies beside such a config.json.
+    out: the new directory.
+    config: a file like config.json, instead.
+    tokenizer: vocab.txt or tokenizer.json of uncased BERT, or a folder with one of them; empty: beside the weights.
+    **choices: `matching_token`, `image_heads` and `text_heads` of `coca.interop.blip_config.from_transformers`.
+
+  Raises:
+    FileNotFoundError: a file that is missing, by name.
+    ValueError: what cannot be read or converted, or a directory that is there already.
+  """
+  files.check_new(Path(out))
+  folder, path = _found(source)
+  name = Path(source).resolve().stem
+  with _naming(path):
+    tensors = blip.tidy(files.read_state_dict(path))
+    vocab = blip.vocabulary(tensors)
+  tokens = wordpiece.find(tokenizer or folder, vocab)
+  if blip.is_original(tensors):
+    with _naming(path):
+      settings = blip_config.from_tensors(tensors, tokens, name, **choices)
+  else:
+    described = files.read_json(config or folder / "config.json")
+    settings = blip_config.from_transformers(described, files.image_processor(folder), tokens, name, **choices)
+  with _naming(path):
+    params = blip.to_params(tensors, settings)
+  _write(out, settings, tokens, params)
+  if settings.model.med.sharing == "none":
+    print("note: encoder and decoder share nothing in these weights: config.model.med.sharing is 'none'")
 
 
 def to_open_clip(source, out) -> None:
@@ -78,56 +100,89 @@ def to_open_clip(source, out) -> None:
     ValueError: open_clip has no such model (what differs is listed), or `out` is there already.
     coca.checkpoint.CheckpointError: all checkpoints are damaged.
   """
-
-
   out = Path(out)
-  _check_new(out)
+  files.check_new(out)
   config, tokens = read_workdir(source)
   settings = open_clip_config.from_config(config)
   if tokens.file != clip_tokenizer.FILE:
     print(f"note: open_clip reads no {tokens.file}; its tokenizer gives other ids than this model's")
-  forward = Forward(config, sharding.make_mesh(devices=jax.local_devices()[:1]))
-  state_dict = open_clip.to_state_dict(read_params(source, forward.abstract_params), config)
-  with _directory(out) as partial:
-    weights.save(partial / WEIGHTS[0], state_dict)
+  state_dict = open_clip.to_state_dict(_params(source, config), config)
+  with files.directory(out) as partial:
+    weights.save(partial / files.WEIGHTS[0], state_dict)
     tokens.save(partial / tokens.file)
-    (partial / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    files.write_json(partial / SETTINGS, settings)
 
 
-def read_state_dict(path) -> dict[str, np.ndarray]:
-  """The tensors of a file by name.
+def to_transformers(source, out, architecture: str = "") -> str:
+  """Writes a folder that transformers' BLIP classes and BlipProcessor load with `from_pretrained`.
+
+  What the class lacks is left out: the temperature, and the parts that are another class's.
+
+  Args:
+    source: as for `to_open_clip`, of a BLIP model.
+    out: the new folder.
+    architecture: the class, where the model has the parts of several (`coca.interop.blip.CLASSES`).
+
+  Returns:
+    The class.
 
   Raises:
-    ValueError: a damaged file, one of another kind, or one that needs torch, which is not installed.
+    as `to_open_clip`.
   """
-  path = Path(path)
-  if path.suffix == ".safetensors":
-    with weights.Tensors(path) as tensors:
-      return dict(tensors)
-  if path.suffix not in TORCH:
-    raise ValueError(f"weights are read from .safetensors, {', '.join(TORCH)} files")
-  try:
-    import torch
-  except ImportError:
-    raise ValueError("reading it takes torch, which is not installed: pip install torch, or take the .safetensors file "
-                     "of these weights") from None
-  try:
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    saved = saved.get("state_dict", saved)
-    return {key: x.detach().float().numpy() for key, x in saved.items() if isinstance(x, torch.Tensor)}
-  except Exception as e:  # it raises whatever pickle, zipfile and its own parts raise
-    reason = str(e).partition("\n")[0].partition(". ")[0][:160]
-    raise ValueError(f"no file of weights alone, or a damaged one ({type(e).__name__}: {reason}); archives of "
-                     "TorchScript and files that hold code are not read: load such a file with open_clip and save its "
-                     "state_dict as .safetensors") from None
+  out = Path(out)
+  files.check_new(out)
+  config, tokens = read_workdir(source)
+  architecture, described = blip_config.to_transformers(config, tokens, architecture)
+  state_dict = blip.to_state_dict(_params(source, config), config, architecture)
+  if "text_encoder." in blip.CLASSES[architecture] and config.model.med.encode != config.model.med.cls:
+    print("note: transformers leaves [CLS] in front of a text to match or a question, and this model has [ENC] there: "
+          f"put the id {config.model.med.encode} in its place to get the same outputs")
+  with files.directory(out) as partial:
+    weights.save(partial / weights.FILE, state_dict)
+    tokens.save(partial / tokens.file)
+    for name, contents in described.items():
+      files.write_json(partial / name, contents)
+  return architecture
 
 
-def _weights_in(folder: Path) -> Path:
-  for name in WEIGHTS:
-    if (folder / name).exists():
-      return folder / name
-  raise FileNotFoundError(f"no weights in {folder}: looked for {', '.join(WEIGHTS)}; name another file instead of the "
-                          "folder")
+def _found(source) -> tuple[Path, Path]:
+  """The folder of the source and its file of weights."""
+  source = Path(source)
+  if not source.exists():
+    raise FileNotFoundError(f"no such file or folder: {source}")
+  return (source, files.weights_in(source)) if source.is_dir() else (source.parent, source)
+
+
+@contextmanager
+def _naming(path: Path):
+  """Errors begin with the file's name."""
+  try:
+    yield
+  except ValueError as e:
+    raise ValueError(f"{path}: {e}") from None
+
+
+def _write(out, config, tokens, params) -> None:
+  with files.directory(Path(out)) as partial:
+    sha256 = weights.write(partial / weights.FILE, params)
+    tokens.save(partial / tokens.file)
+    write_run(config, tokens, partial, weights_sha256=sha256)  # last: without it, this is no model directory
+
+
+def _params(source, config):
+  return read_params(source, Forward(config, sharding.make_mesh(devices=jax.local_devices()[:1])).abstract_params)
+
+
+def _is_blip(source: str, config: str) -> bool:
+  """Whether the source, for which no model of open_clip is named, is BLIP's: by what lies beside it, or its names."""
+  folder, path = _found(source)
+  for described in (Path(config), folder / SETTINGS, folder / "config.json"):
+    if described.is_file():
+      found = files.read_json(described)
+      if described.name == SETTINGS or "model_cfg" in found or "model_type" in found:
+        return str(found.get("model_type", "")).startswith("blip")
+  with _naming(path):
+    return blip.is_original(files.names(path))
 
 
 def _settings(folder: Path, model: str, config: str) -> dict:
@@ -140,46 +195,36 @@ def _settings(folder: Path, model: str, config: str) -> dict:
   if not path.exists():
     raise FileNotFoundError(f"no {path}: say which model this is, with --model=NAME "
                             f"({', '.join(open_clip_config.MODELS)}) or --config=FILE")
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as e:
-    raise ValueError(f"{path} can't be read: {e}") from None
-
-
-def _check_new(out: Path) -> None:
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise ValueError(f"{out} is there already; name another place, or remove it")
-
-
-@contextmanager
-def _directory(out: Path):
-  """A folder that takes the name `out` when the block has ended well, and is removed otherwise."""
-  partial = out.parent / f"{out.name}.{os.getpid()}.partial"
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  try:
-    yield partial
-    os.replace(partial, out)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
+  return files.read_json(path)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("source", help="a folder or a file of weights")
   parser.add_argument("out", help="the directory to write")
-  parser.add_argument("--model", default="", help=f"one of {', '.join(open_clip_config.MODELS)}")
-  parser.add_argument("--config", default="", help="a file like open_clip_config.json")
-  parser.add_argument("--tokenizer", default="", help="CLIP's tokenizer files, if not beside the weights")
-  parser.add_argument("--to", default="coca", choices=("coca", "open_clip"))
+  parser.add_argument("--model", default="", help=f"open_clip: one of {', '.join(open_clip_config.MODELS)}")
+  parser.add_argument("--config", default="", help="a file like open_clip_config.json, or transformers' config.json")
+  parser.add_argument("--tokenizer", default="", help="CLIP's or BERT's tokenizer files, if not beside the weights")
+  parser.add_argument("--matching_token", default="enc", choices=("enc", "cls"), help="BLIP: what a text to match and "
+                      "a question begin with; cls is what transformers has there")
+  for side in ("image", "text"):
+    parser.add_argument(f"--{side}_heads", type=int, default=0, help="BLIP: attention heads, if not of width 64")
+  parser.add_argument("--to", default="coca", choices=("coca", "open_clip", "transformers"))
+  parser.add_argument("--architecture", default="", choices=("", *blip.CLASSES), help="transformers: its class, for a "
+                      "model with the parts of several")
   args = parser.parse_args()
   with one_line(ValueError, OSError, CheckpointError):
+    use = f'coca.load("{args.out}")'
     if args.to == "open_clip":
       to_open_clip(args.source, args.out)
       use = f'open_clip.create_model("local-dir:{args.out}")'
+    elif args.to == "transformers":
+      use = f'{to_transformers(args.source, args.out, args.architecture)}.from_pretrained("{args.out}")'
+    elif not args.model and _is_blip(args.source, args.config):
+      from_blip(args.source, args.out, args.config, args.tokenizer, matching_token=args.matching_token,
+                image_heads=args.image_heads, text_heads=args.text_heads)
     else:
       from_open_clip(args.source, args.out, args.model, args.config, args.tokenizer)
-      use = f'coca.load("{args.out}")'
   print(f"wrote {args.out}; use it with {use}")
 
 

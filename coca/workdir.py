@@ -47,7 +47,8 @@ def read_config(workdir) -> Config:
       raise FileNotFoundError(
         f"{workdir} is no working directory of a run: it has no {' or '.join(names)}. One holds config.json, a "
         f"tokenizer and checkpoints/ or model.safetensors; make one with: python -m coca.train "
-        f"--config=configs/coca_tiny.py --workdir={workdir}, or from open_clip's weights with: python -m coca.convert")
+        f"--config=configs/coca_tiny.py --workdir={workdir}, or from open_clip's or BLIP's weights with: python -m "
+        "coca.convert")
   return _config(workdir, _read(workdir))
 
 

@@ -120,6 +120,8 @@ def from_config(config: Config) -> dict:
   Raises:
     ValueError: open_clip has no such model; the settings that are in the way are listed.
   """
+  if config.model.kind != "coca":
+    raise ValueError(f"open_clip has no model like that of config.model.kind {config.model.kind!r}; transformers has")
   if not config.contrastive.weight:
     raise ValueError("open_clip's models have a contrastive side; this one has none (config.contrastive.weight is 0)")
   image, text, poolers = config.model.image, config.model.text, config.model.poolers

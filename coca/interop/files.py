@@ -1,0 +1,98 @@
+"""Files of other people's weights: which of them are read, and how; and folders that appear as a whole."""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from coca import weights
+
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors",
+           "open_clip_pytorch_model.bin", "pytorch_model.bin", "open_clip_model.bin", "open_clip_pytorch_model.pt",
+           "pytorch_model.pt")
+TORCH = (".bin", ".pt", ".pth")
+
+
+def read_state_dict(path) -> dict[str, np.ndarray]:
+  """The tensors of a file by name.
+
+  Raises:
+    ValueError: a damaged file, one of another kind, or one that needs torch, which is not installed.
+  """
+  path = Path(path)
+  if path.suffix == ".safetensors":
+    with weights.Tensors(path) as tensors:
+      return dict(tensors)
+  if path.suffix not in TORCH:
+    raise ValueError(f"weights are read from .safetensors, {', '.join(TORCH)} files")
+  try:
+    import torch
+  except ImportError:
+    raise ValueError("reading it takes torch, which is not installed: pip install torch, or take the .safetensors file "
+                     "of these weights") from None
+  try:
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = saved.get("state_dict", saved.get("model", saved))  # of open_clip's training; of BLIP's
+    return {key: x.detach().float().numpy() for key, x in saved.items() if isinstance(x, torch.Tensor)}
+  except Exception as e:  # it raises whatever pickle, zipfile and its own parts raise
+    reason = str(e).partition("\n")[0].partition(". ")[0][:160]
+    raise ValueError(f"no file of weights alone, or a damaged one ({type(e).__name__}: {reason}); archives of "
+                     "TorchScript and files that hold code are not read: load such a file with what wrote it and save "
+                     "its state_dict as .safetensors") from None
+
+
+def names(path) -> list[str]:
+  """Of the tensors of a file; raises as `read_state_dict`."""
+  if Path(path).suffix == ".safetensors":
+    with weights.Tensors(path) as tensors:
+      return list(tensors)
+  return list(read_state_dict(path))
+
+
+def weights_in(folder: Path) -> Path:
+  for name in WEIGHTS:
+    if (folder / name).exists():
+      return folder / name
+  raise FileNotFoundError(f"no weights in {folder}: looked for {', '.join(WEIGHTS)}; name another file instead of the "
+                          "folder")
+
+
+def read_json(path) -> dict:
+  """Raises ValueError: a damaged file."""
+  try:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+  except ValueError as e:
+    raise ValueError(f"{path} can't be read: {e}") from None
+
+
+def write_json(path, contents: dict) -> None:
+  Path(path).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def image_processor(folder: Path) -> dict:
+  """What transformers says of pictures, in the file of its version 4 or 5; empty: nothing."""
+  if (folder / "preprocessor_config.json").exists():
+    return read_json(folder / "preprocessor_config.json")
+  path = folder / "processor_config.json"
+  return read_json(path).get("image_processor", {}) if path.exists() else {}
+
+
+def check_new(out: Path) -> None:
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise ValueError(f"{out} is there already; name another place, or remove it")
+
+
+@contextmanager
+def directory(out: Path):
+  """A folder that takes the name `out` when the block has ended well, and is removed otherwise."""
+  partial = out.parent / f"{out.name}.{os.getpid()}.partial"
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+    os.replace(partial, out)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
