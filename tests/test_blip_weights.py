@@ -284,7 +284,7 @@ def test_a_pre_trained_model(converted, tmp_path):
 
 def test_a_pre_trained_model_as_two_of_transformers(tmp_path):
   from_original(pretraining(), tmp_path)
-  with pytest.raises(ValueError, match="--architecture= is not what .*BlipForConditionalGeneration, BlipForImageText"):
+  with pytest.raises(ValueError, match=r"--architecture= is not what .*BlipForConditionalGeneration, BlipForImageText"):
     convert.to_transformers(tmp_path / "out", tmp_path / "back")
   with pytest.raises(ValueError, match="--architecture=BlipForQuestionAnswering is not"):
     convert.to_transformers(tmp_path / "out", tmp_path / "back", "BlipForQuestionAnswering")
@@ -315,7 +315,7 @@ def test_copies_that_differ_are_not_shared(tmp_path):
 
   found = pretraining()
   found["text_decoder.cls.predictions.decoder.weight"] = found["text_decoder.cls.predictions.decoder.weight"] * 2
-  with pytest.raises(ValueError, match="word_embeddings.weight' and '.*decoder.weight' are one parameter"):
+  with pytest.raises(ValueError, match=r"word_embeddings.weight' and '.*decoder.weight' are one parameter"):
     blip.to_params(blip.tidy(found), model.config)
 
 
@@ -342,7 +342,7 @@ def test_other_weights_are_refused(change, message, tmp_path):
 
 
 def test_heads_that_the_weights_do_not_say(tmp_path):
-  with pytest.raises(ValueError, match="how many heads the image side has, .* give --image_heads"):
+  with pytest.raises(ValueError, match=r"how many heads the image side has, .* give --image_heads"):
     from_original(pretraining(), tmp_path, image_heads=0)
 
 
@@ -388,7 +388,7 @@ def test_the_command_finds_out_what_it_is_given(published, converted, tmp_path, 
   assert f'BlipForImageTextRetrieval.from_pretrained("{tmp_path / "c"}")' in said and "put the id 124" in said
   assert {p.name for p in (tmp_path / "c").iterdir()} == {
     "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json", "vocab.txt"}
-  with pytest.raises(SystemExit, match="it takes tokenizer.json, or vocab.json and merges.txt"):  # CLIP's
+  with pytest.raises(SystemExit, match=r"it takes tokenizer.json, or vocab.json and merges.txt"):  # CLIP's
     command(monkeypatch, GOLDEN / "clip", tmp_path / "d")
 
 
@@ -412,9 +412,9 @@ def test_a_mistake_is_named_and_leaves_nothing(mistake, message, published, tmp_
 
 
 def test_each_system_refuses_the_others_models(converted, published, tmp_path):
-  with pytest.raises(ValueError, match="no model like that of config.model.kind 'blip'"):
+  with pytest.raises(ValueError, match=r"no model like that of config.model.kind 'blip'"):
     convert.to_open_clip(converted / "captioner", tmp_path / "out")
-  with pytest.raises(ValueError, match="are for config.model.kind 'blip', not 'coca'"):
+  with pytest.raises(ValueError, match=r"are for config.model.kind 'blip', not 'coca'"):
     blip_config.to_transformers(tiny(), wordpiece.load(VOCAB.read_bytes()))
   with pytest.raises(ValueError, match="is there already"):
     convert.from_blip(published / "vqa", converted / "vqa", **HEADS)

@@ -229,7 +229,7 @@ def _config(kind: str, name: str, tokens: WordPiece, matching_token: str, image:
                           prompt_tokens=int(np.count_nonzero(tokens.encode(prompt, length))) - 2),
     matching=Matching(weight=float(grounds)),
     answering=Answering(weight=float(kind == "vqa")),
-    data=Data(prompt=prompt))))
+    data=Data(prompt=prompt, squash=True))))
 
 
 def _layers(tensors: Mapping, start: str) -> int:
