@@ -410,6 +410,9 @@ def _check(c: Config) -> None:
           f"config.model.med.sharing {med.sharing!r} needs as many unimodal_layers ({text.unimodal_layers}) as "
           f"multimodal_layers ({text.multimodal_layers}) in config.model.text; or 'none'")
   check(blip or not c.answering.weight, "config.answering.weight needs config.model.kind 'blip'")
+  check(not answers or (text.multimodal_layers > 0 and not c.captioning.weight),
+        "config.answering.weight needs config.model.text.multimodal_layers above 0 and config.captioning.weight 0: the "
+        "decoder looks at the question's states, not at the picture")
   if c.contrastive.momentum:
     check(blip and c.contrastive.loss == "softmax" and c.contrastive.weight > 0 and c.optim.accumulate == 1,
           "config.contrastive.momentum needs config.model.kind 'blip', config.contrastive.loss 'softmax' with a weight "

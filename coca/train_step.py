@@ -7,6 +7,7 @@ records).
 """
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -204,8 +205,8 @@ def make_gradients(config: Config):
       states = model.answer(model.ask(out.tokens, batch["text"], fold(key, 2)), answers, fold(key, 3))
       weight = (batch["weight"][:, None] * batch["answer_weight"]).reshape(-1)
       nll, _ = captioning_loss(
-        states, model.softmax_kernel(), answers.reshape(-1, answers.shape[-1]), weight, config.captioning,
-        model.softmax_bias
+        states, model.softmax_kernel(), answers.reshape(-1, answers.shape[-1]), weight,
+        replace(config.captioning, prompt_tokens=0), model.softmax_bias  # answers have no prompt
       )
       losses["answering"] = nll / questions
     return losses
