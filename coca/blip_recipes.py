@@ -31,7 +31,7 @@ def pretraining(batch: int, lr: float) -> ConfigDict:
                             min_scale=2.0)
   config.captioning.update(weight=1.0, label_smoothing=0.1)
   # A GPU's pairs are each other's negatives: 32 GPUs.
-  config.matching.update(weight=1.0, floor=1e-4, group=batch // 32)
+  config.matching.update(weight=1.0, floor=1e-4, slow_keys=True, group=batch // 32)
   config.optim.update(name="adamw", lr=lr, b2=0.999, weight_decay=0.05, decay_mask="all", schedule="epochs",
                       epoch="14e6 examples", lr_decay=0.85, final_lr=1e-6 / lr, warmup="3000")
   config.data.update(batch=batch, crop=(0.2, 1.0), flip=True, rand_augment=(2, 5), squash=True,

@@ -115,6 +115,8 @@ def _losses(c) -> None:
           "above 0, and config.optim.accumulate 1")
     _need(0 < c.contrastive.momentum < 1 and 0 <= c.contrastive.soft_targets <= 1 and c.contrastive.queue >= 0,
           "config.contrastive.momentum and soft_targets are shares, and queue is 0 or above")
+  _need(c.contrastive.momentum or not c.matching.slow_keys,
+        "config.matching.slow_keys needs config.contrastive.momentum above 0")
   group = c.matching.group
   _need(group == 0 or (group > 1 and c.data.batch % group == 0),
         f"config.matching.group {group} has to be above 1 and divide config.data.batch {c.data.batch}; 0 is the whole "
@@ -128,8 +130,9 @@ def _blip(c) -> None:
   _need(text.unimodal_layers > 0 or not encodes,
         "config.model.text.unimodal_layers is 0: a text encoder is needed by the contrastive, the matching and the "
         "answering loss; set their weights to 0, or give it layers")
-  _need(c.answering.weight == 0 or text.multimodal_layers > 0,
-        "config.answering.weight needs config.model.text.multimodal_layers above 0: a decoder writes the answers")
+  _need(c.answering.weight == 0 or (text.multimodal_layers > 0 and not c.captioning.weight),
+        "config.answering.weight needs config.model.text.multimodal_layers above 0 and config.captioning.weight 0: the "
+        "decoder looks at the question's states, not at the picture")
   _need(c.contrastive.weight == 0 or c.model.embed_dim > 0,
         "config.model.embed_dim is 0: for 'blip' it takes a number (BLIP 256)")
   _need(max(text.length, c.answering.length) <= med.positions,

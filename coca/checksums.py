@@ -1,6 +1,7 @@
 """Checksums of arrays on devices that hold for any sharding."""
 
 from functools import lru_cache
+from itertools import zip_longest
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,28 @@ def checksums(arrays: dict[str, jax.Array]) -> dict[str, str]:
   other constants. Addition of integers has no order, so every sharding gives the same sum; one changed element
   always changes it, and other changes, such as two swapped values, do but for a chance of 2^-64.
   """
-  sums = {name: _checksum(_replicated(x.sharding))(x) for name, x in arrays.items()}  # all are queued, then fetched
+  sums = {name: _checksum(x.sharding)(x) for name, x in arrays.items()}  # all are queued, then fetched
   return {name: "{:08x}{:08x}".format(*np.asarray(s)) for name, s in sums.items()}
 
 
-def _replicated(sharding):
-  return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-
-
 @lru_cache(maxsize=64)
-def _checksum(out_sharding):
-  return jax.jit(_sums, out_shardings=out_sharding)
+def _checksum(sharding):
+  if not isinstance(sharding, NamedSharding):
+    return jax.jit(_sums)
+
+  def sharded(x):  # each device its own part: left to the partitioner, it would gather all of x on every device
+    axes = [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]
+    starts = [n * jax.lax.axis_index(a) if a else 0 for n, a in zip(x.shape, axes, strict=True)]
+    used = [name for a in axes if a for name in (a if isinstance(a, tuple) else (a,))]
+    return jax.lax.psum(_sums(x, starts), used) if used else _sums(x)
+
+  return jax.jit(
+    jax.shard_map(sharded, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=PartitionSpec())
+  )
 
 
-def _sums(x):
+def _sums(x, starts=()):
+  """Both sums over a part of an array that begins at `starts`; without them, at 0."""
   if x.dtype == bool:
     bits = x.astype(jnp.uint32)
   elif x.dtype.itemsize > 4:
@@ -48,8 +57,9 @@ def _sums(x):
   mixed = []
   for m1, m2 in _MULTIPLIERS:
     place = jnp.zeros((), jnp.uint32)
-    for axis, n in enumerate(bits.shape):
-      index = mix(jnp.arange(n, dtype=jnp.uint32) + jnp.uint32(0x9E3779B9 * (axis + 1) % 2**32), m1, m2)
+    for axis, (n, start) in enumerate(zip_longest(bits.shape, starts, fillvalue=0)):
+      places = jnp.arange(n, dtype=jnp.uint32) + jnp.uint32(start)
+      index = mix(places + jnp.uint32(0x9E3779B9 * (axis + 1) % 2**32), m1, m2)
       place = place * jnp.uint32(m2) + jnp.expand_dims(index, [i for i in range(bits.ndim) if i != axis])
     mixed.append(mix(bits ^ place, m1, m2))
   # One reduction of both: two of them make XLA on CPU hold an array of mixed values for each.

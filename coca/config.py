@@ -163,6 +163,7 @@ class Matching:
 
   weight: float = 0.0  # 0: the model has no matching head
   floor: float = 0.0  # added to each negative's probability of being drawn (BLIP's pre-training: 1e-4)
+  slow_keys: bool = False  # drawn by the similarity to embeddings of the momentum encoders (BLIP's pre-training)
   group: int = 0  # so many consecutive pairs are each other's negatives; 0: the whole batch. BLIP: a GPU's pairs
 
 
@@ -319,4 +320,3 @@ def parse(config: ConfigDict | dict) -> Config:
   settings = from_plain(Config, dict(config), "config")
   check(settings)
   return settings
-

@@ -7,6 +7,7 @@ records).
 """
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -209,8 +210,8 @@ def make_gradients(config: Config):
       states = model.answer(model.ask(out.tokens, batch["text"], fold(key, 2)), answers, fold(key, 3))
       weight = (batch["weight"][:, None] * batch["answer_weight"]).reshape(-1)
       nll, _ = captioning_loss(
-        states, model.softmax_kernel(), answers.reshape(-1, answers.shape[-1]), weight, config.captioning,
-        model.softmax_bias
+        states, model.softmax_kernel(), answers.reshape(-1, answers.shape[-1]), weight,
+        replace(config.captioning, prompt_tokens=0), model.softmax_bias  # answers have no prompt
       )
       losses["answering"] = nll / questions
     return losses
@@ -218,7 +219,7 @@ def make_gradients(config: Config):
   def matching(out, model, temperature, batch, key, memory):
     """The states of the true pairs, and metrics. A picture's two texts share its keys and values."""
     text, group = batch["text"], config.matching.group
-    keys = (memory["image"], memory["text"]) if memory else None
+    keys = (memory["image"], memory["text"]) if config.matching.slow_keys else None
     drawn = draw_negatives(
       out.image, out.text, text_hash(text), batch["weight"], temperature["log_scale"], key, group,
       config.matching.floor, keys

@@ -8,8 +8,8 @@ weights, 6 epochs, rate 1e-5 (ViT-L 5e-6), batch 256, pictures of 384 pixels, te
 the whole batch, as for COCO. Evaluated by cosines, and with the 256 best candidates in the order of the matching head.
 
 It trains on the built-in corpus; other data as in configs/finetune_caption.py, with --config.steps='3.4e6 examples' for
-six epochs of COCO. BLIP knows which texts are of one picture; here equal texts are positives of each other, and the
-texts of one picture are not known to belong together. The rate falls each step and not each epoch.
+six epochs of COCO. BLIP knows which texts are of one picture; here equal texts are positives of each other, and a text
+may get another one of its picture as a hard negative. The rate falls each step and not each epoch.
 """
 
 from coca import blip_recipes

@@ -15,8 +15,10 @@ VQA v2, as a folder with a captions.json of objects with "image", "question" and
   --config.data.sources.pairs.text_key=answers --config.answering.answers=10
 
 and in the same way config.evals.vqa.source; --config.evals.vqa.answers=FILE ranks the 3,128 answers in it, one a line,
-instead of writing answers. Visual Genome's questions, as a second source, have answer_weight 0.2. The rate falls each
-step and not each epoch.
+instead of writing answers. Visual Genome's questions, as a second source, have answer_weight 0.2.
+
+The rate falls each step and not each epoch; no stochastic depth in the ViT (BLIP's code: 0.1); an answer does not see
+its question's padding.
 """
 
 from coca import blip_recipes

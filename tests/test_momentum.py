@@ -322,10 +322,10 @@ def test_a_resumed_run_is_the_same_and_goes_on_on_other_devices(history, tmp_pat
     assert values == metrics[i]
   assert equal(state, states[6])
 
+  state = restored(saved(2), make_mesh(8))
+  assert equal(state, states[2]) and state["queue"]["text"].sharding.num_devices == 8
   _, others, run = stepper((2, 2, 2))
-  state = restored(saved(2), others)
-  assert equal(state, states[2])
-  state, values = run(state, batch_at(2))
+  state, values = run(put(jax.tree.map(np.asarray, state), settings, others), batch_at(2))
   for name, value in metrics[2].items():
     np.testing.assert_allclose(values[name], value, rtol=3e-5, err_msg=name)
   for name in ("momentum", "queue"):
