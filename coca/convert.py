@@ -3,6 +3,7 @@ r"""Other people's weights as a model directory, and back.
     python -m coca.convert SOURCE OUT                      # a folder with config, weights and tokenizer
     python -m coca.convert WEIGHTS OUT --model=coca_ViT-B-32           # a file of open_clip's weights alone
     python -m coca.convert WEIGHTS OUT --tokenizer=vocab.txt           # one of BLIP's original files
+    python -m coca.convert VIT OUT --bert=BERT             # what BLIP's pre-training starts from
     python -m coca.convert SOURCE OUT --to=open_clip       # a model directory or a workdir: a folder for open_clip
     python -m coca.convert SOURCE OUT --to=transformers    # of a BLIP model
 
@@ -14,6 +15,7 @@ appears as a whole or not at all.
 """
 
 import argparse
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from coca.checkpoint import CheckpointError
 from coca.commands import one_line
 from coca.data import clip_tokenizer, wordpiece
 from coca.forward import Forward
-from coca.interop import blip, blip_config, files, open_clip, open_clip_config
+from coca.interop import blip, blip_config, blip_start, files, open_clip, open_clip_config
 from coca.workdir import read_params, read_workdir, write_run
 
 SETTINGS = "open_clip_config.json"
@@ -86,6 +88,30 @@ def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> 
   _write(out, settings, tokens, params)
   if settings.model.med.sharing == "none":
     print("note: encoder and decoder share nothing in these weights: config.model.med.sharing is 'none'")
+
+
+def from_vit_and_bert(vit, bert, out, tokenizer: str = "") -> None:
+  """Writes a model directory for `config.init_from` of BLIP's pre-training; see `coca.interop.blip_start`.
+
+  Args:
+    vit: a file of timm's weights, or a folder with one.
+    bert: likewise of transformers' BERT.
+    out: the new directory.
+    tokenizer: as for `from_blip`; empty: beside BERT.
+
+  Raises:
+    as `from_blip`.
+  """
+  files.check_new(Path(out))
+  (_, vit), (folder, bert) = _found(vit), _found(bert)
+  found = []
+  for path in (vit, bert):
+    with _naming(path):
+      found.append(files.read_state_dict(path))
+  tokens = wordpiece.find(tokenizer or folder, sys.maxsize)
+  with _naming(f"{vit} and {bert}"):
+    config, params = blip_start.join(*found, tokens)
+  _write(out, config, tokens, params)
 
 
 def to_open_clip(source, out) -> None:
@@ -154,7 +180,7 @@ def _found(source) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _naming(path: Path):
+def _naming(path):
   """Errors begin with the file's name."""
   try:
     yield
@@ -205,6 +231,7 @@ def main() -> None:
   parser.add_argument("--model", default="", help=f"open_clip: one of {', '.join(open_clip_config.MODELS)}")
   parser.add_argument("--config", default="", help="a file like open_clip_config.json, or transformers' config.json")
   parser.add_argument("--tokenizer", default="", help="CLIP's or BERT's tokenizer files, if not beside the weights")
+  parser.add_argument("--bert", default="", help="BLIP: uncased BERT as transformers has it; the source is timm's ViT")
   parser.add_argument("--matching_token", default="enc", choices=("enc", "cls"), help="BLIP: what a text to match and "
                       "a question begin with; cls is what transformers has there")
   for side in ("image", "text"):
@@ -220,6 +247,8 @@ def main() -> None:
       use = f'open_clip.create_model("local-dir:{args.out}")'
     elif args.to == "transformers":
       use = f'{to_transformers(args.source, args.out, args.architecture)}.from_pretrained("{args.out}")'
+    elif args.bert:
+      from_vit_and_bert(args.source, args.bert, args.out, args.tokenizer)
     elif not args.model and _is_blip(args.source, args.config):
       from_blip(args.source, args.out, args.config, args.tokenizer, matching_token=args.matching_token,
                 image_heads=args.image_heads, text_heads=args.text_heads)

@@ -47,7 +47,11 @@ def test_frequencies_are_the_probabilities():
 
 @pytest.mark.parametrize("vocab", [50, 700, 4500])
 def test_a_nucleus_is_the_smallest_set_with_its_mass(vocab):
-  """Numbers in the middle of each token's share give that token, those at the end the last one kept."""
+  """Numbers in the middle of each token's share give that token, those at the end the last one kept.
+
+  The shares stand in the order of the logits; of a nucleus above 256 tokens, in the order of the vocabulary: the first
+  number chooses a block of 256, the second one of its tokens.
+  """
   rng, rows, sizes = np.random.default_rng(vocab), 9, set()
   for top_p, top_k in ((0.9, 0), (0.5, 0), (0.05, 0), (0.999, 0), (0.8, 9)):
     d = Decoding(strategy="sample", top_p=top_p, top_k=top_k)
@@ -64,8 +68,17 @@ def test_a_nucleus_is_the_smallest_set_with_its_mass(vocab):
       sizes.add(kept)
       some = np.linspace(0, kept - 1, 19).astype(int)
       some[p[some] < 2e-5] = 0  # narrower than fp32 resolves
-      u[row, :19, 0], want[row, :19] = (upto[some] + upto[some + 1]) / 2 / upto[kept], ids[some]
-      u[row, 19], want[row, 19] = np.float32(1 - 2**-24), ids[kept - 1]
+      want[row] = [*ids[some], ids[kept - 1]]
+      if kept <= 256:
+        u[row, :19, 0], u[row, 19] = (upto[some] + upto[some + 1]) / 2 / upto[kept], np.float32(1 - 2**-24)
+        continue
+      share = np.zeros(-(-vocab // 256) * 256)
+      share[ids[:kept]] = p[:kept]
+      blocks, (block, place) = share.reshape(-1, 256), np.divmod(want[row], 256)
+      for k, part, which in ((0, blocks.sum(1), block), (1, blocks[block].T, place)):
+        end = np.cumsum(part, axis=0)
+        low, high = (np.take_along_axis(x, which[None], 0)[0] if part.ndim > 1 else x[which] for x in (end - part, end))
+        u[row, :, k] = (low + high) / 2 / end[-1]
     got = jit_draw(jnp.broadcast_to(logits[:, None], (rows, 20, vocab)), jnp.asarray(u), d)
     np.testing.assert_array_equal(got, want)
   assert len(sizes) > 12 and min(sizes) == 1 and max(sizes) > 0.9 * vocab

@@ -10,7 +10,7 @@ from coca.data.tokenizer import PAD
 from coca.decoding.common import Decoded, Special, at, begin, in_blocks, process, put_at, top
 from coca.decoding.settings import Decoding
 
-_CANDIDATES = (256, 4096)  # tokens among which a nucleus is looked for before all are sorted
+_CANDIDATES = 256  # tokens among which a nucleus is looked for before all are
 _BLOCK = 256
 
 
@@ -94,14 +94,35 @@ def draw(logits, u, decoding: Decoding):
     return _draw_any(logits, u)
   normalizer = jax.nn.logsumexp(logits, axis=-1)
 
-  def among(sizes):
-    """Draws from the first of `sizes` that holds a row's nucleus; a larger one is sorted only if some row needs it."""
-    ids, complete = _draw_sorted(*top(logits, sizes[0]), normalizer, u, decoding.top_p)
-    if len(sizes) == 1:
-      return ids
-    return jax.lax.cond(complete.all(), lambda: ids, lambda: jnp.where(complete, ids, among(sizes[1:])))
+  ids, complete = _draw_sorted(*top(logits, min(_CANDIDATES, vocab)), normalizer, u, decoding.top_p)
 
-  return among([n for n in _CANDIDATES if n < vocab] + [vocab])
+  def among_all():
+    kept = _nucleus(logits, jnp.exp(logits - normalizer[..., None]), decoding.top_p)
+    return jnp.where(complete, ids, _draw_any(jnp.where(kept, logits, -jnp.inf), u))
+
+  return ids if vocab <= _CANDIDATES else jax.lax.cond(complete.all(), lambda: ids, among_all)
+
+
+def _nucleus(logits, mass, top_p: float):
+  """Which tokens are in the nucleus, bool [..., V]: found by bisection of its least logit, a tenth of a sort's time.
+
+  Of equal logits at its end the first are in it, as if all were sorted.
+  """
+  bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+  keys = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # in the order of the logits
+
+  def halve(_, limits):
+    low, high = limits
+    middle = (low & high) + ((low ^ high) >> 1)  # of two int32 without overflow
+    enough = jnp.sum(jnp.where(keys >= middle, mass, 0), axis=-1, keepdims=True) >= top_p
+    return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+  limits = tuple(jnp.full((*logits.shape[:-1], 1), x, jnp.int32) for x in (-(2**31), 2**31 - 1))
+  least, _ = jax.lax.fori_loop(0, 32, halve, limits)
+  above, equal = keys > least, keys == least
+  missing = top_p - jnp.sum(jnp.where(above, mass, 0), axis=-1, keepdims=True)
+  before = jnp.cumsum(equal, axis=-1) - 1
+  return above | equal & (before * mass < missing)
 
 
 def _draw_sorted(values, ids, normalizer, u, top_p: float):

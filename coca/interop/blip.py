@@ -97,7 +97,7 @@ def vocabulary(state_dict: Mapping[str, np.ndarray]) -> int:
 
 
 def _entries(config: Config, original: bool) -> Iterator[Entry]:
-  for entry in _original_entries(config):
+  for entry in original_entries(config):
     key = entry.key
     if not original:
       for theirs, renamed in RENAMED.items():
@@ -105,7 +105,8 @@ def _entries(config: Config, original: bool) -> Iterator[Entry]:
     yield entry._replace(key=key)
 
 
-def _original_entries(config: Config) -> Iterator[Entry]:
+def original_entries(config: Config) -> Iterator[Entry]:
+  """The tensors of an original file."""
   text, answers = config.model.text, config.answering.weight > 0
   yield from _image_encoder(config.model.image.layers)
   encodes, writes = text.unimodal_layers, text.multimodal_layers

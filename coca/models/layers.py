@@ -5,6 +5,8 @@ Parameters are fp32; activations have the dtype that the tower is built with; no
 """
 
 import functools
+import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +91,21 @@ def dot_product_attention(q, k, v, mask=None, implementation: str = "xla", drop=
 
 def _attend(q, k, v, mask, drop=None):
   """`dot_product_attention` with the heads in front: q [B, H, T, K], k and v [B, H, S, K] -> [B, H, T, K]."""
+  if mask is None and drop is None and (n := _heads_at_once(q, k)):
+    blocks = [x.reshape(-1, 1, n, *x.shape[2:]) for x in (q, k, v)]
+    return jax.lax.map(lambda block: _softmax_attention(*block), blocks).reshape(q.shape)
+  return _softmax_attention(q, k, v, mask, drop)
+
+
+def _heads_at_once(q, k) -> int:
+  """On CPU, so many that the logits of many tokens stay in its caches, which halves the time; 0: all."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if q.shape[2] * k.shape[2] < 2**16 or jax.default_backend() != "cpu" or not (mesh.empty or mesh.size == 1):
+    return 0
+  return math.gcd(q.shape[0] * q.shape[1], 2 ** (os.cpu_count().bit_length() - 1))
+
+
+def _softmax_attention(q, k, v, mask=None, drop=None):
   logits = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)

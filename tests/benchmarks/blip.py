@@ -2,11 +2,11 @@
 
     python tests/benchmarks/blip.py --peer_python=PEER/bin/python
 
-PEER is an environment with torch and transformers. It makes a BlipForConditionalGeneration with ViT-B/16 at 384 pixels
-and random weights, which are converted for us (`coca.convert`). Both write 20 tokens for 16 random pictures, fp32, two
-threads, with 3 beams and with nucleus sampling (p 0.9), from caches; and both make fine-tuning steps (LM loss over 40
-tokens, no dropout, AdamW). While one side works, the other waits. The share of identical texts says whether both did
-the same; samples differ.
+PEER is an environment with torch, transformers and open_clip_torch. It makes a BlipForConditionalGeneration with
+ViT-B/16 at 384 pixels and random weights, which are converted for us (`coca.convert`). Both write 20 tokens for 16
+random pictures, fp32, two threads, with 3 beams and with nucleus sampling (p 0.9), from caches; both make fine-tuning
+steps (LM loss over 40 tokens, no dropout, AdamW). While one side works, the other waits. The share of identical texts
+says whether both did the same; samples differ.
 """
 
 import argparse
@@ -37,7 +37,9 @@ def texts(batch: int) -> np.ndarray:
 def theirs(args) -> None:
   """transformers' side; leaves its weights, settings and a vocabulary for us."""
   limit_threads(args.threads)
-  import torch
+  from peer_open_clip import import_open_clip
+
+  torch = import_open_clip()[1]  # it makes torchvision importable beside a CPU torch
   from transformers import BlipConfig, BlipForConditionalGeneration
 
   torch.set_num_threads(args.threads)
@@ -166,7 +168,7 @@ def compare(args, task: str, folder: str) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--peer_python", help="a Python with torch and transformers")
+  parser.add_argument("--peer_python", help="a Python with these")
   parser.add_argument("--python", default=sys.executable, help="a Python with coca")
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--threads", type=int, default=2)
