@@ -15,8 +15,9 @@ from flax import nnx
 
 from coca import convert, inference
 from coca.data import wordpiece
+from coca.data.questions import clean, encode_candidates
 from coca.decoding.common import Special
-from coca.decoding.settings import Decoding
+from coca.decoding.settings import Decoding, answer_decoding
 from coca.interop import blip, blip_config
 from coca.workdir import read_config, read_workdir
 
@@ -111,6 +112,8 @@ def test_logits_and_captions_are_those_of_transformers(converted, expected):
   captions = model.caption(image, "a picture of ", **beams)
   assert captions == [model.tokenizer.decode(row[1:]) for row in expected["prompted"]]
   assert all(caption.startswith("a picture of ") for caption in captions)
+  # Without a prompt of one's own, the captioner's is read and left out.
+  assert model.caption(image, **beams) == [caption.removeprefix("a picture of ") for caption in captions]
 
 
 def test_answers_are_those_of_transformers(converted, expected):
@@ -128,6 +131,27 @@ def test_answers_are_those_of_transformers(converted, expected):
   answers = forward.answer(forward.writer(model.params), forward.encode(model.params, image), question,
                            Decoding(strategy="beam", beams=3, max_length=6), special=Special(DEC, SEP))
   assert np.asarray(answers.text)[:, 0].tolist() == expected["answers"].tolist()
+
+
+def test_answers_to_questions_as_texts(converted, expected):
+  model = load(converted / "vqa")
+  questions = [model.tokenizer.decode(row[1:]) for row in expected["text"]]
+  forward, special = model.forward, Special(DEC, SEP)
+  rows = np.stack([model.tokenizer.encode(clean(q), model.config.model.text.length) for q in questions])
+  encoded = forward.encode(model.params, expected["image"])
+  ids = forward.answer(forward.writer(model.params), encoded, rows, answer_decoding(10), special=special).text[:, 0]
+  assert model.answer(expected["image"], questions) == [model.tokenizer.decode(row[1:]) for row in np.asarray(ids)]
+  possible = ["a", "a picture", "of a picture", "picture"]
+  best = forward.rank_answers(model.params, encoded, rows, encode_candidates(possible, model.tokenizer, 9), 3)
+  assert model.answer(expected["image"], questions, possible, rank=3) == [possible[i] for i in np.asarray(best)]
+  with pytest.raises(ValueError, match="4 pictures and 2 questions"):
+    model.answer(expected["image"], ["what", "where"])
+  with pytest.raises(ValueError, match="not empty"):
+    model.answer(expected["image"], "!!")
+  with pytest.raises(ValueError, match="writes no captions"):
+    model.caption(expected["image"])
+  with pytest.raises(ValueError, match=r"configs/blip_vqa\.py"):
+    load(converted / "captioner").answer(expected["image"], "what")
 
 
 # --- Settings --------------------------------------------------------------------------------------------------------

@@ -47,7 +47,11 @@ def join(vit: Mapping[str, np.ndarray], bert: Mapping[str, np.ndarray], tokens: 
     if key.startswith("cls.predictions.") and ".decoder." not in key:
       bias = key == "cls.predictions.bias"
       found[f"text_decoder.{key}"] = np.pad(x, (0, max(tokens.vocab - len(x), 0))) if bias else x
-  width = found.get("visual_encoder.norm.weight", np.zeros(0)).shape[0]
+  for key, whose in (("visual_encoder.norm.weight", "no ViT's of timm"),
+                     ("text_encoder.embeddings.word_embeddings.weight", "not BERT's as transformers names them")):
+    if key not in found:
+      raise ValueError(f"the weights are {whose}: there is no '{key.partition('.')[2]}'")
+  width = len(found["visual_encoder.norm.weight"])
   config = blip_config.from_tensors(found | {"vision_proj.weight": np.zeros((EMBED_DIM, width))}, tokens, name)
   fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model(config, nnx.Rngs(0)))))()
   fresh = tensors.to_state_dict(fresh, blip.original_entries(config))
