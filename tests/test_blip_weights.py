@@ -14,6 +14,8 @@ from common import tiny
 from flax import nnx
 
 from coca import convert, inference
+from coca.capfilt.models import Models
+from coca.capfilt.settings import CapFilt
 from coca.data import wordpiece
 from coca.data.questions import clean, encode_candidates
 from coca.decoding.common import Special
@@ -442,3 +444,23 @@ def test_each_system_refuses_the_others_models(converted, published, tmp_path):
     blip_config.to_transformers(tiny(), wordpiece.load(VOCAB.read_bytes()))
   with pytest.raises(ValueError, match="is there already"):
     convert.from_blip(published / "vqa", converted / "vqa", **HEADS)
+
+
+# --- CapFilt ---------------------------------------------------------------------------------------------------------
+
+
+def test_capfilt_takes_blip_as_captioner_and_as_filter(converted, expected):
+  decoding = Decoding(strategy="sample", top_p=0.9, max_length=12, seed=3)
+  folders = {"captioner": str(converted / "captioner"), "filter": str(converted / "retrieval")}
+  models = Models(CapFilt(**folders, decoding=decoding, batch=4), jax.devices()[:4])
+  encoded = models.encode([{"captioner": image, "filter": image} for image in expected["image"]])
+  ids = np.array([5, 6, 7, 8], np.uint32)
+  texts = models.read(models.write(encoded, ids))
+  written = load(converted / "captioner").caption(expected["image"], ids=ids, strategy="sample", top_p=0.9,
+                                                  max_length=12, seed=3)
+  assert texts == [[text] for text in written]  # the prompt is left out
+  scores = models.score(encoded, texts)
+  retrieval = load(converted / "retrieval")
+  np.testing.assert_allclose(scores.matching[:, 0], retrieval.match(expected["image"], written), rtol=1e-5)
+  cosines = np.sum(retrieval.embed_images(expected["image"]) * retrieval.embed_texts(written), axis=1)
+  np.testing.assert_allclose(scores.contrastive[:, 0], cosines, rtol=0, atol=1e-6)
