@@ -14,6 +14,7 @@ from coca.decoding.decode import prompts
 from coca.decoding.sample import draw, image_keys, sample, uniforms
 from coca.decoding.settings import Decoding
 from coca.forward import Forward, abstract_model
+from coca.models.common import Encoded
 
 N, LENGTH, VOCAB = 8, 12, 16
 jit_keys, jit_uniforms = jax.jit(image_keys), jax.jit(uniforms, static_argnums=2)
@@ -382,7 +383,7 @@ def test_reranking_sorts_by_the_contrastive_head():
 def test_what_a_model_cannot_do_is_said_before_anything_is_compiled():
   def caption(settings, d, **inputs):
     forward = Forward(tiny(**settings), make_mesh())
-    forward.caption(None, None, d, special=SPECIAL, **inputs)
+    forward.caption(None, Encoded(None, None), d, special=SPECIAL, **inputs)
 
   mute = {"model__text__multimodal_layers": 0, "captioning__weight": 0.0}
   with pytest.raises(ValueError, match="no multimodal decoder"):

@@ -233,17 +233,20 @@ def test_unusable_records_are_blank_and_say_why(words):
   assert any("record 2 is cut off" in p for p in problems) and any("web-11: no caption" in p for p in problems)
 
 
-def test_the_prompt_is_in_front_of_training_texts_only(words):
+def test_the_prompt_is_in_front_of_what_is_trained_and_captioned(words):
   plain, prompted = (
     take(pipeline.train_batches(make_config(40, weights={"label": 1.0}, prompt=p), open_sources(), words, range(40)),
          1)[0][0] for p in ("", "the "))
   assert plain["weight"].sum() == 39  # one has no text: it gets no prompt
   for text, longer, weight in zip(plain["text"], prompted["text"], plain["weight"], strict=True):
     assert words.decode(longer) == ("the " + words.decode(text) if weight else "")
-  evaluation = settings.Eval(kind="captions")
-  with_prompt, without = (take(pipeline.eval_batches(make_config(prompt=p), Records("web", 8), evaluation, words,
-                                                     range(8), 8), 1)[0][0] for p in ("the ", ""))
-  assert (with_prompt["text"] == without["text"]).all()
+  for kind, prompt in (("captions", "the "), ("retrieval", "")):
+    evaluation = settings.Eval(kind=kind)
+    with_prompt, without = (
+      take(pipeline.eval_batches(make_config(prompt=p), Records("web", 8), evaluation, words, range(8), 8), 1)[0][0]
+      for p in ("the ", ""))
+    with_prompt, without = (batch["text"][:, 0] for batch in (with_prompt, without))
+    assert list(map(words.decode, with_prompt)) == [prompt + words.decode(text) for text in without]
 
 
 def test_settings_are_checked_before_the_first_batch(words):

@@ -203,13 +203,17 @@ def test_settings_that_do_not_fit():
     return settings.parse(config)
 
   asked = settings.Source(question_key="question", text_key="answer")
-  parse(answering__weight=1.0, captioning__weight=0.0, contrastive__weight=0.0, source=asked)
+  only = {"answering__weight": 1.0, "captioning__weight": 0.0, "contrastive__weight": 0.0}
+  parse(**only, source=asked)
   for changes, message in (
     ({"source": asked}, r"config\.data\.sources\.a\.question_key is 'question' and config\.answering\.weight 0"),
-    ({"answering__weight": 1.0, "source": settings.Source()}, r"sources\.a\.question_key is '' and .*weight 1"),
+    ({**only, "source": settings.Source()}, r"sources\.a\.question_key is '' and .*weight 1"),
     ({"eval": settings.Eval(kind="vqa")}, r"config\.evals\.e\.source\.question_key is ''.*a vqa evaluator needs"),
     ({"eval": settings.Eval(source=asked)}, r"evals\.e\.source\.question_key is 'question' and kind 'zero_shot'"),
-    ({"answering__weight": 1.0, "source": settings.Source(question_key="q", answer_weight=0.0)}, r"answer_weight 0\.0"),
+    ({**only, "source": settings.Source(question_key="q", answer_weight=0.0)}, r"answer_weight 0\.0"),
+    ({"answering__weight": 1.0, "source": asked}, r"answering\.weight needs .* config\.captioning\.weight 0"),
+    ({**only, "model__text__multimodal_layers": 0, "source": asked}, r"needs .*multimodal_layers above 0"),
+    ({**only, "model__kind": "coca", "source": asked}, r"answering\.weight needs config\.model\.kind 'blip'"),
     ({"answering__length": 2}, r"config\.answering\.length 2 holds BOS, EOS and no answer"),
     ({"answering__answers": 0}, r"config\.answering\.answers is 0; it takes 1 or more"),
     ({"eval": settings.Eval(kind="vqa", rank=0, source=asked)}, r"config\.evals\.e\.rank is 0"),

@@ -185,7 +185,9 @@ class Records:
 
 @pytest.mark.parametrize("kind, file", [("blip", "vocab.txt"), ("coca", "tokenizer.model")])
 def test_the_kind_of_model_decides_what_is_trained(kind, file, tmp_path):
-  config = settings.Config(model=settings.Model(kind=kind, text=settings.TextDecoder(vocab=200)),
+  config = settings.Config(model=settings.Model(kind=kind, text=settings.TextDecoder(vocab=200),
+                                                med=settings.Med(cls=2, encode=6), embed_dim=8,
+                                                image=settings.ImageEncoder(class_token=True)),
                            data=settings.Data(sources={"memory": settings.Source()}))
   found = workdir.find_tokenizer(config, {"memory": Records()}, tmp_path)
   assert [p.name for p in tmp_path.iterdir()] == [found.file] == [file]
@@ -195,8 +197,33 @@ def test_the_kind_of_model_decides_what_is_trained(kind, file, tmp_path):
 
 def test_berts_list_for_a_run_is_kept_with_blips_tokens(tmp_path):
   (tmp_path / "bert.txt").write_text("\n".join(SMALL) + "\n")
-  config = settings.Config(model=settings.Model(kind="blip"), data=settings.Data(tokenizer=str(tmp_path / "bert.txt")))
+  config = settings.Config(model=settings.Model(kind="blip", med=settings.Med(cls=2, encode=8)),
+                           data=settings.Data(tokenizer=str(tmp_path / "bert.txt")))
   (tmp_path / "run").mkdir()
   found = workdir.find_tokenizer(config, {}, tmp_path / "run")
   assert (found.bos, found.enc) == (7, 8)
   assert (tmp_path / "run" / "vocab.txt").read_text().splitlines() == [*SMALL, "[DEC]", "[ENC]"]
+
+
+def test_a_tokenizer_that_does_not_fit_the_settings(tmp_path):
+  """Named with the numbers that would: of [CLS] and [ENC], and of the prompt's tokens."""
+  (tmp_path / "bert.txt").write_text("\n".join(SMALL) + "\n")
+  tokenizer.train(["some words to learn"] * 9, 40).save(tmp_path / "words.model")
+
+  def find(file, prompt_tokens=0, **med):
+    config = settings.Config(
+      model=settings.Model(kind="blip", med=settings.Med(**med)),
+      captioning=settings.Captioning(prompt_tokens=prompt_tokens),
+      data=settings.Data(tokenizer=str(tmp_path / file), prompt=SMALL[5] + " "))
+    workdir.find_tokenizer(config, {}, tmp_path / "run")
+
+  (tmp_path / "run").mkdir()
+  fits = {"cls": 2, "encode": 8}
+  with pytest.raises(ValueError, match=r"med\.cls 101 and encode 30523 are not those of .*: set them to 2 and 8"):
+    find("bert.txt")
+  with pytest.raises(ValueError, match=r"prompt_tokens is 3, and config\.data\.prompt .* has 1 tokens in .*: set it"):
+    find("bert.txt", prompt_tokens=3, **fits)
+  with pytest.raises(ValueError, match=r"a model of kind 'blip' takes BERT's vocab\.txt or tokenizer\.json"):
+    find("words.model", **fits)
+  find("bert.txt", prompt_tokens=1, **fits)
+  find("bert.txt", prompt_tokens=1, cls=2, encode=2)  # as transformers has it
