@@ -83,11 +83,11 @@ def runlocal(config: ConfigDict) -> ConfigDict:
 def tiny(config: ConfigDict, layers: int, width: int) -> None:
   """A small model, with the ids of a WordPiece that is trained on the run's own texts."""
   config.model.image.update(size=48, patch=12, layers=layers, width=width, mlp=4 * width, heads=4)
-  config.model.text.update(vocab=1200, length=16, unimodal_layers=2, multimodal_layers=2, width=width, mlp=4 * width,
+  config.model.text.update(vocab=1200, length=12, unimodal_layers=2, multimodal_layers=2, width=width, mlp=4 * width,
                            heads=4)
-  config.model.med.update(cls=2, encode=6, positions=16)
+  config.model.med.update(cls=2, encode=6, positions=12)
   config.model.embed_dim = width
-  config.model.unroll = 2
+  config.model.unroll = 4
 
 
 def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: int) -> ConfigDict:

