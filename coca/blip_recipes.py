@@ -90,17 +90,20 @@ def tiny(config: ConfigDict, layers: int, width: int) -> None:
   config.model.unroll = 4
 
 
-def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: int) -> ConfigDict:
+def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: int, tiny_steps: int,
+               tiny_lr: float) -> ConfigDict:
   """What BLIP's fine-tunes share (Table 14): AdamW with weight decay 0.05, cosine decay to 0, batch 256.
 
   They train on the built-in corpus, like the fine-tunes of CoCa; other data as `configs/finetune_caption.py` says.
 
   Args:
-    args: of the config file: init_from, and runlocal for a few steps.
+    args: of the config file: init_from, tiny, and runlocal for a few steps.
     lr: the highest learning rate.
     large_lr: with ViT-L.
     epochs: of the built-in corpus' 5,406 pairs.
     size: of the pictures, in pixels, for models with pictures of 224 and more; smaller ones keep theirs.
+    tiny_steps: in place of the epochs for a model like configs/blip_tiny.py's, of batches of 128.
+    tiny_lr: likewise; it has seen no million pairs and has more to learn.
 
   Raises:
     ValueError: no `init_from`, or no model of kind 'blip'.
@@ -127,6 +130,10 @@ def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: 
   config.steps = f"{epochs * 5406} examples"
   config.data.sources.pairs = to_dict(Source(kind="builtin", split="train+unseen_concepts"))
   config.checkpoint.every = "10%"
+  if args.tiny:
+    config.optim.update(lr=tiny_lr, warmup="5%")
+    config.data.update(batch=128, crop=(0.8, 1.0), flip=False, rand_augment=(0, 0))
+    config.steps = str(tiny_steps)
   if args.runlocal:
     config.update(steps="4", log_every="1")
     config.data.batch = 8

@@ -1,6 +1,7 @@
 r"""BLIP's fine-tune for captions, which is CapFilt's captioner too (arXiv 2201.12086, section 4.2 and Table 14).
 
   python -m coca.train --config=configs/blip_caption.py:init_from=DIR --workdir=runs/blip_captioner
+  python -m coca.train --config=configs/blip_caption.py:init_from=DIR,tiny               # DIR as of blip_tiny
   python -m coca.train --config=configs/blip_caption.py:init_from=DIR,runlocal        # a few steps
 
 DIR is a BLIP model: a run of configs/blip_base.py or what `python -m coca.convert` wrote. LM alone, 5 epochs, rate 1e-5
@@ -18,8 +19,9 @@ from coca.workdir import read_workdir
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False, init_from="")
-  config = blip_recipes.finetuning(args, lr=1e-5, large_lr=2e-6, epochs=5, size=384)
+  args = arguments(arg, runlocal=False, init_from="", tiny=False)
+  config = blip_recipes.finetuning(args, lr=1e-5, large_lr=2e-6, epochs=5, size=384, tiny_steps=200,
+                                   tiny_lr=3e-4)
   config.name = "blip_caption" + "_runlocal" * args.runlocal
   config.model.text.unimodal_layers = 0
   if config.model.image.size >= 224:

@@ -1,6 +1,7 @@
 r"""BLIP's fine-tune for retrieval, which is CapFilt's filter too (arXiv 2201.12086, section 4.1 and Table 14).
 
   python -m coca.train --config=configs/blip_retrieval.py:init_from=DIR --workdir=runs/blip_retrieval
+  python -m coca.train --config=configs/blip_retrieval.py:init_from=DIR,tiny               # DIR as of blip_tiny
   python -m coca.train --config=configs/blip_retrieval.py:init_from=DIR,runlocal      # a few steps
 
 DIR is a BLIP model: a run of configs/blip_base.py or what `python -m coca.convert` wrote. ITC and ITM with equal
@@ -17,8 +18,9 @@ from coca.commands import arguments
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False, init_from="")
-  config = blip_recipes.finetuning(args, lr=1e-5, large_lr=5e-6, epochs=6, size=384)
+  args = arguments(arg, runlocal=False, init_from="", tiny=False)
+  config = blip_recipes.finetuning(args, lr=1e-5, large_lr=5e-6, epochs=6, size=384, tiny_steps=500,
+                                   tiny_lr=1e-3)
   config.name = "blip_retrieval" + "_runlocal" * args.runlocal
   config.model.text.multimodal_layers = 0
   if config.model.image.size >= 224:

@@ -1,6 +1,7 @@
 r"""BLIP's fine-tune for visual question answering (arXiv 2201.12086, section 4.4 and Table 14).
 
   python -m coca.train --config=configs/blip_vqa.py:init_from=DIR --workdir=runs/blip_vqa
+  python -m coca.train --config=configs/blip_vqa.py:init_from=DIR,tiny               # DIR as of blip_tiny
   python -m coca.train --config=configs/blip_vqa.py:init_from=DIR,runlocal            # a few steps
 
 DIR is a BLIP model: a run of configs/blip_base.py or what `python -m coca.convert` wrote. The image-grounded encoder
@@ -26,8 +27,9 @@ from coca.commands import arguments
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False, init_from="")
-  config = blip_recipes.finetuning(args, lr=2e-5, large_lr=2e-5, epochs=10, size=480)
+  args = arguments(arg, runlocal=False, init_from="", tiny=False)
+  config = blip_recipes.finetuning(args, lr=2e-5, large_lr=2e-5, epochs=10, size=480, tiny_steps=500,
+                                   tiny_lr=1e-3)
   config.name = "blip_vqa" + "_runlocal" * args.runlocal
   if config.model.image.size >= 224:
     config.model.text.length = 35
