@@ -12,11 +12,13 @@ import numpy as np
 
 from coca import inference
 from coca.capfilt.settings import CapFilt, threshold
-from coca.config import to_dict
+from coca.config import Model
 from coca.decoding.common import Special
 from coca.decoding.decode import own_prompt, prompts
 from coca.forward import check_decoding_model
 from coca.host import round_up, to_host
+from coca.trees import flat
+from coca.typed import to_plain
 
 
 class Models:
@@ -45,10 +47,11 @@ class Models:
       length = settings.decoding.max_length or self.captioner.config.model.text.length
       tokenizer = self.captioner.tokenizer
       self._special = Special(tokenizer.bos, tokenizer.eos)
-      self._prompt, self._begins = own_prompt(self.captioner.config, tokenizer, self.batch, length)
       if settings.prompt:
         given = prompts(tokenizer, [settings.prompt] * self.batch, length)
         self._prompt, self._begins = dict(zip(("prompt", "lengths"), given, strict=True)), 1
+      else:
+        self._prompt, self._begins = own_prompt(self.captioner.config, tokenizer, self.batch, length)
 
   def prepare(self, image: bytes) -> dict[str, np.ndarray]:
     """An encoded image as each model takes it: uint8 [S, S, 3]. Raises BadRecord."""
@@ -124,7 +127,10 @@ def identity(model) -> str | None:
   """sha256 of a model's settings, tokenizer and parameters: which model it is, wherever it lies."""
   if model is None:
     return None
-  digest = hashlib.sha256(json.dumps(to_dict(model.config.model).to_dict(), sort_keys=True).encode())
+  # Without defaults, so that a setting that is newer than a job does not change it.
+  default, settings = (flat(to_plain(x)) for x in (Model(), model.config.model))
+  changed = {name: value for name, value in settings.items() if value != default[name]}
+  digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode())
   digest.update((model.tokenizer.sha256 + model.config.data.prompt).encode())
   leaves = jax.tree_util.tree_leaves_with_path(model.params)
   with ThreadPoolExecutor(1) as ahead:  # one parameter comes from the device while another is hashed

@@ -93,7 +93,7 @@ class CoCa(nnx.Module):
     """uint8 [B, S, S, 3] -> [B, E] fp32, unit length."""
     return self._pool(self.image_encoder(image), contrast=True, caption=False)[0]
 
-  def embed_text(self, text, key=None):
+  def embed_text(self, text):
     """int32 [B, T] -> [B, E] fp32, unit length."""
     return self._read(text, contrast=True)[1]
 
@@ -174,4 +174,3 @@ class CoCa(nnx.Module):
     if contrast and self.kind != "class_token":
       embedding = unit(self.contrastive_pooler(tokens if cascades else encoded)[:, 0])
     return embedding, tokens if caption else None
-

@@ -166,11 +166,11 @@ class Layer(nnx.Module):
     norm = functools.partial(layer_norm, tower.width, bert.norm_eps if bert else model.norm_eps, dtype, rngs)
     attention = functools.partial(Attention, tower.width, tower.heads, dtype, rngs, implementation=model.attention)
     self.norm_self, self.self_attention = norm(), attention()
-    self.crosses = kv_width is not None
+    crosses = kv_width is not None
     mlp = functools.partial(Mlp, tower.width, tower.mlp, model.activation, dtype, rngs)
-    two = self.crosses and tower.feedforwards == 2
+    two = crosses and tower.feedforwards == 2
     self.norm_self_mlp, self.self_mlp = (norm(), mlp()) if two else (None, None)
-    if self.crosses:
+    if crosses:
       self.norm_cross, self.cross_attention = norm(), attention(kv_width=kv_width)
       self.norm_context = layer_norm(kv_width, model.norm_eps, dtype, rngs) if tower.norm_context else None
     self.norm_mlp, self.mlp = norm(), mlp()
