@@ -230,7 +230,8 @@ def test_load_params_prefers_the_average(tmp_path):
 
 def test_load_params_passes_over_damage_and_changes_nothing(tmp_path, warnings):
   saved(tmp_path, [1, 2])
-  damage(largest(tmp_path / "2"))
+  for path in (tmp_path / "2").rglob("d/*"):  # all of them: the largest may hold moments alone, which are not read
+    damage(path)
   params = abstract(place(arrays(0)["params"]))
   assert_same(load_params(tmp_path, params), place(arrays(1)["params"]))
   assert len(warnings) == 1 and str(tmp_path / "2") in warnings[0]
