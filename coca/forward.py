@@ -64,6 +64,10 @@ class Forward:
     """uint8 [B, S, S, 3] -> fp32 [B, E], unit length."""
     return self._call(self._embed_images, params, image)
 
+  def attention_maps(self, params, image):
+    """See `coca.models.coca.CoCa.attention_maps`; the maps are [B, side, side] and [B, Q, side, side] here."""
+    return self._call(self._attention_maps, params, image)
+
   def embed_texts(self, params, text):
     """int32 [B, T] -> fp32 [B, E], unit length."""
     return self._call(self._embed_texts, params, text)
@@ -155,6 +159,13 @@ class Forward:
   @functools.cached_property
   def _embed_images(self):
     return self._jit(lambda model, image: model.embed_image(image))
+
+  @functools.cached_property
+  def _attention_maps(self):
+    side = self.config.model.image.size // self.config.model.image.patch
+    return self._jit(
+      lambda model, image: jax.tree.map(lambda x: x.reshape(*x.shape[:-1], side, side), model.attention_maps(image))
+    )
 
   @functools.cached_property
   def _embed_texts(self):

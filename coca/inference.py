@@ -88,6 +88,34 @@ class ContrastiveCaptioner:
     return self._run(texts, lambda text: {"text": self.tokenizer.encode(text, length)},
                      lambda batch: self.forward.embed_texts(self.params, batch["text"]), "texts", self._embedding)
 
+  def attention_maps(self, images, query: int | None = None) -> np.ndarray:
+    """Where a pooler looks in pictures as the model sees them (`prepare`), by patch.
+
+    Args:
+      images: as for `embed_images`.
+      query: of the generative pooler; None: the contrastive one. See `coca.models.coca.CoCa.attention_maps`.
+
+    Returns:
+      float32 [N, side, side], the attention's weights, mean over the heads.
+
+    Raises:
+      ValueError: as `embed_images`, or a model without such a pooler or query.
+    """
+    kind, poolers, text = self.config.model.kind, self.config.model.poolers, self.config.model.text
+    if kind != "coca" or (query is None and (poolers.kind == "class_token" or not self.config.contrastive.weight)):
+      raise ValueError("this model has no contrastive pooler to look through; its embedding is that of a class token, "
+                       "or it has none")
+    queries = poolers.n_query - (poolers.kind == "openclip") if text.multimodal_layers else 0
+    if query is not None and not 0 <= query < queries:
+      raise ValueError(f"query {query}: this model has {queries} generative ones, counted from 0")
+    side = self.config.model.image.size // self.config.model.image.patch
+
+    def look(batch):
+      contrastive, generative = self.forward.attention_maps(self.params, batch["image"])
+      return contrastive if query is None else generative[:, query]
+
+    return self._run(_as_list(images), lambda image: {"image": self.prepare(image)}, look, "pictures", (side, side))
+
   def score(self, images, texts: str | Sequence[str]) -> np.ndarray:
     """Cosine similarity of every picture with every text: float32 [N, M]. Arguments and errors as above."""
     return self.embed_images(images) @ self.embed_texts(texts).T

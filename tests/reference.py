@@ -65,8 +65,8 @@ def encode(p, image, model, kept=None):
   return norm(p["norm"], tower(p, x if kept is None else x[kept], model.image.heads, model.activation))
 
 
-def pool(p, tokens, heads):
-  pooled = attend(p["attention"], p["queries"], tokens, heads)
+def pool(p, tokens, heads, **options):
+  pooled = attend(p["attention"], p["queries"], tokens, heads, **options)
   return norm(p["norm"], pooled) if "norm" in p else pooled
 
 

@@ -140,6 +140,16 @@ def test_match_gives_the_probability_of_each_pair(tmp_path, data, model):
     model.match(data, TEXTS)
 
 
+def test_attention_maps(model, data):
+  maps = model.attention_maps(data)
+  assert maps.shape == (4, 2, 2) and maps.dtype == np.float32
+  np.testing.assert_allclose(maps.sum((1, 2)), 1, rtol=1e-5)
+  each = np.stack([model.attention_maps(data, query=i) for i in range(4)])  # what the contrastive query looks through
+  assert np.all(maps >= each.min(0) - 1e-6) and np.all(maps <= each.max(0) + 1e-6) and np.ptp(each, axis=0).max() > 0.01
+  with pytest.raises(ValueError, match="query 4: this model has 4"):
+    model.attention_maps(data, query=4)
+
+
 def test_nothing_in_nothing_out(model):
   assert model.embed_images([]).shape == model.embed_texts([]).shape == (0, 16)
   assert model.caption([]) == []

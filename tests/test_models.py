@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from common import BOS, EOS, PAD, assert_trees_close, make_mesh, matmul_flops, pairs, random_params, shapes_in, tiny
 from flax import nnx
-from reference import GELU, encode, reference
+from reference import GELU, encode, pool, reference
 
 from coca.forward import Forward, abstract_model
 from coca.models.coca import CoCa
@@ -67,6 +67,30 @@ def test_poolers_are_one_attention_layer_each(small):
     assert set(pooler) == {"queries", "attention", "norm"}  # no feed-forward
   assert params["generative_pooler"]["queries"].shape == (5, settings.model.text.width)
   assert params["contrastive_pooler"]["queries"].shape == (1, settings.model.text.width)
+
+
+@pytest.mark.parametrize("kind", ["cascade", "parallel", "openclip"])
+def test_attention_maps_are_the_poolers_weights(kind):
+  settings = tiny(model__poolers__kind=kind)
+  params, image = random_params(settings, 3), pairs(settings, 2, 3)["image"]
+  forward = Forward(settings, make_mesh(2, 1, 1))
+  contrastive, generative = forward.attention_maps(jax.device_put(params, forward.params_shardings), image)
+  side, heads = settings.model.image.size // settings.model.image.patch, settings.model.image.heads
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  for i, pixels in enumerate(image):
+    weights = []
+
+    def look(pooler, tokens, weights=weights):
+      return pool(p[pooler], tokens, heads, change=lambda w: weights.append(w.mean(0)) or w)
+
+    encoded = encode(p["image_encoder"], pixels, settings.model)
+    tokens = look("generative_pooler", encoded)
+    if kind != "openclip":
+      look("contrastive_pooler", tokens if kind == "cascade" else encoded)
+    expected = {"cascade": lambda many, one: (one[0] @ many, many), "parallel": lambda many, one: (one[0], many),
+                "openclip": lambda many: (many[0], many[1:])}[kind](*weights)
+    for actual, map_ in zip((contrastive[i], generative[i]), expected, strict=True):
+      np.testing.assert_allclose(actual, map_.reshape(*map_.shape[:-1], side, side), rtol=1e-5, atol=1e-7)
 
 
 def test_cascade_reads_the_generative_pooler_and_parallel_does_not():

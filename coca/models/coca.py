@@ -97,6 +97,27 @@ class CoCa(nnx.Module):
     """int32 [B, T] -> [B, E] fp32, unit length."""
     return self._read(text, contrast=True)[1]
 
+  def attention_maps(self, image):
+    """Where the poolers look: uint8 [B, S, S, 3] -> fp32 [B, N] of the contrastive query, [B, Q, N] of the others.
+
+    Means over the heads; a map sums to 1, less what goes to a class token. In cascade the contrastive query looks at
+    what the others saw: its weights times theirs. None in place of a pooler that the model lacks.
+    """
+    tokens = self.image_encoder(image)
+    patches = (image.shape[1] // self.image_encoder.patch) ** 2
+    tokens = tokens[:, -patches:] if self.kind == "class_token" else tokens
+    contrastive = generative = None
+    if self.generative_pooler:
+      generative = self.generative_pooler.weights(tokens)[..., -patches:]
+    if self.kind == "openclip":  # one pooler for all, the contrastive query first
+      contrastive, generative = generative[:, 0], generative[:, 1:]
+    elif self.contrastive_pooler and self.kind == "cascade" and self.generative_pooler:
+      over = self.contrastive_pooler.weights(self.generative_pooler(tokens))
+      contrastive = jnp.einsum("boq,bqn->bn", over, generative)
+    elif self.contrastive_pooler:
+      contrastive = self.contrastive_pooler.weights(tokens)[:, 0, -patches:]
+    return contrastive, generative
+
   def encode(self, image) -> Encoded:
     """uint8 [B, S, S, 3] -> the embedding and the decoder's tokens, each where the model has use for it."""
     return Encoded(*self._pool(self.image_encoder(image), self.temperature is not None, self.multimodal is not None))

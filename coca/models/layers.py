@@ -101,12 +101,17 @@ def dot_product_attention(q, k, v, mask=None, implementation: str = "xla", drop=
 
 def _attend(q, k, v, mask, drop=None):
   """`dot_product_attention` with the heads in front: q [B, H, T, K], k and v [B, H, S, K] -> [B, H, T, K]."""
+  weights = _attention_weights(q, k, mask).astype(v.dtype)
+  weights = drop(weights) if drop else weights
+  return jnp.einsum("bhts,bhsk->bhtk", weights, v)
+
+
+def _attention_weights(q, k, mask=None):
+  """q [B, H, T, K] and k [B, H, S, K] -> fp32 [B, H, T, S], rows sum to 1."""
   logits = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-  weights = drop(weights) if drop else weights
-  return jnp.einsum("bhts,bhsk->bhtk", weights, v)
+  return jax.nn.softmax(logits, axis=-1)
 
 
 class Attention(nnx.Module):
@@ -129,6 +134,11 @@ class Attention(nnx.Module):
     """x [B, T, D] attends to `kv`, a pair as `keys_values` returns it -> [B, T, D]."""
     y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation, drop)
     return self.out(y.reshape(*y.shape[:2], -1))
+
+  def weights(self, x, context):
+    """How much x [B or 1, T, D] attends to each token of context [B, S, D]: fp32 [B, T, S], the mean over the heads."""
+    q, k = (self._split(y).transpose(0, 2, 1, 3) for y in (self.query(x), self.key(context)))
+    return _attention_weights(jnp.broadcast_to(q, (k.shape[0], *q.shape[1:])), k).mean(axis=1)
 
   def cached_keys_values(self, x):
     """x [B, S, D] -> keys and values [B, H, S, K], the layout that is read without a copy in each step of decoding."""

@@ -30,9 +30,16 @@ class AttentionalPooler(nnx.Module):
 
   def __call__(self, tokens, first: int = 0, last: int | None = None, mask=None):
     """Pools with the queries from `first` up to `last`: no query sees another. mask: as in `dot_product_attention`."""
-    queries = self.queries[...].astype(self.dtype)[None, first:last]
-    queries = self.norm_queries(queries) if self.norm_queries else queries
-    tokens = self.norm_tokens(tokens) if self.norm_tokens else tokens
+    queries, tokens = self._inputs(tokens, first, last)
     pooled = self.attention(queries, self.attention.keys_values(tokens), mask)
     normed = self.norm(pooled) if self.norm else pooled
     return pooled + self.mlp(normed) if self.mlp else normed
+
+  def weights(self, tokens):
+    """How much each query looks at each of tokens [B, S, kv_width]: fp32 [B, n_query, S], rows sum to 1."""
+    return self.attention.weights(*self._inputs(tokens))
+
+  def _inputs(self, tokens, first: int = 0, last: int | None = None):
+    queries = self.queries[...].astype(self.dtype)[None, first:last]
+    queries = self.norm_queries(queries) if self.norm_queries else queries
+    return queries, self.norm_tokens(tokens) if self.norm_tokens else tokens
