@@ -1,6 +1,6 @@
 r"""Other people's weights as a model directory, and back.
 
-    python -m coca.convert SOURCE OUT                      # a folder with config, weights and tokenizer
+    python -m coca.convert SOURCE OUT         # a folder with config, weights and tokenizer, or hf://org/name
     python -m coca.convert WEIGHTS OUT --model=coca_ViT-B-32           # a file of open_clip's weights alone
     python -m coca.convert WEIGHTS OUT --tokenizer=vocab.txt           # one of BLIP's original files
     python -m coca.convert VIT OUT --bert=BERT             # what BLIP's pre-training starts from
@@ -26,6 +26,7 @@ from coca.checkpoint import CheckpointError
 from coca.commands import one_line
 from coca.data import clip_tokenizer, wordpiece
 from coca.forward import Forward
+from coca.hub import local_folder
 from coca.interop import blip, blip_config, blip_start, files, open_clip, open_clip_config
 from coca.workdir import read_params, read_workdir, write_run
 
@@ -226,7 +227,7 @@ def _settings(folder: Path, model: str, config: str) -> dict:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("source", help="a folder or a file of weights")
+  parser.add_argument("source", help="a folder or a file of weights, or hf://org/name")
   parser.add_argument("out", help="the directory to write")
   parser.add_argument("--model", default="", help=f"open_clip: one of {', '.join(open_clip_config.MODELS)}")
   parser.add_argument("--config", default="", help="a file like open_clip_config.json, or transformers' config.json")
@@ -240,7 +241,8 @@ def main() -> None:
   parser.add_argument("--architecture", default="", choices=("", *blip.CLASSES), help="transformers: its class, for a "
                       "model with the parts of several")
   args = parser.parse_args()
-  with one_line(ValueError, OSError, CheckpointError):
+  with one_line(ValueError, OSError, ImportError, CheckpointError):
+    args.source, args.bert = (local_folder(path, torch=True) for path in (args.source, args.bert))
     use = f'coca.load("{args.out}")'
     if args.to == "open_clip":
       to_open_clip(args.source, args.out)

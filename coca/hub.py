@@ -7,10 +7,11 @@ PREFIX = "hf://"
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "bpe_simple_vocab_16e6.txt.gz")
 
 
-def local_folder(path) -> Path | str:
+def local_folder(path, torch: bool = False) -> Path | str:
   """`path` itself, or for `hf://...` the folder of the local cache that holds the repository's files.
 
-  What is missing or has changed is downloaded; without a network the cache is used as it is.
+  What is missing or has changed is downloaded; without a network the cache is used as it is. With `torch`, a repository
+  without safetensors gives its .bin files.
 
   Raises:
     ImportError: huggingface_hub is not installed.
@@ -28,7 +29,10 @@ def local_folder(path) -> Path | str:
   except ImportError:
     raise ImportError(f"{path} needs huggingface_hub: pip install 'coca[hub]'") from None
   try:
-    return Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
+    folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
+    if torch and not any(folder.glob("*.safetensors")):
+      snapshot_download(name, revision=revision or None, allow_patterns="*.bin")
+    return folder
   except RepositoryNotFoundError:
     raise FileNotFoundError(f"{path}: the hub has no such repository, or it is private (then: hf auth login)") from None
   except LocalEntryNotFoundError:

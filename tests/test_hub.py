@@ -2,7 +2,7 @@
 
 import pytest
 
-from coca.hub import local_folder
+from coca.hub import FILES, local_folder
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -29,6 +29,21 @@ def test_the_cache_is_used_without_a_network(cache):
   (folder / "config.json").write_text("{}")
   assert local_folder("hf://org/name").samefile(folder)
   assert local_folder(f"hf://org/name@{commit}").samefile(folder)
+
+
+@pytest.mark.parametrize("has", [["model.safetensors"], []])
+def test_files_of_torch_are_fetched_where_there_is_nothing_else(tmp_path, monkeypatch, has):
+  asked = []
+
+  def download(name, revision, allow_patterns):
+    asked.append(allow_patterns)
+    for file in has:
+      (tmp_path / file).touch()
+    return str(tmp_path)
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+  assert local_folder("hf://org/name", torch=True) == tmp_path
+  assert asked == [FILES] if has else asked == [FILES, "*.bin"]
 
 
 def test_what_is_neither_there_nor_reachable_is_named(cache):
