@@ -1,0 +1,91 @@
+"""What the notebooks show with: programs with their output, runs with live curves, pictures with maps over them."""
+
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Image, Pretty, display
+
+from coca.curves import plot_curves
+
+
+def train(config: str, workdir, *flags: str, every: float = 5.0) -> None:
+  """`python -m coca.train` with its curves, drawn anew every few seconds; run again, it goes on where it was.
+
+  Raises:
+    RuntimeError: it failed; the message is the end of what it printed.
+  """
+  command = ["-m", "coca.train", f"--config={config}", f"--workdir={workdir}", *flags]
+  print("python", shlex.join(command))
+  shown = display(Pretty("starting"), display_id=True)
+  with tempfile.TemporaryFile("w+") as output:
+    with subprocess.Popen([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT) as process:
+      try:
+        while process.poll() is None:
+          try:
+            process.wait(every)
+          except subprocess.TimeoutExpired:
+            _show_curves(shown, workdir)
+      except KeyboardInterrupt:  # it saves, and the same cell goes on from there
+        process.terminate()
+        raise
+    output.seek(0)
+    printed = output.read()
+  if process.returncode:
+    raise RuntimeError("\n".join(printed.splitlines()[-20:]))
+  _show_curves(shown, workdir)
+  print(printed.splitlines()[-1])
+
+
+def _show_curves(shown, workdir) -> None:
+  try:
+    shown.update(Image(str(plot_curves(workdir))))
+  except FileNotFoundError:  # it has not begun to count yet
+    return
+
+
+def show(pictures: Sequence, titles: Sequence[str] = (), maps: Sequence = (), columns: int = 6) -> None:
+  """Pictures in a grid.
+
+  Args:
+    pictures: uint8 arrays [H, W, 3] or PIL images.
+    titles: a text below each.
+    maps: [h, w] for each, such as attention's weights: dark where they are small.
+    columns: of the grid.
+  """
+  columns = min(columns, len(pictures))
+  rows = -(-len(pictures) // columns)
+  figure, panels = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.3 * rows), squeeze=False)
+  for panel in panels.flat:
+    panel.axis("off")
+  for i, (panel, picture) in enumerate(zip(panels.flat, pictures, strict=False)):
+    picture = np.asarray(picture)
+    extent = (0, picture.shape[1], picture.shape[0], 0)
+    panel.imshow(picture, extent=extent)
+    if len(maps):
+      shade = 1 - maps[i] / np.max(maps[i])
+      panel.imshow(np.zeros_like(shade), cmap="gray", alpha=0.85 * shade, extent=extent, interpolation="bilinear")
+    if len(titles):
+      panel.set_title(titles[i], fontsize=8, y=-0.02, va="top", parse_math=False)
+  figure.tight_layout()
+  plt.show()
+  plt.close(figure)
+
+
+def run(*command: str) -> None:
+  """`python -m ...`, with what it prints.
+
+  Raises:
+    RuntimeError: it failed.
+  """
+  print("python -m", shlex.join(command))
+  done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  print("\n".join(line.rpartition("\r")[2] for line in done.stdout.splitlines()))
+  if done.returncode:
+    raise RuntimeError(f"exit status {done.returncode}")
+
