@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 TIMEOUT = 1200  # seconds that a process waits for another, who may read a checkpoint or compile
 CRASHED, STALLED = 70, 75  # exit statuses of what may pass when the job is started again; 1 is a mistake, which stays
 
-_BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_BY_HAND = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 _MPI = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))  # Open MPI; MPICH and Intel MPI
 
 _timeout = TIMEOUT
@@ -52,8 +52,7 @@ def initialize(coordinator: str = "", processes: int | None = None, process_id: 
   _timeout = timeout
   mpi = next(((os.environ[n], os.environ[i]) for n, i in _MPI if n in os.environ and i in os.environ), (None, None))
   given = {}
-  for flag, variable, x in zip(("coordinator", "processes", "process_id"), _BY_HAND, (coordinator, processes, process_id),
-                               strict=True):
+  for (flag, variable), x in zip(_BY_HAND.items(), (coordinator, processes, process_id), strict=True):
     given[f"--{flag} ({variable})"] = os.environ.get(variable) if x in (None, "") else x
   address, n, i = given.values()
   if address and n is i is None:
@@ -94,21 +93,23 @@ def together():
   try:
     yield
     barrier("all processes to finish")
-  except BaseException as e:
-    status = CRASHED
-    if not isinstance(e, SystemExit):
-      traceback.print_exc()
-    elif e.code is None or isinstance(e.code, int):
-      status = e.code or 0
-    else:
-      status = 1
-    if not _several() or not status:
-      raise e if isinstance(e, SystemExit) else SystemExit(status)
-    if isinstance(e, SystemExit) and status == 1:
-      print(e.code, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+  except SystemExit as e:
+    if e.code and _several():
+      if not isinstance(e.code, int):
+        print(e.code, file=sys.stderr)
+      _end(e.code if isinstance(e.code, int) else 1)
+    raise
+  except BaseException:
+    traceback.print_exc()
+    if _several():
+      _end(CRASHED)
+    sys.exit(CRASHED)
+
+
+def _end(status: int) -> None:
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def barrier(what: str) -> None:

@@ -19,8 +19,8 @@
 # written; the same command goes on), else with the status of the last try.
 set -euo pipefail
 export HOME=${HOME:-/root}  # a startup script has none
-root=$(cd "$(dirname "$0")/.." && pwd)
-source "$root/launch/common.sh"
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
 if [[ $dry ]]; then shift; fi
 
 workdir='' process=${SLURM_PROCID:-} previous=''
@@ -169,7 +169,8 @@ while true; do
   after=$(latest)
   if [[ $after != "$before" ]]; then tries=0 pause=${COCA_BACKOFF:-10}; fi
   if ((++tries > ${COCA_RESTARTS:-8})); then
-    say "ended with status $status, and $((tries - 1)) restarts have brought no new checkpoint (last: ${after:-none}); gives up"
+    say "ended with status $status, and $((tries - 1)) restarts have brought no new checkpoint (last: ${after:-none});" \
+      "gives up"
     echo "$host" >"$logs/stopped" || true
     exit "$status"
   fi

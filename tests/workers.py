@@ -36,15 +36,17 @@ class Job:
       **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "COCA_PYTHON": sys.executable, "COCA_EXTRA": "cpu",
       "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0 "
                    "--xla_llvm_disable_expensive_passes=true", "COCA_BACKOFF": "1", **(environment or {})}
-    command = ["bash", str(ROOT / "launch" / "run_worker.sh"), f"--workdir={workdir}", f"--timeout={timeout}", *arguments]
+    command = ["bash", str(ROOT / "launch" / "run_worker.sh"), f"--workdir={workdir}", f"--timeout={timeout}",
+               *arguments]
     if processes > 1:
       command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"]
     self.outputs = [workdir.with_name(f"{workdir.name}-{i}.out") for i in range(processes)]
     self.workers = []
     for i, output in enumerate(self.outputs):
+      own = [f"--process_id={i}"] * (processes > 1)
       with output.open("a") as out:
-        self.workers.append(subprocess.Popen(command + [f"--process_id={i}"] * (processes > 1), env=environment, stdout=out,
-                                             stderr=subprocess.STDOUT, start_new_session=True))
+        self.workers.append(subprocess.Popen(command + own, env=environment, stdout=out, stderr=subprocess.STDOUT,
+                                             start_new_session=True))
 
   def __enter__(self):
     return self

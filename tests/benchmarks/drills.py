@@ -2,7 +2,7 @@
 
     python tests/benchmarks/drills.py --processes=2 --out=OUT [--only=worker,disk]
 
-Each drill is a run of 40 steps of a small CoCa on the built-in corpus, one CPU device a process, joined over gloo and
+Each drill is a run of 24 steps of a small CoCa on the built-in corpus, one CPU device a process, joined over gloo and
 started by launch/run_worker.sh, that is disturbed once or more. Its parameters are compared with those of a run that
 nothing disturbed. `disk` mounts a small tmpfs and needs root.
 """
@@ -11,7 +11,6 @@ import argparse
 import os
 import re
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from workers import ROOT, Job, parameters
 
-RUN = [f"--config={Path(__file__).resolve()}", "--config.steps=40", "--config.log_every=2",
-       "--config.checkpoint.every=8"]
+RUN = [f"--config={Path(__file__).resolve()}", "--config.steps=24", "--config.log_every=2",
+       "--config.checkpoint.every=6"]
 TIMEOUT = 90  # seconds that a process waits for another
 
 
@@ -34,10 +33,10 @@ def get_config():
   config.model.image.update(size=16, patch=8, layers=1, width=16, mlp=32)
   config.model.text.update(vocab=300, width=16, mlp=32)
   config.data.batch = 16
-  zero_shot = config.evals.twemoji
-  zero_shot.update(every="16", limit=32, batch=16, pixel_neighbours="")
-  config.evals = {"twemoji": zero_shot}
-  if mark := os.environ.get("DRILL_MARK"):  # is there while an evaluator runs
+  zero_shot, config.evals = config.evals.twemoji, {}
+  if mark := os.environ.get("DRILL_MARK"):  # a file that is there while an evaluator runs
+    zero_shot.update(every="12", limit=32, batch=16, pixel_neighbours="")
+    config.evals = {"twemoji": zero_shot}
     from coca.evals.zero_shot import ZeroShot
     run = ZeroShot.run
 
@@ -54,16 +53,16 @@ def get_config():
 
 
 def saving(job):
-  return any((job.workdir / "checkpoints").glob("*tmp*")) and (job.workdir / "checkpoints" / "8").exists()
+  return any((job.workdir / "checkpoints").glob("*tmp*")) and (job.workdir / "checkpoints" / "6").exists()
 
 
 def kill_worker(job):
-  job.until_step(12)
+  job.until_step(8)
   job.kill(len(job.workers) - 1)
 
 
 def kill_coordinator(job):
-  job.until_step(12)
+  job.until_step(8)
   job.kill(0)
 
 
@@ -89,18 +88,18 @@ def kill_compiling(job):
 
 
 def kill_all(job):
-  job.until_step(12)
+  job.until_step(8)
   for i in range(len(job.workers)):
     job.kill(i)
 
 
 def preempt(job):
-  job.until_step(12)
+  job.until_step(8)
   job.kill(1, signal.SIGTERM)
 
 
 def freeze(job):
-  job.until_step(12)
+  job.until_step(8)
   pid = job.kill(1, signal.SIGSTOP)
   job.until(lambda: "gives up" in job.logs())
   os.kill(pid, signal.SIGCONT)
@@ -153,7 +152,7 @@ def disk(out, processes, wanted, environment, size):
 def resize(out, processes, wanted, environment, others):
   """A SIGTERM for all; then the same command on another number of processes."""
   with Job(out / f"to_{others}", processes, *RUN, environment=environment, timeout=TIMEOUT) as job:
-    job.until_step(12)
+    job.until_step(8)
     for worker in job.workers:
       worker.terminate()
     statuses = job.wait()
@@ -170,7 +169,8 @@ def main():
   out, n = args.out.absolute(), args.processes
   only = args.only.split(",") if args.only else [*DRILLS, "disk", "resize"]
   out.mkdir(parents=True)
-  environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "xla_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+  environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "xla_cache"),
+                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
 
   def say(name, text, begun):
     print(f"| {name} | {text} | {time.monotonic() - begun:.0f} s |", flush=True)
@@ -184,9 +184,9 @@ def main():
     if name not in only:
       continue
     begun = time.monotonic()
-    own = {"JAX_COMPILATION_CACHE_DIR": str(out / "no_cache")} if name == "compile" else {}
-    with Job(out / name, n, *RUN, timeout=TIMEOUT,
-             environment=environment | {"DRILL_MARK": str(out / f"{name}.mark")} | own) as job:
+    own = {"compile": {"JAX_COMPILATION_CACHE_DIR": str(out / "no_cache")},
+           "evaluation": {"DRILL_MARK": str(out / "evaluation.mark")}}.get(name, {})
+    with Job(out / name, n, *RUN, environment=environment | own, timeout=TIMEOUT) as job:
       disturb(job)
       say(what, outcome(job, job.wait(), wanted), begun)
   if "disk" in only:
