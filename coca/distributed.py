@@ -32,7 +32,7 @@ _MPI = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK
 
 _timeout = TIMEOUT
 _waits = []
-_alone = threading.Event()
+_joined, _alone = threading.Event(), threading.Event()
 
 
 def initialize(coordinator: str = "", processes: int | None = None, process_id: int | None = None,
@@ -68,7 +68,7 @@ def initialize(coordinator: str = "", processes: int | None = None, process_id: 
       raise ValueError(f"--process_id {i} of --processes {n}: it counts from 0 to {n - 1}")
   threading.Thread(target=_watch, name="waiting", daemon=True).start()
   try:
-    with waiting("all processes to join", say=5):
+    with waiting("all processes to join", say=3):
       # `waiting` is to speak first: jax's own time-out aborts without saying more.
       jax.distributed.initialize(address, n, i, initialization_timeout=timeout + 60, shutdown_timeout_seconds=60)
   except ValueError as e:
@@ -77,6 +77,7 @@ def initialize(coordinator: str = "", processes: int | None = None, process_id: 
     if mpi[0] and int(mpi[0]) > 1:
       raise ValueError(f"this is rank {mpi[1]} of {mpi[0]} of an MPI that jax does not detect: give --coordinator="
                        "HOST:PORT with the host of rank 0") from None
+  _joined.set()
   if not _several():
     _alone.set()
   else:
@@ -169,7 +170,7 @@ def _say(text: str) -> None:
 def _coordinator() -> str:
   """Whether the coordinator can be reached, while this process has not joined."""
   address = global_state.coordinator_address
-  if jax.distributed.is_initialized() or not address or not global_state.process_id:
+  if _joined.is_set() or not address or not global_state.process_id:
     return ""
   host, _, port = address.rpartition(":")
   try:
