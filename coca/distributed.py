@@ -1,9 +1,9 @@
 """The processes of one job: how they find each other, and how a wait for one that does not come ends.
 
-On Cloud TPU, on Compute Engine's groups of TPU VMs, on GKE, in Slurm and under Open MPI jax detects the cluster.
-Anywhere else each process is told: `--coordinator=HOST:PORT --processes=N --process_id=I`, or JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES and JAX_PROCESS_ID; another MPI's ranks take the two numbers from it. Without any of this a process is
-alone.
+On Cloud TPU, on Compute Engine's groups of TPU VMs, on GKE (with GPUs only where the package kubernetes is installed),
+in Slurm and under Open MPI 4 jax detects the cluster. Anywhere else each process is told: `--coordinator=HOST:PORT
+--processes=N --process_id=I`, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; ranks of another MPI
+take the two numbers from it. Without any of this a process is alone.
 
 Dead processes are noticed by jax: at once where a connection breaks, after 100 seconds without a sign of life
 elsewhere. What jax does not end is a wait for a process that lives and does not come, and its own collectives have no
@@ -135,7 +135,7 @@ def waiting(what: str, say: float = 30):
     _waits.remove(entry)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Wait:
   what: str
   begun: float

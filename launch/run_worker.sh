@@ -122,7 +122,7 @@ fi
 # --- Run, again and again ---
 cd "$root"
 logs=$workdir/logs
-host=$(hostname)${process:+-$process}
+host=$HOSTNAME${process:+-$process}
 mkdir -p "$logs"
 touch "$logs/$host.started"  # markers of other hosts count if they are newer
 
