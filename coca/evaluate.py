@@ -64,7 +64,7 @@ def main(argv=None) -> None:
   parser.add_argument("--timeout", type=int, default=distributed.TIMEOUT,
                       help="seconds that a process waits for another (%(default)s)")
   args = parser.parse_args(argv)
-  with (distributed.together(), one_line(CheckpointError, status=distributed.CRASHED),
+  with (distributed.together(), one_line(CheckpointError, OSError, status=distributed.CRASHED),
         one_line(ValueError, FileNotFoundError)):
     if __name__ == "__main__":  # before anything else of jax
       distributed.initialize(args.coordinator, args.processes, args.process_id, args.timeout)

@@ -182,7 +182,7 @@ def main(argv) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   finished = True
-  with (distributed.together(), one_line(CheckpointError, status=distributed.CRASHED),
+  with (distributed.together(), one_line(CheckpointError, OSError, status=distributed.CRASHED),
         one_line(ValueError, FileNotFoundError, Stop, TooManySkipped)):
     config = parse(FLAGS.config)
     if FLAGS.dry_run:

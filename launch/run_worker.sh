@@ -162,8 +162,9 @@ while true; do
     say "ended with status $status when $(<"$logs/done") had finished: the run is done"
     exit 0
   fi
-  if marked stopped; then
-    say "ended with status $status after $(<"$logs/stopped") had stopped; its log says why"
+  if marked stopped; then  # the file is empty where the disk is full
+    other=$(<"$logs/stopped")
+    say "ended with status $status after ${other:-another host} had stopped; its log says why"
     exit 1
   fi
   after=$(latest)
