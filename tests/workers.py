@@ -35,7 +35,8 @@ class Job:
     environment = {
       **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "COCA_PYTHON": sys.executable, "COCA_EXTRA": "cpu",
       "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0 "
-                   "--xla_llvm_disable_expensive_passes=true", "COCA_BACKOFF": "1", **(environment or {})}
+                   "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "COCA_BACKOFF": "1", **(environment or {})}
     command = ["bash", str(ROOT / "launch" / "run_worker.sh"), f"--workdir={workdir}", f"--timeout={timeout}",
                *arguments]
     if processes > 1:

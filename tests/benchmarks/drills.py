@@ -139,12 +139,11 @@ def disk(out, processes, wanted, environment, size):
   try:
     with Job(workdir, processes, *RUN, environment=environment | {"COCA_RESTARTS": "2"}, timeout=TIMEOUT) as job:
       statuses, said = job.wait(), job.logs()
-      error = re.search(r"error: (.{60}).*failed: (.{40})", said) or re.search(r".*No space left.*", said)
-      stopped = re.search(r"ended with status .* gives up", said)
-      first = f"statuses {statuses}: {error and error[0]!r} ... {stopped and stopped[0]!r}"
+      found = (re.search(pattern, said, re.M) for pattern in (r"^error: .*", r"ended with status .* gives up"))
+      first = f"statuses {statuses}: {' ... '.join(repr(x and x[0]) for x in found)}"
     subprocess.run(["mount", "-o", "remount,size=64m", workdir], check=True)
     with Job(workdir, processes, *RUN, environment=environment, timeout=TIMEOUT) as job:
-      return f"{first}; with room again: {outcome(job, job.wait(), wanted)}"
+      return f"{first}; with room again: {outcome(job, job.wait(), wanted).split(';')[0]}"
   finally:
     subprocess.run(["umount", workdir], check=True)
 
@@ -169,8 +168,7 @@ def main():
   out, n = args.out.absolute(), args.processes
   only = args.only.split(",") if args.only else [*DRILLS, "disk", "resize"]
   out.mkdir(parents=True)
-  environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "xla_cache"),
-                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+  environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "xla_cache")}
 
   def say(name, text, begun):
     print(f"| {name} | {text} | {time.monotonic() - begun:.0f} s |", flush=True)
