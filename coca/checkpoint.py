@@ -153,6 +153,8 @@ class Checkpoints:
     try:
       yield
     except Exception as e:
+      if re.match("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED): ", str(e)):  # jax's runtime: another process is gone
+        raise
       raise CheckpointError(f"{doing} to {self.directory} failed: {type(e).__name__}: {e}. Is the disk full, or the "
                             "directory gone or not writable?") from e
 

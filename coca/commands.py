@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 
@@ -60,14 +61,18 @@ def parse_flags(argv) -> list[str]:
 
 
 @contextlib.contextmanager
-def one_line(*errors: type[Exception]):
+def one_line(*errors: type[Exception], status: int = 1):
   """For `errors` within, and at Ctrl-C, the program ends with a line and no traceback; COCA_TRACEBACK=1 shows it."""
   try:
     yield
   except errors as e:
-    if os.environ.get("COCA_TRACEBACK"):
+    # jax raises what its runtime says, such as "UNKNOWN: connection closed", as ValueError too: no mistake of a user's.
+    if os.environ.get("COCA_TRACEBACK") or re.match("[A-Z_]+: ", str(e)):
       raise
-    sys.exit(f"error: {e}")
+    if status == 1:
+      sys.exit(f"error: {e}")
+    print(f"error: {e}", file=sys.stderr)
+    sys.exit(status)
   except KeyboardInterrupt:
     print("stopped", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)

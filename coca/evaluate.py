@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from coca import evals, inference, sharding
+from coca import distributed, evals, inference
 from coca.checkpoint import CheckpointError
 from coca.commands import one_line
 from coca.evals.pictures import write_contact_sheet
@@ -57,11 +57,19 @@ def main(argv=None) -> None:
   parser.add_argument("--eval", action="append", metavar="NAME", help="only this evaluator (may be repeated)")
   parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=None,
                       help="the parameters' moving average, or not; left out: where the run kept one")
+  parser.add_argument("--coordinator", default="", help="host:port of the first of several processes, where no "
+                      "cluster is detected (coca/distributed.py)")
+  parser.add_argument("--processes", type=int, help="how many there are")
+  parser.add_argument("--process_id", type=int, help="which this one is, from 0")
+  parser.add_argument("--timeout", type=int, default=distributed.TIMEOUT,
+                      help="seconds that a process waits for another (%(default)s)")
   args = parser.parse_args(argv)
-  with one_line(ValueError, FileNotFoundError, CheckpointError):
+  with (distributed.together(), one_line(CheckpointError, OSError, status=distributed.CRASHED),
+        one_line(ValueError, FileNotFoundError)):
+    if __name__ == "__main__":  # before anything else of jax
+      distributed.initialize(args.coordinator, args.processes, args.process_id, args.timeout)
     evaluate(args.workdir, args.eval, args.ema)
 
 
 if __name__ == "__main__":
-  sharding.initialize_distributed()  # before anything else of jax
   main()

@@ -8,7 +8,6 @@ splits it. Optimizer state and moving averages follow their parameter.
 import fnmatch
 import functools
 import math
-import os
 
 import jax
 import jax.numpy as jnp
@@ -49,30 +48,6 @@ PARAMETERS = {
   "log_scale": (),
   "logit_bias": (),
 }
-
-
-def initialize_distributed() -> None:
-  """Joins the processes of a job where a cluster is detected (Cloud TPU, GKE, Slurm, MPI); alone otherwise.
-
-  By hand, set JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Before
-  anything else of jax.
-
-  Raises:
-    ValueError: only some of the three variables are set.
-  """
-  names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-  by_hand = [os.environ.get(name) for name in names]
-  if all(by_hand):
-    jax.distributed.initialize(by_hand[0], int(by_hand[1]), int(by_hand[2]))
-  elif any(by_hand):
-    missing = [name for name, value in zip(names, by_hand, strict=True) if not value]
-    raise ValueError(f"{', '.join(missing)} is not set; set all of {', '.join(names)}, or none")
-  else:
-    try:
-      jax.distributed.initialize()
-    except ValueError as e:
-      if "should be defined" not in str(e):  # what jax says where it detects no cluster
-        raise
 
 
 def make_mesh(mesh: settings.Mesh | None = None, devices=None) -> Mesh:

@@ -15,7 +15,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from coca import evals, plan, sharding
+from coca import distributed, evals, plan, sharding
 from coca.checkpoint import CheckpointError, Checkpoints, Preemption
 from coca.commands import one_line, parse_flags
 from coca.config import Config, parse, to_dict
@@ -70,7 +70,8 @@ def run(config: Config, workdir: Path) -> bool:
   checkpoints = Checkpoints(
     workdir / "checkpoints", config.checkpoint.keep, in_steps(config.checkpoint.keep_every, config.data.batch, total)
   )
-  restored = checkpoints.restore(planned_state(config, total, mesh))
+  with distributed.waiting("all processes to read the checkpoint"):
+    restored = checkpoints.restore(planned_state(config, total, mesh))
   if restored:
     state, _, start = restored
   else:
@@ -92,7 +93,12 @@ def run(config: Config, workdir: Path) -> bool:
     metrics.flush()
     meta = {"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256,
             "data": {"seed": config.seed, "step": step}}
-    checkpoints.save(step, state, meta)
+    with distributed.waiting(f"all processes to save step {step}"):
+      checkpoints.save(step, state, meta)
+
+  def close():
+    with distributed.waiting("the last checkpoint to be written"):
+      checkpoints.close()
 
   def evaluate(step):
     written = {key for line in read_metrics(workdir / "metrics.jsonl") if line["step"] == step for key in line}
@@ -126,27 +132,28 @@ def run(config: Config, workdir: Path) -> bool:
       metrics.say(f"data: {problem}")
     evaluate(start)
     for step in range(start + 1, total + 1):
-      with metrics.waiting(numbers.get("loss")):
-        batch, problems = next(feed)
-      skipped.add(problems)
-      with jax.profiler.StepTraceAnnotation("train", step_num=step):
-        state, numbers = step_fn(state, batch)
-      if step % log_every == 0 or step in (start + 1, total):
-        metrics.log(step, {name if "/" in name else f"train/{name}": x for name, x in numbers.items()})
-        check(logged, skipped, config)
-        logged = step, numbers
-      stop = preempted(step)
+      with distributed.waiting(f"step {step}"):
+        with metrics.waiting(numbers.get("loss")):
+          batch, problems = next(feed)
+        skipped.add(problems)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+          state, numbers = step_fn(state, batch)
+        if step % log_every == 0 or step in (start + 1, total):
+          metrics.log(step, {name if "/" in name else f"train/{name}": x for name, x in numbers.items()})
+          check(logged, skipped, config)
+          logged = step, numbers
+        stop = preempted(step)
       if step == total or stop or (save_every and step % save_every == 0):
         save(step)
       evaluate(step)
       if stop and step < total:
-        checkpoints.close()
+        close()
         metrics.say(f"stopped at step {step} and saved; the same command goes on from here")
         return False
     check(logged, skipped, config)
 
     # --- Pictures ---
-    checkpoints.close()
+    close()
     metrics.flush()
     write_contact_sheet(evaluators, params(), workdir / "contact_sheet.png")
     if jax.process_index() == 0:
@@ -174,19 +181,22 @@ def main(argv) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
-  with one_line(ValueError, FileNotFoundError, Stop, TooManySkipped, CheckpointError):
+  finished = True
+  with (distributed.together(), one_line(CheckpointError, OSError, status=distributed.CRASHED),
+        one_line(ValueError, FileNotFoundError, Stop, TooManySkipped)):
     config = parse(FLAGS.config)
     if FLAGS.dry_run:
       print(plan.describe(config, jax.device_count()))
       return
-    sharding.initialize_distributed()
+    distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.timeout)
     workdir = Path(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     if not FLAGS.workdir and jax.process_count() > 1:
       raise ValueError("on several hosts give --workdir: a folder that all of them see")
     if not FLAGS.workdir:
       print(f"workdir: {workdir}", flush=True)
-    if not run(config, workdir):
-      sys.exit(STOPPED)
+    finished = run(config, workdir)
+  if not finished:
+    sys.exit(STOPPED)
 
 
 FLAGS = flags.FLAGS
@@ -195,5 +205,10 @@ if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "a file in configs/, as configs/coca_tiny.py:runlocal")
   flags.DEFINE_string("workdir", "", "where everything of the run is kept; empty: a new dated folder in runs/")
   flags.DEFINE_bool("dry_run", False, "print parameters, batch and FLOPs, and exit")
+  flags.DEFINE_string("coordinator", "", "host:port of the first of several processes, where no cluster is detected "
+                      "(coca/distributed.py)")
+  flags.DEFINE_integer("processes", None, "how many there are", lower_bound=1)
+  flags.DEFINE_integer("process_id", None, "which this one is, from 0", lower_bound=0)
+  flags.DEFINE_integer("timeout", distributed.TIMEOUT, "seconds that a process waits for another", lower_bound=1)
   flags.mark_flag_as_required("config")
   app.run(main, flags_parser=parse_flags)

@@ -13,9 +13,8 @@ import json
 
 import jax
 from etils import epath
-from jax.experimental import multihost_utils
 
-from coca import checkpoint, weights
+from coca import checkpoint, distributed, weights
 from coca.config import Config, parse, to_dict
 from coca.data import wordpiece
 from coca.data.tokenizer import FILES, Tokenizer, load, texts_of, train
@@ -126,8 +125,7 @@ def find_tokenizer(config: Config, sources: dict, workdir) -> Tokenizer:
     for name in FILES:  # that of a start which was given up
       (workdir / name).unlink(missing_ok=True)
     tokenizer.save(workdir / tokenizer.file)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("tokenizer")
+  distributed.barrier("the first process to write the tokenizer")
   path = tokenizer_path(workdir)
   tokenizer = load(path, sha256)
   _check_tokenizer(config, tokenizer, path)

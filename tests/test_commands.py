@@ -49,6 +49,15 @@ class TestOneLine:
     with pytest.raises(ZeroDivisionError), one_line(ValueError):
       raise ZeroDivisionError
 
+  def test_another_status(self, capsys):
+    with pytest.raises(SystemExit) as ended, one_line(OSError, status=70):
+      raise OSError("disk full")
+    assert ended.value.code == 70 and capsys.readouterr().err == "error: disk full\n"
+
+  def test_what_jax_says_of_a_lost_process_is_no_mistake(self):
+    with pytest.raises(ValueError, match="UNKNOWN"), one_line(ValueError):
+      raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
   def test_the_traceback_on_demand(self, monkeypatch):
     monkeypatch.setenv("COCA_TRACEBACK", "1")
     with pytest.raises(ValueError, match="wrong"), one_line(ValueError):

@@ -1,4 +1,5 @@
-"""Two real processes, four devices each, joined over gloo, train as one process with eight devices does."""
+"""Two real processes, four devices each, joined over gloo, train as one process with eight devices does; how
+processes find each other, and what becomes of one that waits in vain."""
 
 import json
 import os
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from common import pairs, random_params, tiny
 
-from coca import sharding
+from coca import distributed, sharding
 from coca.forward import put_batch
 from coca.train_step import make_train_step, planned_state
 
@@ -43,10 +45,14 @@ def train():
   return found
 
 
-def test_two_processes_train_as_one(tmp_path):
+def free_port():
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
+    return s.getsockname()[1]
+
+
+def test_two_processes_train_as_one(tmp_path):
+  port = free_port()
   workers, logs = [], [tmp_path / "0.log", tmp_path / "1.log"]
   for i, log in enumerate(logs):
     environment = {
@@ -71,7 +77,93 @@ def test_two_processes_train_as_one(tmp_path):
       np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=2e-6)
 
 
+def test_a_process_that_waits_in_vain_says_for_what_and_ends():
+  port = free_port()
+  code = "from coca import distributed; distributed.initialize('127.0.0.1:%d', 2, %d, timeout=4)"
+  started = [
+    subprocess.Popen([sys.executable, "-c", code % (p, i)], stderr=subprocess.PIPE, text=True,
+                     env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+    for p, i in ((port, 0), (free_port(), 1))]
+  said = [process.communicate(timeout=120)[1] for process in started]
+  assert [process.returncode for process in started] == [distributed.STALLED] * 2, said
+  for i in range(2):
+    assert f"{socket.gethostname()}, process {i} of 2] waiting for all processes to join, 3 s so far" in said[i]
+    assert "waited 4 s for all processes to join, and gives up." in said[i] and "initialize" in said[i]
+  assert "does not answer" in said[1] and "is process 0 running" in said[1]
+
+
+BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@pytest.fixture
+def joined(monkeypatch):
+  """How jax.distributed.initialize is called, in an environment without a cluster."""
+  for name in (*BY_HAND, "PMI_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"):
+    monkeypatch.delenv(name, raising=False)
+  calls = []
+
+  def initialize(address, n, i, **options):
+    calls.append((address, n, i))
+    if address is None:
+      raise ValueError("coordinator_address should be defined.")  # jax's words
+
+  monkeypatch.setattr(jax.distributed, "initialize", initialize)
+  return calls
+
+
+@pytest.mark.parametrize(("given", "environment", "expected"), [
+  ((), {}, (None, None, None)),
+  (("10.0.0.1:8476", 4, 0), {}, ("10.0.0.1:8476", 4, 0)),
+  ((), dict(zip(BY_HAND, ("[::1]:8476", "4", "3"), strict=True)), ("[::1]:8476", 4, 3)),
+  (("10.0.0.1:8476", None, 1), {"JAX_NUM_PROCESSES": "2"}, ("10.0.0.1:8476", 2, 1)),
+  (("10.0.0.1:8476",), {"PMI_SIZE": "4", "PMI_RANK": "2"}, ("10.0.0.1:8476", 4, 2)),
+  (("10.0.0.1:8476",), {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}, ("10.0.0.1:8476", 4, 3)),
+])
+def test_a_process_is_told_by_flags_variables_or_mpi(joined, monkeypatch, given, environment, expected):
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  distributed.initialize(*given)
+  assert joined == [expected]
+
+
+@pytest.mark.parametrize(("given", "environment", "said"), [
+  ((), {"JAX_NUM_PROCESSES": "2"}, "--coordinator (JAX_COORDINATOR_ADDRESS), --process_id (JAX_PROCESS_ID) is missing"),
+  (("10.0.0.1:8476",), {}, "--processes (JAX_NUM_PROCESSES), --process_id (JAX_PROCESS_ID) is missing"),
+  (("10.0.0.1", 2, 0), {}, "--coordinator 10.0.0.1 is no HOST:PORT"),
+  (("10.0.0.1:8476", 2, 2), {}, "--process_id 2 of --processes 2: it counts from 0 to 1"),
+  ((), {"PMI_SIZE": "4", "PMI_RANK": "2"}, "rank 2 of 4 of an MPI that jax does not detect: give --coordinator="),
+])
+def test_half_a_cluster_is_an_error(joined, monkeypatch, given, environment, said):
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError) as error:
+    distributed.initialize(*given)
+  assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("error", "status", "said"), [
+  (SystemExit("error: no such file"), 1, "error: no such file\n"), (SystemExit(70), 70, ""),
+  (RuntimeError("lost"), distributed.CRASHED, "RuntimeError: lost"),
+])
+def test_one_of_several_that_fails_ends_at_once_with_its_status(monkeypatch, capsys, error, status, said):
+  monkeypatch.setattr(distributed, "_several", lambda: True)
+  monkeypatch.setattr(os, "_exit", lambda code: sys.exit(f"at once {code}"))
+  with pytest.raises(SystemExit, match=f"at once {status}"), distributed.together():
+    raise error
+  assert said in capsys.readouterr().err
+
+
+def test_one_alone_ends_as_any_program(capsys):
+  with distributed.together():
+    pass
+  with pytest.raises(SystemExit, match="error: no such file"), distributed.together():
+    sys.exit("error: no such file")
+  with pytest.raises(SystemExit) as ended, distributed.together():
+    raise RuntimeError("lost")
+  assert ended.value.code == distributed.CRASHED and "RuntimeError: lost" in capsys.readouterr().err
+
+
 if __name__ == "__main__":
-  sharding.initialize_distributed()
+  distributed.initialize()
   assert jax.process_count() == 2 and len(jax.devices()) == 8 and len(jax.local_devices()) == 4
   Path(sys.argv[1]).write_text(json.dumps(train()))

@@ -1,5 +1,7 @@
 """The mesh, the rules that split parameters and state over it, and gathering one layer's parameters."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,12 +89,26 @@ def test_the_mesh_fits_the_devices_or_says_why_not():
       sharding.make_mesh(bad)
 
 
-def test_half_a_cluster_is_an_error(monkeypatch):
-  for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-    monkeypatch.delenv(name, raising=False)
-  monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-  with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is not set"):
-    sharding.initialize_distributed()
+@dataclasses.dataclass(frozen=True)
+class SliceDevice:
+  """What a mesh of several TPU slices asks of a device."""
+
+  id: int
+  slice_index: int
+  process_index: int
+  platform: str = "cpu"
+  device_kind: str = "TPU"
+
+
+def test_slices_are_joined_along_the_data_axis():
+  devices = [SliceDevice(i, slice_index=i // 4, process_index=i // 2) for i in range(8)]
+  mesh = sharding.make_mesh(config.Mesh(data=4, fsdp=1, tensor=2), devices)
+  assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+  slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+  np.testing.assert_array_equal(slices, np.repeat([0, 0, 1, 1], 2).reshape(4, 1, 2))  # fsdp and tensor stay within one
+  assert {d.id for d in mesh.devices.flat} == set(range(8))
+  with pytest.raises(ValueError, match=r"config\.mesh\.data 1 is no multiple of the 2 slices"):
+    sharding.make_mesh(config.Mesh(data=1, fsdp=8), devices)
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
