@@ -8,7 +8,7 @@ Vision Transformers" (arXiv 2106.04560, appendix A), SigLIP's.
 from flax import nnx
 
 from coca.config import Model
-from coca.models.layers import EMBED_INIT, Attention, Mlp, layer_norm
+from coca.models.layers import EMBED_INIT, Attention, Mlp, gathered, layer_norm
 
 
 class AttentionalPooler(nnx.Module):
@@ -33,6 +33,7 @@ class AttentionalPooler(nnx.Module):
     queries = self.queries[...].astype(self.dtype)[None, first:last]
     queries = self.norm_queries(queries) if self.norm_queries else queries
     tokens = self.norm_tokens(tokens) if self.norm_tokens else tokens
-    pooled = self.attention(queries, self.attention.keys_values(tokens), mask)
+    attention = gathered(self.attention, self.dtype)
+    pooled = attention(queries, attention.keys_values(tokens), mask)
     normed = self.norm(pooled) if self.norm else pooled
-    return pooled + self.mlp(normed) if self.mlp else normed
+    return pooled + gathered(self.mlp, self.dtype)(normed) if self.mlp else normed
