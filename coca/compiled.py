@@ -33,7 +33,7 @@ class Program(NamedTuple):
 
 
 class DoesNotFit(RuntimeError):
-  """The compiler found no way to run the program in the device's memory."""
+  """The program needs more memory than a device has."""
 
   def __init__(self, needed: float | None, largest: list[str]):
     self.needed = needed  # bytes, as far as the compiler says
@@ -112,22 +112,27 @@ def compile_capfilt(config: Config, topology: Topology, batch: int, decoding: De
     return {name: _compile(functions[name].lower(*given), topology, dict(mesh.shape)) for name, given in args.items()}
 
 
-_OVER = re.compile(r"(?:Used ([\d.]+)([KMGT]) of|HLO temporaries \(([\d.]+)([KMGT])\))")
-_LARGE = re.compile(r"Size: ([\d.]+[KMGT]).*?(?:Operator: op_name=\"(.*?)\".*?)?Shape: (\S+?)[{\n]", re.DOTALL)
-
-
 def _compile(lowered, topology: Topology, mesh: dict[str, int]) -> Program:
   start = time.time()
   try:
     compiled = lowered.compile(compiler_options=topology.options or None)
   except jax.errors.JaxRuntimeError as e:
-    if "RESOURCE_EXHAUSTED" not in str(e):
-      raise
-    amounts = [float(a or c) * 2 ** (10 * (1 + "KMGT".index(b or d))) for a, b, c, d in _OVER.findall(str(e))]
-    raise DoesNotFit(max(amounts, default=None), [" ".join(x) for x in _LARGE.findall(str(e))[:5]]) from None
+    if "RESOURCE_EXHAUSTED" in str(e):
+      raise oom(str(e)) from None
+    raise
   memory = compiled.memory_analysis()
+  if topology.memory and memory.peak_memory_in_bytes > topology.memory:  # on GPUs the compiler does not look
+    raise DoesNotFit(memory.peak_memory_in_bytes, [])
   return Program(memory.peak_memory_in_bytes, memory.argument_size_in_bytes, collectives(compiled.as_text(), mesh),
                  time.time() - start)
+
+
+def oom(message: str) -> DoesNotFit:
+  """What libtpu's compiler says when memory runs out: how much it takes, and the largest arrays of it."""
+  amounts = re.findall(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", message)
+  needed = max((float(number) * 2 ** (10 * (1 + "KMGT".index(unit))) for number, unit in amounts), default=None)
+  arrays = re.findall(r"Size: ([\d.]+[KMGT]).*?(?:Operator: op_name=\"(.*?)\".*?)?Shape: ([^{\s]+)", message, re.DOTALL)
+  return DoesNotFit(needed, [f"{size:>8}  {shape:<28}{name}".rstrip() for size, name, shape in arrays[:6]])
 
 
 @contextlib.contextmanager

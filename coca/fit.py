@@ -5,11 +5,11 @@
 
 from coca import plan
 from coca.capfilt.settings import NUCLEUS
-from coca.compiled import DoesNotFit, Program, compile_capfilt, compile_step, progress
+from coca.compiled import DoesNotFit, Program, compile_capfilt, compile_step, for_topology, progress
 from coca.config import Config
 from coca.durations import in_steps
 from coca.hardware import peak_flops
-from coca.search import GIB, advice
+from coca.search import GIB, advice, saved_bytes
 from coca.sharding import AXES, mesh_shape
 from coca.topology import Topology
 
@@ -30,10 +30,9 @@ def fit(config: Config, topology: Topology, mfu: float) -> tuple[str, bool]:
       program = compile_step(config, topology)
   except DoesNotFit as e:
     return "\n".join([*lines, "", *not_fitting(e, topology), "", *advice(config, topology)]), False
-  fits = topology.memory is None or program.peak <= topology.memory
   lines += ["", *memory_table(config, topology, program), "", *collective_table(program), "",
             *cost(config, topology, mfu, program)]
-  return "\n".join(lines if fits else [*lines, "", *advice(config, topology)]), fits
+  return "\n".join(lines), True
 
 
 def heading(config: Config, topology: Topology) -> str:
@@ -50,15 +49,17 @@ def heading(config: Config, topology: Topology) -> str:
 def memory_table(config: Config, topology: Topology, program: Program) -> list[str]:
   state = plan.state_bytes(config, len(topology.devices))
   rows = [(HELD[name], size) for name, size in state.items()]
-  rows.append(("batch", program.arguments - sum(state.values())))
+  rows.append(("batch, and what padding adds", program.arguments - sum(state.values())))
+  per_device = plan.batch_arithmetic(config, len(topology.devices)).per_device
   rows.append(("gradients, activations, all else at the peak", program.peak - program.arguments))
+  kept = saved_bytes(for_topology(config), per_device, config.model.remat)
+  rows.append(("  kept for the backward pass, at least", kept))
   rows.append(("all", program.peak))
   lines = [f"{'memory of a device at the peak':<46}{'GiB':>8}"]
   lines += [f"{name:<46}{size / GIB:>8.2f}" for name, size in rows]
   if topology.memory:
     left = topology.memory - program.peak
-    lines.append(f"it {'fits' if left >= 0 else 'DOES NOT FIT'}: {abs(left) / GIB:.2f} GiB "
-                 f"{'left' if left >= 0 else 'too much'} of {topology.memory / GIB:.2f}")
+    lines.append(f"it fits: {left / GIB:.2f} GiB of {topology.memory / GIB:.2f} are left")
   return lines
 
 

@@ -5,10 +5,13 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from jax.sharding import AbstractMesh
+
 from coca import checks, plan
 from coca.compiled import DoesNotFit, Program, compile_step, for_topology, progress
 from coca.config import Config, Mesh
-from coca.sharding import mesh_shape
+from coca.forward import abstract_model
+from coca.sharding import AXES, mesh_shape, param_shardings
 from coca.topology import Topology
 
 GIB = 2**30
@@ -38,13 +41,6 @@ def saved_bytes(config: Config, per_device: int, policy: str) -> int:
   return per_device * elements * itemsize
 
 
-def least_bytes(config: Config, n_devices: int) -> int:
-  """A bound that no compiler can go below: state, gradients and what is kept for the backward pass."""
-  state = plan.state_bytes(config, n_devices)
-  per_device = plan.batch_arithmetic(config, n_devices).per_device
-  return sum(state.values()) + max(state["params"], saved_bytes(config, per_device, config.model.remat))
-
-
 def meshes(config: Config, topology: Topology) -> Iterator[Mesh]:
   """Meshes with fsdp 1, 2, 4, ... that the devices, the batch and the parameters' sizes allow."""
   n = len(topology.devices) // max(config.mesh.tensor, 1)
@@ -52,12 +48,10 @@ def meshes(config: Config, topology: Topology) -> Iterator[Mesh]:
   for fsdp in (2**i for i in range(n.bit_length())):
     mesh = Mesh(data=n // fsdp, fsdp=fsdp, tensor=config.mesh.tensor)
     if n % fsdp == 0 and mesh.data % slices == 0:
-      try:
-        changed = dataclasses.replace(config, mesh=mesh)
-        plan.batch_arithmetic(changed, len(topology.devices)), plan.state_bytes(changed, len(topology.devices))
-      except ValueError:
-        continue
-      yield mesh
+      with contextlib.suppress(ValueError):
+        plan.batch_arithmetic(dataclasses.replace(config, mesh=mesh), len(topology.devices))
+        param_shardings(abstract_model(config)[1], AbstractMesh((mesh.data, fsdp, mesh.tensor), AXES))
+        yield mesh
 
 
 def advice(config: Config, topology: Topology) -> list[str]:
@@ -104,47 +98,49 @@ class Found(NamedTuple):
     return POLICIES.index(self.config.model.remat), sent / self.config.data.batch
 
 
+def with_batch(config: Config, batch: int) -> Config:
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, batch=batch))
+
+
 def search(config: Config, topology: Topology, batches: list[int], say: Callable[[str], None]) -> list[Found]:
   """Compiles meshes, remat policies and batches; says each result, and returns those that fit, best first.
 
   For each mesh and batch: the policy that computes least again and fits. What cannot fit by arithmetic is left out; so
   is a batch larger than one that does not fit. Meshes: the smallest fsdp that can fit, 4 and 16 times it.
   """
-  n, found, tried = len(topology.devices), [], 0
-  smallest = None
-  for mesh in meshes(dataclasses.replace(config, data=dataclasses.replace(config.data, batch=min(batches))), topology):
+  found, compiled, smallest = [], 0, None
+  for mesh in meshes(with_batch(config, min(batches)), topology):
+    if smallest and mesh.fsdp not in (4 * smallest, 16 * smallest):
+      continue
+    state = plan.state_bytes(dataclasses.replace(config, mesh=mesh), len(topology.devices))
     policies = list(POLICIES)
     for batch in sorted(batches):
+      try:
+        per_device = plan.batch_arithmetic(dataclasses.replace(with_batch(config, batch), mesh=mesh),
+                                           len(topology.devices)).per_device
+      except ValueError:  # it cannot be split
+        continue
       for policy in tuple(policies):
-        model = dataclasses.replace(config.model, remat=policy)
-        one = dataclasses.replace(config, mesh=mesh, model=model, data=dataclasses.replace(config.data, batch=batch))
-        name = f"data={mesh.data} fsdp={mesh.fsdp} remat={policy} batch={batch:,}"
-        try:
-          least = least_bytes(for_topology(one), n)
-        except ValueError:
-          break
-        if topology.memory and least > topology.memory:
-          policies.remove(policy)  # nor with more pairs
+        kept = saved_bytes(for_topology(config), per_device, policy)
+        # What no compiler can do without: the state, and the gradients or what is kept for the backward pass.
+        if topology.memory and sum(state.values()) + max(state["params"], kept) > topology.memory:
+          policies.remove(policy)  # for more pairs too
           continue
         smallest = smallest or mesh.fsdp
-        if mesh.fsdp not in (smallest, 4 * smallest, 16 * smallest):
-          break
-        tried += 1
+        one = dataclasses.replace(with_batch(config, batch), mesh=mesh,
+                                  model=dataclasses.replace(config.model, remat=policy))
+        name = f"data={mesh.data} fsdp={mesh.fsdp} remat={policy} batch={batch:,}"
+        compiled += 1
         try:
           with progress(name):
-            program = compile_step(one, topology)
+            found.append(Found(one, compile_step(one, topology)))
         except DoesNotFit as e:
-          say(f"{name}: does not fit" + f", {e.needed / GIB:,.1f} GiB" * bool(e.needed))
+          say(f"{name}: does not fit" + (f", {e.needed / GIB:,.2f} GiB" if e.needed else ""))
           policies.remove(policy)
           continue
-        fits = not topology.memory or program.peak <= topology.memory
-        say(f"{name}: {'fits' if fits else 'does not fit'}, {program.peak / GIB:.2f} GiB; compiled in "
-            f"{program.seconds:.0f} s")
-        if fits:
-          found.append(Found(one, program))
-          break
-        policies.remove(policy)
-  say(f"{tried} programs compiled")
+        say(f"{name}: fits, {found[-1].program.peak / GIB:,.2f} GiB; compiled in {found[-1].program.seconds:.0f} s")
+        break
+  say(f"{compiled} programs compiled")
   return sorted(found, key=lambda f: f.order)
 
 

@@ -61,7 +61,7 @@ def test_groups_lie_along_axes_of_the_mesh(groups, axes):
 
 TPU = """HloModule jit_step
 %all-reduce-scatter.1 (input: bf16[64,8]) -> bf16[16,8] {
-  %all-reduce.1 = bf16[64,8]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=3, replica_groups=[2,4]<=[8], to_apply=%add
+  %all-reduce.1 = bf16[64,8]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=3, replica_groups=[2,4]<=[8]
 }
 %begin (p: bf16[2,8]) -> (bf16[2,8], bf16[8,8]) {
   %all-gather.1 = bf16[8,8]{1,0:T(8,128)} all-gather(%p), channel_id=4, replica_groups=[2,4]<=[8], dimensions={0}
@@ -88,7 +88,7 @@ TPU = """HloModule jit_step
   ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
 }
 %other (x: f32[]) -> f32[] {
-  %all-reduce.2 = (f32[]{:T(128)}, s32[6]{0:T(128)S(1)}) all-reduce(%a, /*index=1*/%b), channel_id=5, replica_groups={{0,4}}
+  %all-reduce.2 = (f32[]{:T(128)}, s32[6]{0:T(128)S(1)}) all-reduce(%a, %b), replica_groups={{0,4}}
 }
 ENTRY %main (x: bf16[64,8]) -> bf16[64,8] {
   %while.1 = (s32[], bf16[64,8]) while(%t), condition=%condition, body=%body
