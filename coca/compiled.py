@@ -33,12 +33,7 @@ class Program(NamedTuple):
 
 
 class DoesNotFit(RuntimeError):
-  """The program needs more memory than a device has."""
-
-  def __init__(self, needed: float | None, largest: list[str]):
-    self.needed = needed  # bytes, as far as the compiler says
-    self.largest = largest  # what it could not place, a line each
-    super().__init__("does not fit")
+  """The program needs more memory than a device has; the message says how much."""
 
 
 def for_topology(config: Config) -> Config:
@@ -117,43 +112,36 @@ def _compile(lowered, topology: Topology, mesh: dict[str, int]) -> Program:
   try:
     compiled = lowered.compile(compiler_options=topology.options or None)
   except jax.errors.JaxRuntimeError as e:
-    if "RESOURCE_EXHAUSTED" in str(e):
-      raise oom(str(e)) from None
-    raise
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    # libtpu says how much it would take beside the arguments, and no more.
+    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", str(e))
+    raise DoesNotFit(f"temporaries alone take {found[1]} {found[2]}iB" if found else str(e).splitlines()[0]) from None
   memory = compiled.memory_analysis()
   if topology.memory and memory.peak_memory_in_bytes > topology.memory:  # on GPUs the compiler does not look
-    raise DoesNotFit(memory.peak_memory_in_bytes, [])
+    raise DoesNotFit(f"it takes {memory.peak_memory_in_bytes / 2**30:.2f} GiB")
   return Program(memory.peak_memory_in_bytes, memory.argument_size_in_bytes, collectives(compiled.as_text(), mesh),
                  time.time() - start)
 
 
-def oom(message: str) -> DoesNotFit:
-  """What libtpu's compiler says when memory runs out: how much it takes, and the largest arrays of it."""
-  amounts = re.findall(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", message)
-  needed = max((float(number) * 2 ** (10 * (1 + "KMGT".index(unit))) for number, unit in amounts), default=None)
-  arrays = re.findall(r"Size: ([\d.]+[KMGT]).*?(?:Operator: op_name=\"(.*?)\".*?)?Shape: ([^{\s]+)", message, re.DOTALL)
-  return DoesNotFit(needed, [f"{size:>8}  {shape:<28}{name}".rstrip() for size, name, shape in arrays[:6]])
-
-
 @contextlib.contextmanager
 def progress(what: str):
-  """Says on stderr what is being done, and on a terminal for how many seconds."""
+  """Says on stderr what is being done, on a terminal for how many seconds."""
+  if not sys.stderr.isatty():
+    print(f"{what} ...", file=sys.stderr, flush=True)
+    yield
+    return
   done, start = threading.Event(), time.time()
-  terminal = sys.stderr.isatty()
 
   def tick():
     while not done.wait(1):
       print(f"\r{what}: {time.time() - start:.0f} s ", end="", file=sys.stderr, flush=True)
 
-  if not terminal:
-    print(f"{what} ...", file=sys.stderr, flush=True)
   thread = threading.Thread(target=tick, daemon=True)
-  if terminal:
-    thread.start()
+  thread.start()
   try:
     yield
   finally:
     done.set()
-    if terminal:
-      thread.join()
-      print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    thread.join()
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)

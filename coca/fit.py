@@ -29,7 +29,7 @@ def fit(config: Config, topology: Topology, mfu: float) -> tuple[str, bool]:
     with progress(f"compiling the training step of {config.name} for {topology.name}"):
       program = compile_step(config, topology)
   except DoesNotFit as e:
-    return "\n".join([*lines, "", *not_fitting(e, topology), "", *advice(config, topology)]), False
+    return "\n".join([*lines, "", refusal(e, topology), "", *advice(config, topology)]), False
   lines += ["", *memory_table(config, topology, program), "", *collective_table(program), "",
             *cost(config, topology, mfu, program)]
   return "\n".join(lines), True
@@ -93,10 +93,8 @@ def cost(config: Config, topology: Topology, mfu: float, program: Program) -> li
   return lines
 
 
-def not_fitting(error: DoesNotFit, topology: Topology) -> list[str]:
-  needed = f"{error.needed / GIB:,.1f} GiB needed" if error.needed else "the compiler found no way"
-  lines = [f"it DOES NOT FIT: {needed}, {topology.memory / GIB:.2f} are there"]
-  return [*lines, *(["the largest of it:", *(f"  {line}" for line in error.largest)] if error.largest else [])]
+def refusal(error: DoesNotFit, topology: Topology) -> str:
+  return f"it DOES NOT FIT: {error}, {topology.memory / GIB:.2f} are there"
 
 
 def fit_capfilt(config: Config, topology: Topology, batch: int) -> tuple[str, bool]:
@@ -107,7 +105,7 @@ def fit_capfilt(config: Config, topology: Topology, batch: int) -> tuple[str, bo
     with progress(f"compiling captioner and filter of {config.name} for one device of {topology.name}"):
       programs = compile_capfilt(config, topology, batch, NUCLEUS)
   except DoesNotFit as e:
-    return "\n".join([head, *not_fitting(e, topology), "  --capfilt_batch: fewer images at once"]), False
+    return f"{head}\n{refusal(e, topology)}; --capfilt_batch: fewer images at once", False
   rows = [(f"parameters of the {name}", parameters) for name, part in (("captioner", "caption"), ("filter", "score"))
           if part in programs]
   if "caption" in programs:

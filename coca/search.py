@@ -135,7 +135,7 @@ def search(config: Config, topology: Topology, batches: list[int], say: Callable
           with progress(name):
             found.append(Found(one, compile_step(one, topology)))
         except DoesNotFit as e:
-          say(f"{name}: does not fit" + (f", {e.needed / GIB:,.2f} GiB" if e.needed else ""))
+          say(f"{name}: does not fit, {e}")
           policies.remove(policy)
           continue
         say(f"{name}: fits, {found[-1].program.peak / GIB:,.2f} GiB; compiled in {found[-1].program.seconds:.0f} s")

@@ -40,7 +40,7 @@ class Topology(NamedTuple):
   devices: list  # compile-only
   chips: int
   memory: int | None  # bytes of a device that a program may use; None: not known
-  options: dict[str, str]  # of the compiler
+  options: dict[str, int]  # of the compiler
 
   @property
   def kind(self) -> str:
@@ -130,7 +130,7 @@ def _gpus(version: str, shape: tuple[int, ...], slices: int) -> Topology:
   # JAX takes three quarters of a card unless told otherwise.
   share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
   # What needs the card itself: timing kernels, and Triton's, which are chosen by that.
-  options = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": "false"}
+  options = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
   return Topology(f"{version}:{layout}", topology.devices, math.prod(shape) * slices,
                   int(share * hardware.memory(card["name"])), options)
 

@@ -10,7 +10,7 @@ from common import tiny
 from coca import fit, plan, search
 from coca.capfilt.settings import NUCLEUS
 from coca.collectives import Collective
-from coca.compiled import DoesNotFit, Program, compile_capfilt, compile_step, oom
+from coca.compiled import DoesNotFit, Program, compile_capfilt, compile_step
 from coca.topology import Topology, open_topology
 
 MIB = 2**20
@@ -45,12 +45,12 @@ def test_what_is_said(monkeypatch):
 
 def test_what_would_help(monkeypatch):
   def refuse(*_):
-    raise DoesNotFit(300 * MIB, ["200M fusion bf16[1,2]"])
+    raise DoesNotFit("temporaries alone take 0.3 GiB")
 
   monkeypatch.setattr(fit, "compile_step", refuse)
   text, fits = fit.fit(tiny(data__batch=64, model__remat="dots"), chips(8, MIB), 0.5)
   assert not fits
-  for line in ("0.3 GiB needed", "200M fusion", "--mesh=data=4,fsdp=2", "remat=lean", "remat=full", "accumulate=2",
+  for line in ("alone take 0.3 GiB, 0.00 are there", "--mesh=data=4,fsdp=2", "remat=lean", "remat=full", "accumulate=2",
                "batch=32", "captioning.chunk=32"):
     assert line in text
   assert "remat=none" not in text
@@ -86,7 +86,7 @@ def test_the_search(monkeypatch):
     peak = 2 * search.saved_bytes(config, batch, config.model.remat)
     compiled.append((config.mesh.fsdp, config.model.remat, config.data.batch))
     if peak > topology.memory:
-      raise DoesNotFit(peak, [])
+      raise DoesNotFit(f"it takes {peak}")
     return Program(peak, 0, [ROWS[0]._replace(sent=config.mesh.fsdp * 10**6)], 1.0)
 
   memory = 2 * search.saved_bytes(config, 64, "dots")
@@ -114,17 +114,6 @@ def test_capfilt_compiles_the_functions_of_a_worker():
   assert fits and "parameters of the filter" in text and "captioner " not in text
 
 
-MESSAGE = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 18.50G of
-15.75G hbm. Exceeded hbm capacity by 2.75G.
-"""
-
-
-def test_what_the_compiler_says_of_memory():
-  assert oom("HLO temporaries (2.38T) exceeds available HBM (15.75G).").needed == 2.38 * 2**40
-  assert oom(MESSAGE).needed == 18.5 * 2**30
-  assert oom("RESOURCE_EXHAUSTED").needed is None
-
-
 # --- With libtpu ----------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +127,5 @@ def test_a_step_for_four_tpu_chips():
   assert {"all-gather", "reduce-scatter"} <= {row.kind for row in program.collectives}
   assert all(row.counted for row in program.collectives)
   large = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=2**26))
-  with pytest.raises(DoesNotFit) as e:
+  with pytest.raises(DoesNotFit, match=r"temporaries alone take \d"):
     compile_step(large, topology)
-  assert e.value.needed > topology.memory
