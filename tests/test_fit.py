@@ -103,6 +103,13 @@ def test_the_search(monkeypatch):
   assert not search.search(config, chips(8, 1000), [256], lines.append)
 
 
+def test_the_mesh_on_the_command_line():
+  assert plan.mesh_setting("fsdp=64,data=-1") == {"data": -1, "fsdp": 64, "tensor": 1}
+  for wrong in ("data", "data=0", "data=a", "fsdp=2,model=4"):
+    with pytest.raises(ValueError, match=f"--mesh={wrong}: it takes devices along data, fsdp, tensor"):
+      plan.mesh_setting(wrong)
+
+
 def test_capfilt_compiles_the_functions_of_a_worker():
   topology = Topology("cpu", jax.devices(), 8, None, {})
   config = tiny(matching__weight=1.0)
