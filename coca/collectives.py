@@ -50,8 +50,8 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
       continue
     for line in lines:
       found = _KIND.search(line)
-      axes = _axes(line, mesh) if found else ()
-      n = math.prod(mesh[axis] for axis in axes)
+      group = _group(line, math.prod(mesh.values())) if found else ()
+      n, axes = len(group), _axes(group, mesh)
       arrays = _arrays(line, found, n) if axes else ()
       if arrays:
         kind = "reduce-scatter" if "all-reduce-scatter" in name else found[1]  # TPUs' fusion of two
@@ -125,15 +125,14 @@ def _bytes(array: tuple[str, tuple[int, ...]]) -> int:
   return math.prod(shape) * bits // 8
 
 
-def _axes(line: str, mesh: dict[str, int]) -> tuple[str, ...]:
-  """The mesh axes along which the first group of a collective lies; devices are numbered as the mesh has them."""
-  group = _group(line)
-  members = np.unravel_index(group if len(group) else np.arange(math.prod(mesh.values())), tuple(mesh.values()))
-  return tuple(axis for axis, places in zip(mesh, members, strict=True) if len(set(places.tolist())) > 1)
+def _axes(group, mesh: dict[str, int]) -> tuple[str, ...]:
+  """The mesh axes along which devices lie apart; they are numbered as the mesh has them."""
+  places = np.unravel_index(np.asarray(group, int), tuple(mesh.values()))
+  return tuple(axis for axis, along in zip(mesh, places, strict=True) if len(set(along.tolist())) > 1)
 
 
-def _group(line: str) -> np.ndarray:
-  """Numbers of the devices in the first group; none: all of them.
+def _group(line: str, n_devices: int) -> np.ndarray:
+  """Numbers of the devices in a collective's first group.
 
   XLA writes groups as lists, {{0,1},{2,3}}; as a shape of all numbers, [2,2]<=[4]; or as axes of a mesh of its own,
   mesh['a'=2,'b'=2] {'b'}. A permutation has pairs instead: the first that goes somewhere else.
@@ -160,7 +159,7 @@ def _group(line: str) -> np.ndarray:
       shape = {n: size for n, size in zip(shape, devices.shape, strict=True)}
     names = [name for name, *_ in named]
     return devices[tuple(slice(None) if name in names else 0 for name in shape)].ravel()
-  return np.array([], int)
+  return np.arange(n_devices)
 
 
 def _iota(shape: str, order: str | None) -> np.ndarray:

@@ -8,7 +8,7 @@ from common import make_mesh, tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coca.collectives import Collective, _axes, collectives
+from coca.collectives import Collective, _axes, _group, collectives
 from coca.compiled import compile_step
 from coca.objectives.contrastive import everyone
 from coca.topology import Topology
@@ -56,7 +56,8 @@ def test_a_program_in_a_loop_is_counted_to_the_byte():
   ("source_target_pairs={{0,0},{1,5},{5,1}}, x={}", ("data",)),
 ])
 def test_groups_lie_along_axes_of_the_mesh(groups, axes):
-  assert _axes(f"%x = f32[4] all-gather(%y), channel_id=1, {groups}, dimensions={{0}}", MESH) == axes
+  line = f"%x = f32[4] all-gather(%y), channel_id=1, {groups}, dimensions={{0}}"
+  assert _axes(_group(line, 8), MESH) == axes
 
 
 TPU = """HloModule jit_step
