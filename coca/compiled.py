@@ -115,7 +115,7 @@ def _compile(lowered, topology: Topology, mesh: dict[str, int]) -> Program:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
     # libtpu says how much it would take beside the arguments, and no more.
-    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", str(e))
+    found = re.search(r"HLO temporaries \(([\d.]+)([KMGTP])\)", str(e))
     raise DoesNotFit(f"temporaries alone take {found[1]} {found[2]}iB" if found else str(e).splitlines()[0]) from None
   memory = compiled.memory_analysis()
   if topology.memory and memory.peak_memory_in_bytes > topology.memory:  # on GPUs the compiler does not look
