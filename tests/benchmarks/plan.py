@@ -50,9 +50,12 @@ def main() -> None:
   config, devices = parse(config), open_topology(topology)
   program = compile_step(config, devices)
   sent = sum(row.sent for row in program.collectives)
+  others = foreign(config, program, pairs)
   print(f"| {names[0]} | {topology} | {data} x {fsdp} | {pairs} | {config.data.batch:,} | {program.seconds:.0f} s | "
         f"{program.peak / 2**30:.2f} GiB | {devices.memory / 2**30:.2f} | {sent / 1e9:.2f} GB | "
-        f"{len(foreign(config, program, pairs))} |", flush=True)
+        f"{len(others)} |", flush=True)
+  for row in others:
+    print(row, file=sys.stderr, flush=True)
 
 
 def foreign(config, program, pairs: int) -> list:
