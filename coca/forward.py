@@ -16,6 +16,7 @@ from coca.decoding.common import Decoded, Special
 from coca.decoding.decode import decode
 from coca.decoding.rank import rank_answers
 from coca.decoding.settings import Decoding
+from coca.hardware import platform
 from coca.models import make_model
 from coca.models.common import Encoded, Scores
 from coca.objectives.captioning import captioning_loss
@@ -121,16 +122,8 @@ class Forward:
       raise ValueError("sampling needs ids: a number for each picture, which decides what is drawn for it")
     if (prompt is None) != (lengths is None):
       raise ValueError("a prompt needs its lengths, and lengths a prompt: take both from coca.decoding.decode.prompts")
-    key = dataclasses.replace(decoding, seed=0), special
-    if key not in self._decoders:
-      length = self.config.model.text.length
-      self._decoders[key] = self._jit(
-        lambda model, weights, encoded, seed, inputs: decode(
-          model, weights, encoded, key[0], length, special, seed=seed, **inputs
-        )
-      )
     inputs = {"ids": ids, "prompt": prompt, "lengths": lengths}
-    return self._call(self._decoders[key], *writer, encoded, np.uint32(decoding.seed), inputs)
+    return self._call(self._decoder(decoding, special), *writer, encoded, np.uint32(decoding.seed), inputs)
 
   def answer(self, writer, encoded: Encoded, question, decoding: Decoding, *, special: Special) -> Decoded:
     """Answers to questions int32 [B, T] about pictures, by a model that was trained to answer; as `caption`."""
@@ -144,6 +137,22 @@ class Forward:
       self._rankers[k] = self._jit(lambda model, *args: rank_answers(model, *args, k, smoothing)[0])
     return self._call(self._rankers[k], params, asked, candidates)
 
+  def programs(self, decoding: Decoding, special: Special) -> dict:
+    """What `encode`, `writer`, `caption` and `score` call, by these names: to compile it ahead of time."""
+    return {"encode": self._encode, "writer": self._decoding_weights, "caption": self._decoder(decoding, special),
+            "score": self._score}
+
+  def _decoder(self, decoding: Decoding, special: Special):
+    decoding = dataclasses.replace(decoding, seed=0)
+    if (decoding, special) not in self._decoders:
+      length = self.config.model.text.length
+      self._decoders[decoding, special] = self._jit(
+        lambda model, weights, encoded, seed, inputs: decode(
+          model, weights, encoded, decoding, length, special, seed=seed, **inputs
+        )
+      )
+    return self._decoders[decoding, special]
+
   def _call(self, function, *args):
     with jax.set_mesh(self.mesh):
       return function(*args)
@@ -156,7 +165,7 @@ class Forward:
   def _in_groups(self, function, image):
     """function(image [B, S, S, 3]), on one CPU device some pictures at a time."""
     group = max(1, GROUP // self.config.model.image.tokens)
-    if jax.default_backend() != "cpu" or self.mesh.size > 1 or len(image) <= group or len(image) % group:
+    if platform() != "cpu" or self.mesh.size > 1 or len(image) <= group or len(image) % group:
       return function(image)
     out = jax.lax.map(function, image.reshape(-1, group, *image.shape[1:]))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)

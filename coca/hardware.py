@@ -45,6 +45,34 @@ def peak_flops(kind: str) -> float | None:
   return next((peak for pattern, peak in PEAKS if re.search(pattern, kind)), None)
 
 
+# (device_kind, GiB that a program may use on one jax device). TPUs: what libtpu's compiler says it has; it keeps a
+# quarter to half a GiB of the chip for itself. GPUs: about what is free on such cards, not measured here.
+MEMORY = (
+  (r"^TPU v2$", 7.48),
+  (r"^TPU v3$", 15.48),
+  (r"^TPU v4$", 30.75),
+  (r"^TPU v5 ?(lite|e)$", 15.75),
+  (r"^TPU v5p?$", 95.74),
+  (r"^TPU v6 ?(lite|e)$", 31.25),
+  (r"^TPU7x$", 94.75),
+  (r"\bH200\b", 139.8),
+  (r"\bH100 80GB\b", 79.1),
+  (r"\bA100.*80GB\b", 79.1),
+  (r"\bA100.*40GB\b", 39.4),
+)
+
+
+def memory(kind: str) -> int | None:
+  """Bytes of one jax device of this `device_kind` that a program may use; None where it is not known."""
+  return next((int(gib * 2**30) for pattern, gib in MEMORY if re.search(pattern, kind)), None)
+
+
+def platform() -> str:
+  """What is being traced will run on this: the mesh in context, which may be of devices that are not there."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
 def device_memory() -> int | None:
   """Most bytes in use so far on any device of this process; None where the backend does not say (CPU)."""
   peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]

@@ -1,12 +1,35 @@
-"""What a config costs, by arithmetic and shapes alone: parameters, batch, bytes of state. `--dry_run` prints it."""
+"""What a config costs, before anyone pays.
+
+By arithmetic and shapes alone: parameters, batch, bytes of state; `python -m coca.train --dry_run` prints it. And by
+compiling the training step itself for devices that are not here:
+
+    python -m coca.plan --config=configs/coca_giant.py --topology=v4:8x16x16 --mesh=data=32,fsdp=64
+
+says whether it fits, what a device holds at the peak, what the devices send each other in a step, and how long the
+config's steps take at an assumed MFU. No accelerator is used. For TPUs `pip install -e '.[plan]'`, for GPUs
+`'.[plan_gpu]'`.
+
+    --topology     v5e-256 (chips); v4-4096, v5p-12288 (TensorCores, two a chip, as Google Cloud counts); h100-256
+                   (GPUs); or a shape: v4:8x16x16 chips along each axis, h100:32x8 hosts x GPUs
+    --slices=2     so many of them, joined along the data axis
+    --search       which meshes, remat policies and batches fit, best first
+    --capfilt      captioner and filter of the config's model in place of training, on one device
+
+The exit status is 0 where it fits and 3 where it does not.
+"""
 
 import math
+import re
+import sys
 from typing import NamedTuple
 
 import jax
+from absl import app, flags, logging
 from jax.sharding import AbstractMesh
+from ml_collections import config_flags
 
-from coca.config import Config
+from coca.commands import one_line, parse_flags
+from coca.config import Config, parse
 from coca.durations import in_steps
 from coca.flops import flops_per_pair
 from coca.forward import abstract_model
@@ -103,3 +126,55 @@ def describe(config: Config, n_devices: int) -> str:
     "come on top",
   ]
   return "\n".join(lines)
+
+
+# --- Command line ---
+
+NO_FIT = 3  # exit status
+
+
+def mesh_setting(text: str) -> dict[str, int]:
+  """'data=32,fsdp=64' -> {'data': 32, 'fsdp': 64}; axes that are not named are 1. Raises ValueError."""
+  sizes = dict(item.partition("=")[::2] for item in text.split(","))
+  if set(sizes) - set(AXES) or not all(re.fullmatch(r"-1|[1-9]\d*", size) for size in sizes.values()):
+    raise ValueError(f"--mesh={text}: it takes devices along {', '.join(AXES)}, as data=32,fsdp=64; one may be -1")
+  return dict.fromkeys(AXES, 1) | {axis: int(size) for axis, size in sizes.items()}
+
+
+def main(argv) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
+  logging.set_verbosity(logging.WARNING)
+  with one_line(ValueError, FileNotFoundError, ModuleNotFoundError):
+    from coca import fit, topology  # training takes its arithmetic from this file and needs none of these
+
+    if FLAGS.mesh:
+      FLAGS.config.mesh.update(mesh_setting(FLAGS.mesh))
+    config = parse(FLAGS.config)
+    devices = topology.open_topology(FLAGS.topology, FLAGS.slices)
+    if FLAGS.capfilt:
+      text, fits = fit.fit_capfilt(config, devices, FLAGS.capfilt_batch)
+    elif FLAGS.search:
+      batches = [int(n) for n in FLAGS.batches] or [config.data.batch // 2, config.data.batch, 2 * config.data.batch]
+      found = fit.search(config, devices, batches, lambda line: print(line, flush=True))
+      text, fits = "\n".join(fit.search_table(found, devices) if found else fit.advice(config, devices)), bool(found)
+    else:
+      text, fits = fit.fit(config, devices, FLAGS.mfu)
+    print(text)
+  sys.exit(0 if fits else NO_FIT)
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+  config_flags.DEFINE_config_file("config", None, "a file in configs/, as configs/coca_giant.py")
+  flags.DEFINE_string("topology", None, "devices to plan for: v5e-256, v4:8x16x16, h100-256")
+  flags.DEFINE_integer("slices", 1, "so many such slices, joined along the data axis", lower_bound=1)
+  flags.DEFINE_string("mesh", "", "devices along each axis, as data=32,fsdp=64; empty: config.mesh")
+  flags.DEFINE_float("mfu", 0.5, "share of the peak FLOP/s that the run is assumed to reach", 0.0, 1.0)
+  flags.DEFINE_bool("search", False, "try meshes, remat policies and batches")
+  flags.DEFINE_list("batches", [], "batches that --search tries; empty: the config's, half and twice that")
+  flags.DEFINE_bool("capfilt", False, "plan CapFilt with the config's model, on one device")
+  flags.DEFINE_integer("capfilt_batch", 64, "images at once on a device", lower_bound=1)
+  flags.mark_flags_as_required(["config", "topology"])
+  app.run(main, flags_parser=parse_flags)

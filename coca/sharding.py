@@ -62,9 +62,10 @@ def make_mesh(mesh: settings.Mesh | None = None, devices=None) -> Mesh:
   if slices > 1:
     if shape[0] % slices:
       raise ValueError(f"config.mesh.data {shape[0]} is no multiple of the {slices} slices")
-    grid = mesh_utils.create_hybrid_device_mesh((shape[0] // slices, *shape[1:]), (slices, 1, 1), devices)
-  else:
-    grid = mesh_utils.create_device_mesh(shape, devices)
+    shape = shape[0] // slices, *shape[1:]
+    grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices, allow_split_physical_axes=True)
+  else:  # an axis may be a part of one of the torus: 64 of 8 x 16 x 16
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -166,13 +167,13 @@ def gather(path: str, x, dtype):
   return _gather(x, param_spec(path, x.shape), dtype)
 
 
-def gather_layer(params, dtype):
-  """`gather` for the parameters of one scanned layer, called inside the scanned body.
+def gather_layer(params, dtype, prefix: str = ""):
+  """`gather` for the parameters of one scanned layer, called inside the scanned body; `prefix`: of their paths.
 
   Vectors (norms, biases) keep their dtype: the modules cast them where they are used.
   """
   return jax.tree_util.tree_map_with_path(
-    lambda path, x: gather(path_name(path), x, dtype if x.ndim > 1 else x.dtype), params
+    lambda path, x: gather(prefix + path_name(path), x, dtype if x.ndim > 1 else x.dtype), params
   )
 
 

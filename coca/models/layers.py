@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from coca.hardware import platform
 from coca.sharding import constrain_batch, gather_layer
 
 # What the papers leave open: kernels as in the ViT code (Xavier), embeddings as in BERT.
@@ -54,6 +55,12 @@ def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, bias: bool = True, keep
   )
 
 
+def gathered(module: nnx.Module, dtype, prefix: str = "") -> nnx.Module:
+  """The module with its kernels in the compute dtype, gathered over fsdp; `prefix`: of their paths, as 'patches/'."""
+  graphdef, state = nnx.split(module)
+  return nnx.merge(graphdef, gather_layer(state, dtype, prefix))
+
+
 def layer_norm(width: int, eps: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
   return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
@@ -62,7 +69,7 @@ def _one_by_one(q, k) -> bool:
   """Whether examples take turns: on CPU, the logits of one with many tokens stay in its caches."""
   mesh = jax.sharding.get_abstract_mesh()
   alone = mesh.empty or mesh.size == 1
-  return alone and jax.default_backend() == "cpu" and k.shape[0] > 1 and q.shape[1] * k.shape[1] >= 2**16
+  return alone and platform() == "cpu" and k.shape[0] > 1 and q.shape[1] * k.shape[1] >= 2**16
 
 
 def dropout(x, rate: float, key):

@@ -8,7 +8,7 @@ Vision Transformers" (arXiv 2106.04560, appendix A), SigLIP's.
 from flax import nnx
 
 from coca.config import Model
-from coca.models.layers import EMBED_INIT, Attention, Mlp, layer_norm
+from coca.models.layers import EMBED_INIT, Attention, Mlp, gathered, layer_norm
 
 
 class AttentionalPooler(nnx.Module):
@@ -31,9 +31,10 @@ class AttentionalPooler(nnx.Module):
   def __call__(self, tokens, first: int = 0, last: int | None = None, mask=None):
     """Pools with the queries from `first` up to `last`: no query sees another. mask: as in `dot_product_attention`."""
     queries, tokens = self._inputs(tokens, first, last)
-    pooled = self.attention(queries, self.attention.keys_values(tokens), mask)
+    attention = gathered(self.attention, self.dtype)
+    pooled = attention(queries, attention.keys_values(tokens), mask)
     normed = self.norm(pooled) if self.norm else pooled
-    return pooled + self.mlp(normed) if self.mlp else normed
+    return pooled + gathered(self.mlp, self.dtype)(normed) if self.mlp else normed
 
   def weights(self, tokens):
     """How much each query looks at each of tokens [B, S, kv_width]: fp32 [B, n_query, S], rows sum to 1."""

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from coca.config import Model
-from coca.models.layers import EMBED_INIT, Layer, Stack, layer_norm, linear
+from coca.models.layers import EMBED_INIT, Layer, Stack, gathered, layer_norm, linear
 from coca.sharding import constrain_batch, gather
 
 
@@ -39,7 +39,7 @@ class ImageEncoder(nnx.Module):
     batch, side = x.shape[0], x.shape[1] // self.patch
     x = x.reshape(batch, side, self.patch, side, self.patch, 3).swapaxes(2, 3).reshape(batch, side**2, -1)
     positions = gather("positions", self.positions[...], self.dtype)
-    x = self.patches(x) + (positions if self.class_token is None else positions[1:])
+    x = gathered(self.patches, self.dtype, "patches/")(x) + (positions if self.class_token is None else positions[1:])
     if patch_noise is not None and self.keep < x.shape[1]:
       kept = jnp.sort(jnp.argsort(patch_noise, axis=1)[:, : self.keep], axis=1)
       x = jnp.take_along_axis(x, kept[..., None], axis=1)

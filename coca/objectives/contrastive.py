@@ -75,7 +75,10 @@ def compare(hashes, all_hashes, all_weight, first, settings):
 
 
 def everyone(x):
-  return jax.lax.all_gather(x, BATCH, tiled=True)
+  # One by one: over both axes at once, TPUs make all-reduces of the gathered size of it and of its gradient.
+  for axis in reversed(BATCH):
+    x = jax.lax.all_gather(x, axis, tiled=True)
+  return x
 
 
 def _softmax(image, text, hashes, weight, scale, bias, settings):

@@ -1,0 +1,138 @@
+"""What is said of a compiled step, what would help, and the search; the compiler itself stands aside for most of it."""
+
+import dataclasses
+import re
+
+import jax
+import pytest
+from common import tiny
+
+from coca import fit, plan, search
+from coca.capfilt.settings import NUCLEUS
+from coca.collectives import Collective
+from coca.compiled import DoesNotFit, Program, compile_capfilt, compile_step
+from coca.topology import Topology, open_topology
+
+MIB = 2**20
+ROWS = [Collective("all-gather", ("fsdp",), "bf16", (48, 80), 8, 3 * 10**6, True),
+        *(Collective("all-reduce", ("data", "fsdp"), "f32", (n,), 2, 10**5, n != 3) for n in range(14))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  device_kind: str = "TPU v5 lite"
+  slice_index: int = 0
+
+
+def chips(n, memory, slices=1):
+  return Topology("v5e:2x4", [Chip(slice_index=i * slices // n) for i in range(n)], n, memory, {})
+
+
+def test_what_is_said(monkeypatch):
+  config, topology = tiny(data__batch=64, mesh__fsdp=4), chips(8, 100 * MIB)
+  program = Program(60 * MIB, 20 * MIB, ROWS, 1.0)
+  monkeypatch.setattr(fit, "compile_step", lambda *_: program)
+  text, fits = fit.fit(config, topology, 0.25)
+  assert fits
+  assert "mesh: data 2 x fsdp 4 x tensor 1" in text and "8 per device x 8 x 1 accumulated = 64 pairs" in text
+  assert re.search(r"all +0\.06\nit fits: 0\.04 GiB of 0\.10 are left", text)
+  assert re.search(r"all-gather +fsdp +8 +bf16\[48,80\] +3\.0", text) and re.search(r"\n3 more +0\.3\n", text)
+  assert "2+" in text and "counted once" in text
+  rate = 0.25 * 197e12 * 8 / plan.flops_per_pair(config)["total"]
+  assert f"{rate:,.0f} pairs/s" in text
+  assert f"{20 * 64 / rate / 3600 * 8:,.0f} chip-hours" in text
+
+
+def test_what_would_help(monkeypatch):
+  def refuse(*_):
+    raise DoesNotFit("temporaries alone take 0.3 GiB")
+
+  monkeypatch.setattr(fit, "compile_step", refuse)
+  text, fits = fit.fit(tiny(data__batch=64, model__remat="dots"), chips(8, MIB), 0.5)
+  assert not fits
+  for line in ("alone take 0.3 GiB, 0.00 are there", "--mesh=data=4,fsdp=2", "remat=lean", "remat=full", "accumulate=2",
+               "batch=32", "captioning.chunk=32"):
+    assert line in text
+  assert "remat=none" not in text
+  text, _ = fit.fit(tiny(data__batch=64, model__remat="full", matching__weight=1.0), chips(8, 2**34), 0.5)
+  assert "accumulate=" not in text and "--mesh" not in text and "remat=" not in text  # refused; small; the last
+
+
+def test_bounds_are_ordered():
+  config = tiny()
+  kept = [search.saved_bytes(config, 4, policy) for policy in search.POLICIES]
+  assert kept == sorted(kept, reverse=True) and len(set(kept)) == 4
+  assert search.saved_bytes(config, 8, "full") == 2 * kept[-1]
+  # The layers' inputs in bfloat16: 2 layers of 16 patches, 4 of 8 words.
+  assert kept[-1] == 4 * 2 * (2 * 16 * 32 + 4 * 8 * 48)
+
+
+def test_meshes_are_those_that_can_be():
+  def sizes(config, n, slices=1):
+    return [(mesh.data, mesh.fsdp) for mesh in search.meshes(config, chips(n, None, slices))]
+
+  assert sizes(tiny(data__batch=64), 8) == [(8, 1), (4, 2), (2, 4), (1, 8)]
+  assert sizes(tiny(data__batch=64), 8, slices=2) == [(8, 1), (4, 2), (2, 4)]
+  assert sizes(tiny(data__batch=64, mesh__tensor=2), 8) == [(4, 1), (2, 2), (1, 4)]
+  assert sizes(tiny(data__batch=64), 64) == [(64, 1), (32, 2), (16, 4), (8, 8)]  # 24 is split in 8, not in 16
+
+
+def test_the_search(monkeypatch):
+  """A device with room for state and twice what is kept for the backward pass."""
+  config, compiled, lines = tiny(), [], []
+
+  def compile_one(config, topology):
+    batch = config.data.batch // 8
+    peak = 2 * search.saved_bytes(config, batch, config.model.remat)
+    compiled.append((config.mesh.fsdp, config.model.remat, config.data.batch))
+    if peak > topology.memory:
+      raise DoesNotFit(f"it takes {peak}")
+    return Program(peak, 0, [ROWS[0]._replace(sent=config.mesh.fsdp * 10**6)], 1.0)
+
+  memory = 2 * search.saved_bytes(config, 64, "dots")
+  monkeypatch.setattr(search, "compile_step", compile_one)
+  found = search.search(config, chips(8, memory), [1024, 256, 512], lines.append)
+  assert [(f.config.mesh.fsdp, f.config.model.remat, f.config.data.batch) for f in found[:2]] == [
+    (1, "none", 256), (4, "none", 256)]
+  assert {(f.config.model.remat, f.config.data.batch) for f in found} == {("none", 256), ("dots", 512), ("full", 1024)}
+  assert {fsdp for fsdp, _, _ in compiled} == {1, 4}
+  assert (1, "none", 1024) not in compiled  # half as many did not fit
+  assert any("remat=none batch=512: does not fit" in line for line in lines)
+  table = search.search_table(found, chips(8, memory))
+  assert re.search(r"data=8,fsdp=1 +none +256", table[2])
+  assert not search.search(config, chips(8, 1000), [256], lines.append)
+
+
+def test_the_mesh_on_the_command_line():
+  assert plan.mesh_setting("fsdp=64,data=-1") == {"data": -1, "fsdp": 64, "tensor": 1}
+  for wrong in ("data", "data=0", "data=a", "fsdp=2,model=4"):
+    with pytest.raises(ValueError, match=f"--mesh={wrong}: it takes devices along data, fsdp, tensor"):
+      plan.mesh_setting(wrong)
+
+
+def test_capfilt_compiles_the_functions_of_a_worker():
+  topology = Topology("cpu", jax.devices(), 8, None, {})
+  config = tiny(matching__weight=1.0)
+  programs = compile_capfilt(config, topology, 4, NUCLEUS)
+  assert set(programs) == {"encode", "writer", "caption", "score"}
+  assert not any(program.collectives for program in programs.values())
+  assert programs["encode"].peak > 4 * dict(plan.parameter_table(config))["image_encoder"]
+  text, fits = fit.fit_capfilt(tiny(captioning__weight=0.0), topology, 4)
+  assert fits and "parameters of the filter" in text and "captioner " not in text
+
+
+# --- With libtpu ----------------------------------------------------------------------------------------------------
+
+
+def test_a_step_for_four_tpu_chips():
+  pytest.importorskip("libtpu", reason="libtpu is not installed (pip install -e '.[plan]')")
+  topology = open_topology("v5e-4")
+  config = tiny(data__batch=64, mesh__data=2, mesh__fsdp=2, model__remat="full")
+  program = compile_step(config, topology)
+  state = sum(plan.state_bytes(config, 4).values())
+  assert state < program.arguments < program.peak < topology.memory
+  assert {"all-gather", "reduce-scatter"} <= {row.kind for row in program.collectives}
+  assert all(row.counted for row in program.collectives)
+  large = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=2**20))
+  with pytest.raises(DoesNotFit, match=r"temporaries alone take \d"):
+    compile_step(large, topology)
