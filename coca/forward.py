@@ -16,13 +16,11 @@ from coca.decoding.common import Decoded, Special
 from coca.decoding.decode import decode
 from coca.decoding.rank import rank_answers
 from coca.decoding.settings import Decoding
-from coca.hardware import platform
+from coca.hardware import in_groups
 from coca.models import make_model
 from coca.models.common import Encoded, Scores
 from coca.objectives.captioning import captioning_loss
 from coca.sharding import batch_sharding, param_shardings, replicated
-
-GROUP = 2048  # image tokens that go through the encoder at once on CPU, so that its activations stay in the caches
 
 
 def abstract_model(config: Config):
@@ -162,14 +160,6 @@ class Forward:
       lambda params, *args: function(nnx.merge(self.graphdef, params), *args), out_shardings=sharding(self.mesh)
     )
 
-  def _in_groups(self, function, image):
-    """function(image [B, S, S, 3]), on one CPU device some pictures at a time."""
-    group = max(1, GROUP // self.config.model.image.tokens)
-    if platform() != "cpu" or self.mesh.size > 1 or len(image) <= group or len(image) % group:
-      return function(image)
-    out = jax.lax.map(function, image.reshape(-1, group, *image.shape[1:]))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-
   @functools.cached_property
   def _decoding_weights(self):
     # Where they lie is up to the constraints inside: the tensor axis stays split.
@@ -177,7 +167,7 @@ class Forward:
 
   @functools.cached_property
   def _embed_images(self):
-    return self._jit(lambda model, image: self._in_groups(model.embed_image, image))
+    return self._jit(lambda model, image: in_groups(model.embed_image, image, self.config.model.image.tokens))
 
   @functools.cached_property
   def _attention_maps(self):
@@ -192,7 +182,8 @@ class Forward:
 
   @functools.cached_property
   def _encode(self):
-    return self._jit(lambda model, image: self._in_groups(model.encode, image), batch_sharding)
+    tokens = self.config.model.image.tokens
+    return self._jit(lambda model, image: in_groups(model.encode, image, tokens), batch_sharding)
 
   @functools.cached_property
   def _ask(self):

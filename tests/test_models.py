@@ -73,14 +73,14 @@ def test_on_one_cpu_device_pictures_take_turns(monkeypatch):
   settings = tiny()
   params, image = random_params(settings), pairs(settings, 6)["image"]
   whole = Forward(settings, make_mesh())
-  monkeypatch.setattr("coca.forward.GROUP", 2 * settings.model.image.tokens)
+  monkeypatch.setattr("coca.hardware.GROUP", 2 * settings.model.image.tokens)
   turns = Forward(settings, make_mesh())
   for name in ("_encode", "_embed_images"):
     expected, actual = getattr(whole, name)(params, image), getattr(turns, name)(params, image)
     assert_trees_close(actual, expected, 1e-6)
     shapes = shapes_in(jax.make_jaxpr(getattr(turns, name))(params, image).jaxpr)
     assert (2, 16, 32) in shapes and (6, 16, 32) not in shapes
-  odd = turns.embed_images(params, image[:5])  # five don't make groups of two
+  odd = turns.embed_images(params, image[:5])  # five don't make groups of two, and go one by one
   np.testing.assert_allclose(odd, whole.embed_images(params, image)[:5], atol=1e-6)
 
 

@@ -203,7 +203,7 @@ class Blip(nnx.Module):
     """The decoding protocol of `coca.decoding`. `context_mask`: as in `Bert`."""
     decoder, head = self.text_decoder, self.caption_head
     layers = decoder.stack.decoding_layers(weights["stack"])
-    contexts = [layer.context_cache(image_tokens) for layer in layers]
+    contexts = [layer.context_cache(image_tokens, rows * length) for layer in layers]
 
     def embed(ids, position):
       return decoder.norm(weights["tokens"][ids] + weights["positions"][position])

@@ -161,7 +161,7 @@ class CoCa(nnx.Module):
     unimodal, multimodal = weights["stacks"]
     layers = self.unimodal.stack.decoding_layers(unimodal) if self.unimodal else []
     grounded = self.multimodal.stack.decoding_layers(multimodal)
-    contexts = [*(None for _ in layers), *(layer.context_cache(image_tokens) for layer in grounded)]
+    contexts = [*(None for _ in layers), *(layer.context_cache(image_tokens, rows * length) for layer in grounded)]
 
     def embed(ids, position):
       return weights["tokens"][ids] + weights["positions"][position]

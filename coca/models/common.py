@@ -72,7 +72,7 @@ def start_layers(layers, contexts, context_mask, embed, predict, length: int, ro
 
   Args:
     layers: `Layer`s of `Stack.decoding_layers`.
-    contexts: for each, the keys and values that it looks at (`Layer.context_cache`), or None.
+    contexts: for each, what it looks at (`Layer.context_cache`), or None.
     context_mask: as in `Layer`.
     embed: (ids int32 [B, N], their positions int32 [N] or []) -> [B, N, D].
     predict: states [n, D] of the last layer -> logits fp32 [n, V].

@@ -152,9 +152,21 @@ class Attention(nnx.Module):
     return tuple(y.transpose(0, 2, 1, 3) for y in self.keys_values(x))
 
   def over_cache(self, x, kv, mask=None):
-    """x [B, T, D] attends to `kv`, a pair as `cached_keys_values` returns it -> [B, T, D]."""
+    """x [B, T, D] attends to `kv`, keys and values [B, H, S, K] -> [B, T, D]."""
     y = _attend(self._split(self.query(x)).transpose(0, 2, 1, 3), *kv, mask)
     return self.out(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
+
+  def over_tokens(self, x, tokens, mask=None):
+    """As `over_cache`, but from tokens [B, S, kv_width] without their keys and values; with kernels turned [E, D].
+
+    The projections are moved to the few queries: q (k W) = (q W) k, and the sum of weighted tokens is projected once.
+    The key's bias adds the same to all of a query's logits.
+    """
+    key, value = (y.kernel[...].reshape(self.heads, -1, tokens.shape[2]) for y in (self.key, self.value))
+    q = jnp.einsum("bthk,hkd->bhtd", self._split(self.query(x)), key) * (key.shape[2] / key.shape[1]) ** 0.5
+    y = _attend(q.reshape(len(x), 1, -1, key.shape[2]), tokens[:, None], tokens[:, None], mask)
+    y = jnp.einsum("bhtd,hkd->bthk", y.reshape(q.shape), value).reshape(*x.shape[:2], -1)
+    return self.out(y + self.value.bias[...].astype(y.dtype))
 
   def _split(self, x):
     return x.reshape(*x.shape[:2], self.heads, -1)
@@ -238,22 +250,28 @@ class Layer(nnx.Module):
   def _context(self, context):
     return self.norm_context(context) if self.norm_context else context
 
-  def context_cache(self, context):
-    """Keys and values of the image tokens: once an image, whatever the number of decoding steps."""
-    return self.cross_attention.cached_keys_values(self._context(context))
+  def context_cache(self, context, reads: int):
+    """What `decode` needs of the image tokens: once an image, whatever the number of decoding steps.
+
+    Keys and values; or, where as few queries as `reads` will look, the tokens as they are: then projecting the queries
+    is less work than projecting the tokens (half as much by count, since its matrices are small).
+    """
+    context, attention = self._context(context), self.cross_attention
+    few = 2 * reads * attention.heads <= attention.query.out_features
+    return context if few else attention.cached_keys_values(context)
 
   def empty_cache(self, batch: int, slots: int):
     """Keys and values of no tokens yet: a pair [B, H, slots, K] of zeros."""
     query, heads = self.self_attention.query, self.self_attention.heads
     return (jnp.zeros((batch, heads, slots, query.out_features // heads), query.dtype),) * 2
 
-  def decode(self, x, cache, context_kv, context_mask, first, mask, spread: int = 1):
+  def decode(self, x, cache, context, context_mask, first, mask, spread: int = 1):
     """Tokens of an image's texts, with their keys and values kept for the tokens to come.
 
     Args:
       x: [B, N, D], the new tokens.
       cache: a pair [B, H, slots, K].
-      context_kv: from `context_cache`; None in layers without cross-attention.
+      context: from `context_cache`; None in layers without cross-attention.
       context_mask: as in `__call__`.
       first: int32 [], the slot of the first of the N.
       mask: bool [B, 1, N, slots], what each may attend, its own slot among them.
@@ -272,9 +290,9 @@ class Layer(nnx.Module):
     x = self._after(self.norm_self, x, self.self_attention.over_cache(y, cache, mask))
     if self.self_mlp:
       x = self._after(self.norm_self_mlp, x, self.self_mlp(self._before(self.norm_self_mlp, x)))
-    if context_kv is not None:
-      y = self.cross_attention.over_cache(self._before(self.norm_cross, x), context_kv, context_mask)
-      x = self._after(self.norm_cross, x, y)
+    if context is not None:
+      look = self.cross_attention.over_cache if isinstance(context, tuple) else self.cross_attention.over_tokens
+      x = self._after(self.norm_cross, x, look(self._before(self.norm_cross, x), context, context_mask))
     return self._after(self.norm_mlp, x, self.mlp(self._before(self.norm_mlp, x))), cache
 
 
