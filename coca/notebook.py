@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -38,7 +39,7 @@ def train(config: str, workdir, *flags: str, every: float = 5.0) -> None:
   if process.returncode:
     raise RuntimeError("\n".join(printed.splitlines()[-20:]))
   _show_curves(shown, workdir)
-  print(printed.splitlines()[-1])
+  print(f"done; the model is in {workdir}")
 
 
 def _show_curves(shown, workdir) -> None:
@@ -59,19 +60,23 @@ def show(pictures: Sequence, titles: Sequence[str] = (), maps: Sequence = (), co
   """
   columns = min(columns, len(pictures))
   rows = -(-len(pictures) // columns)
-  figure, panels = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.3 * rows), squeeze=False)
-  for panel in panels.flat:
+  wrapped = ["\n".join("\n".join(textwrap.wrap(line, 26)) for line in str(title).splitlines()) for title in titles]
+  below = 0.1 + 0.15 * max((1 + text.count("\n") for text in wrapped), default=0)  # inches
+  figure = plt.figure(figsize=(1.9 * columns, (1.8 + below) * rows))
+  for i, picture in enumerate(pictures):
+    row, column = divmod(i, columns)
+    left, bottom = (column + 0.03) / columns, 1 - (row + 1 - below / (1.8 + below)) / rows
+    panel = figure.add_axes((left, bottom, 0.94 / columns, 1.8 / (1.8 + below) / rows))
     panel.axis("off")
-  for i, (panel, picture) in enumerate(zip(panels.flat, pictures, strict=False)):
     picture = np.asarray(picture)
     extent = (0, picture.shape[1], picture.shape[0], 0)
     panel.imshow(picture, extent=extent)
     if len(maps):
       shade = 1 - maps[i] / np.max(maps[i])
       panel.imshow(np.zeros_like(shade), cmap="gray", alpha=0.85 * shade, extent=extent, interpolation="bilinear")
-    if len(titles):
-      panel.set_title(titles[i], fontsize=8, y=-0.02, va="top", parse_math=False)
-  figure.tight_layout()
+    if wrapped:
+      panel.annotate(wrapped[i], (0.5, 0), (0, -2), xycoords="axes fraction", textcoords="offset points", va="top",
+                     ha="center", fontsize=8, parse_math=False)
   plt.show()
   plt.close(figure)
 
