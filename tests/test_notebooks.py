@@ -1,6 +1,7 @@
 """Every notebook runs from its first cell to its last, with fewer steps, and holds the outputs of a whole run."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,10 +14,21 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+  """What was compiled for one notebook does for the next."""
+  return str(tmp_path_factory.mktemp("xla"))
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs(path, tmp_path, monkeypatch):
-  monkeypatch.setenv("COCA_SHORT", "1")
-  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_it_runs(path, compiled, tmp_path, monkeypatch):
+  devices = 4 if path.stem == "tpu" else 1
+  for name, value in {
+    "COCA_SHORT": "1", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": compiled,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}"),
+  }.items():
+    monkeypatch.setenv(name, value)
   for name in ("coca", "configs", "launch"):
     (tmp_path / name).symlink_to(ROOT / name)
   notebook = nbformat.read(path, as_version=4)
