@@ -17,12 +17,26 @@ import numpy as np
 
 from coca.config import Config
 from coca.forward import Forward, abstract_model
+from coca.objectives.momentum import momentum_params
 from coca.trees import flat, nested
 from coca.workdir import read_config, read_params
 
 IMAGE, TEXT = "image_encoder/positions", "embedding/positions"
 TWINS = {"text_encoder": "text_decoder", "text_decoder": "text_encoder"}
 OPTIONAL = ("unimodal/cls", "unimodal/norm", "unimodal/projection", "embedding/mask")
+
+
+def start_from(workdir, config: Config, state: dict, mesh):
+  """A fresh training state with parameters, their average and momentum encoders from `workdir`; see `initial_params`.
+
+  Returns:
+    the state, and the report of what was loaded.
+  """
+  params, report = initial_params(workdir, config, state["params"], mesh)
+  copies = {"ema": params, "momentum": momentum_params(params) if "momentum" in state else None}
+  # Copies, since the step is given each part of the state to write over.
+  copies = {name: jax.tree.map(jnp.copy, x) for name, x in copies.items() if name in state}
+  return state | copies | {"params": params}, report
 
 
 def initial_params(workdir, config: Config, fresh, mesh):

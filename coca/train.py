@@ -28,8 +28,7 @@ from coca.evals.pictures import write_contact_sheet
 from coca.forward import Forward
 from coca.metrics import Metrics
 from coca.metrics import read as read_metrics
-from coca.objectives.momentum import momentum_params
-from coca.start import initial_params
+from coca.start import start_from
 from coca.train_step import init_state, make_train_step, planned_state
 from coca.workdir import check_same_run, find_tokenizer, write_run
 
@@ -77,10 +76,7 @@ def run(config: Config, workdir: Path) -> bool:
   else:
     state, start = init_state(config, total, mesh), 0
     if config.init_from:
-      state["params"], loaded = initial_params(config.init_from, config, state["params"], mesh)
-      for name, part in (("ema", lambda params: params), ("momentum", momentum_params)):
-        if name in state:
-          state[name] = jax.tree.map(jax.numpy.copy, part(state["params"]))
+      state, loaded = start_from(config.init_from, config, state, mesh)
   skipped = Skipped(config.data.max_skipped, config.data.batch, start, int(state["unusable"]))
   forward = Forward(config, mesh)
   evaluators = evals.make_evaluators(config, forward, tokenizer, *eval_sources)

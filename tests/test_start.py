@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from blip_reference import tiny_blip
 from common import make_mesh, random_params, tiny
 
 from coca import weights
@@ -12,7 +13,7 @@ from coca.checkpoint import Checkpoints
 from coca.data import tokenizer
 from coca.forward import Forward
 from coca.sharding import path_name
-from coca.start import fit_length, initial_params, resize_positions
+from coca.start import fit_length, initial_params, resize_positions, start_from
 from coca.train_step import init_state
 from coca.workdir import write_run
 
@@ -64,6 +65,21 @@ def test_the_same_model_is_loaded_whole_on_any_mesh(as_run, tokens, tmp_path):
     assert same(params[name], x), name
   assert f"({sum(x.size for x in params.values()):,} parameters)" in report
   assert "skipped" not in report and "fresh" not in report and "resized" not in report
+
+
+def test_average_and_momentum_encoders_start_as_the_loaded_parameters(tokens, tmp_path):
+  settings = tiny_blip(contrastive__momentum=0.995, contrastive__queue=16, optim__ema=0.9)
+  old = random_params(settings)
+  fresh = init_state(settings, 10, make_mesh())
+  names, count = flat(fresh["momentum"]).keys(), len(jax.tree.leaves(fresh["opt"]))
+  state, report = start_from(save(tmp_path / "m", settings, old, tokens), settings, fresh, make_mesh())
+  assert "parameters)" in report and len(jax.tree.leaves(state["opt"])) == count
+  params, average, momentum = (flat(state[part]) for part in ("params", "ema", "momentum"))
+  assert params.keys() == average.keys() and momentum.keys() == names and names < params.keys()
+  for name, x in flat(old).items():
+    assert same(params[name], x) and same(average[name], x) and (name not in names or same(momentum[name], x)), name
+  buffers = [x.unsafe_buffer_pointer() for part in ("params", "ema", "momentum") for x in jax.tree.leaves(state[part])]
+  assert len(set(buffers)) == len(buffers)  # each is written over for itself
 
 
 def test_parts_come_and_go_as_a_whole(tokens, tmp_path):
