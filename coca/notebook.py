@@ -6,6 +6,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -88,8 +89,10 @@ def run(*command: str) -> None:
     RuntimeError: it failed.
   """
   print("python -m", shlex.join(command))
-  done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-  print("\n".join(line.rpartition("\r")[2] for line in done.stdout.splitlines()))
+  done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  lines = done.stdout.decode(errors="replace").split("\n")
+  text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)  # a progress bar as it ended
+  print(text.replace(f"{Path.cwd()}/", "").strip())
   if done.returncode:
     raise RuntimeError(f"exit status {done.returncode}")
 
