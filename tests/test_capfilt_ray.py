@@ -149,7 +149,8 @@ def test_a_node_is_killed_in_the_middle(cluster, settings, local, tmp_path, monk
   starts = [pid for what, pid in noted(log) if what == "start"]
   work = Counter(what for what, _ in noted(log) if what != "start")
   assert len(starts) == len(set(starts)) == 2  # models are loaded once a worker
-  assert sum(work.values()) == SHARDS + 1 and set(work) == {s.name for s in shards}  # one was begun twice
+  # One was begun twice, unless the worker was killed between two shards.
+  assert sum(work.values()) in (SHARDS, SHARDS + 1) and set(work) == {s.name for s in shards}
 
 
 def test_poison_shards_are_set_aside_and_tried_again_later(settings, local, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 
 from coca import metrics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Job:
