@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # as a config it is loaded from elsewhere
 
 import numpy as np
 from workers import ROOT, Job, parameters
