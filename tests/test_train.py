@@ -111,7 +111,7 @@ def test_killed_again_and_again_it_ends_with_the_same_parameters(environment, fi
       path = tmp_path / "metrics.jsonl"
       if deadline is None and path.exists():
         deadline = time.monotonic() + 1 + 2 * rng.random() + kills
-      if deadline and time.monotonic() > deadline and kills < 4:
+      if deadline and time.monotonic() > deadline and kills < 3:
         process.kill()
         kills += 1
         break
