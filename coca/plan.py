@@ -146,7 +146,7 @@ def main(argv) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   with one_line(ValueError, FileNotFoundError, ModuleNotFoundError):
-    from coca import fit, topology  # training takes its arithmetic from this file and needs none of these
+    from coca import fit, search, topology  # training takes its arithmetic from this file and needs none of these
 
     if FLAGS.mesh:
       FLAGS.config.mesh.update(mesh_setting(FLAGS.mesh))
@@ -156,8 +156,9 @@ def main(argv) -> None:
       text, fits = fit.fit_capfilt(config, devices, FLAGS.capfilt_batch)
     elif FLAGS.search:
       batches = [int(n) for n in FLAGS.batches] or [config.data.batch // 2, config.data.batch, 2 * config.data.batch]
-      found = fit.search(config, devices, batches, lambda line: print(line, flush=True))
-      text, fits = "\n".join(fit.search_table(found, devices) if found else fit.advice(config, devices)), bool(found)
+      found = search.search(config, devices, batches, lambda line: print(line, flush=True))
+      lines = search.search_table(found, devices) if found else search.advice(config, devices)
+      text, fits = "\n".join(lines), bool(found)
     else:
       text, fits = fit.fit(config, devices, FLAGS.mfu)
     print(text)
@@ -171,7 +172,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("topology", None, "devices to plan for: v5e-256, v4:8x16x16, h100-256")
   flags.DEFINE_integer("slices", 1, "so many such slices, joined along the data axis", lower_bound=1)
   flags.DEFINE_string("mesh", "", "devices along each axis, as data=32,fsdp=64; empty: config.mesh")
-  flags.DEFINE_float("mfu", 0.5, "share of the peak FLOP/s that the run is assumed to reach", 0.0, 1.0)
+  flags.DEFINE_float("mfu", 0.5, "share of the peak FLOP/s that the run is assumed to reach", 0.01, 1.0)
   flags.DEFINE_bool("search", False, "try meshes, remat policies and batches")
   flags.DEFINE_list("batches", [], "batches that --search tries; empty: the config's, half and twice that")
   flags.DEFINE_bool("capfilt", False, "plan CapFilt with the config's model, on one device")

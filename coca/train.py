@@ -9,6 +9,7 @@ metrics.jsonl, tensorboard/, and in the end curves.png and contact_sheet.png.
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -38,8 +39,13 @@ class Stop(RuntimeError):
   """The run cannot go on; the message says why and what to do."""
 
 
-def run(config: Config, workdir: Path) -> bool:
+def run(config: Config, workdir: Path, profile: bool = False) -> bool:
   """Trains to the end, or to a SIGTERM. All processes call this.
+
+  Args:
+    config: what to train, and on what.
+    workdir: see above.
+    profile: whether to write a trace of a few early steps for TensorBoard's profiler.
 
   Returns:
     whether the end was reached.
@@ -96,13 +102,16 @@ def run(config: Config, workdir: Path) -> bool:
     with distributed.waiting("the last checkpoint to be written"):
       checkpoints.close()
 
+  def paused():
+    return metrics.paused(state)
+
   def evaluate(step):
     written = {key for line in read_metrics(workdir / "metrics.jsonl") if line["step"] == step for key in line}
     for name, evaluator in evaluators.items():
       every = in_steps(config.evals[name].every, config.data.batch, total)
       due = step == total or (every and step and step % every == 0)
       if due and not any(key.startswith(f"eval/{name}/") for key in written):
-        with metrics.paused(state):
+        with paused():
           values = {f"eval/{name}/{key}": float(value) for key, value in evaluator.run(params())}
         metrics.write(step, values)
         metrics.say(f"step {step}/{total}  " + "  ".join(f"{key[5:]} {value:.4g}" for key, value in values.items()))
@@ -127,7 +136,8 @@ def run(config: Config, workdir: Path) -> bool:
     for problem in (p for source in sources.values() for p in source.problems[:3]):
       metrics.say(f"data: {problem}")
     evaluate(start)
-    for step in range(start + 1, total + 1):
+    steps = range(start + 1, total + 1)
+    for step in traced(steps, workdir / "tensorboard", paused, metrics.say) if profile else steps:
       with distributed.waiting(f"step {step}"):
         with metrics.waiting(numbers.get("loss")):
           batch, problems = next(feed)
@@ -156,6 +166,22 @@ def run(config: Config, workdir: Path) -> bool:
       made = ["metrics.jsonl", plot_curves(workdir).name] + ["contact_sheet.png"] * bool(evaluators)
       metrics.say(f"done: {', '.join(made)} and the model are in {workdir}; use it with coca.load({str(workdir)!r})")
   return True
+
+
+def traced(steps: range, folder: Path, paused: Callable, say: Callable) -> Iterator[int]:
+  """The steps; the sixth to the tenth, or the last five of fewer, are recorded into `folder` for TensorBoard."""
+  recorded = steps[5:10] or steps[-5:]  # the first would show compilation
+  options = jax.profiler.ProfileOptions()
+  options.python_tracer_level = 0  # it slows the threads that decode pictures
+  for step in steps:
+    if step == recorded[0]:
+      with paused():
+        jax.profiler.start_trace(folder, profiler_options=options)
+    yield step
+    if step == recorded[-1]:
+      with paused():
+        jax.profiler.stop_trace()
+      say(f"a trace of steps {recorded[0]} to {step}: pip install tensorboard xprof; tensorboard --logdir {folder}")
 
 
 def check(logged, skipped: Skipped, config: Config) -> None:
@@ -190,7 +216,7 @@ def main(argv) -> None:
       raise ValueError("on several hosts give --workdir: a folder that all of them see")
     if not FLAGS.workdir:
       print(f"workdir: {workdir}", flush=True)
-    finished = run(config, workdir)
+    finished = run(config, workdir, FLAGS.profile)
   if not finished:
     sys.exit(STOPPED)
 
@@ -201,6 +227,7 @@ if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "a file in configs/, as configs/coca_tiny.py:runlocal")
   flags.DEFINE_string("workdir", "", "where everything of the run is kept; empty: a new dated folder in runs/")
   flags.DEFINE_bool("dry_run", False, "print parameters, batch and FLOPs, and exit")
+  flags.DEFINE_bool("profile", False, "write a trace of steps 6 to 10 for TensorBoard's profiler, in the workdir")
   flags.DEFINE_string("coordinator", "", "host:port of the first of several processes, where no cluster is detected "
                       "(coca/distributed.py)")
   flags.DEFINE_integer("processes", None, "how many there are", lower_bound=1)

@@ -1,7 +1,11 @@
 """What is said of a compiled step, what would help, and the search; the compiler itself stands aside for most of it."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -108,6 +112,29 @@ def test_the_mesh_on_the_command_line():
   for wrong in ("data", "data=0", "data=a", "fsdp=2,model=4"):
     with pytest.raises(ValueError, match=f"--mesh={wrong}: it takes devices along data, fsdp, tensor"):
       plan.mesh_setting(wrong)
+
+
+COMMAND = """
+import runpy, sys
+from coca import search, topology
+from test_fit import Program, chips
+topology.open_topology = lambda name, slices: chips(8, {memory}, slices)
+search.compile_step = lambda config, topology: Program(0, 0, [], 1.0)
+sys.argv = ["coca.plan", "--config=configs/coca_tiny.py:runlocal", "--topology=v5e-8", "--search", "--batches=16,64"]
+runpy.run_module("coca.plan", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("memory", "status", "said"), [
+  (MIB * 1000, 0, r"data=8,fsdp=1 +none +64 +0.00 +0.98"), (1000, plan.NO_FIT, "what would help:"),
+])
+def test_the_search_on_the_command_line(memory, status, said):
+  root = Path(__file__).parents[1]
+  environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+  command = [sys.executable, "-c", COMMAND.format(memory=memory)]
+  ended = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
+  assert ended.returncode == status, ended.stderr
+  assert re.search(said, ended.stdout)
 
 
 def test_capfilt_compiles_the_functions_of_a_worker():

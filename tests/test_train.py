@@ -178,13 +178,23 @@ def test_mistakes_are_named_with_their_fix(environment, tmp_path, arguments, sai
     assert text in out + err
 
 
+def traced_steps(workdir):
+  """Numbers of the steps in the traces that TensorBoard finds in a workdir."""
+  import jax
+  files = (workdir / "tensorboard").glob("plugins/profile/*/*.xplane.pb")
+  planes = [plane for file in files for plane in jax.profiler.ProfileData.from_file(str(file)).planes]
+  events = [event for plane in planes for line in plane.lines for event in line.events]
+  return [dict(event.stats)["step_num"] for event in events if event.name == "train"]
+
+
 def test_a_run_from_another_ones_parameters_at_a_higher_resolution(environment, finished, without_evals, tmp_path):
   """The tokenizer is the other run's, position embeddings are resized, all else is taken as it is."""
   source, _ = finished
   code, _, err = finish(start(environment, without_evals, f"--workdir={tmp_path}", *SHORT,
                               f"--config.init_from={source}", "--config.model.image.size=96", "--config.optim.lr=0.0",
-                              "--config.steps=1", "--config.optim.weight_decay=0.0"))
+                              "--config.steps=1", "--config.optim.weight_decay=0.0", "--profile"))
   assert code == 0, err
+  assert traced_steps(tmp_path) == [1]
   run, before = json.loads((tmp_path / "config.json").read_text()), json.loads((source / "config.json").read_text())
   assert run["tokenizer_sha256"] == before["tokenizer_sha256"]
   old, new = parameters(source), parameters(tmp_path)

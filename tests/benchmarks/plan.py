@@ -4,8 +4,8 @@
     python tests/benchmarks/plan.py giant_2048 base_16
 
 Needs libtpu (`pip install -e '.[plan]'`) and up to 9 GiB of memory. The last column counts the collectives with an
-array as large as a device's pictures, its image tokens or its rows of the matrix of all pairs, where that is no
-parameter and no embedding: there should be none.
+array as large as a device's pictures or image tokens, or of the size of rows of the matrix of all pairs, where that is
+no parameter and no embedding: there should be none.
 """
 
 import math
@@ -59,16 +59,19 @@ def main() -> None:
 
 
 def foreign(config, program, pairs: int) -> list:
+  """Collectives of arrays as large as a device's pictures or image tokens, or of the matrix of all pairs' size."""
   image, batch, fsdp = config.model.image, config.data.batch, config.mesh.fsdp
-  smallest = pairs * min(3 * image.size**2, image.tokens * image.width, batch)
+  pictures = pairs * min(3 * image.size**2, image.tokens * image.width)
 
   def padded(n):  # a device's share of a dimension fills whole tiles
     return {n, *(fsdp * tile * math.ceil(n / fsdp / tile) for tile in (8, 16))}
 
   matrices = {x.shape[-2:] for x in jax.tree.leaves(abstract_model(config)[1]) if x.ndim > 1}
-  known = {a * b for m, n in matrices for a in padded(m) for b in padded(n)}
+  known = {a * b // share for m, n in matrices for a in padded(m) for b in padded(n) for share in (1, fsdp)}
   known |= {n * (config.model.embed_dim or config.model.text.width) for n in (batch, pairs * fsdp)}  # embeddings
-  return [row for row in program.collectives if smallest <= math.prod(row.shape) not in known]
+  known.add(batch * config.model.text.length)  # the texts, compared for equal ones
+  return [row for row in program.collectives if (n := math.prod(row.shape)) not in known
+          and (n >= pictures or n in (batch * pairs, batch * pairs * fsdp, batch**2))]
 
 
 if __name__ == "__main__":
