@@ -16,7 +16,7 @@ CHOICES = {
   "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
   "model.dtype": ("auto", "bfloat16", "float32"),
   "model.remat": ("none", "dots", "lean", "full"),
-  "model.attention": ("xla", "cudnn"),
+  "model.attention": ("xla", "cudnn", "flash"),
   "contrastive.loss": ("softmax", "sigmoid", "sigmoid_ring"),
   "contrastive.directions": ("sum", "mean"),
   "contrastive.equal_texts": ("negatives", "mask", "positives"),

@@ -72,6 +72,13 @@ def _one_by_one(q, k) -> bool:
   return alone and platform() == "cpu" and k.shape[0] > 1 and q.shape[1] * k.shape[1] >= 2**16
 
 
+def _usable(implementation: str, q, k, mask) -> bool:
+  """Whether there is such a kernel here: a model goes from the devices that it was trained on to others."""
+  if implementation == "cudnn":
+    return platform() in ("gpu", "cuda") and q.dtype.itemsize == 2
+  return implementation == "flash" and platform() == "tpu" and mask is None and min(q.shape[1], k.shape[1]) >= 128
+
+
 def dropout(x, rate: float, key):
   """Zeroes values of x with probability `rate` and scales the others up; 16 random bits a value are precise enough."""
   kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
@@ -86,14 +93,18 @@ def dot_product_attention(q, k, v, mask=None, implementation: str = "xla", drop=
     k: [B, S, H, K].
     v: [B, S, H, K].
     mask: bool, broadcastable to [B, H, T, S]; True may be attended. Each row must allow something.
-    implementation: 'xla', or 'cudnn' (bf16 on NVIDIA GPUs; not where the weights are dropped out).
+    implementation: 'xla'; 'cudnn', on NVIDIA GPUs in half precision; 'flash', on TPUs without a mask and with at least
+      128 tokens. Elsewhere, and where weights are dropped out, both are as 'xla'.
     drop: a function of the softmax' weights [B, H, T, S], dropout; None: none.
 
   Returns:
     [B, T, H, K].
   """
-  if implementation == "cudnn" and drop is None:
+  if drop is None and _usable(implementation, q, k, mask):
     q = jnp.broadcast_to(q, (k.shape[0], *q.shape[1:]))
+    if implementation == "flash":
+      from coca.models.flash import flash  # Pallas is slow to import
+      return flash(q, k, v)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
   if mask is None and drop is None and _one_by_one(q, k):
     def attend(x):
