@@ -12,7 +12,7 @@ from coca.config import Captioning
 from coca.objectives.captioning import captioning_loss, next_tokens
 from coca.sharding import batch_sharding
 
-N, T, D, V = 16, 6, 7, 24
+N, T, D, V = 16, 6, 8, 24
 
 
 def reference(states, kernel, text, weight, settings, bias=0.0):

@@ -130,6 +130,15 @@ def test_the_step_gathers_each_layer_twice_and_scatters_its_gradient_once(progra
   assert all(row.counted for row in rows)
 
 
+@pytest.mark.parametrize("whole", [("vocab", "width"), ("width", "vocab")])  # the embedding, the softmax
+def test_the_step_scatters_the_gradients_of_the_vocabulary(program, whole):
+  """All devices would otherwise sum all of it, the largest matrix there is."""
+  config, (_, _, rows, _) = program
+  shape = tuple(getattr(config.model.text, size) for size in whole)
+  assert sorted((row.kind, row.axes) for row in rows if row.shape == shape) == [
+    ("all-gather", ("fsdp",)), ("reduce-scatter", ("fsdp",))]
+
+
 def test_the_step_sends_no_pictures_no_activations_and_no_matrix_of_all_pairs(program):
   """Weights, their gradients and embeddings are the largest: all else would be larger."""
   config, (_, _, rows, _) = program

@@ -42,7 +42,7 @@ def captioning_loss(states, kernel, text, weight, settings: config.Captioning, b
 
   Args:
     states: [N, T, D] of the multimodal decoder, split over the batch axes of the mesh in context.
-    kernel: [D, V], the vocabulary head, split over the tensor axis.
+    kernel: [D, V], the vocabulary head, split over the fsdp and tensor axes.
     text: int32 [N, T].
     weight: [N].
     settings: see `coca.config.Captioning`.
@@ -64,14 +64,17 @@ def captioning_loss(states, kernel, text, weight, settings: config.Captioning, b
       return x.reshape(-1, chunk, *x.shape[1:])
 
     # What differs between devices is marked so, which makes the transposes (sums over devices) come out right.
-    kernel, bias = jax.lax.pcast((kernel.astype(states.dtype), bias), BATCH, to="varying")
+    kernel = jax.lax.pcast(kernel.astype(states.dtype), "data", to="varying")
+    bias = jax.lax.pcast(bias, BATCH, to="varying")
+    # Gathered here, its gradient is scattered over fsdp; left to the partitioner, all devices sum all of it.
+    kernel = jax.lax.all_gather(kernel, "fsdp", tiled=True)
     flat, labels, weights = jax.lax.pcast((flat, labels.reshape(-1), weights.reshape(-1)), "tensor", to="varying")
     nll = _chunked_nll(chunks(flat), kernel, bias, chunks(labels), chunks(weights), settings.label_smoothing)
     # Each device of the tensor axis has the same sum.
     return jax.lax.psum(nll, (*BATCH, "tensor")) / jax.lax.axis_size("tensor")
 
   batch = P(BATCH)
-  nll = jax.shard_map(sharded, in_specs=(batch, P(None, "tensor"), batch, batch, P("tensor")), out_specs=P())(
+  nll = jax.shard_map(sharded, in_specs=(batch, P("fsdp", "tensor"), batch, batch, P("tensor")), out_specs=P())(
     states, kernel, labels, weights, bias
   )
   return nll, count
