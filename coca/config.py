@@ -115,7 +115,9 @@ class Model:
   # What the backward pass computes again: 'none', 'dots' (all but matmuls), 'lean' (as dots, and the image tokens' keys
   # and values in each decoder layer, which are as large as all else there), 'full'.
   remat: str = "none"
-  attention: str = "xla"  # 'xla'; where it can be used 'cudnn' (NVIDIA GPUs, bfloat16), 'flash' (TPUs, image encoder)
+  # 'xla'; where they can be used 'cudnn' (NVIDIA GPUs, bfloat16) and 'flash' (TPUs, 128 tokens and more, no mask: image
+  # encoder and generative pooler). Not in the paper
+  attention: str = "xla"
   unroll: int = 1  # layers an iteration of the scan: more compiles longer and saves a little time on CPU
 
 

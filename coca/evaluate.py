@@ -65,7 +65,7 @@ def main(argv=None) -> None:
                       help="seconds that a process waits for another (%(default)s)")
   args = parser.parse_args(argv)
   with (distributed.together(), one_line(CheckpointError, OSError, status=distributed.CRASHED),
-        one_line(ValueError, FileNotFoundError)):
+        one_line(ValueError, FileNotFoundError, ImportError)):
     if __name__ == "__main__":  # before anything else of jax
       distributed.initialize(args.coordinator, args.processes, args.process_id, args.timeout)
     evaluate(args.workdir, args.eval, args.ema)

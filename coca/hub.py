@@ -27,7 +27,7 @@ def local_folder(path, torch: bool = False) -> Path | str:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
   except ImportError:
-    raise ImportError(f"{path} needs huggingface_hub: pip install 'coca[hub]'") from None
+    raise ImportError(f"{path} needs huggingface_hub: pip install -e '.[hub]'") from None
   try:
     folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
     if torch and not any(folder.glob("*.safetensors")):

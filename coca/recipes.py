@@ -9,7 +9,7 @@ from coca.workdir import read_config
 EMOJI = 5406  # pairs that the fine-tunes' built-in splits hold
 
 
-def pretraining() -> ConfigDict:
+def pretraining(pairs: str = "") -> ConfigDict:
   """CoCa's pre-training (section 4.1). The optimizer, the batch, the vocabulary and the loss weights are the defaults.
 
   Half of each batch is label-as-text data, the other half alt-text. The paper's JFT-3B and ALIGN are not public; these
@@ -24,6 +24,9 @@ def pretraining() -> ConfigDict:
                 of 5,000 and 1,000 pictures
 
   Not in the paper: crops (section 4.1 names no augmentation), where evaluation happens, the split over devices, remat.
+
+  Args:
+    pairs: tars as `alt_text`'s; they are then all the data there is, and nothing is evaluated.
   """
   config = default()
   config.data.sources.labels = to_dict(
@@ -36,6 +39,9 @@ def pretraining() -> ConfigDict:
   config.contrastive.equal_texts = "mask"
   config.model.remat = "dots"
   config.mesh.data, config.mesh.fsdp = 1, -1
+  if pairs:
+    config.data.sources = {"pairs": to_dict(Source(kind="webdataset", path=pairs))}
+    return config
 
   config.evals.imagenet = to_dict(Eval(
     kind="zero_shot",

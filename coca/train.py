@@ -205,7 +205,7 @@ def main(argv) -> None:
   logging.set_verbosity(logging.WARNING)
   finished = True
   with (distributed.together(), one_line(CheckpointError, OSError, status=distributed.CRASHED),
-        one_line(ValueError, FileNotFoundError, Stop, TooManySkipped)):
+        one_line(ValueError, FileNotFoundError, ImportError, Stop, TooManySkipped)):
     config = parse(FLAGS.config)
     if FLAGS.dry_run:
       print(plan.describe(config, jax.device_count()))

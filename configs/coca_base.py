@@ -2,6 +2,7 @@ r"""CoCa-Base (arXiv 2205.01917, Table 1): 86M image and 297M text parameters, p
 
   python -m coca.train --config=configs/coca_base.py --workdir=runs/coca_base \
     --config.mesh.data=-1 --config.mesh.fsdp=8
+  python -m coca.train --config=configs/coca_base.py:pairs='gs://bucket/pairs/*.tar' ...   # on your own pairs alone
   python -m coca.train --config=configs/coca_base.py --dry_run
   python -m coca.train --config=configs/coca_base.py:runlocal        # a minute on a laptop, built-in corpus
 
@@ -17,8 +18,8 @@ from coca.recipes import pretraining, runlocal
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False)
-  config = pretraining()
+  args = arguments(arg, runlocal=False, pairs="")
+  config = pretraining(args.pairs)
   config.name = "coca_base"
   config.model.image.update(layers=12, width=768, mlp=3072, heads=12)
   config.model.text.update(unimodal_layers=12, multimodal_layers=12, width=768, mlp=3072, heads=12)

@@ -18,8 +18,8 @@ from coca.recipes import pretraining, runlocal
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False)
-  config = pretraining()
+  args = arguments(arg, runlocal=False, pairs="")
+  config = pretraining(args.pairs)
   config.name = "coca_giant"
   config.model.image.update(layers=40, width=1408, mlp=6144, heads=16)
   config.model.text.update(unimodal_layers=18, multimodal_layers=18, width=1408, mlp=5632, heads=16)

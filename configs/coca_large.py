@@ -14,8 +14,8 @@ from coca.recipes import pretraining, runlocal
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False)
-  config = pretraining()
+  args = arguments(arg, runlocal=False, pairs="")
+  config = pretraining(args.pairs)
   config.name = "coca_large"
   config.model.image.update(layers=24, width=1024, mlp=4096, heads=16)
   config.model.text.update(unimodal_layers=12, multimodal_layers=12, width=1024, mlp=4096, heads=16)

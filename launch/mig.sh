@@ -2,16 +2,18 @@
 # A job on a slice of TPU VMs of Compute Engine, as a managed instance group: TPU7x and later, also v5p and v6e. The
 # startup script holds all of it, so that a VM which is made again or boots again resumes.
 #
-#   export NAME=coca ZONE=us-central1-c MACHINE=tpu7x-standard-4t TOPOLOGY=2x2x4 HOSTS=4 BUCKET=gs://my-bucket
+#   export CLOUDSDK_CORE_PROJECT=my-project NAME=coca ZONE=us-central1-c BUCKET=gs://my-bucket COCA_MOUNT=10.0.0.2:/share
+#   export MACHINE=tpu7x-standard-4t TOPOLOGY=2x2x4 HOSTS=4
 #   bash launch/mig.sh [--dry-run] create --config=configs/coca_base.py --workdir=/mnt/coca/base
 #   bash launch/mig.sh watch --config=configs/coca_base.py --workdir=/mnt/coca/base
 #   bash launch/mig.sh [--dry-run] logs | status | delete
 #
-# The group of a slice makes lost machines not again one by one: they are one slice. `watch` runs on your machine until
-# the run is done, makes the group again, and deletes it in the end. Settings, in the environment: NAME; ZONE; MACHINE
-# (also ct6e-standard-4t, ct5p-hightpu-4t); TOPOLOGY, of the slice in chips; HOSTS (chips / chips of a machine); BUCKET,
-# for the code and the exit status; MODEL: STANDARD, SPOT, or FLEX_START with DURATION=7d; NETWORK_INTERFACE; HOST, the
-# instance whose log is shown; those of run_worker.sh. It needs a gcloud of 2026.
+# The group does not replace lost machines one by one, since they form one slice. `watch` runs on your machine until the
+# run is done, makes the group again, and deletes it in the end. Settings, in the environment: CLOUDSDK_CORE_PROJECT;
+# NAME; ZONE; MACHINE (also ct6e-standard-4t, ct5p-hightpu-4t); TOPOLOGY, of the slice in chips; HOSTS (chips / chips of
+# a machine); BUCKET, for the code and the exit status; MODEL: STANDARD, SPOT, or FLEX_START with DURATION=7d;
+# NETWORK_INTERFACE; HOST, the instance whose log is shown; those of run_worker.sh but COCA_PYTHON. It needs a gcloud of
+# 2026.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"

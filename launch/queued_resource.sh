@@ -9,7 +9,8 @@
 #
 # `watch` runs on your machine until the run is done: it requests preempted machines again, and deletes them in the end.
 # Settings, in the environment: NAME, ZONE, TYPE; BUCKET, for the code and the exit status; SLICES (1), joined over the
-# data centre's network; SPOT=1 or RESERVED=1; VERSION (by TYPE); HOST, whose log is shown (0); those of run_worker.sh.
+# data centre's network; SPOT=1 or RESERVED=1; VERSION (by TYPE); HOST, whose log is shown (0); those of
+# run_worker.sh but COCA_PYTHON.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A slice of Cloud TPU VMs (v4, v5e, v5p, v6e), by hand. TPU7x and later: mig.sh or xpk.sh.
 #
-#   export NAME=coca ZONE=us-east5-b TYPE=v6e-16
+#   export NAME=coca ZONE=us-east5-b TYPE=v6e-16 COCA_MOUNT=10.0.0.2:/share
 #   bash launch/tpu_vm.sh [--dry-run] create
 #   bash launch/tpu_vm.sh [--dry-run] setup            # this commit to all hosts
 #   bash launch/tpu_vm.sh [--dry-run] run --config=configs/coca_base.py --workdir=/mnt/coca/base
@@ -9,8 +9,8 @@
 #
 # `run` starts run_worker.sh on all hosts and returns; `stop` has them write a checkpoint and end, and `run` goes on from
 # there. Settings, in the environment: NAME, ZONE, TYPE (of gcloud compute tpus accelerator-types list);
-# VERSION (by TYPE); SPOT=1; HOST, whose log is shown (0); those of run_worker.sh, such as COCA_MOUNT; gcloud's own, such
-# as CLOUDSDK_CORE_PROJECT.
+# VERSION (by TYPE); SPOT=1; HOST, whose log is shown (0); those of run_worker.sh but COCA_PYTHON; gcloud's own, such as
+# CLOUDSDK_CORE_PROJECT.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"

@@ -9,7 +9,8 @@
 #
 # xpk builds the image from this folder on IMAGE (python:3.12) and restarts the job RESTARTS (20) times when its machines
 # go; run_worker.sh inside restarts what crashes. Settings, in the environment: NAME, at most 28 letters; CLUSTER; ZONE;
-# TYPE; SLICES (1); those above; those of run_worker.sh; PROJECT. `delete` ends the job and leaves the cluster.
+# TYPE; SLICES (1); those above; those of run_worker.sh but COCA_PYTHON; PROJECT. `delete` ends the job and
+# leaves the cluster.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"

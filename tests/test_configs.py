@@ -89,6 +89,14 @@ def test_builds(file, arg, tmp_path, monkeypatch):
     assert not settings.pixel_neighbours or settings.pixel_neighbours in config.data.sources
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_models_on_pairs_of_ones_own(name):
+  config = named(name, "pairs=gs://bucket/pairs/*.tar")
+  assert [(source.kind, source.path) for source in config.data.sources.values()] == [
+    ("webdataset", "gs://bucket/pairs/*.tar")]
+  assert not config.evals and config.mesh.fsdp == -1
+
+
 @every_file
 def test_unknown_arguments_are_refused(file):
   with pytest.raises(ValueError, match="'runlokal' is unknown; this config takes: runlocal=False"):

@@ -170,6 +170,7 @@ def test_dry_run_prints_and_reads_nothing(environment, tmp_path):
   ((TINY, "--config.mesh.data=3"), ("config.mesh", "1 devices")),
   ((TINY, "--config.init_from=/nowhere"), ("/nowhere", "config.json")),
   ((f"--config={ROOT}/configs/coca_base.py",), ("config.data.sources.alt_text.path", "img2dataset")),
+  ((f"--config={ROOT}/configs/coca_base.py:pairs=s3://bucket/*.tar",), ("s3fs",)),
 ])
 def test_mistakes_are_named_with_their_fix(environment, tmp_path, arguments, said):
   code, out, err = finish(start(environment, *arguments, f"--workdir={tmp_path}"))

@@ -116,7 +116,7 @@ def run_ray(out: str, settings: CapFilt, identities: dict, pending: list[Shard])
   try:
     import ray
   except ImportError:
-    raise ImportError("config.engine 'ray' needs Ray: pip install 'coca[ray]'") from None
+    raise ImportError("config.engine 'ray' needs Ray: pip install -e '.[ray]'") from None
   with _connected(ray, settings.address):
     return _run(ray, out, settings, identities, pending)
 

@@ -15,6 +15,7 @@ A model that writes texts has two methods,
   length: T, of the texts at most. rows: K.
   prefix: int32 [B, P], tokens at the positions 0 to P - 1, the same for all rows of an image; P may be 0. They are read
     at once and kept as row 0's.
+  context_mask: bool [B, 1, 1, S], one argument more where only some image tokens count (`Encoded.mask`).
   cache: any tree of arrays with static shapes. Its slots are pairs of position and row.
 
 and the function it returns, which reads one token of each row and predicts the next,

@@ -1,4 +1,5 @@
-"""The text decoder's two halves (CoCa section 3.2): unimodal, then multimodal with cross-attention; both causal.
+"""The text decoder's two halves (CoCa section 3.2): unimodal, then multimodal with cross-attention. Both are causal,
+unless `config.model.text.mask` is 'full' (SigLIP) or an example is predicted in parallel (CapPa).
 
 Shapes: B batch, T text length (BOS, words, EOS, padding), D width, V vocabulary.
 """
