@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from coca.checksums import checksums
+from coca.host import from_first
 
 DAMAGED = ".damaged"  # appended to the name of a step that failed its checks
 
@@ -186,17 +187,23 @@ def load_params(directory, abstract_params, part: str | None = None):
     ValueError: other parameters than `abstract_params`; the first differing ones are listed.
   """
   directory, tried = _path(directory), {}
-  while steps := [s for s in ocp.utils.checkpoint_steps(directory) if s not in tried]:
-    step, damage = max(steps), None
-    path = directory / str(step)
+  while True:
+    steps = [s for s in ocp.utils.checkpoint_steps(directory) if s not in tried]
+    step = int(from_first(np.array(max(steps, default=-1))))  # another may be saved while the processes look
+    if step < 0:
+      break
+    path, arrays, record, damage = directory / str(step), None, None, None
     try:
       record = _record(path)
       has_ema = any(name.startswith("ema.") for name in record["leaves"])
       wanted = _flatten(abstract_params, part or ("ema" if has_ema else "params"))
       arrays, record = _read(path, wanted, whole=False)
-      damage = _compare(arrays, record)
     except _Damaged as e:
       damage = str(e)
+    if _any_process(damage is not None):
+      damage = damage or "another process could not read its part"
+    else:
+      damage = _compare(arrays, record)
     if damage is None:
       return _unflatten(abstract_params, arrays)
     logging.warning("checkpoint %s is damaged: %s. The one before is used.", path, damage)

@@ -94,7 +94,8 @@ def cost(config: Config, topology: Topology, mfu: float, program: Program) -> li
 
 
 def refusal(error: DoesNotFit, topology: Topology) -> str:
-  return f"it DOES NOT FIT: {error}, {topology.memory / GIB:.2f} are there"
+  there = f", {topology.memory / GIB:.2f} GiB are there" if topology.memory else ""
+  return f"it DOES NOT FIT: {error}{there}"
 
 
 def fit_capfilt(config: Config, topology: Topology, batch: int) -> tuple[str, bool]:

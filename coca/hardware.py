@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import re
 
 import jax
@@ -65,6 +66,11 @@ MEMORY = (
 def memory(kind: str) -> int | None:
   """Bytes of one jax device of this `device_kind` that a program may use; None where it is not known."""
   return next((int(gib * 2**30) for pattern, gib in MEMORY if re.search(pattern, kind)), None)
+
+
+def cores() -> int:
+  """Those that this process may use: on a cluster its share of the host's."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def platform() -> str:

@@ -25,7 +25,7 @@ FILE = "metrics.jsonl"
 
 
 class Metrics:
-  """Writes the numbers, pictures and texts of a run; other processes than the first write nothing.
+  """Writes the numbers of a run; other processes than the first write nothing.
 
   Args:
     workdir: local folder.
@@ -36,9 +36,6 @@ class Metrics:
   """
 
   def __init__(self, workdir, resume_step: int = 0, total_steps: int = 0, batch: int = 0, flops_per_pair: float = 0.0):
-    if "://" in str(workdir):
-      raise ValueError(f"workdir {workdir}: metrics are appended to files, which object stores cannot; give a local "
-                       "folder or mount the bucket (gcsfuse)")
     self._folder, self._resume_step, self._batch = Path(workdir), resume_step, batch
     self._main = jax.process_index() == 0
     peak = peak_flops(jax.devices()[0].device_kind)
@@ -78,16 +75,6 @@ class Metrics:
   def write(self, step: int, values: dict) -> None:
     """Writes numbers that are there, such as those of an evaluator, at once."""
     self._write(step, _fetch(values)[0])
-
-  def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-    """Puts a picture, uint8 [H, W, 3], in TensorBoard."""
-    if self._main:
-      self._board().add_image(name, np.asarray(pixels), step, dataformats="HWC")
-
-  def text(self, step: int, name: str, text: str) -> None:
-    """Puts a text (Markdown) in TensorBoard."""
-    if self._main:
-      self._board().add_text(name, text, step)
 
   def say(self, text: str) -> None:
     """Prints a line, above the progress bar where there is one."""

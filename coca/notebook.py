@@ -25,7 +25,9 @@ def train(config: str, workdir, *flags: str, every: float = 5.0) -> None:
   print("python", shlex.join(command))
   shown = display(Pretty("starting"), display_id=True)
   with tempfile.TemporaryFile("w+") as output:
-    with subprocess.Popen([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT) as process:
+    # In a session of its own: Jupyter interrupts all processes of the kernel's.
+    with subprocess.Popen([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT,
+                          start_new_session=True) as process:
       try:
         while process.poll() is None:
           try:

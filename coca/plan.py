@@ -15,7 +15,8 @@ config's steps take at an assumed MFU. No accelerator is used. For TPUs `pip ins
     --search       which meshes, remat policies and batches fit, best first
     --capfilt      captioner and filter of the config's model in place of training, on one device
 
-The exit status is 0 where it fits and 3 where it does not.
+The exit status is 0 where it fits and 3 where it does not. What is compiled is the program alone, without the flags by
+which launch/run_worker.sh has transfers run beside computation; these take some memory too.
 """
 
 import math
@@ -148,6 +149,8 @@ def main(argv) -> None:
   with one_line(ValueError, FileNotFoundError, ModuleNotFoundError):
     from coca import fit, search, topology  # training takes its arithmetic from this file and needs none of these
 
+    if FLAGS.mesh and FLAGS.search:
+      raise ValueError("--search tries meshes itself: leave out --mesh; --config.mesh.tensor stays as it is")
     if FLAGS.mesh:
       FLAGS.config.mesh.update(mesh_setting(FLAGS.mesh))
     config = parse(FLAGS.config)
@@ -157,8 +160,7 @@ def main(argv) -> None:
     elif FLAGS.search:
       batches = [int(n) for n in FLAGS.batches] or [config.data.batch // 2, config.data.batch, 2 * config.data.batch]
       found = search.search(config, devices, batches, lambda line: print(line, flush=True))
-      lines = search.search_table(found, devices) if found else search.advice(config, devices)
-      text, fits = "\n".join(lines), bool(found)
+      text, fits = "\n".join(search.search_table(found, devices)), bool(found)
     else:
       text, fits = fit.fit(config, devices, FLAGS.mfu)
     print(text)

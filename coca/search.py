@@ -11,7 +11,7 @@ from coca import checks, plan
 from coca.compiled import DoesNotFit, Program, compile_step, for_topology, progress
 from coca.config import Config, Mesh
 from coca.forward import abstract_model
-from coca.sharding import AXES, mesh_shape, param_shardings
+from coca.sharding import AXES, mesh_shape, param_shardings, slices_of
 from coca.topology import Topology
 
 GIB = 2**30
@@ -20,20 +20,23 @@ POLICIES = ("none", "dots", "lean", "full")  # config.model.remat, by how much i
 
 def saved_bytes(config: Config, per_device: int, policy: str) -> int:
   """What a device at least keeps for the backward pass: the layers' inputs, and what the remat policy leaves."""
-  image, text, poolers = config.model.image, config.model.text, config.model.poolers
-  itemsize = 4 if config.model.dtype == "float32" else 2
+  model, tensor = config.model, max(config.mesh.tensor, 1)
+  image, text = model.image, model.text
+  itemsize = 4 if model.dtype == "float32" else 2
   tokens = max(1, round(image.tokens * (1 - image.patch_dropout))) + image.class_token
-  context = poolers.n_query or tokens
+  context = (model.poolers.n_query if model.kind == "coca" else 0) or tokens
 
   def layer(t, tower, crosses=0):
-    kept = t * tower.width
+    kept, split = t * tower.width, 0  # split: over the tensor axis
     if policy != "full":
-      kept += t * (5 * tower.width + tower.mlp) + (2 * t * tower.width if crosses else 0)
+      kept += t * tower.width * (2 if crosses else 1)  # what the attentions add
+      split += t * (3 * tower.width + tower.mlp) + (t * tower.width if crosses else 0)
     if policy in ("none", "dots"):
-      kept += 2 * crosses * tower.width
+      split += 2 * crosses * tower.width
     if policy == "none":
-      kept += t * tower.mlp + tower.heads * t * (t + crosses)
-    return kept
+      split += t * tower.mlp
+      split += tower.heads * t * (t + crosses) if model.attention == "xla" else 0  # kernels hold no softmax
+    return kept + split // tensor
 
   crosses = context if config.captioning.weight or config.matching.weight else 0
   elements = image.layers * layer(tokens, image) + text.unimodal_layers * layer(text.length, text)
@@ -44,7 +47,7 @@ def saved_bytes(config: Config, per_device: int, policy: str) -> int:
 def meshes(config: Config, topology: Topology) -> Iterator[Mesh]:
   """Meshes with fsdp 1, 2, 4, ... that the devices, the batch and the parameters' sizes allow."""
   n = len(topology.devices) // max(config.mesh.tensor, 1)
-  slices = len({getattr(d, "slice_index", 0) for d in topology.devices})
+  slices = slices_of(topology.devices)
   for fsdp in (2**i for i in range(n.bit_length())):
     mesh = Mesh(data=n // fsdp, fsdp=fsdp, tensor=config.mesh.tensor)
     if n % fsdp == 0 and mesh.data % slices == 0:
@@ -75,7 +78,9 @@ def advice(config: Config, topology: Topology) -> list[str]:
     with contextlib.suppress(ValueError):  # not with every loss
       checks.check(dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=k)))
       lines.append(f"  --config.optim.accumulate={k}: half the activations, the same loss, one more forward pass")
-    lines.append(f"  --config.data.batch={batch.total // 2}: half the activations; another recipe, fewer negatives")
+    with contextlib.suppress(ValueError):
+      checks.check(with_batch(config, batch.total // 2))
+      lines.append(f"  --config.data.batch={batch.total // 2}: half the activations; another recipe, fewer negatives")
   words = batch.per_device * config.model.text.length
   logits = 12 * min(config.captioning.chunk, words) * config.model.text.vocab // max(config.mesh.tensor, 1)
   if config.captioning.weight and logits > 0.05 * (topology.memory or 0):
@@ -109,17 +114,23 @@ def search(config: Config, topology: Topology, batches: list[int], say: Callable
   is a batch larger than one that does not fit. Meshes: the smallest fsdp that can fit, 4 and 16 times it.
   """
   found, compiled, smallest = [], 0, None
-  for mesh in meshes(with_batch(config, min(batches)), topology):
+  unit = len(topology.devices) // max(config.mesh.tensor, 1) * config.optim.accumulate
+  possible = []
+  for batch in sorted(batches):
+    try:
+      if batch % unit:
+        raise ValueError(f"it has to be a multiple of {unit}")
+      checks.check(with_batch(config, batch))
+      possible.append(batch)
+    except ValueError as e:
+      say(f"batch={batch:,} is left out: {e}")
+  for mesh in meshes(with_batch(config, possible[0]), topology) if possible else ():
     if smallest and mesh.fsdp not in (4 * smallest, 16 * smallest):
       continue
     state = plan.state_bytes(dataclasses.replace(config, mesh=mesh), len(topology.devices))
     policies = list(POLICIES)
-    for batch in sorted(batches):
-      try:
-        per_device = plan.batch_arithmetic(dataclasses.replace(with_batch(config, batch), mesh=mesh),
-                                           len(topology.devices)).per_device
-      except ValueError:  # it cannot be split
-        continue
+    for batch in possible:
+      per_device = batch // unit
       for policy in tuple(policies):
         kept = saved_bytes(for_topology(config), per_device, policy)
         # What no compiler can do without: the state, and the gradients or what is kept for the backward pass.
@@ -145,6 +156,8 @@ def search(config: Config, topology: Topology, batches: list[int], say: Callable
 
 
 def search_table(found: list[Found], topology: Topology) -> list[str]:
+  if not found:
+    return ["nothing that was tried fits; there are smaller batches (--batches), --config.mesh.tensor, more devices"]
   lines = ["what fits, best first: the least computed again, then the fewest bytes sent for a pair",
            f"{'mesh':<24}{'remat':<7}{'batch':>9}{'GiB':>8}{'GiB left':>10}{'MB sent a pair':>16}"]
   for f in found:

@@ -58,7 +58,7 @@ def make_mesh(mesh: settings.Mesh | None = None, devices=None) -> Mesh:
   """
   devices = jax.devices() if devices is None else devices
   shape = mesh_shape(mesh or settings.Mesh(), len(devices))
-  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  slices = slices_of(devices)
   if slices > 1:
     if shape[0] % slices:
       raise ValueError(f"config.mesh.data {shape[0]} is no multiple of the {slices} slices")
@@ -67,6 +67,11 @@ def make_mesh(mesh: settings.Mesh | None = None, devices=None) -> Mesh:
   else:  # an axis may be a part of one of the torus: 64 of 8 x 16 x 16
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def slices_of(devices) -> int:
+  """How many TPU slices the devices are of. jax calls the hosts of a GPU cluster slices too: they are none here."""
+  return 1 if devices[0].platform in ("gpu", "cuda") else len({getattr(d, "slice_index", 0) for d in devices})
 
 
 def mesh_shape(mesh: settings.Mesh, n_devices: int) -> tuple[int, int, int]:

@@ -65,7 +65,7 @@ def initial_params(workdir, config: Config, fresh, mesh):
   resized = [name for name in (IMAGE, TEXT) if name in there and there[name].shape != here[name].shape]
   differing = [
     f"  {name}: {_say(there.get(name))} there, {_say(here.get(name))} here" for name in sorted(there | here)
-    if not _within(name, skipped + new) and not (name in resized and _resizable(name, there[name], here[name]))
+    if not _within(name, skipped + new) and not (name in resized and there[name].shape[1:] == here[name].shape[1:])
     and _say(there.get(name)) != _say(here.get(name))]
   if differing:
     more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
@@ -154,10 +154,6 @@ def _units(a: dict, b: dict) -> list[str]:
 
 def _within(name: str, units: Sequence[str]) -> bool:
   return any(f"{name}/".startswith(f"{unit}/") for unit in units)
-
-
-def _resizable(name: str, there, here) -> bool:
-  return there.shape[1:] == here.shape[1:]
 
 
 def _say(x) -> str:

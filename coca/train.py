@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -27,11 +28,12 @@ from coca.data.sources import open_source
 from coca.durations import in_steps
 from coca.evals.pictures import write_contact_sheet
 from coca.forward import Forward
+from coca.host import from_first
 from coca.metrics import Metrics
 from coca.metrics import read as read_metrics
 from coca.start import start_from
 from coca.train_step import init_state, make_train_step, planned_state
-from coca.workdir import check_same_run, find_tokenizer, write_run
+from coca.workdir import check_same_run, find_tokenizer, local, write_run
 
 STOPPED = 143  # exit status after SIGTERM, as a shell reports it: the job is not done
 
@@ -92,10 +94,10 @@ def run(config: Config, workdir: Path, profile: bool = False) -> bool:
     return state.get("ema", state["params"])
 
   def save(step):
-    metrics.flush()
     meta = {"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256,
             "data": {"seed": config.seed, "step": step}}
     with distributed.waiting(f"all processes to save step {step}"):
+      metrics.flush()
       checkpoints.save(step, state, meta)
 
   def close():
@@ -105,12 +107,12 @@ def run(config: Config, workdir: Path, profile: bool = False) -> bool:
   def paused():
     return metrics.paused(state)
 
-  def evaluate(step):
-    written = {key for line in read_metrics(workdir / "metrics.jsonl") if line["step"] == step for key in line}
+  def evaluate(step, done=()):
     for name, evaluator in evaluators.items():
       every = in_steps(config.evals[name].every, config.data.batch, total)
-      due = step == total or (every and step and step % every == 0)
-      if due and not any(key.startswith(f"eval/{name}/") for key in written):
+      if name not in done and (step == total or (every and step and step % every == 0)):
+        with distributed.waiting(f"step {step}"):
+          jax.block_until_ready(state)
         with paused():
           values = {f"eval/{name}/{key}": float(value) for key, value in evaluator.run(params())}
         metrics.write(step, values)
@@ -135,7 +137,7 @@ def run(config: Config, workdir: Path, profile: bool = False) -> bool:
       metrics.say(loaded)
     for problem in (p for source in sources.values() for p in source.problems[:3]):
       metrics.say(f"data: {problem}")
-    evaluate(start)
+    evaluate(start, evaluated(evaluators, workdir, start))
     steps = range(start + 1, total + 1)
     for step in traced(steps, workdir / "tensorboard", paused, metrics.say) if profile else steps:
       with distributed.waiting(f"step {step}"):
@@ -151,11 +153,11 @@ def run(config: Config, workdir: Path, profile: bool = False) -> bool:
         stop = preempted(step)
       if step == total or stop or (save_every and step % save_every == 0):
         save(step)
-      evaluate(step)
       if stop and step < total:
         close()
         metrics.say(f"stopped at step {step} and saved; the same command goes on from here")
         return False
+      evaluate(step)
     check(logged, skipped, config)
 
     # --- Pictures ---
@@ -168,9 +170,18 @@ def run(config: Config, workdir: Path, profile: bool = False) -> bool:
   return True
 
 
+def evaluated(evaluators: dict, workdir: Path, step: int) -> list[str]:
+  """Which evaluators a run that goes on from `step` has run there already; all processes go by what the first finds."""
+  if not evaluators:
+    return []
+  keys = {key for line in read_metrics(workdir / "metrics.jsonl") if line["step"] == step for key in line}
+  done = from_first(np.array([any(key.startswith(f"eval/{name}/") for key in keys) for name in evaluators]))
+  return [name for name, is_done in zip(evaluators, done, strict=True) if is_done]
+
+
 def traced(steps: range, folder: Path, paused: Callable, say: Callable) -> Iterator[int]:
-  """The steps; the sixth to the tenth, or the last five of fewer, are recorded into `folder` for TensorBoard."""
-  recorded = steps[5:10] or steps[-5:]  # the first would show compilation
+  """The steps; the sixth to the tenth, or of fewer than ten the last five, are recorded in `folder` for TensorBoard."""
+  recorded = steps[5:10] if len(steps) >= 10 else steps[-5:]  # the first would show compilation
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0  # it slows the threads that decode pictures
   for step in steps:
@@ -211,7 +222,7 @@ def main(argv) -> None:
       print(plan.describe(config, jax.device_count()))
       return
     distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.timeout)
-    workdir = Path(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    workdir = local(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not FLAGS.workdir and jax.process_count() > 1:
       raise ValueError("on several hosts give --workdir: a folder that all of them see")
     if not FLAGS.workdir:

@@ -10,6 +10,7 @@ in config.json. Whatever reads a model takes either.
 """
 
 import json
+from pathlib import Path
 
 import jax
 from etils import epath
@@ -20,10 +21,19 @@ from coca.data import wordpiece
 from coca.data.tokenizer import FILES, Tokenizer, load, texts_of, train
 from coca.decoding.decode import own_prompt
 
-# What may change between two starts in one workdir: nothing here changes the parameters that come out.
+# What may change between two starts in one workdir: nothing here changes the parameters that come out, but that with
+# dropout other words are dropped in other micro-batches.
 FREE = ("name", "log_every", "evals", "mesh", "checkpoint", "model.remat", "model.attention", "model.unroll",
         "optim.accumulate", "optim.max_nonfinite", "captioning.chunk", "data.threads", "data.prefetch",
         "data.max_skipped", "data.tokenizer_texts")
+
+
+def local(workdir: str) -> Path:
+  """The folder of a run that is to be trained. Raises ValueError where it is in an object store."""
+  if "://" in workdir:
+    raise ValueError(f"--workdir={workdir}: metrics are appended to files, which object stores cannot; give a local "
+                     "folder or mount the bucket (gcsfuse)")
+  return Path(workdir).absolute()
 
 
 def read_workdir(workdir) -> tuple[Config, Tokenizer]:

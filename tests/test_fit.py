@@ -26,6 +26,7 @@ ROWS = [Collective("all-gather", ("fsdp",), "bf16", (48, 80), 8, 3 * 10**6, True
 class Chip:
   device_kind: str = "TPU v5 lite"
   slice_index: int = 0
+  platform: str = "tpu"
 
 
 def chips(n, memory, slices=1):
@@ -54,8 +55,8 @@ def test_what_would_help(monkeypatch):
   monkeypatch.setattr(fit, "compile_step", refuse)
   text, fits = fit.fit(tiny(data__batch=64, model__remat="dots"), chips(8, MIB), 0.5)
   assert not fits
-  for line in ("alone take 0.3 GiB, 0.00 are there", "--mesh=data=4,fsdp=2", "remat=lean", "remat=full", "accumulate=2",
-               "batch=32", "captioning.chunk=32"):
+  for line in ("alone take 0.3 GiB, 0.00 GiB are there", "--mesh=data=4,fsdp=2", "remat=lean", "remat=full",
+               "accumulate=2", "batch=32", "captioning.chunk=32"):
     assert line in text
   assert "remat=none" not in text
   text, _ = fit.fit(tiny(data__batch=64, model__remat="full", matching__weight=1.0), chips(8, 2**34), 0.5)
@@ -69,6 +70,8 @@ def test_bounds_are_ordered():
   assert search.saved_bytes(config, 8, "full") == 2 * kept[-1]
   # The layers' inputs in bfloat16: 2 layers of 16 patches, 4 of 8 words.
   assert kept[-1] == 4 * 2 * (2 * 16 * 32 + 4 * 8 * 48)
+  assert search.saved_bytes(tiny(model__attention="flash"), 4, "none") < kept[0]  # no softmax
+  assert kept[-1] < search.saved_bytes(tiny(mesh__tensor=2), 4, "dots") < kept[1]
 
 
 def test_meshes_are_those_that_can_be():
@@ -95,7 +98,8 @@ def test_the_search(monkeypatch):
 
   memory = 2 * search.saved_bytes(config, 64, "dots")
   monkeypatch.setattr(search, "compile_step", compile_one)
-  found = search.search(config, chips(8, memory), [1024, 256, 512], lines.append)
+  found = search.search(config, chips(8, memory), [1024, 100, 256, 512], lines.append)
+  assert lines[0] == "batch=100 is left out: it has to be a multiple of 8"
   assert [(f.config.mesh.fsdp, f.config.model.remat, f.config.data.batch) for f in found[:2]] == [
     (1, "none", 256), (4, "none", 256)]
   assert {(f.config.model.remat, f.config.data.batch) for f in found} == {("none", 256), ("dots", 512), ("full", 1024)}
@@ -126,7 +130,7 @@ runpy.run_module("coca.plan", run_name="__main__")
 
 
 @pytest.mark.parametrize(("memory", "status", "said"), [
-  (MIB * 1000, 0, r"data=8,fsdp=1 +none +64 +0.00 +0.98"), (1000, plan.NO_FIT, "what would help:"),
+  (MIB * 1000, 0, r"data=8,fsdp=1 +none +64 +0.00 +0.98"), (1000, plan.NO_FIT, "nothing that was tried fits"),
 ])
 def test_the_search_on_the_command_line(memory, status, said):
   root = Path(__file__).parents[1]

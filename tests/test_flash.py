@@ -62,6 +62,7 @@ def test_it_lowers_for_tpus_under_a_mesh(sizes):
   ("flash", "tpu", "bfloat16", 128, True, None), ("flash", "cpu", "bfloat16", 128, None, None),
   ("flash", "gpu", "bfloat16", 128, None, None), ("cudnn", "gpu", "bfloat16", 16, True, "cudnn"),
   ("cudnn", "gpu", "float32", 16, None, None), ("cudnn", "cpu", "bfloat16", 16, None, None),
+  ("cudnn", "gpu", "bfloat16", 17, None, "cudnn"), ("cudnn", "gpu", "bfloat16", 17, True, None),
   ("xla", "tpu", "bfloat16", 128, None, None),
 ])
 def test_a_kernel_is_used_where_it_can_be(monkeypatch, name, where, dtype, tokens, mask, kernel):

@@ -111,6 +111,13 @@ def test_slices_are_joined_along_the_data_axis():
     sharding.make_mesh(config.Mesh(data=1, fsdp=8), devices)
 
 
+def test_the_hosts_of_a_gpu_cluster_are_no_slices():
+  """jax numbers them as such, and CoCa's configs split everything over fsdp."""
+  devices = [SliceDevice(i, slice_index=i // 4, process_index=i // 4, platform="gpu") for i in range(8)]
+  mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=-1), devices)
+  assert [d.id for d in mesh.devices.flat] == list(range(8))
+
+
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
 def test_moments_and_averages_are_split_as_their_parameters(optimizer):
   mesh = make_mesh(1, 4, 2)

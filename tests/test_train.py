@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import coca
-from coca import metrics
+from coca import metrics, train
 
 ROOT = Path(__file__).parents[1]
 TINY = f"--config={ROOT}/configs/coca_tiny.py:runlocal"
@@ -87,6 +87,12 @@ def test_a_run_leaves_numbers_pictures_and_a_model(finished):
   np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, rtol=1e-5)
   assert model.embed_texts(["a cat", "a dog"]).shape == (2, 64)
   assert len(model.caption(list(pixels))) == 3
+
+
+def test_what_was_evaluated_is_not_evaluated_again(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 4, "eval/b/x": 1}\n{"step": 5, "train/loss": 1, "eval/a/x": 1}\n')
+  assert train.evaluated({"a": None, "b": None}, tmp_path, 5) == ["a"]
+  assert train.evaluated({"a": None, "b": None}, tmp_path, 6) == train.evaluated({}, tmp_path, 5) == []
 
 
 def test_a_finished_run_started_again_changes_nothing(environment, finished):

@@ -8,7 +8,6 @@ are tokenized for the filter.
 """
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from coca.capfilt.settings import decoding_text, threshold
 from coca.data.records import BadRecord, Record
 from coca.data.sidecars import SCHEMA, SCORES, plain
 from coca.data.texts import collapse
+from coca.hardware import cores
 from coca.host import to_host
 
 AHEAD = 3  # batches of images that are read and decoded ahead
@@ -90,7 +90,7 @@ class Stage:
   def _batches(self, shards) -> Iterator[_Batch | None]:
     """Batches whose images are read, and None twice at the end, which empties the pipeline."""
     size = self.models.batch
-    with ThreadPoolExecutor(self.settings.threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(self.settings.threads or cores()) as pool:
       waiting = deque()
 
       def first():

@@ -11,7 +11,6 @@ out or moved: a record that cannot be used becomes a blank picture without text 
 with the batch. Threads work on parts of a batch; decoders release the GIL.
 """
 
-import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from coca.data import images, questions, texts
 from coca.data.augment import rand_augment
 from coca.data.records import BadRecord
 from coca.data.tokenizer import PAD, Tokenizer
+from coca.hardware import cores
 
 Batch = dict[str, np.ndarray]
 _PART = 32  # rows that a thread works on at a time
@@ -209,7 +209,7 @@ def _read(example, rows, batch: int, start: int, steps: int, config: Config) -> 
   if not len(rows) or rows[-1] >= batch:
     raise ValueError(f"this process holds rows {list(rows)[:3]}... of a batch of {batch}: none, or more than there are")
   parts = _Parts(example, rows, batch, steps)
-  threads = config.data.threads or os.cpu_count() or 1
+  threads = config.data.threads or cores()
   buffer = max(config.data.prefetch * len(parts.parts), threads)
   # Grain cannot slice off everything.
   dataset = grain.MapDataset.source(parts)[start * len(parts.parts):] if start < steps else None

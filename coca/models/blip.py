@@ -25,7 +25,7 @@ from coca.models.common import (
   vocabulary_logits,
 )
 from coca.models.layers import ACTIVATIONS, Layer, Stack, dropout, layer_norm, linear
-from coca.models.text import Embedding
+from coca.models.text import Embedding, causal_mask
 from coca.models.vision import ImageEncoder
 
 SHARED = {  # by `config.model.med.sharing`, parts of a layer that encoder and decoder have in common
@@ -62,7 +62,7 @@ class Bert(nnx.Module):
       [B * K, T, D].
     """
     length = ids.shape[1]
-    mask = jnp.tril(jnp.ones((length, length), bool))[None, None] if causal else (ids != PAD)[:, None, None]
+    mask = causal_mask(length) if causal else (ids != PAD)[:, None, None]
     x = self.norm(self.embedding(ids))
     if key is not None and self.dropout:
       x = dropout(x, self.dropout, jax.random.fold_in(key, 0))

@@ -74,9 +74,14 @@ def _one_by_one(q, k) -> bool:
 
 def _usable(implementation: str, q, k, mask) -> bool:
   """Whether there is such a kernel here: a model goes from the devices that it was trained on to others."""
+  t, s, width = q.shape[1], k.shape[1], q.shape[3]
   if implementation == "cudnn":
-    return platform() in ("gpu", "cuda") and q.dtype.itemsize == 2
-  return implementation == "flash" and platform() == "tpu" and mask is None and min(q.shape[1], k.shape[1]) >= 128
+    # A mask becomes a bias there, one of all queries, and its gradient wants even lengths.
+    fits = mask is None or (mask.shape[2] == t and t % 2 == s % 2 == 0)
+    return platform() in ("gpu", "cuda") and q.dtype.itemsize == 2 and fits and width % 8 == 0 and width <= 128
+  tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+  return implementation == "flash" and platform() == "tpu" and mask is None and min(t, s) >= 128 and (
+    q.shape[2] % tensor == 0)
 
 
 def dropout(x, rate: float, key):
