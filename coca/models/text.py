@@ -4,35 +4,13 @@ unless `config.model.text.mask` is 'full' (SigLIP) or an example is predicted in
 Shapes: B batch, T text length (BOS, words, EOS, padding), D width, V vocabulary.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from coca.config import Model
 from coca.data.tokenizer import PAD
 from coca.models.layers import EMBED_INIT, Layer, Stack, layer_norm, linear
-from coca.sharding import BATCH, constrain_batch, gather
-
-
-def lookup(table, ids, dtype):
-  """Rows of a table [V, D] for ids [B, T] -> [B, T, D].
-
-  Each device takes the rows of its own words and adds up over tensor. Left to the partitioner, all devices would sum
-  the whole table's gradient; here each gets its part of the sum.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return table.astype(dtype)[ids]
-
-  def local(table, ids):
-    table = jax.lax.pcast(table.astype(dtype), "data", to="varying")  # so that the gradient is scattered first
-    table = jax.lax.all_gather(table, "fsdp", axis=1, tiled=True)
-    row = ids - jax.lax.axis_index("tensor") * len(table)
-    here = (row >= 0) & (row < len(table))
-    return jax.lax.psum(jnp.where(here[..., None], table[jnp.where(here, row, 0)], 0), "tensor")
-
-  return jax.shard_map(local, in_specs=(P("tensor", "fsdp"), P(BATCH)), out_specs=P(BATCH))(table, ids)
+from coca.sharding import constrain_batch, gather
 
 
 class Embedding(nnx.Module):
@@ -52,8 +30,8 @@ class Embedding(nnx.Module):
 
   def __call__(self, ids, parallel=None):
     """ids [B, T] -> [B, T, D]; parallel: bool [B], which examples are all [MASK]."""
-    words = lookup(self.tokens[...], ids, self.dtype)
-    positions = gather("positions", self.positions[...], self.dtype)
+    tokens, positions = self.tables()
+    words = tokens[ids]
     if parallel is not None:
       words = jnp.where(parallel[:, None, None], self.mask[...].astype(self.dtype), words)
     return constrain_batch(words + positions[: ids.shape[1]])
