@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from coca.config import Eval, Source, default, to_dict
 from coca.interop.open_clip_config import MEAN, STD
+from coca.recipes import EMOJI
 from coca.workdir import read_config
 
 PROMPT = "a picture of "
@@ -13,10 +14,13 @@ def pretraining(batch: int, lr: float) -> ConfigDict:
   """BLIP's pre-training (sections 3 and 4.1) with ViT-B/16; equal weights of ITC, ITM and LM.
 
   The 14M pictures and their texts (Table 11) are looked for under these names, each to be replaced as in
-  `--config.data.sources.web.path=...`; every text is an example:
+  `--config.data.sources.web.path=...`:
 
     web     WebDataset shards as img2dataset writes them: SBU, CC3M, CC12M
-    human   WebDataset shards of COCO and Visual Genome; a picture's texts in a list
+    human   WebDataset shards of COCO and Visual Genome; a picture's texts in a list, of which one is drawn
+
+  Their weights are the numbers of texts in millions: 15.3 are an epoch (Table 12), and human ones come as often as in
+  BLIP, where each is an example.
 
   Args:
     batch: pairs a step: 2,880 for ViT-B, 2,400 for ViT-L.
@@ -25,7 +29,7 @@ def pretraining(batch: int, lr: float) -> ConfigDict:
   BLIP's text tokenizer is BERT's uncased one, whose vocab.txt is looked for in data/bert/.
   """
   config = default()
-  config.steps = "2.8e8 examples"  # 20 epochs
+  config.steps = "3.06e8 examples"  # 20 epochs
   model(config)
   config.contrastive.update(weight=1.0, directions="mean", equal_texts="negatives", momentum=0.995, max_scale=1000.0,
                             min_scale=2.0)
@@ -33,12 +37,12 @@ def pretraining(batch: int, lr: float) -> ConfigDict:
   # A GPU's pairs are each other's negatives: 32 GPUs.
   config.matching.update(weight=1.0, floor=1e-4, slow_keys=True, group=batch // 32)
   config.optim.update(name="adamw", lr=lr, b2=0.999, weight_decay=0.05, decay_mask="all", schedule="epochs",
-                      epoch="14e6 examples", lr_decay=0.85, final_lr=1e-6 / lr, warmup="3000")
+                      epoch="15.3e6 examples", lr_decay=0.85, final_lr=1e-6 / lr, warmup="3000")
   config.data.update(batch=batch, crop=(0.2, 1.0), flip=True, rand_augment=(2, 5), squash=True,
                      tokenizer="data/bert/vocab.txt")
-  for name in ("web", "human"):
+  for name, millions in (("web", 13.96), ("human", 1.34)):
     path = f"data/{name}/*.tar"
-    config.data.sources[name] = to_dict(Source(kind="webdataset", path=path, origin=name, weight=0.0))
+    config.data.sources[name] = to_dict(Source(kind="webdataset", path=path, origin=name, weight=millions))
   config.model.remat = "dots"
   config.mesh.data, config.mesh.fsdp = -1, 1
   source = Source(kind="folder", path="data/coco_test")
@@ -127,7 +131,7 @@ def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: 
                       weight_decay=0.05, decay_mask="all")
   # BLIP's code: every fine-tune crops to half the area and more, flips, and has RandAugment.
   config.data.update(batch=256, crop=(0.5, 1.0), flip=True, rand_augment=(2, 5), squash=True)
-  config.steps = f"{epochs * 5406} examples"
+  config.steps = f"{epochs * EMOJI} examples"
   config.data.sources.pairs = to_dict(Source(kind="builtin", split="train+unseen_concepts"))
   config.checkpoint.every = "10%"
   if args.tiny:

@@ -171,7 +171,7 @@ class Matching:
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-  """Visual question answering (BLIP section 4.4 and Figure 5): a decoder writes answers from a question's states."""
+  """Visual question answering (BLIP section 5.3 and Figure 5): a decoder writes answers from a question's states."""
 
   weight: float = 0.0  # 0: the batches have no answers
   answers: int = 10  # different answers of a question at most; of more, the most frequent
@@ -197,7 +197,7 @@ class Optim:
   clip: float = 0.0  # global gradient norm; 0: none (pre-training; Tables 9 and 10 have 1.0)
   ema: float = 0.0  # decay of the parameters' moving average; 0: none (Table 9 has 0.9999)
   accumulate: int = 1  # micro-batches a step, with the contrastive loss of the whole batch
-  lr_scale: dict[str, float] = field(default_factory=dict)  # by part ('image', 'poolers', ...); 0 freezes it
+  lr_scale: dict[str, float] = field(default_factory=dict)  # by part ('image_encoder', ...: --dry_run); 0 freezes
   max_nonfinite: int = 20  # skipped steps in a row that end the run
 
 

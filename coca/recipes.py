@@ -115,7 +115,7 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
   config = default()
   config.init_from = init_from
   config.model.update(to_dict(old.model))
-  for name in ("loss", "bias"):
+  for name in ("loss", "bias", "max_scale", "min_scale"):
     config.contrastive[name] = getattr(old.contrastive, name)
   config.contrastive.equal_texts = "positives"  # a name stands beside several drawings
   config.optim.update(name="adafactor", lr=1e-5, schedule="cosine", warmup="1000", weight_decay=0.1, clip=1.0)
@@ -150,10 +150,13 @@ def bootstrapping(args: ConfigDict, epochs: int, large_lr: float, tiny_steps: in
     tiny_lr: likewise; it has seen no billion pairs and has more to learn.
 
   Raises:
-    ValueError: a model without a multimodal decoder, or as `finetuning`.
+    ValueError: a BLIP, a model without a multimodal decoder, or as `finetuning`.
     FileNotFoundError: as `finetuning`.
   """
   config = finetuning(args.init_from, args.runlocal)
+  if config.model.kind == "blip":
+    raise ValueError(f"{args.init_from} is a BLIP: its captioner is configs/blip_caption.py, its filter "
+                     "configs/blip_retrieval.py")
   if not config.model.text.multimodal_layers:
     raise ValueError(f"{args.init_from} has no multimodal decoder (config.model.text.multimodal_layers is 0): "
                      "captioner and filter need a pre-trained one; configs/finetune_caption.py can add and train it")

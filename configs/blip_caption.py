@@ -1,4 +1,4 @@
-r"""BLIP's fine-tune for captions, which is CapFilt's captioner too (arXiv 2201.12086, section 4.2 and Table 14).
+r"""BLIP's fine-tune for captions, which is CapFilt's captioner too (arXiv 2201.12086, section 5.2 and Table 14).
 
   python -m coca.train --config=configs/blip_caption.py:init_from=DIR --workdir=runs/blip_captioner
   python -m coca.train --config=configs/blip_caption.py:init_from=DIR,tiny               # DIR as of blip_tiny

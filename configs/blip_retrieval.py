@@ -1,4 +1,4 @@
-r"""BLIP's fine-tune for retrieval, which is CapFilt's filter too (arXiv 2201.12086, section 4.1 and Table 14).
+r"""BLIP's fine-tune for retrieval, which is CapFilt's filter too (arXiv 2201.12086, section 5.1 and Table 14).
 
   python -m coca.train --config=configs/blip_retrieval.py:init_from=DIR --workdir=runs/blip_retrieval
   python -m coca.train --config=configs/blip_retrieval.py:init_from=DIR,tiny               # DIR as of blip_tiny

@@ -1,4 +1,4 @@
-r"""BLIP's fine-tune for visual question answering (arXiv 2201.12086, section 4.4 and Table 14).
+r"""BLIP's fine-tune for visual question answering (arXiv 2201.12086, section 5.3 and Table 14).
 
   python -m coca.train --config=configs/blip_vqa.py:init_from=DIR --workdir=runs/blip_vqa
   python -m coca.train --config=configs/blip_vqa.py:init_from=DIR,tiny               # DIR as of blip_tiny
@@ -34,7 +34,6 @@ def get_config(arg=None):
   if config.model.image.size >= 224:
     config.model.text.length = 35
   config.answering.update(weight=1.0, answers=1)  # the corpus has one answer a question
-  config.captioning.tokens = "sum"
   config.data.sources.pairs.question_key = "name"
   config.data.flip = False  # as BLIP: some questions are about left and right
   blip_recipes.evaluate(config, args, "vqa", kind="vqa", source={"question_key": "name"})

@@ -58,10 +58,14 @@ def load(file, arg=None):
     arg = ",".join(filter(None, (arg, f"init_from={MODEL}")))
   if file.stem in FROM_BLIP:
     arg = ",".join(filter(None, (arg, f"init_from={BLIP}")))
+  return parse(get_config(file, arg))
+
+
+def get_config(file, arg=None):
   spec = importlib.util.spec_from_file_location(file.stem, file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return parse(module.get_config(arg))
+  return module.get_config(arg)
 
 
 def named(name, arg=None):
@@ -95,6 +99,18 @@ def test_the_papers_models_on_pairs_of_ones_own(name):
   assert [(source.kind, source.path) for source in config.data.sources.values()] == [
     ("webdataset", "gs://bucket/pairs/*.tar")]
   assert not config.evals and config.mesh.fsdp == -1
+
+
+@pytest.mark.parametrize("name", ["capfilt_captioner", "capfilt_filter"])
+def test_capfilts_fine_tunes_of_a_blip_are_others(name):
+  with pytest.raises(ValueError, match=r"is a BLIP: .* configs/blip_caption\.py, .*configs/blip_retrieval\.py"):
+    get_config(FILES[0].parent / f"{name}.py", f"init_from={BLIP}")
+
+
+def test_a_fine_tune_takes_over_the_limits_of_the_temperature(tmp_path):
+  save(tmp_path, contrastive__max_scale=0.0, contrastive__min_scale=1.0)
+  config = parse(get_config(FILES[0].parent / "finetune_contrastive.py", f"init_from={tmp_path}"))
+  assert (config.contrastive.max_scale, config.contrastive.min_scale) == (0, 1)
 
 
 @every_file

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from coca.capfilt.models import Models
+from coca.capfilt.report import evenly
 from coca.capfilt.settings import CapFilt, described, threshold
 from coca.capfilt.stage import Stage, TooManyFailed, failed_images, version
 from coca.data import sidecars
@@ -69,12 +70,15 @@ def begin(out: str, settings: CapFilt, source, identities: dict) -> list[Shard]:
 
 def unfinished(out: str, shards: list[Shard]) -> list[Shard]:
   """Those without a (whole) sidecar."""
-  return [s for s in tqdm(shards, "finished shards", disable=None if len(shards) > 1000 else True)
-          if not sidecars.is_complete(sidecars.path_of(out, s.name))]
+  whole = files.for_each(lambda s: sidecars.is_complete(sidecars.path_of(out, s.name)), shards, "finished shards")
+  return [shard for shard, is_whole in zip(shards, whole, strict=True) if not is_whole]
 
 
 class Failures:
-  """Ends the job when too many images have a problem: unreadable, no word written, no score."""
+  """Ends the job when too many images have a problem: unreadable, no word written, no score.
+
+  Shards are judged before they are written, so that those of a bad hour of the disk or the bucket are made again.
+  """
 
   def __init__(self, most: float):
     self.most, self.bad, self.images = most, 0, 0
@@ -84,8 +88,8 @@ class Failures:
     self.bad, self.images = self.bad + bad, self.images + images
     if self.images >= ENOUGH and self.bad > self.most * self.images:
       raise TooManyFailed(f"{self.bad} of {self.images} images failed, more than config.max_failed {self.most} allows, "
-                          f"such as: {example}\nRepair or remove them, or raise config.max_failed; finished shards "
-                          "stay, their rows say what was wrong")
+                          f"such as: {example}\nRepair them, or raise config.max_failed, and start the job again: the "
+                          "finished shards stay as they are (delete those that are to be made again), this one is new")
 
 
 def run_local(out: str, settings: CapFilt, models: Models, source, pending: list[Shard]) -> None:
@@ -99,22 +103,22 @@ def run_local(out: str, settings: CapFilt, models: Models, source, pending: list
   named = ((shard.name, range(shard.start, shard.stop)) for shard in pending)
   with tqdm(total=sum(s.stop - s.start for s in pending), unit=" images", desc="CapFilt", smoothing=0.05) as bar:
     for shard, (name, columns) in zip(pending, stage.run(named), strict=True):
-      sidecars.write(sidecars.path_of(out, name), columns)
       failures.add(*failed_images(columns))
+      sidecars.write(sidecars.path_of(out, name), columns)
       bar.update(shard.stop - shard.start)
 
 
 def preview(out: str, settings: CapFilt, models: Models, source, count: int) -> str:
   """`count` records, evenly spread, in OUT/preview: a folder with their sidecar, for the report."""
   folder = f"{out}/preview"
-  numbers = sorted({n * len(source) // count for n in range(count)})
+  numbers = evenly(count, len(source))  # the report finds them by the same rule
   stage = Stage(models, source)
   shards = [Shard("preview", 0, len(source))]
   with tqdm(total=len(numbers), unit=" images", desc="preview") as bar:
     for name, columns in stage.run([("preview", numbers)]):
       sidecars.write(sidecars.path_of(folder, name), columns)
       bar.update(len(numbers))
-  _write_manifest(folder, _manifest(settings, models.identities, shards))
+  _write_manifest(folder, _manifest(settings, models.identities, shards) | {"preview": count})
   decide(folder, settings, shards)
   return folder
 

@@ -5,9 +5,9 @@ Shapes: B images of a batch, n texts written for each, K texts scored for each, 
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from coca import inference
@@ -19,6 +19,8 @@ from coca.forward import check_decoding_model
 from coca.host import round_up, to_host
 from coca.trees import flat
 from coca.typed import to_plain
+
+MOST_TEXTS = 32  # of each image, that are scored at once
 
 
 class Models:
@@ -81,15 +83,18 @@ class Models:
     return [[self.captioner.tokenizer.decode(row[self._begins:]) for row in rows] for rows in to_host(text)]
 
   def score(self, encoded: dict, texts: list[list[str]]):
-    """Starts to score each image's texts: device arrays [B, K], K rounded up to a power of 2 (one program each)."""
+    """Starts to score each image's texts: device arrays [B, K], K rounded up, which makes few programs."""
     model = self.filter
     most = max(map(len, texts))
-    length, slots = model.config.model.text.length, 1 << (most - 1).bit_length()
+    unit = most if most <= 2 else 4 if most <= MOST_TEXTS else MOST_TEXTS
+    length, slots = model.config.model.text.length, -(-most // unit) * unit
     ids = np.zeros((self.batch, slots, length), np.int32)
     for row, of_image in zip(ids, texts, strict=False):
       for k, text in enumerate(of_image):
         row[k] = model.tokenizer.encode(text, length)
-    return model.forward.score(model.params, encoded[self._filter_name], model.forward.put(ids))
+    scores = [model.forward.score(model.params, encoded[self._filter_name], model.forward.put(ids[:, k:k + MOST_TEXTS]))
+              for k in range(0, slots, MOST_TEXTS)]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *scores) if len(scores) > 1 else scores[0]
 
   @property
   def _filter_name(self) -> str:
@@ -109,12 +114,13 @@ def _check(settings: CapFilt, captioner, filter_model) -> None:
     return
   config = filter_model.config
   needed = set(threshold(settings) or ())
-  if settings.share or settings.top or settings.best < settings.decoding.n:
+  if settings.share or settings.top or (settings.best < settings.decoding.n and not settings.decoding.rerank):
     needed.add(settings.rank_by)
   if "matching" in needed and not config.matching.weight:
+    file = "blip_retrieval" if config.model.kind == "blip" else "capfilt_filter"
     raise ValueError(
       f"config.filter {settings.filter} has no matching head. Train one: python -m coca.train "
-      f"--config=configs/capfilt_filter.py:init_from={settings.filter} --workdir=runs/filter; or filter by the cosine "
+      f"--config=configs/{file}.py:init_from={settings.filter} --workdir=runs/filter; or filter by the cosine "
       "alone: --config.min_matching=-1. --config.min_contrastive=0.3 --config.rank_by=contrastive")
   if "contrastive" in needed and not config.contrastive.weight:
     raise ValueError(f"config.filter {settings.filter} was trained without a contrastive loss: it has no cosine; use "
@@ -132,9 +138,7 @@ def identity(model) -> str | None:
   changed = {name: value for name, value in settings.items() if value != default[name]}
   digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode())
   digest.update((model.tokenizer.sha256 + model.config.data.prompt).encode())
-  leaves = jax.tree_util.tree_leaves_with_path(model.params)
-  with ThreadPoolExecutor(1) as ahead:  # one parameter comes from the device while another is hashed
-    for (path, _), value in zip(leaves, ahead.map(lambda leaf: np.asarray(leaf[1]), leaves), strict=True):
-      digest.update(jax.tree_util.keystr(path).encode())
-      digest.update(np.ascontiguousarray(value))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(jnp.copy(leaf)))  # of the leaf itself jax would keep the host's copy
   return f"sha256:{digest.hexdigest()}"

@@ -56,8 +56,9 @@ class Worker:
       return f"{socket.gethostname()}: {_reason(e)}"
 
   def work(self, shard: Shard) -> tuple[int, int, str]:
-    """Writes the sidecar of a shard; returns its `failed_images`."""
+    """Writes the sidecar of a shard, unless too many of its own images fail; returns its `failed_images`."""
     [(name, columns)] = self.stage.run([(shard.name, range(shard.start, shard.stop))])
+    Failures(self.stage.settings.max_failed).add(*failed_images(columns))
     sidecars.write(sidecars.path_of(self.out, name), columns)
     return failed_images(columns)
 
@@ -127,7 +128,8 @@ def _run(ray, out: str, settings: CapFilt, identities: dict, pending: list[Shard
   room = _room(nodes, take)
   if not room:
     raise ValueError(_no_room(nodes, take) + ". Wait for larger nodes to join (ray status), or change config.resources")
-  count = min(settings.workers or (room if settings.resources or "GPU" in take else len(nodes)), len(pending))
+  able = sum(_room([node], take) > 0 for node in nodes)
+  count = min(settings.workers or (room if settings.resources or "GPU" in take else able), len(pending))
   if count > room:
     print(f"there is room for {room} of {count} workers; the others start when nodes join", flush=True)
   rest = {name: amount for name, amount in take.items() if name not in ("CPU", "GPU")}

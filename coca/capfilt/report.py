@@ -48,7 +48,7 @@ def write_report(out, source, limit: int = 400) -> tuple[epath.Path, Tally]:
   there = {path.name for path in (out / "texts").iterdir()} if (out / "texts").exists() else set()
   finished = [shard for shard in manifest["shards"] if f"{shard.name}.parquet" in there]
   tally, rows = Tally(), {}
-  for shard, indices in _spread(finished, limit):
+  for shard, indices in _spread(finished, manifest.get("preview", limit)):
     path = sidecars.path_of(out, shard.name)
     try:
       with epath.Path(path).open("rb") as file:
@@ -79,12 +79,16 @@ def write_report(out, source, limit: int = 400) -> tuple[epath.Path, Tally]:
   return path, tally
 
 
+def evenly(count: int, total: int) -> list[int]:
+  """`count` of the numbers below `total`, or all of them, at even distances."""
+  count = min(count, total)
+  return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
 def _spread(shards: list, limit: int) -> list:
   """(shard, the records to show) of each one: `limit` records at even distances over all shards together."""
   ends = np.cumsum([0, *(shard.stop - shard.start for shard in shards)])
-  total = int(ends[-1])
-  count = min(limit, total)
-  chosen = np.array([(2 * i + 1) * total // (2 * count) for i in range(count)], np.int64)
+  chosen = np.array(evenly(limit, int(ends[-1])), np.int64)
   cuts = np.searchsorted(chosen, ends)
   return [(shard, (chosen[a:b] - end + shard.start).tolist())
           for shard, end, a, b in zip(shards, ends, cuts, cuts[1:], strict=False)]

@@ -30,7 +30,7 @@ class CapFilt:
   source: Source = field(default_factory=Source)  # kind, path, split, image_key, text_key and origin are read
   decoding: Decoding = NUCLEUS
   prompt: str = ""  # what synthetic texts begin with; empty: the captioner's own `config.data.prompt`, then left out
-  best: int = 1  # of the decoding.n texts of an image so many are kept for filtering, by the filter's score `rank_by`
+  best: int = 1  # so many of an image's decoding.n texts are filtered: the best by `rank_by`, or by decoding.rerank
   min_matching: float = 0.5  # P(match) of the filter; the authors' value. -1: it does not count
   min_contrastive: float = -2.0  # cosine of the filter's embeddings. -2: it does not count
   rank_by: str = "matching"  # or 'contrastive'
@@ -39,7 +39,7 @@ class CapFilt:
   batch: int = 64  # images at once, on all devices of a process together. Another size rounds other bits
   shard: int = 10_000  # records: larger input files are cut into shards of at most so many
   threads: int = 0  # that read and decode images; 0: as many as cores
-  max_failed: float = 0.05  # share of images with a problem that ends the job
+  max_failed: float = 0.05  # share of images with a problem that ends the job, from 200 images on
   engine: str = "local"  # or 'ray'
   address: str = ""  # ray: of a cluster that runs; empty: one is started on this machine
   workers: int = 0  # ray: processes with models loaded; 0: as many as there is room for, without GPUs one a node
@@ -88,6 +88,10 @@ def parse(config: ConfigDict | dict) -> CapFilt:
         "config.best below config.decoding.n needs config.filter, or config.decoding.rerank")
   for name in ("share", "max_failed"):
     check(0 <= getattr(settings, name) <= 1, f"config.{name} is {getattr(settings, name)}; it is a share, 0 to 1")
+  check(settings.min_matching == -1 or 0 <= settings.min_matching <= 1,
+        f"config.min_matching is {settings.min_matching}; it is a probability, or -1: it does not count")
+  check(settings.min_contrastive == -2 or -1 <= settings.min_contrastive <= 1,
+        f"config.min_contrastive is {settings.min_contrastive}; it is a cosine, or -2: it does not count")
   check(not (settings.share and settings.top), "config.share and config.top are both set; leave one of them at 0")
   check(settings.filter or not (settings.share or settings.top), "config.share and config.top need config.filter")
   return settings

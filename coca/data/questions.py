@@ -1,4 +1,4 @@
-"""Questions and their answers as BLIP takes them (section 4.4)."""
+"""Questions and their answers as BLIP takes them (section 5.3)."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Visual question answering as BLIP does it (section 4.4): the share of answers that people gave too.
+"""Visual question answering as BLIP does it (section 5.3): the share of answers that people gave too.
 
 An answer is written, by beam search, or chosen from a list of possible ones: those whose first tokens are the
 likeliest are ranked by the log-probability of the whole.
