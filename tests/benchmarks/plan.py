@@ -68,9 +68,13 @@ def foreign(config, program, pairs: int) -> list:
 
   matrices = {x.shape[-2:] for x in jax.tree.leaves(abstract_model(config)[1]) if x.ndim > 1}
   known = {a * b // share for m, n in matrices for a in padded(m) for b in padded(n) for share in (1, fsdp)}
-  known |= {n * (config.model.embed_dim or config.model.text.width) for n in (batch, pairs * fsdp)}  # embeddings
   known.add(batch * config.model.text.length)  # the texts, compared for equal ones
-  return [row for row in program.collectives if (n := math.prod(row.shape)) not in known
+  width = config.model.embed_dim or config.model.text.width
+
+  def is_embeddings(row):  # of all pairs or of an fsdp group's, filled up a little
+    return row.shape[-1:] == (width,) and any(n <= math.prod(row.shape[:-1]) < 1.05 * n for n in (batch, pairs * fsdp))
+
+  return [row for row in program.collectives if (n := math.prod(row.shape)) not in known and not is_embeddings(row)
           and (n >= pictures or n in (batch * pairs, batch * pairs * fsdp, batch**2))]
 
 
