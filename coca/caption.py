@@ -70,7 +70,8 @@ def caption(model, images: Sequence[str], out=None, html=None, **settings) -> tu
   with contextlib.ExitStack() as stack:
     page = stack.enter_context(Page(html, f"{len(paths)} captions")) if html else None
     partial = Path(f"{out}.partial")
-    lines = stack.enter_context(open(partial, "w", encoding="utf-8")) if out else None
+    # Names need not be UTF-8: escaped in the JSON they are the same when they are read.
+    lines = stack.enter_context(open(partial, "w", encoding="utf-8", errors="backslashreplace")) if out else None
     bar = stack.enter_context(tqdm(total=len(paths), unit=" pictures", disable=None if out else True))
     for batch in read_all(model, paths):
       usable = [(path, pixels) for path, pixels, _ in batch if pixels is not None]
@@ -85,7 +86,7 @@ def caption(model, images: Sequence[str], out=None, html=None, **settings) -> tu
           page.add(str(path), pixels, captions, error)
         if not lines:
           for text in captions or [f"error: {error}"]:
-            print(f"{path}\t{text}", flush=True)
+            print(f"{os.fsencode(path).decode('utf-8', 'replace')}\t{text}", flush=True)
           continue
         line = {"image": str(path)} | ({"error": error} if error else {"caption": captions[0]})
         if len(captions) > 1:

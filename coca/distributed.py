@@ -113,21 +113,21 @@ def _end(status: int) -> None:
   os._exit(status)
 
 
-def barrier(what: str) -> None:
-  """Returns when all processes have come here; `what` completes "waiting for ..."."""
+def barrier(what: str, limit: float | None = None) -> None:
+  """Returns when all processes have come here; `what` and `limit` as in `waiting`."""
   if _several():
-    with waiting(what):
+    with waiting(what, limit=limit):
       multihost_utils.sync_global_devices(what)
 
 
 @contextlib.contextmanager
-def waiting(what: str, say: float = 30):
+def waiting(what: str, say: float = 30, limit: float | None = None):
   """Around what needs the other processes; `what` completes "waiting for ...".
 
-  A wait is told after `say` seconds, and then less and less often. One that is longer than the time-out of `initialize`
-  ends this process with status STALLED, a message and the stacks of its threads.
+  A wait is told after `say` seconds, and then less and less often. One that is longer than `limit` seconds (None: the
+  time-out of `initialize`) ends this process with status STALLED, a message and the stacks of its threads.
   """
-  entry = _Wait(what, time.monotonic(), say)
+  entry = _Wait(what, time.monotonic(), say, limit)
   _waits.append(entry)
   try:
     yield
@@ -140,13 +140,14 @@ class _Wait:
   what: str
   begun: float
   say: float  # when it is told next
+  limit: float | None
 
 
 def _watch() -> None:
   while not _alone.wait(1):
     for wait in list(_waits):
       waited = time.monotonic() - wait.begun
-      if waited >= _timeout:
+      if waited >= (_timeout if wait.limit is None else wait.limit):
         _say(f"error: waited {waited:.0f} s for {wait.what}, and gives up.{_coordinator()} A process that is stuck or "
              "was never started has no such line in its log. This one's threads:")
         faulthandler.dump_traceback()

@@ -8,6 +8,7 @@ Prints a table, and writes `eval.json` and `contact_sheet.png` into the working 
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -47,7 +48,8 @@ def evaluate(workdir, names: list[str] | None = None, ema: bool | None = None) -
       print(f"{name:<48} {value:12.4f}", flush=True)
   write_contact_sheet(evaluators, model.params, Path(workdir) / "contact_sheet.png")
   if jax.process_index() == 0:
-    (Path(workdir) / "eval.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
+    (Path(workdir) / "eval.json").write_text(json.dumps(finite, indent=2) + "\n")
   return numbers
 
 

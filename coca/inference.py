@@ -25,6 +25,7 @@ from coca.config import Config
 from coca.data import images as pictures
 from coca.data.questions import clean, encode_candidates
 from coca.data.records import BadRecord
+from coca.data.sources.files import IMAGE_EXTENSIONS
 from coca.data.texts import check_prompts
 from coca.data.tokenizer import Tokenizer
 from coca.decoding.common import Special
@@ -37,7 +38,7 @@ from coca.prompts import ensemble, in_templates
 from coca.workdir import read_params, read_workdir
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")  # what a folder is searched for
+ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)  # what a folder is searched for
 
 
 class ContrastiveCaptioner:
@@ -146,7 +147,7 @@ class ContrastiveCaptioner:
 
     def match(batch):
       encoded = self.forward.encode(self.params, batch["image"])
-      return self.forward.score(self.params, encoded, batch["text"]).matching[:, 0]
+      return self.forward.score(self.params, encoded._replace(embedding=None), batch["text"]).matching[:, 0]
 
     return self._run(range(len(images)), prepare, match, "pairs", ())
 

@@ -42,7 +42,7 @@ class Page:
   def __init__(self, path, title: str):
     self._path, self._count = Path(path), 0
     self._partial = self._path.with_name(self._path.name + ".partial")
-    self._file = open(self._partial, "w", encoding="utf-8")  # noqa: SIM115
+    self._file = open(self._partial, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
     self._file.write(HEAD.format(title=html.escape(title)))
 
   def add(self, name: str, pixels: np.ndarray | None, captions: Sequence[str] = (), error: str = "") -> None:

@@ -33,7 +33,6 @@ def pretraining(pairs: str = "") -> ConfigDict:
     Source(kind="tfds", path="data/imagenet21k", text="labels", text_key="label", prompts=CLIP_IMAGENET)
   )
   config.data.sources.alt_text = to_dict(Source(kind="webdataset", path="data/alt_text/*.tar"))
-  config.data.tokenizer_texts = 10_000_000
 
   # Label texts repeat within a batch; the paper says nothing about it.
   config.contrastive.equal_texts = "mask"

@@ -10,6 +10,7 @@ in config.json. Whatever reads a model takes either.
 """
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -135,7 +136,8 @@ def find_tokenizer(config: Config, sources: dict, workdir) -> Tokenizer:
     for name in FILES:  # that of a start which was given up
       (workdir / name).unlink(missing_ok=True)
     tokenizer.save(workdir / tokenizer.file)
-  distributed.barrier("the first process to write the tokenizer")
+  # Hours, maybe, for millions of texts from a bucket; that the first process is gone jax notices.
+  distributed.barrier("the first process to train the tokenizer", math.inf)
   path = tokenizer_path(workdir)
   tokenizer = load(path, sha256)
   _check_tokenizer(config, tokenizer, path)

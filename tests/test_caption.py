@@ -1,6 +1,7 @@
 """`python -m coca.caption`: its files, and what it does with pictures that are none."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -56,6 +57,17 @@ def test_a_line_for_each_picture_and_a_bad_one_does_not_stop_it(run, model, pict
   assert [html.count(x) for x in ("<figure>", "data:image/jpeg;base64,", "class=\"error\"")] == [6, 5, 1]
   assert len(re.findall("src=|href=|url", html)) == 5  # nothing but the pictures' own data
   assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_name_that_is_not_utf8(run, tmp_path, capsys):
+  folder = tmp_path / "pictures"
+  folder.mkdir()
+  path = os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")
+  Image.new("RGB", (20, 24), "red").save(path)
+  run(folder, f"--out={tmp_path / 'captions.jsonl'}", f"--html={tmp_path / 'page.html'}")
+  assert json.loads((tmp_path / "captions.jsonl").read_text(encoding="utf-8"))["image"] == path
+  run(folder)
+  assert "caf\ufffd.png\t" in capsys.readouterr().out
 
 
 def test_without_files_they_are_printed(run, model, pictures, capsys):

@@ -103,8 +103,10 @@ def test_parquet(tmp_path, text_key):
   pq.write_table(pa.table({
     "image": [{"bytes": picture(n), "path": f"{n}.png"} for n, _, _ in ASKED], "question": [q for _, q, _ in ASKED],
     "answer": [a for _, _, a in ASKED], "answers": [nested(a) for _, _, a in ASKED],
+    "qa": [{"question": q} for _, q, _ in ASKED],
   }), tmp_path / "x.parquet", row_group_size=3)  # fmt: skip
-  check(opened("parquet", tmp_path, text_key=text_key), [f"x.parquet:{i}" for i in range(3)], "web")
+  for key in ("question", "qa.question"):
+    check(opened("parquet", tmp_path, text_key=text_key, question_key=key), [f"x.parquet:{i}" for i in range(3)], "web")
   for wrong, message in (({"question_key": "frage"}, "question_key is 'frage', and there is no such column of text"),
                          ({"text_key": "answers.text"}, r"text_key is 'answers\.text', and there is no such column")):
     with pytest.raises(ValueError, match=message):
@@ -116,13 +118,15 @@ def test_webdataset(tmp_path, monkeypatch, text_key):
   monkeypatch.setenv("COCA_CACHE", str(tmp_path / "cache"))
   members = {}
   for i, (n, question, answers) in enumerate(ASKED):
-    meta = {"answer": answers, "answers": nested(answers)} | ({"question": question} if question else {})
+    asked = {"question": question, "qa": {"question": question}} if question else {}
+    meta = {"answer": answers, "answers": nested(answers)} | asked
     members |= {f"{i:03d}.png": picture(n), f"{i:03d}.json": json.dumps(meta).encode(), f"{i:03d}.txt": b"a caption"}
   (tmp_path / "0.tar").write_bytes(tar(members))
-  check(opened("webdataset", tmp_path, text_key=text_key), ["000", "001", "002"], "web")
+  for key in ("question", "qa.question"):
+    check(opened("webdataset", tmp_path, text_key=text_key, question_key=key), ["000", "001", "002"], "web")
   assert opened("webdataset", tmp_path, text_key="caption", question_key="")[3].texts == (Text("a caption"),)
-  for wrong, message in (({"question_key": "frage"}, "question_key is 'frage': .* JSON; it has: answer, answers, ques"),
-                         ({"text_key": "caption"}, "text_key is 'caption': .* JSON; it has: answer, answers, ques")):
+  for wrong, message in (({"question_key": "frage"}, "question_key is 'frage': .* JSON; it has: answer, answers, qa, qu"),
+                         ({"text_key": "caption"}, "text_key is 'caption': .* JSON; it has: answer, answers, qa, qu")):
     with pytest.raises(ValueError, match=message):
       opened("webdataset", tmp_path, **wrong)
   (tmp_path / "0.tar").write_bytes(tar({"0.png": picture(0), "0.txt": b"a caption"}))

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_read_only_folder(tmp_path, monkeypatch, cache):
   write = files.write_atomic
 
   def read_only(path, data):
-    if path.parent == tmp_path / "shards":
+    if Path(path).parent == tmp_path / "shards":
       raise PermissionError(13, "Permission denied", str(path))
     write(path, data)
 
@@ -162,8 +163,16 @@ def test_cache_directory(monkeypatch):
   assert str(files.cache_directory()) == "/home/me/.cache/coca"
 
 
+def test_a_pax_record_of_no_length_is_damage(tmp_path):
+  data = bytearray(tar({f"{'d' * 120}.jpg": b"x"}, tarfile.PAX_FORMAT))
+  end = data.index(b" path=")
+  data[end - 3 : end] = b"000"
+  (tmp_path / "x.tar").write_bytes(data)
+  assert "damaged header at byte 0" in scanned(tmp_path / "x.tar").problem
+
+
 def test_braces():
   assert files.braces("gs://b/{08..11}.tar") == [f"gs://b/{n}.tar" for n in ("08", "09", "10", "11")]
-  assert files.braces("{9..11}") == ["9", "10", "11"]
+  assert files.braces("{9..11}") == ["9", "10", "11"] and files.braces("{0..10}") == [str(n) for n in range(11)]
   assert files.braces("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
   assert files.braces("a{b}[c]") == ["a{b}[c]"]

@@ -131,7 +131,8 @@ def test_remote(cache, monkeypatch):
   source = opened("memory://wds/*.tar")
   assert [r.image for r in records(source)[:20]] == [picture(n) for n in range(20)]
   assert len(source.problems) == 1 and "2.tar: truncated" in source.problems[0]
-  assert len(list((cache / "tars").iterdir())) == 3
+  assert sorted(fs.glob("/wds/*.index.npz")) == [f"/wds/{s}.tar.index.npz" for s in range(3)]  # for all hosts
+  assert not cache.exists()
   monkeypatch.setattr(tar_index, "scan", None)
   assert records(opened("memory://wds/{0..2}.tar")) == records(source)
   calls, cat = [], type(fs).cat_file
@@ -141,6 +142,28 @@ def test_remote(cache, monkeypatch):
   fs.rm("/wds/1.tar")
   with pytest.raises(BadRecord, match=r"1\.tar: record '000000013'"):
     source[13]
+
+
+def test_the_index_of_a_bucket_that_cannot_be_written_is_kept_here(cache, monkeypatch):
+  fs = fsspec.filesystem("memory")
+  fs.pipe("/closed/0.tar", shard(0, 2))
+
+  def refuse(*_):
+    raise PermissionError("403")
+
+  monkeypatch.setattr(type(fs), "put_file", refuse)
+  monkeypatch.setattr(files.time, "sleep", lambda _: None)
+  source = opened("memory://closed/0.tar")
+  assert len(list((cache / "tars").iterdir())) == 1 and not source.problems
+  monkeypatch.setattr(tar_index, "scan", None)
+  assert records(opened("memory://closed/0.tar")) == records(source)
+
+
+def test_a_link_to_nothing_is_a_broken_file_among_others(tmp_path):
+  (tmp_path / "a.tar").write_bytes(shard(0, 2))
+  (tmp_path / "b.tar").symlink_to(tmp_path / "gone.tar")
+  source = opened(f"{tmp_path}/*.tar")
+  assert len(source) == 2 and len(source.problems) == 1 and "b.tar" in source.problems[0]
 
 
 def test_remote_errors_are_tried_again(monkeypatch):

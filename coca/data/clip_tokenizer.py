@@ -23,7 +23,6 @@ from coca.data.texts import collapse
 
 PAD = 0
 FILE = "tokenizer.json"
-MERGES = 49_408 - 514  # of CLIP's own
 SOURCES = ("tokenizer.json", "vocab.json and merges.txt", "bpe_simple_vocab_16e6.txt.gz")
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"

@@ -150,7 +150,7 @@ def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, r
       if settings.kind == "zero_shot" and record.label < 0:
         raise BadRecord("no label")
       image = images.decode_eval(record.image, size, background, config.data.max_pixels, config.data.squash)
-      found = _eval_texts(record, settings)[:k]
+      found = eval_texts(record, settings)[:k]
     except BadRecord as e:
       return out, f"{where}: {e}"
     for j, text in enumerate(found):
@@ -162,7 +162,12 @@ def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, r
   return _read(example, rows, batch, 0, -(-count // batch), config)
 
 
-def _eval_texts(record, settings: Eval) -> list[str]:
+def eval_texts(record, settings: Eval) -> list[str]:
+  """The texts of a record that an evaluator goes by: its question for 'vqa', one of all labels with the rule 'labels'.
+
+  Raises:
+    BadRecord: there are none, and it is no 'zero_shot'.
+  """
   if settings.kind == "vqa":
     return [questions.question_of(record)]
   try:

@@ -6,8 +6,9 @@ What `run` yields has no prefix: the numbers of the evaluator that the config ca
 
 from collections.abc import Iterable, Iterator
 
-from coca.config import Config
+from coca.config import Config, Source
 from coca.data.sources import open_source
+from coca.data.sources.files import SETTING
 from coca.evals.captions import Captions
 from coca.evals.matching import Matching
 from coca.evals.retrieval import Retrieval
@@ -36,14 +37,21 @@ def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[di
     if name not in config.evals:
       raise ValueError(f"the config has no evaluator '{name}'; it has: {', '.join(config.evals) or 'none'}")
     settings = config.evals[name]
-    sources[name] = open_source(settings.source)
+    sources[name] = _open(settings.source, f"config.evals.{name}.source")
     neighbours = settings.pixel_neighbours
     if neighbours and neighbours not in train_sources:
       if neighbours not in config.data.sources:
         raise ValueError(f"config.evals.{name}.pixel_neighbours is '{neighbours}', which is no training source; "
                          f"config.data.sources has: {', '.join(config.data.sources) or 'none'}")
-      train_sources[neighbours] = open_source(config.data.sources[neighbours])
+      train_sources[neighbours] = _open(config.data.sources[neighbours], f"config.data.sources.{neighbours}")
   return sources, train_sources
+
+
+def _open(settings: Source, name: str):
+  try:
+    return open_source(settings)
+  except (FileNotFoundError, ValueError) as e:
+    raise type(e)(str(e).replace(SETTING, name)) from None
 
 
 def make_evaluators(config: Config, forward, tokenizer, sources: dict,

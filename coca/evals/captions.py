@@ -1,5 +1,6 @@
 """How well the decoder writes: the loss of the true captions, and greedy captions beside them."""
 
+import functools
 import math
 import re
 from collections import Counter
@@ -11,10 +12,13 @@ import numpy as np
 
 from coca.config import Config, Eval
 from coca.data import texts
+from coca.data.pipeline import eval_texts
 from coca.data.records import BadRecord
 from coca.decoding.common import Special
 from coca.decoding.decode import own_prompt
+from coca.decoding.settings import Decoding
 from coca.evals.stream import Stream
+from coca.forward import check_decoding_model
 from coca.host import to_host
 
 
@@ -29,16 +33,15 @@ class Captions:
     source: pictures and their texts, the references.
 
   Raises:
-    ValueError: the model has no multimodal decoder.
+    ValueError: the model has no multimodal decoder, or answers questions.
   """
 
   def __init__(self, config: Config, settings: Eval, forward, tokenizer, source):
-    if not config.model.text.multimodal_layers:
-      raise ValueError("a captions evaluator needs config.model.text.multimodal_layers above 0: "
-                       "a dual encoder writes no captions")
+    check_decoding_model(Decoding(), config)
     self.stream = Stream(config, settings, forward, tokenizer, source, lambda index, _: index)
     self.records = source
     self._references = {}  # record's index -> its texts; read once
+    self._texts_of = functools.partial(eval_texts, settings=settings)  # those that the loss is of
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields 'nll' (nats a token, EOS included), 'perplexity' and, on the first process, the captions' scores.
@@ -51,11 +54,10 @@ class Captions:
     writer, local_rows = forward.writer(params), len(self.stream.host_rows)
     prompt, begins = own_prompt(self.stream.config, self.stream.tokenizer, local_rows)
     for batch in self.stream:
-      for k in np.nonzero(batch.rows["text_weight"].any(axis=0))[0]:
-        local = batch.local
-        kth = {"text": local["text"][:, k], "weight": local["weight"] * local["text_weight"][:, k]}
-        loss, count = forward.caption_loss(params, {"image": batch.device["image"], **forward.put(kth)})
-        nll, tokens = nll + float(to_host(loss)), tokens + float(to_host(count))
+      local = batch.local
+      first = {"text": local["text"][:, 0], "weight": local["weight"] * local["text_weight"][:, 0]}
+      loss, count = forward.caption_loss(params, {"image": batch.device["image"], **forward.put(first)})
+      nll, tokens = nll + float(to_host(loss)), tokens + float(to_host(count))
       encoded = forward.encode(params, batch.device["image"])
       ids = to_host(forward.caption(writer, encoded, special=special, **forward.put(prompt)).text)[:, 0, begins:]
       for row in np.nonzero(batch.rows["weight"] > 0)[0]:
@@ -69,17 +71,18 @@ class Captions:
   def _scores(self, captions: dict[int, str]) -> Iterator[tuple[str, float]]:
     unread = [i for i in captions if i not in self._references]
     with ThreadPoolExecutor() as pool:
-      self._references.update(zip(unread, pool.map(lambda i: references(self.records, i), unread), strict=True))
+      found = pool.map(lambda i: references(self.records, i, self._texts_of), unread)
+      self._references.update(zip(unread, found, strict=True))
     pairs = [(caption, self._references[i]) for i, caption in captions.items() if self._references[i]]
     yield "exact_match", float(np.mean([matches(c, r) for c, r in pairs])) if pairs else math.nan
     yield "bleu1", bleu1([c for c, _ in pairs], [r for _, r in pairs])
     yield "examples", float(len(pairs))
 
 
-def references(source, index: int) -> tuple[str, ...]:
-  """All texts of a record; none if it can't be read or has none."""
+def references(source, index: int, texts_of=texts.captions) -> tuple[str, ...]:
+  """All texts of a record, or what `texts_of` says of it; none if it can't be read or has none."""
   try:
-    return tuple(texts.captions(source[index]))
+    return tuple(texts_of(source[index]))
   except BadRecord:
     return ()
 

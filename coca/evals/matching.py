@@ -49,7 +49,8 @@ class Matching:
       picks, usable = pick_others(images @ texts.T, own, weight, np.random.default_rng(i))
       three = np.stack([own, own[picks[:, 0]], own[picks[:, 1]]], axis=1)
       three = forward.put({"text": three[self.stream.host_rows]})["text"]
-      found.append(to_host(forward.score(params, encoded, three).matching)[usable])
+      scores = forward.score(params, encoded._replace(embedding=None), three)
+      found.append(to_host(scores.matching)[usable])
     scores = np.concatenate(found)
     if not len(scores):
       logging.warning("matching: no batch of %s has two pictures with different texts", self.stream.source.name)

@@ -59,13 +59,13 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
   """Looks at pictures spread over an evaluator's source; the first process gets the cells of its own rows."""
   stream, zero_shot = evaluator.stream, evaluator if isinstance(evaluator, ZeroShot) else None
   vqa = evaluator if isinstance(evaluator, Vqa) else None
-  settings = dataclasses.replace(stream.settings, limit=count, texts_per_image=1)  # batch kept: it is compiled
+  settings = dataclasses.replace(stream.settings, limit=count, texts_per_image=1)
   source, config = stream.source, stream.config
   classes = zero_shot.classes(params) if zero_shot else None
   cells = []
   writes = vqa or (stream.forward if config.model.text.multimodal_layers else None)
   writer = writes.writer(params) if writes else None
-  few = Stream(config, settings, stream.forward, stream.tokenizer, source, lambda index, _: index)
+  few = Stream(config, settings, stream.forward, stream.tokenizer, source, lambda index, _: index, stream.batch)
   for batch in few:
     captions = top = None
     if vqa:

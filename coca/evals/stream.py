@@ -63,14 +63,15 @@ class Stream:
     tokenizer: `coca.data.tokenizer.Tokenizer`.
     source: its records; `settings.limit` picks that many, evenly spread.
     label: as in `View`; left out, the records' own labels.
+    batch: of another stream, for which the functions are compiled; 0: as the settings say.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source, label=None):
+  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source, label=None, batch: int = 0):
     if not len(source):
       raise ValueError(f"evaluation source '{source.name}' holds no records")
     self.config, self.settings, self.forward, self.tokenizer = config, settings, forward, tokenizer
     self.source = View(source, spread(len(source), settings.limit), label or (lambda index, record: record.label))
-    self.batch = round_up(min(settings.batch, len(source)), forward.mesh)
+    self.batch = batch or round_up(min(settings.batch, len(self.source)), forward.mesh)
     self.host_rows = pipeline.rows_of(sharding.batch_sharding(forward.mesh), self.batch)
     self._reported = False
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 from absl import logging
+from tqdm import tqdm
 
 from coca.config import Config, Eval
 from coca.data import images, texts
@@ -134,10 +135,15 @@ def _thumbnails(source) -> tuple[np.ndarray, list[str]]:
 
 
 def _first_texts(source) -> Iterator[str]:
-  for i in range(len(source)):
+  def read(i):
     try:
-      found = source[i].texts
+      return source[i].texts[:1]
     except BadRecord:
-      continue  # counted where its picture is wanted
-    if found:
-      yield texts.collapse(found[0].text)
+      return ()  # counted where its picture is wanted
+
+  with ThreadPoolExecutor(16) as pool, tqdm(total=len(source), desc="class names", disable=None, delay=5) as bar:
+    for start in range(0, len(source), 1024):
+      for found in pool.map(read, range(start, min(start + 1024, len(source)))):
+        bar.update()
+        for text in found:
+          yield texts.collapse(text.text)

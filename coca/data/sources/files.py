@@ -25,7 +25,7 @@ from tqdm import tqdm
 from coca.config import Source
 from coca.data.records import Text
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 DEFAULT_IMAGE_KEY = Source().image_key
 DEFAULT_TEXT_KEY = Source().text_key
 THREADS = 16  # for opening many files: the time goes into waiting
@@ -182,8 +182,16 @@ def _listing(fs, name: str, suffix: str) -> list[dict]:
         return [info]
       name = f"{name.rstrip('/')}/*{suffix}"
     infos = [info for _, info in sorted(fs.glob(name, detail=True).items())]
-    return [fs.info(info["name"]) if info.get("islink") else info for info in infos]  # what a link points at
+    return [_target(fs, info) for info in infos]
   return []
+
+
+def _target(fs, info: dict) -> dict:
+  """What a link points at. One that points nowhere counts as a file, which is found broken when it is opened."""
+  try:
+    return fs.info(info["name"]) if info.get("islink") else info
+  except FileNotFoundError:
+    return info | {"type": "file"}
 
 
 def _stamp(info: dict) -> str:
@@ -200,7 +208,8 @@ def braces(pattern: str) -> list[str]:
     return [pattern]
   first, last, names = match.groups()
   if names is None:
-    width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+    padded = any(len(number) > 1 and number[0] == "0" for number in (first, last))
+    width = max(len(first), len(last)) if padded else 0
     values = [f"{n:0{width}d}" for n in range(int(first), int(last) + 1)]
   else:
     values = names.split(",")

@@ -112,7 +112,7 @@ class Parquet:
       raise BadRecord(f"{where}: no image (column '{table.image}')")
     try:
       texts = files.as_texts(files.lookup(values, table.text) if table.text else None, self._origin)
-      question = files.as_question(values[table.question]) if table.question else ""
+      question = files.as_question(files.lookup(values, table.question)) if table.question else ""
     except ValueError as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
     return Record(key, image, texts, question=question)
@@ -188,8 +188,8 @@ def _examine(file: files.File, settings: Source) -> tuple[_Table | None, str]:
   if not question and settings.question_key:
     return None, (f"{file.name}: question_key is {settings.question_key!r}, and there is no such column of text; "
                   f"{_shown(schema)}")
-  extra = [c for c in (text, text.partition(".")[0], question, "key", "status") if c in schema.names]
-  columns = tuple(dict.fromkeys((image, *extra)))
+  extra = (text, text.partition(".")[0], question, question.partition(".")[0], "key", "status")
+  columns = tuple(dict.fromkeys((image, *(c for c in extra if c in schema.names))))
   return _Table(file, image, text, question, columns, *_row_groups(footer, columns)), ""
 
 

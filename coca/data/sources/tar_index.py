@@ -1,19 +1,20 @@
 """Where the members of a WebDataset tar lie, so that its records can be read in any order.
 
 Members `dir/KEY.EXT` with the same `dir/KEY` are one sample; KEY ends at the first dot of the file's name. An index
-is built by reading the tar's headers only, once: it is kept as NAME.tar.index.npz beside the tar or, where that can't
-be written, in the cache directory, and made again when the tar has changed or the index is damaged.
+is built by reading the tar's headers, once (in a bucket that is most of the tar, if its members are smaller than what a
+request takes): it is kept as NAME.tar.index.npz beside the tar or, where that can't be written, in the cache directory,
+and made again when the tar has changed or the index is damaged.
 """
 
 import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+import fsspec
 import numpy as np
 
-from coca.data.sources.files import File, cache_directory, write_atomic
+from coca.data.sources.files import File, cache_directory, read_all, write_atomic
 
 SUFFIX = ".index.npz"
 VERSION = 1
@@ -60,9 +61,8 @@ def read_index(file: File) -> tuple[TarIndex, str]:
   Raises:
     OSError: the tar can't be read.
   """
-  places = [cache_directory() / "tars" / f"{hashlib.sha256(file.url.encode()).hexdigest()[:32]}.npz"]
-  if file.local:
-    places.insert(0, Path(file.path + SUFFIX))
+  name = hashlib.sha256(file.url.encode()).hexdigest()[:32]
+  places = [file.url + SUFFIX, str(cache_directory() / "tars" / f"{name}.npz")]
   for place in places:
     index = _load(place, file)
     if index is not None:
@@ -80,9 +80,9 @@ def read_index(file: File) -> tuple[TarIndex, str]:
   return index, reason
 
 
-def _load(path: Path, file: File) -> TarIndex | None:
+def _load(place: str, file: File) -> TarIndex | None:
   try:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
+    with np.load(io.BytesIO(read_all(*fsspec.core.url_to_fs(place))), allow_pickle=False) as data:
       if data["version"] != VERSION or data["stamp"] != file.stamp:
         return None
       arrays = {k: data[k] for k in ("keys", "extensions", "sample", "extension", "offset", "size")}
@@ -219,7 +219,7 @@ def _pax(data: bytes) -> dict[bytes, bytes]:
     digits = data.partition(b" ")[0]
     length = int(digits)
     key, equals, value = data[len(digits) + 1 : length - 1].partition(b"=")
-    if not equals or length > len(data):
+    if not equals or not len(digits) < length <= len(data):
       raise ValueError("no PAX record")
     values[key], data = value, data[length:]
   return values

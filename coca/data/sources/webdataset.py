@@ -68,7 +68,7 @@ class WebDataset:
     try:
       values = _object(text) if parsed and text is not None else {}
       texts = files.as_texts(files.lookup(values, self._field) if parsed else text, self._origin)
-      question = files.as_question(values.get(self._question)) if self._question else ""
+      question = files.as_question(files.lookup(values, self._question)) if self._question else ""
     except (ValueError, RecursionError) as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
     if not image:
