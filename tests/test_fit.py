@@ -15,6 +15,7 @@ from coca import fit, plan, search
 from coca.capfilt.settings import NUCLEUS
 from coca.collectives import Collective
 from coca.compiled import DoesNotFit, Program, compile_capfilt, compile_step
+from coca.models.flash import flash
 from coca.topology import Topology, open_topology
 
 MIB = 2**20
@@ -155,11 +156,15 @@ def test_capfilt_compiles_the_functions_of_a_worker():
 # --- With libtpu ----------------------------------------------------------------------------------------------------
 
 
-def test_a_step_for_four_tpu_chips():
+def test_a_step_for_four_tpu_chips(monkeypatch):
+  """With the Pallas kernel in the image encoder, of 144 tokens."""
   pytest.importorskip("libtpu", reason="libtpu is not installed (pip install -e '.[plan]')")
-  topology = open_topology("v5e-4")
-  config = tiny(data__batch=64, mesh__data=2, mesh__fsdp=2, model__remat="full")
+  topology, called = open_topology("v5e-4"), []
+  monkeypatch.setattr("coca.models.flash.flash", lambda *x, flash=flash: called.append(x) or flash(*x))
+  config = tiny(data__batch=64, mesh__data=2, mesh__fsdp=2, model__remat="full", model__image__size=48,
+                model__attention="flash")
   program = compile_step(config, topology)
+  assert called
   state = sum(plan.state_bytes(config, 4).values())
   assert state < program.arguments < program.peak < topology.memory
   assert {"all-gather", "reduce-scatter"} <= {row.kind for row in program.collectives}

@@ -125,8 +125,8 @@ def test_webdataset(tmp_path, monkeypatch, text_key):
   for key in ("question", "qa.question"):
     check(opened("webdataset", tmp_path, text_key=text_key, question_key=key), ["000", "001", "002"], "web")
   assert opened("webdataset", tmp_path, text_key="caption", question_key="")[3].texts == (Text("a caption"),)
-  for wrong, message in (({"question_key": "frage"}, "question_key is 'frage': .* JSON; it has: answer, answers, qa, qu"),
-                         ({"text_key": "caption"}, "text_key is 'caption': .* JSON; it has: answer, answers, qa, qu")):
+  for wrong, message in (({"question_key": "frage"}, "question_key is 'frage': .* JSON; it has: answer, answers, qa"),
+                         ({"text_key": "caption"}, "text_key is 'caption': .* JSON; it has: answer, answers, qa")):
     with pytest.raises(ValueError, match=message):
       opened("webdataset", tmp_path, **wrong)
   (tmp_path / "0.tar").write_bytes(tar({"0.png": picture(0), "0.txt": b"a caption"}))
