@@ -7,8 +7,6 @@ from coca.interop.open_clip_config import MEAN, STD
 from coca.recipes import EMOJI
 from coca.workdir import read_config
 
-PROMPT = "a picture of "
-
 
 def pretraining(batch: int, lr: float) -> ConfigDict:
   """BLIP's pre-training (sections 3 and 4.1) with ViT-B/16; equal weights of ITC, ITM and LM.

@@ -39,6 +39,11 @@ class ImageEncoder:
   def tokens(self) -> int:
     return (self.size // self.patch) ** 2
 
+  @property
+  def kept(self) -> int:
+    """Patches that `patch_dropout` leaves."""
+    return max(1, round(self.tokens * (1 - self.patch_dropout)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Poolers:

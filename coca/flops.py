@@ -35,7 +35,7 @@ def _coca(config: Config) -> dict[str, float]:
   frozen = frozen_parts(config)
   embed_dim = model.embed_dim or text.width
   learns = "image_encoder" not in frozen
-  tokens, width = _kept(image) + image.class_token, image.width
+  tokens, width = image.kept + image.class_token, image.width
   flops = {"image_encoder": _image_encoder(image, tokens, learns)}
   encoded = (tokens, width, learns)
 
@@ -130,7 +130,7 @@ def _blip(config: Config) -> dict[str, float]:
     return layers * flops, live
 
   image_live = "image_encoder" not in frozen
-  pictures = _kept(image) + 1, image.width, image_live
+  pictures = image.kept + 1, image.width, image_live
   flops = {"image_encoder": _image_encoder(image, pictures[0], image_live)}
   flops |= dict.fromkeys(("text_encoder", "text_decoder", "caption_head", "softmax"), 0.0)
 
@@ -172,11 +172,6 @@ def _blip(config: Config) -> dict[str, float]:
     flops["text_encoder"] += cost
     write(config.answering.length, (text.length, text.width, live), config.answering.answers)
   return {part: cost for part, cost in flops.items() if cost}
-
-
-def _kept(image):
-  """Patches that are not dropped."""
-  return max(1, round(image.tokens * (1 - image.patch_dropout)))
 
 
 def _image_encoder(image, tokens, learns):

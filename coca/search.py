@@ -23,7 +23,7 @@ def saved_bytes(config: Config, per_device: int, policy: str) -> int:
   model, tensor = config.model, max(config.mesh.tensor, 1)
   image, text = model.image, model.text
   itemsize = 4 if model.dtype == "float32" else 2
-  tokens = max(1, round(image.tokens * (1 - image.patch_dropout))) + image.class_token
+  tokens = image.kept + image.class_token
   context = (model.poolers.n_query if model.kind == "coca" else 0) or tokens
 
   def layer(t, tower, crosses=0):

@@ -15,6 +15,7 @@ five epochs of COCO. The rate falls each step and not each epoch.
 from coca import blip_recipes
 from coca.commands import arguments
 from coca.decoding.decode import own_prompt
+from coca.interop.blip_config import PROMPT
 from coca.workdir import read_workdir
 
 
@@ -26,7 +27,7 @@ def get_config(arg=None):
   config.model.text.unimodal_layers = 0
   if config.model.image.size >= 224:
     config.model.text.length = 40
-  config.data.prompt = blip_recipes.PROMPT
+  config.data.prompt = PROMPT
   tokenizer = read_workdir(args.init_from)[1]
   config.captioning.update(weight=1.0, prompt_tokens=own_prompt(config, tokenizer, 1)[1] - 1)
   blip_recipes.evaluate(config, args, "captions", kind="captions")

@@ -16,7 +16,7 @@ class ImageEncoder(nnx.Module):
   def __init__(self, model: Model, dtype, rngs: nnx.Rngs):
     image = model.image
     self.patch, self.dtype, self.mean, self.std = image.patch, dtype, image.mean, image.std
-    self.keep = max(1, round(image.tokens * (1 - image.patch_dropout)))
+    self.keep = image.kept
     self.patches = linear(image.patch**2 * 3, image.width, dtype, rngs, bias=image.patch_bias)
     self.positions = nnx.Param(EMBED_INIT(rngs.params(), (image.tokens + image.class_token, image.width)))
     self.class_token = nnx.Param(EMBED_INIT(rngs.params(), (image.width,))) if image.class_token else None
