@@ -1,4 +1,4 @@
-"""JAX's flash attention kernel for TPUs (Pallas), for any number of tokens and under any mesh of the project."""
+"""JAX's flash attention kernel for TPUs (Pallas), for any number of tokens and a mesh that splits whole heads."""
 
 import jax
 import jax.numpy as jnp
