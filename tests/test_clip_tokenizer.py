@@ -36,6 +36,12 @@ def test_special_ids(clip):
   assert (injected == clip.eos).sum() == (injected == clip.bos).sum() == 1  # names in a text are text
 
 
+def test_cut_texts_are_known_and_nothing_is_unknown(clip):
+  exact = len(clip.tokens("two cats, 3 dogs")) + 2
+  assert clip.cuts("two cats, 3 dogs", exact - 1) and not clip.cuts("two cats, 3 dogs", exact)
+  assert not tokenizer.all_unknown(clip, clip.encode("\u732b !", 12))
+
+
 def test_decoding_ends_at_eos_or_at_the_padding(clip):
   ids = clip.encode("the cat !?", 12).tolist()
   end = ids.index(clip.eos)

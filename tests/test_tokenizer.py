@@ -68,6 +68,20 @@ def test_long_texts_end_with_eos(small):
   assert small.encode("", 3).tolist() == [tokenizer.BOS, tokenizer.EOS, tokenizer.PAD]
 
 
+def test_cut_texts_are_known(small):
+  text = " ".join(sentences(20))
+  exact = len(small.tokens(text)) + 2
+  assert small.cuts(text, exact - 1) and not small.cuts(text, exact) and not small.cuts("", 2)
+  assert small.encode(text, exact)[1:-1].tolist() == small.tokens(text)
+
+
+def test_texts_of_nothing_that_is_known(small):
+  for text, unknown in (("猫", True), ("赤い 猫", True), ("a 猫", False), ("a cat", False), ("", False)):
+    assert tokenizer.all_unknown(small, small.encode(text, 8)) == unknown, text
+  rows = np.stack([small.encode(text, 8) for text in ("猫", "cat")])
+  assert tokenizer.all_unknown(small, rows[None]).tolist() == [[True, False]]
+
+
 def test_decode_takes_what_a_model_may_emit(small):
   ids = small.encode("a red cat", 24)
   end = int(np.flatnonzero(ids == tokenizer.EOS)[0])

@@ -57,6 +57,14 @@ def test_special_ids(blip):
   assert [(injected == i).sum() for i in (blip.eos, blip.bos, blip.enc, blip.cls)] == [1, 1, 0, 0]
 
 
+def test_cut_and_unknown_texts(blip):
+  assert blip.cuts("cat cat cat", 4) and not blip.cuts("cat cat cat", 5)
+  assert blip.cuts("cat " * 51, 200) and not blip.cuts("cat " * 50, 200)  # BLIP's cleaning cuts words
+  rows = np.stack([blip.encode(text, 6) for text in ("\ua66e", "a \ua66e", "cat")])
+  found = tokenizer.all_unknown(blip, rows)
+  assert found.tolist() == [True, False, False]
+
+
 def test_berts_own_list_gives_blips_ids():
   bert = wordpiece.WordPiece([*SMALL, *(f"[unused{i}]" for i in range(30_522 - len(SMALL)))])
   assert (bert.bos, bert.enc, bert.vocab) == (30_522, 30_523, 30_524)

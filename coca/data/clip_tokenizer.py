@@ -19,9 +19,8 @@ from etils import epath
 from tokenizers import models, normalizers, pre_tokenizers
 
 from coca.data.sources.files import write_atomic
-from coca.data.texts import collapse
+from coca.data.texts import collapse, framed
 
-PAD = 0
 FILE = "tokenizer.json"
 SOURCES = ("tokenizer.json", "vocab.json and merges.txt", "bpe_simple_vocab_16e6.txt.gz")
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
@@ -39,7 +38,7 @@ class ClipTokenizer:
     ValueError: a merge of pieces that are not there.
   """
 
-  file = FILE
+  unknown, blank, file = -1, -1, FILE  # every byte has an id
 
   def __init__(self, merges: list[tuple[str, str]]):
     vocab = _vocab(merges)
@@ -61,14 +60,17 @@ class ClipTokenizer:
     self.model = pieces.to_str().encode()
     self.sha256 = hashlib.sha256(self.model).hexdigest()
 
+  def tokens(self, text: str) -> list[int]:
+    """The ids of the whole text, without BOS and EOS."""
+    return self._pieces.encode(clean(text), add_special_tokens=False).ids
+
   def encode(self, text: str, length: int) -> np.ndarray:
     """BOS, the text's ids, EOS, then PAD: int32 [length]. A longer text is cut so that the last id is EOS."""
-    ids = self._pieces.encode(clean(text), add_special_tokens=False).ids[:length - 2]
-    out = np.full(length, PAD, np.int32)
-    out[0] = self.bos
-    out[1:len(ids) + 1] = ids
-    out[len(ids) + 1] = self.eos
-    return out
+    return framed(self.tokens(text), self.bos, self.eos, length)
+
+  def cuts(self, text: str, length: int) -> bool:
+    """Whether `encode` leaves out a part of the text."""
+    return len(self.tokens(text)) > length - 2
 
   def decode(self, ids) -> str:
     """The text up to the first EOS, or up to the padding where there is none; words are separated by spaces."""

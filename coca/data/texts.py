@@ -60,6 +60,14 @@ def collapse(text: str) -> str:
   return " ".join(text.split())
 
 
+def framed(ids: Sequence[int], bos: int, eos: int, length: int) -> np.ndarray:
+  """A text's ids as a row: BOS, as many as there is room for, EOS, then zeros (PAD): int32 [length]."""
+  ids = ids[:length - 2]
+  out = np.zeros(length, np.int32)
+  out[:len(ids) + 2] = bos, *ids, eos
+  return out
+
+
 def check_prompts(prompts: Sequence[str], where: str) -> None:
   """Raises ValueError if a prompt has no place for the name."""
   for prompt in prompts:

@@ -36,8 +36,9 @@ _LONGEST = 1000  # characters of a text that training looks at; SentencePiece wo
 class Tokenizer:
   """A SentencePiece model.
 
-  What every tokenizer has: the ids `bos` and `eos`, `vocab` (ids from 0 to that), `sha256`, the name `file` under which
-  a working directory keeps it, `encode`, `decode` and `save`.
+  What every tokenizer has: the ids `bos`, `eos`, `unknown` and `blank` (a space's; -1: it has none of these), `vocab`
+  (ids from 0 to that), `sha256`, the name `file` under which a working directory keeps it, `tokens`, `encode`, `cuts`,
+  `decode` and `save`.
 
   Args:
     model: the bytes of a model file with the ids pad 0, bos 1, eos 2, unk 3.
@@ -46,7 +47,7 @@ class Tokenizer:
     ValueError: damaged bytes, or other special ids.
   """
 
-  bos, eos, file = BOS, EOS, FILE
+  bos, eos, unknown, file = BOS, EOS, UNK, FILE
 
   def __init__(self, model: bytes):
     self.model = model
@@ -62,15 +63,19 @@ class Tokenizer:
       raise ValueError(f"the SentencePiece model's pad, bos, eos, unk are {ids}; they have to be 0, 1, 2, 3: train it "
                        "with pad_id=0, bos_id=1, eos_id=2, unk_id=3")
     self.vocab: int = self._pieces.get_piece_size()
+    self.blank: int = self._pieces.piece_to_id("\u2581")  # of a space alone; UNK where no piece is
+
+  def tokens(self, text: str) -> list[int]:
+    """The ids of the whole text, without BOS and EOS."""
+    return self._pieces.encode(text)
 
   def encode(self, text: str, length: int) -> np.ndarray:
     """BOS, the text's ids, EOS, then PAD: int32 [length]. A longer text is cut so that the last id is EOS."""
-    ids = self._pieces.encode(text)[:length - 2]
-    out = np.zeros(length, np.int32)
-    out[0] = BOS
-    out[1:len(ids) + 1] = ids
-    out[len(ids) + 1] = EOS
-    return out
+    return texts_.framed(self.tokens(text), BOS, EOS, length)
+
+  def cuts(self, text: str, length: int) -> bool:
+    """Whether `encode` leaves out a part of the text."""
+    return len(self.tokens(text)) > length - 2
 
   def decode(self, ids) -> str:
     """The text up to the first EOS; special ids and those that no piece has are left out."""
@@ -85,6 +90,22 @@ class Tokenizer:
   def save(self, path) -> None:
     """Writes the model file; a reader sees all of it or nothing."""
     write_atomic(path, self.model)
+
+
+def all_unknown(tokenizer, ids) -> np.ndarray:
+  """Which texts consist of nothing that the tokenizer knows: equal ids do not make those equal.
+
+  Args:
+    tokenizer: of any kind.
+    ids: int [..., L], as `encode` gives them.
+
+  Returns:
+    bool [...]; False for texts without any token.
+  """
+  ids = np.asarray(ids)
+  unknown = ids == tokenizer.unknown
+  nothing = np.isin(ids, (PAD, tokenizer.bos, tokenizer.eos, tokenizer.blank))
+  return unknown.any(-1) & (unknown | nothing).all(-1)
 
 
 def load(path, sha256: str = "") -> Tokenizer | clip_tokenizer.ClipTokenizer | wordpiece.WordPiece:

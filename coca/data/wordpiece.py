@@ -18,6 +18,7 @@ from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from coca.data.sources.files import write_atomic
+from coca.data.texts import framed
 
 PAD = 0
 FILE = "vocab.txt"
@@ -46,7 +47,7 @@ class WordPiece:
     ValueError: another id of [PAD] than 0, a special token that is missing, a piece that is there twice or empty.
   """
 
-  file = FILE
+  blank, file = -1, FILE
 
   def __init__(self, pieces: Iterable[str]):
     pieces = list(pieces)
@@ -66,18 +67,22 @@ class WordPiece:
     self._pieces.decoder = decoders.WordPiece(_INSIDE, cleanup=True)
     self._special = {ids[name] for name in SPECIAL if name in ids}
     self.bos, self.eos, self.cls, self.enc = (ids[name] for name in ("[DEC]", "[SEP]", "[CLS]", "[ENC]"))
+    self.unknown = ids["[UNK]"]
     self.vocab = len(pieces)
     self.model = "".join(f"{piece}\n" for piece in pieces).encode()
     self.sha256 = hashlib.sha256(self.model).hexdigest()
 
+  def tokens(self, text: str) -> list[int]:
+    """The ids of the cleaned text, all of them, without [DEC] and [SEP]."""
+    return self._pieces.encode(clean(text)).ids
+
   def encode(self, text: str, length: int) -> np.ndarray:
     """[DEC], the cleaned text's ids, [SEP], then PAD: int32 [length]. A longer text is cut so that [SEP] is last."""
-    ids = self._pieces.encode(clean(text)).ids[:length - 2]
-    out = np.full(length, PAD, np.int32)
-    out[0] = self.bos
-    out[1:len(ids) + 1] = ids
-    out[len(ids) + 1] = self.eos
-    return out
+    return framed(self.tokens(text), self.bos, self.eos, length)
+
+  def cuts(self, text: str, length: int) -> bool:
+    """Whether `encode` leaves out a part of the text, or BLIP's cleaning all words behind the 50th."""
+    return len(self.tokens(text)) > length - 2 or len(_words_of(text)) > _MAX_WORDS
 
   def decode(self, ids) -> str:
     """The text up to the first [SEP]; special ids, [UNK] among them, and those that no piece has are left out.
@@ -96,8 +101,11 @@ class WordPiece:
 
 def clean(text: str) -> str:
   """BLIP's cleaning: lower case, a space for each of . ! " ( ) * # : ; ~, single spaces, the first 50 words."""
-  words = _SPACES.sub(" ", text.lower().translate(_SIGNS)).strip().split(" ")
-  return " ".join(words[:_MAX_WORDS])
+  return " ".join(_words_of(text)[:_MAX_WORDS])
+
+
+def _words_of(text: str) -> list[str]:
+  return _SPACES.sub(" ", text.lower().translate(_SIGNS)).strip().split(" ")
 
 
 def load(model: bytes) -> WordPiece:
