@@ -197,7 +197,9 @@ class Optim:
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8  # of adamw; CLIP has 1e-6
-  weight_decay: float = 0.01  # decoupled: times the learning rate of the step
+  # Decoupled: a step takes this times its learning rate off a weight, as in AdamW. big_vision adds decay after the
+  # rate's scale, so that its number is what the step of the highest rate takes: divide it by `lr`.
+  weight_decay: float = 0.01
   decay_mask: str = "kernels"  # what decays: 'kernels' (matrices), 'all' (but the temperature)
   clip: float = 0.0  # global gradient norm; 0: none (pre-training; Tables 9 and 10 have 1.0)
   ema: float = 0.0  # decay of the parameters' moving average; 0: none (Table 9 has 0.9999)

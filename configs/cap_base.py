@@ -10,7 +10,8 @@ no contrastive loss. With `parallel` (CapPa), the decoder has nothing but [MASK]
 causal mask, and predicts all words at once. It writes captions word by word in either case.
 
 The paper's and big_vision's (cappa.py and pretrain.py): sizes, six layers, 32,000 words, 64 tokens, batch of 8,192,
-366,500 steps, 10,000 of them warm-up, Adafactor with rate 1e-3, weight decay 1e-4 and clipping at 1.0, cosine decay.
+366,500 steps, 10,000 of them warm-up, Adafactor with rate 1e-3, weight decay 1e-4 (a step's at the highest rate: 0.1 in
+`config.optim.weight_decay`) and clipping at 1.0, cosine decay.
 
 Not theirs: their decoder has no biases but in its last LayerNorm and in the vocabulary head, ours has them everywhere
 but there (73,728 more and 32,000 fewer: 191,710,464 parameters for 191,668,736, and [MASK]'s 768 on both sides).
@@ -34,7 +35,7 @@ def get_config(arg=None):
 
   config.contrastive.weight = 0.0
   config.captioning.update(weight=1.0, parallel=0.75 if args.parallel else 0.0)
-  config.optim.update(lr=1e-3, weight_decay=1e-4, schedule="cosine", warmup="10000", clip=1.0)
+  config.optim.update(lr=1e-3, weight_decay=0.1, schedule="cosine", warmup="10000", clip=1.0)
   config.steps = "366500"
   config.data.batch = 8192
   for name in ("imagenet", "coco_retrieval", "flickr_retrieval"):  # of embeddings

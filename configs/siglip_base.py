@@ -8,8 +8,9 @@ CoCa's image encoder under one contrastive pooler with a feed-forward behind it 
 a mask, whose last state is the text embedding, and the pairwise sigmoid loss, round the devices.
 
 The paper's (sections 3, 4.2, 4.6 and 4.7, appendix C): sizes, 32,000 words, 64 tokens, 32,768 pairs a batch, 40e9 in
-all, Adafactor with rate 1e-3, weight decay 1e-4 and b2 0.95, 1 / temperature 10 and bias -10 at the start. The towers'
-details are those of big_vision, its code. With the same weights, embeddings are those of transformers' SigLIP.
+all, Adafactor with rate 1e-3, weight decay 1e-4 and b2 0.95, 1 / temperature 10 and bias -10 at the start. Their weight
+decay is a step's at the highest rate, which is 0.1 in `config.optim.weight_decay`. The towers' details are those of
+big_vision, its code. With the same weights, embeddings are those of transformers' SigLIP.
 
 Not the paper's, or not in it: it trains at 256 pixels and goes on for 5e9 pairs at 224; here it is 224 throughout. A
 warm-up of 20,000 steps, cosine decay and clipping at 1.0 are SigLIP 2's (arXiv 2502.14786). The tokenizer is trained on
@@ -33,7 +34,7 @@ def get_config(arg=None):
 
   config.captioning.weight = 0.0
   config.contrastive.update(loss="sigmoid_ring", temperature=0.1, bias=-10.0, max_scale=0.0, equal_texts="negatives")
-  config.optim.update(lr=1e-3, b2=0.95, weight_decay=1e-4, schedule="cosine", warmup="20000", clip=1.0)
+  config.optim.update(lr=1e-3, b2=0.95, weight_decay=0.1, schedule="cosine", warmup="20000", clip=1.0)
   config.steps = "40e9 examples"
   config.data.batch = 32_768
   del config.evals.coco_captions

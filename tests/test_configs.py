@@ -8,6 +8,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from common import tiny
 
@@ -17,6 +18,7 @@ from coca.data import tokenizer, wordpiece
 from coca.data.sources import open_source
 from coca.durations import in_steps
 from coca.interop.open_clip_config import MODELS, to_config
+from coca.optim import make_optimizer
 from coca.sharding import batch_sharding, make_mesh
 from coca.train_step import make_train_step, planned_state
 from coca.workdir import write_run
@@ -198,6 +200,17 @@ def test_size_of_the_captioner_alone(arg, mask):
   said = (CONFIGS / "cap_base.py").read_text()
   for number in (theirs, theirs - words + biases, biases):
     assert f"{number:,}" in said
+
+
+@pytest.mark.parametrize("name", ["siglip_base", "cap_base"])
+def test_weight_decay_is_a_step_s_at_the_highest_rate(name):
+  """big_vision adds its 1e-4 behind the learning rate: the peak takes 1e-4 off a weight that has no gradient."""
+  c = named(name)
+  c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, warmup="0"))  # the first step is the peak
+  params = {"head": {"kernel": jnp.full((3, 5), 2.0)}}
+  optimizer = make_optimizer(c, 1000, params)
+  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+  np.testing.assert_allclose(updates["head"]["kernel"], -1e-4 * 2, rtol=1e-6)
 
 
 def test_clip_is_the_model_that_open_clips_weights_are_read_into():
