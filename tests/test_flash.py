@@ -52,8 +52,9 @@ def test_it_lowers_for_tpus_under_a_mesh(sizes):
     return flash(q, k, v).astype(jnp.float32).sum()
 
   with jax.set_mesh(mesh):
-    text = jax.jit(jax.grad(loss)).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
-  assert text.count("tpu_custom_call") == 3  # forward, keys and values, queries
+    text = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+  # Forward and backward; how many kernels the way back takes is jax's affair, but no product is left outside them.
+  assert text.count("tpu_custom_call") > 1 and "dot_general" not in text
   assert ("tensor<1x1x384x64xbf16>" if sizes else "tensor<4x2x384x64xbf16>") in text
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from coca import metrics
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests"))
+import conftest  # noqa: E402, F401  # sets XLA_FLAGS
 
 
 class Job:
@@ -34,8 +36,7 @@ class Job:
     self.workdir = workdir
     environment = {
       **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "COCA_PYTHON": sys.executable, "COCA_EXTRA": "cpu",
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0 "
-                   "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+      "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "COCA_BACKOFF": "1", **(environment or {})}
     command = ["bash", str(ROOT / "launch" / "run_worker.sh"), f"--workdir={workdir}", f"--timeout={timeout}",
                *arguments]
