@@ -147,14 +147,14 @@ def _watch() -> None:
   while not _alone.wait(1):
     for wait in list(_waits):
       waited = time.monotonic() - wait.begun
+      if waited >= wait.say:
+        wait.say *= 2
+        _say(f"waiting for {wait.what}, {waited:.0f} s so far")
       if waited >= (_timeout if wait.limit is None else wait.limit):
         _say(f"error: waited {waited:.0f} s for {wait.what}, and gives up.{_coordinator()} A process that is stuck or "
              "was never started has no such line in its log. This one's threads:")
         faulthandler.dump_traceback()
         os._exit(STALLED)
-      if waited >= wait.say:
-        wait.say *= 2
-        _say(f"waiting for {wait.what}, {waited:.0f} s so far")
 
 
 def _several() -> bool:

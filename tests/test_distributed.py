@@ -7,6 +7,8 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -92,6 +94,19 @@ def test_a_process_that_waits_in_vain_says_for_what_and_ends():
     assert re.search(place + r" waiting for all processes to join, \d+ s so far", said[i])
     assert re.search(r"waited \d+ s for all processes to join, and gives up\.", said[i]) and "initialize" in said[i]
   assert "does not answer" in said[1] and "is process 0 running" in said[1]
+
+
+def test_a_watcher_that_is_late_says_for_what_it_waits_and_then_gives_up(monkeypatch, capsys):
+  def end(status):
+    raise SystemExit(status)
+
+  monkeypatch.setattr(distributed, "_alone", threading.Event())
+  monkeypatch.setattr(distributed, "_waits", [distributed._Wait("the others", time.monotonic() - 60, 3, 4)])
+  monkeypatch.setattr(distributed.faulthandler, "dump_traceback", lambda: None)  # pytest has no stderr for it
+  monkeypatch.setattr(os, "_exit", end)
+  with pytest.raises(SystemExit, match=str(distributed.STALLED)):
+    distributed._watch()
+  assert re.search(r"(?s)waiting for the others, \d+ s so far.*waited \d+ s for the others", capsys.readouterr().err)
 
 
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
