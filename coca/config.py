@@ -223,6 +223,7 @@ class Source:
   question_key: str = ""  # column or field with the question; text_key then names its answers, one an annotator.
   # builtin: 'name' asks for the pictures' names
   answer_weight: float = 1.0  # of the answers in the loss; BLIP gives Visual Genome's 0.2
+  follow_links: bool = False  # folder: also links that lead out of it; else what others put there can't show your files
   origin: str = ""  # what the texts are: 'web', 'synthetic', 'human', 'label'; empty: as the format has it (a folder's
   # are human, a label's name is a label, all others are web)
   # Texts of a CapFilt workdir in place of the source's own (coca/data/sources/bootstrapped.py):

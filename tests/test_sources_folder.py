@@ -185,3 +185,57 @@ def test_images_alone(folder):
   assert [source[i] for i in range(len(source))] == [Record("a.jpg", picture(0), ()),
                                                      Record("sub/b.png", picture(1, "PNG"), ())]
   assert source.problems == []
+
+
+@pytest.fixture
+def linked(folder, tmp_path_factory):
+  """A folder with links out of it, in it and to nowhere, a link to a folder, and a pipe that nobody writes to."""
+  outside = tmp_path_factory.mktemp("outside")
+  (outside / "secret.jpg").write_bytes(picture(9))
+  (outside / "secret.txt").write_text("a secret")
+  for name, target in (("out.jpg", outside / "secret.jpg"), ("in.jpg", folder / "a.jpg"), ("dead.jpg", "/nowhere"),
+                       ("album", outside), ("circle", folder), ("sub/b.txt", outside / "secret.txt")):
+    (folder / name).symlink_to(target)
+  os.mkfifo(folder / "pipe.jpg")
+  for name in ("a", "in", "out", "dead", "pipe"):
+    (folder / f"{name}.txt").write_text(f"text of {name}")
+  return folder
+
+
+def test_links_are_followed_inside_the_folder_only(linked):
+  source = opened(linked)
+  assert texts(source) == {"a.jpg": ["text of a"], "in.jpg": ["text of in"], "sub/b.png": []}
+  out, other, alone = sorted(source.problems, key=lambda text: ("links that" not in text, "pipes" not in text))
+  assert "4 links that lead out of it or nowhere" in out and "follow_links=True" in out
+  assert "2 entries that are no regular files" in other and "such as circle" in other
+  assert "3 texts without an image" in alone
+  everything = texts(opened(linked, follow_links=True))
+  assert everything == {"a.jpg": ["text of a"], "in.jpg": ["text of in"], "out.jpg": ["text of out"],
+                        "sub/b.png": ["a secret"], "album/secret.jpg": ["a secret"]}  # fmt: skip
+
+
+def test_a_table_does_not_lead_out_by_links_either(linked):
+  names = ["a.jpg", "in.jpg", "out.jpg", "album/secret.jpg", "pipe.jpg", "dead.jpg"]
+  table = linked / "captions.jsonl"
+  table.write_text("\n".join(json.dumps({"file_name": name, "caption": "x"}) for name in names))
+  source = opened(linked)
+  assert source[0].image == source[1].image == picture(0)
+  for i, why in ((2, "out.jpg is a link that leads out"), (3, "album/secret.jpg is a link"), (4, "no regular file"),
+                 (5, "leads out")):  # fmt: skip
+    with pytest.raises(BadRecord, match=why):
+      source[i]
+  assert opened(linked, follow_links=True)[3].image == picture(9)
+  table.rename(linked.parent / "elsewhere.jsonl")
+  table.symlink_to(linked.parent / "elsewhere.jsonl")
+  with pytest.raises(OSError, match=r"captions\.jsonl is a link that leads out of the folder; .*follow_links=True"):
+    opened(linked)
+
+
+def test_a_folder_of_links_says_what_it_has_left_out(tmp_path):
+  (tmp_path / "pictures").mkdir()
+  (tmp_path / "a.jpg").write_bytes(picture(0))
+  (tmp_path / "pictures" / "a.jpg").symlink_to(tmp_path / "a.jpg")
+  with pytest.raises(FileNotFoundError, match=r"0 images(.|\n)*1 links .*follow_links=True"):
+    opened(tmp_path / "pictures", text_key="")
+  (tmp_path / "again").symlink_to(tmp_path)  # the folder itself may be one
+  assert len(opened(tmp_path / "again", text_key="")) == 2

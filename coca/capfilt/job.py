@@ -55,9 +55,9 @@ def begin(out: str, settings: CapFilt, source, identities: dict) -> list[Shard]:
     _write_manifest(out, manifest)
     return shards
   old = sidecars.read_manifest(out)
-  differing = [f"  config.{name}: {old['settings'].get(name)!r} before, {manifest['settings'].get(name)!r} now"
-               for name in sorted(old["settings"] | manifest["settings"])
-               if old["settings"].get(name) != manifest["settings"].get(name)]
+  before, now = _filled_up(old["settings"], described(CapFilt())), manifest["settings"]
+  differing = [f"  config.{name}: {before.get(name)!r} before, {now.get(name)!r} now" for name in sorted(before | now)
+               if before.get(name) != now.get(name)]
   differing += [f"  {name}: {old[name]} before, {manifest[name]} now" for name in ("captioner", "filter", "version")
                 if old[name] != manifest[name]]
   if differing:
@@ -66,6 +66,12 @@ def begin(out: str, settings: CapFilt, source, identities: dict) -> list[Shard]:
                      "needs no new job")
   sidecars.check_source(old["shards"], source, out)
   return old["shards"]
+
+
+def _filled_up(values: dict, defaults: dict) -> dict:
+  """A setting that is newer than the job has its default."""
+  return defaults | {name: _filled_up(value, defaults[name]) if isinstance(value, dict) and name in defaults else value
+                     for name, value in values.items()}
 
 
 def unfinished(out: str, shards: list[Shard]) -> list[Shard]:

@@ -4,10 +4,13 @@ Paths are local or fsspec URLs (gs://, s3://, ...). Everything here may be calle
 """
 
 import contextlib
+import errno
+import fcntl
 import functools
 import io
 import os
 import re
+import stat
 import tempfile
 import time
 import uuid
@@ -101,7 +104,7 @@ class _Descriptor:
   """An open file that closes with its last user: dropping it from the cache can't pull it from under a reader."""
 
   def __init__(self, path: str):
-    self._number = os.open(path, os.O_RDONLY)
+    self._number = open_regular(path)
 
   def read(self, start: int, size: int) -> bytes:
     return os.pread(self._number, size, start)  # `self` keeps the file open meanwhile
@@ -129,6 +132,21 @@ def _again(read: Callable[[], bytes], url: str) -> bytes:
       time.sleep(4**attempt / 4)
 
 
+def open_regular(path: str | os.PathLike) -> int:
+  """A descriptor to read a file. What is none, such as a pipe that nobody writes to, does not make the process wait.
+
+  Raises:
+    OSError: no regular file, or it can't be opened.
+  """
+  number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  mode = os.fstat(number).st_mode
+  if stat.S_ISREG(mode):
+    return number
+  os.close(number)
+  kind = IsADirectoryError if stat.S_ISDIR(mode) else OSError
+  raise kind(f"{os.fspath(path)}: no regular file, but a folder, a pipe or a device")
+
+
 def read_all(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
   """A whole file.
 
@@ -136,8 +154,66 @@ def read_all(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     OSError: the file can't be read.
   """
   if isinstance(fs, LocalFileSystem):
-    return Path(path).read_bytes()
+    with open(open_regular(path), "rb") as file:
+      return file.read()
   return _again(lambda: fs.cat_file(path), fs.unstrip_protocol(path))
+
+
+@functools.lru_cache(maxsize=1024)
+def _real(folder: str) -> str:
+  return os.path.realpath(folder)
+
+
+def is_inside(path: str, folder: str) -> bool:
+  """Whether a local path in a folder lies there when all links on the way are followed."""
+  parent, name = os.path.split(path)
+  real = os.path.realpath(path) if os.path.islink(path) else os.path.join(_real(parent), name)
+  return os.path.join(real, "").startswith(os.path.join(_real(folder), ""))
+
+
+def files_below(folder: str, follow_links: bool = False) -> tuple[list[str], list[str]]:
+  """The regular files in a local folder and the folders in it.
+
+  Args:
+    folder: may itself be a link.
+    follow_links: also those that lead out of the folder, and links to folders. Otherwise a link counts only if it leads
+      to a file inside: what others have put into a folder can't show files that are none of theirs.
+
+  Returns:
+    sorted paths below the folder; and what was left out, a text for each kind of it.
+
+  Raises:
+    OSError: the folder can't be read.
+  """
+  found, left, todo, seen = [], {}, [""], set()
+  while todo:
+    below = todo.pop()
+    here = os.path.join(folder, below)
+    if follow_links:  # which may lead in a circle
+      real = os.path.realpath(here)
+      if real in seen:
+        continue
+      seen.add(real)
+    try:
+      with os.scandir(here) as entries:
+        entries = list(entries)
+    except OSError as e:
+      if not below:
+        raise
+      left.setdefault(f"folders that can't be read ({e.strerror})", []).append(below)
+      continue
+    for entry in entries:
+      path = os.path.join(below, entry.name)
+      if entry.is_dir(follow_symlinks=follow_links):
+        todo.append(path)
+      elif entry.is_symlink() and not follow_links and not is_inside(entry.path, folder):
+        left.setdefault("links that lead out of it or nowhere (follow_links=True follows them)", []).append(path)
+      elif entry.is_file():
+        found.append(path)
+      else:
+        left.setdefault("entries that are no regular files (pipes, devices, links to folders)", []).append(path)
+  return sorted(found), [f"{folder}: {len(paths)} {kind} are left out, such as {min(paths)}"
+                         for kind, paths in left.items()]
 
 
 def find(path: str, suffix: str, make: str) -> tuple[list[File], list[str]]:
@@ -158,6 +234,8 @@ def find(path: str, suffix: str, make: str) -> tuple[list[File], list[str]]:
     found = dict(zip(names, pool.map(lambda name: _listing(fs, name, suffix), names), strict=True))
   files = {info["name"]: info for infos in found.values() for info in infos if info["type"] == "file"}
   missing = [f"{name}: no such file" for name, infos in found.items() if not infos]
+  missing += [f"{info['name']}: no regular file, but a pipe or a device; it is left out"
+              for infos in found.values() for info in infos if info["type"] not in ("file", "directory")]
   if not files:
     raise FileNotFoundError(f"{SETTING}.path is {path!r}: no file matches. Such files are made by, for example:\n"
                             f"  {make}")
@@ -289,15 +367,39 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     return
   path = Path(place)
   path.parent.mkdir(parents=True, exist_ok=True)
-  scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-  try:
-    with scratch.open("wb") as file:
+  scratch, number = _scratch(path)
+  with open(number, "wb") as file:  # which is locked until the end of this block
+    try:
       yield file
       file.flush()
-      os.fsync(file.fileno())  # a name that survives a power cut stands for bytes that did
-    os.replace(scratch, path)
-  finally:
-    scratch.unlink(missing_ok=True)
+      os.fsync(number)  # a name that survives a power cut stands for bytes that did
+      os.replace(scratch, path)
+    except BaseException:
+      scratch.unlink(missing_ok=True)
+      raise
+
+
+def _scratch(path: Path) -> tuple[Path, int]:
+  """A new file beside `path`, and its descriptor.
+
+  Its name is always the same, so that what a killed writer left is written over by the next one and not left for good.
+  A lock, which ends with the process, tells whether another still writes it; then, and where there are no locks, the
+  name is a new one.
+  """
+  scratch = path.with_name(f".{path.name}.partial")
+  with contextlib.suppress(OSError):
+    number = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+      fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if os.path.samestat(os.fstat(number), os.stat(scratch)):  # and not what its writer has meanwhile given its name
+        os.ftruncate(number, 0)
+        return scratch, number
+    except OSError as e:
+      if e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        scratch.unlink(missing_ok=True)
+    os.close(number)
+  scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+  return scratch, os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:

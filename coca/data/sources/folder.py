@@ -1,8 +1,9 @@
 """A folder of images with a table of captions (CSV, TSV or JSON), or with NAME.txt beside each NAME.jpg.
 
 The table lies in the folder: captions.* or metadata.*, or the only .csv, .tsv or .jsonl there. It names images by
-their path inside the folder; paths that lead out of it are refused. Rows with the same image are several texts of it;
-with questions they are records of their own, whose keys are PATH, PATH#1, PATH#2, ... in the order of the rows.
+their path inside the folder; paths that lead out of it are refused, and links that do without `Source.follow_links`.
+Rows with the same image are several texts of it; with questions they are records of their own, whose keys are PATH,
+PATH#1, PATH#2, ... in the order of the rows.
 """
 
 import csv
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard
@@ -46,6 +48,8 @@ class Folder:
     self._fs, self._root = fsspec.core.url_to_fs(settings.path)
     self._fs.invalidate_cache()
     self._root = self._root.rstrip("/")
+    self._local = isinstance(self._fs, LocalFileSystem)
+    self._follow_links = settings.follow_links
     if not settings.path or not self._fs.isdir(self._root):
       raise FileNotFoundError(f"{files.SETTING}.path is {settings.path!r}: no such directory")
     if settings.text_key and (table := self._find_table()):
@@ -71,7 +75,7 @@ class Folder:
     try:
       image = self._read_image(path)
       if texts is None:
-        texts = files.as_texts(files.read_all(self._fs, f"{self._root}/{path.rpartition('.')[0]}.txt"), self._origin)
+        texts = files.as_texts(self._read(f"{path.rpartition('.')[0]}.txt"), self._origin)
     except FileNotFoundError as e:
       raise BadRecord(f"{self.name}: no such file: {e.filename or e}") from None
     except (OSError, ValueError) as e:
@@ -88,11 +92,17 @@ class Folder:
   def _read_image(self, path: str) -> bytes:
     for suffix in ("", *(f".{e}" for e in files.IMAGE_EXTENSIONS)):  # a table may name images without it
       try:
-        return files.read_all(self._fs, f"{self._root}/{path}{suffix}")
+        return self._read(f"{path}{suffix}")
       except FileNotFoundError:
         if "." in path.rpartition("/")[2]:
           break
     raise FileNotFoundError(f"{path} (named in the table)")
+
+  def _read(self, path: str) -> bytes:
+    place = f"{self._root}/{path}"
+    if self._local and not self._follow_links and not files.is_inside(place, self._root):
+      raise OSError(f"{path} is a link that leads out of the folder; {files.SETTING}.follow_links=True follows it")
+    return files.read_all(self._fs, place)
 
   def _find_table(self) -> str:
     names = {info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True)
@@ -107,7 +117,11 @@ class Folder:
     return others[0] if others else ""
 
   def _from_files(self, with_texts: bool) -> list[_Entry]:
-    found = [path[len(self._root) + 1 :] for path in self._fs.find(self._root)]
+    if self._local:
+      found, left_out = files.files_below(self._root, self._follow_links)
+      self.problems += left_out
+    else:
+      found = [path[len(self._root) + 1 :] for path in self._fs.find(self._root)]
     names = {path for path in found if not any(part.startswith(".") for part in path.split("/"))}
     images = sorted(n for n in names if n.lower().endswith(tuple(f".{e}" for e in files.IMAGE_EXTENSIONS)))
     stems = {n.rpartition(".")[0] for n in images}
@@ -117,12 +131,13 @@ class Folder:
     entries = [_Entry(n, None if with_texts and f"{n.rpartition('.')[0]}.txt" in names else ()) for n in images]
     if not images or (with_texts and all(entry.texts == () for entry in entries)):
       raise FileNotFoundError(f"{files.SETTING}.path is {self.name!r}: {len(images)} images and no captions; {MAKE}. "
-                              f"For images alone set {files.SETTING}.text_key to ''")
+                              f"For images alone set {files.SETTING}.text_key to ''"
+                              + "".join(f"\n  {problem}" for problem in self.problems[:5]))
     return entries
 
   def _from_table(self, table: str, settings: Source) -> list[_Entry]:
     columns, entries, wrong, rows = None, {}, [], Counter()
-    for where, row in _rows(table, files.read_all(self._fs, f"{self._root}/{table}")):
+    for where, row in _rows(table, self._read(table)):
       try:
         if isinstance(row, str):
           raise ValueError(row)
