@@ -133,7 +133,9 @@ class Contrastive:
   weight: float = 1.0
   loss: str = "softmax"  # 'softmax', 'sigmoid', 'sigmoid_ring' (the same loss, no global matrix)
   directions: str = "sum"  # of image-to-text and text-to-image: 'sum' as printed, 'mean' as open_clip
-  equal_texts: str = "mask"  # texts equal to one's own: 'negatives', 'mask' (left out), 'positives' (UniCL)
+  # Texts equal to one's own (of the same labels, in any prompt and order, or of the same words): 'negatives', 'mask'
+  # (left out), 'positives' (UniCL)
+  equal_texts: str = "mask"
   temperature: float = 0.07  # initial; SigLIP's is 0.1
   max_scale: float = 100.0  # cap of 1 / temperature (CLIP's; not in CoCa); 0: none. BLIP's is 1000
   min_scale: float = 0.0  # and its floor; BLIP's is 2

@@ -21,7 +21,7 @@ from coca.hardware import compiler_options, release_memory
 from coca.models import make_model
 from coca.objectives import momentum
 from coca.objectives.captioning import captioning_loss, next_tokens
-from coca.objectives.contrastive import contrastive_loss, text_hash
+from coca.objectives.contrastive import contrastive_loss
 from coca.objectives.matching import draw_negatives, matching_loss, take_rows
 from coca.optim import frozen_parts, make_optimizer
 from coca.sharding import batch_sharding, replicated, state_shardings
@@ -70,8 +70,9 @@ def make_train_step(config: Config, total: int, state, mesh):
 
   `state` may be that of `planned_state`: the step's `lower`, which takes the same arguments, then needs no arrays.
 
-  batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'weight' fp32 [B], split over the batch axes; for answering,
-  where the text is a question, also 'answers' int32 [B, K, A] and 'answer_weight' fp32 [B, K].
+  batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'hashes' uint32 [B, 2], the same for equal texts, and 'weight'
+  fp32 [B], split over the batch axes; for answering, where the text is a question, also 'answers' int32 [B, K, A] and
+  'answer_weight' fp32 [B, K].
   metrics: fp32 scalars on the device: loss; where they have a weight, contrastive and temperature, captioning, matching
   and matching_accuracy, answering (all unweighted); grad_norm, skipped, skipped_in_a_row, and data/skipped: unusable
   pairs so far.
@@ -119,7 +120,7 @@ def make_train_step(config: Config, total: int, state, mesh):
     if memory:
       new["momentum"] = slow
       new["queue"] = momentum.enqueue(
-        state["queue"], memory["image"], memory["text"], text_hash(batch["text"]), batch["weight"]
+        state["queue"], memory["image"], memory["text"], batch["hashes"], batch["weight"]
       )
     for name in {"params", "ema", "momentum", "queue"} & set(new):
       new[name] = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name])
@@ -183,7 +184,7 @@ def make_gradients(config: Config):
     if not contrast:
       return jnp.float32(0)
     temperature = jax.lax.stop_gradient(temperature) if "temperature" in frozen else temperature
-    hashes, weight = text_hash(batch["text"]), batch["weight"]
+    hashes, weight = batch["hashes"], batch["weight"]
     if memory is None:
       return contrastive_loss(*embeddings, hashes, weight, temperature, config.contrastive)
     return momentum.momentum_contrastive_loss(
@@ -221,7 +222,7 @@ def make_gradients(config: Config):
     text, group = batch["text"], config.matching.group
     keys = (memory["image"], memory["text"]) if config.matching.slow_keys else None
     drawn = draw_negatives(
-      out.image, out.text, text_hash(text), batch["weight"], temperature["log_scale"], key, group,
+      out.image, out.text, batch["hashes"], batch["weight"], temperature["log_scale"], key, group,
       config.matching.floor, keys
     )
     own = out.words, text

@@ -1,6 +1,7 @@
 """What tests of the model and the step share: a CoCa that compiles in seconds, pairs for it, float64 derivatives."""
 
 import functools
+import hashlib
 import math
 
 import jax
@@ -49,7 +50,13 @@ def pairs(settings: config.Config, n=16, seed=0):
   text[n // 2] = text[1]
   weight = np.ones(n, np.float32)
   weight[n // 3] = 0
-  return {"image": rng.integers(0, 256, (n, side, side, 3)).astype(np.uint8), "text": text, "weight": weight}
+  image = rng.integers(0, 256, (n, side, side, 3)).astype(np.uint8)
+  return {"image": image, "text": text, "hashes": hashes(text), "weight": weight}
+
+
+def hashes(text):
+  """A batch's 'hashes' for texts [N, T]: rows of equal words are equal."""
+  return np.stack([np.frombuffer(hashlib.sha256(row.tobytes()).digest()[:8], np.uint32) for row in np.asarray(text)])
 
 
 def random_params(settings: config.Config, seed=0):

@@ -131,6 +131,7 @@ def test_lowers_on_8_devices(file):
   rows = {
     "image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8, sharding=batch_sharding(mesh)),
     "text": jax.ShapeDtypeStruct((batch, config.model.text.length), jnp.int32, sharding=batch_sharding(mesh)),
+    "hashes": jax.ShapeDtypeStruct((batch, 2), jnp.uint32, sharding=batch_sharding(mesh)),
     "weight": jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh)),
   }
   if config.answering.weight:

@@ -1,15 +1,13 @@
 """The contrastive losses and their gradients against float64 NumPy, on one device and on several."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import make_mesh, numeric_gradient
+from common import hashes, make_mesh, numeric_gradient
 
 from coca.config import Contrastive
-from coca.objectives.contrastive import contrastive_loss, text_hash
+from coca.objectives.contrastive import contrastive_loss
 from coca.sharding import batch_sharding
 
 N, E = 16, 5
@@ -58,13 +56,13 @@ def loss_and_gradients(settings, batch, mesh, log_scale=LOG_SCALE):
 
   @jax.jit
   @jax.value_and_grad
-  def loss(arguments, ids, weight):
+  def loss(arguments, equality, weight):
     image, text, log_scale, bias = arguments
-    return contrastive_loss(image, text, text_hash(ids), weight, {"log_scale": log_scale, "logit_bias": bias}, settings)
+    return contrastive_loss(image, text, equality, weight, {"log_scale": log_scale, "logit_bias": bias}, settings)
 
   with jax.set_mesh(mesh):
-    image, text, ids, weight = jax.device_put((image, text, ids, weight), batch_sharding(mesh))
-    return loss((image, text, jnp.float32(log_scale), jnp.float32(BIAS)), ids, weight)
+    image, text, equality, weight = jax.device_put((image, text, hashes(ids), weight), batch_sharding(mesh))
+    return loss((image, text, jnp.float32(log_scale), jnp.float32(BIAS)), equality, weight)
 
 
 def check(settings, batch, mesh):
@@ -126,30 +124,3 @@ def test_one_pair_alone_costs_nothing_but_its_bias(batch):
   value, _ = loss_and_gradients(Contrastive(loss="sigmoid"), (image, text, ids, weight), make_mesh())
   logit = np.exp(LOG_SCALE) * image[7] @ text[7] + BIAS
   np.testing.assert_allclose(value, np.log1p(np.exp(-logit)), rtol=1e-5)
-
-
-def hashes(texts):
-  """One 64-bit number a text."""
-  two = np.asarray(jax.jit(text_hash)(np.asarray(texts, np.int32))).astype(np.uint64)
-  return two[:, 0] << np.uint64(32) | two[:, 1]
-
-
-def test_texts_have_equal_hashes_only_if_they_are_equal():
-  rng = np.random.default_rng(1)
-  random = rng.integers(1, 64_000, (20_000, 16))
-  random[np.arange(16) > rng.integers(1, 16, (20_000, 1))] = 0
-  for texts in (
-    np.unique(random, axis=0),
-    np.array(list(itertools.product(range(3, 43), repeat=3))),  # short texts of few words
-    np.array(list(itertools.permutations(range(4, 11)))),  # the same words in other orders
-    np.eye(64, dtype=int) * 5 + 7,  # one word differs
-    np.tril(np.full((64, 64), 9)),  # lengths differ
-  ):
-    assert len(np.unique(hashes(texts))) == len(texts)
-
-
-def test_equal_texts_have_equal_hashes_whatever_their_padding():
-  rng = np.random.default_rng(2)
-  texts = rng.integers(1, 64_000, (100, 8))
-  np.testing.assert_array_equal(hashes(texts), hashes(texts.copy()))
-  np.testing.assert_array_equal(hashes(np.pad(texts, ((0, 0), (0, 5)))), hashes(texts))

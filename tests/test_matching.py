@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import BOS, EOS, PAD, assert_trees_close, make_mesh, pairs, random_params, shapes_in, tiny
+from common import BOS, EOS, PAD, assert_trees_close, hashes, make_mesh, pairs, random_params, shapes_in, tiny
 from flax import nnx
 from reference import attend, encode, linear, norm, pool, tower
 
 from coca.forward import Forward, abstract_model, put_batch
-from coca.objectives.contrastive import text_hash
 from coca.objectives.matching import draw_negatives, matching_loss, take_rows
 from coca.sharding import batch_sharding
 from coca.train_step import init_state, make_gradients, make_train_step
@@ -49,13 +48,15 @@ def may_be_drawn(text_ids, weight, group):
 @functools.cache
 def drawer(group, mesh, floor=0.0):
   @jax.jit
-  def draw(image, text, ids, weight, keys, others=None):
+  def draw(image, text, equality, weight, keys, others=None):
     return jax.lax.map(
       lambda key: draw_negatives(
-        image, text, text_hash(ids), weight, jnp.float32(LOG_SCALE), key, group, floor, others), keys
+        image, text, equality, weight, jnp.float32(LOG_SCALE), key, group, floor, others), keys
     )
 
   def run(batch, keys, others=None):
+    image, text, ids, weight = batch
+    batch = image, text, hashes(ids), weight
     with jax.set_mesh(mesh):
       drawn = draw(*jax.device_put(batch, batch_sharding(mesh)), keys, others)
     return jax.tree.map(np.asarray, drawn)
@@ -134,9 +135,9 @@ def collectives(group, batch):
   """The collectives in the compiled program that draws and takes, forward and backward, on 4 devices."""
 
   @jax.jit
-  def program(image, text, ids, weight, key):
+  def program(image, text, equality, weight, key):
     def loss(image):
-      drawn = draw_negatives(image, text, text_hash(ids), weight, jnp.float32(LOG_SCALE), key, group)
+      drawn = draw_negatives(image, text, equality, weight, jnp.float32(LOG_SCALE), key, group)
       return take_rows(image, drawn.image, group), take_rows(text, drawn.text, group)
 
     taken, pull = jax.vjp(loss, image)
@@ -144,7 +145,9 @@ def collectives(group, batch):
 
   mesh = make_mesh(4)
   with jax.set_mesh(mesh):
-    compiled = program.lower(*jax.device_put(batch, batch_sharding(mesh)), KEYS[0]).compile().as_text()
+    image, text, ids, weight = batch
+    batch = jax.device_put((image, text, hashes(ids), weight), batch_sharding(mesh))
+    compiled = program.lower(*batch, KEYS[0]).compile().as_text()
   return re.findall(r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", compiled)
 
 
@@ -202,7 +205,7 @@ def test_loss_and_gradients_are_those_of_whole_forward_passes():
   with jax.set_mesh(make_mesh()):
     forward = Forward(settings, make_mesh())
     embedded = forward.embed_images(params, image), forward.embed_texts(params, text)
-    drawn = draw_negatives(*embedded, text_hash(text), weight, params["temperature"]["log_scale"], KEY)
+    drawn = draw_negatives(*embedded, batch["hashes"], weight, params["temperature"]["log_scale"], KEY)
   found = np.asarray(drawn.found)
   assert found.all()
 

@@ -1,7 +1,9 @@
+import dataclasses
 import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from PIL import Image
 from coca import config as settings
 from coca.data import feed, pipeline, tokenizer
 from coca.data.records import BadRecord, Record, Text
+from coca.prompts import CLIP_IMAGENET
 
 SIZE, LENGTH = 16, 24
 
@@ -102,7 +105,8 @@ def reference(words):
 def test_batches_have_the_promised_arrays(words):
   (batch, problems), = take(pipeline.train_batches(make_config(), open_sources(), words, range(8)), 1)
   assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
-    "image": ((8, SIZE, SIZE, 3), "uint8"), "text": ((8, LENGTH), "int32"), "weight": ((8,), "float32")}
+    "image": ((8, SIZE, SIZE, 3), "uint8"), "text": ((8, LENGTH), "int32"), "hashes": ((8, 2), "uint32"),
+    "weight": ((8,), "float32")}
   assert all(isinstance(p, str) for p in problems)
 
 
@@ -231,6 +235,42 @@ def test_unusable_records_are_blank_and_say_why(words):
   assert (batch["text"][~blank, 0] == tokenizer.BOS).all()
   assert sorted(p.split(":")[0] for p in problems) == ["web", "web web-11", "web web-5"]
   assert any("record 2 is cut off" in p for p in problems) and any("web-11: no caption" in p for p in problems)
+
+
+class Labels(Records):
+  """Record i is of class i % classes, under two names in either order."""
+
+  classes = 1000
+
+  def __getitem__(self, i):
+    names = f"web {i % self.classes}", f"number {i % self.classes % 10}"
+    texts = tuple(Text(name, "label") for name in (names if i % 2 else names[::-1]))
+    return dataclasses.replace(super().__getitem__(i), texts=texts, label=i % self.classes)
+
+
+def test_equal_labels_are_equal_whatever_prompt_and_order_say(words):
+  config, rule = make_config(batch=2000), settings.Source(text="labels", prompts=CLIP_IMAGENET)
+  config = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, sources={"web": rule}),
+    model=dataclasses.replace(config.model, text=settings.TextDecoder(length=128)))
+  (batch, problems), = take(pipeline.train_batches(config, {"web": Labels("web", 2000)}, words, range(2000)), 1)
+  assert not problems and len(CLIP_IMAGENET) == 80
+  said = [words.decode(ids) for ids in batch["text"]]
+  names = np.array([int(re.search(r"web (\d+)", text)[1]) for text in said])
+  equal = (batch["hashes"][:, None] == batch["hashes"]).all(-1)
+  np.testing.assert_array_equal(equal, names[:, None] == names)
+  assert equal.sum() == 2 * 2000  # each of 1,000 classes twice
+  assert 2000 - len(set(said)) < 50  # by their words alone few of the 1,000 pairs are
+
+
+def test_texts_without_labels_are_equal_by_their_words(words):
+  """Not by what they leave unknown: these have no piece in common with the tokenizer's."""
+  cat, dog = "\u732b", "\u72ac"
+  said = ["the 1 of web", "the  1 of\nweb", "the 2 of web", cat, cat, f"{dog} {cat}", f"the {cat}", f"the {dog}"]
+  rng = np.random.default_rng(0)
+  found = [tuple(pipeline.equality((), words.encode(text, LENGTH), words, rng)) for text in said]
+  assert found[0] == found[1] and len(set(found)) == len(found) - 2
+  assert found[6] == found[7]  # "the" and something: the model sees the same
 
 
 def test_the_prompt_is_in_front_of_what_is_trained_and_captioned(words):

@@ -119,6 +119,7 @@ def batch_shapes(c: Config):
   return {
     "image": jax.ShapeDtypeStruct((c.data.batch, c.model.image.size, c.model.image.size, 3), jnp.uint8),
     "text": jax.ShapeDtypeStruct((c.data.batch, c.model.text.length), jnp.int32),
+    "hashes": jax.ShapeDtypeStruct((c.data.batch, 2), jnp.uint32),
     "weight": jax.ShapeDtypeStruct((c.data.batch,), jnp.float32),
     **({"parallel": jax.ShapeDtypeStruct((c.data.batch,), jnp.bool)} if c.captioning.parallel else {}),
   }

@@ -300,8 +300,8 @@ def test_batches(words):
   seen, reasons = Counter(), Counter()
   for batch, problems in batches(make_config(), words):
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
-      "image": ((8, 8, 8, 3), "uint8"), "text": ((8, 24), "int32"), "weight": ((8,), "float32"),
-      "answers": ((8, 4, 12), "int32"), "answer_weight": ((8, 4), "float32")}
+      "image": ((8, 8, 8, 3), "uint8"), "text": ((8, 24), "int32"), "hashes": ((8, 2), "uint32"),
+      "weight": ((8,), "float32"), "answers": ((8, 4, 12), "int32"), "answer_weight": ((8, 4), "float32")}
     reasons.update(problem.rpartition(": ")[2] for problem in problems)
     assert (batch["weight"] == 0).sum() == len(problems)
     for row in range(8):

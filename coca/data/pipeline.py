@@ -11,6 +11,7 @@ out or moved: a record that cannot be used becomes a blank picture without text 
 with the batch. Threads work on parts of a batch; decoders release the GIL.
 """
 
+import hashlib
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -51,10 +52,11 @@ def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Seq
     start_step: the first batch is that of this step.
 
   Yields:
-    {"image": uint8 [b, S, S, 3], "text": int32 [b, L], "weight": float32 [b]}, b = len(rows), and the reasons of its
-    unusable records (weight 0, text all PAD). Closing the iterator stops its threads. With `config.answering.weight`
-    the text is a question, and "answers" int32 [b, K, A] are the different answers to it with "answer_weight"
-    float32 [b, K], each one's share of the annotators times the source's `answer_weight`; 0 and PAD fill up.
+    {"image": uint8 [b, S, S, 3], "text": int32 [b, L], "hashes": uint32 [b, 2], the same for equal texts (see
+    `equality`), "weight": float32 [b]}, b = len(rows), and the reasons of its unusable records (weight 0, text all
+    PAD). Closing the iterator stops its threads. With `config.answering.weight` the text is a question, and "answers"
+    int32 [b, K, A] are the different answers to it with "answer_weight" float32 [b, K], each one's share of the
+    annotators times the source's `answer_weight`; 0 and PAD fill up.
 
   Raises:
     ValueError: a setting that does not fit, or an empty source (here, not at the first batch).
@@ -85,13 +87,14 @@ def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.Ma
     raise ValueError(f"config.data.sources.{name} holds no records. {'; '.join(source.problems[:5])}".rstrip())
   texts.check_prompts(settings.prompts, f"config.data.sources.{name}.prompts")
   background = images.colour(data.background)
-  unusable = {"image": _blank(config), "text": np.zeros(length, np.int32), "weight": np.float32(0)}
+  unusable = {"image": _blank(config), "text": np.zeros(length, np.int32), "hashes": np.zeros(2, np.uint32),
+              "weight": np.float32(0)}
   if answering.weight:
     unusable |= {"answers": np.zeros((answering.answers, answering.length), np.int32),
                  "answer_weight": np.zeros(answering.answers, np.float32)}
 
   def example(index: int, rng: np.random.Generator) -> tuple[Batch, str]:
-    where, out = name, {"weight": np.float32(1)}
+    where, out, names = name, {"weight": np.float32(1)}, ()
     try:
       record = source[index]
       where = f"{name} {record.key}"
@@ -101,14 +104,35 @@ def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.Ma
           record, answering, settings.answer_weight, tokenizer)
       else:
         text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
+        names = texts.label_names(record) if settings.text == "labels" else ()
       image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
       out["image"] = rand_augment(image, rng, *data.rand_augment)
     except BadRecord as e:
       return unusable, f"{where}: {e}"
+    out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
     return out | {"text": tokenizer.encode(data.prompt + text, length)}, ""
 
   order, draws = np.random.SeedSequence([config.seed, zlib.crc32(name.encode())]).generate_state(2).tolist()
   return grain.MapDataset.range(len(source)).shuffle(seed=order).repeat().random_map(example, seed=draws)
+
+
+def equality(names: Sequence[str], ids: np.ndarray, tokenizer: Tokenizer, rng: np.random.Generator) -> np.ndarray:
+  """64 bits that are the same for texts that are equal: uint32 [2].
+
+  Equal are those of the same labels, whatever their order and the prompt around them; without labels, those of the same
+  words. Texts of which the tokenizer knows nothing equal no other.
+
+  Args:
+    names: the labels that the text was made of; empty: it is no text of labels.
+    ids: int32 [L], the text as the tokenizer has it.
+    tokenizer: of the ids.
+    rng: of texts that equal no other.
+  """
+  nothing = PAD, tokenizer.bos, tokenizer.eos, tokenizer.blank, tokenizer.unknown
+  if not names and np.isin(ids, nothing).all():
+    return rng.integers(2**32, size=2, dtype=np.uint32)
+  said = "\n".join(sorted(set(names))).encode(errors="surrogatepass") if names else ids[ids != PAD].tobytes()
+  return np.frombuffer(hashlib.blake2b(said, digest_size=8).digest(), np.uint32)
 
 
 def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, rows: Sequence[int],

@@ -4,7 +4,7 @@ All take global arrays split over the batch axes of the mesh in context and retu
 `shard_map` each device compares its own rows with everybody's, so that no device holds the global matrix; the
 gradients are those of the one global loss, with no factor for the number of devices.
 
-Shapes: N pairs of the global batch, n pairs of one device, E embedding width, T text length.
+Shapes: N pairs of the global batch, n pairs of one device, E embedding width.
 """
 
 import jax
@@ -12,22 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from coca import config
-from coca.data.tokenizer import PAD
 from coca.sharding import BATCH
-
-
-def text_hash(text):
-  """Two 32-bit hashes a text: int32 [N, T] -> uint32 [N, 2]; different texts share both by chance only (2^-64).
-
-  Each word is mixed with its position, added and not multiplied, or 'c' at position 3 would be '3 c' at position 1.
-  Padding counts nothing.
-  """
-  seeds = jnp.array([0x9E3779B1, 0x85EBCA77], jnp.uint32)
-  position = jnp.arange(1, text.shape[1] + 1, dtype=jnp.uint32)
-  mixed = text.astype(jnp.uint32)[:, :, None] * jnp.uint32(0xC2B2AE3D) + position[:, None] * seeds
-  for factor in (0x2C1B3C6D, 0x297A2D39):
-    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(factor)
-  return jnp.where(text[:, :, None] != PAD, mixed ^ (mixed >> 15), 0).sum(1, dtype=jnp.uint32)
 
 
 def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: config.Contrastive):
@@ -36,7 +21,7 @@ def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: c
   Args:
     image: [N, E], unit length.
     text: [N, E], unit length.
-    hashes: uint32 [N, 2] of `text_hash`: which texts are equal.
+    hashes: uint32 [N, 2], the same for equal texts (`coca.data.pipeline.equality`).
     weight: [N]; a pair of weight 0 is no query and no negative.
     temperature: {'log_scale': []} and, for the sigmoid, 'logit_bias'.
     settings: see `coca.config.Contrastive`.

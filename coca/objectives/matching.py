@@ -37,7 +37,7 @@ def draw_negatives(image, text, hashes, weight, log_scale, key, group: int = 0, 
   Args:
     image: [N, E], unit length.
     text: [N, E], unit length.
-    hashes: uint32 [N, 2] of `coca.objectives.contrastive.text_hash`.
+    hashes: uint32 [N, 2], the same for equal texts.
     weight: [N].
     log_scale: [], the logarithm of 1 / temperature.
     key: of `jax.random`.

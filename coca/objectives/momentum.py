@@ -68,7 +68,7 @@ def momentum_contrastive_loss(image, text, slow_image, slow_text, queue: dict, h
     slow_image: [N, E], of the momentum encoder, unit length; no gradient.
     slow_text: likewise.
     queue: of earlier steps.
-    hashes: uint32 [N, 2] of `text_hash`: which texts are equal, in the batch and the queue.
+    hashes: uint32 [N, 2], the same for equal texts, in the batch and the queue.
     weight: [N]; a pair of weight 0 is no query and no negative.
     log_scale: [], the logarithm of 1 / temperature.
     alpha: [], the share of the soft targets.

@@ -130,6 +130,7 @@ def training(folder: Path, args):
   state["params"], _ = initial_params(folder, config, state["params"], mesh)
   train_step = make_train_step(config, 1000, state, mesh)
   batch = put_batch({"image": pictures(args.batch), "text": texts(args.batch).astype(np.int32),
+                     "hashes": np.arange(2 * args.batch, dtype=np.uint32).reshape(-1, 2),
                      "weight": np.ones(args.batch, np.float32)}, mesh)
 
   def step():

@@ -44,6 +44,7 @@ def seconds_a_step(c, steps: int) -> float:
   batch = put_batch({
     "image": rng.integers(0, 256, (c.data.batch, image.size, image.size, 3), np.uint8),
     "text": rng.integers(4, text.vocab, (c.data.batch, text.length), np.int32),
+    "hashes": rng.integers(2**32, size=(c.data.batch, 2), dtype=np.uint32),
     "weight": np.ones(c.data.batch, np.float32),
   }, mesh)
   state = init_state(c, 1000, mesh)

@@ -66,6 +66,7 @@ def work(args) -> None:
   batch = put_batch({
     "image": rng.integers(0, 256, (args.batch, size, size, 3), np.uint8),
     "text": rng.integers(4, text.vocab, (args.batch, text.length), np.int32),
+    "hashes": rng.integers(2**32, size=(args.batch, 2), dtype=np.uint32),
     "weight": np.ones(args.batch, np.float32),
   }, mesh)
 
