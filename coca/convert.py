@@ -49,7 +49,9 @@ def from_open_clip(source, out, model: str = "", config: str = "", tokenizer: st
   """
   files.check_new(Path(out))
   folder, path = _found(source)
-  settings = open_clip_config.to_config(_settings(folder, model, config), model or Path(source).resolve().stem)
+  described, found = _settings(folder, model, config)
+  with _naming(described):
+    settings = open_clip_config.to_config(found, model or Path(source).resolve().stem)
   tokens = clip_tokenizer.find(tokenizer or folder, settings.model.text.vocab)
   with _naming(path):
     params = open_clip.to_params(files.read_state_dict(path), settings)
@@ -82,8 +84,10 @@ def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> 
     with _naming(path):
       settings = blip_config.from_tensors(tensors, tokens, name, **choices)
   else:
-    described = files.read_json(config or folder / "config.json")
-    settings = blip_config.from_transformers(described, files.image_processor(folder), tokens, name, **choices)
+    described = config or folder / "config.json"
+    found, processor = files.read_json(described), files.image_processor(folder)
+    with _naming(described):
+      settings = blip_config.from_transformers(found, processor, tokens, name, **choices)
   with _naming(path):
     params = blip.to_params(tensors, settings)
   _write(out, settings, tokens, params)
@@ -212,17 +216,18 @@ def _is_blip(source: str, config: str) -> bool:
     return blip.is_original(files.names(path))
 
 
-def _settings(folder: Path, model: str, config: str) -> dict:
+def _settings(folder: Path, model: str, config: str) -> tuple[str | Path, dict]:
+  """Where they come from, and open_clip's settings."""
   if model:
     if model not in open_clip_config.MODELS:
       raise ValueError(f"--model={model} is not known; these are: {', '.join(open_clip_config.MODELS)}. For others, "
                        "give open_clip's config with --config=FILE")
-    return open_clip_config.MODELS[model]
+    return f"--model={model}", open_clip_config.MODELS[model]
   path = Path(config or folder / SETTINGS)
   if not path.exists():
     raise FileNotFoundError(f"no {path}: say which model this is, with --model=NAME "
                             f"({', '.join(open_clip_config.MODELS)}) or --config=FILE")
-  return files.read_json(path)
+  return path, files.read_json(path)
 
 
 def main() -> None:

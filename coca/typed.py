@@ -1,11 +1,58 @@
-"""Between nested dicts, as ml_collections and JSON have them, and frozen dataclasses: names and types are checked."""
+"""Nested dicts, as ml_collections and JSON have them: read with their types checked, and from and to dataclasses."""
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 
 from ml_collections import ConfigDict
+
+
+def read_object(data: bytes | str) -> dict:
+  """A JSON object from a file's contents. Raises ValueError, without the file's name: damaged, or no object."""
+  try:
+    values = json.loads(data)
+  except RecursionError:
+    raise ValueError("its brackets are nested too deeply") from None
+  if not isinstance(values, dict):
+    raise ValueError(f"it holds a {type(values).__name__} and no object ({{...}})")
+  return values
+
+
+def entry(values: dict, name: str, default, least: float = 0, most: float = 1 << 20):
+  """What a JSON object that somebody else has written holds, of the type that is expected.
+
+  Args:
+    values: the object.
+    name: the entry's, with those of the objects around it for the error: 'vision_cfg.width'.
+    default: where there is none, or null; or a type: then it has to be there. A tuple stands for as many numbers.
+    least: of numbers.
+    most: of numbers; beyond the default, sizes only overflow.
+
+  Raises:
+    ValueError: another type or number.
+  """
+  if not isinstance(values, dict):
+    raise ValueError(f"{name}: {values!r:.80} stands where an object ({{...}}) has to be")
+  value = values.get(name.rpartition(".")[2])
+  kind = default if isinstance(default, type) else type(default)
+  if value is None and kind is not default:
+    return default
+
+  def fits(x, kind):
+    if kind in (int, float):
+      return type(x) in {int, kind} and least <= x <= most  # NaN is neither
+    return type(x) is kind
+
+  if kind is tuple and isinstance(value, list) and len(value) == len(default) and all(fits(x, float) for x in value):
+    return tuple(float(x) for x in value)
+  if kind is tuple or not fits(value, kind):
+    what = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list",
+            dict: "an object ({...})"}.get(kind) or f"{len(default)} numbers"
+    between = f" from {least:,} to {most:,}" if kind in (int, float, tuple) else ""
+    raise ValueError(f"{name} is {'missing' if value is None else f'{value!r:.80}'}; it takes {what}{between}")
+  return kind(value)
 
 
 def to_plain(value):

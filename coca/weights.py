@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Mapping
 
 import jax
@@ -13,6 +14,7 @@ from etils import epath
 from coca.sharding import path_name
 
 FILE = "model.safetensors"
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")  # that are read
 
 
 def write(path, params) -> str:
@@ -62,7 +64,7 @@ class Tensors(Mapping):
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: not a safetensors file, or a truncated one.
+    ValueError: not a safetensors file, or a truncated one; a tensor of another type than `DTYPES`.
   """
 
   def __init__(self, path):
@@ -70,35 +72,40 @@ class Tensors(Mapping):
     if not self.path.is_file():
       raise FileNotFoundError(f"no weights in {path}")
     try:
-      if "://" in str(path):  # the library maps local files only
-        self._tensors = safetensors.numpy.load(self.path.read_bytes())
-        self._file = None
+      if "://" in str(path):  # the library maps local files only; mapped, it may lose its name
+        with tempfile.NamedTemporaryFile() as copy:
+          copy.write(self.path.read_bytes())
+          copy.flush()
+          self._file = safetensors.safe_open(copy.name, "numpy").__enter__()
       else:
         self._file = safetensors.safe_open(str(path), "numpy").__enter__()
-        self._tensors = dict.fromkeys(self._file.keys())
     except safetensors.SafetensorError as e:
       raise ValueError(f"{path} is no safetensors file, or a damaged or truncated one ({e}); fetch it again") from None
+    self._names = dict.fromkeys(self._file.keys())
 
   def __enter__(self):
     return self
 
   def __exit__(self, *error):
-    if self._file:
-      self._file.__exit__(*error)
+    self._file.__exit__(*error)
 
   def __getitem__(self, name: str) -> np.ndarray:
-    if self._file is None or name not in self._tensors:
-      return self._tensors[name]
+    if name not in self._names:
+      raise KeyError(name)
+    dtype = self._file.get_slice(name).get_dtype()
+    if dtype not in DTYPES:
+      raise ValueError(f"{self.path}: '{name}' is stored as {dtype}; {', '.join(DTYPES)} are read. Quantised weights "
+                       "mean nothing without their scales: take the file that they were made from, or save BF16")
     return self._file.get_tensor(name)
 
   def __iter__(self):
-    return iter(self._tensors)
+    return iter(self._names)
 
   def __len__(self):
-    return len(self._tensors)
+    return len(self._names)
 
   def shape(self, name: str) -> tuple[int, ...]:
-    return tuple(self._file.get_slice(name).get_shape()) if self._file else self._tensors[name].shape
+    return tuple(self._file.get_slice(name).get_shape())
 
 
 def sha256_of(path) -> str:

@@ -21,6 +21,7 @@ from coca.config import Config, parse, to_dict
 from coca.data import wordpiece
 from coca.data.tokenizer import FILES, Tokenizer, load, texts_of, train
 from coca.decoding.decode import own_prompt
+from coca.typed import entry, read_object
 
 # What may change between two starts in one workdir: nothing here changes the parameters that come out, but that with
 # dropout other words are dropped in other micro-batches.
@@ -170,16 +171,16 @@ def _read(workdir) -> dict | None:
   if not path.exists():
     return None
   try:
-    return json.loads(path.read_text())
+    return read_object(path.read_bytes())
   except ValueError as e:
     raise ValueError(f"{path} can't be read ({e}); restore it, or take another workdir") from None
 
 
 def _config(workdir, run: dict) -> Config:
   try:
-    return parse(run["config"])
-  except (ValueError, KeyError, TypeError) as e:
-    raise ValueError(f"{workdir / 'config.json'} can't be used: {type(e).__name__}: {e}") from e
+    return parse(entry(run, "config", dict))
+  except ValueError as e:
+    raise ValueError(f"{workdir / 'config.json'} can't be used: {e}") from None
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -107,6 +110,17 @@ def settings_that_are_no_json(s):
   (s / "open_clip_config.json").write_text("{")
 
 
+def settings_of_another_type(s):
+  damage(s / "open_clip_config.json", lambda b: b.replace(b'"layers": 2', b'"layers": "2"'))
+
+
+def quantised(s):
+  path = s / "open_clip_model.safetensors"
+  tensors = dict(safetensors.numpy.load_file(path))
+  tensors["visual.proj"] = tensors["visual.proj"].astype(ml_dtypes.float8_e4m3fn)
+  safetensors.numpy.save_file(tensors, path)
+
+
 def truncated(s):
   damage(s / "open_clip_model.safetensors", lambda b: b[:-1000])
 
@@ -133,6 +147,8 @@ MISTAKES = [
   (no_tokenizer, r"it takes tokenizer.json, or vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz"),
   (no_settings, r"say which model this is, with --model=NAME \(coca_ViT-B-32"),
   (settings_that_are_no_json, r"open_clip_config.json can't be read"),
+  (settings_of_another_type, r"open_clip_config.json: vision_cfg.layers is '2'; it takes a whole number"),
+  (quantised, r"open_clip_model.safetensors: 'visual.proj' is stored as F8_E4M3; .*take the file"),
   (truncated, r"open_clip_model.safetensors is no safetensors file, or a damaged or truncated one"),
   (header_gone, r"is no safetensors file, or a damaged or truncated one"),
   (empty, r"is no safetensors file, or a damaged or truncated one"),
@@ -148,6 +164,23 @@ def test_a_mistake_is_named_and_leaves_nothing(mistake, message, published, tmp_
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     convert.from_open_clip(source, tmp_path / "out")
   assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("version", ["2.9.1+cpu", "1.13.0", "unknown"])
+def test_an_old_torch_is_not_asked_to_read_a_file(version, published, tmp_path, monkeypatch):
+  """Its `weights_only` could be made to run code; an old torch is to be found out before it opens the file."""
+  opened = []
+  torch = types.SimpleNamespace(__version__=version, load=lambda path, **_: opened.append(path), Tensor=np.ndarray)
+  monkeypatch.setitem(sys.modules, "torch", torch)
+  source = copy(published, tmp_path)
+  code_in_the_weights(source)
+  with pytest.raises(ValueError, match=rf"pytorch_model.bin: torch {re.escape(version)} .*pip install 'torch>=2.10'"):
+    convert.from_open_clip(source, tmp_path / "out")
+  assert not opened
+  torch.__version__ = "2.10.0+cu128"
+  with pytest.raises(ValueError, match="no file of weights alone"):
+    convert.from_open_clip(source, tmp_path / "out")
+  assert opened
 
 
 def test_an_unknown_model_and_a_place_that_is_taken(published, converted, tmp_path):
@@ -217,6 +250,17 @@ def test_other_parameters_are_listed(tmp_path):
     weights.read(path, {"a": {"b": like(3, 2), "c": like()}})
   assert "a.b: [2, 3] in the file, [3, 2] wanted" in str(e.value)
   assert "a.c: none in the file, [] wanted" in str(e.value)
+
+
+def test_half_precision_in_a_bucket(tmp_path, monkeypatch):
+  value = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
+  weights.save(tmp_path / "w.safetensors", {"a": value})
+  monkeypatch.setattr(weights.epath, "Path", lambda path: Path(str(path).replace("gs://bucket", str(tmp_path))))
+  with weights.Tensors("gs://bucket/w.safetensors") as found:
+    np.testing.assert_array_equal(found["a"], value)
+    assert (list(found), found.shape("a")) == (["a"], (2, 3))
+    with pytest.raises(KeyError):
+      found["b"]
 
 
 # --- Fine-tuning ----------------------------------------------------------------------------------------------------

@@ -171,16 +171,29 @@ def changed(part, **values):
   ("multimodal_cfg", {"cross_attn_ratio": 2}, "MaMMUT"),
   ("model_cfg", {"pooler": "cascade"}, "settings that are not known here: pooler"),
   ("preprocess_cfg", {"resize_mode": "squash"}, "resize_mode is 'squash'"),
-  ("preprocess_cfg", {"mean": [0.5]}, "three numbers"),
+  ("preprocess_cfg", {"mean": [0.5]}, r"preprocess_cfg.mean is \[0.5\]; it takes 3 numbers"),
+  ("preprocess_cfg", {"std": [0.5, "", 10**400]}, r"preprocess_cfg.std is \[0.5, '', 10+; it takes 3 numbers"),
+  ("preprocess_cfg", {"mean": [0.5, float("nan"), 0.5]}, "it takes 3 numbers from 0 to 1"),
+  ("text_cfg", {"width": 1e308}, r"text_cfg.width is 1e\+308; it takes a whole number from 1 to 1,048,576"),
+  ("text_cfg", {"width": 10**400}, "text_cfg.width is 10+; it takes"),
+  ("text_cfg", {"embed_cls": [[]]}, r"text_cfg.embed_cls is \[\[\]\]; it takes true or false"),
+  ("vision_cfg", {"layers": True}, "vision_cfg.layers is True; it takes a whole number"),
+  ("vision_cfg", {"head_width": 0}, "vision_cfg.head_width is 0; it takes a whole number from 1"),
+  ("vision_cfg", {"image_size": [[1], [1]]}, r"vision_cfg.image_size is \[1\]; it takes a whole number"),
+  ("vision_cfg", {"image_size": float("nan")}, "vision_cfg.image_size is nan"),
+  ("model_cfg", {"multimodal_cfg": 3}, "multimodal_cfg is 3; it takes an object"),
 ])
 def test_settings_of_other_models_are_refused(part, values, message):
   with pytest.raises(ValueError, match=message):
     open_clip_config.to_config(changed(part, **values))
 
 
-@pytest.mark.parametrize("broken", [{}, {"model_cfg": {}}, {"model_cfg": 3}, {"model_cfg": {"vision_cfg": 1}}, []])
-def test_no_settings_at_all_are_an_error(broken):
-  with pytest.raises(ValueError, match="not open_clip's settings"):
+@pytest.mark.parametrize(("broken", "message"), [
+  ({}, "vision_cfg is missing; it takes an object"), ({"model_cfg": {}}, "vision_cfg is missing"),
+  ({"model_cfg": 3}, "model_cfg is 3"), ({"model_cfg": {"vision_cfg": 1}}, "vision_cfg is 1; it takes an object"),
+])
+def test_no_settings_at_all_are_an_error(broken, message):
+  with pytest.raises(ValueError, match=message):
     open_clip_config.to_config(broken)
 
 

@@ -119,7 +119,9 @@ def test_a_list_that_is_none_of_bert(pieces, message, tmp_path):
       load(tmp_path / "vocab.txt")
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe[PAD]", b"{", b"{}", b'{"model": [], "normalizer": null}'])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe[PAD]", b"{", b"{}", b'{"model": [], "normalizer": null}',
+                                     b'{"model":' + b"[" * 100_000,
+                                     b'{"model": {"vocab": {"a": "b"}}, "normalizer": {}}'])
 def test_damaged_files(content, tmp_path):
   (tmp_path / "vocab.txt").write_bytes(content)
   with pytest.raises(ValueError, match=r"vocab\.txt: not "):

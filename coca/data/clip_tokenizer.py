@@ -9,7 +9,6 @@ inside a run of other signs becomes it. The names of special tokens in a text ar
 import gzip
 import hashlib
 import html
-import json
 import zlib
 
 import ftfy
@@ -20,6 +19,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from coca.data.sources.files import write_atomic
 from coca.data.texts import collapse, framed
+from coca.typed import entry, read_object
 
 FILE = "tokenizer.json"
 SOURCES = ("tokenizer.json", "vocab.json and merges.txt", "bpe_simple_vocab_16e6.txt.gz")
@@ -97,14 +97,20 @@ def load(model: bytes) -> ClipTokenizer:
     ValueError: damaged, or another kind of tokenizer.
   """
   try:
-    saved = json.loads(model)
-    merges = saved["model"]["merges"]
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
-    vocab, added = dict(saved["model"]["vocab"]), {t["content"]: t["id"] for t in saved["added_tokens"]}
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise ValueError(f"not a tokenizer.json of a byte-pair encoding, or a damaged one ({type(e).__name__}: {e})"
-                     ) from None
-  return _checked(merges, vocab | added)
+    saved = read_object(model)
+    merges = entry(entry(saved, "model", dict), "model.merges", list)
+    return _checked([m.split(" ") if isinstance(m, str) else m for m in merges], ids_of(saved))
+  except ValueError as e:
+    raise ValueError(f"not a tokenizer.json of CLIP's byte-pair encoding, or a damaged one: {e}") from None
+
+
+def ids_of(saved: dict) -> dict[str, int]:
+  """The ids by piece, added tokens included, of what a tokenizer.json holds. Raises ValueError."""
+  ids = entry(entry(saved, "model", dict), "model.vocab", dict) | {
+    entry(t, "added_tokens.content", str): entry(t, "added_tokens.id", int) for t in entry(saved, "added_tokens", [])}
+  if odd := [piece for piece, i in ids.items() if type(i) is not int]:
+    raise ValueError(f"the id of {odd[0]!r:.80} is {ids[odd[0]]!r:.80}; it has to be a whole number")
+  return ids
 
 
 def find(folder, vocab: int) -> ClipTokenizer:
@@ -131,7 +137,7 @@ def find(folder, vocab: int) -> ClipTokenizer:
     elif wanted("merges.txt") or wanted("vocab.json"):
       path = folder / "merges.txt"
       merges = _lines(path.read_text(encoding="utf-8"))
-      found = _checked(merges, json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+      found = _checked(merges, read_object((folder / "vocab.json").read_bytes()))
     elif only is None or only.endswith(".gz"):
       path = folder / (only or "bpe_simple_vocab_16e6.txt.gz")
       merges = _lines(gzip.decompress(path.read_bytes()).decode())
@@ -160,14 +166,17 @@ def _lines(text: str) -> list[tuple[str, str]]:
   return merges
 
 
-def _checked(merges, vocab: dict[str, int]) -> ClipTokenizer:
+def _checked(merges: list, vocab: dict) -> ClipTokenizer:
   """A tokenizer of these merges, whose ids are those of `vocab`."""
+  if any(not isinstance(m, (list, tuple)) or [type(piece) for piece in m] != [str, str] for m in merges):
+    raise ValueError("not a list of merges: two pieces each")
+  merges = [tuple(m) for m in merges]
   plain = _vocab(merges)
   bos, eos = (next((vocab[n] for n in names if n in vocab), None)
               for names in ((_BOS, "<start_of_text>"), (_EOS, "<end_of_text>")))
-  pieces = {piece: i for piece, i in vocab.items() if i < len(plain)}
+  pieces = {piece: i for piece, i in vocab.items() if type(i) is not int or i < len(plain)}
   if (bos, eos) != (len(plain), len(plain) + 1) or pieces != plain:
-    raise ValueError("not CLIP's byte-pair encoding: other tokens, or in another order")
+    raise ValueError("other tokens, or in another order")
   return ClipTokenizer(merges)
 
 

@@ -7,7 +7,6 @@ The names of special tokens in a text are text: BERT cuts off their brackets.
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,8 +16,10 @@ import tokenizers
 from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from coca.data.clip_tokenizer import ids_of
 from coca.data.sources.files import write_atomic
 from coca.data.texts import framed
+from coca.typed import entry, read_object
 
 PAD = 0
 FILE = "vocab.txt"
@@ -124,8 +125,8 @@ def load(model: bytes) -> WordPiece:
 def is_json(model: bytes) -> bool:
   """Whether this is a tokenizer.json of WordPiece, and not one of byte-pair encoding."""
   try:
-    return json.loads(model)["model"]["continuing_subword_prefix"] == _INSIDE
-  except (ValueError, KeyError, TypeError):
+    return entry(read_object(model), "model", {}).get("continuing_subword_prefix") == _INSIDE
+  except ValueError:
     return False
 
 
@@ -205,13 +206,13 @@ def _repeated(words: dict[str, int]) -> Iterator[str]:
 
 def _from_json(text: str) -> list[str]:
   try:
-    saved = json.loads(text)
-    found = saved["model"] | saved["normalizer"]
-    ids = saved["model"]["vocab"] | {t["content"]: t["id"] for t in saved["added_tokens"]}
-    pieces = sorted(ids, key=ids.get)
-    in_order = [ids[piece] for piece in pieces] == list(range(len(ids)))
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise ValueError(f"not a tokenizer.json of BERT, or a damaged one ({type(e).__name__}: {e})") from None
+    saved = read_object(text)
+    found = entry(saved, "model", dict) | entry(saved, "normalizer", dict)
+    ids = ids_of(saved)
+  except ValueError as e:
+    raise ValueError(f"not a tokenizer.json of BERT, or a damaged one: {e}") from None
+  pieces = sorted(ids, key=ids.get)
+  in_order = [ids[piece] for piece in pieces] == list(range(len(ids)))
   if differing := [name for name, value in _BERT.items() if found.get(name) != value]:
     raise ValueError(f"not uncased BERT's tokenizer: {differing[0]} is {found.get(differing[0])!r}, "
                      f"not {_BERT[differing[0]]!r}")

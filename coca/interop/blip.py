@@ -91,7 +91,7 @@ def tidy(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def vocabulary(state_dict: Mapping[str, np.ndarray]) -> int:
   """How many tokens the text side knows. Raises ValueError: it has none."""
   for key, x in state_dict.items():
-    if key.endswith(".embeddings.word_embeddings.weight"):
+    if key.endswith(".embeddings.word_embeddings.weight") and x.ndim == 2:
       return len(x)
   raise ValueError("the weights have no word embeddings: they are not BLIP's, or not all of them")
 

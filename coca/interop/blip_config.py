@@ -25,7 +25,8 @@ from coca.config import (
 )
 from coca.data.wordpiece import WordPiece
 from coca.interop.blip import CLASSES
-from coca.interop.open_clip_config import MEAN, STD
+from coca.interop.open_clip_config import LAYERS, MEAN, PIXELS, STD
+from coca.typed import entry
 
 PROMPT, SMOOTHING = "a picture of ", 0.1  # of BLIP's captioner; of the labels in all its language modelling
 LENGTHS = {"pretraining": 30, "captioner": 40, "retrieval": 35, "vqa": 35}  # of BLIP's texts, and its kinds of models
@@ -59,42 +60,47 @@ def from_transformers(settings: dict, preprocess: dict, tokens: WordPiece, name:
   Raises:
     ValueError: settings of another model, or a tokenizer of another one; what is in the way is named.
   """
-  try:
-    vision, text = settings["vision_config"], settings["text_config"]
-    for part, values in zip(_FIXED, (settings, text, vision, preprocess), strict=True):
-      for key, allowed in _FIXED[part].items():
-        if values.get(key, allowed[0]) not in allowed:
-          raise ValueError(f"{part}: {key} is {values[key]!r}; supported: {', '.join(map(repr, allowed))}")
-    kinds = [KINDS[name] for name in settings.get("architectures") or () if name in KINDS]
-    if len(kinds) != 1:
-      raise ValueError(f"config.json: architectures is {settings.get('architectures')}; supported: {', '.join(KINDS)}")
-    width, heads = text.get("hidden_size", 768), text.get("num_attention_heads", 8)
-    if not text_heads and heads != width // 64:
-      raise ValueError(f"text_config: num_attention_heads is {heads}, and BLIP's models of this width have "
-                       f"{width // 64}: with others their outputs are wrong. Correct config.json (transformers takes 8 "
-                       f"where nothing is said), or give --text_heads={heads} if the model was trained with them")
-    size, ids = vision.get("image_size", 384), {"bos_token_id": tokens.bos, "sep_token_id": tokens.eos}
-    _check_pictures(preprocess, size)
-    for key, default in (("bos_token_id", 30_522), ("sep_token_id", 102)):
-      if text.get(key, default) != ids[key]:
-        raise ValueError(f"text_config: {key} is {text.get(key, default)}, and {ids[key]} in {tokens.file}: this "
-                         "tokenizer belongs to another model")
-    return _config(
-      kinds[0], name, tokens, matching_token,
-      ImageEncoder(size=size, patch=vision.get("patch_size", 16), layers=vision.get("num_hidden_layers", 12),
-                   width=vision.get("hidden_size", 768), mlp=vision.get("intermediate_size", 3072),
-                   heads=image_heads or vision.get("num_attention_heads", 12), class_token=True,
-                   mean=tuple(preprocess.get("image_mean") or MEAN), std=tuple(preprocess.get("image_std") or STD)),
-      TextDecoder(vocab=text.get("vocab_size", 30_524), width=width, mlp=text.get("intermediate_size", 3072),
-                  heads=text_heads or heads),
-      text.get("num_hidden_layers", 12),
-      # A released config has no dropout and no smoothing: these are settings of training, for which it was not made.
-      {"positions": text.get("max_position_embeddings", 512), "norm_eps": text.get("layer_norm_eps", 1e-12),
-       "dropout": text.get("hidden_dropout_prob") or Med.dropout},
-      vision.get("layer_norm_eps", 1e-5), settings.get("image_text_hidden_size", 256),
-      text.get("label_smoothing") or SMOOTHING)
-  except (KeyError, TypeError, AttributeError) as e:
-    raise ValueError(f"not transformers' settings of a BLIP model: {type(e).__name__}: {e}") from None
+  vision, text = entry(settings, "vision_config", dict), entry(settings, "text_config", dict)
+  for part, values in zip(_FIXED, (settings, text, vision, preprocess), strict=True):
+    for key, allowed in _FIXED[part].items():
+      if values.get(key, allowed[0]) not in allowed:
+        raise ValueError(f"{part}: {key} is {values[key]!r:.80}; supported: {', '.join(map(repr, allowed))}")
+  architectures = entry(settings, "architectures", [])
+  kinds = [kind for name, kind in KINDS.items() if name in architectures]
+  if len(kinds) != 1:
+    raise ValueError(f"config.json: architectures is {architectures!r:.80}; supported: {', '.join(KINDS)}")
+
+  def of_image(key, default, least: float = 1, most: float = 1 << 20):
+    return entry(vision, f"vision_config.{key}", default, least, most)
+
+  def of_text(key, default, least: float = 1, most: float = 1 << 20):
+    return entry(text, f"text_config.{key}", default, least, most)
+
+  width, heads = of_text("hidden_size", 768), of_text("num_attention_heads", 8)
+  if not text_heads and heads != width // 64:
+    raise ValueError(f"text_config: num_attention_heads is {heads}, and BLIP's models of this width have "
+                     f"{width // 64}: with others their outputs are wrong. Correct config.json (transformers takes 8 "
+                     f"where nothing is said), or give --text_heads={heads} if the model was trained with them")
+  size = of_image("image_size", 384, most=PIXELS)
+  _check_pictures(preprocess, size)
+  for key, default, found in (("bos_token_id", 30_522, tokens.bos), ("sep_token_id", 102, tokens.eos)):
+    if (said := of_text(key, default, 0)) != found:
+      raise ValueError(f"text_config: {key} is {said}, and {found} in {tokens.file}: this tokenizer belongs to another "
+                       "model")
+  return _config(
+    kinds[0], name, tokens, matching_token,
+    ImageEncoder(size=size, patch=of_image("patch_size", 16), layers=of_image("num_hidden_layers", 12, most=LAYERS),
+                 width=of_image("hidden_size", 768), mlp=of_image("intermediate_size", 3072),
+                 heads=image_heads or of_image("num_attention_heads", 12), class_token=True,
+                 mean=entry(preprocess, "image_mean", MEAN, most=1), std=entry(preprocess, "image_std", STD, most=1)),
+    TextDecoder(vocab=of_text("vocab_size", 30_524), width=width, mlp=of_text("intermediate_size", 3072),
+                heads=text_heads or heads),
+    of_text("num_hidden_layers", 12, most=LAYERS),
+    # A released config has no dropout and no smoothing: these are settings of training, for which it was not made.
+    {"positions": of_text("max_position_embeddings", 512), "norm_eps": of_text("layer_norm_eps", 1e-12, 0, 1),
+     "dropout": of_text("hidden_dropout_prob", 0.0, 0, 1) or Med.dropout},
+    of_image("layer_norm_eps", 1e-5, 0, 1), entry(settings, "image_text_hidden_size", 256, 1),
+    of_text("label_smoothing", 0.0, 0, 1) or SMOOTHING)
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray], tokens: WordPiece, name: str = "blip", *,
@@ -125,7 +131,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], tokens: WordPiece, name: str
   image, text = "visual_encoder", "text_decoder.bert" if writes else "text_encoder"
   vocab, width = shape(f"{text}.embeddings.word_embeddings.weight")
   image_width, _, _, patch = shape(f"{image}.patch_embed.proj.weight", 4)
-  side = math.isqrt(shape(f"{image}.pos_embed", 3)[1] - 1)
+  side = math.isqrt(max(shape(f"{image}.pos_embed", 3)[1] - 1, 0))
   if vocab != tokens.vocab:
     raise ValueError(f"the weights are for {vocab} tokens, and {tokens.file} has {tokens.vocab}, [DEC] and [ENC] "
                      "included: this tokenizer belongs to another model")
@@ -233,8 +239,10 @@ def _config(kind: str, name: str, tokens: WordPiece, matching_token: str, image:
 
 
 def _layers(tensors: Mapping, start: str) -> int:
-  return 1 + max((int(key.removeprefix(start).partition(".")[0]) for key in tensors if key.startswith(start)),
-                 default=-1)
+  found = {key.removeprefix(start).partition(".")[0] for key in tensors if key.startswith(start)}
+  if odd := [n for n in found if not n.isdecimal() or len(n) > 3]:
+    raise ValueError(f"'{start}{odd[0]:.40}' in the weights is no layer of BLIP's")
+  return 1 + max(map(int, found), default=-1)
 
 
 def _check_pictures(preprocess: dict, size: int) -> None:
@@ -242,6 +250,7 @@ def _check_pictures(preprocess: dict, size: int) -> None:
   found = preprocess.get("size", size)
   found = tuple(found.get(side) for side in ("height", "width")) if isinstance(found, dict) else (found, found)
   if found != (size, size):
-    raise ValueError(f"the image processor: size is {preprocess['size']}, and the model's pictures are {size} x {size}")
-  if abs(preprocess.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
+    raise ValueError(f"the image processor: size is {preprocess['size']!r:.80}, and the model's pictures are {size} x "
+                     f"{size}")
+  if abs(entry(preprocess, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
     raise ValueError(f"the image processor: rescale_factor is {preprocess['rescale_factor']}; supported: 1 / 255")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,18 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from coca import weights
+from coca.typed import entry, read_object
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors",
            "open_clip_pytorch_model.bin", "pytorch_model.bin", "open_clip_model.bin", "open_clip_pytorch_model.pt",
            "pytorch_model.pt")
 TORCH = (".bin", ".pt", ".pth")
+OLDEST_TORCH = (2, 10)  # before, a file could run code in spite of `weights_only`, or write beyond its memory
 
 
 def read_state_dict(path) -> dict[str, np.ndarray]:
   """The tensors of a file by name.
 
   Raises:
-    ValueError: a damaged file, one of another kind, or one that needs torch, which is not installed.
+    ValueError: a damaged file, one of another kind, or one that needs torch, which is not installed or too old.
   """
   path = Path(path)
   if path.suffix == ".safetensors":
@@ -33,6 +36,10 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
   except ImportError:
     raise ValueError("reading it takes torch, which is not installed: pip install torch, or take the .safetensors file "
                      "of these weights") from None
+  version = re.match(r"(\d+)\.(\d+)", torch.__version__)
+  if not version or tuple(map(int, version.groups())) < OLDEST_TORCH:
+    raise ValueError(f"torch {torch.__version__} is installed, and a file of weights can run code in it: pip install "
+                     "'torch>=2.10', or take the .safetensors file of these weights")
   try:
     saved = torch.load(path, map_location="cpu", weights_only=True)
     saved = saved.get("state_dict", saved.get("model", saved))  # of open_clip's training; of BLIP's
@@ -61,9 +68,9 @@ def weights_in(folder: Path) -> Path:
 
 
 def read_json(path) -> dict:
-  """Raises ValueError: a damaged file."""
+  """A JSON object. Raises ValueError: a damaged file, or another value."""
   try:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return read_object(Path(path).read_bytes())
   except ValueError as e:
     raise ValueError(f"{path} can't be read: {e}") from None
 
@@ -77,7 +84,7 @@ def image_processor(folder: Path) -> dict:
   if (folder / "preprocessor_config.json").exists():
     return read_json(folder / "preprocessor_config.json")
   path = folder / "processor_config.json"
-  return read_json(path).get("image_processor", {}) if path.exists() else {}
+  return entry(read_json(path), "image_processor", {}) if path.exists() else {}
 
 
 def check_new(out: Path) -> None:

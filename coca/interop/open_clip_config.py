@@ -5,10 +5,11 @@ plain CLIP with a ViT. Whatever else a config asks for is refused by name, becau
 """
 
 import dataclasses
-import math
 
 from coca.config import Captioning, Config, Contrastive, ImageEncoder, Model, Poolers, TextDecoder, parse, to_dict
+from coca.typed import entry
 
+LAYERS, RATIO, PIXELS = 1000, 64, 1 << 14  # at most: of a tower, of a feed-forward to its width, of a picture's side
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 
 # What these settings have to be, where a config has them at all; None stands for any value.
@@ -70,47 +71,45 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
   Raises:
     ValueError: no such settings, or those of a model that cannot be expressed here; what is in the way is named.
   """
-  try:
-    model, preprocess = settings.get("model_cfg", settings), settings.get("preprocess_cfg", {})
-    _refuse_others(model)
-    return _to_config(model, preprocess, name)
-  except (KeyError, TypeError, AttributeError) as e:
-    raise ValueError(f"not open_clip's settings: {type(e).__name__}: {e}") from None
-
-
-def _to_config(model: dict, preprocess: dict, name: str) -> Config:
-  vision, text, multimodal = model["vision_cfg"], model["text_cfg"], model.get("multimodal_cfg")
-  captions = multimodal is not None
-  width, text_width = vision.get("width", 768), text.get("width", 512)
-  pools = bool(vision.get("attentional_pool", False))
-  size, patch = (_square(vision, key, value) for key, value in (("image_size", 224), ("patch_size", 16)))
+  model, preprocess = entry(settings, "model_cfg", settings), entry(settings, "preprocess_cfg", {})
+  vision, text = (entry(model, name, dict) for name in ("vision_cfg", "text_cfg"))
+  multimodal = entry(model, "multimodal_cfg", {})
+  _refuse_others(model, vision, text, multimodal)
+  captions = model.get("multimodal_cfg") is not None
+  embed_dim = entry(model, "model_cfg.embed_dim", int, 1)
+  width, text_width = entry(vision, "vision_cfg.width", 768, 1), entry(text, "text_cfg.width", 512, 1)
+  pools = entry(vision, "vision_cfg.attentional_pool", False)
+  size, patch = (_square(vision, f"vision_cfg.{key}", n) for key, n in (("image_size", 224), ("patch_size", 16)))
   image = ImageEncoder(
-    size=size, patch=patch, layers=vision.get("layers", 12), width=width,
-    mlp=int(width * vision.get("mlp_ratio", 4.0)), heads=width // vision.get("head_width", 64),
-    patch_dropout=float(vision.get("patch_dropout", 0)), class_token=True, patch_bias=False,
-    norm_pre=not vision.get("no_ln_pre", False), norm_post=not pools,
+    size=size, patch=patch, layers=entry(vision, "vision_cfg.layers", 12, most=LAYERS), width=width,
+    mlp=int(width * entry(vision, "vision_cfg.mlp_ratio", 4.0, most=RATIO)),
+    heads=width // entry(vision, "vision_cfg.head_width", 64, 1),
+    patch_dropout=entry(vision, "vision_cfg.patch_dropout", 0.0, most=1), class_token=True, patch_bias=False,
+    norm_pre=not entry(vision, "vision_cfg.no_ln_pre", False), norm_post=not pools,
     mean=_colours(preprocess, "mean", MEAN), std=_colours(preprocess, "std", STD))
   poolers = Poolers(kind="class_token", n_query=0)
   if pools:
-    poolers = Poolers(kind="openclip", n_query=vision.get("attn_pooler_queries", 256),
-                      heads=vision.get("attn_pooler_heads", 8), norm_inputs=True)
+    poolers = Poolers(kind="openclip", n_query=entry(vision, "vision_cfg.attn_pooler_queries", 256),
+                      heads=entry(vision, "vision_cfg.attn_pooler_heads", 8, 1), norm_inputs=True)
   decoder = TextDecoder(
-    vocab=text.get("vocab_size", 49408), length=text.get("context_length", 77), unimodal_layers=text.get("layers", 12),
-    multimodal_layers=multimodal.get("layers", 12) if captions else 0, width=text_width,
-    mlp=int(text_width * text.get("mlp_ratio", 4.0)), heads=text.get("heads", 8))
+    vocab=entry(text, "text_cfg.vocab_size", 49408), length=entry(text, "text_cfg.context_length", 77),
+    unimodal_layers=entry(text, "text_cfg.layers", 12, most=LAYERS), width=text_width,
+    multimodal_layers=entry(multimodal, "multimodal_cfg.layers", 12, most=LAYERS) if captions else 0,
+    mlp=int(text_width * entry(text, "text_cfg.mlp_ratio", 4.0, most=RATIO)), heads=entry(text, "text_cfg.heads", 8))
   if captions:
     decoder = dataclasses.replace(decoder, cls_position=True, cls_mask="legacy", feedforwards=2, norm_context=True)
-    _check_decoder(model["embed_dim"], image, poolers, decoder, text, multimodal)
+    _check_decoder(embed_dim, image, poolers, decoder, text, multimodal)
   else:
     decoder = dataclasses.replace(decoder, pool="eos")
     if pools or text.get("embed_cls"):
       raise ValueError("a pooler or a [CLS] without a multimodal decoder (no 'multimodal_cfg') is no known layout")
   biased = model.get("init_logit_bias") is not None
+  bias = entry(model, "model_cfg.init_logit_bias", 0.0, -1000, 1000)
   return parse(to_dict(Config(
     name=name,
-    model=Model(image=image, poolers=poolers, text=decoder, embed_dim=model["embed_dim"], norm_eps=1e-5,
-                activation="quick_gelu" if model.get("quick_gelu") else "gelu"),
-    contrastive=Contrastive(loss="sigmoid", bias=float(model["init_logit_bias"])) if biased else Contrastive(),
+    model=Model(image=image, poolers=poolers, text=decoder, embed_dim=embed_dim, norm_eps=1e-5,
+                activation="quick_gelu" if entry(model, "model_cfg.quick_gelu", False) else "gelu"),
+    contrastive=Contrastive(loss="sigmoid", bias=bias) if biased else Contrastive(),
     captioning=Captioning() if captions else Captioning(weight=0.0))))
 
 
@@ -178,27 +177,25 @@ def _check_same(config: Config, again: Config) -> None:
 def _check_decoder(embed_dim, image, poolers, decoder, text, multimodal) -> None:
   """A multimodal decoder fits the rest only in this way, in open_clip as here."""
   for what, value, expected in (
-      ("text_cfg.embed_cls", bool(text.get("embed_cls", False)), True),
-      ("multimodal_cfg.width", multimodal.get("width", 512), decoder.width),
-      ("multimodal_cfg.heads", multimodal.get("heads", 8), decoder.heads),
-      ("multimodal_cfg.vocab_size", multimodal.get("vocab_size", decoder.vocab), decoder.vocab),
-      ("text_cfg.mlp_ratio", text.get("mlp_ratio", 4.0), 4.0),
+      ("text_cfg.embed_cls", entry(text, "text_cfg.embed_cls", False), True),
+      ("multimodal_cfg.width", entry(multimodal, "multimodal_cfg.width", 512), decoder.width),
+      ("multimodal_cfg.heads", entry(multimodal, "multimodal_cfg.heads", 8), decoder.heads),
+      ("multimodal_cfg.vocab_size", entry(multimodal, "multimodal_cfg.vocab_size", decoder.vocab), decoder.vocab),
+      ("text_cfg.mlp_ratio", entry(text, "text_cfg.mlp_ratio", 4.0), 4.0),
       ("the decoder's image tokens' width", embed_dim if poolers.kind == "openclip" else image.width, decoder.width)):
     if value != expected:
       raise ValueError(f"{what} is {value}; beside the rest of this CoCa it has to be {expected}")
 
 
-def _refuse_others(model: dict) -> None:
-  vision, text = model["vision_cfg"], model["text_cfg"]
-  multimodal = model.get("multimodal_cfg") or {}
-  if not isinstance(vision.get("layers", 12), int):
+def _refuse_others(model: dict, vision: dict, text: dict, multimodal: dict) -> None:
+  if isinstance(vision.get("layers"), list):
     raise ValueError("vision_cfg.layers is a list: a ResNet image tower, which is not supported; ViT towers are")
   for key, what in (("timm_model_name", "a timm image tower"), ("hf_model_name", "a Hugging Face text tower")):
     if (value := vision.get(key) or text.get(key)):
-      raise ValueError(f"{key} is {value!r}: {what}, which is not supported; open_clip's own towers are")
+      raise ValueError(f"{key} is {value!r:.80}: {what}, which is not supported; open_clip's own towers are")
   if isinstance(vision.get("attentional_pool"), str):
-    raise ValueError(f"vision_cfg.attentional_pool is {vision['attentional_pool']!r}: the layout of CoCa2, which is "
-                     "not supported; CoCa's (true) is")
+    raise ValueError(f"vision_cfg.attentional_pool is {vision['attentional_pool']!r:.80}: the layout of CoCa2, which "
+                     "is not supported; CoCa's (true) is")
   if any(k in multimodal for k in ("cross_attn_ratio", "does_full_decoding")):
     raise ValueError("multimodal_cfg is that of MaMMUT, whose layout is not supported")
   for part, values in (("model_cfg", model), ("vision_cfg", vision), ("text_cfg", text),
@@ -211,27 +208,25 @@ def _refuse_others(model: dict) -> None:
   for part, values, fixed in (("vision_cfg", vision, _VISION), ("text_cfg", text, _TEXT)):
     for key, allowed in fixed.items():
       if key in values and values[key] not in allowed:
-        raise ValueError(f"{part}.{key} is {values[key]!r}; supported: {', '.join(map(repr, allowed))}")
+        raise ValueError(f"{part}.{key} is {values[key]!r:.80}; supported: {', '.join(map(repr, allowed))}")
 
 
-def _square(cfg: dict, key: str, default: int) -> int:
-  value = cfg.get(key, default)
-  if isinstance(value, (list, tuple)):
-    if len(set(value)) != 1:
-      raise ValueError(f"{key} is {value}; only squares are supported")
-    value = value[0]
-  return int(value)
+def _square(cfg: dict, name: str, default: int) -> int:
+  key = name.rpartition(".")[2]
+  value = cfg.get(key)
+  if isinstance(value, list):
+    if not value or any(side != value[0] for side in value):
+      raise ValueError(f"{name} is {value!r:.80}; only squares are supported")
+    cfg = {key: value[0]}
+  return entry(cfg, name, default, 1, PIXELS)
 
 
 def _colours(preprocess: dict, key: str, default: tuple) -> tuple[float, float, float]:
   for setting, allowed in (("interpolation", ("bicubic", "random")), ("resize_mode", ("shortest",))):
     if preprocess.get(setting, allowed[0]) not in allowed:
-      raise ValueError(f"preprocess_cfg.{setting} is {preprocess[setting]!r}; pictures are prepared here with "
+      raise ValueError(f"preprocess_cfg.{setting} is {preprocess[setting]!r:.80}; pictures are prepared here with "
                        f"{allowed[0]!r} only")
-  value = tuple(float(v) for v in preprocess.get(key) or default)
-  if len(value) != 3 or not all(map(math.isfinite, value)):
-    raise ValueError(f"preprocess_cfg.{key} is {value}; it takes three numbers")
-  return value
+  return entry(preprocess, f"preprocess_cfg.{key}", default, most=1)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

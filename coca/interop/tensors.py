@@ -56,8 +56,9 @@ def to_params(state_dict: Mapping[str, np.ndarray], config: Config, entries: Ite
   """
   entries = list(entries)
   shapes, treedef = jax.tree_util.tree_flatten_with_path(abstract_model(config)[1])
-  ours = {path_name(path): np.zeros(x.shape, np.float32) for path, x in shapes}
+  ours = {path_name(path): np.broadcast_to(np.float32(0), x.shape) for path, x in shapes}  # of no size in memory
   _check(state_dict, entries, ours)
+  ours = {path: np.zeros(x.shape, np.float32) for path, x in ours.items()}
   filled = {}
   for entry in tqdm(entries, unit=" tensors", desc="converting", disable=None, delay=2):
     if entry.key not in state_dict:  # a copy
