@@ -4,6 +4,8 @@ import io
 import os
 import random
 import tarfile
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from tars import shard, tar
 
 from coca.config import Source
+from coca.data.records import BadRecord
 from coca.data.sources import files, tar_index
 from coca.data.sources.webdataset import open_webdataset
 
@@ -53,7 +56,7 @@ def test_index_agrees_with_tarfile(tmp_path, format):
     f.addfile(tail, io.BytesIO(b"final"))
   index = scanned(path)
   assert index.problem == ""
-  got = {(index.keys[s].decode(), index.extensions[e]): (o, n) for s, e, o, n in
+  got = {(index.keys[int(s)].decode(), index.extensions[e]): (o, n) for s, e, o, n in
          zip(index.sample, index.extension, index.offset, index.size, strict=True)}
   expected = {}
   with tarfile.open(path) as f:
@@ -120,16 +123,23 @@ def test_index_is_reused_and_rebuilt(tmp_path, monkeypatch, cache):
   wild["offset"] = wild["offset"] + 10**9
   with open(tmp_path / "wild.npz", "wb") as f:
     np.savez(f, **wild)
+  with zipfile.ZipFile(tmp_path / "wild.npz") as stored, zipfile.ZipFile(tmp_path / "odd.npz", "w") as odd:
+    for name in stored.namelist():
+      odd.writestr(name, b"no array" if name == "extensions.npy" else stored.read(name))
+  flat = dict(np.load(io.BytesIO(good)))
+  np.savez(tmp_path / "flat.npz", **flat | {"ends": flat["ends"][::-1]})
+  np.savez_compressed(tmp_path / "packed.npz", **flat | {"keys": np.zeros(1 << 22, np.uint8)})
   middle = len(good) // 2
   damaged = [b"", good[:middle], good[:middle] + b"?" * 40 + good[middle + 40 :], b"\x80\x04}.",
-             (tmp_path / "wild.npz").read_bytes()]  # fmt: skip
+             *(path.read_bytes() for path in tmp_path.glob("[wofp]*.npz"))]  # fmt: skip
   for n, data in enumerate(damaged, 1):
     index.write_bytes(data)
     assert records(opened(tmp_path)) == expected
     assert len(scans) == n and index.read_bytes() == good
   path.write_bytes(shard(5, 4))
-  assert [r.key for r in records(opened(tmp_path))] == [f"{n:09d}" for n in range(5, 9)] and len(scans) == 6
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["wild.npz", "x.tar", "x.tar.index.npz"]
+  assert [r.key for r in records(opened(tmp_path))] == [f"{n:09d}" for n in range(5, 9)]
+  assert len(scans) == len(damaged) + 1
+  assert sorted(p.name for p in tmp_path.glob("*x.tar*")) == ["x.tar", "x.tar.index.npz"] and len(damaged) == 8
 
 
 def test_read_only_folder(tmp_path, monkeypatch, cache):
@@ -152,6 +162,49 @@ def test_read_only_folder(tmp_path, monkeypatch, cache):
   assert len(list((cache / "tars").iterdir())) == 1 and len(list((tmp_path / "shards").iterdir())) == 1
   monkeypatch.setattr(tar_index, "scan", None)
   assert len(records(opened(tmp_path / "shards"))) == 3
+
+
+def test_a_tar_replaced_at_the_same_size_and_time(tmp_path):
+  """As rsync -t and git may do it: told by the headers, when it is opened and when it is read."""
+  path = tmp_path / "x.tar"
+  a, b = ({f"{first}{n}.{kind}": bytes([65 + n]) * 9 for n in range(9) for kind in ("jpg", "txt")} for first in "ab")
+
+  def write(members):
+    path.write_bytes(tar(members))
+    os.utime(path, (1e9, 1e9))
+
+  write(a)
+  old = opened(tmp_path)
+  assert old[4].key == "a4"
+  write({**a, "a4.jpg": b"123456789", "a4.txt": b"other"})  # the same names and places, yet another text
+  source = opened(tmp_path)
+  assert source[4].image == b"123456789" and source[5].key == "a5"
+  stale = (tmp_path / "x.tar.index.npz").read_bytes()
+  write(b)
+  files._descriptor.cache_clear()
+  with pytest.raises(BadRecord, match=r"record 'a3': the tar has changed .* x\.tar\.index\.npz"):
+    old[3]
+  source = opened(tmp_path)
+  assert [r.key for r in records(source)] == [f"b{n}" for n in range(9)]
+  assert (tmp_path / "x.tar.index.npz").read_bytes() != stale
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_bombs_of_names(tmp_path, format):
+  """A name of a MiB among short ones made all keys as long: 1 GiB for a thousand samples."""
+  names = [f"{n}.jpg" for n in range(1000)]
+  long = ["n" * (1 << 20) + ".jpg", "k." + "e" * 300, "d/" * 2000 + "x.jpg"]
+  (tmp_path / "x.tar").write_bytes(tar(dict.fromkeys([*names[:500], *long, *names[500:]], b"abc"), format))
+  tracemalloc.start()
+  index = scanned(tmp_path / "x.tar")
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 20 << 20
+  assert [key.decode() for key in index.keys] == [*(str(n) for n in range(500)), "d/" * 2000 + "x",
+                                                  *(str(n) for n in range(500, 1000))]  # fmt: skip
+  assert "x.tar: 2 members are left out, whose names have more than 4096 bytes" in index.problem
+  opened(tmp_path, text_key="")
+  assert (tmp_path / "x.tar.index.npz").stat().st_size < 100_000
 
 
 def test_cache_directory(monkeypatch):

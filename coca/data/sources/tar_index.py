@@ -3,11 +3,16 @@
 Members `dir/KEY.EXT` with the same `dir/KEY` are one sample; KEY ends at the first dot of the file's name. An index
 is built by reading the tar's headers, once (in a bucket that is most of the tar, if its members are smaller than what a
 request takes): it is kept as NAME.tar.index.npz beside the tar or, where that can't be written, in the cache directory,
-and made again when the tar has changed or the index is damaged.
+and made again when the tar has changed or the index is damaged. It holds checksums of the headers, by which a tar that
+was replaced by one of the same size and time is found out.
+
+Both tars and indexes may come from others, so what they make this process hold is bounded by their own size.
 """
 
 import hashlib
 import io
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,11 +22,13 @@ import numpy as np
 from coca.data.sources.files import File, cache_directory, read_all, write_atomic
 
 SUFFIX = ".index.npz"
-VERSION = 1
+VERSION = 2
 BLOCK = 512
 LOCAL_WINDOW = 4 << 10  # a sample's JSON, text and next header in one read
 REMOTE_WINDOW = 4 << 20  # a request takes as long as reading this much
-MAX_LONG_NAME = 1 << 20
+MAX_NAME = 4096  # bytes, what Linux takes for a path; members with longer names are left out
+MAX_EXTENSION = 255
+MAX_PAX = 1 << 20  # bytes of a PAX header, which may hold more than the name
 MAX_PADDING = 1 << 20  # zeros after the end marker; behind them, another tar may have been appended
 
 
@@ -34,25 +41,56 @@ class TarError(Exception):
 
 
 @dataclass(frozen=True)
+class Names:
+  """N byte strings, one behind the other: a single long one does not make all others as long."""
+
+  data: np.ndarray  # uint8
+  ends: np.ndarray  # int64 [N]
+
+  @classmethod
+  def of(cls, names: list[bytes]) -> "Names":
+    return cls(np.frombuffer(b"".join(names), np.uint8), np.cumsum([len(name) for name in names], dtype=np.int64))
+
+  def __len__(self) -> int:
+    return len(self.ends)
+
+  def __getitem__(self, i: int) -> bytes:
+    return self.data[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes()
+
+
+@dataclass(frozen=True)
 class TarIndex:
   """N samples with M members in all. `problem` says what is wrong with the tar; empty: nothing."""
 
-  keys: np.ndarray  # bytes [N], UTF-8 as a rule
+  keys: Names  # N, UTF-8 as a rule
   extensions: np.ndarray  # str [E], lower case, without dot
   sample: np.ndarray  # int32 [M]: which sample a member belongs to
   extension: np.ndarray  # int32 [M]
   offset: np.ndarray  # int64 [M], bytes
   size: np.ndarray  # int64 [M], bytes
+  header: np.ndarray  # uint32 [M]: checksum of the block before the offset (`is_header`)
   problem: str = ""
 
   def members(self, extensions: tuple[str, ...]) -> np.ndarray:
     """int64 [N, 2]: offset and size of each sample's member with the first of `extensions` that it has; -1: none."""
-    place = np.full((len(self.keys), 2), -1, np.int64)
+    return self._of(extensions, np.stack([self.offset, self.size], 1), -1)
+
+  def headers(self, extensions: tuple[str, ...]) -> np.ndarray:
+    """uint32 [N]: checksum of the header of the same member."""
+    return self._of(extensions, self.header, 0)
+
+  def _of(self, extensions: tuple[str, ...], values: np.ndarray, missing: int) -> np.ndarray:
+    found = np.full((len(self.keys), *values.shape[1:]), missing, values.dtype)
     known = self.extensions.tolist()
     for extension in reversed([e for e in extensions if e in known]):
       chosen = self.extension == known.index(extension)
-      place[self.sample[chosen]] = np.stack([self.offset[chosen], self.size[chosen]], 1)
-    return place
+      found[self.sample[chosen]] = values[chosen]
+    return found
+
+
+def is_header(block: bytes, checksum: int) -> bool:
+  """Whether the block before a member's bytes is the one that was indexed."""
+  return zlib.crc32(block) == checksum
 
 
 def read_index(file: File) -> tuple[TarIndex, str]:
@@ -69,7 +107,8 @@ def read_index(file: File) -> tuple[TarIndex, str]:
       return index, ""
   index = scan(file)
   data = io.BytesIO()
-  np.savez(data, version=VERSION, stamp=file.stamp, **vars(index))
+  arrays = {name: value for name, value in vars(index).items() if name != "keys"}
+  np.savez(data, version=VERSION, stamp=file.stamp, keys=index.keys.data, ends=index.keys.ends, **arrays)
   reason = ""
   for place in places:
     try:
@@ -80,24 +119,44 @@ def read_index(file: File) -> tuple[TarIndex, str]:
   return index, reason
 
 
+# Kind and bytes of a number of each array; 0: of a string, as many as it takes.
+_ARRAYS = {"keys": ("u", 1), "ends": ("i", 8), "extensions": ("U", 0), "sample": ("i", 4), "extension": ("i", 4),
+           "offset": ("i", 8), "size": ("i", 8), "header": ("u", 4)}
+
+
 def _load(place: str, file: File) -> TarIndex | None:
   try:
-    with np.load(io.BytesIO(read_all(*fsspec.core.url_to_fs(place))), allow_pickle=False) as data:
-      if data["version"] != VERSION or data["stamp"] != file.stamp:
+    data = io.BytesIO(read_all(*fsspec.core.url_to_fs(place)))
+    if any(member.compress_type != zipfile.ZIP_STORED for member in zipfile.ZipFile(data).infolist()):
+      return None  # never written so: it may be small and hold gigabytes
+    with np.load(data, allow_pickle=False) as stored:
+      if stored["version"] != VERSION or stored["stamp"] != file.stamp:
         return None
-      arrays = {k: data[k] for k in ("keys", "extensions", "sample", "extension", "offset", "size")}
-      index = TarIndex(**arrays, problem=str(data["problem"]))
+      arrays = {name: stored[name] for name in _ARRAYS}
+      problem = str(stored["problem"])
+    kinds = {name: (a.dtype.kind, a.dtype.itemsize if a.dtype.kind != "U" else 0) for name, a in arrays.items()}
   except Exception:  # a damaged file may fail anywhere in zip, zlib or NumPy
     return None
-  kinds = {name: array.dtype.kind for name, array in arrays.items()}
-  if kinds != {"keys": "S", "extensions": "U", "sample": "i", "extension": "i", "offset": "i", "size": "i"}:
+  if kinds != _ARRAYS or any(array.ndim != 1 for array in arrays.values()):
     return None
-  members = [arrays[name] for name in ("sample", "extension", "offset", "size")]
-  if len({len(array) for array in members}) != 1:
+  keys = Names(arrays.pop("keys"), arrays.pop("ends"))
+  index = TarIndex(keys, **arrays, problem=problem)
+  members = [index.sample, index.extension, index.offset, index.size]
+  if len({len(array) for array in (*members, index.header)}) != 1:
     return None
-  bounds = (len(index.keys) - 1, len(index.extensions) - 1, file.size, file.size)
+  bounds = (len(keys) - 1, len(index.extensions) - 1, file.size, file.size)
   inside = all(((array >= 0) & (array <= bound)).all() for array, bound in zip(members, bounds, strict=True))
-  return index if inside else None
+  if not inside or (np.diff(keys.ends, prepend=0, append=len(keys.data)) < 0).any():
+    return None
+  return index if _fresh(index, file) else None
+
+
+def _fresh(index: TarIndex, file: File) -> bool:
+  """Whether some members lie where they did; a bucket's version is evidence enough."""
+  count = len(index.offset)
+  return not file.local or all(
+    is_header(file.read(int(index.offset[m]) - BLOCK, BLOCK), int(index.header[m]))
+    for m in {0, count // 2, count - 1} if count)
 
 
 def scan(file: File) -> TarIndex:
@@ -108,11 +167,15 @@ def scan(file: File) -> TarIndex:
   Raises:
     OSError: the tar can't be read.
   """
-  keys, extensions, rows = [], {}, []  # rows: sample, extension, offset, size
+  keys, extensions, rows = [], {}, []  # rows: sample, extension, offset, size, header
   newest, taken, problem = {}, set(), ""  # newest: the sample of a key; taken: its members
+  too_long = 0
   try:
-    for name, offset, size in _members(file):
+    for name, offset, size, header in _members(file):
       key, extension = _split(name)
+      if len(name) > MAX_NAME or len(extension) > MAX_EXTENSION:
+        too_long += 1
+        continue
       if not key:
         continue
       kind = extensions.setdefault(extension.decode("utf-8", "replace").lower(), len(extensions))
@@ -120,19 +183,23 @@ def scan(file: File) -> TarIndex:
         newest[key] = len(keys)
         keys.append(key)
       taken.add((newest[key], kind))
-      rows.append((newest[key], kind, offset, size))
+      rows.append((newest[key], kind, offset, size, header))
   except TarError as e:
-    last = [kind for sample, kind, _, _ in rows if sample == len(keys) - 1]
-    before = [kind for sample, kind, _, _ in rows if sample == len(keys) - 2]
+    last, before = ([row[1] for row in rows if row[0] == len(keys) - n] for n in (1, 2))
     if keys and (e.key == keys[-1] or (before and set(last) != set(before))):  # the cut took members of the last sample
       keys.pop()
       rows = [row for row in rows if row[0] < len(keys)]
     problem = f"{file.name}: {e}; {len(keys)} records before it are kept" if keys else f"{file.name}: {e}; no records"
   if not keys and not problem:
     problem = f"{file.name}: holds no records"
-  table = np.array(rows, np.int64).reshape(-1, 4)
-  return TarIndex(np.array(keys, "S"), np.array(list(extensions), "U"), table[:, 0].astype(np.int32),
-                  table[:, 1].astype(np.int32), table[:, 2], table[:, 3], problem)
+  if too_long:
+    problem = (f"{problem}; " if problem else f"{file.name}: ") + (
+      f"{too_long} members are left out, whose names have more than {MAX_NAME} bytes, or {MAX_EXTENSION} behind the "
+      "first dot")
+  table = np.array(rows, np.int64).reshape(-1, 5)
+  sample, extension, offset, size, header = table.T
+  return TarIndex(Names.of(keys), np.array(list(extensions), "U"), sample.astype(np.int32), extension.astype(np.int32),
+                  offset.copy(), size.copy(), header.astype(np.uint32), problem)
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:
@@ -142,8 +209,8 @@ def _split(name: bytes) -> tuple[bytes, bytes]:
   return (b"" if base.startswith(b"__") or not stem else folder + slash + stem), extension
 
 
-def _members(file: File) -> Iterator[tuple[bytes, int, int]]:
-  """Name, offset and size of each regular file in the tar.
+def _members(file: File) -> Iterator[tuple[bytes, int, int, int]]:
+  """Name (cut off behind `MAX_NAME` bytes), offset, size and header's checksum of each regular file in the tar.
 
   Raises:
     TarError: no tar, damaged, or cut off.
@@ -179,13 +246,14 @@ def _members(file: File) -> Iterator[tuple[bytes, int, int]]:
         return  # whatever follows the end marker, it is no tar
       raise TarError(_no_tar(header) if at == 0 else f"damaged header at byte {at}")
     zeros, body = 0, at + BLOCK
-    if kind in b"Lx" and size <= MAX_LONG_NAME and body + size <= file.size:  # name of the next member: GNU, PAX
-      data = read(body, size)
+    if kind in b"Lx" and body + size <= file.size:  # name of the next member: GNU, PAX
       if kind == b"L":
-        long_name = data.rstrip(b"\0")
+        long_name = read(body, min(size, MAX_NAME + 1)).rstrip(b"\0")
+      elif size > MAX_PAX:
+        long_name = b"." * (MAX_NAME + 1)  # whatever it is
       else:
         try:
-          pax = _pax(data)
+          pax = _pax(read(body, size))
           long_name, long_size = pax.get(b"path", long_name), int(pax[b"size"]) if b"size" in pax else None
         except ValueError:
           raise TarError(f"damaged header at byte {at}") from None
@@ -201,7 +269,7 @@ def _members(file: File) -> Iterator[tuple[bytes, int, int]]:
         shown = name.decode("utf-8", "replace")
         raise TarError(f"truncated at byte {file.size}, in '{shown}' (byte {at})", _split(name)[0])
       if kind in b"0\x007":
-        yield name, body, size
+        yield name[: MAX_NAME + 1], body, size, zlib.crc32(header)
       if kind not in b"Kg":  # these stand between a long name and its member
         long_name = long_size = None
     at = body + -(-size // BLOCK) * BLOCK
@@ -214,14 +282,15 @@ def _number(field: bytes) -> int:
 
 
 def _pax(data: bytes) -> dict[bytes, bytes]:
-  values = {}
-  while data:
-    digits = data.partition(b" ")[0]
-    length = int(digits)
-    key, equals, value = data[len(digits) + 1 : length - 1].partition(b"=")
-    if not equals or not len(digits) < length <= len(data):
+  """The records of a PAX header. Raises ValueError."""
+  values, at = {}, 0
+  while at < len(data):
+    space = data.index(b" ", at, at + 20)
+    end = at + int(data[at:space])
+    key, equals, value = data[space + 1 : end - 1].partition(b"=")
+    if not equals or not space < end <= len(data):
       raise ValueError("no PAX record")
-    values[key], data = value, data[length:]
+    values[key], at = value, end
   return values
 
 

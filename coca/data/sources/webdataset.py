@@ -1,6 +1,6 @@
 """WebDataset tars as img2dataset writes them: KEY.jpg with KEY.txt and KEY.json, read at random through an index.
 
-The index takes about 50 bytes of memory a pair.
+The index takes about 70 bytes of memory a pair.
 """
 
 import json
@@ -11,7 +11,7 @@ import numpy as np
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, shards_of
 from coca.data.sources import files
-from coca.data.sources.tar_index import SUFFIX, TarIndex, read_index
+from coca.data.sources.tar_index import BLOCK, SUFFIX, TarIndex, is_header, read_index
 
 MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
         "--output_format=webdataset --output_folder=shards")
@@ -44,7 +44,9 @@ class WebDataset:
         text, structured = (index.members((name,) if self._field else ()) for name in (self._text, "json"))
         parsed = (text[:, 0] < 0) | bool(self._question)
         places = np.concatenate([index.members(self._image), np.where(parsed[:, None], structured, text)], 1)
-        self._shards.append((file, index.keys, places, parsed))
+        headers = np.where(parsed, index.headers(("json",)), index.headers((self._text,)))
+        headers = np.stack([index.headers(self._image), headers], 1)
+        self._shards.append((file, index.keys, places, headers, parsed))
         counts.append(len(index.keys))
         extensions |= set(index.extensions.tolist())
     if not_stored:
@@ -87,12 +89,12 @@ class WebDataset:
     if not 0 <= i < len(self):
       raise IndexError(f"{self.name}: record {i} of {len(self)}")
     shard = int(np.searchsorted(self._starts, i, "right")) - 1
-    file, keys, places, parsed = self._shards[shard]
+    file, keys, places, headers, parsed = self._shards[shard]
     row = i - int(self._starts[shard])
     key = keys[row].decode("utf-8", "replace")
     where = f"{file.name}: record '{key}'"
     try:
-      image, text = _read_two(file, *places[row].tolist())
+      image, text = _read_two(file, *places[row].tolist(), *headers[row].tolist())
     except OSError as e:
       raise BadRecord(f"{where}: {e}") from None
     return key, where, image, text, bool(parsed[row])
@@ -100,10 +102,10 @@ class WebDataset:
   def _check(self, settings: Source, extensions: set[str]) -> None:
     """Raises a ValueError where the settings name an image or text that the tars do not have."""
     holds = f"the tars hold members .{', .'.join(sorted(extensions))}"
-    if not any((places[:, 0] >= 0).any() for _, _, places, _ in self._shards):
+    if not any((places[:, 0] >= 0).any() for _, _, places, *_ in self._shards):
       raise ValueError(f"{files.SETTING}.image_key is {settings.image_key!r}: no record has a member "
                        f".{' or .'.join(self._image)}; {holds}")
-    if self._field and not any((places[:, 2] >= 0).any() for _, _, places, _ in self._shards):
+    if self._field and not any((places[:, 2] >= 0).any() for _, _, places, *_ in self._shards):
       raise ValueError(f"{files.SETTING}.text_key is {settings.text_key!r}: no record has a member "
                        f".{self._text} or .json; {holds}. For images alone set it to ''")
     fields, wanted = set(), (("question_key", self._question), ("text_key", self._field))
@@ -134,18 +136,29 @@ def _indexed(file: files.File) -> tuple[files.File, TarIndex | None, str]:
     return file, None, f"{file.name}: {e}"
 
 
-def _read_two(file: files.File, a: int, a_size: int, b: int, b_size: int) -> tuple[bytes | None, bytes | None]:
-  """Two members (None where the offset is -1), in one read if they lie close."""
-  start, end = min(a, b), max(a + a_size, b + b_size)
-  if start >= 0 and end - start <= a_size + b_size + MAX_GAP:
-    data = file.read(start, end - start)
-    parts = data[a - start : a - start + a_size], data[b - start : b - start + b_size]
-  else:
-    parts = tuple(file.read(at, size) if at >= 0 else None for at, size in ((a, a_size), (b, b_size)))
-  for part, size in zip(parts, (a_size, b_size), strict=True):
-    if part is not None and len(part) != size:
+def _read_two(file: files.File, a: int, a_size: int, b: int, b_size: int, a_header: int,
+              b_header: int) -> tuple[bytes | None, bytes | None]:
+  """Two members (None where the offset is -1), in one read if they lie close. Their headers, which lie before them,
+  are read with them, and have to be the indexed ones."""
+  start, end = min(a, b) - BLOCK, max(a + a_size, b + b_size)
+  together = start >= 0 and end - start <= a_size + b_size + MAX_GAP
+  data = file.read(start, end - start) if together else b""
+  parts = []
+  for at, size, header in ((a, a_size, a_header), (b, b_size, b_header)):
+    if at < 0:
+      parts.append(None)
+      continue
+    if not together:
+      start, data = at - BLOCK, file.read(at - BLOCK, BLOCK + size)
+    begin = at - start
+    part = data[begin : begin + size]
+    if len(part) != size:
       raise OSError("the tar has become shorter since it was indexed")
-  return parts
+    if not is_header(data[begin - BLOCK : begin], header):
+      raise OSError("the tar has changed since it was indexed, though not in size and time; start again, or delete "
+                    f"{file.name}{SUFFIX} beside it")
+    parts.append(part)
+  return parts[0], parts[1]
 
 
 def _object(data: bytes) -> dict:
