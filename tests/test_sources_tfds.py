@@ -278,3 +278,25 @@ def test_damaged_description(copied, file):
   (copied / file).write_text("{")
   with pytest.raises(ValueError, match=f"{copied} is no readable tfds data set"):
     opened(copied)
+
+
+@pytest.mark.parametrize("form", ["today", "snake", "old", "in a string", "escaped"])
+def test_code_that_a_data_set_names_is_not_run(copied, tmp_path, monkeypatch, form):
+  """tfds imports the modules of the classes that features.json names."""
+  marker = tmp_path / "was_run"
+  (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
+  monkeypatch.syspath_prepend(tmp_path)
+  path = copied / "features.json"
+  features = json.loads(path.read_text())
+  bad = {"today": {"pythonClassName": "evil.Feature", "text": {}},
+         "snake": {"python_class_name": "evil.Feature", "text": {}},
+         "old": {"type": "evil.Feature", "content": {}},
+         "in a string": {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text",
+                         "jsonFeature": {"json": json.dumps({"type": "evil.Feature", "content": {}})}},
+         "escaped": {"@": "evil.Feature", "text": {}}}[form]  # fmt: skip
+  features["featuresDict"]["features"]["deep"] = {
+    "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence", "sequence": {"feature": bad}}
+  path.write_text(json.dumps(features).replace('"@"', r'"\u0070ythonClassName"'))
+  with pytest.raises(ValueError, match=r"is no readable tfds data set.*names the class 'evil\.Feature'"):
+    opened(copied)
+  assert not marker.exists()

@@ -7,6 +7,7 @@ the image left encoded: that takes a quarter of the time of tfds' own decoding w
 import bisect
 import dataclasses
 import itertools
+import json
 import os
 import re
 
@@ -16,6 +17,7 @@ from coca import config
 from coca.data.records import BadRecord, Record, Shard, Text, shards_of
 from coca.data.sources.name_questions import NameQuestions
 
+CLASSES = "tensorflow_datasets."  # what names of features' classes begin with
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -33,7 +35,8 @@ def open_tfds(settings: config.Source) -> "TfdsSource":
 
   Raises:
     FileNotFoundError: not prepared, or a shard is missing; the message has the command that prepares it.
-    ValueError: not in ArrayRecord format, damaged, or without such a split or feature.
+    ValueError: not in ArrayRecord format, damaged, without such a split or feature, or with features of classes that
+      are not tfds' own: tfds imports what features.json names.
   """
   root = find(settings.path)
   return TfdsSource(root, settings, name=f"{settings.path}:{settings.split}")
@@ -223,11 +226,32 @@ def _string(fields, key: str) -> str:
   return next(iter(fields[key].bytes_list.value), b"").decode("utf-8", "replace")
 
 
+def _class_names(value):
+  """Yields the names of classes in features.json, in today's form or that of old versions, in any depth."""
+  if isinstance(value, str) and value.lstrip().startswith("{"):  # features of further libraries hold JSON in a string
+    try:
+      value = json.loads(value)
+    except ValueError:
+      return
+  if isinstance(value, dict):
+    for key, inner in value.items():
+      if key in ("pythonClassName", "python_class_name", "type") and isinstance(inner, str):
+        yield inner
+      yield from _class_names(inner)
+  elif isinstance(value, list):
+    for inner in value:
+      yield from _class_names(inner)
+
+
 def _open(root, split: str):
   """(features, file instructions, ArrayRecordDataSource) of a split. Raises as `open_tfds`."""
   import tensorflow_datasets as tfds
 
   try:
+    names = list(_class_names(json.loads((root / "features.json").read_bytes())))
+    if foreign := [name for name in names if not name.startswith(CLASSES)]:
+      raise ValueError(f"features.json names the class {foreign[0]!r}, whose module tfds would run; only tfds' own "
+                       f"({CLASSES}...) are read. Write the data set anew with one of those, or as WebDataset")
     builder = tfds.builder_from_directory(root)
     splits = {name: info.num_examples for name, info in builder.info.splits.items()}
   except Exception as e:  # of many types, from JSON, protobuf and tfds
