@@ -268,6 +268,7 @@ class Eval:
   templates: tuple[str, ...] = ("{}",)  # zero_shot: prompt ensemble
   pixel_neighbours: str = ""  # zero_shot: name of the training source for the 16x16 nearest-neighbour baseline
   texts_per_image: int = 5  # retrieval: at most
+  equal_texts: bool = False  # retrieval: other pictures' equal texts are right too; CLIP, CoCa and BLIP count the own
   answers: str = ""  # vqa: a text file with the possible answers, one a line; empty: answers are generated
   rank: int = 128  # vqa: so many of the possible answers, the likeliest by their first token, are scored whole
   rerank: int = 0  # retrieval: the candidates of a query, by cosine, that the matching head puts in a new order (BLIP:

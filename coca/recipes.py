@@ -127,7 +127,8 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
   for kind, has in (("zero_shot", text.unimodal_layers), ("retrieval", text.unimodal_layers),
                     ("captions", text.multimodal_layers)):
     if has:
-      config.evals[kind] = to_dict(Eval(kind=kind, source=unseen, every="20%"))
+      # Equal names: as in the loss.
+      config.evals[kind] = to_dict(Eval(kind=kind, source=unseen, every="20%", equal_texts=kind == "retrieval"))
   if runlocal:
     config.update(steps="4", log_every="1")
     config.optim.warmup = "1"

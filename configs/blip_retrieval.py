@@ -28,7 +28,7 @@ def get_config(arg=None):
   config.contrastive.update(weight=1.0, directions="mean", equal_texts="positives", momentum=0.995, max_scale=1000.0,
                             min_scale=2.0, soft_ramp="16.7%")
   config.matching.weight = 1.0
-  blip_recipes.evaluate(config, args, "retrieval", kind="retrieval", rerank=256)
+  blip_recipes.evaluate(config, args, "retrieval", kind="retrieval", rerank=256, equal_texts=True)
   blip_recipes.evaluate(config, args, "matching", kind="matching")
   if args.runlocal:
     config.contrastive.queue = 24

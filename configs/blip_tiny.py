@@ -34,7 +34,7 @@ def get_config(arg=None):
   config.data.update(batch=128, crop=(0.8, 1.0), threads=1)
   unseen = Source(kind="builtin", split="twemoji")
   config.evals.twemoji = to_dict(Eval(kind="zero_shot", source=unseen, every="20%", pixel_neighbours="emoji"))
-  config.evals.retrieval = to_dict(Eval(kind="retrieval", source=unseen))
+  config.evals.retrieval = to_dict(Eval(kind="retrieval", source=unseen, equal_texts=True))
   config.evals.matching = to_dict(Eval(kind="matching", source=unseen))
   config.evals.captions = to_dict(Eval(kind="captions", source=unseen))
   config.checkpoint.every = "10%"

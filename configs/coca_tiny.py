@@ -44,7 +44,7 @@ def get_config(arg=None):
   config.evals.twemoji = to_dict(
     Eval(kind="zero_shot", source=unseen_style, every="20%", pixel_neighbours="emoji")
   )
-  config.evals.retrieval = to_dict(Eval(kind="retrieval", source=unseen_style))
+  config.evals.retrieval = to_dict(Eval(kind="retrieval", source=unseen_style, equal_texts=True))
   config.evals.captions = to_dict(Eval(kind="captions", source=unseen_style))
   config.checkpoint.every = "10%"
 

@@ -22,7 +22,7 @@ def test_auc_is_the_share_of_pairs_in_order():
 
 def test_others_are_never_equal_texts_or_unusable_rows():
   rng = np.random.default_rng(0)
-  texts, weight = rng.integers(0, 5, (40, 1)), (rng.random(40) > 0.2).astype(np.float32)
+  texts, weight = rng.integers(0, 5, 40), (rng.random(40) > 0.2).astype(np.float32)
   similarity = rng.normal(size=(40, 40))
   picks, usable = pick_others(similarity, texts, weight, np.random.default_rng(1))
   drawn = np.zeros((40, 40), int)
@@ -30,11 +30,11 @@ def test_others_are_never_equal_texts_or_unusable_rows():
     others, _ = pick_others(similarity, texts, weight, np.random.default_rng(seed))
     drawn[np.arange(40), others[:, 0]] += 1
   for i in range(40):
-    allowed = [j for j in range(40) if weight[j] and texts[j, 0] != texts[i, 0]]
+    allowed = [j for j in range(40) if weight[j] and texts[j] != texts[i]]
     assert usable[i] == bool(weight[i])
     assert picks[i, 1] == max(allowed, key=lambda j, i=i: similarity[i, j])
     assert set(np.flatnonzero(drawn[i])) == set(allowed)
-  assert not pick_others(similarity, np.zeros((40, 1)), weight, rng)[1].any()
+  assert not pick_others(similarity, np.zeros(40), weight, rng)[1].any()
 
 
 class ScoringForward(FakeForward):

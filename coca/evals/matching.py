@@ -2,7 +2,8 @@
 
 Each picture is scored with its own text, with the text of another pair of its batch drawn at random, and with the
 hardest one of the batch: the other text whose contrastive embedding is nearest to the picture's. Texts equal to one's
-own are left out. A larger batch has harder texts: numbers compare at equal `batch` only.
+own (`coca.evals.stream.Stream.kinds`) are left out: to the head they are the pair itself. A larger batch has harder
+texts: numbers compare at equal `batch` only.
 """
 
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ class Matching:
       texts = to_host(forward.embed_texts(params, batch.device["text"][:, 0]))
       own = batch.rows["text"][:, 0]
       weight = batch.rows["weight"] * batch.rows["text_weight"][:, 0]
-      picks, usable = pick_others(images @ texts.T, own, weight, np.random.default_rng(i))
+      picks, usable = pick_others(images @ texts.T, self.stream.kinds(own), weight, np.random.default_rng(i))
       three = np.stack([own, own[picks[:, 0]], own[picks[:, 1]]], axis=1)
       three = forward.put({"text": three[self.stream.host_rows]})["text"]
       scores = forward.score(params, encoded._replace(embedding=None), three)
@@ -62,21 +63,19 @@ class Matching:
     yield "examples", float(len(scores))
 
 
-def pick_others(similarity: np.ndarray, texts: np.ndarray, weight: np.ndarray,
+def pick_others(similarity: np.ndarray, kind: np.ndarray, weight: np.ndarray,
                 rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
   """Another text for each picture, at random and the most similar one.
 
   Args:
     similarity: [B, B], of pictures with texts.
-    texts: int32 [B, T]: equal ones are no others.
+    kind: int [B], of the texts: those of one kind are no others.
     weight: [B]; pairs of weight 0 take no part.
     rng: draws.
 
   Returns:
-    int [B, 2], rows of `texts`, and bool [B]: whether a pair takes part and has another text.
+    int [B, 2], rows, and bool [B]: whether a pair takes part and has another text.
   """
-  _, kind = np.unique(texts, axis=0, return_inverse=True)
-  kind = kind.reshape(-1)
   allowed = (kind[:, None] != kind) & (weight > 0)
   random = np.where(allowed, rng.random(allowed.shape), -1).argmax(axis=1)
   hardest = np.where(allowed, similarity, -np.inf).argmax(axis=1)

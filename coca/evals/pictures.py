@@ -79,14 +79,15 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
       captions = [stream.tokenizer.decode(row) for row in ids]
     if zero_shot:
       embedded = to_host(stream.forward.embed_images(params, batch.device["image"]))
-      top = np.argsort(-embedded @ classes.T, axis=1)[:, :3]
+      top = np.argsort(-embedded @ classes.T, axis=1)
     if jax.process_index():
       continue
     for image, row in zip(batch.local["image"], few.host_rows, strict=True):
       texts = references(source, int(batch.rows["label"][row])) if batch.rows["weight"][row] else ()
       if texts:
         caption = None if captions is None else captions[row]
-        labels = () if top is None else tuple(zero_shot.names[k] for k in top[row])
+        # Each name once: two classes may have one.
+        labels = () if top is None else tuple(dict.fromkeys(zero_shot.names[k] for k in top[row]))[:3]
         question = stream.tokenizer.decode(batch.rows["text"][row, 0]) if vqa else ""
         cells.append(Cell(np.asarray(image), texts, caption, labels, question))
   return cells

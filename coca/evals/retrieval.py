@@ -1,9 +1,11 @@
 """Image-text retrieval: recall at 1, 5 and 10 in both directions, as in CLIP, CoCa (section 4.2.2) and BLIP.
 
-A query counts if any of its right answers is among the first K. Right answers of a picture are its own texts and every
-text equal to one of them, whoever it belongs to; right answers of a text are all pictures that own an equal text. Texts
-are equal if their token ids are: that is as far as the model can tell. Ties count against the model
-(`coca.evals.ranking.ranks`). Numbers are shares between 0 and 1.
+A query counts if any of its right answers is among the first K: for a picture its own texts, for a text the picture
+that it belongs to, and no other, as CLIP, CoCa and BLIP count. Where a few names stand under many pictures that says
+little: with `config.evals.NAME.equal_texts` every text equal to one of a picture's own is right too, and every picture
+that owns an equal text. Texts are equal if their token ids are: that is as far as the model can tell; one whose tokens
+are all unknown equals none. Ties count against the model, but for those between equal texts, which stay in the order of
+the data (`coca.evals.ranking.ranks`). Numbers are shares between 0 and 1.
 
 With `config.evals.NAME.rerank` k, each query's k candidates of the highest cosine are put in a new order, as in BLIP
 (arXiv 2201.12086, section 5.1): by the matching head's logit of a match plus the cosine. All others come after them.
@@ -29,7 +31,7 @@ class Retrieval:
 
   Args:
     config: the run's settings.
-    settings: the evaluator's: source, batch, limit, texts_per_image, rerank.
+    settings: the evaluator's: source, batch, limit, texts_per_image, equal_texts, rerank.
     forward: compiled functions (`coca.forward.Forward`).
     tokenizer: `coca.data.tokenizer.Tokenizer`.
     source: pictures and their texts.
@@ -61,8 +63,9 @@ class Retrieval:
     def match(image, text):
       return match_logits(self.stream, params, np.flatnonzero(keep), ids, image, text)
 
-    texts, rerank = self.stream.embed_texts(params, ids), self.stream.settings.rerank
-    yield from recalls(images, texts, ids, owners, rerank=rerank, match=match)
+    settings = self.stream.settings
+    yield from recalls(images, self.stream.embed_texts(params, ids), self.stream.kinds(ids), owners,
+                       settings.equal_texts, rerank=settings.rerank, match=match)
     yield "examples", float(len(images))
 
 
@@ -116,7 +119,7 @@ def match_logits(stream: Stream, params, records: np.ndarray, ids: np.ndarray, i
   return out[where.reshape(-1)]
 
 
-def recalls(images: np.ndarray, texts: np.ndarray, ids: np.ndarray, owners: np.ndarray,
+def recalls(images: np.ndarray, texts: np.ndarray, kind: np.ndarray, owners: np.ndarray, equal_texts: bool = False,
             block: int = BLOCK, rerank: int = 0,
             match: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None) -> Iterator[tuple[str, float]]:
   """Recalls of embeddings, and of the matching head's order of the best candidates.
@@ -124,8 +127,9 @@ def recalls(images: np.ndarray, texts: np.ndarray, ids: np.ndarray, owners: np.n
   Args:
     images: [N, E], unit length.
     texts: [M, E], unit length.
-    ids: [M, L], what makes texts equal.
+    kind: int [M], the same for equal texts.
     owners: [M], the image that each text belongs to, ascending.
+    equal_texts: whether texts equal to an image's own are right for it too.
     block: queries at a time.
     rerank: candidates a query; 0: none.
     match: (pictures int [P], texts int [P]) -> [P], the logits of these pairs.
@@ -134,33 +138,33 @@ def recalls(images: np.ndarray, texts: np.ndarray, ids: np.ndarray, owners: np.n
     'i2t_r1', 'i2t_r5', 'i2t_r10', 't2i_r1', ... with shares; with `rerank` 'i2t_r1_reranked', ... too. Pictures without
     texts are only candidates.
   """
-  _, kind = np.unique(ids, axis=0, return_inverse=True)  # equal texts have the same kind
-  kind = kind.reshape(-1)
   counts = np.bincount(owners, minlength=len(images))
+  # What makes a text an image's own: its kind, or its number.
+  mark = kind if equal_texts else np.arange(len(owners))
   slot = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
-  kinds = np.full((len(images), max(counts.max(initial=0), 1)), -1)
-  kinds[owners, slot] = kind
+  marks = np.full((len(images), max(counts.max(initial=0), 1)), -1)
+  marks[owners, slot] = mark
   asked = np.flatnonzero(counts)  # the pictures that are queries
 
   def right_texts(start, stop):
-    return np.logical_or.reduce([kinds[asked[start:stop], k, None] == kind for k in range(kinds.shape[1])])
+    return np.logical_or.reduce([marks[asked[start:stop], k, None] == mark for k in range(marks.shape[1])])
 
   def right_images(start, stop):
-    return np.logical_or.reduce([kind[start:stop, None] == kinds[:, k] for k in range(kinds.shape[1])])
+    return np.logical_or.reduce([mark[start:stop, None] == marks[:, k] for k in range(marks.shape[1])])
 
-  image_ranks = ranks(images[asked], texts, right_texts, block)
+  image_ranks = ranks(images[asked], texts, right_texts, block, kind)
   text_ranks = ranks(texts, images, right_images, block)
   yield from _at_depths(image_ranks, text_ranks, "")
   if not rerank:
     return
   # Another processor may round a cosine differently, and all processes have to score the same pairs.
-  of_image, of_text = from_first((nearest(images[asked], texts, right_texts, rerank, block),
+  of_image, of_text = from_first((nearest(images[asked], texts, right_texts, rerank, block, kind),
                                   nearest(texts, images, right_images, rerank, block)))
   logits = match(np.concatenate([np.repeat(asked, of_image.index.shape[1]), of_text.index.reshape(-1)]),
-                 np.concatenate([of_image.index.reshape(-1), np.repeat(np.arange(len(ids)), of_text.index.shape[1])]))
+                 np.concatenate([of_image.index.reshape(-1), np.repeat(np.arange(len(texts)), of_text.index.shape[1])]))
   image_scores = logits[:of_image.index.size].reshape(of_image.index.shape) + of_image.cosine
   text_scores = logits[of_image.index.size:].reshape(of_text.index.shape) + of_text.cosine
-  yield from _at_depths(reranked(image_ranks, image_scores, of_image.right),
+  yield from _at_depths(reranked(image_ranks, image_scores, of_image.right, kind[of_image.index]),
                         reranked(text_ranks, text_scores, of_text.right), "_reranked")
 
 

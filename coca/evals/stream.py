@@ -90,6 +90,16 @@ class Stream:
       logging.warning("%d records of %s can't be used, such as: %s", len(found), self.source.name, "; ".join(found[:3]))
       self._reported = True
 
+  def kinds(self, ids: np.ndarray) -> np.ndarray:
+    """Token ids [N, L] -> int [N], one number for all equal texts: equal as far as a model can tell, by their tokens.
+
+    A text in which the tokenizer knows nothing (its tokens are unknown, all of them) equals none but itself.
+    """
+    unique, kind = np.unique(ids, axis=0, return_inverse=True)
+    kind = kind.reshape(-1)
+    unknown = np.array([not self.tokenizer.decode(row).strip() for row in unique], bool)[kind]
+    return np.where(unknown, len(unique) + np.arange(len(ids)), kind)
+
   def embed_texts(self, params, ids: np.ndarray) -> np.ndarray:
     """Token ids [N, L], the same on every host -> float32 [N, E], unit length."""
     out = Lagged()

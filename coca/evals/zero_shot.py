@@ -28,8 +28,9 @@ MAX_NEIGHBOURS = 200_000  # records: above this the baseline is a job of its own
 class ZeroShot:
   """Top-1 and top-5 accuracy, and beside them what pixels alone would reach.
 
-  The classes are the source's `label_names`; if it has none, the different first texts of its records. Classes of the
-  same name are one class. Ties count against the model (`coca.evals.ranking.ranks`).
+  The classes are the source's `label_names`, each by itself even where two have one name (in CLIP's names for ImageNet
+  there are two cranes and two maillots); if it has none, the different first texts of its records. Ties count against
+  the model, but for those between equal names, of which the first in line is taken (`coca.evals.ranking.ranks`).
 
   Args:
     config: the run's settings.
@@ -50,24 +51,24 @@ class ZeroShot:
     if neighbours is not None and len(neighbours) > MAX_NEIGHBOURS:
       raise ValueError(f"pixel_neighbours: '{neighbours.name}' has {len(neighbours)} records, the baseline looks at "
                        f"no more than {MAX_NEIGHBOURS}; leave it out")
-    self.names = tuple(dict.fromkeys(source.label_names or _first_texts(source)))
+    self.names = tuple(source.label_names) or tuple(dict.fromkeys(_first_texts(source)))
     if not self.names:
       raise ValueError(f"'{source.name}' has neither label_names nor texts: there are no classes to choose from")
     if all(re.fullmatch(r"n\d{8}", name) for name in self.names):
       raise ValueError(f"the label names of '{source.name}' are WordNet ids ({self.names[0]}, ...), which no text "
                        "tower knows; write the classes' names into label.labels.txt of the data set, one a line")
-    self._class_of = {name: i for i, name in enumerate(self.names)}
-    self._label_names = source.label_names
+    self._class_of = None if source.label_names else {name: i for i, name in enumerate(self.names)}
     self.templates, self.length = settings.templates, config.model.text.length
     self.stream = Stream(config, settings, forward, tokenizer, source, lambda _, record: self.class_of(record))
     self.neighbours = neighbours
     self._pixel_top1 = None
+    self._kind = self.stream.kinds(np.stack([tokenizer.encode(name, self.length) for name in self.names]))
     self._ids = None
 
   def class_of(self, record: Record) -> int:
     """Index into `names`, or -1."""
-    if self._label_names:
-      return self._class_of[self._label_names[record.label]] if 0 <= record.label < len(self._label_names) else -1
+    if self._class_of is None:
+      return record.label if 0 <= record.label < len(self.names) else -1
     return self._class_of.get(texts.collapse(record.texts[0].text), -1) if record.texts else -1
 
   def classes(self, params) -> np.ndarray:
@@ -88,7 +89,7 @@ class ZeroShot:
     known = labels >= 0
     labels = labels[known]
     rank = ranks(embedded.concatenate()[known], classes,
-                 lambda start, stop: labels[start:stop, None] == np.arange(len(classes)))
+                 lambda start, stop: labels[start:stop, None] == np.arange(len(classes)), kind=self._kind)
     yield "top1", recall(rank, 1)
     yield "top5", recall(rank, 5)
     yield "examples", float(len(rank))
