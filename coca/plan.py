@@ -15,8 +15,8 @@ config's steps take at an assumed MFU. No accelerator is used. For TPUs `pip ins
     --search       which meshes, remat policies and batches fit, best first
     --capfilt      captioner and filter of the config's model in place of training, on one device
 
-The exit status is 0 where it fits and 3 where it does not. What is compiled is the program alone, without the flags by
-which launch/run_worker.sh has transfers run beside computation; these take some memory too.
+The exit status is 0 where it fits and 3 where it does not. What is compiled is the program alone, without the options
+of `coca.hardware` by which transfers run beside computation; these take some memory too.
 """
 
 import math

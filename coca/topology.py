@@ -130,7 +130,8 @@ def _gpus(version: str, shape: tuple[int, ...], slices: int) -> Topology:
   # JAX takes three quarters of a card unless told otherwise.
   share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
   # What needs the card itself: timing kernels, and Triton's, which are chosen by that.
-  options = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+  options = hardware.known_options({"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+                                   topology.devices[0])
   return Topology(f"{version}:{layout}", topology.devices, math.prod(shape) * slices,
                   int(share * hardware.memory(card["name"])), options)
 

@@ -91,26 +91,12 @@ if [[ ! $python ]]; then
   fi
 fi
 
-# --- Flags of the compiler; what is set already wins ---
-case $extra in
-  tpu)
-    # All-gathers of fsdp's parameters run while the matrix products of the layer before do, instead of before them.
-    export LIBTPU_INIT_ARGS="--xla_tpu_enable_async_collective_fusion=true \
---xla_tpu_enable_async_collective_fusion_fuse_all_gather=true \
---xla_tpu_overlap_compute_collective_tc=true ${LIBTPU_INIT_ARGS:-}" ;;
-  cuda)
-    # The same on GPUs, where it is off by default: collectives are scheduled as early as their inputs allow.
-    export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}" ;;
-esac
+# --- Environment ---
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/xla_cache}  # a restart compiles nothing
 export PYTHONUNBUFFERED=1
 
 command=("$python" -m "${COCA_MODULE:-coca.train}" "$@")
 if [[ $dry ]]; then
-  case $extra in
-    tpu) echo "export LIBTPU_INIT_ARGS=$(quoted "$LIBTPU_INIT_ARGS")" ;;
-    cuda) echo "export XLA_FLAGS=$(quoted "$XLA_FLAGS")" ;;
-  esac
   echo "export JAX_COMPILATION_CACHE_DIR=$(quoted "$JAX_COMPILATION_CACHE_DIR") PYTHONUNBUFFERED=1"
   quoted cd "$root"
   echo

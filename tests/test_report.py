@@ -240,7 +240,7 @@ def test_mistakes_are_named(tmp_path, out):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
   if not CHROMIUM:
-    pytest.skip("no Chromium is installed")
+    pytest.skip("no Chromium is installed (apt-get install chromium)")
   with Browser(tmp_path_factory.mktemp("profile")) as browser:
     yield browser
 

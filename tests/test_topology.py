@@ -2,9 +2,12 @@
 
 import importlib.util
 
+import jax
 import pytest
 
 from coca import hardware, topology
+from coca.config import Mesh
+from coca.sharding import make_mesh
 from coca.topology import open_topology, parse
 
 
@@ -70,3 +73,12 @@ def test_gpus(monkeypatch):
   found = open_topology("h100-16", slices=2)
   assert (len(found.devices), found.kind) == (32, "NVIDIA H100 80GB HBM3")
   assert found.memory == pytest.approx(0.75 * 79.1 * 2**30, rel=1e-6)
+
+
+def test_options_that_the_compiler_does_not_know_or_the_environment_sets_are_left_out(monkeypatch):
+  mesh, known = make_mesh(Mesh(), jax.devices()), hardware.OPTIONS["cpu"]
+  odd = {"xla_cpu_was_dropped": True, "xla_backend_optimization_level": "much"}
+  monkeypatch.setattr(hardware, "OPTIONS", {"cpu": known | odd})
+  assert hardware.compiler_options(mesh) == known
+  monkeypatch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in known.items()))
+  assert hardware.compiler_options(mesh) == {}
