@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -293,29 +292,43 @@ def arguments(folders, out, *more):
           "--config.shard=3", "--config.threads=1", f"--workdir={out}", *more]
 
 
-def start(folders, out, *more):
+def start(folders, out, *more, program=("-m", "coca.capfilt")):
   env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folders / "xla"),
                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
                       "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
-  return subprocess.Popen([sys.executable, "-m", "coca.capfilt", *arguments(folders, out, *more)], env=env,
+  return subprocess.Popen([sys.executable, *program, *arguments(folders, out, *more)], env=env,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_bytes(folders, tmp_path):
+KILLED = """
+import os, runpy, signal
+from coca.data import sidecars
+
+write_table, begun = sidecars.pq.write_table, 0
+
+def write(table, file, **options):
+  global begun
+  begun += 1
+  write_table(table, file, **options)
+  if begun == {sidecar}:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+sidecars.pq.write_table = write
+runpy.run_module("coca.capfilt", run_name="__main__")
+"""
+
+
+def test_killed_in_the_middle_of_sidecars_it_goes_on_to_the_same_bytes(folders, tmp_path):
   whole = start(folders, tmp_path / "whole")
   out, error = whole.communicate(timeout=300)
   assert whole.returncode == 0, error
   assert "kept" in out and (tmp_path / "whole" / "report.html").exists()
-  killed, seen = tmp_path / "killed", 0
-  for finished in (1, 5):
-    process = start(folders, killed)
-    while process.poll() is None and seen < finished:
-      time.sleep(0.002)
-      seen = len([p for p in (killed / "texts").glob("*.parquet")]) if (killed / "texts").exists() else 0
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-  assert seen < 10
+  killed = tmp_path / "killed"
+  for sidecar in (1, 5):
+    process = start(folders, killed, program=("-c", KILLED.format(sidecar=sidecar)))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, error
+  assert len(list((killed / "texts").glob("*.parquet"))) == 4
   last = start(folders, killed)
   out, error = last.communicate(timeout=300)
   assert last.returncode == 0, error

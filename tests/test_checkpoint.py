@@ -178,7 +178,7 @@ def test_other_structure_is_an_error_that_lists_the_arrays(tmp_path):
 
 
 def until_checked(checkpoints):
-  for _ in range(1000):
+  for _ in range(6000):
     checkpoints.check()
     time.sleep(0.01)
 

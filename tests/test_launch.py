@@ -167,7 +167,7 @@ def fake_worker(tmp_path):
   return {"ARGUMENTS": str(tmp_path / "arguments")}
 
 
-def said_to_worker(fake_worker, seconds=20):
+def said_to_worker(fake_worker, seconds=60):
   path, deadline = Path(fake_worker["ARGUMENTS"]), time.monotonic() + seconds
   while not path.exists() or not path.read_text().endswith("\0"):
     assert time.monotonic() < deadline

@@ -311,7 +311,7 @@ def test_settings_are_checked_before_the_first_batch(words):
 def test_closing_a_stream_stops_its_threads(words):
   before = set(threading.enumerate())
   take(pipeline.train_batches(make_config(threads=4), open_sources(), words, range(8)), 2)
-  for _ in range(200):
+  for _ in range(1200):
     if set(threading.enumerate()) <= before:
       return
     time.sleep(0.05)
