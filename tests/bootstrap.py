@@ -1,6 +1,7 @@
 """A small CapFilt workdir for tests: what the stage leaves beside a source, with scores that follow from the number."""
 
 import json
+import zlib
 
 from coca.config import Source
 from coca.data import sidecars
@@ -22,9 +23,10 @@ def rows_of(source, shard):
       continue
     for k, (text, origin) in enumerate(texts):
       score = (7 * n + k) % 11 / 10
-      rows.append({"index": n, "key": record.key, "text": text, "origin": origin, "matching": score,
-                   "contrastive": score - 0.5, "kept": score >= 0.5 or origin == "human", "filter": "sha256:f",
-                   "version": "1", **({"decoding": '{"p": 0.9}', "captioner": "sha256:c"} if k else {})})
+      rows.append({"index": n, "key": record.key, "image": zlib.crc32(record.image), "text": text, "origin": origin,
+                   "matching": score, "contrastive": score - 0.5, "kept": score >= 0.5 or origin == "human",
+                   "filter": "sha256:f", "version": "1",
+                   **({"decoding": '{"p": 0.9}', "captioner": "sha256:c"} if k else {})})
   return rows
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import tracemalloc
 from collections import Counter
@@ -157,8 +158,11 @@ def test_what_is_missing_is_said(tmp_path):
 def test_a_changed_source(tmp_path):
   settings = web(tmp_path / "in")
   bootstrap(tmp_path / "out", settings)
-  (tmp_path / "in" / "1.tar").write_bytes(shard(200, 6))  # as many records, but others
   source = opened(settings, tmp_path / "out")
+  (tmp_path / "in" / "1.tar").write_bytes(shard(200, 6))  # as many records, but others
+  with pytest.raises(SidecarError, match=r"in/\*\.tar, 1: record 7 is '000000200', which it was not .* has changed"):
+    opened(settings, tmp_path / "out")
+  source._source = open_source(settings)  # changed after it was opened
   numbers = [row["index"] for row in kept_rows(settings)]
   assert source[0].key == "000000001"
   with pytest.raises(BadRecord, match=r"record 12 is '000000205', which it was not .* has changed since"):
@@ -167,6 +171,42 @@ def test_a_changed_source(tmp_path):
   (tmp_path / "in" / "1.tar").write_bytes(shard(100, 5))
   with pytest.raises(SidecarError, match="'1' was records 7 to 13 and is now 7 to 12"):
     opened(settings, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "folder", "parquet"])
+def test_other_pictures_under_the_same_names(tmp_path, kind):
+  settings = SOURCES[kind](tmp_path / "in")
+  bootstrap(tmp_path / "out", settings)
+  shutil.copytree(tmp_path / "in", tmp_path / "copy")  # elsewhere, with other times: the same content
+  copied = dataclasses.replace(settings, path=settings.path.replace("/in", "/copy"))
+  source = opened(copied, tmp_path / "out")
+  assert all(source[i].texts for i in range(len(source)))
+  for path in (tmp_path / "copy").iterdir():
+    data = path.read_bytes()
+    for n in range(13):
+      for old in (picture(n, "PNG"), picture(n), picture(100 + n)):
+        data = data.replace(old, old[:-1] + b"?")
+    path.write_bytes(data)
+    if kind == "parquet":
+      table = pq.read_table(path)
+      other = pa.array([image.as_py()[:-1] + b"?" for image in table["image"]])
+      pq.write_table(table.set_column(0, "image", other), path, row_group_size=2)
+  with pytest.raises(SidecarError, match=r"the picture of record \d+, '.*', is not the one that its texts"):
+    opened(copied, tmp_path / "out")
+  source._source = open_source(copied)  # replaced while the run goes on
+  with pytest.raises(BadRecord, match="is not the one that its texts were made for: the source has changed since"):
+    source[0]
+
+
+def test_sidecars_without_checksums_are_read(tmp_path):
+  settings = web(tmp_path / "in")
+  bootstrap(tmp_path / "out", settings)
+  new = opened(settings, tmp_path / "out")
+  for path in (tmp_path / "out" / "texts").iterdir():
+    pq.write_table(pq.read_table(path).drop_columns("image"), path)
+    assert sidecars.is_complete(path) and sidecars.read(path)["image"].null_count == len(sidecars.read(path))
+  old = opened(settings, tmp_path / "out")
+  assert [old[i] for i in range(len(old))] == [new[i] for i in range(len(new))]
 
 
 def test_keys_that_are_not_known_are_not_compared(tmp_path):
@@ -211,7 +251,7 @@ def test_memory(tmp_path):
     "index": index, "text": [f"{n:0{length}d}" for n in range(2 * images)], "origin": ["web", "synthetic"] * images,
     "kept": np.ones(2 * images, bool)})
   (tmp_path / "manifest.json").write_text(json.dumps({"shards": [["x", 0, images]]}))
-  for sample, limit in (("text", 18), ("image", 22)):
+  for sample, limit in (("text", 22), ("image", 26)):
     tracemalloc.start()
     before = pa.total_allocated_bytes()
     source = Bootstrapped(Blank(images), Source(sidecars=str(tmp_path), sample=sample))

@@ -7,9 +7,11 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -104,6 +106,7 @@ def test_rows_are_what_the_models_say_when_used_by_hand(rows, folders):
   np.testing.assert_allclose([row["contrastive"] for row in found], cosine, atol=2e-6)
   assert [row["kept"] for row in found] == [row["matching"] >= LEAST for row in found]
   assert 0 < sum(row["kept"] for row in found) < len(found)
+  assert [row["image"] for row in found] == [zlib.crc32(path.read_bytes()) for path in pictures]
   written = [row for row in found if row["origin"] == "synthetic"]
   assert {row["captioner"] for row in written} == {Models(settings_of(folders, filter="")).identities["captioner"]}
   expected = {"strategy": "sample", "top_p": 0.9, "min_length": 8, "seed": 4}
@@ -113,7 +116,7 @@ def test_rows_are_what_the_models_say_when_used_by_hand(rows, folders):
 def test_a_broken_image_is_a_row_with_its_reason(rows):
   row, = (row for row in rows if row["index"] == 10)
   assert row["kept"] is False and row.get("matching") is None
-  assert row["text"] == "text 10 of the web" and row["origin"] == "web"
+  assert row["text"] == "text 10 of the web" and row["origin"] == "web" and row["image"] is None
   assert "10.png" in row["key"] and row["problem"]
 
 
@@ -227,7 +230,7 @@ def test_a_job_makes_what_training_reads(done, rows, folders):
   assert texts == sorted(row["text"] for row in rows if row["kept"])
 
 
-def test_a_job_goes_on_only_with_the_same_settings_models_and_source(done, models, folders):
+def test_a_job_goes_on_only_with_the_same_settings_models_and_source(done, models, folders, tmp_path):
   settings = settings_of(folders)
   source = open_source(settings.source)
   shards = job.begin(str(done), dataclasses.replace(settings, threads=7, max_failed=1.0), source, models.identities)
@@ -236,6 +239,12 @@ def test_a_job_goes_on_only_with_the_same_settings_models_and_source(done, model
     job.begin(str(done), dataclasses.replace(settings, min_matching=0.7), source, models.identities)
   with pytest.raises(ValueError, match=r"filter: sha256:.* before, sha256:x now"):
     job.begin(str(done), settings, source, models.identities | {"filter": "sha256:x"})
+  shutil.copytree(folders / "web", tmp_path / "web")
+  for path in (tmp_path / "web").glob("*.png"):
+    path.write_bytes(path.read_bytes() + b"another")
+  replaced = open_source(dataclasses.replace(settings.source, path=str(tmp_path / "web")))
+  with pytest.raises(ValueError, match=r"the picture of record \d+, '.*png', is not the one"):
+    job.begin(str(done), settings, replaced, models.identities)
 
 
 def test_a_damaged_sidecar_is_written_again(done, models, folders, tmp_path):

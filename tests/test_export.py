@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from bootstrap import bootstrap
 from PIL import Image
+from tars import picture as tars_picture
 from tars import shard, tar
 
 from coca.capfilt import export as export_
@@ -207,7 +208,7 @@ def test_images_that_changed_or_broke_are_told(tmp_path):
   bootstrap(out, tars(tmp_path / "in"))
   whole = export(out, tmp_path / "whole", sample="image")
   members = {name: data for n in (100, 101, 999, 103, 104, 105) for name, data in {
-    f"{n:09d}.jpg": picture(n % 100, "JPEG"), f"{n:09d}.txt": b"x"}.items() if name != "000000103.jpg"}
+    f"{n:09d}.jpg": tars_picture(n), f"{n:09d}.txt": b"x"}.items() if name != "000000103.jpg"}
   (tmp_path / "in" / "1.tar").write_bytes(tar(members))
   done = export(out, tmp_path / "to", sample="image")
   assert len(done.problems) == 2 and done.samples == whole.samples - 2
@@ -227,3 +228,19 @@ def test_moved_images_and_a_bucket(tmp_path):
   found = {path.rpartition("/")[2]: fs.cat_file(path) for path in fs.ls("/exported/x", detail=False)}
   assert found == files_in(tmp_path / "to")
   assert export(out, "memory://exported/x", source=moved).found == len(found) - 1
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_what_is_no_picture_is_never_exported(tmp_path, old):
+  """A file that somebody put among the pictures, by whatever name: texts by people are kept, decodable or not."""
+  settings = folder(tmp_path / "in")
+  (tmp_path / "in" / "a" / "03.x.jpg").write_bytes(b"-----BEGIN PRIVATE KEY-----")
+  bootstrap(tmp_path / "out", settings, change=lambda rows: [{**row, "image": None} if row["index"] == 3 else row
+                                                             for row in rows])  # fmt: skip
+  if old:
+    for path in (tmp_path / "out" / "texts").iterdir():
+      pq.write_table(pq.read_table(path).drop_columns("image"), path)
+  for kind in ("webdataset", "parquet"):
+    done = export(tmp_path / "out", tmp_path / kind, kind, sample="image")
+    assert done.samples == 11 and len(done.problems) == 1 and "'a/03.x.jpg': not decodable" in done.problems[0]
+    assert not any(b"PRIVATE" in data for data in files_in(tmp_path / kind).values())

@@ -36,7 +36,6 @@ SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
 FIELDS = ("origin", "matching", "contrastive", "decoding", "captioner", "filter", "version")  # of a text
 BLOCK = 256  # images held at once
 ROW_GROUP = 100  # rows; a reader that jumps reads a whole group
-EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # others are called as the format
 
 
 class _Sample(NamedTuple):
@@ -62,8 +61,9 @@ def export(out: str | os.PathLike, to: str | os.PathLike, format: str = "webdata
            source: Source | None = None) -> Exported:
   """Writes the kept texts of a CapFilt workdir, human, web and synthetic ones alike, with their images.
 
-  The images' bytes stay as they are. In names and keys of samples stands the record's number in the source, since keys
-  of sources may hold anything; the record's own key is the field `key` (Parquet) or in the JSON.
+  The images' bytes stay as they are; what is no picture is never written, whatever a source found there. In names and
+  keys of samples stands the record's number in the source, since keys of sources may hold anything; the record's own
+  key is the field `key` (Parquet) or in the JSON.
 
     webdataset   KEY.jpg (or png, webp, ...: what it is), KEY.txt, KEY.json with key, index and the text's scores and
                  origin. With sample 'image' no .txt: the JSON's "caption" lists all texts, "texts" has them with scores
@@ -171,6 +171,8 @@ def _samples(source, table: pa.Table, sample: str, pool, problems: list[str]) ->
       if rows[0]["key"] not in ("", key):
         problems.append(f"{source.name}: record {number} is '{key}' and was '{rows[0]['key']}' when its texts were "
                         "made; the source has changed since")
+      elif problem := _not_exported(source, number, record, rows[0]["image"]):
+        problems.append(problem)
       elif sample == "image":
         yield _Sample(f"{number:09d}", number, key, record.image, rows)
       else:
@@ -183,6 +185,18 @@ def _read(source, number: int) -> Record | str:
     return source[number]
   except BadRecord as e:
     return str(e)
+
+
+def _not_exported(source, number: int, record: Record, image: int | None) -> str:
+  """Why an image is left out. The same bytes have been decoded when the texts were made, unless there is no checksum:
+  then they were not, or the sidecar is an old one."""
+  if image is not None:
+    return sidecars.changed(source, number, record, 0, image)
+  try:
+    images.decode_eval(record.image, 1)
+    return ""
+  except BadRecord as e:
+    return f"{source.name}: record {number}, '{record.key}': {e}"
 
 
 def _write_tar(path: str, samples: Iterator[_Sample], sample: str) -> int:
@@ -226,9 +240,8 @@ def _write_parquet(path: str, samples: Iterator[_Sample], sample: str) -> int:
 
 
 def _extension(image: bytes) -> str:
-  """What the file with these bytes is called: jpg, png, webp, ...; bin where it is no picture."""
-  try:
-    with Image.open(io.BytesIO(image), formats=images.FORMATS) as opened:
-      return EXTENSIONS.get(opened.format, opened.format.lower())
-  except Exception:  # Pillow's plugins raise of many types
-    return "bin"
+  """What the file with these bytes, which are a picture, is called: jpg, png, webp, ..."""
+  if image.startswith(b"\xff\xd8\xff"):
+    return "jpg"
+  with Image.open(io.BytesIO(image), formats=images.FORMATS) as opened:
+    return {"TIFF": "tif"}.get(opened.format, opened.format.lower())

@@ -65,6 +65,7 @@ def begin(out: str, settings: CapFilt, source, identities: dict) -> list[Shard]:
                      "a new workdir. For another threshold set config.data.sources.<name>.min_matching in training: it "
                      "needs no new job")
   sidecars.check_source(old["shards"], source, out)
+  sidecars.check_pictures(source, sidecars.probes(out, old["shards"]))
   return old["shards"]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from coca.capfilt.models import Models
 from coca.capfilt.settings import decoding_text, threshold
 from coca.data.records import BadRecord, Record
-from coca.data.sidecars import SCHEMA, SCORES, plain
+from coca.data.sidecars import SCHEMA, SCORES, image_checksum, plain
 from coca.data.texts import collapse
 from coca.hardware import cores
 from coca.host import to_host
@@ -38,6 +38,7 @@ class _Item:
   index: int
   record: Record | None = None
   image: dict | None = None  # prepared for each model
+  checksum: int | None = None  # of the encoded image, if it could be prepared
   problem: str | None = None
   written: list[str] = field(default_factory=list)
 
@@ -116,6 +117,7 @@ class Stage:
     try:
       item.record = self.source[index]
       item.image = self.models.prepare(item.record.image)
+      item.checksum = image_checksum(item.record)
     except BadRecord as e:
       item.problem = str(e)
     return item
@@ -157,7 +159,7 @@ class Stage:
 
   def _of_image(self, item: _Item, scores: dict[str, np.ndarray]) -> list[dict]:
     """The rows of a record: its own texts, then the best of those that were written."""
-    row = {"index": item.index, "key": plain(item.record.key) if item.record else ""}
+    row = {"index": item.index, "key": plain(item.record.key) if item.record else "", "image": item.checksum}
     if not item.record or not _texts(item):
       return [row | {"problem": item.problem or "no text", "kept": False}]
     own, written = [], []

@@ -5,12 +5,14 @@
                                 without a text has one row. The file exists when the shard is finished
 
 `kept` is a column, so that other thresholds need no new scores (`keep`). The same columns give the same bytes, with the
-same version of pyarrow. Paths are local or fsspec URLs.
+same version of pyarrow. Checksums tell whether a record still has the picture that its texts were made for: files'
+times and versions would not, as a copy of the data has others. Paths are local or fsspec URLs.
 """
 
 import json
 import os
 import re
+import zlib
 from collections import deque
 from collections.abc import Sequence
 
@@ -22,13 +24,14 @@ import pyarrow.parquet as pq
 
 from coca.checks import ORIGINS
 from coca.config import Source
-from coca.data.records import Shard
+from coca.data.records import BadRecord, Record, Shard
 from coca.data.sources import files
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([
   ("index", pa.int64()),  # number of the record in the source, not in the shard
   ("key", pa.string()),  # the record's; "" where it can't be told
+  ("image", pa.uint32()),  # checksum (CRC-32) of the encoded image; null: it could not be read or decoded
   ("text", pa.string()),  # null: none
   ("origin", _NAME),  # of the text, one of coca.checks.ORIGINS; null without one
   ("matching", pa.float32()),  # P(match) that the filter gives; null: no score
@@ -40,7 +43,9 @@ SCHEMA = pa.schema([
   ("filter", _NAME),  # identity of the model that gave the scores
   ("version", _NAME),  # of the code
 ])
+LATER = ("image",)  # columns that old sidecars lack; they are read as null
 SCORES = ("matching", "contrastive")
+PROBES = 256  # records whose pictures are compared before any work
 ROW_GROUP = 1 << 17  # fixed, since it decides the bytes
 _PART = re.compile(r"-+\d{5,}$")  # what `coca.data.records.split` puts behind a name
 _ERRORS = (pa.ArrowException, OSError, ValueError)
@@ -97,6 +102,56 @@ def plain(key: str) -> str:
   return key.encode("utf-8", "replace").decode()
 
 
+def image_checksum(record: Record) -> int:
+  """What the column `image` has for a record that could be decoded."""
+  return zlib.crc32(record.image)
+
+
+def key_checksum(key: str) -> int:
+  """By which a key is remembered; 0: it is not known."""
+  return zlib.crc32(plain(key).encode()) if key else 0
+
+
+def changed(source, number: int, record: Record, key: int, image: int) -> str:
+  """What of a source's record is not as it was when its texts were made, by its checksums; empty: nothing."""
+  if key not in (0, key_checksum(record.key)):
+    was = f"record {number} is '{record.key}', which it was not when its texts were made"
+  elif image not in (0, image_checksum(record)):
+    was = f"the picture of record {number}, '{record.key}', is not the one that its texts were made for"
+  else:
+    return ""
+  shard = next((shard.name for shard in source.shards if shard.start <= number < shard.stop), "")
+  return (f"{source.name}, {shard}: {was}: the source has changed since; restore it, or run CapFilt on it as it is in "
+          "another workdir")
+
+
+def check_pictures(source, rows: Sequence[tuple[int, int, int]]) -> None:
+  """Raises SidecarError if a record is not as it was. `rows`: number and checksums of its key and its image."""
+  def look(row):
+    try:
+      return changed(source, row[0], source[row[0]], *row[1:])
+    except BadRecord:  # counted where it is used
+      return ""
+
+  for problem in files.for_each(look, rows, "comparing pictures"):
+    if problem:
+      raise SidecarError(problem)
+
+
+def probes(out: str | os.PathLike, shards: Sequence[Shard]) -> list[tuple[int, int, int]]:
+  """Rows for `check_pictures`: one of each of at most `PROBES` finished shards, evenly spread."""
+  rows = []
+  for n in range(count := min(PROBES, len(shards))):
+    try:
+      table = read(path_of(out, shards[n * len(shards) // count].name), ("index", "key", "image"))
+    except (FileNotFoundError, SidecarError):  # it is still to be made, or made again
+      continue
+    if len(table := table.filter(table["image"].is_valid())):
+      row = table.slice(len(table) // 2, 1).to_pylist()[0]
+      rows.append((row["index"], key_checksum(row["key"]), row["image"]))
+  return rows
+
+
 def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Table:
   """A sidecar's rows, of the types in `SCHEMA`.
 
@@ -116,9 +171,12 @@ def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Ta
   try:
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as opened:
       _check_schema(opened.schema_arrow)
-      return opened.read(list(columns or SCHEMA.names), use_threads=False)
+      table = opened.read(list(columns or SCHEMA.names), use_threads=False)
   except _ERRORS as e:
     raise SidecarError(f"{path} is damaged or no sidecar ({e}); delete it, and the stage writes it again") from None
+  for name in set(columns or SCHEMA.names) - set(table.column_names):
+    table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+  return table.select(list(columns or SCHEMA.names))
 
 
 def is_complete(path: str | os.PathLike) -> bool:
@@ -135,7 +193,7 @@ def is_complete(path: str | os.PathLike) -> bool:
 def _check_schema(schema: pa.Schema) -> None:
   for field in SCHEMA:
     found = schema.field(field.name).type if field.name in schema.names else None
-    if found != field.type:
+    if found != field.type and (found or field.name not in LATER):
       raise ValueError(f"column '{field.name}' is {found or 'missing'}; it has to be {field.type}")
 
 

@@ -1,12 +1,11 @@
 """A source's images with the texts of a CapFilt workdir: BLIP's bootstrapped data set (section 3.3).
 
-A text takes about 20 bytes of memory and its own UTF-8.
+A text takes about 25 bytes of memory and its own UTF-8.
 """
 
 import dataclasses
 import functools
 import operator
-import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sidecars import SidecarError
 from coca.data.sources import files
 
-COLUMNS = ("index", "key", "text", "origin", "matching", "contrastive", "kept")
+COLUMNS = ("index", "key", "image", "text", "origin", "matching", "contrastive", "kept")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +26,7 @@ class _Texts:
 
   index: np.ndarray  # int64 [N], the record's number
   key: np.ndarray  # uint32 [N], checksum of the record's key, 0: unknown
+  image: np.ndarray  # uint32 [N], and of its image
   origin: np.ndarray  # int8 [N], place in ORIGINS
   text: list[pa.Array]  # strings, N in all
   all: np.ndarray  # int64 [len(ORIGINS)]: texts before the choice
@@ -41,7 +41,7 @@ class Bootstrapped:
 
   Raises:
     SidecarError: no workdir, an unfinished or damaged one, texts that are not decided on, or none that is kept; or the
-      source has changed since.
+      source has changed since, other pictures under the same names included.
   """
 
   def __init__(self, source, settings: Source):
@@ -51,8 +51,8 @@ class Bootstrapped:
     sidecars.check_source(self._parts, source, out)
     sidecars.check_finished(self._parts, out)
     found = list(files.for_each(functools.partial(_load, settings=settings), self._parts, "reading sidecars"))
-    self._index, self._key, self._origin = (
-      np.concatenate([getattr(texts, name) for texts in found]) for name in ("index", "key", "origin"))
+    self._index, self._key, self._image, self._origin = (
+      np.concatenate([getattr(texts, name) for texts in found]) for name in ("index", "key", "image", "origin"))
     self._texts = pa.chunked_array([chunk for texts in found for chunk in texts.text], pa.string())
     total = sum(texts.all for texts in found)
     for name, least in sidecars.asked_scores(settings).items():
@@ -67,6 +67,9 @@ class Bootstrapped:
     if not len(self):
       raise SidecarError(f"{summary}: nothing is left to train on; look at {out}/report.html, and at "
                          f"{files.SETTING}.origins, min_matching and min_contrastive")
+    probes = np.linspace(0, len(self._index) - 1, min(sidecars.PROBES, len(self._index))).astype(np.int64)
+    known = zip(*(values[probes].tolist() for values in (self._index, self._key, self._image)), strict=True)
+    sidecars.check_pictures(source, list(known))
     self.problems = [summary, *source.problems]
 
   def __len__(self) -> int:
@@ -84,9 +87,8 @@ class Bootstrapped:
     start, stop = (i, i + 1) if self._first is None else self._first[i : i + 2].tolist()
     number = int(self._index[start])
     record = self._source[number]
-    if self._key[start] not in (0, _checksum(record.key)):
-      raise BadRecord(f"{self._source.name}: record {number} is '{record.key}', which it was not when its texts were "
-                      "made: the source has changed since; run CapFilt on it as it is in another workdir")
+    if problem := sidecars.changed(self._source, number, record, int(self._key[start]), int(self._image[start])):
+      raise BadRecord(problem)
     texts = tuple(Text(self._texts[n].as_py(), ORIGINS[self._origin[n]]) for n in range(start, stop))
     return dataclasses.replace(record, texts=texts)
 
@@ -113,11 +115,8 @@ def _load(shard: Shard, settings: Source) -> _Texts:
   except SidecarError as e:
     raise SidecarError(f"{path}: {e}; finish the stage, or set {files.SETTING}.min_matching or min_contrastive to a "
                        "threshold") from None
-  key = np.fromiter((_checksum(k) for k in table["key"].filter(pa.array(rows)).to_pylist()), np.uint32)
-  return _Texts(index[rows], key, origin[rows], table["text"].filter(pa.array(rows)).chunks,
+  key = np.fromiter(map(sidecars.key_checksum, table["key"].filter(pa.array(rows)).to_pylist()), np.uint32)
+  image = table["image"].fill_null(0).to_numpy()[rows]
+  return _Texts(index[rows], key, image, origin[rows], table["text"].filter(pa.array(rows)).chunks,
                 np.bincount(origin[origin >= 0], minlength=len(ORIGINS)),
                 {name: np.count_nonzero(others & table[name].is_valid().to_numpy()) for name in sidecars.SCORES})
-
-
-def _checksum(key: str) -> int:
-  return zlib.crc32(sidecars.plain(key).encode()) if key else 0
