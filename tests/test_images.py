@@ -1,5 +1,9 @@
+import contextlib
 import io
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -124,7 +128,7 @@ def test_transparency_of_palettes_and_grey():
 
 def test_first_frame_of_an_animation():
   frames = [Image.new("RGB", (16, 16), c) for c in ((200, 0, 0), (0, 200, 0))]
-  for kind in ("GIF", "WEBP"):
+  for kind in ("GIF", "WEBP", "PNG", "TIFF"):
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert (images.decode_eval(data, 16) == (200, 0, 0)).all(), kind
@@ -257,6 +261,55 @@ def test_a_huge_header_is_refused_before_anything_is_allocated(kind, data, side,
   for decode in (lambda: images.decode_eval(data, 32), lambda: images.decode_train(data, 32, np.random.default_rng(0))):
     with pytest.raises(BadRecord, match=f"{side} x {side} pixels|exceeds limit"):
       decode()
+
+
+def test_threads_wait_for_memory(monkeypatch):
+  """As many pictures at a time as there is room for; one that takes more than all of it goes alone."""
+  small, large = encode(picture(20, 20), "PNG"), encode(picture(90, 90), "PNG")
+  monkeypatch.setattr(images, "_room", images._Room(2 * 20 * 20 * images._OTHER_BYTES + 1))
+  lock, inside, most, decode = threading.Lock(), [], [], images._to_rgb
+
+  def counted(image, background):
+    with lock:
+      inside.append(image.size)
+      most.append(list(inside))
+    time.sleep(0.01)
+    with lock:
+      inside.remove(image.size)
+    return decode(image, background)
+
+  monkeypatch.setattr(images, "_to_rgb", counted)
+  broken = small[:-40] + small[-20:]
+  with ThreadPoolExecutor(8) as pool:
+    for future in [pool.submit(images.decode_eval, data, 8) for data in [small, large, broken] * 8]:
+      with contextlib.suppress(BadRecord):
+        future.result()
+  assert max(map(len, most)) == 2 and [(90, 90)] in most
+  assert all(together == [(90, 90)] for together in most if (90, 90) in together)
+  assert images._room._free == images._room._size
+
+
+def test_a_jpeg_of_a_thousand_scans():
+  """Each is a pass over the whole picture, and takes a few bytes."""
+  data = encode(picture(64, 64), "JPEG", progressive=True)
+  last = data.rindex(b"\xff\xda")
+  bomb = data[:-2] + data[last:-2] * 1000 + b"\xff\xd9"
+  for decode in (images.decode_eval, lambda *a, **k: images.decode_train(*a, np.random.default_rng(0), **k)):
+    assert decode(data, 16, max_pixels=64 * 64).shape == (16, 16, 3)
+    with pytest.raises(BadRecord, match=r"64 x 64 pixels with 10\d\d scans"):
+      decode(bomb, 16, max_pixels=64 * 64)
+  grey = encode(Image.new("CMYK", (64, 64)), "JPEG", progressive=True)  # Pillow's
+  grey = grey[:-2] + grey[grey.rindex(b"\xff\xda"):-2] * 1000 + b"\xff\xd9"
+  with pytest.raises(BadRecord, match="scans"):
+    images.decode_eval(grey, 16, max_pixels=64 * 64)
+
+
+def test_damage_that_pillow_finds_late():
+  """A picture that a user opened is decoded here; Pillow raises of many types then."""
+  data = encode(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8), "PNG")
+  second = data.index(b"IDAT", data.index(b"IDAT") + 1)
+  with pytest.raises(BadRecord, match="not decodable: SyntaxError: broken PNG file"):
+    images.to_rgb(Image.open(io.BytesIO(data[:second] + b"\xd6\xab\x84o" + data[second + 4:])))
 
 
 def test_pixel_cap_is_inclusive():

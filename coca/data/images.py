@@ -1,7 +1,8 @@
 """Encoded pictures to uint8 arrays: a fast path for training, an exact one for evaluation.
 
 Decoders get hostile input here, so the order is fixed: read the size from the header, refuse what is above the pixel
-cap, decode, and turn whatever a decoder raises into a BadRecord. Truncated files are refused, not filled with grey:
+cap, wait until there is memory for it beside what other threads decode, decode, and turn whatever a decoder raises into
+a BadRecord. Of animations only the first picture is decoded. Truncated files are refused, not filled with grey:
 libjpeg only warns of them, which simplejpeg's strict mode makes an error; Pillow raises by itself. JPEG goes through
 simplejpeg (the same pixels as Pillow in half the time, and it can decode at 1/2, 1/4 and 1/8), all else through Pillow.
 Colour profiles are not applied.
@@ -11,7 +12,8 @@ H, W: pixels down, pixels across.
 
 import io
 import math
-from contextlib import contextmanager
+import threading
+from contextlib import ExitStack, contextmanager
 
 import cv2
 import numpy as np
@@ -19,12 +21,18 @@ import simplejpeg
 from PIL import Image, ImageColor, UnidentifiedImageError
 
 from coca.data.records import BadRecord
+from coca.hardware import cores
 
 cv2.setNumThreads(0)  # the loader's threads work on different pictures; OpenCV's would fight them for the cores
 Image.init()
 # A list of our own, because Pillow would also try formats that start other programs (EPS: Ghostscript).
 FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if f in Image.OPEN)
 _ORIENTATION = 0x0112  # the EXIF tag
+# Bytes a pixel while a picture is decoded and resized, as measured: JPEG through simplejpeg, all else (26 for animated
+# WebP with transparency). A file of 0.4 MB may hold 100 million pixels, 2 GB, and each thread gets one.
+_JPEG_BYTES, _OTHER_BYTES = 8, 20
+_MEMORY = max(2 << 30, cores() * (64 << 20))  # bytes for all threads together; a single picture may take more
+_MAX_SCANS = 32  # of a JPEG with max_pixels, in proportion more of smaller ones; encoders write about 10
 
 
 def colour(name: str) -> tuple[int, int, int]:
@@ -52,9 +60,11 @@ def decode_eval(data: bytes, size: int, background=(255, 255, 255), max_pixels: 
   Raises:
     BadRecord: the bytes are no picture, a truncated or an oversized one.
   """
-  with _bad_record():
+  with _decoding() as held:
     jpeg = _jpeg_header(data, max_pixels)
-    pixels = _orient(_jpeg(data), jpeg[2]) if jpeg else _other(data, background, max_pixels)
+    if jpeg:
+      held.enter_context(_room.hold(jpeg[0] * jpeg[1] * _JPEG_BYTES))
+    pixels = _orient(_jpeg(data), jpeg[2]) if jpeg else _other(data, background, max_pixels, held)
     return resize_eval(pixels, size, squash)
 
 
@@ -81,7 +91,7 @@ def decode_train(data: bytes, size: int, rng: np.random.Generator, crop=(1.0, 1.
   Raises:
     BadRecord: the bytes are no picture, a truncated or an oversized one.
   """
-  with _bad_record():
+  with _decoding() as held:
     jpeg = _jpeg_header(data, max_pixels)
     if jpeg:
       height, width, orientation = jpeg
@@ -89,12 +99,14 @@ def decode_train(data: bytes, size: int, rng: np.random.Generator, crop=(1.0, 1.
         height, width = width, height
       y, x, h, w = random_box(height, width, crop, rng)
       shrink = next((k for k in (8, 4, 2) if min(h, w) >= k * size), 1)
+      # A progressive one is held as coefficients, in full, whatever it is shrunk to.
+      held.enter_context(_room.hold(height * width * max(_JPEG_BYTES // shrink**2, 3)))
       pixels = _orient(_jpeg(data, jpeg[0], jpeg[1], shrink), orientation)
       if shrink > 1:
         down, across = pixels.shape[0] / height, pixels.shape[1] / width
         y, x, h, w = round(y * down), round(x * across), round(h * down), round(w * across)
     else:
-      pixels = _other(data, background, max_pixels)
+      pixels = _other(data, background, max_pixels, held)
       y, x, h, w = random_box(*pixels.shape[:2], crop, rng)
     pixels = pixels[y:y + h, x:x + w]
     h, w = pixels.shape[:2]
@@ -138,8 +150,13 @@ def to_rgb(image: Image.Image, background=(255, 255, 255)) -> np.ndarray:
   """Any Pillow picture as uint8 [H, W, 3]: upright, on `background` where transparent, 16 bits cut to 8.
 
   Raises:
-    BadRecord: pixels of a kind with no fixed range (32-bit float).
+    BadRecord: pixels of a kind with no fixed range (32-bit float), or a file that is damaged, as Pillow finds here.
   """
+  with _decoding():
+    return _to_rgb(image, background)
+
+
+def _to_rgb(image: Image.Image, background) -> np.ndarray:
   image.load()
   orientation = image.getexif().get(_ORIENTATION, 1)
   if image.mode == "F":
@@ -148,7 +165,7 @@ def to_rgb(image: Image.Image, background=(255, 255, 255)) -> np.ndarray:
     grey = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
     pixels = np.repeat(grey[..., None], 3, axis=2)
   elif image.has_transparency_data:
-    image = image.convert("RGBA")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
     canvas = Image.new("RGB", image.size, tuple(background))
     canvas.paste(image, mask=image.getchannel("A"))
     pixels = np.asarray(canvas)
@@ -157,10 +174,35 @@ def to_rgb(image: Image.Image, background=(255, 255, 255)) -> np.ndarray:
   return _orient(pixels, orientation)
 
 
+class _Room:
+  """Memory that threads share: who wants more than is free waits. What is more than all gets all."""
+
+  def __init__(self, size: int):
+    self._size, self._free, self._given_back = size, size, threading.Condition()
+
+  @contextmanager
+  def hold(self, size: int):
+    size = min(size, self._size)
+    with self._given_back:
+      self._given_back.wait_for(lambda: size <= self._free)
+      self._free -= size
+    try:
+      yield
+    finally:
+      with self._given_back:
+        self._free += size
+        self._given_back.notify_all()
+
+
+_room = _Room(_MEMORY)
+
+
 @contextmanager
-def _bad_record():
+def _decoding():
+  """Whatever decoders raise becomes a BadRecord. Yields a stack for what is held until the picture is done."""
   try:
-    yield
+    with ExitStack() as held:
+      yield held
   except BadRecord:
     raise
   except UnidentifiedImageError:
@@ -174,6 +216,13 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     raise BadRecord(f"{width} x {height} pixels are more than config.data.max_pixels {max_pixels}")
 
 
+def _check_scans(data: bytes, width: int, height: int, max_pixels: int) -> None:
+  """A scan that holds nothing takes a few bytes, and a pass over all blocks: 1 MB may keep a thread for an hour."""
+  scans = data.count(b"\xff\xda")
+  if scans * width * height > _MAX_SCANS * max_pixels:
+    raise BadRecord(f"a JPEG of {width} x {height} pixels with {scans} scans")
+
+
 def _jpeg_header(data: bytes, max_pixels: int) -> tuple[int, int, int] | None:
   """Height and width as stored, EXIF orientation; None where simplejpeg does not apply."""
   if data[:3] != b"\xff\xd8\xff":
@@ -183,6 +232,7 @@ def _jpeg_header(data: bytes, max_pixels: int) -> tuple[int, int, int] | None:
   except ValueError:  # rare but valid chroma subsampling: Pillow has to judge
     return None
   _check_size(width, height, max_pixels)
+  _check_scans(data, width, height, max_pixels)
   return None if space in ("CMYK", "YCCK") else (height, width, jpeg_orientation(data))
 
 
@@ -198,11 +248,13 @@ def _jpeg(data: bytes, height: int = 0, width: int = 0, shrink: int = 1) -> np.n
     return simplejpeg.decode_jpeg(data, strict=False, **scale)
 
 
-def _other(data: bytes, background, max_pixels: int) -> np.ndarray:
+def _other(data: bytes, background, max_pixels: int, held: ExitStack) -> np.ndarray:
   formats = FORMATS
   if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
     formats = ("WEBP",)
-    _check_size(*_webp_size(data), max_pixels)  # Pillow allocates two canvases when it opens the file
+    width, height = _webp_size(data)
+    _check_size(width, height, max_pixels)
+    held.enter_context(_room.hold(width * height * _OTHER_BYTES))  # Pillow makes two canvases when it opens the file
     if data[12:16] == b"VP8 ":  # no transparency, no EXIF, one frame: OpenCV gives the same pixels with less ado
       pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
       if pixels is None:
@@ -210,7 +262,11 @@ def _other(data: bytes, background, max_pixels: int) -> np.ndarray:
       return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
   with Image.open(io.BytesIO(data), formats=formats) as image:
     _check_size(*image.size, max_pixels)
-    return to_rgb(image, background)
+    if image.format != "WEBP":
+      held.enter_context(_room.hold(image.width * image.height * _OTHER_BYTES))
+    if image.format in ("JPEG", "MPO"):
+      _check_scans(data, *image.size, max_pixels)
+    return _to_rgb(image, background)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
