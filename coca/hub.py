@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from coca.retries import Unavailable
+
 PREFIX = "hf://"
 # Not everything: a repository often holds the same weights in several formats, and code.
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "bpe_simple_vocab_16e6.txt.gz")
@@ -16,6 +18,7 @@ def local_folder(path, torch: bool = False) -> Path | str:
   Raises:
     ImportError: huggingface_hub is not installed.
     FileNotFoundError: no such repository or revision, or neither a network nor a copy in the cache.
+    coca.retries.Unavailable: the hub fails; it may pass.
     ValueError: not of the form above.
   """
   if not str(path).startswith(PREFIX):
@@ -39,4 +42,6 @@ def local_folder(path, torch: bool = False) -> Path | str:
     raise FileNotFoundError(f"{path}: the hub can't be reached and {constants.HF_HUB_CACHE} holds no copy; download it "
                             "where there is a network and give the folder") from None
   except (HfHubHTTPError, ValueError) as e:
+    if getattr(getattr(e, "response", None), "status_code", 0) in (429, 500, 502, 503, 504):
+      raise Unavailable(f"{path}: the hub fails at the moment: {str(e).splitlines()[0]}") from None
     raise FileNotFoundError(f"{path} can't be had from the hub: {str(e).splitlines()[0]}") from None

@@ -35,6 +35,7 @@ from coca.forward import Forward, check_decoding_model
 from coca.host import Lagged, round_up
 from coca.hub import local_folder
 from coca.prompts import ensemble, in_templates
+from coca.retries import again
 from coca.workdir import read_params, read_workdir
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
@@ -303,7 +304,7 @@ class ContrastiveCaptioner:
       except (BadRecord, OSError) as e:
         raise ValueError(f"PIL image of mode {image.mode}, {image.width} x {image.height}: {e}") from e
     try:
-      return self.decode(epath.Path(image).read_bytes())
+      return self.decode(again(epath.Path(image).read_bytes, str(image)))
     except (BadRecord, OSError) as e:
       raise ValueError(f"can't read the picture {image}: {e}") from e
 

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from coca.retries import again, exists
 from coca.sharding import path_name
 
 FILE = "model.safetensors"
@@ -69,8 +70,9 @@ class Tensors(Mapping):
 
   def __init__(self, path):
     self.path = epath.Path(path)
-    if not self.path.is_file():
+    if not exists(path) or self.path.is_dir():
       raise FileNotFoundError(f"no weights in {path}")
+    again(lambda: self.path.open("rb").close(), str(path))  # the library calls any failure to open absence
     try:
       if "://" in str(path):  # the library maps local files only; mapped, it may lose its name
         with tempfile.NamedTemporaryFile() as copy:
@@ -109,8 +111,11 @@ class Tensors(Mapping):
 
 
 def sha256_of(path) -> str:
-  with epath.Path(path).open("rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
+  def read():
+    with epath.Path(path).open("rb") as f:
+      return hashlib.file_digest(f, "sha256").hexdigest()
+
+  return again(read, str(path))
 
 
 def _name(path) -> str:

@@ -21,6 +21,7 @@ from coca.config import Config, parse, to_dict
 from coca.data import wordpiece
 from coca.data.tokenizer import FILES, Tokenizer, load, texts_of, train
 from coca.decoding.decode import own_prompt
+from coca.retries import again, exists
 from coca.typed import entry, read_object
 
 # What may change between two starts in one workdir: nothing here changes the parameters that come out, but that with
@@ -54,7 +55,7 @@ def read_config(workdir) -> Config:
   """The settings alone; raises as `read_workdir`."""
   workdir = epath.Path(workdir)
   for names in (("config.json",), FILES):
-    if not any((workdir / name).exists() for name in names):
+    if not any(exists(workdir / name) for name in names):
       raise FileNotFoundError(
         f"{workdir} is no working directory of a run: it has no {' or '.join(names)}. One holds config.json, a "
         f"tokenizer and checkpoints/ or model.safetensors; make one with: python -m coca.train "
@@ -77,7 +78,7 @@ def read_params(workdir, abstract_params, part: str | None = None):
     coca.checkpoint.CheckpointError: all checkpoints are damaged.
   """
   workdir = epath.Path(workdir)
-  if (workdir / weights.FILE).exists():
+  if exists(workdir / weights.FILE):
     return weights.read(workdir / weights.FILE, abstract_params, (_read(workdir) or {}).get("weights_sha256", ""))
   return checkpoint.load_params(workdir / "checkpoints", abstract_params, part)
 
@@ -85,7 +86,7 @@ def read_params(workdir, abstract_params, part: str | None = None):
 def tokenizer_path(workdir):
   """Where a directory keeps its tokenizer; in one without, where it would be."""
   workdir = epath.Path(workdir)
-  return next((workdir / name for name in FILES if (workdir / name).exists()), workdir / FILES[0])
+  return next((workdir / name for name in FILES if exists(workdir / name)), workdir / FILES[0])
 
 
 def write_run(config: Config, tokenizer: Tokenizer, workdir, **more: str) -> None:
@@ -168,10 +169,10 @@ def _check_tokenizer(config: Config, tokenizer, path) -> None:
 def _read(workdir) -> dict | None:
   """config.json; None for a new workdir."""
   path = workdir / "config.json"
-  if not path.exists():
+  if not exists(path):
     return None
   try:
-    return read_object(path.read_bytes())
+    return read_object(again(path.read_bytes, str(path)))
   except ValueError as e:
     raise ValueError(f"{path} can't be read ({e}); restore it, or take another workdir") from None
 

@@ -31,6 +31,7 @@ from coca.commands import one_line, parse_flags
 from coca.config import Source
 from coca.data import sidecars
 from coca.data.sources import open_source
+from coca.distributed import CRASHED
 from coca.typed import from_plain
 
 
@@ -86,7 +87,8 @@ def main(argv) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   out = FLAGS.workdir if "://" in FLAGS.workdir else os.path.abspath(FLAGS.workdir)
-  with one_line(ValueError, ImportError, OSError, CheckpointError, TooManyFailed, WorkersFailed, Stop):
+  with (one_line(OSError, CheckpointError, status=CRASHED),
+        one_line(ValueError, FileNotFoundError, ImportError, TooManyFailed, WorkersFailed, Stop)):
     if FLAGS.export:
       done = export(out, FLAGS.export, FLAGS.export_format)
       print("\n".join(done.problems[:20]), end="\n" * bool(done.problems))

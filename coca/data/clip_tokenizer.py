@@ -19,6 +19,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from coca.data.sources.files import write_atomic
 from coca.data.texts import collapse, framed
+from coca.retries import of_the_system
 from coca.typed import entry, read_object
 
 FILE = "tokenizer.json"
@@ -152,6 +153,8 @@ def find(folder, vocab: int) -> ClipTokenizer:
       "where those were published, and the last one also in the package folder of an installed open_clip; copy them "
       "there, or name them with --tokenizer=PATH") from None
   except (ValueError, OSError, EOFError, zlib.error) as e:
+    if of_the_system(e):
+      raise
     raise ValueError(f"{path}: {e}") from None
   if found.vocab > vocab:
     raise ValueError(f"{path} has {found.vocab} tokens, the model only {vocab}: it belongs to another one")

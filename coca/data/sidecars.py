@@ -26,6 +26,7 @@ from coca.checks import ORIGINS
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard
 from coca.data.sources import files
+from coca.retries import Unavailable
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([
@@ -161,7 +162,7 @@ def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Ta
 
   Raises:
     FileNotFoundError: there is none (the shard is not finished).
-    OSError: the file can't be read; it may be sound.
+    coca.retries.Unavailable: the file can't be read; it may be sound.
     SidecarError: damaged, or no sidecar.
   """
   try:
@@ -183,9 +184,12 @@ def is_complete(path: str | os.PathLike) -> bool:
   """Whether a whole sidecar is there, as far as its last bytes tell (`read` verifies the checksums of all)."""
   try:
     file = files.one(path)
-    with pq.ParquetFile(file.path if file.local else pa.PythonFile(files.RangeFile(file), mode="r")) as opened:
+    # Python's own reading, which is tried again where the disk fails.
+    with pq.ParquetFile(pa.PythonFile(files.RangeFile(file), mode="r")) as opened:
       _check_schema(opened.schema_arrow)
     return True
+  except Unavailable:
+    raise
   except _ERRORS:
     return False
 
@@ -254,6 +258,8 @@ def read_manifest(out: str | os.PathLike) -> dict:
   except FileNotFoundError:
     raise SidecarError(f"{out} is no CapFilt workdir: it has no manifest.json; python -m coca.capfilt makes "
                        "one") from None
+  except Unavailable:
+    raise
   except (OSError, ValueError, TypeError, KeyError) as e:
     raise SidecarError(f"{path} can't be read ({type(e).__name__}: {e}); restore it, or run CapFilt in another "
                        "workdir") from None

@@ -22,6 +22,7 @@ from coca.evals.captions import references
 from coca.evals.stream import Batch, Stream
 from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.host import to_host
+from coca.retries import Unavailable
 
 
 class Vqa:
@@ -87,6 +88,8 @@ def read_answers(path: str) -> list[str]:
   """
   try:
     lines = files.read_all(*fsspec.core.url_to_fs(path)).decode("utf-8-sig").splitlines()
+  except Unavailable:
+    raise
   except (OSError, ValueError) as e:
     raise ValueError(f"answers: {path!r} can't be read ({e}); it takes a text file with one possible answer a line, or "
                      "nothing: answers are then generated") from None

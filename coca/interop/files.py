@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from coca import weights
+from coca.retries import of_the_system
 from coca.typed import entry, read_object
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors",
@@ -45,6 +46,8 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
     saved = saved.get("state_dict", saved.get("model", saved))  # of open_clip's training; of BLIP's
     return {key: x.detach().float().numpy() for key, x in saved.items() if isinstance(x, torch.Tensor)}
   except Exception as e:  # it raises whatever pickle, zipfile and its own parts raise
+    if of_the_system(e):
+      raise
     reason = str(e).partition("\n")[0].partition(". ")[0][:160]
     raise ValueError(f"no file of weights alone, or a damaged one ({type(e).__name__}: {reason}); archives of "
                      "TorchScript and files that hold code are not read: load such a file with what wrote it and save "

@@ -12,7 +12,6 @@ import os
 import re
 import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
 
+from coca import retries
 from coca.config import Source
 from coca.data.records import Text
 
@@ -33,7 +33,6 @@ DEFAULT_IMAGE_KEY = Source().image_key
 DEFAULT_TEXT_KEY = Source().text_key
 THREADS = 16  # for opening many files: the time goes into waiting
 OPEN_FILES = 256  # local descriptors kept, well below the usual limit of 1,024
-ATTEMPTS = 3  # at a remote read
 SETTING = "config.data.sources.<name>"
 # Object stores tell a file's version by different names.
 VERSIONS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -64,14 +63,22 @@ class File:
     """Bytes [start, start + size), fewer at the end of the file.
 
     Raises:
-      OSError: the file can't be read.
+      FileNotFoundError: it is gone.
+      coca.retries.Unavailable: it can't be read, in several tries.
     """
     size = min(size, self.size - start)
     if size <= 0:
       return b""
     if self.local:
-      return _descriptor(self.path, self.stamp).read(start, size)
+      return retries.again(lambda: self._read_local(start, size), self.path)
     return _again(lambda: self.fs.cat_file(self.path, start=start, end=start + size), self.url)
+
+  def _read_local(self, start: int, size: int) -> bytes:
+    try:
+      return _descriptor(self.path, self.stamp).read(start, size)
+    except OSError:
+      _descriptor.cache_clear()  # a stale handle stays so until the file is opened anew; and too many may be open
+      raise
 
 
 class RangeFile(io.RawIOBase):
@@ -120,16 +127,10 @@ def _descriptor(path: str, stamp: str) -> _Descriptor:
   return _Descriptor(path)
 
 
-def _again(read: Callable[[], bytes], url: str) -> bytes:
-  for attempt in range(ATTEMPTS):
-    try:
-      return read()
-    except FileNotFoundError:
-      raise
-    except Exception as e:  # each store's client has exceptions of its own
-      if attempt == ATTEMPTS - 1:
-        raise OSError(f"{url}: {e}") from e
-      time.sleep(4**attempt / 4)
+def _again(read: Callable, url: str):
+  """Asks a store, whose client has exceptions of its own."""
+  return retries.again(read, url, lambda e: not isinstance(e, (FileNotFoundError, NotADirectoryError,
+                                                               IsADirectoryError)))
 
 
 def open_regular(path: str | os.PathLike) -> int:
@@ -151,11 +152,15 @@ def read_all(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
   """A whole file.
 
   Raises:
-    OSError: the file can't be read.
+    OSError: there is none, or a folder in its place.
+    coca.retries.Unavailable: it can't be read, in several tries.
   """
   if isinstance(fs, LocalFileSystem):
-    with open(open_regular(path), "rb") as file:
-      return file.read()
+    def read():
+      with open(open_regular(path), "rb") as file:
+        return file.read()
+
+    return retries.again(read, os.fspath(path))
   return _again(lambda: fs.cat_file(path), fs.unstrip_protocol(path))
 
 

@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard
 from coca.data.sources import files
+from coca.retries import Unavailable
 
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "metadata.csv", "metadata.jsonl")
 IMAGE_COLUMNS = ("file_name", "image", "filepath", "path", "key")
@@ -68,6 +69,7 @@ class Folder:
 
     Raises:
       BadRecord: the image is missing, or it or a text can't be read.
+      Unavailable: the disk or the store fails.
     """
     path, texts, wrong, question, key = self._entries[operator.index(i)]
     if wrong:
@@ -76,6 +78,8 @@ class Folder:
       image = self._read_image(path)
       if texts is None:
         texts = files.as_texts(self._read(f"{path.rpartition('.')[0]}.txt"), self._origin)
+    except Unavailable:
+      raise
     except FileNotFoundError as e:
       raise BadRecord(f"{self.name}: no such file: {e.filename or e}") from None
     except (OSError, ValueError) as e:

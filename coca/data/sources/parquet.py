@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, shards_of
 from coca.data.sources import files
+from coca.retries import Unavailable, again
 
 MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
         "--output_format=parquet --output_folder=shards")
@@ -96,6 +97,8 @@ class Parquet:
     try:
       data = self._row_group(group)
       values = {name: data.column(name)[row].as_py() for name in table.columns}
+    except Unavailable:
+      raise
     except READ_ERRORS as e:
       raise BadRecord(f"{place}: {e}") from None
     key = place if values.get("key") is None else str(values["key"])
@@ -152,8 +155,12 @@ class Parquet:
   def _read(self, group: int) -> pa.Table:
     t, g = self._groups[group]
     table = self._tables[t]
-    with pq.ParquetFile(_input(table.file), metadata=self._footer(t), pre_buffer=True) as file:
-      return file.read_row_group(g, columns=list(table.columns), use_threads=False)
+
+    def read():
+      with pq.ParquetFile(_input(table.file), metadata=self._footer(t), pre_buffer=True) as file:
+        return file.read_row_group(g, columns=list(table.columns), use_threads=False)
+
+    return again(read, table.file.url)
 
 
 def _input(file: files.File):
@@ -161,14 +168,19 @@ def _input(file: files.File):
 
 
 def _footer(file: files.File) -> pq.FileMetaData:
-  with pq.ParquetFile(_input(file)) as opened:
-    return opened.metadata
+  def read():
+    with pq.ParquetFile(_input(file)) as opened:
+      return opened.metadata
+
+  return again(read, file.url)
 
 
 def _examine(file: files.File, settings: Source) -> tuple[_Table | None, str]:
   try:
     footer = _footer(file)
     schema = footer.schema.to_arrow_schema()
+  except Unavailable:  # without the file all records would have other numbers
+    raise
   except READ_ERRORS as e:
     return None, f"{file.name}: {e}"
   if not footer.num_rows:

@@ -16,6 +16,7 @@ import numpy as np
 from coca import config
 from coca.data.records import BadRecord, Record, Shard, Text, shards_of
 from coca.data.sources.name_questions import NameQuestions
+from coca.retries import Unavailable, again, of_the_system
 
 CLASSES = "tensorflow_datasets."  # what names of features' classes begin with
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -114,7 +115,8 @@ class TfdsSource:
 
     self.name = name
     self.problems: list[str] = []
-    features, self._files, self._shards = _open(root, settings.split)
+    features, self._files, self._open_shards = _open(root, settings.split)
+    self._shards = self._open_shards()
     self._ends = list(itertools.accumulate(f.take for f in self._files))
     self._parse = tf_example_pb2.Example.FromString
     self._builtin = builtin
@@ -183,9 +185,19 @@ class TfdsSource:
     if not 0 <= i < len(self):
       raise IndexError(f"{self.name} has {len(self)} records, no number {i}")
     try:
-      return self._parse(self._shards[i]).features.feature
+      data = again(lambda: self._stored(i), self._where(i))
+      return self._parse(data).features.feature
+    except Unavailable:
+      raise
     except Exception as e:  # of many types: array_record's and protobuf's
       raise BadRecord(f"{self._where(i)}: {e}") from None
+
+  def _stored(self, i: int) -> bytes:
+    try:
+      return self._shards[i]
+    except Exception:
+      self._shards = self._open_shards()  # a reader that has failed once fails for ever
+      raise
 
   def _where(self, i: int) -> str:
     """The record's file and place in it, in the form of tfds' tfds_id."""
@@ -244,7 +256,7 @@ def _class_names(value):
 
 
 def _open(root, split: str):
-  """(features, file instructions, ArrayRecordDataSource) of a split. Raises as `open_tfds`."""
+  """(features, file instructions, what opens an ArrayRecordDataSource) of a split. Raises as `open_tfds`."""
   import tensorflow_datasets as tfds
 
   try:
@@ -255,6 +267,8 @@ def _open(root, split: str):
     builder = tfds.builder_from_directory(root)
     splits = {name: info.num_examples for name, info in builder.info.splits.items()}
   except Exception as e:  # of many types, from JSON, protobuf and tfds
+    if of_the_system(e):
+      raise Unavailable(f"{root}: {e}") from e
     raise ValueError(f"{root} is no readable tfds data set (dataset_info.json, features.json): {e}") from e
   array_record = tfds.core.FileFormat.ARRAY_RECORD
   if array_record not in builder.info.available_file_formats():
@@ -262,10 +276,15 @@ def _open(root, split: str):
                      f"array_record in another data_dir: {_prepare(builder.name)}; or convert it, where TensorFlow is "
                      f"installed: python -m tensorflow_datasets.scripts.convert_format --dataset_version_dir={root} "
                      "--out_file_format=array_record --out_dir=DIR")
+  def data():
+    return builder.as_data_source(split=split, file_format=array_record).data_source
+
   try:
-    data = builder.as_data_source(split=split, file_format=array_record).data_source
+    data()
     files = [f for f in builder.info.splits[split].file_instructions if f.take]
   except Exception as e:  # an unknown name or a slice that cannot be read
+    if of_the_system(e):
+      raise Unavailable(f"{root}: {e}") from e
     raise ValueError(f"source split {split!r}: {root} has {splits}; {e}") from e
   if not files:
     raise ValueError(f"source split {split!r}: no records in it; {root} has {splits}")

@@ -12,6 +12,7 @@ from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, shards_of
 from coca.data.sources import files
 from coca.data.sources.tar_index import BLOCK, SUFFIX, TarIndex, is_header, read_index
+from coca.retries import Unavailable
 
 MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
         "--output_format=webdataset --output_folder=shards")
@@ -95,6 +96,8 @@ class WebDataset:
     where = f"{file.name}: record '{key}'"
     try:
       image, text = _read_two(file, *places[row].tolist(), *headers[row].tolist())
+    except Unavailable:
+      raise
     except OSError as e:
       raise BadRecord(f"{where}: {e}") from None
     return key, where, image, text, bool(parsed[row])
@@ -132,6 +135,8 @@ class WebDataset:
 def _indexed(file: files.File) -> tuple[files.File, TarIndex | None, str]:
   try:
     return file, *read_index(file)
+  except Unavailable:  # without the tar all records would have other numbers
+    raise
   except OSError as e:
     return file, None, f"{file.name}: {e}"
 

@@ -1,0 +1,81 @@
+"""Errors of the system: they may pass, and say nothing of a file's content.
+
+A disk, a network or a limit of this machine can fail a read of sound bytes. Such a read is tried again, and then ends
+what is under way; only bytes that could be read, or a file that is not there, are evidence of damage.
+"""
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable
+
+from absl import logging
+from etils import epath
+
+PAUSES = (0.25, 1, 4, 16)  # seconds before the second try, the third, ...
+
+# These come of what a file or a path holds; any other number is the system's.
+_EVIDENCE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ,
+             errno.ENXIO, errno.EFBIG, errno.EOVERFLOW, errno.ERANGE, errno.EDOM}
+# Libraries in C++ give an error's words only, and gRPC's name of its kind, where they read from a store.
+_WORDS = re.compile(
+  "(?:^|: )(?:" + "|".join(re.escape(os.strerror(n)) for n in sorted(errno.errorcode) if n not in _EVIDENCE)
+  + r")(?=$|[\n;,.]| \[)|\b(?:RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|"
+  r"CANCELLED|ABORTED)\b")
+
+
+class Unavailable(OSError):
+  """A file or a store failed in several tries: an error of the system, which does not mean damage."""
+
+
+def of_the_system(error: BaseException) -> bool:
+  """Whether an exception, or one that it came from, tells of the system and not of what was read."""
+  while error is not None:
+    if isinstance(error, (Unavailable, MemoryError, PermissionError, TimeoutError, ConnectionError)):
+      return True
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and isinstance(number, int):
+      return number not in _EVIDENCE
+    if _WORDS.search(str(error)):
+      return True
+    error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+  return False
+
+
+def again(read: Callable, name: str, may_pass: Callable[[Exception], bool] = of_the_system):
+  """What `read()` returns, tried again after errors that may pass.
+
+  Args:
+    read: without arguments; run from the start each time.
+    name: of the file, for messages.
+    may_pass: which of its exceptions are worth another try; others are raised as they are.
+
+  Raises:
+    Unavailable: the error did not pass.
+  """
+  for pause in (*PAUSES, None):
+    try:
+      return read()
+    except Exception as e:
+      if not may_pass(e):
+        raise
+      if pause is None or isinstance(e, PermissionError) or str(e).startswith("Forbidden"):  # gcsfs' own words
+        raise Unavailable(f"{name}: {e}") from e
+      logging.warning("%s: %s; another try in %g s", name, e, pause)
+    time.sleep(pause)
+
+
+def exists(path) -> bool:
+  """Whether something is at a path, local or a URL; unlike pathlib's, it does not take an error for absence.
+
+  Raises:
+    Unavailable: the system does not say.
+  """
+  if "://" in str(path):
+    return epath.Path(path).exists()
+  try:
+    again(lambda: os.stat(path), str(path))
+    return True
+  except (FileNotFoundError, NotADirectoryError):
+    return False
