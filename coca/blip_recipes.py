@@ -29,7 +29,7 @@ def pretraining(batch: int, lr: float) -> ConfigDict:
   config = default()
   config.steps = "3.06e8 examples"  # 20 epochs
   model(config)
-  config.contrastive.update(weight=1.0, directions="mean", equal_texts="negatives", momentum=0.995, max_scale=1000.0,
+  config.contrastive.update(weight=1.0, equal_texts="negatives", momentum=0.995, max_scale=1000.0,
                             min_scale=2.0)
   config.captioning.update(weight=1.0, label_smoothing=0.1)
   # A GPU's pairs are each other's negatives: 32 GPUs.

@@ -20,7 +20,7 @@ CHOICES = {
   "contrastive.loss": ("softmax", "sigmoid", "sigmoid_ring"),
   "contrastive.directions": ("sum", "mean"),
   "contrastive.equal_texts": ("negatives", "mask", "positives"),
-  "captioning.tokens": ("mean", "sum"),
+  "captioning.tokens": ("mean", "per_text", "sum"),
   "optim.name": ("adafactor", "adamw"),
   "optim.schedule": ("linear", "cosine", "constant", "epochs"),
   "optim.decay_mask": ("kernels", "all"),

@@ -132,7 +132,10 @@ class Contrastive:
 
   weight: float = 1.0
   loss: str = "softmax"  # 'softmax', 'sigmoid', 'sigmoid_ring' (the same loss, no global matrix)
-  directions: str = "sum"  # of image-to-text and text-to-image: 'sum' as printed, 'mean' as open_clip
+  # Of image-to-text and text-to-image: 'mean' as all public code, 'sum' as equation 2 is printed. The paper's weights
+  # of 1 and 2 want one convention for both losses: with means here and over tokens a CoCa-Base begins with terms of
+  # 1 x ln 65,536 = 11.09 and 2 x ln 64,000 = 22.13, with the sum here of 22.18 and 22.13. --dry_run has a config's.
+  directions: str = "mean"
   # Texts equal to one's own (of the same labels, in any prompt and order, or of the same words): 'negatives', 'mask'
   # (left out), 'positives' (UniCL)
   equal_texts: str = "mask"
@@ -152,8 +155,9 @@ class Captioning:
   """CoCa equation 3."""
 
   weight: float = 2.0
-  tokens: str = "mean"  # over the tokens of the global batch: 'mean' as all public code; 'sum' over a text's tokens,
-  # mean over texts, as equation 3 is printed
+  # 'mean' over the tokens of the global batch, as most public code; 'per_text', over each text's own tokens and then
+  # over texts (big_vision, so Cap and CapPa); 'sum' over a text's tokens, mean over texts, as equation 3 is printed
+  tokens: str = "mean"
   label_smoothing: float = 0.0
   prompt_tokens: int = 0  # of `config.data.prompt`: so many tokens at the beginning are given and not learned
   # Share of the examples whose words are all predicted at once, from [MASK]s that see each other (CapPa, arXiv

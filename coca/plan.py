@@ -25,6 +25,7 @@ import sys
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from jax.sharding import AbstractMesh
 from ml_collections import config_flags
@@ -97,6 +98,30 @@ def state_bytes(config: Config, n_devices: int) -> dict[str, int]:
   return {k: sum(map(size, jax.tree.leaves(state[k]))) for k in parts if k in state}
 
 
+def first_losses(config: Config) -> dict[str, tuple[float, str]]:
+  """What the losses are at the start, in nats, without their weights: a new model tells nothing apart.
+
+  Returns:
+    by name, the size and how it comes about. A loss that is a sum over tokens is given for one.
+  """
+  c, vocab, out = config.contrastive, config.model.text.vocab, {}
+  if c.weight and c.loss == "softmax":
+    keys, directions = config.data.batch + (c.queue if c.momentum else 0), 2 if c.directions == "sum" else 1
+    out["contrastive"] = directions * math.log(keys), f"{'2 ' if directions == 2 else ''}ln {keys:,}"
+  elif c.weight:
+    others = config.data.batch - 1
+    size = np.logaddexp(0, -c.bias) + others * np.logaddexp(0, c.bias)
+    out["contrastive"] = size, f"a pair's and {others:,} others' with bias {c.bias:g}"
+  if config.captioning.weight:
+    each = " for each token of a text" if config.captioning.tokens == "sum" else ""
+    out["captioning"] = math.log(vocab), f"ln {vocab:,}{each}"
+  if config.matching.weight:
+    out["matching"] = math.log(2), "ln 2"
+  if config.answering.weight:
+    out["answering"] = math.log(vocab), f"ln {vocab:,} for each token of an answer"
+  return out
+
+
 def describe(config: Config, n_devices: int) -> str:
   """All of this as text.
 
@@ -114,6 +139,8 @@ def describe(config: Config, n_devices: int) -> str:
   steps = in_steps(config.steps, batch.total)
   mesh = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, mesh_shape(config.mesh, n_devices), strict=True))
   mib = {name: f"{size / 2**20:,.1f} MiB" for name, size in memory.items()}
+  losses = [f"{name} {getattr(config, name).weight:g} x {size:.2f} ({why})"
+            for name, (size, why) in first_losses(config).items()]
   more = {"ema": "moving average", "momentum": "momentum encoders", "queue": "queue"}
   rest = "".join(f", {name} {mib[part]}" for part, name in more.items() if part in mib)
   lines += [
@@ -121,6 +148,7 @@ def describe(config: Config, n_devices: int) -> str:
     f"mesh: {mesh} = {n_devices} devices",
     f"batch: {batch.per_device:,} per device x {batch.shards:,} devices x {batch.accumulate} accumulated = "
     f"{batch.total:,} pairs a step",
+    f"losses at the start, by their weights: {', '.join(losses)}",
     f"run: {steps:,} steps, {steps * batch.total:,} pairs, {steps * batch.total * total_flops:.3g} FLOPs (forward and "
     "backward; causal attention in full, nothing that is computed again)",
     f"on each device: parameters {mib['params']}, gradients {mib['params']}, optimizer {mib['opt']}{rest}; activations "

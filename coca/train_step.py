@@ -212,7 +212,7 @@ def make_gradients(config: Config):
       weight = (batch["weight"][:, None] * batch["answer_weight"]).reshape(-1)
       nll, _ = captioning_loss(
         states, model.softmax_kernel(), answers.reshape(-1, answers.shape[-1]), weight,
-        replace(config.captioning, prompt_tokens=0), model.softmax_bias  # answers have no prompt
+        replace(config.captioning, tokens="sum", prompt_tokens=0), model.softmax_bias  # answers have no prompt
       )
       losses["answering"] = nll / questions
     return losses

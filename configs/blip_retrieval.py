@@ -25,7 +25,7 @@ def get_config(arg=None):
   config.model.text.multimodal_layers = 0
   if config.model.image.size >= 224:
     config.model.text.length = 35
-  config.contrastive.update(weight=1.0, directions="mean", equal_texts="positives", momentum=0.995, max_scale=1000.0,
+  config.contrastive.update(weight=1.0, equal_texts="positives", momentum=0.995, max_scale=1000.0,
                             min_scale=2.0, soft_ramp="16.7%")
   config.matching.weight = 1.0
   blip_recipes.evaluate(config, args, "retrieval", kind="retrieval", rerank=256, equal_texts=True)

@@ -34,7 +34,7 @@ def get_config(arg=None):
   config.model.text.heads = 12
 
   config.contrastive.weight = 0.0
-  config.captioning.update(weight=1.0, parallel=0.75 if args.parallel else 0.0)
+  config.captioning.update(weight=1.0, tokens="per_text", parallel=0.75 if args.parallel else 0.0)
   config.optim.update(lr=1e-3, weight_decay=0.1, schedule="cosine", warmup="10000", clip=1.0)
   config.steps = "366500"
   config.data.batch = 8192

@@ -31,7 +31,7 @@ def get_config(arg=None):
   config = bootstrapping(args, epochs=6, large_lr=5e-6, tiny_steps=500, tiny_lr=1e-3)
   config.name = "capfilt_filter" + "_runlocal" * args.runlocal
   config.captioning.weight = 0.0
-  config.contrastive.update(weight=1.0, directions="mean")
+  config.contrastive.weight = 1.0
   config.matching.weight = 1.0
   if not args.tiny and not read_config(args.init_from).matching.weight:
     config.optim.lr_scale.update(matching_pooler=50.0, matching_head=50.0)

@@ -34,7 +34,7 @@ def get_config(arg=None):
   config.model.text.update(unimodal_layers=12, multimodal_layers=0)
 
   config.captioning.weight = 0.0
-  config.contrastive.update(directions="mean", equal_texts="negatives")
+  config.contrastive.equal_texts = "negatives"
   config.optim.update(name="adamw", lr=5e-4, b2=0.98, eps=1e-6, weight_decay=0.2, schedule="cosine", warmup="2000")
   config.steps = "12.8e9 examples"
   config.data.update(batch=32_768, crop=(0.9, 1.0), tokenizer="data/clip/tokenizer.json")

@@ -10,7 +10,8 @@ With `web` behind the colon, the clip art of the corpus is mixed in, under the t
 `capfilt=DIR` it has the texts that a CapFilt job in DIR kept instead (launch/bootstrap_tiny.sh).
 
 The architecture is the paper's (poolers in cascade, [CLS] last, as many unimodal as multimodal layers), in small. Not
-the paper's: all sizes, AdamW and its settings, and that equal names in a batch are positives of each other.
+the paper's: all sizes, AdamW and its settings, that equal names in a batch are positives of each other, and that the
+contrastive loss, a sum of both directions beside a mean over tokens, weighs as much as the captioning loss.
 """
 
 from coca.commands import arguments
@@ -31,6 +32,7 @@ def get_config(arg=None):
   config.model.unroll = 4
 
   config.contrastive.equal_texts = "positives"  # a name stands beside up to four pictures
+  config.contrastive.directions = "sum"  # what its settings were chosen with
   config.optim.update(name="adamw", lr=1.5e-3, b2=0.98, weight_decay=0.05, schedule="cosine", warmup="5%", clip=1.0)
 
   config.data.sources.emoji = to_dict(Source(kind="builtin", split="train+unseen_concepts"))

@@ -21,6 +21,8 @@ def reference(states, kernel, text, weight, settings, bias=0.0):
   total, tokens = 0.0, 0.0
   d_states, d_kernel, d_bias = np.zeros_like(states), np.zeros_like(kernel), np.zeros(kernel.shape[1])
   for n in range(len(text)):
+    learned = (text[n, settings.prompt_tokens + 1 :] != PAD).sum()
+    own = weight[n] / max(learned, 1) if settings.tokens == "per_text" else weight[n]
     for t in range(settings.prompt_tokens, text.shape[1] - 1):
       label = text[n, t + 1]
       if label == PAD:
@@ -29,9 +31,9 @@ def reference(states, kernel, text, weight, settings, bias=0.0):
       log_p = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
       target = np.full(len(logits), settings.label_smoothing / len(logits))
       target[label] += 1 - settings.label_smoothing
-      total -= weight[n] * target @ log_p
+      total -= own * target @ log_p
       tokens += weight[n]
-      pull = weight[n] * (np.exp(log_p) - target)
+      pull = own * (np.exp(log_p) - target)
       d_states[n, t] = kernel @ pull
       d_kernel += np.outer(states[n, t], pull)
       d_bias += pull
@@ -107,8 +109,12 @@ def test_a_bias_and_a_prompt_that_is_given(mesh, batch):
   check(settings, batch, make_mesh(*mesh))
 
 
-def test_sum_over_tokens_divides_by_texts(batch):
-  check(Captioning(tokens="sum"), batch, make_mesh())
+@pytest.mark.parametrize("tokens", ["sum", "per_text"])
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_other_means(tokens, mesh, batch):
+  """A text's sum, or its own mean; both divided by the number of texts."""
+  check(Captioning(tokens=tokens), batch, make_mesh(*mesh))
+  check(Captioning(tokens=tokens, label_smoothing=0.1, prompt_tokens=2, chunk=5), batch, make_mesh(*mesh))
 
 
 def test_loss_without_gradient(batch):

@@ -161,11 +161,12 @@ def test_which_examples_are_parallel_is_up_to_seed_and_step():
 
 
 def test_micro_batches_of_parallel_examples_are_one_batch():
-  settings = tiny(**CAPPA)
+  changes = {**CAPPA, "captioning__tokens": "per_text"}
+  settings = tiny(**changes)
   params, batch = random_params(settings), pairs(settings) | {"parallel": PARALLEL}
   with jax.set_mesh(make_mesh()):
     (expected, _), (actual, _) = (
-      jax.jit(make_gradients(tiny(**CAPPA, optim__accumulate=k)))(params, batch, None) for k in (1, 4))
+      jax.jit(make_gradients(tiny(**changes, optim__accumulate=k)))(params, batch, None) for k in (1, 4))
   assert_trees_close(actual, expected, 1e-5)
   assert np.abs(actual["embedding"]["mask"]).max() > 1e-4  # [MASK] is learned
 

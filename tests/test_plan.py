@@ -26,6 +26,8 @@ from coca.config import (
   TextDecoder,
 )
 from coca.forward import abstract_model
+from coca.objectives.captioning import captioning_loss
+from coca.objectives.contrastive import contrastive_loss
 from coca.sharding import make_mesh
 from coca.train_step import init_state, make_gradients, make_train_step, planned_state
 
@@ -354,11 +356,32 @@ def test_planned_state_is_that_of_a_real_one():
   assert plan.state_bytes(c, 2) == held
 
 
+@pytest.mark.parametrize("contrastive", [
+  Contrastive(), Contrastive(directions="sum"), Contrastive(loss="sigmoid", bias=-3.0),
+  Contrastive(loss="sigmoid_ring", bias=0.5)])
+@pytest.mark.parametrize("tokens", ["mean", "per_text", "sum"])
+def test_first_losses_are_those_of_a_model_that_tells_nothing_apart(contrastive, tokens):
+  c = small(data=Data(batch=16), contrastive=contrastive, captioning=Captioning(tokens=tokens))
+  length, zeros = c.model.text.length, jnp.zeros((16, 4))
+  hashes = np.arange(32, dtype=np.uint32).reshape(16, 2)
+  temperature = {"log_scale": jnp.float32(2), "logit_bias": jnp.float32(contrastive.bias)}
+  with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+    found = contrastive_loss(zeros, zeros, hashes, jnp.ones(16), temperature, contrastive)
+    nll, count = captioning_loss(jnp.zeros((16, length, 4)), jnp.zeros((4, c.model.text.vocab)),
+                                 jnp.ones((16, length), jnp.int32), jnp.ones(16), c.captioning)
+  first = plan.first_losses(c)
+  np.testing.assert_allclose(first["contrastive"][0], found, rtol=1e-5)
+  each = length - 1 if tokens == "sum" else 1
+  np.testing.assert_allclose(first["captioning"][0] * each, nll / count, rtol=1e-5)
+  assert ("each token" in first["captioning"][1]) == (tokens == "sum")
+
+
 def test_description_needs_no_devices():
   c = dataclasses.replace(table_1("base"), name="CoCa-Base", mesh=Mesh(fsdp=64))
   text = plan.describe(c, 2048)
   for expected in ("CoCa-Base", "85,999,872", "2048 devices", "data 32 x fsdp 64 x tensor 1",
-                   "32 per device x 2,048 devices x 1 accumulated = 65,536", "500,000 steps, 32,768,000,000 pairs"):
+                   "32 per device x 2,048 devices x 1 accumulated = 65,536", "500,000 steps, 32,768,000,000 pairs",
+                   "contrastive 1 x 11.09 (ln 65,536), captioning 2 x 11.07 (ln 64,000)"):
     assert expected in text
   with pytest.raises(ValueError, match=r"768 cannot be split over 2048 devices; choose a config.mesh.fsdp"):
     plan.describe(dataclasses.replace(c, mesh=Mesh(data=1, fsdp=-1)), 2048)

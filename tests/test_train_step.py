@@ -117,6 +117,7 @@ SINGLE_LOSSES = {
     "captioning__weight": 0.0, "contrastive__loss": "sigmoid", "optim__lr_scale": {"temperature": 0.0}
   },
   "captioning, sum over tokens": {"contrastive__weight": 0.0, "captioning__tokens": "sum"},
+  "captioning, each text by itself": {"contrastive__weight": 0.0, "captioning__tokens": "per_text"},
 }
 
 

@@ -230,7 +230,7 @@ def _config(kind: str, name: str, tokens: WordPiece, matching_token: str, image:
     name=name,
     model=Model(kind="blip", image=image, text=TextDecoder(**text), embed_dim=embed_dim, activation="gelu",
                 norm_eps=norm_eps, med=Med(**med, cls=tokens.cls, encode=getattr(tokens, matching_token))),
-    contrastive=Contrastive(weight=float(grounds), directions="mean", max_scale=1000.0, min_scale=2.0),
+    contrastive=Contrastive(weight=float(grounds), max_scale=1000.0, min_scale=2.0),
     captioning=Captioning(weight=float(captions), label_smoothing=smoothing,
                           prompt_tokens=int(np.count_nonzero(tokens.encode(prompt, length))) - 2),
     matching=Matching(weight=float(grounds)),

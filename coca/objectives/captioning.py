@@ -49,10 +49,13 @@ def captioning_loss(states, kernel, text, weight, settings: config.Captioning, b
     bias: [V], of the vocabulary head; None: none.
 
   Returns:
-    fp32 []: nll in nats, and fp32 []: the number of tokens ('mean'), or of texts ('sum').
+    fp32 []: nll in nats, with 'per_text' each text's by its number of tokens, and fp32 []: the number of tokens
+    ('mean'), or of texts.
   """
   labels, weights = next_tokens(text, weight, settings.prompt_tokens)
   count = weights.sum() if settings.tokens == "mean" else weight.astype(jnp.float32).sum()
+  if settings.tokens == "per_text":
+    weights /= jnp.maximum((weights > 0).sum(1, keepdims=True), 1)
 
   def sharded(states, kernel, labels, weights, bias):
     flat = states.reshape(-1, states.shape[-1])
