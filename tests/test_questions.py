@@ -87,7 +87,7 @@ def test_folder_errors(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"question_key is 'question': .* has no table with questions"):
     opened("folder", tmp_path)
   (tmp_path / "captions.csv").write_text("file_name,answer\na.png,red\n")
-  missing = r"question_key: captions\.csv has no column question; it has: file_name, answer"
+  missing = r"question_key: captions\.csv .* has no column question; it has: file_name, answer"
   with pytest.raises(ValueError, match=missing):
     opened("folder", tmp_path)
   (tmp_path / "captions.json").write_text(json.dumps([{"image": "a.png", "question": "q", "answer": "a"},

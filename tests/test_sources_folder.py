@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -64,7 +66,7 @@ def test_more_shapes(folder):
   (folder / "x.tsv").write_text("path\ttext\na.jpg\tone, two\n")
   assert texts(opened(folder)) == {"a.jpg": ["one, two"]}
   (folder / "x.tsv").write_text("nr\tfoto\n1\ta.jpg\n")
-  with pytest.raises(ValueError, match=r"image_key: x\.tsv has no column file_name or.*it has: nr, foto"):
+  with pytest.raises(ValueError, match=r"x\.tsv \(separated by tabs\) has no column file_name or.*it has: nr, foto"):
     opened(folder)
   assert texts(opened(folder, image_key="foto", text_key="nr")) == {"a.jpg": ["1"]}
   (folder / "y.csv").write_text("")
@@ -175,6 +177,118 @@ def test_remote_and_threads():
   assert got == [Record(f"images/{n}.jpg", picture(n), (Text(f"t {n}", "human"),)) for n in range(20)] * 5
   fs.pipe({f"/beside/{n}.jpg": picture(n) for n in range(2)} | {f"/beside/{n}.txt": b"t" for n in range(2)})
   assert texts(opened("memory://beside")) == {"0.jpg": ["t"], "1.jpg": ["t"]}
+
+
+@pytest.mark.parametrize(("name", "separator"), [("captions.csv", "\t"), ("captions.csv", ";"), ("captions.csv", "|"),
+                                                 ("captions.tsv", ",")])  # fmt: skip
+def test_the_separator_is_found(folder, name, separator):
+  (folder / name).write_text(f"nr{separator}filepath{separator}title\n1{separator}a.jpg{separator}one\n")
+  assert texts(opened(folder)) == {"a.jpg": ["one"]}
+  (folder / name).write_text(f"foto{separator}titel, kurz\na.jpg{separator}one\n")
+  assert texts(opened(folder, image_key="foto", text_key="titel, kurz" if separator != "," else "titel"))
+
+
+def test_quotation_marks_swallow_no_rows(folder):
+  rows = [("a.jpg", '"the red one" says a man'), ("a.jpg", '"unclosed'), ("sub/b.png", '6" wide'), ("a.jpg", "x")]
+  (folder / "captions.tsv").write_text("file_name\tcaption\n" + "".join(f"{a}\t{b}\n" for a, b in rows))
+  source = opened(folder)
+  assert texts(source) == {"a.jpg": [t for p, t in rows if p == "a.jpg"], "sub/b.png": ['6" wide']}
+  assert source.problems == []
+  # As pandas and R write tables with tabs: quoting that is certain is taken off.
+  (folder / "captions.tsv").write_text('file_name\tcaption\na.jpg\t"a ""red"" one"\nsub/b.png\t"Title"\n')
+  assert texts(opened(folder)) == {"a.jpg": ['a "red" one'], "sub/b.png": ['"Title"']}
+  (folder / "captions.tsv").write_text('"file_name"\t"caption"\n"a.jpg"\t"one"\n')
+  assert texts(opened(folder)) == {"a.jpg": ["one"]}
+
+
+def test_quotation_marks_in_a_csv(folder):
+  (folder / "captions.csv").write_text('file_name,caption\nsub/b.png,good\na.jpg,"unclosed\na.jpg,x\nsub/b.png,y\n')
+  source = opened(folder)
+  assert texts_and_reasons(source) == [["good"], "line 5: a quotation mark makes one field of 4 lines"]
+  (folder / "captions.csv").write_text('file_name,caption\na.jpg,"' + "a line\n" * 12 + '"\n')
+  source = opened(folder)
+  assert len(source) == 1 and "1 texts have more than 10 lines" in source.problems[0]
+
+
+def texts_and_reasons(source):
+  out = []
+  for i in range(len(source)):
+    try:
+      out.append([t.text for t in source[i].texts])
+    except BadRecord as e:
+      out.append(re.search("line.*lines", str(e))[0])
+  return out
+
+
+def test_the_first_rows_may_lack_fields(folder):
+  rows = [{"file_name": "a.jpg"}] * 3 + [{"file_name": "a.jpg", "caption": "one"}]
+  (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  assert texts(opened(folder)) == {"a.jpg": ["one"]}
+
+
+def test_numbers_and_truth_values(folder):
+  rows = [(0, "0"), (2.0, "2"), (1.5, "1.5"), (math.nan, None), (None, None), ([3, "4"], "34")]
+  for asked in ({}, {"question_key": "q", "text_key": "a"}):
+    (folder / "x.jsonl").write_text("\n".join(json.dumps({"image": "a.jpg", "q": "?", "a": v}) for v, _ in rows))
+    source = opened(folder, **({"text_key": "a"} | asked))
+    found = [t.text for i in range(len(source)) for t in source[i].texts]
+    assert found == ["0", "2", "1.5", "3", "4"] and source.problems == []
+  (folder / "x.jsonl").write_text('{"image": "a.jpg", "q": "Is it?", "a": true}\n'
+                                  '{"image": "a.jpg", "q": 1, "a": false}')
+  source = opened(folder, question_key="q", text_key="a")
+  assert [(source[i].question, source[i].texts[0].text) for i in range(2)] == [("Is it?", "yes"), ("1", "no")]
+  with pytest.raises(ValueError, match="a text is a bool"):
+    opened(folder, text_key="a")
+
+
+COCO = {"info": {}, "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "sub/b.png"}],
+        "annotations": [{"image_id": 7, "caption": "one"}, {"image_id": 8, "caption": "two"},
+                        {"image_id": 7, "caption": "three"}, {"image_id": 9, "caption": "lost"}]}  # fmt: skip
+KARPATHY = {"images": [
+  {"filename": "a.jpg", "split": "restval", "sentences": [{"raw": "one", "tokens": ["one"]}, {"raw": "two"}]},
+  {"filepath": "sub", "filename": "b.png", "split": "train", "sentences": [{"raw": "three"}]},
+  {"filename": "c.jpg", "split": "test", "sentences": [{"raw": "four"}]}]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["captions.json", "captions_train2017.json"])
+def test_cocos_annotations(folder, name):
+  (folder / name).write_text(json.dumps(COCO))
+  source = opened(folder)
+  assert [[t.text for t in source[i].texts] for i in range(2)] == [["one", "three"], ["two"]]
+  assert "1 rows can't be used" in source.problems[0] and "annotation 4" in source.problems[0]
+  boxes = {"images": COCO["images"], "annotations": [{"image_id": 7, "bbox": [0, 0, 1, 1]}]}
+  (folder / name).write_text(json.dumps(boxes))
+  with pytest.raises(ValueError, match='none of its "annotations" has a "caption"'):
+    opened(folder)
+
+
+def test_karpathys_annotations(folder):
+  (folder / "dataset_coco.json").write_text(json.dumps(KARPATHY))
+  assert texts(opened(folder)) == {"a.jpg": ["one", "two"], "sub/b.png": ["three"]}
+  for split, count in (("", 3), ("test", 1), ("restval", 1)):
+    assert len(opened(folder, split=split)) == count
+  with pytest.raises(ValueError, match=r"dataset_coco\.json has no split 'val'; it has: restval, test, train"):
+    opened(folder, split="val")
+
+
+def test_tables_and_archives_that_are_not_read_are_named(folder):
+  for name in ("train", "test"):
+    (folder / name).mkdir()
+    (folder / name / "metadata.jsonl").write_text("{}")
+  with pytest.raises(FileNotFoundError, match=r"train/metadata\.jsonl and test/metadata\.jsonl lie .*/train'; or"):
+    opened(folder)
+  (folder / "captions.jsonl").write_text('{"file_name": "gone.jpg", "caption": "x"}')
+  (folder / "images.zip").write_bytes(b"")
+  with pytest.raises(BadRecord, match=r"gone\.jpg .*; images\.zip is not looked into: unpack it there \(unzip images"):
+    opened(folder)[0]
+
+
+@pytest.mark.parametrize(("name", "message"), [("0.tar", "kind 'webdataset' reads"), ("0.parquet", "kind 'parquet'"),
+                                               ("0.tar.gz", "tar -xf 0.tar.gz; shards of WebDataset")])  # fmt: skip
+def test_other_formats_are_named(tmp_path, name, message):
+  (tmp_path / name).write_bytes(b"")
+  with pytest.raises(FileNotFoundError, match=message):
+    opened(tmp_path)
 
 
 def test_images_alone(folder):

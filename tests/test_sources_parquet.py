@@ -93,6 +93,16 @@ def test_named_columns(tmp_path):
     opened(tmp_path, image_key="photo", text_key="n")
 
 
+@pytest.mark.parametrize(("answers", "wanted"), [([1, None], ["1", None]), ([1.0, 2.5], ["1", "2.5"]),
+                                                 ([True, False], ["yes", "no"]), ([[3], []], ["3", None])])  # fmt: skip
+def test_numbers_and_truth_values_are_answers(tmp_path, answers, wanted):
+  write(tmp_path / "x.parquet", {"image": [picture(0), picture(1)], "q": ["a?", "b?"], "a": answers})
+  got = [next((t.text for t in r.texts), None) for r in records(opened(tmp_path, question_key="q", text_key="a"))]
+  assert got == wanted
+  with pytest.raises(ValueError, match="text_key is 'a', and there is no such column of text"):
+    opened(tmp_path, text_key="a")  # a caption is no number; a class's number says nothing
+
+
 def test_bytes_as_text(tmp_path):
   write(tmp_path / "x.parquet", {"image": [picture(0)] * 2, "caption": ["schön".encode(), "schön".encode("latin-1")]})
   source = opened(tmp_path)

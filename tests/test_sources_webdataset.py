@@ -1,6 +1,8 @@
 """Records from WebDataset tars, whole and damaged, local and remote."""
 
+import gzip
 import io
+import json
 import random
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +65,49 @@ def test_text_keys(tmp_path):
     opened(tmp_path, image_key="gif")
 
 
+def test_pairs_lost_to_dots_in_names_are_told(tmp_path):
+  members = sample(0) | {"a.mask.png": picture(1), "a.jpg": picture(1), "a.txt": b"a"}
+  (tmp_path / "0.tar").write_bytes(tar(members))
+  assert opened(tmp_path).problems == []  # a second picture of a record
+  for n in range(3):
+    members |= {f"img.{n}.jpg": picture(n), f"img.{n}.txt": b"t", f"a.{n}.jpg": picture(n), f"a.{n}.json": b"{}"}
+  (tmp_path / "0.tar").write_bytes(tar(members))
+  source = opened(tmp_path)
+  assert len(source) == 3 and len(source.problems) == 3
+  assert source.problems[0].startswith("6 pictures are not seen, such as 0.tar, a.0.jpg: the first dot of a file's")
+  assert source.problems[1].startswith("1 of 3 records have no picture: no member .jpg or .jpeg")
+  assert source.problems[2] == "1 of 3 records have no text: no member .txt or .json"
+  assert len(opened(tmp_path, image_key="0.jpg").problems) == 3
+
+
+def test_the_first_records_may_lack_the_field(tmp_path):
+  members = {}
+  for n in range(40):
+    members |= {f"{n:02d}.jpg": picture(n), f"{n:02d}.json": b'{"caption": "a"}' if n >= 30 else b'{"url": ""}'}
+  (tmp_path / "0.tar").write_bytes(tar(members))
+  assert [len(r.texts) for r in records(opened(tmp_path))] == [0] * 30 + [1] * 10
+  with pytest.raises(ValueError, match=r"32 records, spread over all, .* it has: caption, url"):
+    opened(tmp_path, text_key="title")
+
+
+@pytest.mark.parametrize("path", ["", "/*.tar", "/{0..1}.tar", "/1.tar"])
+def test_packed_tars_are_named(tmp_path, path):
+  (tmp_path / "1.tar.gz").write_bytes(gzip.compress(shard(0, 1)))
+  with pytest.raises(FileNotFoundError, match=r"1 packed files are there.* Unpack them .*: gunzip .*1.tar.gz"):
+    opened(f"{tmp_path}{path}")
+
+
+def test_numbers_and_truth_values(tmp_path):
+  rows = [{"q": "How many?", "a": 2}, {"q": "Is it red?", "a": False}, {"q": 3, "a": [1.0, None, float("nan")]}]
+  (tmp_path / "0.tar").write_bytes(tar({f"{n}.{kind}": body for n, row in enumerate(rows) for kind, body in
+                                        (("jpg", picture(n)), ("json", json.dumps(row).encode()))}))
+  source = opened(tmp_path, question_key="q", text_key="a")
+  assert [(r.question, [t.text for t in r.texts]) for r in records(source)] == [
+    ("How many?", ["2"]), ("Is it red?", ["no"]), ("3", ["1"])]
+  with pytest.raises(BadRecord, match="a text is a bool"):
+    opened(tmp_path, text_key="a")[1]
+
+
 def test_incomplete_and_broken_samples_are_counted(tmp_path):
   members = sample(0) | {
     "alone.jpg": picture(1),
@@ -72,7 +117,7 @@ def test_incomplete_and_broken_samples_are_counted(tmp_path):
     "empty.jpg": b"", "empty.txt": b"a text",
     "json.jpg": picture(1), "json.json": b"[" * 100_000,
     "lone.jpg": picture(1), "lone.json": b'{"caption": "\\ud83d"}',
-    "number.jpg": picture(1), "number.json": b'{"caption": 3}',
+    "number.jpg": picture(1), "number.json": b'{"caption": {"en": 3}}',
     "._b.jpg": b"x", "__info__.txt": b"y",
   }  # fmt: skip
   (tmp_path / "0.tar").write_bytes(tar(members))
@@ -81,7 +126,7 @@ def test_incomplete_and_broken_samples_are_counted(tmp_path):
   # CapFilt may write texts for them; training has a reason to skip them, `coca.data.texts.choose`.
   assert source[1] == Record("alone", picture(1), ()) and source[4] == Record("blank", picture(2), ())
   reasons = {2: "blind'.*no image", 3: "latin'.*utf-8", 5: "empty'.*image is empty", 6: "json'.*can't be read",
-             7: "lone'.*utf-8", 8: "number'.*int"}  # fmt: skip
+             7: "lone'.*utf-8", 8: "number'.*dict"}  # fmt: skip
   for i, reason in reasons.items():
     with pytest.raises(BadRecord, match=reason):
       source[i]

@@ -177,6 +177,16 @@ def test_texts_of_draws_the_same_texts_from_all_sources():
   assert sorted(everything[2:]) == sorted(f"web {i}" for i in range(3000))
 
 
+def test_texts_of_tells_why_there_are_none():
+  sources = {"a": Records([None] * 9), "b": Records([[" "], [""]])}
+  sources["b"].problems = ("1 files are missing",)
+  with pytest.raises(ValueError, match=r"no record of a, b can be used\. The first reasons:\n") as e:
+    list(tokenizer.texts_of(sources, {"a": Source(), "b": Source()}, 100, 0))
+  assert str(e.value).splitlines()[1:] == ["  1 files are missing", *(f"  memory {i}: unreadable" for i in range(4))]
+  with pytest.raises(ValueError, match="b 0: no caption\n  b 1: no caption"):
+    list(tokenizer.texts_of({"b": Records([[" "], [""]])}, {"b": Source()}, 100, 0))
+
+
 def test_rules_of_which_text_is_used():
   rng = np.random.default_rng(0)
   record = Record("k", b"", (Text(" \n"), Text(" one  text\n"), Text("two"), Text("cat", "label"),

@@ -30,6 +30,7 @@ FILE = "tokenizer.model"
 FILES = (FILE, clip_tokenizer.FILE, wordpiece.FILE)  # what the tokenizer of a working directory may be called
 
 _BYTE_PIECES = 8192  # from this vocabulary on, 256 pieces are spent on the bytes of characters without a piece
+_REASONS = 5  # why records can't be used that are told where none can
 _LONGEST = 1000  # characters of a text that training looks at; SentencePiece would drop texts above 4192 bytes
 
 
@@ -186,12 +187,18 @@ def texts_of(sources: dict, settings: dict[str, Source], limit: int, seed: int) 
   Yields:
     Texts, the same ones in the same order for the same arguments; unreadable records are passed over. An answer comes
     behind its question.
+
+  Raises:
+    ValueError: there is none in any record; with what the sources say of it.
   """
   def read(source, i):
     try:
       return source[i]
-    except BadRecord:
-      return None
+    except BadRecord as e:
+      return e
+
+  any_text = False
+  reasons = [problem for source in sources.values() for problem in source.problems[:2]]
 
   share = max(limit // len(sources), 1)
   total = sum(min(len(source), share) for source in sources.values())
@@ -204,9 +211,15 @@ def texts_of(sources: dict, settings: dict[str, Source], limit: int, seed: int) 
         for record in pool.map(functools.partial(read, source), block.tolist()):
           bar.update()
           try:
-            if record is not None:
-              rule = settings[name]
-              text = texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
-              yield f"{clean(record.question)} {text}" if record.question else text
-          except BadRecord:
-            continue
+            if isinstance(record, BadRecord):
+              raise record
+            rule = settings[name]
+            text = texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
+            any_text = True
+            yield f"{clean(record.question)} {text}" if record.question else text
+          except BadRecord as e:
+            if len(reasons) < _REASONS:
+              reasons.append(str(e) if e is record else f"{name} {record.key}: {e}")
+  if not any_text:
+    raise ValueError(f"no texts to train the tokenizer on: no record of {', '.join(sorted(sources))} can be used. "
+                     "The first reasons:\n" + "\n".join(f"  {reason}" for reason in reasons))

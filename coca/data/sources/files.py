@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import re
+import shlex
 import stat
 import tempfile
 import uuid
@@ -34,6 +35,7 @@ DEFAULT_TEXT_KEY = Source().text_key
 THREADS = 16  # for opening many files: the time goes into waiting
 OPEN_FILES = 256  # local descriptors kept, well below the usual limit of 1,024
 SETTING = "config.data.sources.<name>"
+UNPACK = {"gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd --rm"}
 # Object stores tell a file's version by different names.
 VERSIONS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
 
@@ -242,9 +244,22 @@ def find(path: str, suffix: str, make: str) -> tuple[list[File], list[str]]:
   missing += [f"{info['name']}: no regular file, but a pipe or a device; it is left out"
               for infos in found.values() for info in infos if info["type"] not in ("file", "directory")]
   if not files:
+    if packed := _packed(fs, names, suffix):
+      command = UNPACK[packed[0].rpartition(".")[2]]
+      raise FileNotFoundError(f"{SETTING}.path is {path!r}: {len(packed)} packed files are there, which can't be "
+                              f"read at random. Unpack them where they are: {command} {shlex.quote(packed[0])}"
+                              + " ..." * (len(packed) > 1))
     raise FileNotFoundError(f"{SETTING}.path is {path!r}: no file matches. Such files are made by, for example:\n"
                             f"  {make}")
   return [File(fs, name, info["size"], _stamp(info)) for name, info in files.items()], missing
+
+
+def _packed(fs, names: list[str], suffix: str) -> list[str]:
+  """Compressed files where others were looked for."""
+  infos = [info for name in names for more in (f"{suffix}.*", ".tgz") for info in _listing(fs, name, more)]
+  infos += [info for name in names for info in _listing(fs, f"{name}.*", "")]
+  endings = (".tgz", *(f"{suffix}.{packed}" for packed in UNPACK))
+  return list(dict.fromkeys(info["name"] for info in infos if info["name"].endswith(endings)))
 
 
 def below(file: File, pattern: str, suffix: str) -> str:
@@ -306,16 +321,27 @@ def for_each(function: Callable, items: Iterable, label: str) -> Iterator:
     yield from tqdm(pool.map(function, items), label, len(items), disable=True if len(items) < 8 else None, unit="file")
 
 
-def as_texts(value, origin: str) -> tuple[Text, ...]:
-  """A string, bytes, a list of them or None, as texts without empty ones.
+def as_texts(value, origin: str, answers: bool = False) -> tuple[Text, ...]:
+  """A string, bytes, a number, a list of them or None, as texts without empty ones. NaN is empty, as pandas has it.
+
+  Args:
+    value: as JSON or Parquet have it.
+    origin: of the texts.
+    answers: whether these are answers to a question; true and false are then yes and no.
 
   Raises:
     ValueError: neither of these, or not UTF-8.
   """
-  if value is None:
+  if value is None or value != value:  # NaN
     return ()
   if isinstance(value, (list, tuple)):
-    return tuple(text for v in value for text in as_texts(v, origin))
+    return tuple(text for v in value for text in as_texts(v, origin, answers))
+  if isinstance(value, bool) and answers:
+    value = "yes" if value else "no"
+  elif isinstance(value, float) and value.is_integer():
+    value = str(int(value))  # a column of integers with a gap is one of floats
+  elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    value = str(value)
   if isinstance(value, (bytes, bytearray)):
     value = value.decode("utf-8-sig")
   if not isinstance(value, str):

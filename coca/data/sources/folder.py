@@ -6,13 +6,12 @@ Rows with the same image are several texts of it; with questions they are record
 PATH#1, PATH#2, ... in the order of the rows.
 """
 
-import csv
-import io
-import json
 import operator
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import fsspec
@@ -20,12 +19,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard
-from coca.data.sources import files
+from coca.data.sources import files, tables
 from coca.retries import Unavailable
 
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "metadata.csv", "metadata.jsonl")
 IMAGE_COLUMNS = ("file_name", "image", "filepath", "path", "key")
 TEXT_COLUMNS = ("caption", "text", "title", "captions")
+ARCHIVES = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x", ".tar": "tar -xf", ".tgz": "tar -xf"} | {
+  f".tar.{packed}": "tar -xf" for packed in ("gz", "bz2", "xz", "zst")}
 MAKE = 'write captions.csv with a first line "file_name,caption" into it, or NAME.txt beside each NAME.jpg'
 
 
@@ -53,6 +54,8 @@ class Folder:
     self._follow_links = settings.follow_links
     if not settings.path or not self._fs.isdir(self._root):
       raise FileNotFoundError(f"{files.SETTING}.path is {settings.path!r}: no such directory")
+    self._names = {info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True)
+                   if info["type"] != "directory"}
     if settings.text_key and (table := self._find_table()):
       self._entries = self._from_table(table, settings)
     elif settings.question_key:
@@ -100,7 +103,17 @@ class Folder:
       except FileNotFoundError:
         if "." in path.rpartition("/")[2]:
           break
-    raise FileNotFoundError(f"{path} (named in the table)")
+    packed = self._packed()
+    raise FileNotFoundError(f"{path} (named in the table)" + (packed and f"; {packed}"))
+
+  def _packed(self) -> str:
+    """What lies in the folder and may hold the pictures."""
+    name, command = next(((name, command) for name in sorted(self._names) for ending, command in ARCHIVES.items()
+                          if name.lower().endswith(ending)), ("", ""))
+    if not name:
+      return ""
+    shards = f"; shards of WebDataset: gunzip, then {files.SETTING}.kind 'webdataset'" if ".tar." in name else ""
+    return f"{name} is not looked into: unpack it there ({command} {shlex.quote(name)}{shards})"
 
   def _read(self, path: str) -> bytes:
     place = f"{self._root}/{path}"
@@ -109,12 +122,10 @@ class Folder:
     return files.read_all(self._fs, place)
 
   def _find_table(self) -> str:
-    names = {info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True)
-             if info["type"] != "directory"}
-    known = [name for name in TABLES if name in names]
+    known = [name for name in TABLES if name in self._names]
     if known:
       return known[0]
-    others = sorted(n for n in names if n.lower().endswith((".csv", ".tsv", ".jsonl")))
+    others = sorted(name for name in self._names if tables.is_table(name))
     if len(others) > 1:
       raise ValueError(f"{files.SETTING}.path is {self.name!r}: which of {', '.join(others)} is the table? "
                        "Name it captions.csv, captions.tsv or captions.jsonl")
@@ -134,28 +145,42 @@ class Folder:
       self.problems.append(f"{self.name}: {len(alone)} texts without an image, such as {min(alone)}")
     entries = [_Entry(n, None if with_texts and f"{n.rpartition('.')[0]}.txt" in names else ()) for n in images]
     if not images or (with_texts and all(entry.texts == () for entry in entries)):
-      raise FileNotFoundError(f"{files.SETTING}.path is {self.name!r}: {len(images)} images and no captions; {MAKE}. "
+      advice = "; or ".join(filter(None, (self._elsewhere(names), MAKE)))
+      raise FileNotFoundError(f"{files.SETTING}.path is {self.name!r}: {len(images)} images and no captions; {advice}. "
                               f"For images alone set {files.SETTING}.text_key to ''"
                               + "".join(f"\n  {problem}" for problem in self.problems[:5]))
     return entries
 
+  def _elsewhere(self, names: set[str]) -> str:
+    """What there is in the folder and the ones below that a person may have meant."""
+    below = [n for n in names if "/" in n and (n.rpartition("/")[2] in TABLES or tables.is_table(n.rpartition("/")[2]))]
+    below.sort(key=lambda name: ("train" not in name, name))
+    if below:
+      path = f"{self.name.rstrip('/')}/{below[0].rpartition('/')[0]}"
+      return (f"a table is looked for in the folder itself, and {' and '.join(below[:3])} "
+              f"{'lies' if len(below) == 1 else 'lie'} below it: set {files.SETTING}.path to {path!r}")
+    for kind, ending in (("webdataset", ".tar"), ("parquet", ".parquet")):
+      if any(name.lower().endswith(ending) for name in self._names):
+        return f"*{ending} is what {files.SETTING}.kind {kind!r} reads"
+    return self._packed()
+
   def _from_table(self, table: str, settings: Source) -> list[_Entry]:
-    columns, entries, wrong, rows = None, {}, [], Counter()
-    for where, row in _rows(table, self._read(table)):
+    entries, wrong, doubled, notes = {}, [], Counter(), []
+    wanted = _wanted(settings)
+    known = {name for names in wanted.values() for name in names}
+    shown, rows = tables.read(table, self._read(table), settings.split, known, notes)
+    (image_key, text_key, question_key), rows = _columns(shown, rows, wanted)
+    for where, row in rows:
       try:
         if isinstance(row, str):
           raise ValueError(row)
-        if columns is None:
-          columns = _columns(table, row, settings)
-        key = image = _inside(row.get(columns[0]))
-        found = files.as_texts(files.lookup(row, columns[1]), self._origin)
-        question = files.as_question(row.get(settings.question_key)) if settings.question_key else ""
+        key = image = _inside(row.get(image_key))
+        found = files.as_texts(files.lookup(row, text_key), self._origin, bool(question_key))
+        question = files.as_question(files.lookup(row, question_key)) if question_key else ""
         while question and key in entries:  # another file may be called so
-          rows[image] += 1
-          key = f"{image}#{rows[image]}"
+          doubled[image] += 1
+          key = f"{image}#{doubled[image]}"
         entries[key] = _Entry(image, (entries[key].texts if key in entries else ()) + found, "", question, key)
-      except _ColumnError:
-        raise
       except ValueError as e:
         wrong.append(f"{self.name}: {where}: {e}")
     if not entries:
@@ -163,28 +188,39 @@ class Folder:
       raise ValueError(f"{files.SETTING}.path is {self.name!r}: no row of {table} can be used; the first: {first}")
     if wrong:
       self.problems.append(f"{len(wrong)} rows can't be used; the first: {wrong[0]}")
+    self.problems += [f"{self.name}: {note}" for note in notes]
     return [*entries.values(), *(_Entry("", None, reason) for reason in wrong)]
 
 
-class _ColumnError(ValueError):
-  """The table lacks a column."""
+def _wanted(settings: Source) -> dict[str, tuple[str, ...]]:
+  """By setting, the names that the column may have, in the order of preference."""
+  wanted = {"image_key": (settings.image_key,), "text_key": (settings.text_key,)}
+  if settings.image_key == files.DEFAULT_IMAGE_KEY:
+    wanted["image_key"] = IMAGE_COLUMNS
+  if settings.text_key == files.DEFAULT_TEXT_KEY:
+    wanted["text_key"] = TEXT_COLUMNS
+  return wanted | ({"question_key": (settings.question_key,)} if settings.question_key else {})
 
 
-def _columns(table: str, row: dict, settings: Source) -> tuple[str, str]:
-  chosen = []
-  if settings.question_key and settings.question_key not in row:
-    raise _ColumnError(f"{files.SETTING}.question_key: {table} has no column {settings.question_key}; it has: "
-                       f"{', '.join(map(str, row))}")
-  for key, default, known in (("image_key", files.DEFAULT_IMAGE_KEY, IMAGE_COLUMNS),
-                              ("text_key", files.DEFAULT_TEXT_KEY, TEXT_COLUMNS)):
-    value = getattr(settings, key)
-    names = known if value == default else (value,)
-    name = next((name for name in names if name in row or name.partition(".")[0] in row), None)
-    if name is None:
-      raise _ColumnError(f"{files.SETTING}.{key}: {table} has no column {' or '.join(names)}; "
-                         f"it has: {', '.join(map(str, row))}")
-    chosen.append(name)
-  return chosen[0], chosen[1]
+def _columns(table: str, rows: Iterator, wanted: dict) -> tuple[tuple[str, str, str], Iterator]:
+  """The columns of images, texts and questions ('': none), and all rows. The first rows may lack some of their fields.
+
+  Raises:
+    ValueError: no row has such a column.
+  """
+  looked_at, seen, chosen = [], {}, {}
+  for where, row in rows:
+    looked_at.append((where, row))
+    seen |= dict.fromkeys(row if isinstance(row, dict) else ())
+    chosen = {key: name for key, names in wanted.items() for name in reversed(names)
+              if name in seen or name.partition(".")[0] in seen}
+    if len(chosen) == len(wanted):
+      break
+  for key, names in wanted.items():
+    if key not in chosen and seen:
+      raise ValueError(f"{files.SETTING}.{key}: {table} has no column {' or '.join(names)}; "
+                       f"it has: {', '.join(map(str, seen))}")
+  return tuple(chosen.get(key, "") for key in ("image_key", "text_key", "question_key")), chain(looked_at, rows)
 
 
 def _inside(path) -> str:
@@ -198,54 +234,6 @@ def _inside(path) -> str:
   if outside or "\0" in path or not parts:
     raise ValueError(f"{shown!r} is refused: a table may only name files inside its folder, by relative paths")
   return "/".join(parts)
-
-
-def _rows(name: str, data: bytes) -> Iterator[tuple[str, dict | str]]:
-  """Where a row stands, and its values by column or what is wrong with it."""
-  if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # as spreadsheets export "Unicode text"
-    text = data.decode("utf-16", "replace")
-  else:
-    text = data.decode("utf-8-sig", "surrogateescape")
-  if name.lower().endswith((".csv", ".tsv")):
-    yield from _csv_rows(name, text)
-  elif name.lower().endswith(".jsonl"):
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would split inside of strings
-      if line.strip():
-        yield f"{name}, line {number}", _json_row(line)
-  else:
-    try:
-      values = json.loads(text)
-    except (ValueError, RecursionError) as e:
-      raise _ColumnError(f"{name}: {e}") from None
-    if isinstance(values, dict):
-      values = [{"file_name": k, "caption": v} for k, v in values.items()]
-    if not isinstance(values, list):
-      raise _ColumnError(f"{name} must be a list of objects, or an object from image names to captions")
-    for number, row in enumerate(values, 1):
-      yield f"{name}, entry {number}", row if isinstance(row, dict) else "no JSON object"
-
-
-def _json_row(line: str) -> dict | str:
-  try:
-    row = json.loads(line)
-  except (ValueError, RecursionError) as e:
-    return f"not JSON: {e}"
-  return row if isinstance(row, dict) else "no JSON object"
-
-
-def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict | str]]:
-  reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if name.lower().endswith(".tsv") else ",")
-  while True:
-    try:
-      row = next(reader)
-    except StopIteration:
-      return
-    except csv.Error as e:
-      yield f"{name}, after line {reader.line_num}", str(e)
-      continue
-    extra = row.pop(None, None)
-    wrong = extra and f"more fields than the first line has (a text with commas needs quotes): {str(extra)[:80]}"
-    yield f"{name}, line {reader.line_num}", wrong or {column.strip(): value for column, value in row.items()}
 
 
 def open_folder(settings: Source) -> Folder:

@@ -114,7 +114,8 @@ class Parquet:
     if not image:
       raise BadRecord(f"{where}: no image (column '{table.image}')")
     try:
-      texts = files.as_texts(files.lookup(values, table.text) if table.text else None, self._origin)
+      found = files.lookup(values, table.text) if table.text else None
+      texts = files.as_texts(found, self._origin, bool(table.question))
       question = files.as_question(files.lookup(values, table.question)) if table.question else ""
     except ValueError as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
@@ -192,7 +193,8 @@ def _examine(file: files.File, settings: Source) -> tuple[_Table | None, str]:
     return None, (f"{file.name}: image_key is {settings.image_key!r}, and there is no such column with image bytes; "
                   f"{_shown(schema)}. If tars lie beside it, they hold the images: kind='webdataset'")
   default = settings.text_key == files.DEFAULT_TEXT_KEY
-  text = _choose(schema, TEXT_COLUMNS if default else (settings.text_key,), _holds_text)
+  fits = _holds_answer if settings.question_key else _holds_text
+  text = _choose(schema, TEXT_COLUMNS if default else (settings.text_key,), fits)
   if not text and settings.text_key:
     return None, (f"{file.name}: text_key is {settings.text_key!r}, and there is no such column of text; "
                   f"{_shown(schema)}. For images alone set it to ''")
@@ -238,6 +240,12 @@ def _holds_text(kind: pa.DataType) -> bool:
   if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
     return _holds_text(kind.value_type)
   return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+
+
+def _holds_answer(kind: pa.DataType) -> bool:
+  if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    return _holds_answer(kind.value_type)
+  return _holds_text(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _shown(schema: pa.Schema) -> str:

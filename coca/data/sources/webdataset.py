@@ -5,6 +5,7 @@ The index takes about 70 bytes of memory a pair.
 
 import json
 import operator
+from collections import Counter
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from coca.retries import Unavailable
 MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
         "--output_format=webdataset --output_folder=shards")
 MAX_GAP = 64 << 10  # bytes between image and text that are rather read than asked for twice
-PROBES = 8  # records looked at for the text when the source is opened
+PROBES = 32  # records, spread over all, that are looked at at most for the text when the source is opened
 
 
 class WebDataset:
@@ -35,7 +36,7 @@ class WebDataset:
     default = settings.image_key == files.DEFAULT_IMAGE_KEY
     self._image = files.IMAGE_EXTENSIONS if default else (settings.image_key.lower(),)
     self._shards, counts, extensions = [], [], set()
-    not_stored = ""
+    not_stored, lost, empty = "", [], Counter()
     for file, index, note in files.for_each(_indexed, tars, "indexing tars"):
       if index is None or index.problem:
         self.problems.append(note if index is None else index.problem)
@@ -49,12 +50,20 @@ class WebDataset:
         headers = np.stack([index.headers(self._image), headers], 1)
         self._shards.append((file, index.keys, places, headers, parsed))
         counts.append(len(index.keys))
+        lost += [f"{file.name}, {name}" for name in _behind_dots(index, self._image, self._text)]
+        empty.update(picture=int((places[:, 0] < 0).sum()), text=int((places[:, 2] < 0).sum()) if self._field else 0)
         extensions |= set(index.extensions.tolist())
     if not_stored:
       self.problems.append(not_stored)
     if not self._shards:
       raise ValueError(f"{files.SETTING}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
                        + "\n".join(f"  {problem}" for problem in self.problems[:5]))
+    if lost:
+      self.problems.insert(0, f"{len(lost)} pictures are not seen, such as {lost[0]}: the first dot of a file's name "
+                              "ends the key (WebDataset's rule); write the tar anew with names that have one dot")
+    for what, names in (("picture", self._image), ("text", (self._text, "json"))):
+      if count := empty[what]:
+        self.problems.append(f"{count} of {sum(counts)} records have no {what}: no member .{' or .'.join(names)}")
     self._starts = np.cumsum([0, *counts])
     self._check(settings, extensions)
 
@@ -70,7 +79,8 @@ class WebDataset:
     key, where, image, text, parsed = self._read(i)
     try:
       values = _object(text) if parsed and text is not None else {}
-      texts = files.as_texts(files.lookup(values, self._field) if parsed else text, self._origin)
+      found = files.lookup(values, self._field) if parsed else text
+      texts = files.as_texts(found, self._origin, bool(self._question))
       question = files.as_question(files.lookup(values, self._question)) if self._question else ""
     except (ValueError, RecursionError) as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
@@ -112,15 +122,14 @@ class WebDataset:
       raise ValueError(f"{files.SETTING}.text_key is {settings.text_key!r}: no record has a member "
                        f".{self._text} or .json; {holds}. For images alone set it to ''")
     fields, wanted = set(), (("question_key", self._question), ("text_key", self._field))
-    for i in range(min(PROBES, len(self))):
+    probes = min(PROBES, len(self))
+    for i in range(probes):
       try:
-        _, _, _, text, parsed = self._read(i)
-        if text is None:
-          continue
-        values = json.loads(text) if parsed else None
+        _, _, _, text, parsed = self._read(i * len(self) // probes)
+        values = _object(text) if parsed and text is not None else {}
       except (BadRecord, ValueError, RecursionError):
-        return
-      if not isinstance(values, dict):
+        continue
+      if text is not None and not parsed:
         return
       fields |= set(values)
       if all(not key or key.partition(".")[0] in fields for _, key in wanted):
@@ -128,8 +137,26 @@ class WebDataset:
     for name, key in wanted if fields else ():
       if key and key.partition(".")[0] not in fields:
         member = "" if self._question else f"have no member .{self._text}, and "
-        raise ValueError(f"{files.SETTING}.{name} is {key!r}: the first records {member}have no such field in their "
-                         f"JSON; it has: {', '.join(sorted(fields))}")
+        raise ValueError(f"{files.SETTING}.{name} is {key!r}: {probes} records, spread over all, {member}have no such "
+                         f"field in their JSON; it has: {', '.join(sorted(fields))}")
+
+
+def _behind_dots(index: TarIndex, images: tuple[str, ...], text: str) -> list[str]:
+  """Pictures whose names have further dots, so that several are one record, and no more than one of them is seen.
+
+  One that belongs to a record with another picture, as KEY.mask.png does, is meant so, unless it has a text of its own.
+  """
+  kinds = index.extensions.tolist()
+  odd = [k for k, kind in enumerate(kinds) if kind.rpartition(".")[2] in files.IMAGE_EXTENSIONS and kind not in images]
+  odd = [k for k in odd if "." in kinds[k]]
+  if not odd:
+    return []
+  seen = index.members(images)[:, 0] >= 0
+  there = set(zip(index.sample.tolist(), index.extension.tolist(), strict=True))
+  beside = {k: [n for n, kind in enumerate(kinds) for end in (text, "json")
+                if kind == f"{kinds[k].rpartition('.')[0]}.{end}"] for k in odd}
+  return [f"{index.keys[sample].decode('utf-8', 'replace')}.{kinds[k]}" for sample, k in sorted(there) if k in beside
+          and (not seen[sample] or any((sample, n) in there for n in beside[k]))]
 
 
 def _indexed(file: files.File) -> tuple[files.File, TarIndex | None, str]:
