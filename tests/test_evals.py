@@ -424,7 +424,8 @@ def test_contact_sheet_marks_right_captions(tmp_path):
   for name, cells in (("right", [right] * 7), ("wrong", [wrong] * 7), ("bare", [pictures.Cell(grey, ("a cat",))])):
     pictures.contact_sheet(cells, tmp_path / f"{name}.png", columns=3, title="twemoji")
     found[name] = Image.open(tmp_path / f"{name}.png")
-  assert found["right"].size == (660, 1040) and found["bare"].height < 400
+  assert found["right"].width == 660 and found["bare"].height < 400
+  assert abs(found["right"].height - 1040) < 2  # versions of matplotlib round differently
   assert green(found["right"]) > 0.005 and green(found["wrong"]) == green(found["bare"]) == 0
   with pytest.raises(ValueError, match="at least one"):
     pictures.contact_sheet([], tmp_path / "none.png")

@@ -294,7 +294,7 @@ def traced_step_flops(c: Config, monkeypatch) -> int:
     patch.setattr(jax, "jit", lambda f, **k: steps.append(f) or jit(f, **k))
     make_train_step(c, 10, state, mesh)
   with jax.set_mesh(mesh):
-    return matmul_flops(jax.make_jaxpr(steps[0])(state, shapes).jaxpr)
+    return matmul_flops(jax.make_jaxpr(steps[-1])(state, shapes).jaxpr)
 
 
 @pytest.mark.parametrize("variant", BLIP)
