@@ -20,6 +20,7 @@ import numpy as np
 from absl import logging
 
 from coca.hardware import device_memory, peak_flops
+from coca.typed import read_object
 
 FILE = "metrics.jsonl"
 
@@ -231,8 +232,8 @@ def read(path) -> list[dict]:
   path, lines = Path(path), []
   for text in path.read_bytes().split(b"\n") if path.exists() else []:
     with suppress(ValueError):
-      line = json.loads(text)
-      if isinstance(line, dict) and isinstance(line.get("step"), int):
+      line = read_object(text)
+      if type(line.get("step")) is int:
         lines.append(line)
   return lines
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 
@@ -25,7 +26,7 @@ def entry(values: dict, name: str, default, least: float = 0, most: float = 1 <<
 
   Args:
     values: the object.
-    name: the entry's, with those of the objects around it for the error: 'vision_cfg.width'.
+    name: the entry's, after what tells where it is, for the error: 'vision_cfg.width', 'FILE: size'.
     default: where there is none, or null; or a type: then it has to be there. A tuple stands for as many numbers.
     least: of numbers.
     most: of numbers; beyond the default, sizes only overflow.
@@ -35,7 +36,7 @@ def entry(values: dict, name: str, default, least: float = 0, most: float = 1 <<
   """
   if not isinstance(values, dict):
     raise ValueError(f"{name}: {values!r:.80} stands where an object ({{...}}) has to be")
-  value = values.get(name.rpartition(".")[2])
+  value = values.get(re.split(r"[. ]", name)[-1])
   kind = default if isinstance(default, type) else type(default)
   if value is None and kind is not default:
     return default
@@ -90,10 +91,12 @@ def _convert(kind, value, where: str):
     if inner[-1] is not Ellipsis and len(value) != len(inner):
       raise ValueError(f"{where} is {value!r}; it takes {len(inner)} values")
     return tuple(_convert(inner[0], v, where) for v in value)
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if type(value) is not kind:
+  if type(value) is not kind and not (kind is float and type(value) is int):
     raise ValueError(f"{where} is {value!r}; it takes a value of type {kind.__name__}")
+  if kind in (int, float):
+    if not -(2**53) <= value <= 2**53:  # NaN is not, either
+      raise ValueError(f"{where} is {value!r:.80}; it takes a number up to 2^53")
+    return kind(value)
   return value
 
 

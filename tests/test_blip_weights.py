@@ -435,8 +435,10 @@ def cut(s):
   (lambda s: (s / "config.json").write_text("[]"), "config.json can't be read: it holds a list and no object"),
   (lambda s: (s / "config.json").write_text("{}"), "config.json: vision_config is missing"),
   (lambda s: (s / "processor_config.json").write_text("{"), "processor_config.json can't be read"),
+  (lambda s: (s / "processor_config.json").write_text('{"image_processor": 3}'),
+   "processor_config.json: image_processor is 3; it takes an object"),
   (lambda s: save(tensors("retrieval"), s / "model.safetensors"), "the weights are not those of the config"),
-], ids=["truncated", "no tokenizer", "config", "nested", "a list", "empty", "processor", "other weights"])
+], ids=["truncated", "no tokenizer", "config", "nested", "a list", "empty", "processor", "a number", "other weights"])
 def test_a_mistake_is_named_and_leaves_nothing(mistake, message, published, tmp_path):
   source = Path(shutil.copytree(published / "captioner", tmp_path / "source"))
   mistake(source)

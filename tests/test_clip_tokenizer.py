@@ -116,6 +116,9 @@ def test_damaged_merges(clip, tmp_path):
   path.write_bytes(gzip.compress(b"heading\nc a t\n"))
   with pytest.raises(ValueError, match="two pieces a line"):
     clip_tokenizer.find(tmp_path, clip.vocab)
+  path.write_bytes(gzip.compress(b"\n" * ((64 << 20) + 1)))
+  with pytest.raises(ValueError, match="unpacks to more than 64 MiB"):
+    clip_tokenizer.find(tmp_path, clip.vocab)
   path.write_bytes(gzip.compress(b"heading\nca t\n"))
   with pytest.raises(ValueError, match="no byte-pair encoding"):
     clip_tokenizer.find(tmp_path, 515)

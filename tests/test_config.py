@@ -203,3 +203,14 @@ class TestFlags:
   def test_a_wrong_choice_is_an_error(self, file, read):
     with pytest.raises(ValueError, match=r"config\.model\.remat is 'some'"):
       read(f"--config={file}", "--config.model.remat=some")
+
+
+@pytest.mark.parametrize(("name", "value"), [
+  ("model.image.width", 2**63), ("seed", -(2**64)), ("optim.lr", float("nan")), ("optim.lr", float("-inf")),
+  ("optim.clip", 10**400),
+])
+def test_numbers_that_nothing_can_hold_are_refused(name, value):
+  """JSON has them, and arrays fail much later at them, with errors that name no setting."""
+  plain = changed(**{name.replace(".", "__"): value})
+  with pytest.raises(ValueError, match=rf"config\.{name} is .*; it takes a number up to 2\^53"):
+    parse(plain)

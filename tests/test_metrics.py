@@ -151,7 +151,8 @@ def test_going_on_cuts_what_came_after(tmp_path):
     assert lines(tmp_path) == []
 
 
-@pytest.mark.parametrize("torn", [b'{"step": 3', b'{"step": 3, "a": 1}', b"\xff\xfe", b"3\n[1]\n{}\n\n"])
+@pytest.mark.parametrize("torn", [b'{"step": 3', b'{"step": 3, "a": 1}', b"\xff\xfe", b"3\n[1]\n{}\n\n",
+                                  b'{"step": true}', b"[" * 100_000])
 def test_a_torn_end_is_left_out_and_the_next_line_is_whole(tmp_path, torn):
   good = b'{"step": 1, "a": 1.0}\n{"step": 2, "a": null}\n'
   (tmp_path / "metrics.jsonl").write_bytes(good + torn)

@@ -128,6 +128,14 @@ def test_damaged_files(content, tmp_path):
     wordpiece.find(tmp_path, VOCAB)
 
 
+def test_a_piece_that_is_no_unicode(tmp_path):
+  saved = json.loads((GOLDEN / "tokenizer.json").read_text())
+  saved["model"]["vocab"]["\ud800"] = len(saved["model"]["vocab"])
+  (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+  with pytest.raises(ValueError, match=r"tokenizer\.json: .*surrogates not allowed"):
+    wordpiece.find(tmp_path, VOCAB + 1)
+
+
 @pytest.mark.parametrize("part, name, value, message", [
   ("normalizer", "lowercase", False, "lowercase is False, not True"),
   ("normalizer", "strip_accents", False, "it keeps accents"),

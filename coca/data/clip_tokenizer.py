@@ -27,6 +27,7 @@ SOURCES = ("tokenizer.json", "vocab.json and merges.txt", "bpe_simple_vocab_16e6
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _END = "</w>"  # of a word
+_MOST = 64 << 20  # bytes of a file of merges, unpacked
 
 
 class ClipTokenizer:
@@ -141,7 +142,11 @@ def find(folder, vocab: int) -> ClipTokenizer:
       found = _checked(merges, read_object((folder / "vocab.json").read_bytes()))
     elif only is None or only.endswith(".gz"):
       path = folder / (only or "bpe_simple_vocab_16e6.txt.gz")
-      merges = _lines(gzip.decompress(path.read_bytes()).decode())
+      with path.open("rb") as packed, gzip.open(packed) as file:
+        text = file.read(_MOST + 1)
+      if len(text) > _MOST:
+        raise ValueError(f"it unpacks to more than {_MOST >> 20} MiB, and CLIP's to 3")
+      merges = _lines(text.decode())
       if len(merges) < vocab - 514:
         raise ValueError(f"{len(merges)} merges make a vocabulary of {len(merges) + 514}, the model's is {vocab}")
       found = ClipTokenizer(merges[:vocab - 514])

@@ -62,6 +62,7 @@ class WordPiece:
       raise ValueError(f"the piece {Counter(pieces).most_common(1)[0][0]!r} is there twice")
     if bad := [i for piece, i in ids.items() if not piece or "\n" in piece]:
       raise ValueError(f"the piece with id {bad[0]} is empty, or has a line break")
+    self.model = "".join(f"{piece}\n" for piece in pieces).encode()
     self._pieces = tokenizers.Tokenizer(
       models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_LONGEST, continuing_subword_prefix=_INSIDE))
     self._pieces.normalizer, self._pieces.pre_tokenizer = _normalizer, _words
@@ -70,7 +71,6 @@ class WordPiece:
     self.bos, self.eos, self.cls, self.enc = (ids[name] for name in ("[DEC]", "[SEP]", "[CLS]", "[ENC]"))
     self.unknown = ids["[UNK]"]
     self.vocab = len(pieces)
-    self.model = "".join(f"{piece}\n" for piece in pieces).encode()
     self.sha256 = hashlib.sha256(self.model).hexdigest()
 
   def tokens(self, text: str) -> list[int]:

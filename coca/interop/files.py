@@ -87,7 +87,7 @@ def image_processor(folder: Path) -> dict:
   if (folder / "preprocessor_config.json").exists():
     return read_json(folder / "preprocessor_config.json")
   path = folder / "processor_config.json"
-  return entry(read_json(path), "image_processor", {}) if path.exists() else {}
+  return entry(read_json(path), f"{path}: image_processor", {}) if path.exists() else {}
 
 
 def check_new(out: Path) -> None:
