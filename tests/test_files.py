@@ -49,3 +49,12 @@ def test_pipes_are_not_waited_for(tmp_path):
                lambda: files.open_regular("/dev/zero"), lambda: files.open_regular(tmp_path)):  # fmt: skip
     with pytest.raises(OSError, match="no regular file"):
       read()
+
+
+def test_lists_in_lists_beyond_all_depth():
+  """JSON takes a thousand; a deeper one is a wrong row like others."""
+  deep = "x"
+  for _ in range(20_000):
+    deep = [deep]
+  with pytest.raises(ValueError, match="nested too deeply"):
+    files.as_texts(["good", deep], "web")

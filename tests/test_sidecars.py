@@ -264,7 +264,12 @@ def test_unfinished_and_damaged_workdirs(tmp_path):
   shutil.rmtree(tmp_path / "out" / "texts")
   with pytest.raises(SidecarError, match="3 of 3 shards"):
     sidecars.check_finished(shards, str(tmp_path / "out"))
-  for damaged in ("", "[]", '{"shards": [["a", 1]]}', '{"shards": 3}', "\xff"):
+  shards = '{"shards": [["a", 0, 1]], '
+  for damaged in ("", "[]", '{"shards": [["a", 1]]}', '{"shards": 3}', "\xff", "[" * 100_000, "{}", '{"shards": [{}]}',
+                  '{"shards": [["../../outside", 0, 1]]}', '{"shards": [[".x", 0, 1]]}', '{"shards": [["a", 2, 1]]}',
+                  '{"shards": [["a", 0, 1e99]]}', shards + '"source": [1]}', shards + '"source": -1}',
+                  shards + '"settings": 1180591620717411303424}', shards + '"captioner": {}}',
+                  shards + '"version": 0.5}', shards + '"preview": "x"}'):  # fmt: skip
     (tmp_path / "out" / "manifest.json").write_text(damaged, "latin-1")
     with pytest.raises(SidecarError, match=r"manifest\.json can't be read"):
       sidecars.read_manifest(tmp_path / "out")

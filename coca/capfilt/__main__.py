@@ -95,7 +95,7 @@ def main(argv) -> None:
       print(f"{done.samples:,} samples in {done.files} files are in {FLAGS.export}"
             + f", beside {done.found} from before" * bool(done.found))
     elif FLAGS.report:
-      source = from_plain(Source, sidecars.read_manifest(out)["source"], "source")
+      source = from_plain(Source, sidecars.read_manifest(out)["source"], f"{out}/manifest.json: source")
       path, counts = write_report(out, open_source(source))
       print(f"{counts}\nlook at {path}")
     elif FLAGS.config is None:

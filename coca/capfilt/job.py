@@ -71,8 +71,10 @@ def begin(out: str, settings: CapFilt, source, identities: dict) -> list[Shard]:
 
 def _filled_up(values: dict, defaults: dict) -> dict:
   """A setting that is newer than the job has its default."""
-  return defaults | {name: _filled_up(value, defaults[name]) if isinstance(value, dict) and name in defaults else value
-                     for name, value in values.items()}
+  def both(value, default):
+    return _filled_up(value, default) if isinstance(value, dict) and isinstance(default, dict) else value
+
+  return defaults | {name: both(value, defaults.get(name)) for name, value in values.items()}
 
 
 def unfinished(out: str, shards: list[Shard]) -> list[Shard]:

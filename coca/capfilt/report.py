@@ -96,12 +96,13 @@ def _spread(shards: list, limit: int) -> list:
 
 def _read_shard(file: pq.ParquetFile, indices: list[int], tally: Tally, rows: dict[int, list[dict]]) -> None:
   """Counts all rows; of the records in `indices` the rows are added to `rows`. Texts of others are not read."""
-  wanted, place = pa.array(indices, pa.int64()), file.schema_arrow.get_field_index("index")
+  wanted = pa.array(indices, pa.int64())
   for group in range(file.num_row_groups):
+    shown = False
     for batch in file.iter_batches(ROWS, [group], [*COLUMNS, *IDENTITIES]):
       tally.add(batch)
-    limits = file.metadata.row_group(group).column(place).statistics
-    if not limits or not limits.has_min_max or any(limits.min <= i <= limits.max for i in indices):
+      shown = shown or pc.any(pc.is_in(batch["index"], wanted)).as_py()
+    if shown:
       for batch in file.iter_batches(ROWS, [group], SHOWN):
         for row in batch.filter(pc.is_in(batch["index"], wanted)).to_pylist():
           rows.setdefault(row["index"], []).append(row)

@@ -9,7 +9,6 @@ same version of pyarrow. Checksums tell whether a record still has the picture t
 times and versions would not, as a copy of the data has others. Paths are local or fsspec URLs.
 """
 
-import json
 import os
 import re
 import zlib
@@ -27,6 +26,7 @@ from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard
 from coca.data.sources import files
 from coca.retries import Unavailable
+from coca.typed import entry, read_object
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([
@@ -245,7 +245,7 @@ def origins_of(table: pa.Table) -> np.ndarray:
 
 
 def read_manifest(out: str | os.PathLike) -> dict:
-  """manifest.json of a CapFilt workdir, with 'shards' as a list of `Shard`s.
+  """manifest.json of a CapFilt workdir, with 'shards' as a list of `Shard`s, and all that `coca.capfilt.job` writes.
 
   Raises:
     SidecarError: there is none, or a damaged one.
@@ -253,16 +253,29 @@ def read_manifest(out: str | os.PathLike) -> dict:
   path = f"{os.fspath(out).rstrip('/')}/manifest.json"
   try:
     file = files.one(path)
-    manifest = json.loads(file.read(0, file.size))
-    return {**manifest, "shards": [Shard(str(name), int(a), int(b)) for name, a, b in manifest["shards"]]}
+    manifest = read_object(file.read(0, file.size))
+    found = {"captioner": None, "filter": None, **manifest}
+    for name in ("captioner", "filter", "preview"):  # that may be null or missing
+      entry(manifest, name, 0 if name == "preview" else "", most=1 << 53)
+    return found | {"settings": entry(manifest, "settings", {}), "source": entry(manifest, "source", {}),
+                     "version": entry(manifest, "version", ""),
+                     "shards": [_shard(shard) for shard in entry(manifest, "shards", list)]}
   except FileNotFoundError:
     raise SidecarError(f"{out} is no CapFilt workdir: it has no manifest.json; python -m coca.capfilt makes "
                        "one") from None
   except Unavailable:
     raise
-  except (OSError, ValueError, TypeError, KeyError) as e:
+  except (OSError, ValueError) as e:
     raise SidecarError(f"{path} can't be read ({type(e).__name__}: {e}); restore it, or run CapFilt in another "
                        "workdir") from None
+
+
+def _shard(values) -> Shard:
+  """Raises ValueError. A name becomes that of a file, so it may not lead out of the folder."""
+  if (isinstance(values, list) and [type(value) for value in values] == [str, int, int]
+      and re.fullmatch(r"[\w-][\w.-]*", values[0], re.ASCII) and 0 <= values[1] <= values[2] < 1 << 53):
+    return Shard(*values)
+  raise ValueError(f"{values!r:.80} is no shard; it takes a name, a start and a stop")
 
 
 def check_source(shards: Sequence[Shard], source, out: str | os.PathLike) -> None:

@@ -335,7 +335,10 @@ def as_texts(value, origin: str, answers: bool = False) -> tuple[Text, ...]:
   if value is None or value != value:  # NaN
     return ()
   if isinstance(value, (list, tuple)):
-    return tuple(text for v in value for text in as_texts(v, origin, answers))
+    try:
+      return tuple(text for v in value for text in as_texts(v, origin, answers))
+    except RecursionError:
+      raise ValueError("its lists are nested too deeply") from None
   if isinstance(value, bool) and answers:
     value = "yes" if value else "no"
   elif isinstance(value, float) and value.is_integer():

@@ -29,7 +29,8 @@ CACHE_BYTES = 512 << 20  # of decoded row groups, a source
 MAX_GROUP_BYTES = 64 << 20  # compressed; larger row groups give a warning
 FOOTERS = 256  # kept in memory
 TEXT_COLUMNS = ("caption", "txt", "text", "TEXT", "captions")  # tried in turn where text_key is at its default
-READ_ERRORS = (pa.ArrowException, OSError, ValueError)
+# The last two: times after the year 9999 and time zones that nobody knows, where values become Python's.
+READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class _Table:
   question: str  # empty: none
   columns: tuple[str, ...]
   rows: tuple[int, ...]
-  largest: int  # compressed bytes of the largest row group in these columns
+  largest: int  # bytes of the largest row group in the file, about
 
 
 class Parquet:
@@ -203,15 +204,13 @@ def _examine(file: files.File, settings: Source) -> tuple[_Table | None, str]:
     return None, (f"{file.name}: question_key is {settings.question_key!r}, and there is no such column of text; "
                   f"{_shown(schema)}")
   extra = (text, text.partition(".")[0], question, question.partition(".")[0], "key", "status")
-  columns = tuple(dict.fromkeys((image, *(c for c in extra if c in schema.names))))
-  return _Table(file, image, text, question, columns, *_row_groups(footer, columns)), ""
-
-
-def _row_groups(footer: pq.FileMetaData, columns: tuple[str, ...]) -> tuple[tuple[int, ...], int]:
-  wanted = [c for c in range(footer.num_columns) if footer.schema.column(c).path.split(".")[0] in columns]
-  groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
-  sizes = [sum(group.column(c).total_compressed_size for c in wanted) for group in groups]
-  return tuple(group.num_rows for group in groups), max(sizes)
+  # The index of a name that several columns have is -1: which of them is meant nobody knows.
+  columns = tuple(dict.fromkeys((image, *(c for c in extra if schema.get_field_index(c) >= 0))))
+  # Nothing here asks for the metadata of a column: where that is damaged, pyarrow ends the process.
+  rows = tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
+  if min(rows, default=0) < 0 or sum(rows) != footer.num_rows:
+    return None, f"{file.name}: the footer is damaged: {footer.num_rows} rows, and {sum(rows)} in its row groups"
+  return _Table(file, image, text, question, columns, rows, file.size * max(rows) // sum(rows)), ""
 
 
 def _choose(schema: pa.Schema, names: tuple[str, ...], fits) -> str:
