@@ -130,7 +130,7 @@ def test_damaged_files(content, tmp_path):
 
 def test_a_piece_that_is_no_unicode(tmp_path):
   saved = json.loads((GOLDEN / "tokenizer.json").read_text())
-  saved["model"]["vocab"]["\ud800"] = len(saved["model"]["vocab"])
+  saved["model"]["vocab"]["\ud800"] = VOCAB
   (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
   with pytest.raises(ValueError, match=r"tokenizer\.json: .*surrogates not allowed"):
     wordpiece.find(tmp_path, VOCAB + 1)
