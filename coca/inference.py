@@ -26,8 +26,8 @@ from coca.data import images as pictures
 from coca.data.questions import clean, encode_candidates
 from coca.data.records import BadRecord
 from coca.data.sources.files import IMAGE_EXTENSIONS
-from coca.data.texts import check_prompts
 from coca.data.tokenizer import Tokenizer
+from coca.data_checks import check_prompts
 from coca.decoding.common import Special
 from coca.decoding.decode import prompts
 from coca.decoding.settings import Decoding, answer_decoding

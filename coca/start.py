@@ -10,6 +10,7 @@ both start with. The optimizer begins anew.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from coca.config import Config
 from coca.forward import Forward, abstract_model
 from coca.objectives.momentum import momentum_params
 from coca.trees import flat, nested
-from coca.workdir import read_config, read_params
+from coca.workdir import has_params, read_config, read_params
 
 IMAGE, TEXT = "image_encoder/positions", "embedding/positions"
 TWINS = {"text_encoder": "text_decoder", "text_decoder": "text_encoder"}
@@ -39,25 +40,30 @@ def start_from(workdir, config: Config, state: dict, mesh):
   return state | copies | {"params": params}, report
 
 
-def initial_params(workdir, config: Config, fresh, mesh):
-  """The parameters of the model in `workdir`, as far as the new one has them.
+class Common(NamedTuple):
+  """What an old model has in common with a new one; parameters by name as `coca.trees.flat` has them."""
 
-  Args:
-    workdir: of a run, or a model directory.
-    config: of the new run.
-    fresh: its parameters, newly initialised, on the mesh.
-    mesh: the devices.
+  config: Config  # of the old one
+  there: dict  # its parameters' shapes, under the new model's names
+  here: dict  # those of the new one
+  source: dict[str, str]  # name here -> name in the old model
+  skipped: list[str]  # what only the old one has
+  new: list[str]  # and only the new one
+  resized: list[str]
 
-  Returns:
-    as `fresh`, and a report of what was loaded, resized, skipped and left fresh (several lines).
+
+def compare(workdir, config: Config) -> Common:
+  """Whether a run of `config` can start from `workdir`; no parameter is read.
 
   Raises:
-    FileNotFoundError: no model there.
+    FileNotFoundError: no model there, or no checkpoint yet.
     ValueError: a part differs inside; the differences are listed.
   """
   old = read_config(workdir)
+  if not has_params(workdir):
+    raise FileNotFoundError(f"config.init_from={workdir} has no checkpoint yet: train there first, or name another")
   there, here = flat(abstract_model(old)[1]), flat(abstract_model(config)[1])
-  source = {name: _source(name, there) for name in here}  # its name in the old model
+  source = {name: _source(name, there) for name in here}
   used = set(source.values())
   there = {name: x for name, x in there.items() if name not in used} | {
     name: there[old] for name, old in source.items() if old in there}
@@ -71,7 +77,25 @@ def initial_params(workdir, config: Config, fresh, mesh):
     more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
     raise ValueError(f"config.init_from={workdir} holds another model; parts may be new or gone as a whole, but these "
                      f"differ inside (take over its config.model):\n" + "\n".join(differing[:8]) + more)
+  return Common(old, there, here, source, skipped, new, resized)
 
+
+def initial_params(workdir, config: Config, fresh, mesh):
+  """The parameters of the model in `workdir`, as far as the new one has them.
+
+  Args:
+    workdir: of a run, or a model directory.
+    config: of the new run.
+    fresh: its parameters, newly initialised, on the mesh.
+    mesh: the devices.
+
+  Returns:
+    as `fresh`, and a report of what was loaded, resized, skipped and left fresh (several lines).
+
+  Raises:
+    as `compare`, and as `coca.workdir.read_params`.
+  """
+  old, there, here, source, skipped, new, resized = compare(workdir, config)
   abstract = flat(Forward(old, mesh).abstract_params)
   wanted = nested({old: abstract[old] for name, old in source.items() if not _within(name, new)})
   target = Forward(config, mesh)

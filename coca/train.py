@@ -18,22 +18,22 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from coca import distributed, evals, plan, sharding
+from coca.begin import begin, check_folder, check_same_run
 from coca.checkpoint import CheckpointError, Checkpoints, Preemption
 from coca.commands import one_line, parse_flags
 from coca.config import Config, parse, to_dict
 from coca.curves import plot_curves
 from coca.data.feed import DeviceFeed, Skipped, TooManySkipped
-from coca.data.pipeline import rows_of, train_batches
-from coca.data.sources import open_source
+from coca.data.pipeline import open_sources, rows_of, train_batches
 from coca.durations import in_steps
 from coca.evals.pictures import write_contact_sheet
 from coca.forward import Forward
 from coca.host import from_first
 from coca.metrics import Metrics
 from coca.metrics import read as read_metrics
-from coca.start import start_from
+from coca.start import compare, start_from
 from coca.train_step import init_state, make_train_step, planned_state
-from coca.workdir import check_same_run, find_tokenizer, local, write_run
+from coca.workdir import local, saved_steps
 
 STOPPED = 143  # exit status after SIGTERM, as a shell reports it: the job is not done
 
@@ -56,38 +56,35 @@ def run(config: Config, workdir: Path, profile: bool = False) -> bool:
     ValueError, FileNotFoundError: settings or data that cannot be used; before anything is compiled.
     Stop, TooManySkipped, CheckpointError: the run cannot go on.
   """
-  # --- Devices, data, tokenizer ---
+  # --- Settings, devices, data: everything is judged before anything is written ---
   total = in_steps(config.steps, config.data.batch)
   mesh = sharding.make_mesh(config.mesh)
   plan.batch_arithmetic(config, mesh.size)
+  planned = planned_state(config, total, mesh)
+  check_folder(workdir)
   check_same_run(config, workdir)
-  sources = {}
-  for name, source in config.data.sources.items():
-    try:
-      sources[name] = open_source(source)
-    except (FileNotFoundError, ValueError) as e:
-      raise ValueError(str(e).replace("<name>", name)) from None
+  if config.init_from and not saved_steps(workdir):
+    compare(config.init_from, config)
+  sources = open_sources(config)
   eval_sources = evals.open_sources(config)
-  workdir.mkdir(parents=True, exist_ok=True)
-  tokenizer = find_tokenizer(config, sources, workdir)
-  write_run(config, tokenizer, workdir)
 
-  # --- State ---
-  loaded = ""
+  # --- Tokenizer, evaluators, state ---
+  tokenizer, said = begin(config, sources, workdir)
+  forward = Forward(config, mesh)
+  evaluators = evals.make_evaluators(config, forward, tokenizer, *eval_sources)
   checkpoints = Checkpoints(
     workdir / "checkpoints", config.checkpoint.keep, in_steps(config.checkpoint.keep_every, config.data.batch, total)
   )
   with distributed.waiting("all processes to read the checkpoint"):
-    restored = checkpoints.restore(planned_state(config, total, mesh))
+    restored = checkpoints.restore(planned)
   if restored:
     state, _, start = restored
   else:
     state, start = init_state(config, total, mesh), 0
     if config.init_from:
       state, loaded = start_from(config.init_from, config, state, mesh)
+      said.append(loaded)
   skipped = Skipped(config.data.max_skipped, config.data.batch, start, int(state["unusable"]))
-  forward = Forward(config, mesh)
-  evaluators = evals.make_evaluators(config, forward, tokenizer, *eval_sources)
   step_fn = make_train_step(config, total, state, mesh)
 
   def params():
@@ -133,8 +130,8 @@ def run(config: Config, workdir: Path, profile: bool = False) -> bool:
   ):
     metrics.say(f"{'going on from step ' + str(start) if start else 'starting'}: {total} steps of {config.data.batch} "
                 f"pairs on {mesh.size} {mesh.devices.flat[0].device_kind} device(s); workdir {workdir}")
-    if loaded:
-      metrics.say(loaded)
+    for line in said:
+      metrics.say(line)
     for problem in (p for source in sources.values() for p in source.problems[:3]):
       metrics.say(f"data: {problem}")
     evaluate(start, evaluated(evaluators, workdir, start))

@@ -1,6 +1,6 @@
 """A run's working directory: the settings it was started with, its tokenizer and its parameters.
 
-    config.json      {"config": ..., "tokenizer_sha256": ...}
+    config.json      {"config": ..., "tokenizer_sha256": ..., "sources": {name: {"records": ..., ...}}}
     tokenizer.model  SentencePiece; or tokenizer.json, CLIP's byte-pair encoding; or vocab.txt, BERT's WordPiece
     checkpoints/     coca/checkpoint.py
     metrics.jsonl, tensorboard/, curves.png, contact_sheet.png
@@ -10,25 +10,18 @@ in config.json. Whatever reads a model takes either.
 """
 
 import json
-import math
+import re
 from pathlib import Path
 
 import jax
 from etils import epath
 
-from coca import checkpoint, distributed, weights
+from coca import checkpoint, weights
 from coca.config import Config, parse, to_dict
-from coca.data import wordpiece
-from coca.data.tokenizer import FILES, Tokenizer, load, texts_of, train
-from coca.decoding.decode import own_prompt
+from coca.data.sources.files import write_atomic
+from coca.data.tokenizer import FILES, Tokenizer, load
 from coca.retries import again, exists
 from coca.typed import entry, read_object
-
-# What may change between two starts in one workdir: nothing here changes the parameters that come out, but that with
-# dropout other words are dropped in other micro-batches.
-FREE = ("name", "log_every", "evals", "mesh", "checkpoint", "model.remat", "model.attention", "model.unroll",
-        "optim.accumulate", "optim.max_nonfinite", "captioning.chunk", "data.threads", "data.prefetch",
-        "data.max_skipped", "data.tokenizer_texts")
 
 
 def local(workdir: str) -> Path:
@@ -39,6 +32,14 @@ def local(workdir: str) -> Path:
   return Path(workdir).absolute()
 
 
+def saved_steps(workdir) -> list[int]:
+  """The steps of a run that are in its checkpoints, damaged ones too, ascending."""
+  folder = epath.Path(workdir) / "checkpoints"
+  names = again(lambda: [path.name for path in folder.iterdir()], str(folder)) if exists(folder) else []
+  return sorted(int(name.partition(checkpoint.DAMAGED)[0]) for name in names
+                if re.fullmatch(rf"\d+({re.escape(checkpoint.DAMAGED)}\d*)?", name))
+
+
 def read_workdir(workdir) -> tuple[Config, Tokenizer]:
   """The settings and the tokenizer of a run or of a model directory.
 
@@ -47,7 +48,7 @@ def read_workdir(workdir) -> tuple[Config, Tokenizer]:
     ValueError: its config or tokenizer is damaged, or from another version.
   """
   workdir = epath.Path(workdir)
-  config, run = read_config(workdir), _read(workdir)
+  config, run = read_config(workdir), read_run(workdir)
   return config, load(tokenizer_path(workdir), run.get("tokenizer_sha256", ""))
 
 
@@ -61,7 +62,7 @@ def read_config(workdir) -> Config:
         f"tokenizer and checkpoints/ or model.safetensors; make one with: python -m coca.train "
         f"--config=configs/coca_tiny.py --workdir={workdir}, or from open_clip's or BLIP's weights with: python -m "
         "coca.convert")
-  return _config(workdir, _read(workdir))
+  return parse_run(workdir, read_run(workdir))
 
 
 def read_params(workdir, abstract_params, part: str | None = None):
@@ -79,8 +80,13 @@ def read_params(workdir, abstract_params, part: str | None = None):
   """
   workdir = epath.Path(workdir)
   if exists(workdir / weights.FILE):
-    return weights.read(workdir / weights.FILE, abstract_params, (_read(workdir) or {}).get("weights_sha256", ""))
+    return weights.read(workdir / weights.FILE, abstract_params, (read_run(workdir) or {}).get("weights_sha256", ""))
   return checkpoint.load_params(workdir / "checkpoints", abstract_params, part)
+
+
+def has_params(workdir) -> bool:
+  """Whether there is something for `read_params`."""
+  return exists(epath.Path(workdir) / weights.FILE) or bool(saved_steps(workdir))
 
 
 def tokenizer_path(workdir):
@@ -89,104 +95,32 @@ def tokenizer_path(workdir):
   return next((workdir / name for name in FILES if exists(workdir / name)), workdir / FILES[0])
 
 
-def write_run(config: Config, tokenizer: Tokenizer, workdir, **more: str) -> None:
-  """Writes config.json, with `more` entries: all of it or nothing."""
+def write_run(config: Config, tokenizer: Tokenizer, workdir, **more) -> None:
+  """Writes config.json, with `more` entries, where it does not say so already: all of it or nothing."""
   if jax.process_index() == 0:
-    text = json.dumps({"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256, **more}, indent=2)
-    partial = epath.Path(workdir) / "config.json.partial"
-    partial.write_text(text + "\n")
-    partial.replace(epath.Path(workdir) / "config.json")
+    path = epath.Path(workdir) / "config.json"
+    run = json.loads(json.dumps({"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256, **more}))
+    if read_run(epath.Path(workdir)) != run:
+      write_atomic(path, (json.dumps(run, indent=2) + "\n").encode())
 
 
-def check_same_run(config: Config, workdir) -> None:
-  """Raises ValueError if settings differ that change the result of the run that was started in this workdir."""
-  workdir = epath.Path(workdir)
-  saved = _read(workdir)
-  if not saved:
-    return
-  # Parsed, a setting that is newer than the run has its default.
-  new, old = (_flat(json.loads(json.dumps(to_dict(c).to_dict()))) for c in (config, _config(workdir, saved)))
-  differing = [f"  config.{name}: {old.get(name)!r} before, {new.get(name)!r} now" for name in sorted(new | old)
-               if new.get(name) != old.get(name) and not any(f"{name}.".startswith(f"{free}.") for free in FREE)]
-  if differing:
-    raise ValueError(f"{workdir} holds a run with other settings:\n" + "\n".join(differing) + "\nGo on with those, or "
-                     f"take a new workdir (config.init_from={workdir} starts from these parameters)")
-
-
-def find_tokenizer(config: Config, sources: dict, workdir) -> Tokenizer:
-  """The run's tokenizer, kept in the workdir: the given one, that of `init_from`, or one trained on the texts.
-
-  Args:
-    config: `data.tokenizer`, `init_from`, `data.tokenizer_texts`, `model.kind` and `model.text.vocab` are read.
-    sources: opened training sources by name.
-    workdir: of the run. All processes see it.
-
-  Raises:
-    FileNotFoundError, ValueError: no such tokenizer, another one than the run began with, or one that is too large.
-  """
-  workdir = epath.Path(workdir)
-  sha256 = (_read(workdir) or {}).get("tokenizer_sha256", "")
-  if jax.process_index() == 0 and not sha256:
-    if config.data.tokenizer:
-      tokenizer = load(config.data.tokenizer)
-    elif config.init_from:
-      tokenizer = read_workdir(config.init_from)[1]  # its parameters know no other numbering
-    else:
-      texts = texts_of(sources, config.data.sources, config.data.tokenizer_texts, config.seed)
-      trainer = wordpiece.train if config.model.kind == "blip" else train
-      tokenizer = trainer(texts, config.model.text.vocab)
-    for name in FILES:  # that of a start which was given up
-      (workdir / name).unlink(missing_ok=True)
-    tokenizer.save(workdir / tokenizer.file)
-  # Hours, maybe, for millions of texts from a bucket; that the first process is gone jax notices.
-  distributed.barrier("the first process to train the tokenizer", math.inf)
-  path = tokenizer_path(workdir)
-  tokenizer = load(path, sha256)
-  _check_tokenizer(config, tokenizer, path)
-  return tokenizer
-
-
-def _check_tokenizer(config: Config, tokenizer, path) -> None:
-  """Raises ValueError if the tokenizer is not one for the model, or numbers in the config are not its."""
-  if tokenizer.vocab > (vocab := config.model.text.vocab):
-    raise ValueError(f"{path} has {tokenizer.vocab} pieces, more than config.model.text.vocab {vocab}")
-  med, caption = config.model.med, config.captioning
-  if config.model.kind == "blip":
-    if not isinstance(tokenizer, wordpiece.WordPiece):
-      raise ValueError(f"{path}: a model of kind 'blip' takes BERT's vocab.txt or tokenizer.json in "
-                       "config.data.tokenizer; leave it empty to train one")
-    # transformers leaves [CLS] where BLIP has [Encode].
-    if med.cls != tokenizer.cls or med.encode not in (tokenizer.enc, tokenizer.cls):
-      raise ValueError(f"config.model.med.cls {med.cls} and encode {med.encode} are not those of {path}: set them to "
-                       f"{tokenizer.cls} and {tokenizer.enc}")
-  if caption.weight and caption.prompt_tokens:
-    found = own_prompt(config, tokenizer, 1)[1] - 1
-    if found != caption.prompt_tokens:
-      raise ValueError(f"config.captioning.prompt_tokens is {caption.prompt_tokens}, and config.data.prompt "
-                       f"{config.data.prompt!r} has {found} tokens in {path}: set it to that; 0 learns them too")
-
-
-def _read(workdir) -> dict | None:
+def read_run(workdir) -> dict | None:
   """config.json; None for a new workdir."""
   path = workdir / "config.json"
   if not exists(path):
     return None
   try:
-    return read_object(again(path.read_bytes, str(path)))
+    run = read_object(again(path.read_bytes, str(path)))
   except ValueError as e:
     raise ValueError(f"{path} can't be read ({e}); restore it, or take another workdir") from None
+  if "config" not in run:
+    raise ValueError(f"{path} is not that of a run or a converted model; take another folder. A model of transformers "
+                     "or open_clip converts: python -m coca.convert")
+  return run
 
 
-def _config(workdir, run: dict) -> Config:
+def parse_run(workdir, run: dict) -> Config:
   try:
     return parse(entry(run, "config", dict))
   except ValueError as e:
     raise ValueError(f"{workdir / 'config.json'} can't be used: {e}") from None
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-  """{'model.image.size': 288, ...}."""
-  out = {}
-  for key, value in tree.items():
-    out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-  return out

@@ -1,7 +1,6 @@
 """The evaluator of the matching head against plain formulas, over a model whose scores are known."""
 
 import numpy as np
-import pytest
 from test_evals import CONFIG, NAMES, FakeForward, Source_, record, unit
 
 from coca import evals
@@ -81,9 +80,3 @@ def test_evaluator_is_the_float64_formula():
   assert 0.5 < found["auc_random"] < 1 and 0.5 < found["accuracy_random"] < 1
   assert found["auc_random"] != found["auc_hard"]
   assert dict(evaluator.run(None)) == found
-
-
-def test_evaluator_of_a_model_without_a_head_is_an_error():
-  config = Config(evals={"m": Eval(kind="matching")})
-  with pytest.raises(ValueError, match=r"config.evals.m: .* config.matching.weight above 0"):
-    evals.make_evaluators(config, None, None, {"m": Source_([record(0, "red apple")])})

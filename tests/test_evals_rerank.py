@@ -215,7 +215,7 @@ def test_a_picture_that_is_gone_later_counts_against_the_model(model):
 @pytest.mark.parametrize(("settings", "weight", "message"), [
   (Eval(kind="retrieval", rerank=4), 0.0, r"config\.evals\.x\.rerank 4 needs .*config\.matching\.weight above 0"),
   (Eval(kind="captions", rerank=4), 1.0, r"config\.evals\.x\.rerank 4 is for kind 'retrieval', not 'captions'"),
-  (Eval(kind="retrieval", rerank=-1), 1.0, r"config\.evals\.x\.rerank -1 is less than 0"),
+  (Eval(kind="retrieval", rerank=-1), 1.0, r"config\.evals\.x\.rerank is -1; it takes 0 or more"),
 ])
 def test_settings_that_make_no_sense(settings, weight, message):
   c = config.default()

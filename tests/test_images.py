@@ -134,10 +134,8 @@ def test_first_frame_of_an_animation():
     assert (images.decode_eval(data, 16) == (200, 0, 0)).all(), kind
 
 
-def test_background_has_to_be_a_colour():
-  assert images.colour("white") == (255, 255, 255)
-  with pytest.raises(ValueError, match=r"config\.data\.background is 'whyte'"):
-    images.colour("whyte")
+def test_a_background_by_name_and_code():
+  assert images.colour("white") == images.colour("#ffffff") == (255, 255, 255)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

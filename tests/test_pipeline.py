@@ -289,21 +289,14 @@ def test_the_prompt_is_in_front_of_what_is_trained_and_captioned(words):
     assert list(map(words.decode, with_prompt)) == [prompt + words.decode(text) for text in without]
 
 
-def test_settings_are_checked_before_the_first_batch(words):
-  def start(config, **sources):
-    return pipeline.train_batches(config, sources or open_sources(), words, range(8))
+def test_sources_are_judged_when_they_are_opened(words, monkeypatch):
   with pytest.raises(ValueError, match=r"config\.data\.sources is empty"):
-    start(settings.Config())
+    pipeline.open_sources(settings.Config())
+  with pytest.raises(FileNotFoundError, match=r"config\.data\.sources\.web: source path"):
+    pipeline.open_sources(make_config(weights={"web": 1.0}))
+  monkeypatch.setattr(pipeline, "open_source", lambda *_: Records("web", 0))
   with pytest.raises(ValueError, match=r"config\.data\.sources\.web holds no records"):
-    start(make_config(weights={"web": 1.0}), web=Records("web", 0))
-  with pytest.raises(ValueError, match=r"config\.data\.sources\.\*\.weight are \[0\.0, 1\.0\]; .* or 0 for all"):
-    start(make_config(weights={"web": 1.0, "label": 0.0}))
-  with pytest.raises(ValueError, match=r"config\.data\.crop is \(0\.5, 0\.2\)"):
-    start(make_config(crop=(0.5, 0.2)))
-  with pytest.raises(ValueError, match=r"config\.data\.prompt 'a number .*' leaves no room for a text in .* 24 tokens"):
-    start(make_config(prompt="a number " * 9))
-  with pytest.raises(ValueError, match=r"config\.data\.background is 'whyte'"):
-    start(make_config(background="whyte"))
+    pipeline.open_sources(make_config(weights={"web": 1.0}))
   with pytest.raises(ValueError, match="none, or more than there are"):
     pipeline.train_batches(make_config(), open_sources(), words, [7, 8])
 

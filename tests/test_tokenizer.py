@@ -11,6 +11,7 @@ import sentencepiece
 from coca.config import Source
 from coca.data import texts, tokenizer
 from coca.data.records import BadRecord, Record, Text
+from coca.data_checks import check_prompts
 
 WORDS = ["a", "the", "cat", "dog", "bird", "red", "blue", "green", "small", "large", "old", "new", "house", "tree",
          "car", "boat", "sitting", "running", "on", "in", "under", "with", "and", "photo", "Paris", "Ørsted", "café"]
@@ -206,7 +207,7 @@ def test_empty_captions_are_bad_records(rule):
 
 
 def test_prompts_need_a_place_for_the_name():
-  texts.check_prompts(("a photo of the {}", "{}"), "here")
+  check_prompts(("a photo of the {}", "{}"), "here")
   for prompt in ("a photo", "{} and {}"):
     with pytest.raises(ValueError, match="here: the prompt"):
-      texts.check_prompts((prompt,), "here")
+      check_prompts((prompt,), "here")

@@ -13,6 +13,7 @@ import pytest
 
 from coca import config as settings
 from coca import workdir
+from coca.begin import begin
 from coca.data import tokenizer, wordpiece
 from coca.data.records import Record, Text
 
@@ -207,9 +208,8 @@ def test_the_kind_of_model_decides_what_is_trained(kind, file, tmp_path):
                                                 med=settings.Med(cls=2, encode=6), embed_dim=8,
                                                 image=settings.ImageEncoder(class_token=True)),
                            data=settings.Data(sources={"memory": settings.Source()}))
-  found = workdir.find_tokenizer(config, {"memory": Records()}, tmp_path)
-  assert [p.name for p in tmp_path.iterdir()] == [found.file] == [file]
-  workdir.write_run(config, found, tmp_path)
+  found, _ = begin(config, {"memory": Records()}, tmp_path)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", found.file] and found.file == file
   assert workdir.read_workdir(tmp_path)[1].sha256 == found.sha256
 
 
@@ -217,8 +217,7 @@ def test_berts_list_for_a_run_is_kept_with_blips_tokens(tmp_path):
   (tmp_path / "bert.txt").write_text("\n".join(SMALL) + "\n")
   config = settings.Config(model=settings.Model(kind="blip", med=settings.Med(cls=2, encode=8)),
                            data=settings.Data(tokenizer=str(tmp_path / "bert.txt")))
-  (tmp_path / "run").mkdir()
-  found = workdir.find_tokenizer(config, {}, tmp_path / "run")
+  found, _ = begin(config, {}, tmp_path / "run")
   assert (found.bos, found.enc) == (7, 8)
   assert (tmp_path / "run" / "vocab.txt").read_text().splitlines() == [*SMALL, "[DEC]", "[ENC]"]
 
@@ -233,9 +232,8 @@ def test_a_tokenizer_that_does_not_fit_the_settings(tmp_path):
       model=settings.Model(kind="blip", med=settings.Med(**med)),
       captioning=settings.Captioning(prompt_tokens=prompt_tokens),
       data=settings.Data(tokenizer=str(tmp_path / file), prompt=SMALL[5] + " "))
-    workdir.find_tokenizer(config, {}, tmp_path / "run")
+    begin(config, {}, tmp_path / "run" / f"{len(med)}{prompt_tokens}{med.get('encode')}")
 
-  (tmp_path / "run").mkdir()
   fits = {"cls": 2, "encode": 8}
   with pytest.raises(ValueError, match=r"med\.cls 101 and encode 30523 are not those of .*: set them to 2 and 8"):
     find("bert.txt")

@@ -26,10 +26,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from coca.config import Source
-from coca.data import images, sidecars, texts
+from coca.data import images, sidecars
 from coca.data.records import BadRecord, Record, Shard
 from coca.data.sidecars import SidecarError
 from coca.data.sources import files, open_source
+from coca.data_checks import check_source
 from coca.typed import from_plain, to_plain
 
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
@@ -93,7 +94,7 @@ def export(out: str | os.PathLike, to: str | os.PathLike, format: str = "webdata
   settings = source or from_plain(Source, manifest.get("source", {}), f"{out}/manifest.json: source")
   choice = Source(sidecars=out, sample=sample, min_matching=min_matching, min_contrastive=min_contrastive,
                   origins=origins or {})
-  texts.check_choice(choice, "export")
+  check_source(choice, "export")
   opened = open_source(settings)
   sidecars.check_source(manifest["shards"], opened, out)
   sidecars.check_finished(manifest["shards"], out)

@@ -25,10 +25,7 @@ ENOUGH = 200  # images, to judge the share of failed ones
 
 def open_job_source(settings: CapFilt):
   """The job's source; an error names config.source."""
-  try:
-    return open_source(settings.source)
-  except (FileNotFoundError, ValueError) as e:
-    raise type(e)(str(e).replace("config.data.sources.<name>", "config.source")) from None
+  return open_source(settings.source, "config.source")
 
 
 def only_human(source) -> bool:

@@ -36,11 +36,8 @@ _MAX_SCANS = 32  # of a JPEG with max_pixels, in proportion more of smaller ones
 
 
 def colour(name: str) -> tuple[int, int, int]:
-  """A colour's name ("white") or code ("#ffffff") as red, green, blue of 0 to 255. Raises ValueError."""
-  try:
-    return ImageColor.getcolor(name, "RGB")
-  except ValueError:
-    raise ValueError(f"config.data.background is {name!r}; it takes a colour such as 'white' or '#ffffff'") from None
+  """A colour's name ("white") or code ("#ffffff") as red, green, blue of 0 to 255."""
+  return ImageColor.getcolor(name, "RGB")
 
 
 def decode_eval(data: bytes, size: int, background=(255, 255, 255), max_pixels: int = 100_000_000,

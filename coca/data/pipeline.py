@@ -24,6 +24,7 @@ from coca.config import Config, Eval
 from coca.data import images, questions, texts
 from coca.data.augment import rand_augment
 from coca.data.records import BadRecord
+from coca.data.sources import open_source
 from coca.data.tokenizer import PAD, Tokenizer
 from coca.hardware import cores
 
@@ -37,6 +38,23 @@ def rows_of(sharding: Sharding, batch: int) -> np.ndarray:
   for index in sharding.addressable_devices_indices_map((batch,)).values():
     held[index] = True
   return np.flatnonzero(held)
+
+
+def open_sources(config: Config) -> dict:
+  """The training sources by name.
+
+  Raises:
+    FileNotFoundError, ValueError: none is named, one is not there, can't be read or is empty; the message names it.
+  """
+  if not config.data.sources:
+    raise ValueError("config.data.sources is empty: there is nothing to train on")
+  sources = {}
+  for name, settings in config.data.sources.items():
+    sources[name] = open_source(settings, f"config.data.sources.{name}")
+    if not len(sources[name]):
+      problems = "; ".join(sources[name].problems[:5])
+      raise ValueError(f"config.data.sources.{name} holds no records. {problems}".rstrip())
+  return sources
 
 
 def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Sequence[int],
@@ -58,23 +76,12 @@ def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Seq
     int32 [b, K, A] are the different answers to it with "answer_weight" float32 [b, K], each one's share of the
     annotators times the source's `answer_weight`; 0 and PAD fill up.
 
-  Raises:
-    ValueError: a setting that does not fit, or an empty source (here, not at the first batch).
   """
   data = config.data
-  if not data.sources:
-    raise ValueError("config.data.sources is empty: there is nothing to train on")
-  if not 0 < data.crop[0] <= data.crop[1] <= 1:
-    raise ValueError(f"config.data.crop is {data.crop}; it takes the smallest and largest share of the area, in (0, 1]")
-  if data.prompt and tokenizer.encode(data.prompt, config.model.text.length)[-1] != PAD:
-    raise ValueError(f"config.data.prompt {data.prompt!r} leaves no room for a text in config.model.text.length "
-                     f"{config.model.text.length} tokens; shorten it")
   streams = [_stream(name, sources[name], config, tokenizer) for name in sorted(data.sources)]
   weights = [data.sources[name].weight for name in sorted(data.sources)]
   if not any(weights):
     weights = [len(sources[name]) for name in sorted(data.sources)]
-  if min(weights) <= 0:
-    raise ValueError(f"config.data.sources.*.weight are {weights}; they have to be above 0, or 0 for all")
   mixed = grain.MapDataset.mix(streams, weights) if len(streams) > 1 else streams[0]
   return _read(mixed.__getitem__, rows, data.batch, start_step, sys.maxsize // data.batch, config)
 
@@ -83,9 +90,6 @@ def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.Ma
   """A source's endless stream of examples, in an order of its own: other sources do not change it."""
   data, settings, answering = config.data, config.data.sources[name], config.answering
   size, length = config.model.image.size, config.model.text.length
-  if not len(source):
-    raise ValueError(f"config.data.sources.{name} holds no records. {'; '.join(source.problems[:5])}".rstrip())
-  texts.check_prompts(settings.prompts, f"config.data.sources.{name}.prompts")
   background = images.colour(data.background)
   unusable = {"image": _blank(config), "text": np.zeros(length, np.int32), "hashes": np.zeros(2, np.uint32),
               "weight": np.float32(0)}

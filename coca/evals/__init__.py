@@ -4,16 +4,16 @@ What `run` yields has no prefix: the numbers of the evaluator that the config ca
 `eval/twemoji/top1` and so on by whoever runs it.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 
-from coca.config import Config, Source
+from coca.config import Config, Eval
 from coca.data.sources import open_source
-from coca.data.sources.files import SETTING
 from coca.evals.captions import Captions
 from coca.evals.matching import Matching
 from coca.evals.retrieval import Retrieval
-from coca.evals.vqa import Vqa
-from coca.evals.zero_shot import ZeroShot
+from coca.evals.vqa import Vqa, read_answers
+from coca.evals.zero_shot import ZeroShot, check_zero_shot
 
 Evaluator = ZeroShot | Retrieval | Captions | Matching | Vqa
 
@@ -29,7 +29,7 @@ def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[di
     their sources by the evaluators' names, and the training sources that `pixel_neighbours` names by theirs.
 
   Raises:
-    ValueError: an evaluator or a training source of that name is not in the config.
+    ValueError: no evaluator of that name is in the config, or a source that its kind can't use.
     FileNotFoundError: as `coca.data.sources.open_source`.
   """
   sources, train_sources = {}, {}
@@ -37,21 +37,31 @@ def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[di
     if name not in config.evals:
       raise ValueError(f"the config has no evaluator '{name}'; it has: {', '.join(config.evals) or 'none'}")
     settings = config.evals[name]
-    sources[name] = _open(settings.source, f"config.evals.{name}.source")
+    sources[name] = open_source(settings.source, f"config.evals.{name}.source")
     neighbours = settings.pixel_neighbours
     if neighbours and neighbours not in train_sources:
-      if neighbours not in config.data.sources:
-        raise ValueError(f"config.evals.{name}.pixel_neighbours is '{neighbours}', which is no training source; "
-                         f"config.data.sources has: {', '.join(config.data.sources) or 'none'}")
-      train_sources[neighbours] = _open(config.data.sources[neighbours], f"config.data.sources.{neighbours}")
+      train_sources[neighbours] = open_source(config.data.sources[neighbours], f"config.data.sources.{neighbours}")
+    with _naming(name):
+      _check(settings, sources[name], train_sources.get(neighbours))
   return sources, train_sources
 
 
-def _open(settings: Source, name: str):
+def _check(settings: Eval, source, neighbours) -> None:
+  """What can be told before any record is read."""
+  if not len(source):
+    raise ValueError(f"evaluation source '{source.name}' holds no records. {'; '.join(source.problems[:5])}".rstrip())
+  if settings.kind == "zero_shot":
+    check_zero_shot(source, neighbours)
+  if settings.kind == "vqa" and settings.answers:
+    read_answers(settings.answers)
+
+
+@contextlib.contextmanager
+def _naming(name: str):
   try:
-    return open_source(settings)
-  except (FileNotFoundError, ValueError) as e:
-    raise type(e)(str(e).replace(SETTING, name)) from None
+    yield
+  except ValueError as e:
+    raise ValueError(f"config.evals.{name}: {e}") from None
 
 
 def make_evaluators(config: Config, forward, tokenizer, sources: dict,
@@ -71,9 +81,7 @@ def make_evaluators(config: Config, forward, tokenizer, sources: dict,
   evaluators = {}
   for name, source in sources.items():
     settings = config.evals[name]
-    try:
-      if settings.kind not in ("captions", "vqa") and not config.contrastive.weight:
-        raise ValueError("without a contrastive loss (config.contrastive.weight is 0) the model makes no embeddings")
+    with _naming(name):
       if settings.kind == "captions":
         evaluators[name] = Captions(config, settings, forward, tokenizer, source)
       elif settings.kind == "matching":
@@ -85,8 +93,6 @@ def make_evaluators(config: Config, forward, tokenizer, sources: dict,
       else:
         neighbours = train_sources[settings.pixel_neighbours] if settings.pixel_neighbours else None
         evaluators[name] = ZeroShot(config, settings, forward, tokenizer, source, neighbours)
-    except ValueError as e:
-      raise ValueError(f"config.evals.{name}: {e}") from None
   return evaluators
 
 

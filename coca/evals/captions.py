@@ -16,9 +16,7 @@ from coca.data.pipeline import eval_texts
 from coca.data.records import BadRecord
 from coca.decoding.common import Special
 from coca.decoding.decode import own_prompt
-from coca.decoding.settings import Decoding
 from coca.evals.stream import Stream
-from coca.forward import check_decoding_model
 from coca.host import to_host
 
 
@@ -31,13 +29,9 @@ class Captions:
     forward: compiled functions (`coca.forward.Forward`).
     tokenizer: `coca.data.tokenizer.Tokenizer`.
     source: pictures and their texts, the references.
-
-  Raises:
-    ValueError: the model has no multimodal decoder, or answers questions.
   """
 
   def __init__(self, config: Config, settings: Eval, forward, tokenizer, source):
-    check_decoding_model(Decoding(), config)
     self.stream = Stream(config, settings, forward, tokenizer, source, lambda index, _: index)
     self.records = source
     self._references = {}  # record's index -> its texts; read once

@@ -25,14 +25,9 @@ class Matching:
     forward: compiled functions (`coca.forward.Forward`).
     tokenizer: `coca.data.tokenizer.Tokenizer`.
     source: pictures and their texts, of which the first counts.
-
-  Raises:
-    ValueError: the model has no matching head.
   """
 
   def __init__(self, config: Config, settings: Eval, forward, tokenizer, source):
-    if not config.matching.weight:
-      raise ValueError("a matching evaluator needs config.matching.weight above 0: the model has no matching head")
     self.stream = Stream(config, settings, forward, tokenizer, source)
 
   def run(self, params) -> Iterator[tuple[str, float]]:

@@ -67,8 +67,6 @@ class Stream:
   """
 
   def __init__(self, config: Config, settings: Eval, forward, tokenizer, source, label=None, batch: int = 0):
-    if not len(source):
-      raise ValueError(f"evaluation source '{source.name}' holds no records")
     self.config, self.settings, self.forward, self.tokenizer = config, settings, forward, tokenizer
     self.source = View(source, spread(len(source), settings.limit), label or (lambda index, record: record.label))
     self.batch = batch or round_up(min(settings.batch, len(self.source)), forward.mesh)

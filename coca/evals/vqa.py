@@ -36,12 +36,10 @@ class Vqa:
     source: pictures with a question each; their texts are the annotators' answers.
 
   Raises:
-    ValueError: the model was not trained to answer, or there is no usable file `settings.answers`.
+    ValueError: there is no usable file `settings.answers`, or an answer in it is too long for the model.
   """
 
   def __init__(self, config: Config, settings: Eval, forward, tokenizer, source):
-    if not config.answering.weight:
-      raise ValueError("a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer")
     self.candidates = read_answers(settings.answers) if settings.answers else []
     if self.candidates:
       self._ids = encode_candidates(self.candidates, tokenizer, config.model.text.length)

@@ -5,7 +5,7 @@ class is the one with the largest cosine. Numbers are shares between 0 and 1.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -41,22 +41,14 @@ class ZeroShot:
     neighbours: the source that `settings.pixel_neighbours` names, if any.
 
   Raises:
-    ValueError: a template without '{}', no classes, or a source too large for the pixel baseline.
+    ValueError: no classes, or names that say nothing.
   """
 
   def __init__(self, config: Config, settings: Eval, forward, tokenizer, source, neighbours=None):
-    if not settings.templates:
-      raise ValueError("a zero_shot evaluator needs templates; ('{}',) takes the bare class names")
-    texts.check_prompts(settings.templates, "templates")
-    if neighbours is not None and len(neighbours) > MAX_NEIGHBOURS:
-      raise ValueError(f"pixel_neighbours: '{neighbours.name}' has {len(neighbours)} records, the baseline looks at "
-                       f"no more than {MAX_NEIGHBOURS}; leave it out")
     self.names = tuple(source.label_names) or tuple(dict.fromkeys(_first_texts(source)))
     if not self.names:
       raise ValueError(f"'{source.name}' has neither label_names nor texts: there are no classes to choose from")
-    if all(re.fullmatch(r"n\d{8}", name) for name in self.names):
-      raise ValueError(f"the label names of '{source.name}' are WordNet ids ({self.names[0]}, ...), which no text "
-                       "tower knows; write the classes' names into label.labels.txt of the data set, one a line")
+    check_names(source, self.names)
     self._class_of = None if source.label_names else {name: i for i, name in enumerate(self.names)}
     self.templates, self.length = settings.templates, config.model.text.length
     self.stream = Stream(config, settings, forward, tokenizer, source, lambda _, record: self.class_of(record))
@@ -97,6 +89,21 @@ class ZeroShot:
       if self._pixel_top1 is None:
         self._pixel_top1 = pixel_top1(self.stream.source, self.neighbours)
       yield "pixel_top1", self._pixel_top1
+
+
+def check_zero_shot(source, neighbours=None) -> None:
+  """Raises ValueError if the opened sources of a `ZeroShot` will not do; reads no record."""
+  if neighbours is not None and len(neighbours) > MAX_NEIGHBOURS:
+    raise ValueError(f"pixel_neighbours: '{neighbours.name}' has {len(neighbours)} records, the baseline looks at "
+                     f"no more than {MAX_NEIGHBOURS}; leave it out")
+  check_names(source, source.label_names)
+
+
+def check_names(source, names: Sequence[str]) -> None:
+  """Raises ValueError if the names of a source's classes say nothing."""
+  if names and all(re.fullmatch(r"n\d{8}", name) for name in names):
+    raise ValueError(f"the label names of '{source.name}' are WordNet ids ({names[0]}, ...), which no text tower "
+                     "knows; write the classes' names into label.labels.txt of the data set, one a line")
 
 
 def pixel_top1(pictures, neighbours) -> float:

@@ -8,16 +8,32 @@ order at little cost).
 """
 
 from coca import config
-from coca.data import texts
+from coca.data.sources.files import SETTING
+from coca.data_checks import check_source
 
 
-def open_source(settings: config.Source):
+def open_source(settings: config.Source, where: str = SETTING):
   """Opens the source that `settings` describe.
+
+  Args:
+    settings: of the source.
+    where: its name in the config, for errors.
 
   Raises:
     FileNotFoundError: nothing is there; the message says what was looked for and how to prepare it.
     ValueError: what is there cannot be read as `settings.kind`, or its sidecars can't be used (`SidecarError`).
   """
+  try:
+    return _open(settings)
+  except (FileNotFoundError, ValueError) as e:
+    if where == SETTING:
+      raise
+    text = str(e).replace(SETTING, where)
+    kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
+    raise kind(text if where in text else f"{where}: {text}") from None
+
+
+def _open(settings: config.Source):
   # Each format imports its own library, and only when it is used.
   if settings.kind == "builtin":
     from coca.data.sources.tfds import open_builtin as open_
@@ -31,7 +47,7 @@ def open_source(settings: config.Source):
     from coca.data.sources.folder import open_folder as open_
   else:
     raise ValueError(f"source kind {settings.kind!r}; it may be 'builtin', 'tfds', 'webdataset', 'parquet', 'folder'")
-  texts.check_choice(settings, "config.data.sources.<name>")
+  check_source(settings, SETTING)
   source = open_(settings)
   if settings.sidecars:
     from coca.data.sources.bootstrapped import Bootstrapped
