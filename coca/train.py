@@ -29,6 +29,7 @@ from coca.durations import in_steps
 from coca.evals.pictures import write_contact_sheet
 from coca.forward import Forward
 from coca.host import from_first
+from coca.lock import Locked, locked
 from coca.metrics import Metrics
 from coca.metrics import read as read_metrics
 from coca.start import compare, start_from
@@ -54,14 +55,20 @@ def run(config: Config, workdir: Path, profile: bool = False) -> bool:
 
   Raises:
     ValueError, FileNotFoundError: settings or data that cannot be used; before anything is compiled.
+    Locked: another run is in the workdir.
     Stop, TooManySkipped, CheckpointError: the run cannot go on.
   """
-  # --- Settings, devices, data: everything is judged before anything is written ---
   total = in_steps(config.steps, config.data.batch)
   mesh = sharding.make_mesh(config.mesh)
   plan.batch_arithmetic(config, mesh.size)
   planned = planned_state(config, total, mesh)
   check_folder(workdir)
+  with locked(workdir):
+    return _run(config, workdir, profile, total, mesh, planned)
+
+
+def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned) -> bool:
+  # --- Data: all is judged before anything is written ---
   check_same_run(config, workdir)
   if config.init_from and not saved_steps(workdir):
     compare(config.init_from, config)
@@ -213,6 +220,7 @@ def main(argv) -> None:
   logging.set_verbosity(logging.WARNING)
   finished = True
   with (distributed.together(), one_line(CheckpointError, OSError, status=distributed.CRASHED),
+        one_line(Locked, status=distributed.LOCKED),
         one_line(ValueError, FileNotFoundError, ImportError, Stop, TooManySkipped)):
     config = parse(FLAGS.config)
     if FLAGS.dry_run:

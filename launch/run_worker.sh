@@ -154,8 +154,14 @@ while true; do
     exit 1
   fi
   after=$(latest)
-  if [[ $after != "$before" ]]; then tries=0 pause=${COCA_BACKOFF:-10}; fi
+  # 73: another run is in the workdir. It may be the last sign of one that is gone; its checkpoints are none of ours, and
+  # it is not to be stopped.
+  if [[ $status != 73 && $after != "$before" ]]; then tries=0 pause=${COCA_BACKOFF:-10}; fi
   if ((++tries > ${COCA_RESTARTS:-8})); then
+    if [[ $status == 73 ]]; then
+      say "gives up: another run was in the workdir at each of $tries tries; see above"
+      exit "$status"
+    fi
     say "ended with status $status, and $((tries - 1)) restarts have brought no new checkpoint (last: ${after:-none});" \
       "gives up"
     echo "$host" >"$logs/stopped" || true

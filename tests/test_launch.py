@@ -294,6 +294,8 @@ def worker(tmp_path):
   ("1", 1, 1, "a mistake, which a restart does not mend"),
   ("70", 4, 70, "3 restarts have brought no new checkpoint (last: none); gives up"),
   ("70 70 70+10 70 70 75+20 0", 7, 0, "at checkpoint 20; restart 1"),
+  ("73 73 0", 3, 0, "ended with status 73"),
+  ("73+10 73+20 73+30 73+40", 4, 73, "another run was in the workdir at each of 4 tries"),  # and its checkpoints go on
   ("143 0", 2, 0, "restart 1"),  # another host was asked to stop
 ])
 def test_it_restarts_what_may_pass_and_nothing_else(worker, tmp_path, statuses, starts, status, said):
