@@ -22,12 +22,25 @@ run() {
 
 # Its arguments as one text that a shell reads back as the same arguments.
 quoted() {
-  local argument text=''
+  local argument text='' shown="\"\$scratch\""
   for argument in "$@"; do
     if [[ ! $argument =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then argument=${argument@Q}; fi
     text+=" $argument"
   done
-  printf '%s' "${text# }"
+  text=${text# }
+  printf '%s' "${text//@scratch@/$shown}"
+}
+
+# A folder of this call alone, $scratch: a name in /tmp that others can guess they can also take.
+scratch() {
+  if [[ ${scratch:-} ]]; then return; fi
+  if [[ $dry ]]; then
+    echo "scratch=\$(mktemp -d)"
+    scratch=@scratch@
+  else
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+  fi
 }
 
 # need NAME...: settings in the environment without which nothing can be done.
@@ -101,8 +114,9 @@ END
 
 # The code and no trace of an earlier job of this name into $BUCKET.
 upload() {
-  tarball "/tmp/$NAME.tar.gz"
-  run gcloud storage cp "/tmp/$NAME.tar.gz" "$BUCKET/coca/$NAME.tar.gz"
+  scratch
+  tarball "$scratch/$NAME.tar.gz"
+  run gcloud storage cp "$scratch/$NAME.tar.gz" "$BUCKET/coca/$NAME.tar.gz"
   run gcloud storage rm "$BUCKET/coca/$NAME.done" "$BUCKET/coca/$NAME.failed" || true  # there may be none
 }
 

@@ -39,14 +39,14 @@ prepare() {
   esac
   if [[ ${NETWORK_INTERFACE:-} ]]; then extra+=(--network-interface="$NETWORK_INTERFACE"); fi
   upload
-  startup_script "${arguments[@]}" | put "/tmp/$NAME.startup.sh"
+  startup_script "${arguments[@]}" | put "$scratch/$NAME.startup.sh"
   run gcloud compute resource-policies create workload-policy "$NAME" --region="$region" --type=HIGH_THROUGHPUT \
     --accelerator-topology="$TOPOLOGY" --accelerator-topology-mode=AUTO_CONNECT
   run gcloud compute instance-templates create "$NAME" --instance-template-region="$region" --machine-type="$MACHINE" \
     --image-project=ubuntu-os-accelerator-images --image-family="$family" --boot-disk-size=200GB \
     --maintenance-policy=TERMINATE --provisioning-model="$model" "${extra[@]}" \
     --scopes=https://www.googleapis.com/auth/cloud-platform \
-    --metadata-from-file="startup-script=/tmp/$NAME.startup.sh"
+    --metadata-from-file="startup-script=$scratch/$NAME.startup.sh"
 }
 
 request() {

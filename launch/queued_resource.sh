@@ -27,10 +27,11 @@ request() {
   if ((${SLICES:-1} > 1)); then nodes=(--node-count="$SLICES" --node-prefix="$NAME"); fi
   if [[ ${SPOT:-} ]]; then kind=(--spot); fi
   if [[ ${RESERVED:-} ]]; then kind=(--reserved); fi
-  startup_script "${arguments[@]}" | put "/tmp/$NAME.startup.sh"
+  scratch
+  startup_script "${arguments[@]}" | put "$scratch/$NAME.startup.sh"
   run "${queue[@]}" create "$NAME" "${nodes[@]}" --zone="$ZONE" --accelerator-type="$TYPE" \
     --runtime-version="$version" "${kind[@]}" --scopes=https://www.googleapis.com/auth/cloud-platform \
-    --metadata-from-file="startup-script=/tmp/$NAME.startup.sh"
+    --metadata-from-file="startup-script=$scratch/$NAME.startup.sh"
 }
 
 state() {

@@ -27,8 +27,9 @@ case ${1:-} in
     if [[ ${SPOT:-} ]]; then spot=(--spot); fi
     run "${tpu[@]}" create "$NAME" --zone="$ZONE" --accelerator-type="$TYPE" --version="$version" "${spot[@]}" ;;
   setup)
-    tarball "/tmp/$NAME.tar.gz"
-    run "${tpu[@]}" scp "/tmp/$NAME.tar.gz" "$NAME:coca.tar.gz" --zone="$ZONE" --worker=all
+    scratch
+    tarball "$scratch/$NAME.tar.gz"
+    run "${tpu[@]}" scp "$scratch/$NAME.tar.gz" "$NAME:coca.tar.gz" --zone="$ZONE" --worker=all
     on_all 'tar -xzf coca.tar.gz' ;;
   run)
     shift

@@ -55,6 +55,9 @@ from pathlib import Path
 tool, arguments = Path(sys.argv[0]).name, sys.argv[1:]
 with open(os.environ["CALLS"], "a") as f:
   f.write(json.dumps([tool, *arguments]) + "\n")
+for a in arguments:
+  if "startup-script=" in a:  # its folder is gone when the script has ended
+    Path(os.environ["CALLS"]).with_name("startup").write_text(Path(a.split("startup-script=")[1]).read_text())
 table = json.loads(Path(os.environ["FLAGS"]).read_text()).get(tool)
 if table:
   words = [a for a in arguments if not a.startswith("-")]
@@ -114,7 +117,9 @@ def tools(tmp_path):
   flags.write_text(json.dumps({"gcloud": gcloud, "xpk": XPK}))
   calls = tmp_path / "calls"
   calls.touch()
-  return {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(calls), "FLAGS": str(flags)}
+  scratch = tmp_path / "scratch"
+  scratch.mkdir()
+  return {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(calls), "FLAGS": str(flags), "TMPDIR": str(scratch)}
 
 
 def calls(tools):
@@ -134,7 +139,10 @@ def test_what_a_dry_run_prints_is_what_is_called(tools, name):
     assert done.returncode == 0, done.stderr
     printed = re.sub(r"cat >.*?\nEND\n", "", dry_run(name, verb), flags=re.DOTALL).replace("ROOT", str(ROOT))
     called = [call for call in calls(tools) if call[0] != "git" or "archive" in call]
-    assert called == [shlex.split(line) for line in printed.splitlines()], verb
+    called = [[re.sub(rf"{tools['TMPDIR']}/tmp\.\w+", "$scratch", a) for a in call] for call in called]
+    lines = [line for line in printed.splitlines() if line != "scratch=$(mktemp -d)"]
+    assert called == [shlex.split(line) for line in lines], verb
+    assert not os.listdir(tools["TMPDIR"])
 
 
 def test_an_unknown_flag_would_be_noticed(tools):
@@ -186,9 +194,8 @@ def test_arguments_reach_the_worker_of_a_tpu_vm(tools, fake_worker, tmp_path):
 def test_a_startup_script_runs_the_job_and_tells_how_it_ended(tools, fake_worker, tmp_path, status, marker):
   done = script("queued_resource.sh", tools, "create", *ODD, NAME=f"coca{status}", COCA_MOUNT="h:/a b")
   assert done.returncode == 0, done.stderr
-  file = Path(f"/tmp/coca{status}.startup.sh")
-  text = file.read_text().replace("/root", str(tmp_path / "home")).replace("/var/log", str(tmp_path))
-  file.unlink()
+  text = Path(tools["CALLS"]).with_name("startup").read_text()
+  text = text.replace("/root", str(tmp_path / "home")).replace("/var/log", str(tmp_path))
   subprocess.run(["tar", "-czf", "coca.tar.gz", "coca"], cwd=tmp_path / "home", check=True)
   Path(tools["CALLS"]).write_text("")
   subprocess.run(["bash", "-c", text], env={**tools, **fake_worker, "STATUS": str(status)}, check=True)
