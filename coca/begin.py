@@ -123,6 +123,9 @@ def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]
     records = {name: _fingerprint(source) for name, source in sources.items()}
     if begun:
       said += _check_records(config, parse_run(workdir, saved), records, saved.get("sources", {}))
+    if begun and not exists(tokenizer_path(workdir)):
+      raise FileNotFoundError(f"{workdir} has lost its tokenizer ({', '.join(FILES)}); copy it back from elsewhere, or "
+                              "take a new workdir")
     if begun or (exists(tokenizer_path(workdir)) and _same_tokenizer(config, workdir, saved)):
       tokenizer = load(tokenizer_path(workdir), saved.get("tokenizer_sha256", ""))
       _check_tokenizer(config, tokenizer, tokenizer_path(workdir))

@@ -152,7 +152,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
           state, numbers = step_fn(state, batch)
         if step % log_every == 0 or step in (start + 1, total):
           metrics.log(step, {name if "/" in name else f"train/{name}": x for name, x in numbers.items()})
-          check(logged, skipped, config)
+          check(logged, skipped, config, workdir, checkpoints.wait)
           logged = step, numbers
         stop = preempted(step)
       if step == total or stop or (save_every and step % save_every == 0):
@@ -162,7 +162,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
         metrics.say(f"stopped at step {step} and saved; the same command goes on from here")
         return False
       evaluate(step)
-    check(logged, skipped, config)
+    check(logged, skipped, config, workdir, checkpoints.wait)
 
     # --- Pictures ---
     close()
@@ -199,16 +199,30 @@ def traced(steps: range, folder: Path, paused: Callable, say: Callable) -> Itera
       say(f"a trace of steps {recorded[0]} to {step}: pip install tensorboard xprof; tensorboard --logdir {folder}")
 
 
-def check(logged, skipped: Skipped, config: Config) -> None:
-  """Raises Stop or TooManySkipped where a run makes no sense. Looks at numbers logged before, so it never waits."""
+def check(logged, skipped: Skipped, config: Config, workdir: Path, written: Callable) -> None:
+  """Raises Stop or TooManySkipped where a run makes no sense. Looks at numbers logged before, so it never waits.
+
+  Args:
+    logged: the step and its numbers, or None.
+    skipped: of the run.
+    config: of the run.
+    workdir: of the run.
+    written: waits for the checkpoint that is being written.
+  """
   if logged is None:
     return
   step, numbers = logged
   skipped.check(step, int(numbers["data/skipped"]))
   if (row := int(numbers["skipped_in_a_row"])) >= config.optim.max_nonfinite:
-    raise Stop(f"{row} steps in a row had a non-finite loss or gradient (config.optim.max_nonfinite allows "
-               f"{config.optim.max_nonfinite}); lower config.optim.lr or set config.optim.clip, and start from a "
-               "checkpoint before")
+    written()
+    said = (f"{row} steps in a row up to step {step} had a non-finite loss or gradient (config.optim.max_nonfinite "
+            f"allows {config.optim.max_nonfinite}); they changed no parameter. ")
+    if steps := saved_steps(workdir):
+      raise Stop(f"{said}Start a new run from the newest checkpoint (there are those of {', '.join(map(str, steps))}; "
+                 f"move out of {workdir / 'checkpoints'} what is not to count): another --workdir, "
+                 f"--config.init_from={workdir}, and a lower config.optim.lr or config.optim.clip set")
+    raise Stop(f"{said}No checkpoint was written before, so start again, in this workdir if you like, with a lower "
+               "config.optim.lr or config.optim.clip set")
 
 
 # --- Command line ---

@@ -11,6 +11,7 @@ import pytest
 from coca import begin, train
 from coca.config import Eval, Source, parse, to_dict
 from coca.data.records import Record, Text
+from coca.start import compare
 
 ROOT = Path(__file__).parents[1]
 
@@ -267,3 +268,27 @@ def test_data_that_changed_in_their_place_are_told(tmp_path):
   start(tmp_path, done=30)
   [line] = start(tmp_path, Words(51))[1]
   assert "emoji has other records than when the run began (50 then, 51 now)" in line
+
+
+# --- The end ---
+
+
+@pytest.mark.parametrize(("done", "said"), [
+  ((), "No checkpoint was written before, so start again, in this workdir if you like"),
+  ((20, 30), r"Start a new run from the newest checkpoint \(there are those of 20, 30; .* --config\.init_from=")])
+def test_advice_after_non_finite_steps_can_be_followed(tmp_path, done, said):
+  """With a checkpoint, a new run starts from it at another rate; without one, the same workdir takes another rate."""
+  start(tmp_path)
+  for step in done:
+    (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+  waited = []
+  settings, numbers = settings_of(), {"skipped_in_a_row": 20, "data/skipped": 0}
+  skipped = train.Skipped(1.0, 64, 0, 0)
+  with pytest.raises(train.Stop, match=r"20 steps in a row up to step 40 had a non-finite .*" + said):
+    train.check((40, numbers), skipped, settings, tmp_path, lambda: waited.append(1))
+  assert waited
+  train.check((40, numbers | {"skipped_in_a_row": 19}), skipped, settings, tmp_path, None)
+  if done:
+    compare(tmp_path, settings_of(optim__lr=1e-5))
+  else:
+    start(tmp_path, optim__lr=1e-5)
