@@ -16,28 +16,34 @@ import jax
 from coca import distributed, evals, inference
 from coca.checkpoint import CheckpointError
 from coca.commands import one_line
+from coca.data.sources import check_places
+from coca.data.sources.files import write_atomic
 from coca.evals.pictures import write_contact_sheet
 from coca.workdir import read_workdir
 
 
-def evaluate(workdir, names: list[str] | None = None, ema: bool | None = None) -> dict[str, float]:
+def evaluate(workdir, names: list[str] | None = None, ema: bool | None = None,
+             allow_urls: bool = False) -> dict[str, float]:
   """Runs evaluators on the newest checkpoint of a working directory.
 
   Args:
     workdir: what `python -m coca.train --workdir=...` wrote.
     names: of evaluators in the run's config; None: all.
     ema: as for `coca.inference.load`.
+    allow_urls: whether data in a bucket or on the web may be opened, which the workdir's config names. What is opened
+      is printed.
 
   Returns:
     {'eval/<evaluator>/<name>': number}, as written to `eval.json`.
 
   Raises:
-    ValueError: an unknown evaluator, or a config without any.
+    ValueError: an unknown evaluator, a config without any, or one that names URLs that may not be opened.
     FileNotFoundError: no working directory, no checkpoint, or an evaluator's data is missing.
   """
   config, tokenizer = read_workdir(workdir)
   if not config.evals:
     raise ValueError(f"the config of {workdir} has no evaluators (config.evals is empty)")
+  check_places(evals.places(config, names), allow_urls, f"{workdir}/config.json")
   sources = evals.open_sources(config, names)
   model = inference.load(workdir, ema, jax.devices())
   evaluators = evals.make_evaluators(config, model.forward, tokenizer, *sources)
@@ -49,7 +55,7 @@ def evaluate(workdir, names: list[str] | None = None, ema: bool | None = None) -
   write_contact_sheet(evaluators, model.params, Path(workdir) / "contact_sheet.png")
   if jax.process_index() == 0:
     finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
-    (Path(workdir) / "eval.json").write_text(json.dumps(finite, indent=2) + "\n")
+    write_atomic(f"{workdir}/eval.json", (json.dumps(finite, indent=2) + "\n").encode())
   return numbers
 
 
@@ -59,6 +65,8 @@ def main(argv=None) -> None:
   parser.add_argument("--eval", action="append", metavar="NAME", help="only this evaluator (may be repeated)")
   parser.add_argument("--ema", action=argparse.BooleanOptionalAction, default=None,
                       help="the parameters' moving average, or not; left out: where the run kept one")
+  parser.add_argument("--allow_urls", action="store_true", help="open data in a bucket or on the web, too, that the "
+                      "workdir names")
   parser.add_argument("--coordinator", default="", help="host:port of the first of several processes, where no "
                       "cluster is detected (coca/distributed.py)")
   parser.add_argument("--processes", type=int, help="how many there are")
@@ -70,7 +78,7 @@ def main(argv=None) -> None:
         one_line(ValueError, FileNotFoundError, ImportError)):
     if __name__ == "__main__":  # before anything else of jax
       distributed.initialize(args.coordinator, args.processes, args.process_id, args.timeout)
-    evaluate(args.workdir, args.eval, args.ema)
+    evaluate(args.workdir, args.eval, args.ema, args.allow_urls)
 
 
 if __name__ == "__main__":

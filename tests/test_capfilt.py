@@ -28,6 +28,7 @@ from coca.config import Contrastive, Matching, Source, to_dict
 from coca.data import sidecars
 from coca.data.sources import open_source
 from coca.decoding.settings import Decoding
+from coca.lock import Locked, locked
 
 ROOT = pathlib.Path(__file__).parent.parent
 WEB = 30  # pictures, the eleventh of which is broken
@@ -386,7 +387,23 @@ def test_one_model_for_both_is_warned_about_and_encodes_once(folders, tmp_path, 
   assert "confirmation bias" in capsys.readouterr().out
 
 
-def test_mistakes_are_told_before_any_work(folders, tmp_path):
+def test_a_folder_of_others_is_no_workdir(folders, tmp_path, monkeypatch):
+  monkeypatch.setattr(job, "open_job_source", None)
+  (tmp_path / "texts").mkdir()
+  (tmp_path / "texts" / "0.parquet").write_bytes(b"mine")
+  with pytest.raises(ValueError, match=r"neither empty nor the workdir of a CapFilt job .* it holds texts"):
+    command.run(str(tmp_path), from_file(folders))
+  assert (tmp_path / "texts" / "0.parquet").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
+  job.check_folder(str(tmp_path / "new"))
+
+
+def test_two_jobs_in_one_workdir(folders, tmp_path, monkeypatch):
+  monkeypatch.setattr(job, "begin", None)
+  with locked(tmp_path), pytest.raises(Locked, match=f"process {os.getpid()} on "):
+    command.run(str(tmp_path), from_file(folders))
+
+
+def test_mistakes_are_told_before_any_work(folders, tmp_path, monkeypatch):
   for changes, message in (
       ({"captioner": "", "filter": ""}, "name at least one model"),
       ({"source.kind": "folders"}, r"config\.source\.kind is 'folders'"),
@@ -395,9 +412,11 @@ def test_mistakes_are_told_before_any_work(folders, tmp_path):
       ({"engine": "beam"}, "it may be 'local', 'ray'"),
       ({"min_matching": 50.0}, "it is a probability"),
       ({"min_contrastive": 30.0}, "it is a cosine"),
+      ({"source.min_matching": 0.7}, r"config\.source\.min_matching chooses among"),
       ({"decoding.top_p": 0.0}, "top_p is 0.0")):
     with pytest.raises(ValueError, match=message):
       from_file(folders, **changes)
+  monkeypatch.setattr("coca.inference.load", None)  # no weights are read
   with pytest.raises(ValueError, match=r"no matching head. Train one: .*capfilt_filter\.py"):
     Models(from_file(folders, filter=str(folders / "clip")))
   with pytest.raises(FileNotFoundError, match="nowhere"):

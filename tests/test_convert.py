@@ -53,7 +53,7 @@ def test_a_converted_model_is_used_like_any_other(converted, published):
   captions = model.caption(expected["image"])
   assert len(captions) == 4 and all(isinstance(c, str) for c in captions)
   assert sorted(p.name for p in converted.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
-  assert not list(converted.parent.glob("*.partial"))
+  assert not list(converted.parent.glob(".*"))
 
 
 def test_back_again_is_the_same_bits(converted, published, tmp_path):
@@ -207,7 +207,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(published, tmp_p
   ended = subprocess.run([sys.executable, "-c", code, str(published), str(tmp_path / "out")], capture_output=True,
                          cwd=Path(__file__).parents[1], text=True)
   assert ended.returncode == -9, ended.stderr
-  assert not (tmp_path / "out").exists() and list(tmp_path.glob("out.*.partial"))
+  assert not (tmp_path / "out").exists() and list(tmp_path.glob(".out.*"))
   with pytest.raises(FileNotFoundError):
     coca.load(tmp_path / "out")
   convert.from_open_clip(published, tmp_path / "out")  # and it can be done again

@@ -157,11 +157,14 @@ def test_it_goes_on(tmp_path, monkeypatch, kind):
     export(out, to, kind)
   suffix = {"webdataset": ".tar", "parquet": ".parquet"}[kind]
   assert set(files_in(to)) == {f"0-00000{suffix}", f"0-00001{suffix}", "export.json"}
-  (to / f".1-00000{suffix}.0123").write_bytes(b"what a SIGKILL leaves")
+  (to / f".1-00000{suffix}.{'0' * 32}").write_bytes(b"what a SIGKILL leaves")
+  (to / f".mine{suffix}.gz").write_bytes(b"what somebody else has put there")
   reads.clear()
   monkeypatch.setattr(export_, "_read", lambda source, number: reads.append(number) or read(source, number))
   done = export(out, to, kind)
   assert min(reads) == 7 and (done.found, done.files + done.found) == (2, whole.files)
+  assert files_in(to).pop(f".mine{suffix}.gz") and not list(to.glob(".1*"))
+  (to / f".mine{suffix}.gz").unlink()
   assert files_in(to) == files_in(tmp_path / "whole")
   assert export(out, to, kind).found == whole.files
 

@@ -13,6 +13,7 @@ manifest.json; and in the end report.html. Training reads them with
     --export=DIR    writes the kept texts with their images, as WebDataset tars or (--export_format=parquet) Parquet
 """
 
+import contextlib
 import os
 
 import jax
@@ -30,8 +31,9 @@ from coca.checkpoint import CheckpointError
 from coca.commands import one_line, parse_flags
 from coca.config import Source
 from coca.data import sidecars
-from coca.data.sources import open_source
-from coca.distributed import CRASHED
+from coca.data.sources import check_places, open_source, places_of
+from coca.distributed import CRASHED, LOCKED
+from coca.lock import Locked, locked
 from coca.typed import from_plain
 
 
@@ -44,8 +46,10 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
 
   Raises:
     ValueError, FileNotFoundError, CheckpointError: settings, data or models that cannot be used.
+    Locked: another job is in this (local) workdir.
     TooManyFailed, WorkersFailed, Stop: the job cannot go on.
   """
+  job.check_folder(out)
   source = job.open_job_source(settings)
   for problem in source.problems:
     print(f"source: {problem}", flush=True)
@@ -62,6 +66,11 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
     path, counts = write_report(job.preview(out, settings, models, source, preview), source, limit=preview)
     print(f"{counts}\nlook at {path}")
     return
+  with locked(out) if "://" not in out else contextlib.nullcontext():
+    _run(out, settings, source, models)
+
+
+def _run(out: str, settings: CapFilt, source, models: Models) -> None:
   shards = job.begin(out, settings, source, models.identities)
   pending = job.unfinished(out, shards)
   if len(pending) < len(shards):
@@ -82,20 +91,27 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
   print(f"{counts}\ndone: texts/ and {path.name} are in {out}; train with --config.data.sources.NAME.sidecars={out}")
 
 
+def manifest_source(out: str) -> Source:
+  """The source that a job's workdir names."""
+  return from_plain(Source, sidecars.read_manifest(out).get("source", {}), f"{out}/manifest.json: source")
+
+
 def main(argv) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   out = FLAGS.workdir if "://" in FLAGS.workdir else os.path.abspath(FLAGS.workdir)
-  with (one_line(OSError, CheckpointError, status=CRASHED),
+  with (one_line(OSError, CheckpointError, status=CRASHED), one_line(Locked, status=LOCKED),
         one_line(ValueError, FileNotFoundError, ImportError, TooManyFailed, WorkersFailed, Stop)):
     if FLAGS.export:
+      check_places(places_of(manifest_source(out), "source"), FLAGS.allow_urls, f"{out}/manifest.json")
       done = export(out, FLAGS.export, FLAGS.export_format)
       print("\n".join(done.problems[:20]), end="\n" * bool(done.problems))
       print(f"{done.samples:,} samples in {done.files} files are in {FLAGS.export}"
             + f", beside {done.found} from before" * bool(done.found))
     elif FLAGS.report:
-      source = from_plain(Source, sidecars.read_manifest(out)["source"], f"{out}/manifest.json: source")
+      source = manifest_source(out)
+      check_places(places_of(source, "source"), FLAGS.allow_urls, f"{out}/manifest.json")
       path, counts = write_report(out, open_source(source))
       print(f"{counts}\nlook at {path}")
     elif FLAGS.config is None:
@@ -113,5 +129,7 @@ if __name__ == "__main__":
   flags.DEFINE_bool("report", False, "write report.html anew")
   flags.DEFINE_string("export", "", "folder for a copy of the kept pairs, with images")
   flags.DEFINE_enum("export_format", "webdataset", sorted(SUFFIXES), "of the copy")
+  flags.DEFINE_bool("allow_urls", False, "with --report and --export: open a source in a bucket or on the web, too, "
+                    "that the workdir names")
   flags.mark_flag_as_required("workdir")
   app.run(main, flags_parser=parse_flags)

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from coca.typed import from_plain, to_plain
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
 FIELDS = ("origin", "matching", "contrastive", "decoding", "captioner", "filter", "version")  # of a text
 BLOCK = 256  # images held at once
+_LEFT = re.compile(r"\..+\.(tar|parquet)\.(partial|[0-9a-f]{32})")  # what `files.writing` has, when it is killed
 ROW_GROUP = 100  # rows; a reader that jumps reads a whole group
 
 
@@ -143,7 +145,7 @@ def _begin(to: str, settings: dict) -> None:
   fs, folder = fsspec.core.url_to_fs(to)
   if isinstance(fs, LocalFileSystem):
     for name in names:
-      if name.startswith(".") and any(f"{suffix}." in name for suffix in SUFFIXES.values()):
+      if _LEFT.fullmatch(name):
         (Path(folder) / name).unlink()
 
 

@@ -7,10 +7,12 @@ goes on with the others and ends with the same bytes.
 import contextlib
 import json
 
+import fsspec
 import numpy as np
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from coca.begin import NOT_OURS
 from coca.capfilt.models import Models
 from coca.capfilt.report import evenly
 from coca.capfilt.settings import CapFilt, described, threshold
@@ -26,6 +28,17 @@ ENOUGH = 200  # images, to judge the share of failed ones
 def open_job_source(settings: CapFilt):
   """The job's source; an error names config.source."""
   return open_source(settings.source, "config.source")
+
+
+def check_folder(out: str) -> None:
+  """Raises ValueError unless a job can be done in `out`: in a new or an empty folder, or in that of a job."""
+  fs, folder = fsspec.core.url_to_fs(out)
+  fs.invalidate_cache()
+  names = {path.rstrip("/").rpartition("/")[2] for path in fs.ls(folder, detail=False)} if fs.isdir(folder) else set()
+  found = sorted(name for name in names if name != "preview" and not NOT_OURS.fullmatch(name))
+  if found and "manifest.json" not in names:
+    raise ValueError(f"{out} is neither empty nor the workdir of a CapFilt job (it has no manifest.json): it holds "
+                     f"{', '.join(found[:5])}{', ...' if found[5:] else ''}. Take another --workdir")
 
 
 def only_human(source) -> bool:

@@ -12,13 +12,15 @@ import numpy as np
 
 from coca import inference
 from coca.capfilt.settings import CapFilt, threshold
-from coca.config import Model
+from coca.config import Config, Model
 from coca.decoding.common import Special
 from coca.decoding.decode import own_prompt, prompts
 from coca.forward import check_decoding_model
 from coca.host import round_up, to_host
+from coca.hub import local_folder
 from coca.trees import flat
 from coca.typed import to_plain
+from coca.workdir import read_config
 
 MOST_TEXTS = 32  # of each image, that are scored at once
 
@@ -37,12 +39,12 @@ class Models:
 
   def __init__(self, settings: CapFilt, devices=None):
     self.settings = settings
+    _check(settings, *(name and read_config(local_folder(name)) for name in (settings.captioner, settings.filter)))
     self.captioner = inference.load(settings.captioner, devices=devices) if settings.captioner else None
     if settings.filter and settings.filter == settings.captioner:
       self.filter = self.captioner
     else:
       self.filter = inference.load(settings.filter, devices=devices) if settings.filter else None
-    _check(settings, self.captioner, self.filter)
     self.identities = {"captioner": identity(self.captioner), "filter": identity(self.filter)}
     self.batch = round_up(settings.batch, (self.captioner or self.filter).forward.mesh)
     if self.captioner:
@@ -107,12 +109,12 @@ class Models:
       yield "filter", self.filter
 
 
-def _check(settings: CapFilt, captioner, filter_model) -> None:
+def _check(settings: CapFilt, captioner: Config | str, config: Config | str) -> None:
+  """Of the captioner's and the filter's settings, before the models are loaded; empty: there is none."""
   if captioner:
-    check_decoding_model(settings.decoding, captioner.config)
-  if not filter_model:
+    check_decoding_model(settings.decoding, captioner)
+  if not config:
     return
-  config = filter_model.config
   needed = set(threshold(settings) or ())
   if settings.share or settings.top or (settings.best < settings.decoding.n and not settings.decoding.rerank):
     needed.add(settings.rank_by)

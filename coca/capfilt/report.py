@@ -21,6 +21,7 @@ from coca.capfilt.tally import COLUMNS, IDENTITIES, C, M, Tally
 from coca.data import sidecars
 from coca.data.images import decode_eval
 from coca.data.records import BadRecord
+from coca.data.sources.files import write_atomic
 from coca.page import SIDE, data_url
 
 PARTS = ("frame.html", "style.css", "counts.js", "thresholds.js", "pictures.js")
@@ -73,9 +74,8 @@ def write_report(out, source, limit: int = 400) -> tuple[epath.Path, Tally]:
     "failures": [[reason, *count] for reason, count in sorted(tally.failures.items(), key=lambda f: -f[1][0])[:50]],
     "records": records,
   }
-  path, partial = out / "report.html", out / "report.html.partial"
-  partial.write_bytes(_page(f"CapFilt: {out.name}", data).encode("utf-8", "replace"))
-  partial.replace(path)
+  path = out / "report.html"
+  write_atomic(path, _page(f"CapFilt: {out.name}", data).encode("utf-8", "replace"))
   return path, tally
 
 

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from coca.checks import CHOICES
 from coca.config import Source, to_dict
+from coca.data_checks import check_source
 from coca.decoding.settings import Decoding
 from coca.typed import from_plain, to_plain
 
@@ -73,6 +74,7 @@ def parse(config: ConfigDict | dict) -> CapFilt:
   for name in ("kind", "origin"):
     value, allowed = getattr(settings.source, name), CHOICES[f"data.sources.*.{name}"]
     check(value in allowed, f"config.source.{name} is {value!r}; it may be {', '.join(map(repr, allowed))}")
+  check_source(settings.source, "config.source")
   check(not settings.source.sidecars, "config.source.sidecars: the texts of a job before are not filtered again; leave "
         "it empty")
   check(not settings.source.question_key, "config.source.question_key: answers are no captions; leave it empty")

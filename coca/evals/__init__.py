@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from coca.config import Config, Eval
-from coca.data.sources import open_source
+from coca.data.sources import open_source, places_of
 from coca.evals.captions import Captions
 from coca.evals.matching import Matching
 from coca.evals.retrieval import Retrieval
@@ -33,10 +33,7 @@ def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[di
     FileNotFoundError: as `coca.data.sources.open_source`.
   """
   sources, train_sources = {}, {}
-  for name in config.evals if names is None else names:
-    if name not in config.evals:
-      raise ValueError(f"the config has no evaluator '{name}'; it has: {', '.join(config.evals) or 'none'}")
-    settings = config.evals[name]
+  for name, settings in _named(config, names).items():
     sources[name] = open_source(settings.source, f"config.evals.{name}.source")
     neighbours = settings.pixel_neighbours
     if neighbours and neighbours not in train_sources:
@@ -44,6 +41,26 @@ def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[di
     with _naming(name):
       _check(settings, sources[name], train_sources.get(neighbours))
   return sources, train_sources
+
+
+def places(config: Config, names: Iterable[str] | None = None) -> dict[str, str]:
+  """Paths and URLs that `open_sources` would open, by the names of their settings; raises as it does."""
+  found = {}
+  for name, settings in _named(config, names).items():
+    found |= places_of(settings.source, f"config.evals.{name}.source")
+    if settings.pixel_neighbours:
+      found |= places_of(config.data.sources[settings.pixel_neighbours],
+                         f"config.data.sources.{settings.pixel_neighbours}")
+    if settings.answers:
+      found[f"config.evals.{name}.answers"] = settings.answers
+  return found
+
+
+def _named(config: Config, names: Iterable[str] | None) -> dict[str, Eval]:
+  for name in names or ():
+    if name not in config.evals:
+      raise ValueError(f"the config has no evaluator '{name}'; it has: {', '.join(config.evals) or 'none'}")
+  return {name: settings for name, settings in config.evals.items() if names is None or name in names}
 
 
 def _check(settings: Eval, source, neighbours) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,8 +99,7 @@ def check_new(out: Path) -> None:
 @contextmanager
 def directory(out: Path):
   """A folder that takes the name `out` when the block has ended well, and is removed otherwise."""
-  partial = out.parent / f"{out.name}.{os.getpid()}.partial"
-  shutil.rmtree(partial, ignore_errors=True)
+  partial = out.parent / f".{out.name}.{uuid.uuid4().hex}"  # which nobody else has
   partial.mkdir(parents=True)
   try:
     yield partial

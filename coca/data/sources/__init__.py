@@ -33,6 +33,31 @@ def open_source(settings: config.Source, where: str = SETTING):
     raise kind(text if where in text else f"{where}: {text}") from None
 
 
+def places_of(settings: config.Source, where: str) -> dict[str, str]:
+  """What `open_source` would open, by the names of the settings; nothing for the corpus in the package."""
+  found = {f"{where}.path": "" if settings.kind == "builtin" else settings.path, f"{where}.sidecars": settings.sidecars}
+  return {name: path for name, path in found.items() if path}
+
+
+def check_places(places: dict[str, str], allow_urls: bool, whose: str) -> None:
+  """Says which data are opened because a workdir, which somebody else may have made, names them.
+
+  Args:
+    places: paths and URLs by the names of their settings.
+    allow_urls: whether URLs may be opened.
+    whose: the file that names them.
+
+  Raises:
+    ValueError: there are URLs, and they may not.
+  """
+  for name, path in places.items():
+    print(f"{whose} names {name}: {path}", flush=True)
+  remote = [path for path in places.values() if "://" in path or "::" in path]
+  if remote and not allow_urls:
+    raise ValueError(f"{whose} names data that are not on this machine: {', '.join(remote)}. They are opened, with "
+                     "your credentials, only with --allow_urls")
+
+
 def _open(settings: config.Source):
   # Each format imports its own library, and only when it is used.
   if settings.kind == "builtin":
