@@ -37,7 +37,7 @@ PLACES = (".path", ".sidecars")  # of a source
 TOKENIZER = ("seed", *READ_ONCE, "model.kind", "model.text.vocab", "data.tokenizer_texts", "data.sources")
 SAMPLE = 8  # records that stand for all of a source
 # What others put into the folder of a run before it begins: launchers their logs, file systems hidden files.
-NOT_OURS = re.compile(r"\..*|lost\+found|logs|xla_cache|nohup\.out|.*\.(log|out|err)")
+NOT_OURS = re.compile(r"\..*|lost\+found|logs|xla_cache|.*\.(log|out|err)|log(\.txt)?|std(out|err)")
 
 
 def check_folder(workdir) -> None:

@@ -137,7 +137,7 @@ def test_a_model_to_start_from_is_looked_at_before_anything_is_written(nothing_d
 
 
 @pytest.mark.parametrize("names", [
-  (), (".DS_Store", "lost+found", "logs", "train.log", "nohup.out", "slurm-7.out", "xla_cache"),
+  (), (".DS_Store", "lost+found", "logs", "train.log", "log.txt", "stderr", "nohup.out", "slurm-7.out", "xla_cache"),
   ("config.json", "tokenizer.model", "metrics.jsonl")])
 def test_folders_that_a_run_takes(tmp_path, names):
   for name in names:
