@@ -3,18 +3,21 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from coca import begin, lock, train
+from coca import lock
 from coca.data.sources.files import write_atomic
 from coca.lock import Locked, locked
 
+ROOT = Path(__file__).parents[1]
 HOLDER = """import sys
 from coca.lock import locked
 with locked(sys.argv[1]):
@@ -165,10 +168,10 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path):
   assert not (tmp_path / "a" / "run").exists()
 
 
-def test_training_takes_the_lock(holder, tmp_path, monkeypatch):
-  from test_begin import parse, tiny
-  monkeypatch.setattr(begin, "begin", None)
-  before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name != lock.FILE}
-  with pytest.raises(Locked, match=f"process {holder.pid} "):
-    train.run(parse(tiny()), tmp_path)
-  assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name != lock.FILE}
+def test_training_takes_the_lock(holder, tmp_path):
+  """The second one writes nothing, and its status says that it may be tried again."""
+  command = [sys.executable, "-m", "coca.train", "--config=configs/coca_tiny.py:runlocal", f"--workdir={tmp_path}"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == lock.distributed.LOCKED
+  assert re.match(f"error: another run is in {tmp_path}: process {holder.pid} ", done.stderr.splitlines()[-1])
+  assert [path.name for path in tmp_path.iterdir()] == [lock.FILE]
