@@ -23,7 +23,7 @@ from tqdm import tqdm
 from coca import inference
 from coca.checkpoint import CheckpointError
 from coca.commands import one_line
-from coca.decoding.settings import Decoding
+from coca.decoding.settings import Decoding, unknown
 from coca.page import Page
 
 BATCH = 64
@@ -111,7 +111,10 @@ def main(argv=None) -> None:
       how.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=field.default)
     else:
       how.add_argument(f"--{field.name}", type=field.type, default=field.default, metavar=str(field.default))
-  args = vars(parser.parse_args(argv))
+  args, rest = parser.parse_known_args(argv)
+  if rest:
+    parser.error(unknown(rest[0].split("=")[0].removeprefix("--")))
+  args = vars(args)
   with one_line(ValueError, ImportError, OSError, CheckpointError):
     good, bad = caption(inference.load(args.pop("model")), **args)
   if bad:

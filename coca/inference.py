@@ -30,7 +30,7 @@ from coca.data.tokenizer import Tokenizer
 from coca.data_checks import check_prompts
 from coca.decoding.common import Special
 from coca.decoding.decode import prompts
-from coca.decoding.settings import Decoding, answer_decoding
+from coca.decoding.settings import answer_decoding, make_decoding
 from coca.forward import Forward, check_decoding_model
 from coca.host import Lagged, round_up
 from coca.hub import local_folder
@@ -198,9 +198,9 @@ class ContrastiveCaptioner:
     Raises:
       ValueError: as `embed_images`, a model without a multimodal decoder, settings that make no sense, or a prompt that
         leaves no room.
-      TypeError: a setting that `coca.decoding.settings.Decoding` lacks.
+      TypeError: a setting that `coca.decoding.settings.Decoding` lacks; a name of transformers is answered with ours.
     """
-    decoding, images = Decoding(**settings), _as_list(images)
+    decoding, images = make_decoding(**settings), _as_list(images)
     check_decoding_model(decoding, self.config)
     own = self.config.data.prompt if prompt is None else ""
     given = [prompt or own] * len(images) if prompt is None or isinstance(prompt, str) else list(prompt)

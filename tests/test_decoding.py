@@ -1,5 +1,6 @@
 """Texts from the cache against plain loops over full forward passes, for every strategy; prompts, batches, devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 from coca.decoding.beam import beam_search
 from coca.decoding.decode import prompts
 from coca.decoding.sample import draw, image_keys, sample, uniforms
-from coca.decoding.settings import Decoding
+from coca.decoding.settings import Decoding, answer_decoding, make_decoding
 from coca.forward import Forward, abstract_model
 from coca.models.common import Encoded
 
@@ -64,10 +65,13 @@ def uncached(text, vocab=VOCAB, length=LENGTH):
 
 
 def processed(scores, seen, d):
-  """Scores [V] after the repetition penalty and without the tokens that may not follow `seen`."""
+  """Scores [V] after the repetition penalty and without what would repeat an n-gram of `seen` or may not follow it."""
   scores = scores.copy()
   for i in set(seen.tolist()):
     scores[i] = scores[i] * d.repetition_penalty if scores[i] < 0 else scores[i] / d.repetition_penalty
+  if n := d.no_repeat_ngram_size:
+    grams = [tuple(seen[i : i + n]) for i in range(len(seen) - n + 1)]
+    scores[[g[-1] for g in grams if g[:-1] == tuple(seen[len(seen) - n + 1 :])]] = -np.inf
   scores[[PAD, BOS]] = -np.inf
   if len(seen) < d.min_length:
     scores[EOS] = -np.inf
@@ -100,6 +104,55 @@ def plain_sample(d, prompt=None, lengths=None):
       ended[b, k] = chosen[b, k] == EOS
   new = (text != PAD).sum(-1) - lengths[:, None]
   return text[:, :, :longest], score / new**d.length_penalty
+
+
+class Heap:
+  """The texts of an image that have ended, as transformers 4.15 keeps them: a score is divided by the text's length."""
+
+  def __init__(self, d):
+    self.d, self.texts = d, []
+
+  def add(self, score, text, ids):
+    """`text` counts in the length; `ids` is what it looks like in the end."""
+    self.texts.append((score / len(text) ** self.d.length_penalty, ids))
+    self.texts = sorted(self.texts, key=lambda x: -x[0])[: self.d.beams]
+
+  def done(self, best, length):
+    full = len(self.texts) == self.d.beams
+    return full and (self.d.early_stop or self.texts[-1][0] >= best / length**self.d.length_penalty)
+
+
+def plain_whole(d, prompt=None, lengths=None):
+  """Beam search as transformers 4.15 has it, an image and a beam at a time, by a full forward pass a token."""
+  longest, beams = d.max_length or LENGTH, d.beams
+  text, lengths = start(beams, prompt, lengths, LENGTH)
+  running = [[(0.0, text[b, 0, : lengths[b]])] for b in range(N)]
+  heaps, open_ = [Heap(d) for _ in range(N)], set(range(N))
+  for t in range(longest - 1):
+    for b in range(N):
+      for k, (_, seq) in enumerate(running[b]):
+        text[b, k, : len(seq)] = seq
+    logp = uncached(text)[1]
+    for b in [b for b in open_ if t + 1 >= lengths[b]]:
+      found = []
+      for k, (score, seq) in enumerate(running[b]):
+        allowed = processed(logp[b, k, t], seq, d)
+        found += [(score + allowed[v], seq, v) for v in np.flatnonzero(allowed > -np.inf)]
+      found = sorted(found, key=lambda x: -x[0])[: 2 * beams]
+      for score, seq, v in found[:beams]:
+        if v == EOS:
+          heaps[b].add(score, seq, np.append(seq, v))
+      running[b] = [(score, np.append(seq, v)) for score, seq, v in found if v != EOS][:beams]
+      if heaps[b].done(found[0][0], t + 1):
+        open_.discard(b)
+  for b in open_:
+    for score, seq in running[b]:
+      heaps[b].add(score, seq, seq)
+  out, score = np.full((N, d.n, longest), PAD, np.int32), np.full((N, d.n), -np.inf)
+  for b in range(N):
+    for k, (s, seq) in enumerate(heaps[b].texts[: d.n]):
+      out[b, k, : len(seq)], score[b, k] = seq, s
+  return out, score
 
 
 def plain_beam(d, prompt=None, lengths=None, vocab=VOCAB, length=LENGTH):
@@ -157,11 +210,20 @@ SAMPLING = (
   Decoding(strategy="sample", n=3, temperature=1.5),
   Decoding(strategy="sample", n=3, top_p=0.7, repetition_penalty=1.3, seed=5),
   Decoding(strategy="sample", n=2, top_k=4, top_p=0.9, min_length=4),
+  Decoding(no_repeat_ngram_size=2),
+  Decoding(strategy="sample", n=3, no_repeat_ngram_size=1, repetition_penalty=0.5),
 )
 SEARCHES = (
   Decoding(strategy="beam", beams=3, n=3),
   Decoding(strategy="beam", beams=4, n=2, early_stop=True, length_penalty=0.5, min_length=4, max_length=9),
   Decoding(strategy="beam", beams=3, n=1, length_penalty=2.0, repetition_penalty=1.4),
+  Decoding(strategy="beam", beams=3, n=2, no_repeat_ngram_size=3, repetition_penalty=0.7),
+)
+WHOLE = (
+  Decoding(strategy="beam", beams=3, n=3, length_normalisation="whole"),
+  Decoding(strategy="beam", beams=3, min_length=4, max_length=9, length_normalisation="whole"),
+  Decoding(strategy="beam", beams=4, n=2, early_stop=True, length_penalty=0.5, length_normalisation="whole"),
+  Decoding(strategy="beam", beams=2, n=2, length_penalty=3.0, max_length=8, length_normalisation="whole"),
 )
 
 
@@ -177,6 +239,32 @@ def test_beam_search_with_a_cache_equals_lists_and_full_passes(d):
   assert (np.diff(score, axis=1) <= 0).all()
   if d.n > 1:
     assert (text[:, 0] != text[:, 1]).any(-1).all()
+
+
+@pytest.mark.parametrize("d", WHOLE, ids=range(len(WHOLE)))
+@pytest.mark.parametrize("prompted", [False, True])
+def test_beams_by_the_whole_length_are_those_of_blips_authors(d, prompted):
+  """Their transformers divides by prompt and words, newer ones by words and EOS: with a prompt other captions win."""
+  given = some_prompts() if prompted else ()
+  text, score = write(d, **dict(zip(("prompt", "lengths"), given, strict=False)))
+  assert_same((text, score), plain_whole(d, *given))
+  if prompted:
+    newer = dataclasses.replace(d, length_normalisation="generated")
+    other = write(newer, prompt=given[0], lengths=given[1])
+    assert_same(other, plain_beam(newer, *given))
+    assert d.early_stop or (text[:, 0] != other[0][:, 0]).any()
+
+
+def test_no_ngram_comes_twice_the_prompt_included():
+  prompt, lengths = some_prompts()
+  for d in (Decoding(repetition_penalty=0.5, no_repeat_ngram_size=2),
+            Decoding(strategy="sample", n=2, repetition_penalty=0.5, no_repeat_ngram_size=2),
+            Decoding(strategy="beam", beams=2, n=2, repetition_penalty=0.5, no_repeat_ngram_size=2)):
+    text = write(d, prompt=prompt, lengths=lengths)[0].reshape(-1, LENGTH)
+    free = write(dataclasses.replace(d, no_repeat_ngram_size=0), prompt=prompt, lengths=lengths)[0].reshape(-1, LENGTH)
+    pairs_ = [[[tuple(row[i : i + 2]) for i in range((row != PAD).sum() - 1)] for row in rows] for rows in (text, free)]
+    # A prompt itself may repeat one.
+    assert all(len(set(p)) == len(p) for p in pairs_[0]) and any(len(set(p)) < len(p) for p in pairs_[1])
 
 
 def test_greedy_texts_begin_with_bos_and_end_at_eos_with_padding_after():
@@ -398,3 +486,26 @@ def test_what_a_model_cannot_do_is_said_before_anything_is_compiled():
     caption({}, Decoding(strategy="sample"))
   with pytest.raises(ValueError, match="a prompt needs its lengths"):
     caption({}, Decoding(), prompt=np.ones((1, 2), np.int32))
+
+
+@pytest.mark.parametrize(("name", "ours"), [
+  ("num_beams", "beams, with strategy 'beam'"), ("max_new_tokens", "max_length, which counts BOS"),
+  ("num_return_sequences", "is called n"), ("do_sample", "strategy 'sample'"), ("early_stopping", "early_stop"),
+  ("generation_type", "strategy"), ("lenght_penalty", "did you mean length_penalty"), ("best_of", "known: strategy, n"),
+])
+def test_other_peoples_names_are_answered_with_ours(name, ours):
+  with pytest.raises(TypeError, match=f"{name}.*{ours}"):
+    make_decoding(**{name: 3})
+
+
+def test_answers_are_written_as_blips_authors_write_them():
+  assert answer_decoding(10) == Decoding(strategy="beam", beams=3, max_length=10, length_normalisation="whole")
+
+
+@pytest.mark.parametrize("values", [
+  {"length_normalisation": "words", "strategy": "beam"}, {"length_normalisation": "whole"},
+  {"no_repeat_ngram_size": -1},
+])
+def test_settings_that_make_no_sense(values):
+  with pytest.raises(ValueError, match=next(iter(values))):
+    Decoding(**values)

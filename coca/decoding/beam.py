@@ -32,6 +32,11 @@ def beam_search(start, image_tokens, prompt, lengths, length: int, decoding: Dec
   image has ended when it has K texts and either `early_stop` or no beam that runs could beat the worst of them by the
   score that it has now (for a length penalty above 0 a guess: it might get better with every word).
 
+  With `length_normalisation` 'whole' it is the search of transformers 4.15, with which BLIP's tables were made
+  (generation_beam_search.py there). Besides the length that a score is divided by: whether an image has ended is
+  judged by the best continuation of all, also by one that just did; and at the last position the K texts that don't
+  end are kept beside those that do, unless the image has ended.
+
   Args:
     start: see `begin`.
     image_tokens: [B, S, D].
@@ -47,7 +52,12 @@ def beam_search(start, image_tokens, prompt, lengths, length: int, decoding: Dec
   beams = decoding.beams
   stops = decoding.early_stop or beams == 1  # a single beam is greedy: no other text is looked for
   step, cache, position, text, ancestors = begin(start, image_tokens, prompt, lengths, beams, length)
-  batch = len(text)
+  batch, whole = len(text), decoding.length_normalisation == "whole"
+
+  def norm_of(tokens):
+    """Number of tokens, int32 [] or [B] -> what the scores [B, 1] are divided by."""
+    tokens = jnp.broadcast_to(jnp.maximum(tokens, 1), (batch,))[:, None]
+    return tokens.astype(jnp.float32) ** decoding.length_penalty
 
   def goes_on(state):
     return (state.position < length - 1) & ~state.ended.all()
@@ -64,15 +74,12 @@ def beam_search(start, image_tokens, prompt, lengths, length: int, decoding: Dec
     parent, ids = chosen // width, jnp.take_along_axis(ids.reshape(batch, -1), chosen, axis=-1)
     text = put_at(_rows(state.text, parent), ids, following)
 
-    new = (following + 1 - lengths)[:, None]
-    norm = jnp.maximum(new, 1).astype(jnp.float32) ** decoding.length_penalty
-    ends = (ids == special.eos) | (following == length - 1)
+    last, best = following == length - 1, score[:, :1]
+    norm = norm_of(following if whole else following + 1 - lengths)
+    ends = (ids == special.eos) if whole else (ids == special.eos) | last
     given = (following < lengths)[:, None]  # by the prompt
     counts = ends & (jnp.arange(ends.shape[1]) < beams) & ~state.ended[:, None] & ~given
-    done_score, kept = jax.lax.top_k(
-      jnp.concatenate([state.done_score, jnp.where(counts, score / norm, -jnp.inf)], axis=1), beams
-    )
-    done_text = _rows(jnp.concatenate([state.done_text, text], axis=1), kept)
+    done_text, done_score = _best(state.done_text, state.done_score, text, jnp.where(counts, score / norm, -jnp.inf))
 
     score, kept = jax.lax.top_k(jnp.where(ids == special.eos, -jnp.inf, score), beams)
     parent = jnp.where(given, jnp.arange(beams), jnp.take_along_axis(parent, kept, axis=1))
@@ -82,8 +89,13 @@ def beam_search(start, image_tokens, prompt, lengths, length: int, decoding: Dec
     ancestors = put_at(_rows(state.ancestors, parent), jnp.arange(beams)[None].repeat(batch, 0), following)
 
     full = done_score[:, -1] > -jnp.inf
-    hopeless = full & (score[:, 0] / norm[:, 0] <= done_score[:, -1])
+    best = best if whole else score[:, :1]
+    hopeless = full & (best / norm <= done_score[:, -1:])[:, 0]
     ended = state.ended | ~given[:, 0] & (hopeless | (score[:, 0] == -jnp.inf) | full & stops)
+    if whole:
+      cut = last & ~ended[:, None] & ~given
+      done_text, done_score = _best(
+        done_text, done_score, text, jnp.where(cut, score / norm_of(following + 1), -jnp.inf))
     return _State(following, text, score, ancestors, done_text, done_score, ended, cache)
 
   # A prompt as long as the text leaves nothing to write.
@@ -95,6 +107,12 @@ def beam_search(start, image_tokens, prompt, lengths, length: int, decoding: Dec
   )
   state = jax.lax.while_loop(goes_on, body, state)
   return Decoded(state.done_text[:, : decoding.n], state.done_score[:, : decoding.n])
+
+
+def _best(done_text, done_score, text, score):
+  """The K texts with the highest scores of [B, K, T] and [B, M, T], in order; of equal ones the earlier."""
+  done_score, kept = jax.lax.top_k(jnp.concatenate([done_score, score], axis=1), done_score.shape[1])
+  return _rows(jnp.concatenate([done_text, text], axis=1), kept), done_score
 
 
 def _rows(x, rows):

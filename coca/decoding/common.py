@@ -67,7 +67,7 @@ def put_at(x, values, position):
 
 
 def process(logits, text, length, decoding: Decoding, special: Special, log_normalizer=0.0):
-  """Repetition penalty, then the tokens that may not come next.
+  """Repetition penalty, then the tokens that may not come next, as transformers' processors of these names.
 
   Args:
     logits: fp32 [B, K, V].
@@ -85,9 +85,30 @@ def process(logits, text, length, decoding: Decoding, special: Special, log_norm
     seen = jnp.take_along_axis(logits, text, axis=-1) - log_normalizer
     seen = jnp.where(seen < 0, seen * decoding.repetition_penalty, seen / decoding.repetition_penalty) + log_normalizer
     logits = jnp.put_along_axis(logits, text, seen, axis=-1, inplace=False)
+  if decoding.no_repeat_ngram_size:
+    logits = jnp.put_along_axis(
+      logits, _completing(text, length, decoding.no_repeat_ngram_size), -jnp.inf, axis=-1, inplace=False)
   ids = jnp.arange(logits.shape[-1])
   barred = (ids == PAD) | (ids == special.bos) | (ids == special.eos) & (length < decoding.min_length)
   return jnp.where(barred, -jnp.inf, logits)
+
+
+def _completing(text, length, n: int):
+  """The tokens that would make the last n - 1 ones an n-gram which the text has already.
+
+  Args:
+    text: int32 [..., T], tokens so far, then others.
+    length: int32 [], number of the tokens so far.
+    n: at least 1.
+
+  Returns:
+    int32 [..., T], `PAD` in all other places.
+  """
+  place = jnp.arange(text.shape[-1])
+  found = (place >= n - 1) & (place < length)
+  for back in range(1, n):  # the token `back` places before, here and at the end
+    found &= jnp.roll(text, back, axis=-1) == at(text, jnp.maximum(length - back, 0))[..., None]
+  return jnp.where(found, text, PAD)
 
 
 def top(x, k: int):

@@ -1,7 +1,8 @@
 """How texts are written."""
 
+import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,11 @@ class Decoding:
   top_k: int = 0  # only the so many most probable tokens; 0: all
   top_p: float = 1.0  # only the smallest set of most probable tokens with this mass (nucleus); 1: all
   repetition_penalty: float = 1.0  # for tokens that the text or its prompt has already; BLIP samples with 1.1
-  length_penalty: float = 1.0  # a score is the sum of log-probabilities / (new tokens, with EOS) ** length_penalty
+  no_repeat_ngram_size: int = 0  # no so many tokens in a row come twice in a text and its prompt; 0: any may
+  length_penalty: float = 1.0  # a score is the sum of log-probabilities / length ** length_penalty
+  # That length, with beams: 'generated', the new tokens with EOS (transformers from 4.36 on); 'whole', prompt and BOS
+  # too but no EOS, and the search ends by it (transformers 4.15, which made BLIP's tables).
+  length_normalisation: str = "generated"
   early_stop: bool = False  # beam search ends with as many ended texts as beams, though better ones might come
   rerank: bool = False  # the texts of an image in the order of the contrastive head's similarity to it
   seed: int = 0  # of sampling
@@ -31,7 +36,44 @@ class Decoding:
 
 def answer_decoding(length: int) -> Decoding:
   """How BLIP writes answers of at most `length` tokens."""
-  return Decoding(strategy="beam", beams=3, max_length=length)
+  return Decoding(strategy="beam", beams=3, max_length=length, length_normalisation="whole")
+
+
+# Names that other libraries have for these settings: transformers' `generate`, open_clip's and BLIP's.
+FOREIGN = {
+  "num_beams": "beams, with strategy 'beam'",
+  "do_sample": "strategy 'sample'",
+  "sample": "strategy 'sample'",
+  "generation_type": "strategy",
+  "num_return_sequences": "n",
+  "max_new_tokens": "max_length, which counts BOS and the prompt too",
+  "min_new_tokens": "min_length, which counts BOS and the prompt too",
+  "seq_len": "max_length",
+  "min_seq_len": "min_length",
+  "early_stopping": "early_stop",
+  "ngram_size": "no_repeat_ngram_size",
+}
+
+
+def unknown(name: str) -> str:
+  """What to say of a setting that `Decoding` lacks."""
+  known = [field.name for field in fields(Decoding)]
+  close = difflib.get_close_matches(name.replace("-", "_"), known, 1)
+  if name.replace("-", "_") in FOREIGN:
+    return f"{name} is called {FOREIGN[name.replace('-', '_')]}"
+  return f"{name}: no such setting; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}")
+
+
+def make_decoding(**settings) -> Decoding:
+  """`Decoding`, but a name that it lacks is answered with ours.
+
+  Raises:
+    TypeError: there is no setting of such a name.
+    ValueError: as `Decoding`.
+  """
+  if wrong := [name for name in settings if name not in Decoding.__dataclass_fields__]:
+    raise TypeError(f"decoding: {unknown(wrong[0])}")
+  return Decoding(**settings)
 
 
 def _check(d: Decoding) -> None:
@@ -41,8 +83,12 @@ def _check(d: Decoding) -> None:
 
   kinds = ("greedy", "sample", "beam")
   check(d.strategy in kinds, f"strategy is {d.strategy!r}; it may be {', '.join(map(repr, kinds))}")
-  for name, least in (("n", 1), ("beams", 1), ("max_length", 0), ("min_length", 0), ("top_k", 0), ("seed", 0)):
+  for name, least in (("n", 1), ("beams", 1), ("max_length", 0), ("min_length", 0), ("top_k", 0), ("seed", 0),
+                      ("no_repeat_ngram_size", 0)):
     check(getattr(d, name) >= least, f"{name} is {getattr(d, name)}; it takes {least} or more")
+  lengths = ("generated", "whole")
+  check(d.length_normalisation in lengths,
+        f"length_normalisation is {d.length_normalisation!r}; it may be {', '.join(map(repr, lengths))}")
   check(d.seed < 2**32, f"seed is {d.seed}; it has to be below 2 ** 32")
   check(d.max_length != 1, "max_length is 1; it counts BOS, so a text needs at least 2")
   check(d.max_length == 0 or d.min_length < d.max_length,
@@ -52,7 +98,8 @@ def _check(d: Decoding) -> None:
   check(0 < d.top_p <= 1, f"top_p is {d.top_p}; it is a probability above 0, 1 for all tokens")
   check(math.isfinite(d.length_penalty), f"length_penalty is {d.length_penalty}; it has to be finite")
   for name, off, where in (("n", 1, kinds[1:]), ("temperature", 1, kinds[1:2]), ("top_k", 0, kinds[1:2]),
-                           ("top_p", 1, kinds[1:2]), ("early_stop", False, kinds[2:])):
+                           ("top_p", 1, kinds[1:2]), ("early_stop", False, kinds[2:]),
+                           ("length_normalisation", "generated", kinds[2:])):
     check(getattr(d, name) == off or d.strategy in where,
           f"{name} {getattr(d, name)} has no effect with strategy {d.strategy!r}; leave it out or set "
           f"{' or '.join(map(repr, where))}")

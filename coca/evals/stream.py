@@ -17,6 +17,7 @@ from coca import sharding
 from coca.config import Config, Eval
 from coca.data import pipeline
 from coca.data.records import Record
+from coca.data.tokenizer import all_unknown
 from coca.host import Lagged, round_up, to_host
 
 
@@ -94,9 +95,7 @@ class Stream:
     A text in which the tokenizer knows nothing (its tokens are unknown, all of them) equals none but itself.
     """
     unique, kind = np.unique(ids, axis=0, return_inverse=True)
-    kind = kind.reshape(-1)
-    unknown = np.array([not self.tokenizer.decode(row).strip() for row in unique], bool)[kind]
-    return np.where(unknown, len(unique) + np.arange(len(ids)), kind)
+    return np.where(all_unknown(self.tokenizer, ids), len(unique) + np.arange(len(ids)), kind.reshape(-1))
 
   def embed_texts(self, params, ids: np.ndarray) -> np.ndarray:
     """Token ids [N, L], the same on every host -> float32 [N, E], unit length."""
