@@ -3,15 +3,18 @@
 A step is a directory `DIRECTORY/STEP` with two items: `state`, the arrays by their path in the pytree, and `meta`, a
 JSON record of the caller's `meta` and every array's shape, type and checksum. Orbax commits a step by a rename, so a
 process killed at any moment leaves the previous steps as they were. Neither Orbax nor its storage notices a changed
-byte in an array; the checksums do.
+byte in an array; the checksums do. An error of the system is no damage: it is tried again, and nothing is changed.
 """
 
+import asyncio
 import hashlib
 import json
 import os
 import re
 import signal
 import threading
+import time
+from collections.abc import Callable, Collection
 from contextlib import contextmanager
 
 import jax
@@ -23,6 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from coca import retries
 from coca.checksums import checksums
 from coca.host import from_first
 
@@ -93,7 +97,7 @@ class Checkpoints:
     return True
 
   def restore(self, abstract_state):
-    """Reads and verifies the latest usable step; damaged ones are reported, renamed and passed over.
+    """Reads and verifies the latest usable step; damaged ones are reported, renamed and passed over, all but the last.
 
     Args:
       abstract_state: pytree of `jax.ShapeDtypeStruct`s (or arrays) with the shardings to restore to; the mesh
@@ -103,25 +107,26 @@ class Checkpoints:
       (state, meta, step), or None where no checkpoint was ever completed.
 
     Raises:
-      CheckpointError: there are checkpoints, but each is damaged.
+      CheckpointError: there are checkpoints, but each is damaged, or the system can't read them.
       ValueError: the step holds other arrays than `abstract_state`; the first differing ones are listed.
     """
     self.wait()
     wanted = _flatten(abstract_state)
-    while (step := self.latest_step()) is not None:
-      arrays = record = damage = None
+    gone = set()
+    while (step := _newest(self.directory, gone)) >= 0:
+      path = self.directory / str(step)
       try:
-        arrays, record = _read(self.directory / str(step), wanted)
+        arrays, record = _by_all(lambda path=path: _read(path, wanted), path)
+        damage = _compare(arrays, record)
       except _Damaged as e:
         damage = str(e)
-      if _any_process(damage is not None):  # agreed before the checksums, which all processes compute together
-        damage = damage or "another process could not read its part"
-      else:
-        damage = _compare(arrays, record)
       if damage is None:
         return _unflatten(abstract_state, arrays), record["meta"], step
-      self._set_aside(step, damage)
-    if self.directory.exists() and (lost := sorted(p.name for p in self.directory.iterdir() if DAMAGED in p.name)):
+      if _is_there(path):
+        self._set_aside(step, damage)
+      else:  # removed meanwhile: no damage
+        gone.add(step)
+    if lost := sorted(name for name in _names(self.directory) if DAMAGED in name):
       raise CheckpointError(f"no usable checkpoint in {self.directory}, only {', '.join(lost)}. Copy one back from "
                             "elsewhere, or remove these to start from the first step")
     return None
@@ -161,13 +166,16 @@ class Checkpoints:
 
   def _set_aside(self, step: int, damage: str) -> None:
     path = self.directory / str(step)
+    if _newest(self.directory, {step}) < 0:
+      raise CheckpointError(f"{path} is damaged: {damage}. It is the only one, and is left as it is: copy a sound one "
+                            "back from elsewhere, or remove it to start from the first step")
     target, n = f"{path}{DAMAGED}", 1
     while epath.Path(target).exists():
       target, n = f"{path}{DAMAGED}{n}", n + 1
     logging.warning("checkpoint %s is damaged: %s. It becomes %s, and the one before is used.", path, damage, target)
     if jax.process_index() == 0:
       path.rename(target)
-    _any_process(False)  # a barrier: the rename is seen by all
+    _worst(_FINE)  # a barrier: the rename is seen by all
     self._manager.reload()
 
 
@@ -183,33 +191,30 @@ def load_params(directory, abstract_params, part: str | None = None):
 
   Raises:
     FileNotFoundError: no checkpoint.
-    CheckpointError: each one is damaged.
+    CheckpointError: each one is damaged, or the system can't read them.
     ValueError: other parameters than `abstract_params`; the first differing ones are listed.
   """
-  directory, tried = _path(directory), {}
-  while True:
-    steps = [s for s in ocp.utils.checkpoint_steps(directory) if s not in tried]
-    step = int(from_first(np.array(max(steps, default=-1))))  # another may be saved while the processes look
-    if step < 0:
-      break
-    path, arrays, record, damage = directory / str(step), None, None, None
+  def read(path):
+    has_ema = any(name.startswith("ema.") for name in _record(path)["leaves"])
+    return _read(path, _flatten(abstract_params, part or ("ema" if has_ema else "params")), whole=False)
+
+  directory, damaged, gone = _path(directory), [], set()
+  while (step := _newest(directory, {*damaged, *gone})) >= 0:
+    path = directory / str(step)
     try:
-      record = _record(path)
-      has_ema = any(name.startswith("ema.") for name in record["leaves"])
-      wanted = _flatten(abstract_params, part or ("ema" if has_ema else "params"))
-      arrays, record = _read(path, wanted, whole=False)
+      arrays, record = _by_all(lambda path=path: read(path), path)
+      damage = _compare(arrays, record)
     except _Damaged as e:
       damage = str(e)
-    if _any_process(damage is not None):
-      damage = damage or "another process could not read its part"
-    else:
-      damage = _compare(arrays, record)
     if damage is None:
       return _unflatten(abstract_params, arrays)
-    logging.warning("checkpoint %s is damaged: %s. The one before is used.", path, damage)
-    tried[step] = damage
-  if tried:
-    raise CheckpointError(f"no usable checkpoint in {directory}; damaged: {', '.join(map(str, tried))}")
+    if _newest(directory, {*damaged, *gone}) > step or not _is_there(path):
+      gone.add(step)  # no damage: the run that trains there removes old ones
+    else:
+      logging.warning("checkpoint %s is damaged: %s. The one before is used.", path, damage)
+      damaged.append(step)
+  if damaged:
+    raise CheckpointError(f"no usable checkpoint in {directory}; damaged: {', '.join(map(str, damaged))}")
   raise FileNotFoundError(f"no checkpoint in {directory}; train there first, or name another directory")
 
 
@@ -252,35 +257,70 @@ def _read(path, wanted: dict, whole: bool = True):
   try:
     # The handler rather than the manager: it has no barrier between processes in which the others would wait for
     # one that failed.
-    arrays = ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
+    with _closing_well():
+      arrays = ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
   except Exception as e:
-    raise _damaged_or_raise(e) from e
+    raise _judged(e) from e
+  arrays = arrays if isinstance(arrays, dict) else {}
+  for name, x in written.items():  # from damaged metadata come other types, or other shapes
+    found = arrays.get(name)
+    if not isinstance(found, jax.Array) or (found.shape, found.dtype) != (x.shape, x.dtype) or \
+       not found.sharding.is_equivalent_to(x.sharding, len(x.shape)):
+      raise _Damaged(f"{name}: {type(found).__name__} {getattr(found, 'shape', '')} is read")
   return {name: arrays[name] if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding)
           for name, x in wanted.items()}, record
 
 
-def _damaged_or_raise(error: Exception) -> _Damaged:
-  """Raises what says nothing about the files themselves again: memory, network, permissions."""
-  cause, text = error, ""
-  while cause is not None:
-    if isinstance(cause, (MemoryError, PermissionError, TimeoutError, ConnectionError, jax.errors.JaxRuntimeError)):
-      raise error
-    text += f"{cause}\n"
-    cause = cause.__cause__
-  if re.search("RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|CANCELLED", text):
+class _Loop(asyncio.SelectorEventLoop):
+  def call_soon_threadsafe(self, *args, **kwargs):
+    try:
+      return super().call_soon_threadsafe(*args, **kwargs)
+    except RuntimeError:  # by a read that ends after the loop
+      if not self.is_closed():
+        raise
+
+  def close(self):
+    self.set_exception_handler(lambda *_: None)  # the first error is raised; nobody asks for the others
+    left = set() if self.is_closed() else asyncio.all_tasks(self)
+    for task in left:
+      task.cancel()
+    if left:
+      self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    super().close()
+
+
+@contextmanager
+def _closing_well():
+  """Where one array can't be read, Orbax closes its loop under the reads of all others, each of which complains."""
+  made, asyncio.new_event_loop = asyncio.new_event_loop, _Loop
+  try:
+    yield
+  finally:
+    asyncio.new_event_loop = made
+
+
+def _judged(error: Exception, what: str = "") -> Exception:
+  """What an error while reading means: _Damaged, or Unavailable where it says nothing of the files themselves."""
+  if isinstance(error, jax.errors.JaxRuntimeError):  # memory of the devices, another process
     raise error
-  leaf = re.search(r"'path': '([^'/]+)/'|\"([^\"/]+)/\.zarray\"", text)
+  text = str(error)
+  line = text.splitlines()[0].partition(" [")[0] if text else ""  # tensorstore's settings follow
+  line = line if len(line) <= 200 else f"... {line[-200:]}"  # and what happened comes last
+  if retries.of_the_system(error):
+    return retries.Unavailable(f"{what}{type(error).__name__}: {line}")
+  leaf = re.search(r"'path': '([^'/]+)/'|\"([^\"/]+)/\.zarray\"", f"{text}\n{error.__cause__}")
   where = f"{leaf[1] or leaf[2]}: " if leaf else ""
-  return _Damaged(f"{where}{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
+  return _Damaged(f"{what}{where}{type(error).__name__}: {line}")
 
 
 def _record(path) -> dict:
   try:
     record = ocp.JsonCheckpointHandler().restore(path / "meta")
-    if record["sha256"] != _digest(record):
-      raise _Damaged("meta is not what was written (checksum)")
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise _Damaged(f"meta: {_damaged_or_raise(e)}") from e
+    sound = record["sha256"] == _digest(record)
+  except Exception as e:  # of many types, where the JSON is another one than was written
+    raise _judged(e, "meta: ") from e
+  if not sound:
+    raise _Damaged("meta is not what was written (checksum)")
   return record
 
 
@@ -306,6 +346,63 @@ def _some(items: list[str], joint: str = ", ", indent: str = "", most: int = 8) 
   return joint.join(items[:most] + ([f"{indent}and {len(items) - most} more"] if len(items) > most else []))
 
 
+# --- All processes together ---
+
+_FINE, _DAMAGE, _TROUBLE = range(3)
+
+
+def _worst(found: int) -> int:
+  return int(multihost_utils.process_allgather(np.array(found)).max()) if jax.process_count() > 1 else found
+
+
+def _by_all(read: Callable, path):
+  """`read()` on every process; on all of them again where an error of the system stops one.
+
+  Raises, on every process:
+    _Damaged: one of them found damage.
+    CheckpointError: the error did not pass.
+  """
+  for pause in (*retries.PAUSES, None):
+    result, problem, found = None, "", _FINE
+    try:
+      result = read()
+    except _Damaged as e:
+      problem, found = str(e), _DAMAGE
+    except OSError as e:
+      problem, found = str(e), _TROUBLE
+    worst = _worst(found)
+    if worst == _FINE:
+      return result
+    problem = problem if found == worst else "another process could not read its part"
+    if worst == _DAMAGE:
+      raise _Damaged(problem)
+    if pause is None:
+      raise CheckpointError(f"{path} can't be read: {problem}. That is an error of the system and no damage, and "
+                            "nothing was changed: look at the disk, the network, and the limits of memory and of open "
+                            "files; the same command then goes on")
+    logging.warning("%s can't be read: %s; another try in %g s", path, problem, pause)
+    time.sleep(pause)
+
+
+def _newest(directory, without: Collection[int] = ()) -> int:
+  """The last complete step, as the first process sees it: another may be saved meanwhile. -1: none.
+
+  Orbax' own lists take a directory at which the system fails for absent.
+  """
+  def newest():
+    if "://" in str(directory):  # complete is what holds a marker there
+      steps = ocp.utils.checkpoint_steps(directory)
+    else:
+      steps = [int(name) for name in _names(directory) if name.isdecimal()]
+    return max((step for step in steps if step not in without), default=-1)
+
+  return int(from_first(np.array(_by_all(newest, directory))))
+
+
+def _is_there(path) -> bool:
+  return bool(from_first(np.array(_by_all(lambda: retries.exists(path), path))))
+
+
 # --- Helpers ---
 
 
@@ -313,8 +410,11 @@ def _path(directory):
   return epath.Path(directory if "://" in str(directory) else os.path.abspath(directory))
 
 
-def _any_process(flag: bool) -> bool:
-  return bool(multihost_utils.process_allgather(np.array(flag)).any()) if jax.process_count() > 1 else flag
+def _names(directory) -> list[str]:
+  try:
+    return [path.name for path in directory.iterdir()]
+  except FileNotFoundError:
+    return []
 
 
 def _is_key(x) -> bool:

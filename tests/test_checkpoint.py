@@ -1,6 +1,9 @@
+import errno
 import json
+import os
 import re
 import resource
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -9,12 +12,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from coca import retries
 from coca.checkpoint import CheckpointError, Checkpoints, load_params
+
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 
 SPECS = {"kernel": P("a", "b"), "embedding": P("b"), "step": P(), "mask": P(), "key": P(), "count": P("a")}
 
@@ -275,6 +282,78 @@ def test_a_flipped_bit_never_goes_unnoticed(tmp_path, warnings):
   assert len(warnings) == used.count(1)
 
 
+def mutants(original: Path, seed: int, count: int):
+  """(what was done, file, bytes or None for a file that is gone): each file in turn, at random places."""
+  rng = np.random.default_rng(seed)
+  names = sorted(p.relative_to(original) for p in original.rglob("*") if p.is_file())
+  for n in range(count):
+    name = names[n % len(names)]
+    data, kind = bytearray((original / name).read_bytes()), n // len(names)
+    place = int(rng.integers(max(len(data), 1)))
+    if kind == 0:
+      yield "gone", name, None
+    elif kind == 1:
+      yield f"cut to {place} bytes", name, data[:place]
+    elif data:
+      bit = int(rng.integers(8))
+      data[place] ^= 1 << bit
+      yield f"bit {bit} of byte {place}", name, data
+
+
+def test_no_mutant_gives_anything_but_the_state_or_the_one_before(tmp_path, warnings):
+  """A bit, the end or all of a file is lost, also in what Orbax keeps beside the arrays."""
+  saved(tmp_path, [1, 2])
+  expected = {step: with_key(arrays(step)) for step in (1, 2)}
+  wanted, used = abstract(expected[1]), []
+  copy = tmp_path / "copy"
+  shutil.copytree(tmp_path / "2", copy)
+  for what, name, data in mutants(copy, 3, 60):
+    target = tmp_path / "2" / name
+    target.unlink()
+    if data is not None:
+      target.write_bytes(data)
+    checkpoints = Checkpoints(tmp_path)
+    params = load_params(tmp_path, wanted["params"])
+    assert any(np.array_equal(params["kernel"], expected[step]["params"]["kernel"]) for step in (1, 2)), (what, name)
+    state, meta, step = checkpoints.restore(wanted)
+    checkpoints.close()
+    assert meta == {"step": step}, (what, name)
+    assert_same(state, expected[step])
+    used.append(step)
+    for left in (tmp_path / "2", tmp_path / "2.damaged"):
+      shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(copy, tmp_path / "2")
+  assert used.count(1) > 10 and used.count(2) > 10
+
+
+@pytest.mark.parametrize("kind", ["jax.ShapeDtypeStruct", "other shape", "nothing"])
+def test_what_orbax_gives_is_looked_at(tmp_path, warnings, monkeypatch, kind):
+  """From damaged metadata it makes shapes in the place of arrays, without an error."""
+  saved(tmp_path, [1, 2])
+  read = ocp.PyTreeCheckpointHandler.restore
+
+  def restore(self, path, args):
+    found = read(self, path, args=args)
+    if "/2/" in str(path):
+      kernel = found.pop("params.kernel")
+      found |= {"jax.ShapeDtypeStruct": {"params.kernel": args.item["params.kernel"]},
+                "other shape": {"params.kernel": kernel.T}, "nothing": {}}[kind]
+    return found
+
+  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", restore)
+  assert_same(load_params(tmp_path, abstract(place(arrays(0)["params"]))), place(arrays(1)["params"]))
+  assert restored(tmp_path)[2] == 1
+  assert all("params.kernel: " in warning and "is read" in warning for warning in warnings) and len(warnings) == 2
+
+
+def test_metadata_without_a_name_is_damage(tmp_path, warnings):
+  saved(tmp_path, [1, 2])
+  path = tmp_path / "2/state/_METADATA"
+  path.write_text(re.sub(r'\[\{"key": "params.embedding", "key_type": 2\}\]', "[]", path.read_text()))
+  assert_same(load_params(tmp_path, abstract(place(arrays(0)["params"]))), place(arrays(1)["params"]))
+  assert len(warnings) == 1
+
+
 def test_damage_names_directory_and_array_and_the_step_can_be_saved_again(tmp_path, warnings):
   saved(tmp_path, [1, 2])
   damage(largest(tmp_path / "2"))
@@ -312,22 +391,90 @@ def test_changed_meta_is_damage(tmp_path, warnings):
   assert "meta" in warnings[0]
 
 
-def test_never_starts_anew_where_all_are_damaged(tmp_path, warnings):
+def test_never_starts_anew_where_all_are_damaged_and_leaves_the_last_where_it_is(tmp_path, warnings):
   saved(tmp_path, [1, 2])
   for step in "12":
     damage(largest(tmp_path / step))
   for _ in range(2):  # now, and when it is started again
-    with pytest.raises(CheckpointError, match=r"no usable checkpoint in .*1\.damaged, 2\.damaged"):
+    with pytest.raises(CheckpointError, match=r"/1 is damaged: .* It is the only one, and is left as it is"):
       restored(tmp_path)
-  assert len(warnings) == 2
-
-
-def test_an_error_that_is_no_damage_renames_nothing(tmp_path, monkeypatch):
-  saved(tmp_path, [1])
-  def fails(*_, **__):
-    raise PermissionError("not yours")
-  monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointHandler.restore", fails)
-  with pytest.raises(PermissionError):
+  assert len(warnings) == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["1", "2.damaged"]
+  (tmp_path / "1").rename(tmp_path / "1.damaged")  # as earlier versions did
+  with pytest.raises(CheckpointError, match=r"no usable checkpoint in .*1\.damaged, 2\.damaged"):
     restored(tmp_path)
-  monkeypatch.undo()
-  assert restored(tmp_path)[2] == 1
+
+
+# --- Errors of the system ---
+
+
+@pytest.fixture
+def failing(monkeypatch):
+  """A list of (function by name, error): where the first one's function is called, it ends in the error."""
+  errors = []
+
+  def broken(name, real):
+    def call(*args, **kwargs):
+      if errors and errors[0][0] == name:
+        raise errors.pop(0)[1]
+      return real(*args, **kwargs)
+    return call
+
+  for owner, name in ((ocp.PyTreeCheckpointHandler, "restore"), (ocp.JsonCheckpointHandler, "restore"),
+                      (os, "listdir")):
+    monkeypatch.setattr(owner, name, broken(f"{owner.__name__}.{name}", getattr(owner, name)))
+  monkeypatch.setattr(retries, "PAUSES", (0, 0))
+  return errors
+
+
+STATE, META = "PyTreeCheckpointHandler.restore", "JsonCheckpointHandler.restore"
+PASSING = [
+  (STATE, OSError(errno.EIO, "Input/output error")), (META, OSError(errno.ESTALE, "Stale file handle")),
+  (STATE, OSError(errno.EMFILE, "Too many open files")), (META, TimeoutError(errno.ETIMEDOUT, "Connection timed out")),
+  (META, ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")), (META, PermissionError("not yours")),
+  # What tensorstore makes of them.
+  (STATE, ValueError('UNKNOWN: Error opening "zarr" driver: Error reading local file "/x/manifest.ocdbt": Failed to '
+                     "read 114 bytes from file at offset 0: Input/output error [tensorstore_spec='{}']")),
+  (STATE, ValueError('ABORTED: Error reading "x/.zarray": Failed to open: "/x": Stale file handle')),
+  (STATE, ValueError("RESOURCE_EXHAUSTED: Failed to open: Too many open files")),
+  (STATE, ValueError("UNAVAILABLE: CURL error Timeout was reached")), ("os.listdir", OSError(errno.EIO, "x")),
+]
+
+
+@pytest.mark.parametrize("kind", range(len(PASSING)))
+@pytest.mark.parametrize("reader", ["restore", "load_params"])
+def test_errors_of_the_system_are_no_damage(tmp_path, failing, kind, reader):
+  """One that passes changes nothing, one that lasts ends it; the checkpoints stay as they are."""
+  saved(tmp_path, [1, 2, 3], keep=3)
+  wanted = abstract(with_key(arrays(0)))
+  checkpoints = Checkpoints(tmp_path)
+
+  def read():
+    if reader == "restore":
+      state, _, step = checkpoints.restore(wanted)
+      assert step == 3
+      return state["params"]
+    return load_params(tmp_path, wanted["params"])
+
+  failing += [PASSING[kind]] * (2 if not isinstance(PASSING[kind][1], PermissionError) else 1)
+  assert_same(read(), with_key(arrays(3))["params"])
+  assert not failing
+  failing += [PASSING[kind]] * 100
+  with pytest.raises(CheckpointError, match="an error of the system and no damage"):
+    read()
+  failing.clear()
+  assert_same(read(), with_key(arrays(3))["params"])
+  checkpoints.close()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "3"]
+
+
+def test_a_step_that_is_removed_while_it_is_read_is_no_damage(tmp_path, monkeypatch, warnings):
+  saved(tmp_path, [1, 2])
+  read = ocp.JsonCheckpointHandler.restore
+
+  def removed(*args, **kwargs):
+    shutil.rmtree(tmp_path / "2", ignore_errors=True)
+    return read(*args, **kwargs)
+
+  monkeypatch.setattr(ocp.JsonCheckpointHandler, "restore", removed)
+  assert_same(load_params(tmp_path, abstract(place(arrays(0)["params"]))), place(arrays(1)["params"]))
+  assert not warnings
