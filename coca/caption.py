@@ -1,15 +1,21 @@
-"""Writes captions for pictures: JSON lines, and a page to look at.
+"""Writes captions for pictures: JSON lines, text files beside the pictures, and a page to look at.
 
-    python -m coca.caption photos/ cat.jpg --model=runs/tiny --out=captions.jsonl --html=captions.html
+    python -m coca.caption photos/ cat.jpg gs://bucket/more --model=runs/tiny --out=captions.jsonl --html=captions.html
+    python -m coca.caption photos/ --model=runs/tiny --txt
 
 A line for each picture, in the order given: {"image": "photos/cat.jpg", "caption": "a cat"}; with --n above 1
-"captions" lists all, best first; a picture that can't be read has "error" instead. Without --out, path and caption are
-printed.
+"captions" lists all, best first; a picture that can't be read has "error" instead. Killed, the same command goes on
+with OUT.partial and ends with the same bytes. Without --out, path and caption are printed.
+
+With --txt the (best) caption goes into photos/cat.txt beside photos/cat.jpg, where trainers of diffusion models and the
+folder source look for it. A text that is there already may be somebody's work: it stays and is counted, unless
+--overwrite is given.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -20,16 +26,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from coca import inference
+from coca import image_files, inference
 from coca.checkpoint import CheckpointError
 from coca.commands import one_line
-from coca.decoding.settings import Decoding, unknown
-from coca.page import Page
+from coca.data.sources.files import write_atomic
+from coca.decoding.settings import Decoding, make_decoding, unknown
+from coca.json_lines import JsonLines
+from coca.page import MOST, Page
 
 BATCH = 64
 
 
-def read_all(model, paths: Sequence[Path]) -> Iterator[list[tuple[Path, object, str]]]:
+def read_all(model, paths: Sequence[Path | str]) -> Iterator[list[tuple[Path | str, object, str]]]:
   """Batches of (path, uint8 [S, S, 3] or None, why not), in order; threads prepare the next batch meanwhile."""
   def read(path):
     try:
@@ -45,65 +53,139 @@ def read_all(model, paths: Sequence[Path]) -> Iterator[list[tuple[Path, object, 
         yield [future.result() for future in ahead.pop(0)]
 
 
-def expand(images: Sequence[str]) -> list[Path]:
-  """Files as they are, folders as the pictures in them (`inference.images_in`); each once."""
-  found = [path for image in images
-           for path in (inference.images_in(image) if os.path.isdir(image) else [Path(image)])]
+def expand(images: Sequence[str]) -> list[Path | str]:
+  """Files and URLs as they are, folders as the pictures in them (`coca.image_files.images_in`); each once."""
+  found = [path for image in images for path in (
+    image_files.images_in(image) if image_files.is_folder(image)
+    else [image if image_files.is_url(image) else Path(image)])]
   return list(dict.fromkeys(found))
 
 
-def caption(model, images: Sequence[str], out=None, html=None, **settings) -> tuple[int, int]:
+def captioned(model, paths: Sequence[Path | str], **settings) -> Iterator[list[tuple[dict, object]]]:
+  """Batches of (line, uint8 [S, S, 3] or None where it can't be read), in order. `settings` of `model.caption`."""
+  for batch in read_all(model, paths):
+    usable = [(path, pixels) for path, pixels, _ in batch if pixels is not None]
+    # By its path and not by its place, so that a picture's samples are the same in any batch.
+    ids = [zlib.crc32(os.fsencode(path)) for path, _ in usable]
+    texts = iter(model.caption([pixels for _, pixels in usable], ids=ids, **settings) if usable else [])
+    made = []
+    for path, pixels, error in batch:
+      line = {"image": str(path), "error": error}
+      if not error:
+        captions = next(texts)
+        captions = [captions] if isinstance(captions, str) else captions
+        line = {"image": str(path), "caption": captions[0]} | ({"captions": captions} if len(captions) > 1 else {})
+      made.append((line, pixels))
+    yield made
+
+
+def captions_of(line: dict) -> list[str]:
+  """The captions in a line, best first; none where there is an error."""
+  return line.get("captions") or ([line["caption"]] if "caption" in line else [])
+
+
+def caption(model, images: Sequence[str], out=None, html=None, txt: bool = False, overwrite: bool = False,
+            **settings) -> tuple[int, int, int]:
   """Captions pictures and writes the files.
 
   Args:
     model: from `coca.load`.
-    images: files and folders.
-    out: JSON lines; None: printed. It has its name when it is complete.
+    images: files, folders and URLs.
+    out: JSON lines; None: printed. It has its name when it is complete; OUT.partial of a run before is gone on with.
     html: a page; None: none.
+    txt: whether NAME.txt beside each picture gets the caption.
+    overwrite: whether it does where there is one that says something else.
     settings: of `model.caption`.
 
   Returns:
-    how many pictures were captioned, and how many could not be read.
+    how many pictures were captioned, how many could not be read, and how many texts beside them were left as they were.
+
+  Raises:
+    ValueError: OUT.partial is of other settings, another model or other pictures; files that can't be written where
+      they are asked for; or as `model.caption`.
   """
+  for name, path in (("out", out), ("html", html)):
+    if path and image_files.is_url(path):
+      raise ValueError(f"--{name} {path} is a URL; it takes a local path")
   paths = expand(images)
-  good = 0
+  beside = text_files(paths) if txt else {}
+  good = left = 0
   with contextlib.ExitStack() as stack:
+    lines, done = None, []
+    if out:
+      about = {"model": inference.identity(model), **described(settings)}
+      lines = JsonLines(out, about, "image", list(map(str, paths)), BATCH)
+      stack.callback(lines.close)
+      done = list(map(json.loads, lines.done))
+    bar = stack.enter_context(
+      tqdm(total=len(paths), initial=len(done), unit=" pictures", disable=None if out else True))
     page = stack.enter_context(Page(html, f"{len(paths)} captions")) if html else None
-    partial = Path(f"{out}.partial")
-    # Names need not be UTF-8: escaped in the JSON they are the same when they are read.
-    lines = stack.enter_context(open(partial, "w", encoding="utf-8", errors="backslashreplace")) if out else None
-    bar = stack.enter_context(tqdm(total=len(paths), unit=" pictures", disable=None if out else True))
-    for batch in read_all(model, paths):
-      usable = [(path, pixels) for path, pixels, _ in batch if pixels is not None]
-      # By its path and not by its place, so that a picture's samples are the same in any batch.
-      ids = [zlib.crc32(os.fsencode(path)) for path, _ in usable]
-      texts = iter(model.caption([pixels for _, pixels in usable], ids=ids, **settings) if usable else [])
-      for path, pixels, error in batch:
-        captions = [] if error else next(texts)
-        captions = [captions] if isinstance(captions, str) else captions
-        good += not error
-        if page:
-          page.add(str(path), pixels, captions, error)
-        if not lines:
-          for text in captions or [f"error: {error}"]:
-            print(f"{os.fsencode(path).decode('utf-8', 'replace')}\t{text}", flush=True)
-          continue
-        line = {"image": str(path)} | ({"error": error} if error else {"caption": captions[0]})
-        if len(captions) > 1:
-          line["captions"] = captions
-        lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def show(line, pixels):
+      nonlocal good, left
+      good += "caption" in line
+      if page:
+        page.add(line["image"], pixels, captions_of(line), line.get("error", ""))
+      if txt and "caption" in line:
+        left += not write_text(beside[line["image"]], line["caption"], overwrite)
+
+    seen = (pixels for batch in read_all(model, paths[:min(len(done), MOST)] if page else ()) for _, pixels, _ in batch)
+    for line, pixels in zip(done, itertools.chain(seen, itertools.repeat(None)), strict=False):
+      show(line, pixels)
+    for batch in captioned(model, paths[len(done):], **settings):
+      for line, pixels in batch:
+        show(line, pixels)
+        for text in () if lines else captions_of(line) or [f"error: {line['error']}"]:
+          print(f"{os.fsencode(line['image']).decode('utf-8', 'replace')}\t{text}", flush=True)
+      if lines:
+        lines.add([line for line, _ in batch])
       bar.update(len(batch))
-  if out:
-    os.replace(partial, out)
-  return good, len(paths) - good
+    if lines:
+      lines.finish()
+  return good, len(paths) - good, left
+
+
+def described(settings: dict) -> dict:
+  """The settings that decide what is written, without defaults: one that is newer than a run does not change it."""
+  default, prompt = Decoding(), {"prompt": settings["prompt"]} if settings.get("prompt") else {}
+  decoding = make_decoding(**{name: value for name, value in settings.items() if name != "prompt"})
+  return prompt | {name: value for name, value in dataclasses.asdict(decoding).items()
+                   if value != getattr(default, name)}
+
+
+def text_files(paths: Sequence[Path | str]) -> dict[str, str]:
+  """A picture's name -> that of the text beside it.
+
+  Raises:
+    ValueError: two pictures would have one, or it lies on the web.
+  """
+  found, taken = {}, {}
+  for name in map(str, paths):
+    if name.startswith(image_files.WEB):
+      raise ValueError(f"--txt writes beside the pictures, which {name} does not allow; leave it out")
+    found[name] = f"{os.path.splitext(name)[0]}.txt"
+    if (other := taken.setdefault(found[name], name)) != name:
+      raise ValueError(f"{other} and {name} would both have {found[name]}: rename one of them, or leave --txt out")
+  return found
+
+
+def write_text(name: str, text: str, overwrite: bool) -> bool:
+  """Writes a file, all of it or nothing; False if there is one that says something else and is to stay."""
+  if not overwrite:
+    with contextlib.suppress(FileNotFoundError):
+      return image_files.read(name) == text.encode()
+  write_atomic(name, text.encode())
+  return True
 
 
 def main(argv=None) -> None:
   parser = argparse.ArgumentParser(prog="python -m coca.caption", description="Write captions for pictures.")
-  parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture, or folder of pictures")
+  parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture, URL, or folder of pictures")
   parser.add_argument("--model", required=True, help="working directory, converted model, or hf://org/name")
   parser.add_argument("--out", help="JSON lines, one a picture; left out: printed")
   parser.add_argument("--html", help="a page with the pictures")
+  parser.add_argument("--txt", action="store_true", help="write the caption into NAME.txt beside each picture, too")
+  parser.add_argument("--overwrite", action="store_true", help="also where there is a NAME.txt with another text")
   parser.add_argument("--prompt", help="what every caption begins with")
   how = parser.add_argument_group("how captions are written", "see coca/decoding/settings.py")
   for field in dataclasses.fields(Decoding):
@@ -116,7 +198,10 @@ def main(argv=None) -> None:
     parser.error(unknown(rest[0].split("=")[0].removeprefix("--")))
   args = vars(args)
   with one_line(ValueError, ImportError, OSError, CheckpointError):
-    good, bad = caption(inference.load(args.pop("model")), **args)
+    good, bad, left = caption(inference.load(args.pop("model")), **args)
+  if left:
+    print(f"{left} text files beside the pictures say something else and were left as they are; --overwrite replaces "
+          "them", file=sys.stderr)
   if bad:
     print(f"{bad} of {good + bad} pictures could not be read; each has an error in its line", file=sys.stderr)
   if not good:

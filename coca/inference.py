@@ -9,23 +9,23 @@ and `checkpoints/`.
 """
 
 import functools
-import os
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from etils import epath
+from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
 from coca import sharding
-from coca.config import Config
+from coca.config import Config, Model
 from coca.data import images as pictures
 from coca.data.questions import clean, encode_candidates
 from coca.data.records import BadRecord
-from coca.data.sources.files import IMAGE_EXTENSIONS
 from coca.data.tokenizer import Tokenizer
 from coca.data_checks import check_prompts
 from coca.decoding.common import Special
@@ -34,16 +34,21 @@ from coca.decoding.settings import answer_decoding, make_decoding
 from coca.forward import Forward, check_decoding_model
 from coca.host import Lagged, round_up
 from coca.hub import local_folder
+from coca.image_files import as_list, read
 from coca.prompts import ensemble, in_templates
-from coca.retries import again
+from coca.trees import flat
+from coca.typed import to_plain
 from coca.workdir import read_params, read_workdir
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
-ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)  # what a folder is searched for
+SAID = 20  # broken pictures that are named
 
 
 class ContrastiveCaptioner:
   """Parameters, tokenizer and compiled functions of one model, on the devices of one process.
+
+  What takes pictures takes `skip_broken` too: a picture that can't be read is then no error. Its row of the result is
+  NaN, its text None, and a warning names it; all others keep their places.
 
   Args:
     config: the run's settings.
@@ -56,12 +61,13 @@ class ContrastiveCaptioner:
     self.config, self.tokenizer, self.forward, self.params = config, tokenizer, forward, params
     self._batches = sorted({round_up(n, forward.mesh) for n in BATCHES})
 
-  def embed_images(self, images) -> np.ndarray:
+  def embed_images(self, images, skip_broken: bool = False) -> np.ndarray:
     """Contrastive embeddings of pictures.
 
     Args:
-      images: a path, a PIL image or a uint8 array [H, W, 3], or a list or iterable of those; an array [N, H, W, 3]; or
-        a folder, whose pictures are taken in the order of `images_in`.
+      images: a path, a URL, a PIL image or a uint8 array [H, W, 3], or a list or iterable of those; an array
+        [N, H, W, 3]; or a folder, whose pictures are taken in the order of `coca.image_files.images_in`.
+      skip_broken: see above.
 
     Returns:
       float32 [N, E], unit length; N is 1 for a single picture.
@@ -69,10 +75,11 @@ class ContrastiveCaptioner:
     Raises:
       ValueError: a picture that cannot be read (names the file), an array of another type or shape, or a model trained
         without a contrastive loss.
+      ImportError: a URL that takes a package which is not installed.
     """
     self._need_embeddings()
-    return self._run(_as_list(images), lambda image: {"image": self.prepare(image)},
-                     lambda batch: self.forward.embed_images(self.params, batch["image"]), "pictures", self._embedding)
+    return self._see(as_list(images), skip_broken,
+                     lambda batch: self.forward.embed_images(self.params, batch["image"]), self._embedding)[0]
 
   def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
     """Contrastive embeddings of a text or several: float32 [N, E], unit length. Long texts are cut.
@@ -90,11 +97,11 @@ class ContrastiveCaptioner:
     return self._run(texts, lambda text: {"text": self.tokenizer.encode(text, length)},
                      lambda batch: self.forward.embed_texts(self.params, batch["text"]), "texts", self._embedding)
 
-  def attention_maps(self, images, query: int | None = None) -> np.ndarray:
+  def attention_maps(self, images, query: int | None = None, skip_broken: bool = False) -> np.ndarray:
     """Where a pooler looks in pictures as the model sees them (`prepare`), by patch.
 
     Args:
-      images: as for `embed_images`.
+      images, skip_broken: as for `embed_images`.
       query: of the generative pooler; None: the contrastive one. See `coca.models.coca.CoCa.attention_maps`.
 
     Returns:
@@ -116,17 +123,17 @@ class ContrastiveCaptioner:
       contrastive, generative = self.forward.attention_maps(self.params, batch["image"])
       return contrastive if query is None else generative[:, query]
 
-    return self._run(_as_list(images), lambda image: {"image": self.prepare(image)}, look, "pictures", (side, side))
+    return self._see(as_list(images), skip_broken, look, (side, side))[0]
 
-  def score(self, images, texts: str | Sequence[str]) -> np.ndarray:
+  def score(self, images, texts: str | Sequence[str], skip_broken: bool = False) -> np.ndarray:
     """Cosine similarity of every picture with every text: float32 [N, M]. Arguments and errors as above."""
-    return self.embed_images(images) @ self.embed_texts(texts).T
+    return self.embed_images(images, skip_broken) @ self.embed_texts(texts).T
 
-  def match(self, images, texts: str | Sequence[str]) -> np.ndarray:
+  def match(self, images, texts: str | Sequence[str], skip_broken: bool = False) -> np.ndarray:
     """Probability that a picture and a text match, by the matching head: BLIP's filter keeps a text from 0.5 on.
 
     Args:
-      images: as for `embed_images`.
+      images, skip_broken: as for `embed_images`.
       texts: one for each picture.
 
     Returns:
@@ -138,25 +145,26 @@ class ContrastiveCaptioner:
     if not self.config.matching.weight:
       raise ValueError("this model was trained without a matching loss (config.matching.weight is 0): it has no "
                        "matching head; configs/capfilt_filter.py trains one, and score() compares embeddings")
-    images, texts = _as_list(images), [texts] if isinstance(texts, str) else list(texts)
+    images, texts = as_list(images), [texts] if isinstance(texts, str) else list(texts)
     if len(images) != len(texts):
       raise ValueError(f"{len(images)} pictures and {len(texts)} texts; match takes a text for each picture")
     length = self.config.model.text.length
 
     def prepare(i):
-      return {"image": self.prepare(images[i]), "text": self.tokenizer.encode(texts[i], length)[None]}
+      return {"text": self.tokenizer.encode(texts[i], length)[None]}
 
     def match(batch):
       encoded = self.forward.encode(self.params, batch["image"])
       return self.forward.score(self.params, encoded._replace(embedding=None), batch["text"]).matching[:, 0]
 
-    return self._run(range(len(images)), prepare, match, "pairs", ())
+    return self._see(images, skip_broken, match, (), prepare, "pairs")[0]
 
-  def classify(self, images, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> np.ndarray:
+  def classify(self, images, labels: Sequence[str], templates: Sequence[str] = ("{}",),
+               skip_broken: bool = False) -> np.ndarray:
     """Probabilities of labels, zero-shot: the softmax over labels of cosine / learned temperature (CLIP section 3.1.2).
 
     Args:
-      images: as for `embed_images`.
+      images, skip_broken: as for `embed_images`.
       labels: names of the classes.
       templates: prompts with {} where the name goes, such as `coca.prompts.CLIP_IMAGENET`; their mean counts.
 
@@ -173,12 +181,12 @@ class ContrastiveCaptioner:
     self._need_embeddings()
     classes = ensemble(self.embed_texts(in_templates(labels, templates)), len(templates))
     scale = np.exp(np.asarray(self.params["temperature"]["log_scale"]))
-    logits = scale * (self.embed_images(images) @ classes.T)
+    logits = scale * (self.embed_images(images, skip_broken) @ classes.T)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 
   def caption(self, images, prompt: str | Sequence[str] | None = None, *, ids: Sequence[int] | None = None,
-              **settings):
+              skip_broken: bool = False, **settings):
     """Captions: greedy, sampled (`strategy="sample"`) or by beam search (`strategy="beam"`).
 
         model.caption("cat.jpg")
@@ -186,7 +194,7 @@ class ContrastiveCaptioner:
         model.caption(images, strategy="sample", n=8, top_p=0.9, rerank=True, seed=1)
 
     Args:
-      images: as for `embed_images`.
+      images, skip_broken: as for `embed_images`.
       prompt: what each caption begins with, or a beginning for each picture. None: what the model learned to go on
         from (`config.data.prompt`, usually nothing), which is then left out of the captions.
       ids: a number for each picture, from which its samples are drawn wherever it stands; None: its place in `images`.
@@ -200,7 +208,7 @@ class ContrastiveCaptioner:
         leaves no room.
       TypeError: a setting that `coca.decoding.settings.Decoding` lacks; a name of transformers is answered with ours.
     """
-    decoding, images = make_decoding(**settings), _as_list(images)
+    decoding, images = make_decoding(**settings), as_list(images)
     check_decoding_model(decoding, self.config)
     own = self.config.data.prompt if prompt is None else ""
     given = [prompt or own] * len(images) if prompt is None or isinstance(prompt, str) else list(prompt)
@@ -212,22 +220,24 @@ class ContrastiveCaptioner:
     starts, lengths = prompts(self.tokenizer, given, length)
 
     def prepare(i):
-      return {"image": self.prepare(images[i]), "ids": np.uint32(ids[i]), "prompt": starts[i], "lengths": lengths[i]}
+      return {"ids": np.uint32(ids[i]), "prompt": starts[i], "lengths": lengths[i]}
 
     def write(batch):
       encoded = self.forward.encode(self.params, batch.pop("image"))
       return self.forward.caption(self.writer, encoded, decoding, special=special, **batch).text
 
-    texts = self._run(range(len(images)), prepare, write, "captions", (decoding.n, length))
+    texts, broken = self._see(images, skip_broken, write, (decoding.n, length), prepare, "captions")
     begins = lengths if own else np.ones_like(lengths)  # the first id is BOS
     texts = [[self.tokenizer.decode(row[b:]) for row in rows] for rows, b in zip(texts, begins, strict=True)]
-    return [rows[0] for rows in texts] if decoding.n == 1 else texts
+    texts = [rows[0] for rows in texts] if decoding.n == 1 else texts
+    return [None if i in broken else text for i, text in enumerate(texts)]
 
-  def answer(self, images, questions: str | Sequence[str], answers: Sequence[str] = (), rank: int = 128) -> list[str]:
+  def answer(self, images, questions: str | Sequence[str], answers: Sequence[str] = (), rank: int = 128,
+             skip_broken: bool = False) -> list[str | None]:
     """Answers to questions about pictures, of a model that was fine-tuned for them (configs/blip_vqa.py).
 
     Args:
-      images: as for `embed_images`.
+      images, skip_broken: as for `embed_images`.
       questions: one for all pictures, or one for each.
       answers: the possible ones, of which the best is taken; without any, an answer is written, by beam search.
       rank: so many of the possible answers, the likeliest by their first token, are scored whole.
@@ -239,7 +249,7 @@ class ContrastiveCaptioner:
       ValueError: as `embed_images`, a model that was not trained to answer, an empty question, not as many questions as
         pictures, or a possible answer that is too long.
     """
-    config, images = self.config, _as_list(images)
+    config, images = self.config, as_list(images)
     if not config.answering.weight:
       raise ValueError("this model was not trained to answer questions (config.answering.weight is 0); "
                        "configs/blip_vqa.py trains one")
@@ -251,7 +261,7 @@ class ContrastiveCaptioner:
     special = Special(self.tokenizer.bos, self.tokenizer.eos)
 
     def prepare(i):
-      return {"image": self.prepare(images[i]), "question": self.tokenizer.encode(questions[i], length)}
+      return {"question": self.tokenizer.encode(questions[i], length)}
 
     def write(batch):
       encoded = self.forward.encode(self.params, batch["image"])
@@ -259,8 +269,34 @@ class ContrastiveCaptioner:
         return self.forward.rank_answers(self.params, encoded, batch["question"], candidates, min(rank, len(answers)))
       return self.forward.answer(self.writer, encoded, batch["question"], decoding, special=special).text[:, 0]
 
-    found = self._run(range(len(images)), prepare, write, "answers", () if len(answers) else (decoding.max_length,))
-    return [answers[i] for i in found] if len(answers) else [self.tokenizer.decode(row[1:]) for row in found]
+    shape = () if len(answers) else (decoding.max_length,)
+    found, broken = self._see(images, skip_broken, write, shape, prepare, "answers")
+    texts = [answers[i] for i in found] if len(answers) else [self.tokenizer.decode(row[1:]) for row in found]
+    return [None if i in broken else text for i, text in enumerate(texts)]
+
+  def _see(self, images: Sequence, skip_broken: bool, function: Callable, shape: tuple,
+           prepare: Callable = lambda i: {}, unit: str = "pictures") -> tuple[np.ndarray, dict[int, str]]:
+    """`_run` over pictures and what `prepare(i)` puts beside the i-th; and why some of them could not be read."""
+    size, broken = self.config.model.image.size, {}
+
+    def row(i):
+      try:
+        image = self.prepare(images[i])
+      except ValueError as e:
+        if not skip_broken:
+          raise
+        image, broken[i] = np.zeros((size, size, 3), np.uint8), str(e)
+      return {"image": image} | prepare(i)
+
+    out = self._run(range(len(images)), row, function, unit, shape)
+    for i in sorted(broken)[:SAID]:
+      logging.warning("%s", broken[i])
+    if len(broken) > SAID:
+      logging.warning("and %d more of %d pictures can't be read", len(broken) - SAID, len(images))
+    if broken and np.issubdtype(out.dtype, np.floating):
+      out = np.array(out)
+      out[list(broken)] = np.nan
+    return out, broken
 
   def _run(self, items: Sequence, prepare: Callable, function: Callable, unit: str, shape: tuple) -> np.ndarray:
     """`function` over padded batches of what `prepare` makes of the items, while threads prepare the next ones.
@@ -290,7 +326,7 @@ class ContrastiveCaptioner:
     return out.concatenate()
 
   def prepare(self, image) -> np.ndarray:
-    """Any accepted picture as uint8 [S, S, 3], prepared as in evaluation. Raises ValueError, as `embed_images`."""
+    """Any accepted picture as uint8 [S, S, 3], prepared as in evaluation. Errors as those of `embed_images`."""
     size, data = self.config.model.image.size, self.config.data
     if isinstance(image, np.ndarray):
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -304,7 +340,7 @@ class ContrastiveCaptioner:
       except (BadRecord, OSError) as e:
         raise ValueError(f"PIL image of mode {image.mode}, {image.width} x {image.height}: {e}") from e
     try:
-      return self.decode(again(epath.Path(image).read_bytes, str(image)))
+      return self.decode(read(image))
     except (BadRecord, OSError) as e:
       raise ValueError(f"can't read the picture {image}: {e}") from e
 
@@ -355,26 +391,16 @@ def load(workdir, ema: bool | None = None, devices=None) -> ContrastiveCaptioner
   return ContrastiveCaptioner(config, tokenizer, forward, params)
 
 
-def images_in(folder) -> list[Path]:
-  """The pictures in a folder and the folders in it, by the ending of their names, in the order of their paths.
-
-  Raises:
-    ValueError: there are none.
-  """
-  found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-  if not found:
-    raise ValueError(f"no pictures in {folder}; looked for files ending in {', '.join(ENDINGS)}")
-  return found
-
-
-def _as_list(images) -> list:
-  if isinstance(images, (str, os.PathLike)):
-    return images_in(images) if os.path.isdir(images) else [images]
-  if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim != 4):
-    return [images]
-  images = list(images)
-  for image in images:
-    if not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
-      raise TypeError(f"a picture is a path, a PIL image or a uint8 array [height, width, 3], not "
-                      f"{type(image).__name__}")
-  return images
+def identity(model: ContrastiveCaptioner | None) -> str | None:
+  """sha256 of a model's settings, tokenizer and parameters: which model it is, wherever it lies."""
+  if model is None:
+    return None
+  # Without defaults, so that a setting that is newer than a job does not change it.
+  default, settings = (flat(to_plain(x)) for x in (Model(), model.config.model))
+  changed = {name: value for name, value in settings.items() if value != default[name]}
+  digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode())
+  digest.update((model.tokenizer.sha256 + model.config.data.prompt).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(jnp.copy(leaf)))  # of the leaf itself jax would keep the host's copy
+  return f"sha256:{digest.hexdigest()}"

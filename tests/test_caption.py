@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +12,8 @@ from test_inference import make_workdir, small_config
 
 import coca
 from coca import caption, inference
+from coca.image_files import images_in
+from coca.json_lines import JsonLines
 from coca.page import MOST, Page
 
 
@@ -45,7 +48,7 @@ def test_a_line_for_each_picture_and_a_bad_one_does_not_stop_it(run, model, pict
   out, page = tmp_path / "captions.jsonl", tmp_path / "page.html"
   run(pictures, f"--out={out}", f"--html={page}")
   lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-  paths = inference.images_in(pictures)
+  paths = images_in(pictures)
   assert [line["image"] for line in lines] == [str(p) for p in paths]
   good = [line for line in lines if "caption" in line]
   assert [line["caption"] for line in good] == model.caption([line["image"] for line in good])
@@ -84,6 +87,110 @@ def test_samples_are_the_same_in_any_batch(run, pictures, tmp_path):
   line = json.loads(alone.read_text(encoding="utf-8"))
   assert len(line["captions"]) == 3 and line["caption"] == line["captions"][0]
   assert line in [json.loads(text) for text in together.read_text(encoding="utf-8").splitlines()]
+
+
+class Killed(BaseException):
+  """As SIGKILL: nothing of ours is run behind it."""
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"image": "/half', b"\x00" * 40 + b"\n"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(run, pictures, tmp_path, monkeypatch, torn):
+  sampled = (pictures, "--strategy=sample", "--n=2", "--seed=3", f"--html={tmp_path / 'page.html'}")
+  monkeypatch.setattr(caption, "BATCH", 2)
+  run(*sampled, f"--out={tmp_path / 'whole.jsonl'}")
+  page = (tmp_path / "page.html").read_bytes()
+
+  out, add, calls = tmp_path / "captions.jsonl", JsonLines.add, []
+
+  def killed(self, lines):
+    calls.append(len(lines))
+    add(self, lines)
+    if len(calls) == 2:
+      with open(f"{out}.partial", "ab") as file:
+        file.write(torn)
+      raise Killed
+
+  monkeypatch.setattr(JsonLines, "add", killed)
+  with pytest.raises(Killed):
+    run(*sampled, f"--out={out}")
+  assert not out.exists()
+  (tmp_path / "page.html").unlink()
+  with pytest.raises(SystemExit, match=r"captions\.jsonl\.partial was begun otherwise:\n  seed: 3 before, 4 now\n"):
+    run(pictures, "--strategy=sample", "--n=2", "--seed=4", f"--out={out}")
+  with pytest.raises(SystemExit, match=r"line 1 is of .*0-red\.png, which is .*4-yellow\.png now\nGo on.*or delete"):
+    run(pictures / "4-yellow.png", *sampled[1:], f"--out={out}")
+  run(*sampled, f"--out={out}")
+  assert calls == [2, 2, 2]  # what was there is not made again
+  assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+  assert (tmp_path / "page.html").read_bytes() == page
+  assert {p.name for p in tmp_path.iterdir()} == {"captions.jsonl", "whole.jsonl", "page.html"}
+
+
+def test_lines_of_half_a_batch_are_made_again(tmp_path):
+  """In another batch a caption may come out otherwise, by the rounding."""
+  def lines(names="abcde"):
+    return JsonLines(tmp_path / "x", {"seed": 1}, "k", names, 2)
+
+  first = lines()
+  first.add([{"k": "a"}, {"k": "b"}])
+  first.add([{"k": "c"}])
+  first.close()
+  second = lines()
+  assert second.done == [b'{"k": "a"}', b'{"k": "b"}']
+  second.add([{"k": "c"}, {"k": "d"}])
+  second.add([{"k": "e"}])
+  second.close()  # killed before it got its name
+  third = lines()
+  assert len(third.done) == 5
+  third.finish()
+  assert [json.loads(line)["k"] for line in (tmp_path / "x").read_text().splitlines()] == list("abcde")
+  assert lines().done == []  # a new run
+  (tmp_path / "x.partial.json").write_text("{")
+  with pytest.raises(ValueError, match=r"x\.partial\.json is damaged.*delete both"):
+    lines()
+
+
+def test_texts_beside_the_pictures(run, model, pictures, tmp_path, capsys):
+  for path in pictures.iterdir():
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+  (tmp_path / "0-red.txt").write_text("my own work")
+  run(tmp_path, "--txt", f"--out={tmp_path / 'captions.jsonl'}")
+  captions = {p: model.caption(p)[0] for p in images_in(tmp_path) if "broken" not in p.name}
+  texts = {p: p.with_suffix(".txt").read_text() for p in captions}
+  assert texts == captions | {tmp_path / "0-red.png": "my own work"}
+  assert not (tmp_path / "2-broken.txt").exists()
+  assert "1 text files beside the pictures say something else" in capsys.readouterr().err
+  run(tmp_path, "--txt", "--overwrite")
+  assert (tmp_path / "0-red.txt").read_text() == captions[tmp_path / "0-red.png"]
+  assert "say something else" not in capsys.readouterr().err
+  (tmp_path / "0-red.jpeg").write_bytes((tmp_path / "0-red.png").read_bytes())
+  with pytest.raises(SystemExit, match=r"0-red\.jpeg and .*0-red\.png would both have .*0-red\.txt"):
+    run(tmp_path, "--txt")
+
+
+def test_urls_and_buckets(run, model, pictures, capsys):
+  store = fsspec.filesystem("memory")
+  for path in pictures.iterdir():
+    store.pipe(f"/photos/{path.name}", path.read_bytes())
+  run("memory://photos/0-red.png", "memory://photos", "--txt")
+  written = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+  assert next(iter(written)) == "memory://photos/0-red.png" and len(written) == 7
+  assert written["memory:///photos/4-yellow.png"] == model.caption(pictures / "4-yellow.png")[0]
+  assert store.cat("/photos/4-yellow.txt").decode() == model.caption(pictures / "4-yellow.png")[0]
+  with pytest.raises(SystemExit, match=r"--out gs://bucket/x\.jsonl is a URL; it takes a local path"):
+    run(pictures, "--out=gs://bucket/x.jsonl")
+  with pytest.raises(SystemExit, match=r"--txt writes beside the pictures, which https://example\.org/a\.png does not"):
+    run("https://example.org/a.png", "--txt")
+
+
+@pytest.mark.parametrize(("flag", "ours"), [
+  ("--num_beams=3", "num_beams is called beams, with strategy 'beam'"), ("--do-sample", "strategy 'sample'"),
+  ("--max_new_tokens=20", "max_length, which counts BOS"), ("--length-penalty=2", "did you mean length_penalty"),
+])
+def test_other_peoples_flags_are_answered_with_ours(run, pictures, capsys, flag, ours):
+  with pytest.raises(SystemExit):
+    run(pictures, flag)
+  assert ours in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(run, tmp_path, pictures, capsys):

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,7 @@ from coca.data.tokenizer import train
 from coca.decoding.common import Special
 from coca.decoding.settings import Decoding
 from coca.forward import Forward
+from coca.image_files import images_in
 
 TEXTS = ("red apple", "green pear", "blue plum", "dark fig")
 COLOURS = ("red", "green", "blue", "black")
@@ -104,7 +106,7 @@ def test_every_kind_of_picture_gives_the_same_embedding(model, data):
 
 
 def test_embeddings_are_those_of_the_model_whatever_the_batch(model, data):
-  paths = inference.images_in(data)
+  paths = images_in(data)
   assert [p.stem for p in paths] == sorted(COLOURS)
   module = nnx.merge(model.forward.graphdef, jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), model.params))
   pixels = np.stack([pictures.decode_eval(p.read_bytes(), 16) for p in paths])
@@ -120,7 +122,7 @@ def test_embeddings_are_those_of_the_model_whatever_the_batch(model, data):
 
 def test_match_gives_the_probability_of_each_pair(tmp_path, data, model):
   make_workdir(tmp_path / "filter", small_config(data, matching=settings.Matching(weight=1.0)))
-  judge, paths = coca.load(tmp_path / "filter"), inference.images_in(data)
+  judge, paths = coca.load(tmp_path / "filter"), images_in(data)
   found = judge.match(data, TEXTS)
   assert found.shape == (4,) and found.dtype == np.float32
   assert ((found > 0) & (found < 1)).all() and np.ptp(found) > 0.01
@@ -176,7 +178,7 @@ def test_scores_and_probabilities_are_of_the_embeddings(model, data):
 
 
 def test_captions_are_the_decoded_ids(model, data):
-  paths = inference.images_in(data)
+  paths = images_in(data)
   captions = model.caption(data)
   assert len(captions) == 4 and all(isinstance(c, str) for c in captions) and len(set(captions)) > 1
   pixels = model.forward.put({"image": np.stack([model.prepare(p) for p in paths] * 2)})["image"]
@@ -212,6 +214,8 @@ def test_settings_of_captions_that_make_no_sense(model, data):
     model.caption(data, "red apple green pear blue plum dark fig")
   with pytest.raises(TypeError, match="best_of"):
     model.caption(data, best_of=3)
+  with pytest.raises(TypeError, match="num_beams is called beams"):
+    model.caption(data, num_beams=3)
 
 
 def test_pictures_that_cannot_be_used_are_named(model, data, tmp_path):
@@ -231,6 +235,55 @@ def test_pictures_that_cannot_be_used_are_named(model, data, tmp_path):
   (tmp_path / "empty").mkdir()
   with pytest.raises(ValueError, match=r"no pictures in .*empty"):
     model.embed_images(tmp_path / "empty")
+
+
+def test_broken_pictures_are_skipped_on_request_and_all_others_keep_their_places(model, data, tmp_path, caplog):
+  for path in data.glob("*.png"):
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+  (tmp_path / "cut.png").write_bytes((data / "red.png").read_bytes()[:60])
+  broken = [p.stem == "cut" for p in images_in(tmp_path)]
+  whole = np.flatnonzero(~np.array(broken))
+
+  def check(found, expected):
+    found = np.array(found)
+    assert np.isnan(found[broken]).all() and not np.isnan(found[whole]).any()
+    np.testing.assert_allclose(found[whole], expected, atol=1e-6)
+
+  check(model.embed_images(tmp_path, skip_broken=True), model.embed_images(data))
+  check(model.score(tmp_path, TEXTS, skip_broken=True), model.score(data, TEXTS))
+  check(model.classify(tmp_path, TEXTS, skip_broken=True), model.classify(data, TEXTS))
+  check(model.attention_maps(tmp_path, skip_broken=True), model.attention_maps(data))
+  for settings_ in ({}, {"strategy": "beam", "beams": 2, "n": 2}):
+    found = model.caption(tmp_path, skip_broken=True, **settings_)
+    assert [text is None for text in found] == broken
+    assert [found[i] for i in whole] == model.caption(data, **settings_)
+  assert "cut.png" in caplog.text
+  with pytest.raises(ValueError, match=r"can't read the picture .*cut\.png"):
+    model.embed_images(tmp_path)
+
+
+def test_urls_stay_what_they_are(model, data):
+  store = fsspec.filesystem("memory")
+  for path in (data / "red.png", data / "blue.png"):
+    store.pipe(f"/bucket/{path.name}", path.read_bytes())
+  store.pipe("/bucket/notes.txt", b"no picture")
+  one = model.embed_images("memory://bucket/red.png")
+  np.testing.assert_array_equal(one, model.embed_images(data / "red.png"))
+  assert images_in("memory://bucket") == ["memory:///bucket/blue.png", "memory:///bucket/red.png"]
+  np.testing.assert_allclose(model.embed_images("memory://bucket")[1:], one, atol=1e-6)
+  with pytest.raises(ValueError, match=r"can't read the picture memory://bucket/gone\.png"):
+    model.embed_images(["memory://bucket/gone.png"])
+  with pytest.raises(ValueError, match=r"nothing://a/b\.png: Protocol not known"):
+    model.embed_images("nothing://a/b.png")
+
+
+def test_a_url_whose_package_is_missing_says_which(model, monkeypatch):
+  def missing(url):
+    raise ImportError('HTTPFileSystem requires "requests" and "aiohttp" to be installed')
+
+  monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+  with pytest.raises(ImportError, match=r"https://example\.org/a\.png: .*pip install aiohttp"):
+    model.embed_images("https://example.org/a.png")  # never taken for a folder
 
 
 def test_the_moving_average_is_taken_where_there_is_one(tmp_path, data):

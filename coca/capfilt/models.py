@@ -3,23 +3,19 @@
 Shapes: B images of a batch, n texts written for each, K texts scored for each, T text length.
 """
 
-import hashlib
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from coca import inference
 from coca.capfilt.settings import CapFilt, threshold
-from coca.config import Config, Model
+from coca.config import Config
 from coca.decoding.common import Special
 from coca.decoding.decode import own_prompt, prompts
 from coca.forward import check_decoding_model
 from coca.host import round_up, to_host
 from coca.hub import local_folder
-from coca.trees import flat
-from coca.typed import to_plain
+from coca.inference import identity
 from coca.workdir import read_config
 
 MOST_TEXTS = 32  # of each image, that are scored at once
@@ -129,18 +125,3 @@ def _check(settings: CapFilt, captioner: Config | str, config: Config | str) -> 
                      "its matching score alone: --config.min_contrastive=-2. --config.rank_by=matching")
   if not (config.matching.weight or config.contrastive.weight):
     raise ValueError(f"config.filter {settings.filter} has neither a matching nor a contrastive head: it can't score")
-
-
-def identity(model) -> str | None:
-  """sha256 of a model's settings, tokenizer and parameters: which model it is, wherever it lies."""
-  if model is None:
-    return None
-  # Without defaults, so that a setting that is newer than a job does not change it.
-  default, settings = (flat(to_plain(x)) for x in (Model(), model.config.model))
-  changed = {name: value for name, value in settings.items() if value != default[name]}
-  digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode())
-  digest.update((model.tokenizer.sha256 + model.config.data.prompt).encode())
-  for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(jnp.copy(leaf)))  # of the leaf itself jax would keep the host's copy
-  return f"sha256:{digest.hexdigest()}"
