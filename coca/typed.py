@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -11,9 +12,17 @@ from ml_collections import ConfigDict
 
 
 def read_object(data: bytes | str) -> dict:
-  """A JSON object from a file's contents. Raises ValueError, without the file's name: damaged, or no object."""
+  """A JSON object from a file's contents. Raises ValueError, without the file's name: damaged, or no object.
+
+  NaN and Infinity, which Python writes and JSON has not, are damage too, and numbers that become infinite.
+  """
+  def number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+      raise ValueError(f"{text[:80]} is no number that a setting can be")
+    return value
+
   try:
-    values = json.loads(data)
+    values = json.loads(data, parse_constant=number, parse_float=number)
   except RecursionError:
     raise ValueError("its brackets are nested too deeply") from None
   if not isinstance(values, dict):

@@ -433,12 +433,15 @@ def cut(s):
   (lambda s: (s / "config.json").write_text("{"), "config.json can't be read"),
   (lambda s: (s / "config.json").write_text("[" * 100_000), "config.json can't be read: .*nested too deeply"),
   (lambda s: (s / "config.json").write_text("[]"), "config.json can't be read: it holds a list and no object"),
+  (lambda s: (s / "config.json").write_text('{"a": [NaN]}'), "config.json can't be read: NaN is no number"),
+  (lambda s: (s / "config.json").write_text('{"a": 1e999}'), "config.json can't be read: 1e999 is no number"),
   (lambda s: (s / "config.json").write_text("{}"), "config.json: vision_config is missing"),
   (lambda s: (s / "processor_config.json").write_text("{"), "processor_config.json can't be read"),
   (lambda s: (s / "processor_config.json").write_text('{"image_processor": 3}'),
    "processor_config.json: image_processor is 3; it takes an object"),
   (lambda s: save(tensors("retrieval"), s / "model.safetensors"), "the weights are not those of the config"),
-], ids=["truncated", "no tokenizer", "config", "nested", "a list", "empty", "processor", "a number", "other weights"])
+], ids=["truncated", "no tokenizer", "config", "nested", "a list", "NaN", "1e999", "empty", "processor", "a number",
+        "other weights"])
 def test_a_mistake_is_named_and_leaves_nothing(mistake, message, published, tmp_path):
   source = Path(shutil.copytree(published / "captioner", tmp_path / "source"))
   mistake(source)

@@ -229,7 +229,7 @@ def test_mistakes_are_named(tmp_path, out):
   (tmp_path / "texts").mkdir()
   (tmp_path / "texts" / "a.parquet").write_bytes(b"no parquet")
   (tmp_path / "report.html").unlink()
-  with pytest.raises(SidecarError, match=r"a\.parquet is no sidecar or a damaged one"):
+  with pytest.raises(SidecarError, match=r"a\.parquet is damaged or no sidecar"):
     write_report(tmp_path, Pictures())
   assert not (tmp_path / "report.html").exists()
 

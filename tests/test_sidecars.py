@@ -6,6 +6,7 @@ import shutil
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from bootstrap import bootstrap, rows_of, write_rows
@@ -124,6 +125,26 @@ def test_damage_is_one_clear_error(tmp_path):
     sidecars.read(path)
   with pytest.raises(FileNotFoundError, match=r"none\.parquet: no such sidecar; the shard is not finished"):
     sidecars.read(tmp_path / "none.parquet")
+
+
+def with_column(table, name, values):
+  return table.set_column(table.column_names.index(name), name, values)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+  (lambda t: t.append_column("text", t["text"]), "column 'text' is missing, or there twice"),
+  (lambda t: with_column(t, "text", pa.nulls(len(t), pa.string())), "each text needs an origin"),
+  (lambda t: with_column(t, "index", pa.array([3, 3, 2, 5, 6])), "'index' has nulls or negative numbers, or goes down"),
+  (lambda t: with_column(t, "key", pc.cast(pa.array([b"\xff"] * 5), options=pc.CastOptions(
+    pa.string(), allow_invalid_utf8=True))), "UTF8"),
+])
+def test_what_no_stage_has_written(tmp_path, change, message):
+  """A whole Parquet file of the right types, whose rows are not what `write` lets through."""
+  path = sidecars.path_of(tmp_path, "x")
+  sidecars.write(path, columns(ROWS))
+  pq.write_table(change(pq.read_table(path)), path)
+  with pytest.raises(SidecarError, match=f"x.parquet is damaged or no sidecar .*{message}"):
+    sidecars.read(path)
 
 
 def kept(rows, **settings):

@@ -256,6 +256,10 @@ def test_cocos_annotations(folder, name):
   source = opened(folder)
   assert [[t.text for t in source[i].texts] for i in range(2)] == [["one", "three"], ["two"]]
   assert "1 rows can't be used" in source.problems[0] and "annotation 4" in source.problems[0]
+  nameless = {"images": [*COCO["images"], {"file_name": "c.jpg"}], "annotations": [*COCO["annotations"],
+                                                                                  {"caption": "of none"}]}
+  (folder / name).write_text(json.dumps(nameless))
+  assert "2 rows can't be used" in opened(folder).problems[0]
   boxes = {"images": COCO["images"], "annotations": [{"image_id": 7, "bbox": [0, 0, 1, 1]}]}
   (folder / name).write_text(json.dumps(boxes))
   with pytest.raises(ValueError, match='none of its "annotations" has a "caption"'):

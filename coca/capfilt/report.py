@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from etils import epath
 
 from coca.capfilt.tally import COLUMNS, IDENTITIES, C, M, Tally
@@ -51,12 +50,7 @@ def write_report(out, source, limit: int = 400) -> tuple[epath.Path, Tally]:
   tally, rows = Tally(), {}
   for shard, indices in _spread(finished, manifest.get("preview", limit)):
     path = sidecars.path_of(out, shard.name)
-    try:
-      with epath.Path(path).open("rb") as file:
-        _read_shard(pq.ParquetFile(file, page_checksum_verification=True), indices, tally, rows)
-    except (pa.ArrowException, KeyError, OSError) as e:
-      raise sidecars.SidecarError(f"{path} is no sidecar or a damaged one: {e}. Delete it and run coca.capfilt again: "
-                                  "the shard is made anew") from e
+    _count(sidecars.read(path), indices, tally, rows)
   with ThreadPoolExecutor() as pool:
     pictures = pool.map(lambda index: _picture(source, index, rows[index][0]["key"]), rows)
     records = [{"index": index, "key": rows[index][0]["key"] or "", **picture, "texts": [_text(r) for r in rows[index]]}
@@ -94,18 +88,12 @@ def _spread(shards: list, limit: int) -> list:
           for shard, end, a, b in zip(shards, ends, cuts, cuts[1:], strict=False)]
 
 
-def _read_shard(file: pq.ParquetFile, indices: list[int], tally: Tally, rows: dict[int, list[dict]]) -> None:
-  """Counts all rows; of the records in `indices` the rows are added to `rows`. Texts of others are not read."""
-  wanted = pa.array(indices, pa.int64())
-  for group in range(file.num_row_groups):
-    shown = False
-    for batch in file.iter_batches(ROWS, [group], [*COLUMNS, *IDENTITIES]):
-      tally.add(batch)
-      shown = shown or pc.any(pc.is_in(batch["index"], wanted)).as_py()
-    if shown:
-      for batch in file.iter_batches(ROWS, [group], SHOWN):
-        for row in batch.filter(pc.is_in(batch["index"], wanted)).to_pylist():
-          rows.setdefault(row["index"], []).append(row)
+def _count(table: pa.Table, indices: list[int], tally: Tally, rows: dict[int, list[dict]]) -> None:
+  """Counts all rows of a shard; of the records in `indices` the rows are added to `rows`."""
+  for batch in table.select([*COLUMNS, *IDENTITIES]).to_batches(ROWS):
+    tally.add(batch)
+  for row in table.select(SHOWN).filter(pc.is_in(table["index"], pa.array(indices, pa.int64()))).to_pylist():
+    rows.setdefault(row["index"], []).append(row)
 
 
 def _picture(source, index: int, key: str | None) -> dict:

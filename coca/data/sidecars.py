@@ -81,21 +81,28 @@ def write(path: str | os.PathLike, columns: dict[str, Sequence]) -> None:
   columns["key"] = ["" if key is None else plain(key) for key in columns["key"]]
   try:
     table = pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], SCHEMA)
-  except (pa.ArrowException, UnicodeEncodeError, OverflowError) as e:
+    _check_rows(table)
+  except (pa.ArrowException, ValueError, OverflowError) as e:
     raise ValueError(f"{path}: {e}") from None
-  index = table["index"].to_numpy()
-  if index.dtype != np.int64 or (index < 0).any() or (np.diff(index) < 0).any():
-    raise ValueError(f"{path}: the column 'index' has nulls or negative numbers, or goes down")
-  if not table["text"].is_valid().equals(table["origin"].is_valid()):
-    raise ValueError(f"{path}: each text needs an origin, and each origin a text")
-  if unknown := set(table["origin"].unique().to_pylist()) - {None, *ORIGINS}:
-    raise ValueError(f"{path}: unknown origin {min(unknown)!r}; known: {', '.join(ORIGINS)}")
   for name in SCORES:
     if pc.any(pc.invert(pc.is_finite(table[name]))).as_py():
       raise ValueError(f"{path}: a score in '{name}' is not finite; where there is none, it is null, with a problem")
   with files.writing(path) as file:
     pq.write_table(table, file, row_group_size=ROW_GROUP, compression="zstd", compression_level=3, version="2.6",
                    data_page_version="1.0", write_page_checksum=True)
+
+
+def _check_rows(table: pa.Table) -> None:
+  """Raises ValueError unless the columns that are there hold what `write` promises."""
+  there = set(table.column_names)
+  if "index" in there:
+    index = table["index"].to_numpy()
+    if index.dtype != np.int64 or (index < 0).any() or (np.diff(index) < 0).any():
+      raise ValueError("the column 'index' has nulls or negative numbers, or goes down")
+  if {"text", "origin"} <= there and not table["text"].is_valid().equals(table["origin"].is_valid()):
+    raise ValueError("each text needs an origin, and each origin a text")
+  if "origin" in there and (unknown := set(table["origin"].unique().to_pylist()) - {None, *ORIGINS}):
+    raise ValueError(f"unknown origin {min(unknown)!r}; known: {', '.join(ORIGINS)}")
 
 
 def plain(key: str) -> str:
@@ -173,6 +180,8 @@ def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Ta
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as opened:
       _check_schema(opened.schema_arrow)
       table = opened.read(list(columns or SCHEMA.names), use_threads=False)
+    table.validate(full=True)  # texts are UTF-8
+    _check_rows(table)
   except _ERRORS as e:
     raise SidecarError(f"{path} is damaged or no sidecar ({e}); delete it, and the stage writes it again") from None
   for name in set(columns or SCHEMA.names) - set(table.column_names):
@@ -196,9 +205,10 @@ def is_complete(path: str | os.PathLike) -> bool:
 
 def _check_schema(schema: pa.Schema) -> None:
   for field in SCHEMA:
-    found = schema.field(field.name).type if field.name in schema.names else None
+    there = schema.get_field_index(field.name)  # -1: none, or several
+    found = schema.field(there).type if there >= 0 else None
     if found != field.type and (found or field.name not in LATER):
-      raise ValueError(f"column '{field.name}' is {found or 'missing'}; it has to be {field.type}")
+      raise ValueError(f"column '{field.name}' is {found or 'missing, or there twice'}; it has to be {field.type}")
 
 
 # --- Choosing texts ---

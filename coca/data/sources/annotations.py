@@ -44,12 +44,13 @@ def rows(name: str, values: dict, split: str) -> Iterator[tuple[str, dict | str]
 
 
 def _coco(name: str, images: list[dict], annotations: list) -> Iterator[tuple[str, dict | str]]:
-  paths = {str(image.get("id")): image.get("file_name") for image in images}
+  paths = {str(image["id"]): image.get("file_name") for image in images if "id" in image}
   if not any(isinstance(a, dict) and "caption" in a for a in annotations):
     raise ValueError(f'{name}: none of its "annotations" has a "caption"; COCO\'s are in captions_*.json')
   for number, annotation in enumerate(annotations, 1):
     where = f"{name}, annotation {number}"
-    if not isinstance(annotation, dict) or str(annotation.get("image_id")) not in paths:
+    image = str(annotation.get("image_id")) if isinstance(annotation, dict) else ""
+    if image not in paths:
       yield where, 'its "image_id" is none of the "images"'
     else:
-      yield where, {"file_name": paths[str(annotation["image_id"])], "caption": annotation.get("caption")}
+      yield where, {"file_name": paths[image], "caption": annotation.get("caption")}
