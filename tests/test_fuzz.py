@@ -51,7 +51,7 @@ def test_what_the_fuzzer_looks_for(tmp_path):
   """Nine mutants of a reader, each with a fault of its own at this seed: it is found, counted and kept."""
   script, out = tmp_path / "faulty.py", tmp_path / "out"
   script.write_text(FAULTY)
-  done = subprocess.run([sys.executable, script, f"--out={out}", "--mutants=9", "--limit=20", "--seed=4180"],
+  done = subprocess.run([sys.executable, script, f"--out={out}", "--mutants=9", "--limit=12", "--seed=4180"],
                         capture_output=True, text=True)
   assert done.returncode == 1, done.stdout + done.stderr
   row = next(line for line in done.stdout.splitlines() if line.startswith("| faults |"))
