@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -22,6 +21,7 @@ from coca.durations import in_steps
 from coca.host import from_first
 from coca.optim import make_schedule
 from coca.retries import exists
+from coca.threads import threads
 from coca.workdir import parse_run, read_run, read_workdir, saved_steps, tokenizer_path, write_run
 
 # What may change between two starts in one workdir: nothing here changes the parameters that come out, but that with
@@ -185,7 +185,7 @@ def _fingerprint(source) -> dict:
       return b""
 
   count, sha256 = len(source), hashlib.sha256()
-  with ThreadPoolExecutor(SAMPLE) as pool:
+  with threads(SAMPLE) as pool:
     for data in pool.map(read, sorted({n * (count - 1) // (SAMPLE - 1) for n in range(SAMPLE)})):
       sha256.update(len(data).to_bytes(8, "little") + data)
   return {"records": count, "sample_sha256": sha256.hexdigest()}

@@ -21,7 +21,6 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from coca.data.sources.files import write_atomic
 from coca.decoding.settings import Decoding, make_decoding, unknown
 from coca.json_lines import JsonLines
 from coca.page import MOST, Page
+from coca.threads import threads
 
 BATCH = 64
 
@@ -45,7 +45,7 @@ def read_all(model, paths: Sequence[Path | str]) -> Iterator[list[tuple[Path | s
     except ValueError as e:
       return path, None, str(e)
 
-  with ThreadPoolExecutor() as pool:
+  with threads() as pool:
     ahead = []
     for start in range(0, len(paths) + BATCH, BATCH):
       ahead.append([pool.submit(read, path) for path in paths[start:start + BATCH]])

@@ -108,7 +108,7 @@ def compile_capfilt(config: Config, topology: Topology, batch: int, decoding: De
 
 
 def _compile(lowered, topology: Topology, mesh: dict[str, int]) -> Program:
-  start = time.time()
+  start = time.monotonic()
   try:
     compiled = lowered.compile(compiler_options=topology.options or None)
   except jax.errors.JaxRuntimeError as e:
@@ -121,7 +121,7 @@ def _compile(lowered, topology: Topology, mesh: dict[str, int]) -> Program:
   if topology.memory and memory.peak_memory_in_bytes > topology.memory:  # on GPUs the compiler does not look
     raise DoesNotFit(f"it takes {memory.peak_memory_in_bytes / 2**30:.2f} GiB")
   return Program(memory.peak_memory_in_bytes, memory.argument_size_in_bytes, collectives(compiled.as_text(), mesh),
-                 time.time() - start)
+                 time.monotonic() - start)
 
 
 @contextlib.contextmanager
@@ -131,11 +131,11 @@ def progress(what: str):
     print(f"{what} ...", file=sys.stderr, flush=True)
     yield
     return
-  done, start = threading.Event(), time.time()
+  done, start = threading.Event(), time.monotonic()
 
   def tick():
     while not done.wait(1):
-      print(f"\r{what}: {time.time() - start:.0f} s ", end="", file=sys.stderr, flush=True)
+      print(f"\r{what}: {time.monotonic() - start:.0f} s ", end="", file=sys.stderr, flush=True)
 
   thread = threading.Thread(target=tick, daemon=True)
   thread.start()

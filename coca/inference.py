@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +35,7 @@ from coca.host import Lagged, round_up
 from coca.hub import local_folder
 from coca.image_files import as_list, read
 from coca.prompts import ensemble, in_templates
+from coca.threads import threads
 from coca.trees import flat
 from coca.typed import to_plain
 from coca.workdir import read_params, read_workdir
@@ -312,7 +312,7 @@ class ContrastiveCaptioner:
       return np.zeros((0, *shape), np.float32)
     largest = self._batches[-1]
     out = Lagged()
-    with (ThreadPoolExecutor() as pool,
+    with (threads() as pool,
           tqdm(total=len(items), unit=f" {unit}", disable=None if len(items) > largest else True) as bar):
       ahead = [pool.submit(prepare, item) for item in items[:2 * largest]]
       for start in range(0, len(items), largest):

@@ -3,6 +3,9 @@
 `metrics.jsonl` has one JSON object a line: `step` and named numbers such as `train/loss`. NaN and infinity, which JSON
 does not have, are null. Values of the training step are fetched by a thread, so that the loop never waits for the
 step it has just begun; the loop is held back only where the values logged before are not there yet.
+
+A disk that fails ends the run once several tries have failed: `metrics.jsonl` loses no line. TensorBoard's file may be
+lost, since it says the same; the run goes on without it.
 """
 
 import json
@@ -20,9 +23,11 @@ import numpy as np
 from absl import logging
 
 from coca.hardware import device_memory, peak_flops
+from coca.retries import again, exists
 from coca.typed import read_object
 
 FILE = "metrics.jsonl"
+BOARD_FLUSH = 30  # seconds after which TensorBoard sees new values
 
 
 class Metrics:
@@ -47,11 +52,12 @@ class Metrics:
     self._waited = self._paused = 0.0  # seconds since the last log()
     self._logged = time.perf_counter()
     self._progress = Progress(total_steps, resume_step) if self._main else None
-    self._tensorboard = self._file = None
+    self._board = self._file = None
     if self._main:
       self._folder.mkdir(parents=True, exist_ok=True)
       cut(self._folder / FILE, resume_step)
-      self._file = open(self._folder / FILE, "a", encoding="utf-8")  # noqa: SIM115
+      self._file = open(self._folder / FILE, "ab", buffering=0)  # noqa: SIM115
+      self._begin_tensorboard()
 
   def log(self, step: int, scalars: dict) -> None:
     """Takes a training step's numbers, and makes sure that those of the call before are written.
@@ -116,8 +122,9 @@ class Metrics:
     """Writes everything; waits for the last log()'s values. Call it before a checkpoint: a killed run that goes on
     from there then has every line."""
     self._finish()
-    if self._tensorboard:
-      self._tensorboard.flush()
+    if self._main:
+      os.fsync(self._file.fileno())  # an error here is not tried again: the system has then dropped the lines
+      self._flush_tensorboard()
 
   def close(self) -> None:
     try:
@@ -127,8 +134,7 @@ class Metrics:
       if self._main:
         self._progress.close()
         self._file.close()
-      if self._tensorboard:
-        self._tensorboard.close()
+        self._end_tensorboard()
 
   def __enter__(self):
     return self
@@ -162,17 +168,61 @@ class Metrics:
     if not self._main:
       return
     line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-    self._file.write(json.dumps(line, allow_nan=False) + "\n")
-    self._file.flush()
-    for name, value in values.items():
-      self._board().add_scalar(name, value, step)
+    rest = (json.dumps(line, allow_nan=False) + "\n").encode()
 
-  def _board(self):
-    if self._tensorboard is None:
-      from tensorboardX import SummaryWriter
-      self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"),
-                                        purge_step=self._resume_step + 1 if self._resume_step else 0)
-    return self._tensorboard
+    def append():
+      nonlocal rest
+      while rest:  # a full disk takes a part
+        rest = rest[self._file.write(rest):]
+
+    again(append, str(self._folder / FILE))
+    self._to_tensorboard(step, values)
+
+  # tensorboardX's SummaryWriter has a thread behind a queue of ten: once an error has ended the thread, the eleventh
+  # value waits for ever. Its events are therefore written here.
+
+  def _begin_tensorboard(self) -> None:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    folder = self._folder / "tensorboard"
+    with self._without_tensorboard():
+      folder.mkdir(exist_ok=True)
+      self._board = EventsWriter(str(folder / "events"))
+      # What a killed run has shown of this step and later ones is hidden.
+      self._board.write_event(Event(wall_time=time.time(), step=self._resume_step + 1 if self._resume_step else 0,
+                                    session_log=SessionLog(status=SessionLog.START)))
+    self._flush_tensorboard()
+
+  def _to_tensorboard(self, step: int, values: dict) -> None:
+    if self._board is None:
+      return
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+    with self._without_tensorboard():
+      for name, value in values.items():
+        self._board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+    if time.perf_counter() - self._flushed > BOARD_FLUSH:
+      self._flush_tensorboard()
+
+  def _flush_tensorboard(self) -> None:
+    self._flushed = time.perf_counter()
+    if self._board is not None:
+      with self._without_tensorboard():
+        self._board.flush()
+
+  def _end_tensorboard(self) -> None:
+    board, self._board = self._board, None
+    if board:
+      with suppress(OSError):
+        board.close()
+
+  @contextmanager
+  def _without_tensorboard(self):
+    try:
+      yield
+    except OSError as e:
+      self._end_tensorboard()
+      self.say(f"{self._folder / 'tensorboard'}: {e}: the run goes on without TensorBoard; {FILE} has the same numbers")
 
 
 class Progress:
@@ -230,7 +280,7 @@ def describe(step: int, total: int, values: dict, seconds_left: float | None = N
 def read(path) -> list[dict]:
   """The lines of a `metrics.jsonl`; what a kill tore off, or is no such line, is left out."""
   path, lines = Path(path), []
-  for text in path.read_bytes().split(b"\n") if path.exists() else []:
+  for text in again(path.read_bytes, str(path)).split(b"\n") if exists(path) else []:
     with suppress(ValueError):
       line = read_object(text)
       if type(line.get("step")) is int:
@@ -241,7 +291,7 @@ def read(path) -> list[dict]:
 def cut(path, last_step: int) -> None:
   """Takes the lines after `last_step` (all, for 0) out of a `metrics.jsonl`, all at once or not at all."""
   path = Path(path)
-  if not path.exists():
+  if not exists(path):
     return
   lines = read(path)
   kept = [line for line in lines if 0 < line["step"] <= last_step]

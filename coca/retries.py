@@ -60,10 +60,17 @@ def again(read: Callable, name: str, may_pass: Callable[[Exception], bool] = of_
     except Exception as e:
       if not may_pass(e):
         raise
-      if pause is None or isinstance(e, PermissionError) or str(e).startswith("Forbidden"):  # gcsfs' own words
+      if pause is None or _refused(e):
         raise Unavailable(f"{name}: {e}") from e
       logging.warning("%s: %s; another try in %g s", name, e, pause)
     time.sleep(pause)
+
+
+def _refused(error: Exception) -> bool:
+  """Whether waiting makes no sense: no right to read, by the system, gcsfs, or an HTTP server's status."""
+  status = getattr(error, "status", None)
+  return (isinstance(error, PermissionError) or str(error).startswith("Forbidden") or
+          (isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)))
 
 
 def exists(path) -> bool:

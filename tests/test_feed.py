@@ -4,6 +4,7 @@ import time
 import pytest
 
 from coca.data import feed
+from coca.threads import threads
 
 
 def test_too_many_skipped_stop_with_examples():
@@ -96,3 +97,36 @@ def test_closing_a_device_feed_stops_thread_and_loader():
   assert closed == [True] and threading.active_count() == before
   with pytest.raises(StopIteration):
     next(batches)
+
+
+def test_a_loader_that_hangs_is_left_behind(monkeypatch):
+  monkeypatch.setattr(feed, "_PATIENCE", 0.1)
+  answers, closed = threading.Event(), threading.Event()
+
+  def hangs():
+    yield 1, []
+    answers.wait(120)
+
+  batches = feed.DeviceFeed(hangs(), lambda b: b)
+  next(batches)
+  threading.Thread(target=lambda: (batches.close(), closed.set()), daemon=True).start()
+  assert closed.wait(60)
+  answers.set()
+
+
+def test_work_that_waits_is_not_begun_after_an_error():
+  begun, go = [], threading.Event()
+
+  def work(n):
+    begun.append(n)
+    if n == 0:
+      raise OSError("no disk")
+    go.wait(60)
+
+  with pytest.raises(OSError, match="no disk"), threads(2) as pool:
+    try:
+      for _ in pool.map(work, range(1000)):
+        pass
+    finally:
+      go.set()
+  assert len(begun) < 1000

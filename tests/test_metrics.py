@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import math
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX import record_writer
 from tensorboardX.proto.event_pb2 import Event
 
-from coca import metrics
+from coca import metrics, retries
 from coca.curves import plot_curves
 from coca.hardware import PEAKS, device_memory, peak_flops
 from coca.metrics import Metrics
@@ -131,6 +133,73 @@ def test_tensorboard_has_scalars(tmp_path):
   assert any(e.session_log.status == e.session_log.START and e.step == 4 for e in found)  # hides older events from 4 on
   values = {v.tag: v for e in found for v in e.summary.value}
   assert values["train/loss"].simple_value == 2.5
+
+
+# --- A disk that fails ---
+
+
+def test_training_goes_on_without_tensorboard(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(record_writer, "open_file", lambda path: io.BufferedWriter(io.FileIO("/dev/full", "wb")))
+  ended = threading.Event()
+
+  def run():
+    with Metrics(tmp_path) as m:
+      for step in range(1, 101):
+        m.write(step, {"train/loss": 0.5})
+        m.flush()
+    ended.set()
+
+  threading.Thread(target=run, daemon=True).start()
+  assert ended.wait(120), "a value waits for ever"
+  assert len(lines(tmp_path)) == 100
+  assert capsys.readouterr().out.count("goes on without TensorBoard") == 1
+
+
+def test_a_folder_in_its_way_costs_tensorboard_alone(tmp_path, capsys):
+  (tmp_path / "tensorboard").write_text("a file")
+  with Metrics(tmp_path) as m:
+    m.write(1, {"a": 1})
+  assert lines(tmp_path) == [{"step": 1, "a": 1}] and "without TensorBoard" in capsys.readouterr().out
+
+
+class Full(io.FileIO):
+  """A disk that takes five bytes at a time and then fails, as often as `errors` has."""
+
+  def write(self, data):
+    if self.errors and self.turn:
+      self.turn = False
+      raise self.errors.pop()
+    self.turn = True
+    return super().write(bytes(data[:5]))
+
+
+def test_no_line_is_lost_or_torn_while_the_run_goes_on(tmp_path, monkeypatch):
+  monkeypatch.setattr(retries, "PAUSES", (0, 0))
+  with Metrics(tmp_path) as m:
+    m._file.close()
+    m._file = Full(tmp_path / "metrics.jsonl", "a")
+    m._file.turn, m._file.errors = False, [OSError(errno.ENOSPC, "No space left on device")] * 2
+    m.write(1, {"a": 1})
+    m.write(2, {"a": 2})
+    assert lines(tmp_path) == [{"step": 1, "a": 1}, {"step": 2, "a": 2}]
+    m._file.write = lambda data: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(retries.Unavailable, match=r"metrics\.jsonl: .*Input/output error"):
+      m.write(3, {"a": 3})
+
+
+def test_an_error_is_not_an_empty_file(tmp_path, monkeypatch):
+  with Metrics(tmp_path) as m:
+    m.write(1, {"a": 1})
+
+  def fail(*_, **__):
+    raise OSError(errno.EIO, "Input/output error")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(retries, "PAUSES", (0,))
+    patch.setattr(os, "stat", fail)
+    with pytest.raises(retries.Unavailable):
+      metrics.cut(tmp_path / "metrics.jsonl", 1)
+  assert lines(tmp_path) == [{"step": 1, "a": 1}]
 
 
 # --- Going on ---

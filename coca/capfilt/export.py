@@ -14,7 +14,6 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ from coca.data.records import BadRecord, Record, Shard
 from coca.data.sidecars import SidecarError
 from coca.data.sources import files, open_source
 from coca.data_checks import check_source
+from coca.threads import threads
 from coca.typed import from_plain, to_plain
 
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
@@ -105,7 +105,7 @@ def export(out: str | os.PathLike, to: str | os.PathLike, format: str = "webdata
   done, write = Exported(), _write_tar if format == "webdataset" else _write_parquet
   there = set(_names(to))
   with tqdm(total=sum(s.stop - s.start for s in manifest["shards"]), desc=f"export to {to}", unit="image",
-            disable=None) as bar, ThreadPoolExecutor(files.THREADS) as pool:
+            disable=None) as bar, threads(files.THREADS) as pool:
     for shard in manifest["shards"]:
       name = shard.name + SUFFIXES[format]
       if name in there:

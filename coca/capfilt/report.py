@@ -8,7 +8,6 @@ import hashlib
 import html
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from coca.data.images import decode_eval
 from coca.data.records import BadRecord
 from coca.data.sources.files import write_atomic
 from coca.page import SIDE, data_url
+from coca.threads import threads
 
 PARTS = ("frame.html", "style.css", "counts.js", "thresholds.js", "pictures.js")
 SHOWN = ("index", "key", "text", "origin", "matching", "contrastive", "kept", "problem")
@@ -51,7 +51,7 @@ def write_report(out, source, limit: int = 400) -> tuple[epath.Path, Tally]:
   for shard, indices in _spread(finished, manifest.get("preview", limit)):
     path = sidecars.path_of(out, shard.name)
     _count(sidecars.read(path), indices, tally, rows)
-  with ThreadPoolExecutor() as pool:
+  with threads() as pool:
     pictures = pool.map(lambda index: _picture(source, index, rows[index][0]["key"]), rows)
     records = [{"index": index, "key": rows[index][0]["key"] or "", **picture, "texts": [_text(r) for r in rows[index]]}
                for index, picture in zip(rows, pictures, strict=True)]

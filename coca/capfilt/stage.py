@@ -10,7 +10,6 @@ are tokenized for the filter.
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 
@@ -23,6 +22,7 @@ from coca.data.sidecars import SCHEMA, SCORES, image_checksum, plain
 from coca.data.texts import collapse
 from coca.hardware import cores
 from coca.host import to_host
+from coca.threads import threads
 
 AHEAD = 3  # batches of images that are read and decoded ahead
 
@@ -91,24 +91,21 @@ class Stage:
   def _batches(self, shards) -> Iterator[_Batch | None]:
     """Batches whose images are read, and None twice at the end, which empties the pipeline."""
     size = self.models.batch
-    with ThreadPoolExecutor(self.settings.threads or cores()) as pool:
+    with threads(self.settings.threads or cores()) as pool:
       waiting = deque()
 
       def first():
         name, futures, last = waiting.popleft()
         return _Batch(name, [future.result() for future in futures], last)
 
-      try:
-        for name, numbers in shards:
-          for start in range(0, max(len(numbers), 1), size):
-            futures = [pool.submit(self._read, int(n)) for n in numbers[start:start + size]]
-            waiting.append((name, futures, start + size >= len(numbers)))
-            if len(waiting) > AHEAD:
-              yield first()
-        while waiting:
-          yield first()
-      finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+      for name, numbers in shards:
+        for start in range(0, max(len(numbers), 1), size):
+          futures = [pool.submit(self._read, int(n)) for n in numbers[start:start + size]]
+          waiting.append((name, futures, start + size >= len(numbers)))
+          if len(waiting) > AHEAD:
+            yield first()
+      while waiting:
+        yield first()
     yield None
     yield None
 

@@ -5,7 +5,10 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 
+from absl import logging
+
 _REASONS = 5  # kept as examples
+_PATIENCE = 60  # seconds for the batch under way
 
 
 class TooManySkipped(RuntimeError):
@@ -89,11 +92,16 @@ class DeviceFeed:
     return item
 
   def close(self) -> None:
-    """Stops the thread and closes the loader. Batches not asked for are dropped."""
+    """Stops the thread and closes the loader. Batches not asked for are dropped.
+
+    A loader that hangs, as on a disk that does not answer, is left behind: the program has to come to its end.
+    """
     self._stop.set()
     self._ended = True
-    self._thread.join()
-    if hasattr(self._batches, "close"):
+    self._thread.join(_PATIENCE)
+    if self._thread.is_alive():
+      logging.warning("the loader has not come back in %d s and is left behind", _PATIENCE)
+    elif hasattr(self._batches, "close"):
       self._batches.close()
 
   def __enter__(self):

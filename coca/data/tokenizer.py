@@ -11,7 +11,6 @@ import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import sentencepiece
@@ -24,6 +23,7 @@ from coca.data import texts as texts_
 from coca.data.questions import clean
 from coca.data.records import BadRecord
 from coca.data.sources.files import write_atomic
+from coca.threads import threads
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3  # of a SentencePiece model; PAD is 0 in every tokenizer
 FILE = "tokenizer.model"
@@ -202,7 +202,7 @@ def texts_of(sources: dict, settings: dict[str, Source], limit: int, seed: int) 
 
   share = max(limit // len(sources), 1)
   total = sum(min(len(source), share) for source in sources.values())
-  with ThreadPoolExecutor(16) as pool, tqdm(total=total, desc="texts for the tokenizer", disable=None, delay=5) as bar:
+  with threads(16) as pool, tqdm(total=total, desc="texts for the tokenizer", disable=None, delay=5) as bar:
     for name in sorted(sources):
       source, rng = sources[name], np.random.default_rng([seed, zlib.crc32(name.encode())])
       chosen = rng.choice(len(source), min(len(source), share), replace=False, shuffle=False)

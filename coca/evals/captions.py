@@ -5,7 +5,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from coca.decoding.common import Special
 from coca.decoding.decode import own_prompt
 from coca.evals.stream import Stream
 from coca.host import to_host
+from coca.threads import threads
 
 
 class Captions:
@@ -64,7 +64,7 @@ class Captions:
 
   def _scores(self, captions: dict[int, str]) -> Iterator[tuple[str, float]]:
     unread = [i for i in captions if i not in self._references]
-    with ThreadPoolExecutor() as pool:
+    with threads() as pool:
       found = pool.map(lambda i: references(self.records, i, self._texts_of), unread)
       self._references.update(zip(unread, found, strict=True))
     pairs = [(caption, self._references[i]) for i, caption in captions.items() if self._references[i]]

@@ -6,7 +6,6 @@ likeliest are ranked by the log-probability of the whole.
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import jax
@@ -23,6 +22,7 @@ from coca.evals.stream import Batch, Stream
 from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.host import to_host
 from coca.retries import Unavailable
+from coca.threads import threads
 
 
 class Vqa:
@@ -56,7 +56,7 @@ class Vqa:
       found |= {int(batch.rows["label"][row]): answers[row] for row in np.nonzero(batch.rows["weight"] > 0)[0]}
     if jax.process_index() == 0:
       unread = [i for i in found if i not in self._given]
-      with ThreadPoolExecutor() as pool:
+      with threads() as pool:
         self._given.update(zip(unread, pool.map(lambda i: references(self.records, i), unread), strict=True))
       scores = [vqa_accuracy(answer, self._given[i]) for i, answer in found.items() if self._given[i]]
       yield "accuracy", float(np.mean(scores)) if scores else math.nan

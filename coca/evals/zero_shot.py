@@ -6,7 +6,6 @@ class is the one with the largest cosine. Numbers are shares between 0 and 1.
 
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -20,6 +19,7 @@ from coca.evals.ranking import ranks, recall
 from coca.evals.stream import Stream
 from coca.host import Lagged
 from coca.prompts import ensemble, in_templates
+from coca.threads import threads
 
 THUMB = 16  # pixels a side of what the pixel baseline compares
 MAX_NEIGHBOURS = 200_000  # records: above this the baseline is a job of its own
@@ -137,7 +137,7 @@ def _thumbnails(source) -> tuple[np.ndarray, list[str]]:
       logging.log_first_n(logging.WARNING, "pixel baseline leaves out record %d of %s: %s", 3, i, source.name, e)
       return None
 
-  with ThreadPoolExecutor() as pool:
+  with threads() as pool:
     found = [x for x in pool.map(load, range(len(source)), chunksize=64) if x is not None]
   return np.array([x for x, _ in found], np.float32).reshape(len(found), THUMB * THUMB * 3), [t for _, t in found]
 
@@ -149,7 +149,7 @@ def _first_texts(source) -> Iterator[str]:
     except BadRecord:
       return ()  # counted where its picture is wanted
 
-  with ThreadPoolExecutor(16) as pool, tqdm(total=len(source), desc="class names", disable=None, delay=5) as bar:
+  with threads(16) as pool, tqdm(total=len(source), desc="class names", disable=None, delay=5) as bar:
     for start in range(0, len(source), 1024):
       for found in pool.map(read, range(start, min(start + 1024, len(source)))):
         bar.update()

@@ -15,7 +15,6 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from coca import retries
 from coca.config import Source
 from coca.data.records import Text
+from coca.threads import threads
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 DEFAULT_IMAGE_KEY = Source().image_key
@@ -237,7 +237,7 @@ def find(path: str, suffix: str, make: str) -> tuple[list[File], list[str]]:
   fs, _ = fsspec.core.url_to_fs(path)
   fs.invalidate_cache()
   names = [fsspec.core.url_to_fs(name)[1] for name in braces(path)] if path else []
-  with ThreadPoolExecutor(THREADS) as pool:
+  with threads(THREADS) as pool:
     found = dict(zip(names, pool.map(lambda name: _listing(fs, name, suffix), names), strict=True))
   files = {info["name"]: info for infos in found.values() for info in infos if info["type"] == "file"}
   missing = [f"{name}: no such file" for name, infos in found.items() if not infos]
@@ -317,7 +317,7 @@ def braces(pattern: str) -> list[str]:
 def for_each(function: Callable, items: Iterable, label: str) -> Iterator:
   """`function` of each item, on threads and in order, with a progress bar on a terminal if there are many."""
   items = list(items)
-  with ThreadPoolExecutor(THREADS) as pool:
+  with threads(THREADS) as pool:
     yield from tqdm(pool.map(function, items), label, len(items), disable=True if len(items) < 8 else None, unit="file")
 
 

@@ -139,13 +139,14 @@ class Parquet:
     if mine:
       try:
         data = self._read(group)
+        size = data.nbytes
       except BaseException as e:
         with self._lock:
           del self._cache[group]  # the next one tries again
         future.set_exception(e)
         raise
       with self._lock:
-        self._cached_bytes += data.nbytes
+        self._cached_bytes += size
         future.set_result(data)
         for old in [k for k in self._cache if k != group]:
           if self._cached_bytes <= CACHE_BYTES:
