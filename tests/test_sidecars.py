@@ -133,6 +133,7 @@ def with_column(table, name, values):
 
 @pytest.mark.parametrize(("change", "message"), [
   (lambda t: t.append_column("text", t["text"]), "column 'text' is missing, or there twice"),
+  (lambda t: t.append_column("image", t["image"]), "column 'image' is missing, or there twice"),
   (lambda t: with_column(t, "text", pa.nulls(len(t), pa.string())), "each text needs an origin"),
   (lambda t: with_column(t, "index", pa.array([3, 3, 2, 5, 6])), "'index' has nulls or negative numbers, or goes down"),
   (lambda t: with_column(t, "key", pc.cast(pa.array([b"\xff"] * 5), options=pc.CastOptions(

@@ -207,7 +207,7 @@ def _check_schema(schema: pa.Schema) -> None:
   for field in SCHEMA:
     there = schema.get_field_index(field.name)  # -1: none, or several
     found = schema.field(there).type if there >= 0 else None
-    if found != field.type and (found or field.name not in LATER):
+    if found != field.type and (field.name in schema.names or field.name not in LATER):
       raise ValueError(f"column '{field.name}' is {found or 'missing, or there twice'}; it has to be {field.type}")
 
 
