@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import re
-import signal
-import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
@@ -216,31 +214,6 @@ def load_params(directory, abstract_params, part: str | None = None):
   if damaged:
     raise CheckpointError(f"no usable checkpoint in {directory}; damaged: {', '.join(map(str, damaged))}")
   raise FileNotFoundError(f"no checkpoint in {directory}; train there first, or name another directory")
-
-
-class Preemption:
-  """`with Preemption() as preempted:` and then `if preempted(step): save and stop`, called at every step.
-
-  With one process, SIGTERM sets a flag. With several, jax's preemption service takes the SIGTERM of any process (or
-  the platform's notice) and makes all of them stop at the same step; its handler is then left in place.
-  """
-
-  def __init__(self):
-    self._asked = threading.Event()
-
-  def __enter__(self):
-    self._single = jax.process_count() == 1
-    if self._single:
-      self._previous = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
-    return self
-
-  def __exit__(self, *_):
-    if self._single:
-      signal.signal(signal.SIGTERM, self._previous)
-
-  def __call__(self, step: int) -> bool:
-    """Whether to save after `step` and stop: the same answer on every process."""
-    return self._asked.is_set() if self._single else multihost_utils.reached_preemption_sync_point(step)
 
 
 # --- Reading ---

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from coca import distributed, evals, plan, sharding
 from coca.begin import begin, check_folder, check_same_run
-from coca.checkpoint import CheckpointError, Checkpoints, Preemption
+from coca.checkpoint import CheckpointError, Checkpoints
 from coca.commands import one_line, parse_flags
 from coca.config import Config, parse, to_dict
 from coca.curves import plot_curves
@@ -32,18 +32,18 @@ from coca.host import from_first
 from coca.lock import Locked, locked
 from coca.metrics import Metrics
 from coca.metrics import read as read_metrics
+from coca.preemption import Preemption
 from coca.start import compare, start_from
 from coca.train_step import init_state, make_train_step, planned_state
 from coca.workdir import local, saved_steps
 
-STOPPED = 143  # exit status after SIGTERM, as a shell reports it: the job is not done
 
 class Stop(RuntimeError):
   """The run cannot go on; the message says why and what to do."""
 
 
-def run(config: Config, workdir: Path, profile: bool = False) -> bool:
-  """Trains to the end, or to a SIGTERM. All processes call this.
+def run(config: Config, workdir: Path, profile: bool = False) -> int:
+  """Trains to the end, or until it is asked to stop (SIGTERM, Ctrl-C). All processes call this.
 
   Args:
     config: what to train, and on what.
@@ -51,7 +51,7 @@ def run(config: Config, workdir: Path, profile: bool = False) -> bool:
     profile: whether to write a trace of a few early steps for TensorBoard's profiler.
 
   Returns:
-    whether the end was reached.
+    the exit status: 0 at the end, 143 after a SIGTERM, 130 after a Ctrl-C.
 
   Raises:
     ValueError, FileNotFoundError: settings or data that cannot be used; before anything is compiled.
@@ -67,7 +67,7 @@ def run(config: Config, workdir: Path, profile: bool = False) -> bool:
     return _run(config, workdir, profile, total, mesh, planned)
 
 
-def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned) -> bool:
+def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned) -> int:
   # --- Data: all is judged before anything is written ---
   check_same_run(config, workdir)
   if config.init_from and not saved_steps(workdir):
@@ -160,7 +160,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
       if stop and step < total:
         close()
         metrics.say(f"stopped at step {step} and saved; the same command goes on from here")
-        return False
+        return preempted.status
       evaluate(step)
     check(logged, skipped, config, workdir, checkpoints.wait)
 
@@ -171,7 +171,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
     if jax.process_index() == 0:
       made = ["metrics.jsonl", plot_curves(workdir).name] + ["contact_sheet.png"] * bool(evaluators)
       metrics.say(f"done: {', '.join(made)} and the model are in {workdir}; use it with coca.load({str(workdir)!r})")
-  return True
+  return 0
 
 
 def evaluated(evaluators: dict, workdir: Path, step: int) -> list[str]:
@@ -232,7 +232,7 @@ def main(argv) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
-  finished = True
+  status = 0
   with (distributed.together(), one_line(CheckpointError, OSError, status=distributed.CRASHED),
         one_line(Locked, status=distributed.LOCKED),
         one_line(ValueError, FileNotFoundError, ImportError, Stop, TooManySkipped)):
@@ -246,9 +246,9 @@ def main(argv) -> None:
       raise ValueError("on several hosts give --workdir: a folder that all of them see")
     if not FLAGS.workdir:
       print(f"workdir: {workdir}", flush=True)
-    finished = run(config, workdir, FLAGS.profile)
-  if not finished:
-    sys.exit(STOPPED)
+    status = run(config, workdir, FLAGS.profile)
+  if status:
+    sys.exit(status)
 
 
 FLAGS = flags.FLAGS

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from test_checkpoint import abstract, arrays, assert_same, damage, largest, place, restored, with_key
 
-from coca.checkpoint import Checkpoints, Preemption
+from coca.checkpoint import Checkpoints
+from coca.preemption import Preemption
 
 
 def start(script: str, *args) -> subprocess.Popen:
@@ -66,11 +67,33 @@ def test_sigterm_asks_once_and_the_handler_is_put_back():
   assert signal.getsignal(signal.SIGTERM) is before
 
 
+LISTENS = """
+import time
+from coca.preemption import Preemption
+with Preemption() as preempted:
+  print("ready", flush=True)
+  while not preempted(1):
+    time.sleep(0.01)
+  print("asked", preempted.status, flush=True)
+  time.sleep(120)
+"""
+
+
+def test_the_second_ctrl_c_ends_at_once():
+  process = start(LISTENS)
+  assert process.stdout.readline() == "ready\n"
+  process.send_signal(signal.SIGINT)
+  said = [process.stdout.readline() for _ in range(3)]
+  assert "once more ends it at once" in "".join(said) and said[-1] == "asked 130\n"
+  process.send_signal(signal.SIGINT)
+  assert process.communicate(timeout=60)[0] == "" and process.returncode == -signal.SIGINT
+
+
 PROCESS = """
 import os, sys, time
 import jax
 from test_checkpoint import *
-from coca.checkpoint import Preemption
+from coca.preemption import Preemption
 port, index, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -114,7 +137,7 @@ def test_two_processes_agree_on_damage_and_on_when_to_stop(tmp_path):
   try:
     while (line := processes[1].stdout.readline()) and line != "ready\n":
       pass
-    processes[1].send_signal(signal.SIGTERM)  # one of them only
+    processes[1].send_signal(signal.SIGINT)  # one of them only; it becomes a SIGTERM, which jax knows
     said = [p.communicate(timeout=120)[0] for p in processes]
   finally:
     for p in processes:

@@ -136,14 +136,15 @@ def test_killed_again_and_again_it_ends_with_the_same_parameters(environment, fi
   assert len(evaluations) == len(set(evaluations))
 
 
-def test_sigterm_saves_and_stops(environment, finished, without_evals, tmp_path):
+def test_sigterm_and_ctrl_c_save_and_stop(environment, finished, without_evals, tmp_path):
   undisturbed, _ = finished
-  process = start(environment, without_evals, f"--workdir={tmp_path}", *SHORT, "--config.checkpoint.every=1000")
-  assert process.stdout.readline().startswith("starting")  # from here on it listens
-  process.terminate()
-  code, out, err = finish(process)
-  assert code == 143, err
-  assert "stopped at step" in out
+  for number, begins in ((signal.SIGTERM, "starting"), (signal.SIGINT, "going on from step")):
+    process = start(environment, without_evals, f"--workdir={tmp_path}", *SHORT, "--config.checkpoint.every=1000")
+    assert process.stdout.readline().startswith(begins)  # from here on it listens
+    process.send_signal(number)
+    code, out, err = finish(process)
+    assert code == 128 + number, err
+    assert "stopped at step" in out and "Traceback" not in err
   code, out, err = finish(start(environment, without_evals, f"--workdir={tmp_path}", *SHORT))
   assert code == 0 and "going on from step" in out, err
   wanted, found = parameters(undisturbed), parameters(tmp_path)
