@@ -12,7 +12,7 @@ from browser import CHROMIUM, Browser
 from PIL import Image
 
 from coca.capfilt import report
-from coca.capfilt.tally import Tally
+from coca.capfilt.tally import Tally, repeats
 from coca.data.records import BadRecord, Record
 from coca.data.sidecars import SidecarError
 
@@ -64,6 +64,8 @@ def make_rows(rng) -> list[dict]:
         row |= {"captioner": "sha256:c", "decoding": json.dumps({"strategy": "sample", "top_p": 0.9})}
       rows.append(row)
   rows[2]["text"] = SCRIPT
+  for row in rows[60:80:3]:
+    row["text"] = "2 2 2 2 2"
   return rows
 
 
@@ -102,7 +104,9 @@ def test_counts_are_those_of_the_rows(out, rows):
       "kept": sum(r["kept"] is True for r in mine),
       "dropped": sum(r["kept"] is False and "problem" not in r for r in mine),
       "failed": sum(r["kept"] is False and "problem" in r for r in mine),
-      "undecided": sum(r["kept"] is None for r in mine)}
+      "undecided": sum(r["kept"] is None for r in mine),
+      "repeating": sum(plain_repeats(r["text"]) for r in mine),
+      "repeating_kept": sum(plain_repeats(r["text"]) and r["kept"] is True for r in mine)}
     assert {k: found[k] for k in states} == states
     # The histogram gives what any threshold in hundredths keeps, edges included.
     for cut in range(101):
@@ -148,6 +152,35 @@ def test_the_counts_for_the_terminal():
   tally.add(pa.Table.from_pylist(rows, SCHEMA).to_batches()[0])
   assert re.sub(" +", " ", str(tally)).splitlines() == [
     " web 1 of 3 kept (33.3%)", " synthetic 1 of 1 kept (100.0%)", " without a text 1"]
+
+
+def plain_repeats(text):
+  """A word or a phrase of up to four words three times in a row, word by word."""
+  words = re.findall(r"[^\W_]+", (text or "").lower())
+  return any(words[i:i + n] == words[i + n:i + 2 * n] == words[i + 2 * n:i + 3 * n]
+             for n in range(1, 5) for i in range(len(words) - 3 * n + 1))
+
+
+def test_texts_that_repeat_themselves_are_counted():
+  rng = np.random.default_rng(0)
+  texts = ["2 2 2 2", "A dog, a dog; a DOG!", "a b c d a b c d a b c d", "a b c d e a b c d e a b c d e", "2 2",
+           "very very", "no", "no no", "no", "", None, "ein Hund ein Hund ein Hund im Gras", "der der", "der Hund",
+           "hot hot  hot"]
+  texts += [" ".join(rng.choice(["a", "b", "c."], rng.integers(0, 12))) for _ in range(500)]
+  found = repeats(pa.array(texts))
+  assert found.tolist() == [plain_repeats(text) for text in texts]
+  assert found[:15].tolist() == [True, True, True, *[False] * 8, True, False, False, True]
+  assert 20 < found[15:].sum() < 480
+  assert not repeats(pa.array([None, ""], pa.string())).any() and len(repeats(pa.array([], pa.string()))) == 0
+
+  rows = [{"index": i, "key": "k", "text": text, "origin": origin, "kept": kept, "problem": None}
+          for i, (text, origin, kept) in enumerate([("2 2 2", "synthetic", True), ("2 2 2", "synthetic", False),
+                                                    ("a dog", "synthetic", True), ("no no no", "web", False)])]
+  tally = Tally()
+  tally.add(pa.Table.from_pylist(rows, SCHEMA).to_batches()[0])
+  counts = {name: (o.repeating, o.repeating_kept) for name, o in tally.origins.items() if o.texts}
+  assert counts == {"web": (1, 0), "synthetic": (2, 1)}
+  assert "synthetic       2 of 3 kept (66.7%), 1 of them repeat themselves" in str(tally)
 
 
 def test_reasons_are_counted_by_image_and_their_number_is_bounded(monkeypatch):
@@ -339,6 +372,19 @@ def test_keys_turn_pages(visit):
   assert browser.evaluate("location.hash") == "#q=synthetic"
   browser.key("ArrowRight")  # moves the cursor in the field
   assert browser.evaluate("location.hash") == "#q=synthetic"
+
+
+def test_texts_that_repeat_themselves_are_shown_by_origin(visit, out):
+  browser, origins = visit(), data_of(out / "report.html")["origins"]
+  head, *body = browser.evaluate(
+    "[...document.querySelectorAll('#origins tr')].map(row => [...row.children].map(cell => cell.textContent))")
+  assert head[-2:] == ["repeating", "repeating, kept"]
+  for name, *cells in body:
+    assert cells[-2].startswith(str(origins[name]["repeating"]))
+    assert cells[-1].startswith(str(origins[name]["repeating_kept"]))
+  assert any(o["repeating_kept"] for o in origins.values())
+  assert "a word, or a phrase of up to 4 words, stands three times in a row" in browser.evaluate(
+    "document.getElementById('origins').textContent")
 
 
 def test_text_of_the_data_stays_text(visit, rows):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
-from coca.capfilt.tally import COLUMNS, IDENTITIES, C, M, Tally
+from coca.capfilt.tally import COLUMNS, IDENTITIES, PHRASE, C, M, Tally
 from coca.data import sidecars
 from coca.data.images import decode_eval
 from coca.data.records import BadRecord
@@ -61,9 +61,11 @@ def write_report(out, source, limit: int = 400) -> tuple[epath.Path, Tally]:
     "shards": {"finished": len(finished), "all": len(manifest["shards"])},
     "identities": {name: values.most_common(20) for name, values in tally.identities.items()},
     "origins": {name: {"kept": o.kept, "dropped": o.dropped, "failed": o.failed, "undecided": o.undecided,
-                       "joint": _coarse(o.joint)} for name, o in tally.origins.items() if o.texts},
+                       "repeating": o.repeating, "repeating_kept": o.repeating_kept, "joint": _coarse(o.joint)}
+                for name, o in tally.origins.items() if o.texts},
     "images": tally.images,
     "bins": {"matching": M, "contrastive": C // COARSE},
+    "phrase": PHRASE,
     "agreement": tally.agreement(),
     "failures": [[reason, *count] for reason, count in sorted(tally.failures.items(), key=lambda f: -f[1][0])[:50]],
     "records": records,

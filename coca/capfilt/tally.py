@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 
 from coca.checks import ORIGINS
 
-COLUMNS = ("index", "key", "origin", "matching", "contrastive", "kept", "problem")
+COLUMNS = ("index", "key", "text", "origin", "matching", "contrastive", "kept", "problem")
 IDENTITIES = ("decoding", "captioner", "filter", "version")
 M, C = 100, 2000  # bins of matching from 0 to 1, of contrastive from -1 to 1; one more each for texts without
 MOST_REASONS = 1000  # that are told apart
+PHRASE = 4  # words of a phrase at most that `repeats` looks for
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # thresholds of matching in `agreement`
 
 
@@ -25,6 +26,8 @@ class Origin:
   dropped: int = 0
   failed: int = 0
   undecided: int = 0
+  repeating: int = 0  # of these, whatever became of them: texts that `repeats` finds
+  repeating_kept: int = 0  # and those of them that are kept
   joint: np.ndarray = field(default_factory=lambda: np.zeros((M + 1, C + 1), np.int64))  # texts by both scores
 
   @property
@@ -67,6 +70,7 @@ class Tally:
     undecided = pc.is_null(rows["kept"]).to_numpy(zero_copy_only=False) & ~failed
     m = _bins(rows["matching"], np.arange(1, M) / M)
     c = _bins(rows["contrastive"], np.arange(1, C) / C * 2 - 1)
+    repeating = repeats(rows["text"])
     origin = _encoded(rows["origin"])
     codes = pc.fill_null(origin.indices, -1).to_numpy(zero_copy_only=False)
     self.textless += origin.null_count
@@ -78,6 +82,8 @@ class Tally:
         one.failed += int((mine & failed & ~kept).sum())
         one.undecided += int((mine & undecided).sum())
         one.dropped += int((mine & ~kept & ~failed & ~undecided).sum())
+        one.repeating += int((mine & repeating).sum())
+        one.repeating_kept += int((mine & repeating & kept).sum())
         np.add.at(one.joint, (m[mine], c[mine]), 1)
     for name, values in self.identities.items():
       for pair in pc.value_counts(_encoded(rows[name]).dictionary_decode().drop_null()).to_pylist():
@@ -88,6 +94,7 @@ class Tally:
   def __str__(self):
     """Kept texts by origin, for the terminal."""
     lines = [f"  {name:15} {o.kept:,} of {o.texts:,} kept ({o.kept / o.texts:.1%})"
+             + f", {o.repeating_kept:,} of them repeat themselves" * bool(o.repeating_kept)
              for name, o in self.origins.items() if o.texts]
     return "\n".join(lines + [f"  {'without a text':15} {self.textless:,}"] * bool(self.textless))
 
@@ -137,6 +144,33 @@ class Tally:
                    "contrastive_keeps": b, "of": total, "agree": (total - a - b + 2 * both) / total,
                    "chance": (a * b + (total - a) * (total - b)) / total**2})
     return rows
+
+
+def repeats(column: pa.Array) -> np.ndarray:
+  """Texts that repeat themselves: a word, or a phrase of up to `PHRASE` words, stands there three times in a row.
+
+  Words are what white space and signs separate, in lower case: "2 2 2", "A dog, a dog, a dog". That happens to
+  captioners that got stuck, and a filter may let it pass, for each word may well be true.
+
+  Args:
+    column: texts [N].
+
+  Returns:
+    bool [N]; False where there is no text.
+  """
+  texts = pc.utf8_lower(pc.fill_null(column.cast("string"), ""))
+  texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"[^\p{L}\p{M}\p{N}\s]+", " "))
+  words = pc.utf8_split_whitespace(texts)
+  ids = pc.list_flatten(words).dictionary_encode().indices.to_numpy()
+  rows = pc.list_parent_indices(words).to_numpy()
+  found = np.zeros(len(column), bool)
+  for phrase in range(1, PHRASE + 1):
+    again = np.flatnonzero(ids[phrase:] == ids[:-phrase])  # the same word so many words later
+    again = again[rows[again] == rows[again + phrase]]
+    more = 2 * phrase - 1  # of them right behind one: three phrases
+    starts, ends = again[:max(len(again) - more, 0)], again[more:]
+    found[rows[starts[ends - starts == more]]] = True
+  return found
 
 
 def _bins(column: pa.Array, inner: np.ndarray) -> np.ndarray:

@@ -197,14 +197,19 @@ function drawTiles(images) {
 
 function drawOrigins() {
   const states = ["kept", "dropped", "failed", "undecided"];
-  const shown = states.filter(k => k === "kept" || k === "dropped" || total(k));
+  const shown = states.filter(k => k === "kept" || k === "dropped" || total(k))
+    .concat(total("repeating") ? ["repeating", "repeating_kept"] : []);
   const bar = o => states.filter(k => o[k])
     .map(k => h("i", {class: k, title: `${k}: ${count(o[k])}`, style: {width: `${100 * o[k] / texts(o)}%`}}));
-  $("origins").append(table(["Origin", "Texts", "", ...shown], origins.map(name => {
+  $("origins").append(table(["Origin", "Texts", "", ...shown.map(k => k.replace("_", ", "))], origins.map(name => {
     const o = data.origins[name];
     return [tag(name), count(texts(o)), h("div", {class: `bar ${colour(name)}`}, ...bar(o)),
       ...shown.map(k => h("span", {}, count(o[k]), h("br"), h("small", {}, share(o[k], texts(o)))))];
   })));
+  if (total("repeating")) {
+    $("origins").append(h("p", {class: "say"}, `Repeating: a word, or a phrase of up to ${data.phrase} words, stands ` +
+      "three times in a row (\u201c2 2 2\u201d). Captions are written without with decoding.no_repeat_ngram_size."));
+  }
   if (total("undecided")) {
     $("origins").append(h("p", {class: "say"}, `${plural(total("undecided"), "text")} not decided yet.`));
   }
