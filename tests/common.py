@@ -5,12 +5,14 @@ import hashlib
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from coca import config, sharding
 from coca.decoding.common import Special
 from coca.forward import abstract_model
 from coca.sharding import path_name
+from coca.train_step import make_gradients
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL = Special(BOS, EOS)
@@ -113,6 +115,25 @@ def equations(jaxpr):
       if hasattr(inner, "eqns"):
         for e, n in equations(inner):
           yield e, n * times
+
+
+def sums_in_bfloat16(settings):
+  """What the gradient of a step adds up in bfloat16 of more numbers than one each: shapes before and behind.
+
+  Not what is added up over devices or in matrix products, nor rows of the batch that are taken by number.
+  """
+  batch = pairs(settings) | ({"parallel": np.arange(16) % 2 == 0} if settings.captioning.parallel else {})
+  with jax.set_mesh(make_mesh()):
+    step = make_gradients(settings)
+    jaxpr = jax.make_jaxpr(step)(random_params(settings), batch, None, jax.random.key(0)).jaxpr
+  found = []
+  for eqn, _ in equations(jaxpr):
+    before, behind = eqn.invars[0].aval if eqn.invars else None, eqn.outvars[0].aval if eqn.outvars else None
+    if getattr(before, "dtype", None) == jnp.bfloat16 and (
+        (eqn.primitive.name == "reduce_sum" and before.size > behind.size)
+        or (eqn.primitive.name.startswith("scatter") and len(before.shape) == 2)):
+      found.append((eqn.primitive.name, before.shape, behind.shape))
+  return found
 
 
 def shapes_in(jaxpr):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import test_decoding
 from blip_reference import ANSWERS, CLS, ENCODE, SHARED, Reference, log_softmax, tiny_blip
-from common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, pairs, random_params
+from common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, pairs, random_params, sums_in_bfloat16
 from flax import nnx
 
 from coca import plan
@@ -293,6 +293,10 @@ def test_dropout_needs_a_key_and_is_another_with_another():
   for a, b, c in zip(one[1:], other[1:], plain[1:], strict=True):
     for x, y in ((a, b), (a, c)):  # in every row
       assert np.abs(x - y).reshape(len(x), -1).max(axis=1).min() > 1e-3
+
+
+def test_no_parameter_has_a_gradient_that_is_summed_in_bfloat16():
+  assert not sums_in_bfloat16(tiny_blip(model__dtype="bfloat16"))
 
 
 def test_remat_and_unrolling_drop_the_same():

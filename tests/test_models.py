@@ -4,15 +4,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import BOS, EOS, PAD, assert_trees_close, make_mesh, matmul_flops, pairs, random_params, shapes_in, tiny
+from common import (
+  BOS,
+  EOS,
+  PAD,
+  assert_trees_close,
+  make_mesh,
+  matmul_flops,
+  pairs,
+  random_params,
+  shapes_in,
+  sums_in_bfloat16,
+  tiny,
+)
 from flax import nnx
 from reference import GELU, encode, pool, reference
 
 from coca.forward import Forward, abstract_model
 from coca.models.coca import CoCa
 from coca.models.common import compute_dtype
-from coca.models.layers import ACTIVATIONS, dot_product_attention
-from coca.models.text import unimodal_mask
+from coca.models.layers import ACTIVATIONS, dot_product_attention, spread
+from coca.models.text import look_up, unimodal_mask
 from coca.train_step import make_gradients
 
 # --- The model ------------------------------------------------------------------------------------------------------
@@ -282,6 +294,33 @@ def gradient_jaxpr(settings):
 @pytest.fixture(scope="module")
 def both_losses():
   return gradient_jaxpr(tiny(model__poolers__kind="parallel"))
+
+
+EVERY_PART = {
+  "cascade": {"matching__weight": 1.0},
+  "parallel": {"model__poolers__kind": "parallel", "model__poolers__norm_inputs": True, "model__poolers__mlp": 40,
+               "model__text__cls_position": True, "model__image__class_token": True, "model__image__norm_pre": True},
+  "openclip": {"model__poolers__kind": "openclip", "model__text__feedforwards": 2, "model__text__norm_context": True},
+  "full mask": {"model__text__multimodal_layers": 0, "captioning__weight": 0.0, "model__text__mask": "full",
+                "model__text__pool": "last", "model__text__projection_bias": True},
+  "cappa": {"contrastive__weight": 0.0, "model__text__unimodal_layers": 0, "captioning__parallel": 0.5},
+}
+
+
+@pytest.mark.parametrize("changes", EVERY_PART.values(), ids=EVERY_PART.keys())
+def test_no_parameter_has_a_gradient_that_is_summed_in_bfloat16(changes):
+  assert not sums_in_bfloat16(tiny(model__dtype="bfloat16", **changes))
+
+
+def test_word_embeddings_and_biases_of_many_rows():
+  """In bfloat16 the first is 0.5: from there on, 0.001 is less than half of what can be added."""
+  rows, bf16 = 4096, jnp.bfloat16
+  ids, pull = jnp.ones(rows, int), jnp.full((rows, 2), 0.001, bf16)
+  pulled = float(pull[0, 0]) * rows
+  (table,) = jax.vjp(lambda table: look_up(table, ids), jnp.zeros((3, 2), bf16))[1](pull)
+  np.testing.assert_allclose(np.asarray(table, np.float64), pulled * (np.arange(3) == 1)[:, None] * np.ones(2), rtol=2**-8)
+  (row,) = jax.vjp(lambda row: spread(row, (rows, 2), bf16), jnp.zeros(2))[1](pull)
+  np.testing.assert_allclose(row, np.full(2, pulled), rtol=1e-5)
 
 
 def test_contrastive_alone_pays_for_no_decoder(both_losses):

@@ -48,9 +48,26 @@ def few_rows_dot_general(x, kernel, dimension_numbers, **options):
   return y.reshape(*x.shape[:-1], -1)
 
 
-def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, bias: bool = True, keep: str = "matmul") -> nnx.Linear:
+def spread(x, shape, dtype):
+  """x, a parameter or what comes of some, broadcast to many rows [..., D] in the compute dtype.
+
+  Its gradient is their sum, in fp32: in bfloat16 a sum of many numbers stops growing where one of them is less than a
+  256th of it.
+  """
+  return jnp.broadcast_to(x.astype(jnp.float32), shape).astype(dtype)
+
+
+class Linear(nnx.Linear):
+  """With the bias as `spread` has it."""
+
+  def __call__(self, x):
+    y = self.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype), None)
+    return y if self.bias is None else y + spread(self.bias[...], y.shape, y.dtype)
+
+
+def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, bias: bool = True, keep: str = "matmul") -> Linear:
   dot_general = functools.partial(flat_dot_general, keep=keep)
-  return nnx.Linear(
+  return Linear(
     n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, dot_general=dot_general, rngs=rngs
   )
 
@@ -105,8 +122,9 @@ def dot_product_attention(q, k, v, mask=None, implementation: str = "xla", drop=
   Returns:
     [B, T, H, K].
   """
+  if len(q) < len(k):
+    q = spread(q, (len(k), *q.shape[1:]), q.dtype)
   if drop is None and _usable(implementation, q, k, mask):
-    q = jnp.broadcast_to(q, (k.shape[0], *q.shape[1:]))
     if implementation == "flash":
       from coca.models.flash import flash  # Pallas is slow to import
       return flash(q, k, v)
@@ -115,10 +133,9 @@ def dot_product_attention(q, k, v, mask=None, implementation: str = "xla", drop=
     def attend(x):
       return dot_product_attention(*(y[None] for y in x))[0]
 
-    return jax.lax.map(attend, (jnp.broadcast_to(q, (k.shape[0], *q.shape[1:])), k, v))
+    return jax.lax.map(attend, (q, k, v))
   # Explicit [B, H, T, K] operands are a few percent faster on CPU than an einsum over the given layout.
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-  q = jnp.broadcast_to(q, (k.shape[0], *q.shape[1:]))
   return _attend(q, k, v, mask, drop).transpose(0, 2, 1, 3)
 
 

@@ -4,13 +4,32 @@ unless `config.model.text.mask` is 'full' (SigLIP) or an example is predicted in
 Shapes: B batch, T text length (BOS, words, EOS, padding), D width, V vocabulary.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Model
 from coca.data.tokenizer import PAD
-from coca.models.layers import EMBED_INIT, Layer, Stack, layer_norm, linear
+from coca.models.layers import EMBED_INIT, Layer, Stack, layer_norm, linear, spread
 from coca.sharding import constrain_batch, gather
+
+
+@jax.custom_vjp
+def look_up(table, ids):
+  """Rows of a table [V, D], ids [...] -> [..., D]; the table's gradient is summed in fp32, see `spread`."""
+  return table[ids]
+
+
+def _look_up_fwd(table, ids):
+  return table[ids], (table, ids)
+
+
+def _look_up_bwd(given, rows):
+  table, ids = given
+  return jnp.zeros(table.shape, jnp.float32).at[ids].add(rows.astype(jnp.float32)).astype(table.dtype), None
+
+
+look_up.defvjp(_look_up_fwd, _look_up_bwd)
 
 
 class Embedding(nnx.Module):
@@ -31,10 +50,10 @@ class Embedding(nnx.Module):
   def __call__(self, ids, parallel=None):
     """ids [B, T] -> [B, T, D]; parallel: bool [B], which examples are all [MASK]."""
     tokens, positions = self.tables()
-    words = tokens[ids]
+    words = look_up(tokens, ids)
     if parallel is not None:
-      words = jnp.where(parallel[:, None, None], self.mask[...].astype(self.dtype), words)
-    return constrain_batch(words + positions[: ids.shape[1]])
+      words = jnp.where(parallel[:, None, None], spread(self.mask[...], words.shape, self.dtype), words)
+    return constrain_batch(words + spread(positions[: ids.shape[1]], words.shape, self.dtype))
 
   def tables(self):
     """Of the tokens [V, D] and of the positions [T, D], in the compute dtype."""
@@ -100,7 +119,7 @@ class UnimodalDecoder(nnx.Module):
       pooled = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
       return states, self.projection(self.norm(pooled))
     cls = self.cls[...].astype(self.dtype) + (0 if cls_position is None else cls_position)
-    cls = jnp.broadcast_to(cls, (embedded.shape[0], 1, embedded.shape[2]))
+    cls = spread(cls, (embedded.shape[0], 1, embedded.shape[2]), self.dtype)
     states = self.stack(jnp.concatenate([embedded, cls], axis=1), unimodal_mask(text, self.legacy))
     states = constrain_batch(states)
     return constrain_batch(states[:, :-1]), self.projection(self.norm(states[:, -1]))

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from coca.config import Model
-from coca.models.layers import EMBED_INIT, Layer, Stack, gathered, layer_norm, linear
+from coca.models.layers import EMBED_INIT, Layer, Stack, gathered, layer_norm, linear, spread
 from coca.sharding import constrain_batch, gather
 
 
@@ -39,13 +39,14 @@ class ImageEncoder(nnx.Module):
     batch, side = x.shape[0], x.shape[1] // self.patch
     x = x.reshape(batch, side, self.patch, side, self.patch, 3).swapaxes(2, 3).reshape(batch, side**2, -1)
     positions = gather("positions", self.positions[...], self.dtype)
-    x = gathered(self.patches, self.dtype, "patches/")(x) + (positions if self.class_token is None else positions[1:])
+    x = gathered(self.patches, self.dtype, "patches/")(x)
+    x += spread(positions if self.class_token is None else positions[1:], x.shape, self.dtype)
     if patch_noise is not None and self.keep < x.shape[1]:
       kept = jnp.sort(jnp.argsort(patch_noise, axis=1)[:, : self.keep], axis=1)
       x = jnp.take_along_axis(x, kept[..., None], axis=1)
     if self.class_token is not None:
       first = self.class_token[...].astype(self.dtype) + positions[0]
-      x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, x.shape[2])), x], axis=1)
+      x = jnp.concatenate([spread(first, (batch, 1, x.shape[2]), self.dtype), x], axis=1)
     x = self.norm_pre(x) if self.norm_pre else x
     x = self.stack(constrain_batch(x))
     return self.norm(x) if self.norm else x
