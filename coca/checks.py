@@ -108,8 +108,9 @@ def _losses(c) -> None:
   text, blip, matches = c.model.text, c.model.kind == "blip", c.matching.weight > 0
   answers = c.answering.weight > 0
   need(c.contrastive.weight > 0 or c.captioning.weight > 0 or answers, "all loss weights are 0: nothing to train")
-  need(c.contrastive.weight == 0 or text.unimodal_layers > 0,
-       "config.contrastive.weight needs config.model.text.unimodal_layers above 0; or set the weight to 0")
+  need(not c.contrastive.heads or text.unimodal_layers > 0,
+       "config.contrastive.weight needs config.model.text.unimodal_layers above 0; or set the weight to 0 (and "
+       "config.contrastive.keep to False)")
   need(c.captioning.parallel == 0 or (not blip and c.captioning.weight > 0 and text.unimodal_layers == 0),
        "config.captioning.parallel needs a captioner alone, of kind 'coca': config.captioning.weight above 0 and "
        "config.model.text.unimodal_layers 0")
@@ -149,7 +150,7 @@ def _blip(c) -> None:
   need(c.answering.weight == 0 or (text.multimodal_layers > 0 and not c.captioning.weight),
        "config.answering.weight needs config.model.text.multimodal_layers above 0 and config.captioning.weight 0: the "
        "decoder looks at the question's states, not at the picture")
-  need(c.contrastive.weight == 0 or c.model.embed_dim > 0,
+  need(not c.contrastive.heads or c.model.embed_dim > 0,
        "config.model.embed_dim is 0: for 'blip' it takes a number (BLIP 256)")
   need(max(text.length, c.answering.length) <= med.positions,
        f"config.model.text.length {text.length} or config.answering.length {c.answering.length} is more than "

@@ -102,7 +102,7 @@ def compile_capfilt(config: Config, topology: Topology, batch: int, decoding: De
       weights = jax.eval_shape(functions["writer"], params)
       inputs = {"ids": shape(jnp.uint32), "prompt": None, "lengths": None}
       args["caption"] = params, weights, encoded, np.uint32(0), inputs
-    if config.contrastive.weight or config.matching.weight:
+    if config.contrastive.heads or config.matching.weight:
       args["score"] = params, encoded, shape(jnp.int32, decoding.n, text.length)
     return {name: _compile(functions[name].lower(*given), topology, dict(mesh.shape)) for name, given in args.items()}
 

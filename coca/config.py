@@ -131,6 +131,9 @@ class Contrastive:
   """CoCa equation 2, or SigLIP's pairwise sigmoid (arXiv 2303.15343)."""
 
   weight: float = 1.0
+  # With weight 0, the model makes its embeddings all the same: what is theirs alone ([CLS], the projections, the
+  # contrastive pooler, the temperature) stays as `init_from` has it. Otherwise it is not in the model
+  keep: bool = False
   loss: str = "softmax"  # 'softmax', 'sigmoid', 'sigmoid_ring' (the same loss, no global matrix)
   # Of image-to-text and text-to-image: 'mean' as all public code, 'sum' as equation 2 is printed. The paper's weights
   # of 1 and 2 want one convention for both losses: with means here and over tokens a CoCa-Base begins with terms of
@@ -148,6 +151,11 @@ class Contrastive:
   queue: int = 57_600  # embeddings of earlier steps that are negatives too
   soft_targets: float = 0.4  # share of the targets that the momentum encoders' similarities make
   soft_ramp: Duration = "10%"  # until that share is reached, in a line from 0: BLIP's first 2 of 20 epochs
+
+  @property
+  def heads(self) -> bool:
+    """Whether the model makes embeddings."""
+    return self.weight > 0 or self.keep
 
 
 @dataclass(frozen=True, kw_only=True)

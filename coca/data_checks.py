@@ -44,7 +44,7 @@ def check_data(c) -> None:
 def _evaluator(c, e, where: str) -> None:
   need(bool(e.source.question_key) == (e.kind == "vqa"), f"{where}.source.question_key is "
        f"{e.source.question_key!r} and kind {e.kind!r}: a vqa evaluator needs questions, others take none")
-  need(e.kind in ("captions", "vqa") or c.contrastive.weight, f"{where}: a {e.kind} evaluator compares embeddings, "
+  need(e.kind in ("captions", "vqa") or c.contrastive.heads, f"{where}: a {e.kind} evaluator compares embeddings, "
        "and without a contrastive loss (config.contrastive.weight is 0) the model makes none")
   need(e.kind != "captions" or (c.model.text.multimodal_layers and not c.answering.weight),
        f"{where}: a captions evaluator needs config.model.text.multimodal_layers above 0 and config.answering.weight "

@@ -219,6 +219,6 @@ def check_decoding_model(decoding: Decoding, config: Config, asked: bool = False
                      "(config.model.text.length)")
   if decoding.min_length >= longest:
     raise ValueError(f"decoding: min_length {decoding.min_length} tokens and EOS don't fit in the {longest} of a text")
-  if decoding.rerank and not config.contrastive.weight:
+  if decoding.rerank and not config.contrastive.heads:
     raise ValueError("decoding: rerank needs the contrastive head, and this model was trained without one "
                      "(config.contrastive.weight is 0)")

@@ -111,7 +111,7 @@ class ContrastiveCaptioner:
       ValueError: as `embed_images`, or a model without such a pooler or query.
     """
     kind, poolers, text = self.config.model.kind, self.config.model.poolers, self.config.model.text
-    if kind != "coca" or (query is None and (poolers.kind == "class_token" or not self.config.contrastive.weight)):
+    if kind != "coca" or (query is None and (poolers.kind == "class_token" or not self.config.contrastive.heads)):
       raise ValueError("this model has no contrastive pooler to look through; its embedding is that of a class token, "
                        "or it has none")
     queries = poolers.n_query - (poolers.kind == "openclip") if text.multimodal_layers else 0
@@ -351,7 +351,7 @@ class ContrastiveCaptioner:
     return pictures.decode_eval(image, size, background, data.max_pixels, data.squash)
 
   def _need_embeddings(self) -> None:
-    if not self.config.contrastive.weight:
+    if not self.config.contrastive.heads:
       raise ValueError("this model was trained without a contrastive loss (config.contrastive.weight is 0): it makes "
                        "no embeddings")
 

@@ -6,6 +6,7 @@ import optax
 
 from coca.config import Config
 from coca.durations import in_steps
+from coca.models.blip import SHARED
 from coca.sharding import path_name
 
 
@@ -108,12 +109,44 @@ def frozen_parts(config: Config) -> set[str]:
 
 
 def decay_mask(config: Config, params):
-  """True where weight decay acts."""
+  """True where weight decay acts: not on what no loss reaches, which without a gradient stays as it is."""
   # The temperature is a logarithm: decay would pull it to 1.
   ends = ("/kernel",) if config.optim.decay_mask == "kernels" else ("",)
+  spared = ("temperature/", *idle(config))
   return jax.tree_util.tree_map_with_path(
-    lambda p, _: path_name(p).endswith(ends) and not path_name(p).startswith("temperature/"), params
+    lambda p, _: path_name(p).endswith(ends) and not path_name(p).startswith(spared), params
   )
+
+
+def idle(config: Config) -> list[str]:
+  """How the paths of those parameters begin that no loss of a weight above 0 has a gradient for."""
+  contrasts, captions, matches, answers = (
+    x.weight > 0 for x in (config.contrastive, config.captioning, config.matching, config.answering))
+  paths = []
+  if not contrasts:
+    paths += ["contrastive_pooler/", "image_projection/", "text_projection/", "temperature/", "unimodal/cls",
+              "unimodal/norm/", "unimodal/projection/"]
+  if not (captions or matches):
+    paths.append("multimodal/")
+    if config.model.poolers.kind in ("parallel", "class_token"):
+      paths.append("generative_pooler/")
+  if not (captions or answers):
+    paths += ["softmax/", "caption_head/"]
+  return paths + _idle_in_bert(config, contrasts, captions, matches, answers)
+
+
+def _idle_in_bert(config: Config, contrasts, captions, matches, answers) -> list[str]:
+  """`idle` in BLIP's text layers: its decoder's name is that of what encoder and decoder share."""
+  shared = SHARED[config.model.med.sharing]
+  looks = matches or answers  # the encoder at pictures
+  paths = [] if looks or contrasts else ["text_encoder/"]
+  cross = [part for part in SHARED["all"] if "cross" in part]
+  if not looks:
+    paths += [f"text_encoder/stack/layers/{part}/" for part in cross]
+  if not (captions or answers):
+    own = [part for part in SHARED["all"] if part not in shared or (part in cross and not looks)]
+    paths += [f"text_decoder/stack/layers/{part}/" for part in own] if shared else ["text_decoder/"]
+  return paths
 
 
 def _scaled(updates, scale):

@@ -9,8 +9,8 @@ with decoupled weight decay 0.1, rate 1e-5, cosine decay to 0 after 1,000 steps 
 
 Not the paper's: it trains with the captioning loss alone. Here the contrastive loss keeps half the weight, because
 without it the other half of the model may be lost: open_clip's captioning fine-tune of its B/32 with contrastive weight
-0 went from 63.3 to 0.8 % zero-shot on ImageNet. To have the paper's, --config.contrastive.weight=1e-9; at 0 the
-model has no contrastive side at all. Both sides are evaluated.
+0 went from 63.3 to 0.8 % zero-shot on ImageNet. To have the paper's, --config.contrastive.weight=0: what the embeddings
+have for themselves then stays in the model, as it is. Both sides are evaluated.
 
 It trains on the built-in corpus. On one's own pictures, a folder with a captions.jsonl:
 
@@ -23,6 +23,7 @@ and in the same way config.evals.*.source. A model without a decoder (CLIP) is g
 
 from coca.commands import arguments
 from coca.recipes import finetuning
+from coca.workdir import read_config
 
 
 def get_config(arg=None):
@@ -31,6 +32,7 @@ def get_config(arg=None):
   config.name = "finetune_caption" + "_runlocal" * args.runlocal
   config.captioning.weight = 2.0
   config.contrastive.weight = 1.0 if config.model.text.unimodal_layers else 0.0  # of a captioner alone
+  config.contrastive.keep = read_config(args.init_from).contrastive.heads
   if not args.runlocal:
     config.steps = "50000"
   return config

@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from blip_reference import ANSWERS, tiny_blip
 from common import assert_trees_close, make_mesh, pairs, random_params, shapes_in, tiny
 
-from coca.forward import put_batch
+from coca.forward import Forward, abstract_model, put_batch
+from coca.optim import decay_mask
+from coca.sharding import path_name
 from coca.train_step import init_state, make_gradients, make_train_step, planned_state
+from coca.trees import flat
 
 TOTAL = 20
 METRICS = {"loss", "contrastive", "captioning", "temperature", "grad_norm", "skipped", "skipped_in_a_row",
@@ -221,6 +225,63 @@ def test_a_frozen_part_stays_and_has_no_moments(trained):
   assert not any("embedding" in path for path in paths)
   for part in set(states[0]["params"]) - {"embedding"}:
     assert not equal(states[-1]["params"][part], states[0]["params"][part]), part
+
+
+def without_gradient(settings):
+  """The paths of the parameters whose gradient is a constant 0 in the step's program."""
+  params = random_params(settings)
+  batch = pairs(settings)
+  if settings.answering.weight:
+    shape = 16, settings.answering.answers
+    batch |= {"answers": np.ones((*shape, settings.answering.length), np.int32), "answer_weight": np.ones(shape)}
+  with jax.set_mesh(make_mesh()):
+    step = make_gradients(settings)
+    jaxpr = jax.make_jaxpr(lambda *args: step(*args)[0])(params, batch, None, jax.random.key(0)).jaxpr
+  zeros = {e.outvars[0] for e in jaxpr.eqns if e.primitive.name == "broadcast_in_dim" and hasattr(e.invars[0], "val")}
+  names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  return {name for name, x in zip(names, jaxpr.outvars, strict=True) if hasattr(x, "val") or x in zeros}
+
+
+CAPTIONS, CONTRASTS = {"contrastive__weight": 0.0, "contrastive__keep": True}, {"captioning__weight": 0.0}
+BLIP = {"captioning__weight": 0.0, "matching__weight": 0.0}
+
+
+@pytest.mark.parametrize(("make", "changes"), [
+  (tiny, {}), (tiny, CAPTIONS), (tiny, CONTRASTS), (tiny, CONTRASTS | {"matching__weight": 1.0}),
+  (tiny, CONTRASTS | {"model__poolers__kind": "parallel"}),
+  (tiny, CAPTIONS | {"model__poolers__kind": "openclip", "model__text__cls_position": True}),
+  (tiny, CONTRASTS | {"model__poolers__kind": "class_token", "model__image__class_token": True}),
+  (tiny_blip, {}), (tiny_blip, BLIP), (tiny_blip, BLIP | {"model__med__sharing": "none"}),
+  (tiny_blip, {"captioning__weight": 0.0}), (tiny_blip, {"matching__weight": 0.0}),
+  (tiny_blip, CAPTIONS | {"matching__weight": 0.0}),
+  (tiny_blip, CAPTIONS | {"matching__weight": 0.0, "model__med__sharing": "all"}),
+  (tiny_blip, ANSWERS),
+])
+def test_weight_decay_is_for_what_a_loss_reaches(make, changes):
+  settings = make(optim__decay_mask="all", **changes)
+  params = abstract_model(settings)[1]
+  spared = {name for name, decays in flat(decay_mask(settings, params)).items() if not decays}
+  assert spared == without_gradient(settings) | {name for name in flat(params) if name.startswith("temperature/")}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_heads_that_are_kept_without_a_loss_stay_as_they_are(optimizer, batches):
+  settings = tiny(contrastive__weight=0.0, contrastive__keep=True, optim__decay_mask="all", optim__name=optimizer,
+                  optim__weight_decay=0.1, optim__clip=1.0)
+  mesh = make_mesh()
+  state = first_state(settings, mesh)
+  before = jax.tree.map(np.array, state["params"])
+  step, forward = make_train_step(settings, TOTAL, state, mesh), Forward(settings, mesh)
+  for i in range(5):
+    state, metrics = step(state, put_batch(batches[i % 3], mesh))
+  assert "contrastive" not in metrics
+  before, after = (flat(jax.tree.map(np.asarray, x)) for x in (before, state["params"]))
+  heads = {name for name in before if name.startswith((
+    "contrastive_pooler", "temperature", "unimodal/cls", "unimodal/norm", "unimodal/projection"))}
+  assert {name for name in before if np.array_equal(before[name], after[name])} == heads
+  for embedding in (forward.embed_images(state["params"], batches[0]["image"]),
+                    forward.embed_texts(state["params"], batches[0]["text"])):
+    np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
 
 
 def test_the_state_is_donated(trained):

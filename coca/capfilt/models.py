@@ -120,8 +120,8 @@ def _check(settings: CapFilt, captioner: Config | str, config: Config | str) -> 
       f"config.filter {settings.filter} has no matching head. Train one: python -m coca.train "
       f"--config=configs/{file}.py:init_from={settings.filter} --workdir=runs/filter; or filter by the cosine "
       "alone: --config.min_matching=-1. --config.min_contrastive=0.3 --config.rank_by=contrastive")
-  if "contrastive" in needed and not config.contrastive.weight:
+  if "contrastive" in needed and not config.contrastive.heads:
     raise ValueError(f"config.filter {settings.filter} was trained without a contrastive loss: it has no cosine; use "
                      "its matching score alone: --config.min_contrastive=-2. --config.rank_by=matching")
-  if not (config.matching.weight or config.contrastive.weight):
+  if not (config.matching.weight or config.contrastive.heads):
     raise ValueError(f"config.filter {settings.filter} has neither a matching nor a contrastive head: it can't score")

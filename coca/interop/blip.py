@@ -57,7 +57,7 @@ def to_params(state_dict: Mapping[str, np.ndarray], config: Config) -> dict:
   Raises:
     ValueError: as `coca.interop.tensors.to_params`.
   """
-  if config.contrastive.weight and "temp" not in state_dict:
+  if config.contrastive.heads and "temp" not in state_dict:
     state_dict = {**state_dict, "temp": np.float32(config.contrastive.temperature)}
   return tensors.to_params(state_dict, config, _entries(config, is_original(state_dict)))
 
@@ -121,7 +121,7 @@ def original_entries(config: Config) -> Iterator[Entry]:
     yield Entry(f"{head}.bias", ("caption_head/bias",), None, "same")
     yield Entry(f"{head}.decoder.bias", ("caption_head/bias",), None, "same")
     yield Entry(f"{head}.decoder.weight", ("text_decoder/embedding/tokens",), None, "same")
-  if config.contrastive.weight:
+  if config.contrastive.heads:
     yield from linear("vision_proj", "image_projection")
     yield from linear("text_proj", "text_projection")
     yield Entry("temp", ("temperature/log_scale",), None, "temperature")

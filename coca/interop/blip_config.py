@@ -172,7 +172,7 @@ def to_transformers(config: Config, tokens: WordPiece, architecture: str = "") -
     raise ValueError(f"transformers' BLIP classes are for config.model.kind 'blip', not {config.model.kind!r}")
   answers = config.answering.weight > 0
   there = dict(zip(CLASSES, (text.multimodal_layers > 0 and not answers,
-                             config.contrastive.weight > 0 and config.matching.weight > 0, answers), strict=True))
+                             config.contrastive.heads and config.matching.weight > 0, answers), strict=True))
   fitting = [name for name, fits in there.items() if fits]
   if not architecture and len(fitting) == 1:
     architecture = fitting[0]

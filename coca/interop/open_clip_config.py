@@ -121,7 +121,7 @@ def from_config(config: Config) -> dict:
   """
   if config.model.kind != "coca":
     raise ValueError(f"open_clip has no model like that of config.model.kind {config.model.kind!r}; transformers has")
-  if not config.contrastive.weight:
+  if not config.contrastive.heads:
     raise ValueError("open_clip's models have a contrastive side; this one has none (config.contrastive.weight is 0)")
   image, text, poolers = config.model.image, config.model.text, config.model.poolers
   if poolers.kind not in ("openclip", "class_token"):

@@ -91,7 +91,7 @@ class CaptionHead(nnx.Module):
 
 
 class Blip(nnx.Module):
-  """The projections are built where the contrastive loss has a weight, the matching head where matching has one.
+  """The projections are built where `config.contrastive.heads`, the matching head where matching has one.
 
   Encoder and decoder are built where they have layers; a decoder without image tokens to look at, that of a model that
   answers questions, looks at the question's states instead.
@@ -100,7 +100,7 @@ class Blip(nnx.Module):
   def __init__(self, config: Config, rngs: nnx.Rngs):
     model = config.model
     text, dtype = model.text, compute_dtype(config)
-    contrasts, matches, answers = (x.weight > 0 for x in (config.contrastive, config.matching, config.answering))
+    contrasts, matches, answers = config.contrastive.heads, config.matching.weight > 0, config.answering.weight > 0
     self.dtype, self.med = dtype, model.med
     self.image_encoder = ImageEncoder(model, dtype, rngs)
     encodes, writes, image_width = text.unimodal_layers, text.multimodal_layers, model.image.width

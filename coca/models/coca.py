@@ -28,14 +28,14 @@ from coca.sharding import gather
 
 
 class CoCa(nnx.Module):
-  """What only the contrastive loss needs is built where it has a weight, each decoder half where it has layers."""
+  """What embeddings alone need is built where `config.contrastive.heads`, each decoder half where it has layers."""
 
   softmax_bias = None
 
   def __init__(self, config: Config, rngs: nnx.Rngs):
     model = config.model
     dtype = compute_dtype(config)
-    contrasts, captions = config.contrastive.weight > 0, model.text.multimodal_layers > 0
+    contrasts, captions = config.contrastive.heads, model.text.multimodal_layers > 0
     matches = config.matching.weight > 0
     image_width, text_width = model.image.width, model.text.width
     embed_dim = model.embed_dim or text_width
