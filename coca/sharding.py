@@ -198,6 +198,14 @@ def _gather_bwd(spec, dtype, like, grad):
 _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
+def along_width(x):
+  """Rows [B, ..., D] split over fsdp by their width in place of the batch, as a table's shards are."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, P("data", *(None,) * (x.ndim - 2), "fsdp"))
+
+
 def constrain_batch(x):
   """Keeps the leading dimension split over the batch axes; nothing without a mesh in context."""
   mesh = jax.sharding.get_abstract_mesh()

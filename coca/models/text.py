@@ -11,7 +11,7 @@ from flax import nnx
 from coca.config import Model
 from coca.data.tokenizer import PAD
 from coca.models.layers import EMBED_INIT, Layer, Stack, layer_norm, linear, spread
-from coca.sharding import constrain_batch, gather
+from coca.sharding import along_width, constrain_batch, gather
 
 
 @jax.custom_vjp
@@ -26,6 +26,7 @@ def _look_up_fwd(table, ids):
 
 def _look_up_bwd(given, rows):
   table, ids = given
+  rows = along_width(rows)  # they go there as they are, and become fp32 there
   return jnp.zeros(table.shape, jnp.float32).at[ids].add(rows.astype(jnp.float32)).astype(table.dtype), None
 
 
