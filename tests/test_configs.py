@@ -243,7 +243,7 @@ def test_fine_tunes_of_a_captioner_alone(tmp_path, monkeypatch):
   save(tmp_path, contrastive__weight=0.0, model__text__unimodal_layers=0, captioning__parallel=0.5)
   for name in ("finetune_caption", "capfilt_captioner"):
     c = named(name)
-    assert (c.contrastive.weight, c.captioning.parallel, set(c.evals)) == (0, 0, {"captions"})
+    assert (c.contrastive.heads, c.captioning.parallel, set(c.evals)) == (False, 0, {"captions"})
   for name in ("finetune_contrastive", "capfilt_filter"):
     with pytest.raises(ValueError, match=r"needs config\.model\.text\.unimodal_layers above 0"):
       named(name)
@@ -255,6 +255,9 @@ def test_a_fine_tune_takes_the_model_it_starts_from(name, model, tmp_path):
   assert c.init_from == str(model)
   assert c.model == tiny().model
   assert c.contrastive.weight > 0 and c.captioning.weight > 0  # neither side is given up
+  if name == "finetune_caption":
+    alone = dataclasses.replace(c.contrastive, weight=0.0)
+    assert plan.parameter_table(c) == plan.parameter_table(dataclasses.replace(c, contrastive=alone))
   assert {e.kind for e in c.evals.values()} == {"zero_shot", "retrieval", "captions"}  # and both are looked at
   assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.clip) == ("adafactor", 1e-5, 0.1, 1.0)  # Table 10
   file = FILES[0].parent / f"{name}.py"
