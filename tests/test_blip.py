@@ -299,6 +299,7 @@ def test_no_parameter_has_a_gradient_that_is_summed_in_bfloat16():
   assert not sums_in_bfloat16(tiny_blip(model__dtype="bfloat16"))
 
 
+@pytest.mark.slow
 def test_remat_and_unrolling_drop_the_same():
   batch, slopes = batch_of(tiny_blip(), 4), []
   for remat, unroll in (("none", 1), ("full", 2)):
@@ -345,6 +346,7 @@ def test_a_model_that_answers_shares_nothing():
   assert key.shape == (2, 48, 48) and set(flat(params["text_encoder"])) == set(flat(params["text_decoder"]))
 
 
+@pytest.mark.slow
 def test_answering_loss_is_the_formula():
   """Weighted sums over tokens, a mean over questions; label smoothing; and accumulated, the same with its gradient."""
   settings, params, batch = answering()
@@ -365,6 +367,7 @@ def test_answering_loss_is_the_formula():
   assert_trees_close(several, one, 1e-5)
 
 
+@pytest.mark.slow
 def test_captioning_accumulated_is_one_batch():
   settings = {"matching__weight": 0.0, "captioning__label_smoothing": 0.1}
   params, batch = random_params(tiny_blip(**settings)), pairs(tiny_blip(), B)

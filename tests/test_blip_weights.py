@@ -462,6 +462,7 @@ def test_each_system_refuses_the_others_models(converted, published, tmp_path):
 # --- CapFilt ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_capfilt_takes_blip_as_captioner_and_as_filter(converted, expected):
   decoding = Decoding(strategy="sample", top_p=0.9, max_length=12, seed=3)
   folders = {"captioner": str(converted / "captioner"), "filter": str(converted / "retrieval")}

@@ -328,6 +328,7 @@ runpy.run_module("coca.capfilt", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_sidecars_it_goes_on_to_the_same_bytes(folders, tmp_path):
   whole = start(folders, tmp_path / "whole")
   out, error = whole.communicate(timeout=300)

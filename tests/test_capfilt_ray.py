@@ -30,7 +30,7 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 # Nodes are started from a process in which jax runs; what is forked starts another program at once.
-pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:os.fork")]
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURES, SHARDS = 36, 12
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}

@@ -121,6 +121,7 @@ def test_unknown_arguments_are_refused(file):
     load(file, "runlokal")
 
 
+@pytest.mark.slow
 @every_file
 def test_lowers_on_8_devices(file):
   config = load(file)

@@ -69,6 +69,7 @@ def test_back_again_is_the_same_bits(converted, published, tmp_path):
   assert (tmp_path / "again" / "model.safetensors").read_bytes() == (converted / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_trained_workdir_is_exported_too(converted, tmp_path):
   config, tokens = read_workdir(converted)
   params = jax.tree.map(lambda x: jax.numpy.asarray(x) * 2, coca.load(converted).params)
@@ -266,6 +267,7 @@ def test_half_precision_in_a_bucket(tmp_path, monkeypatch):
 # --- Fine-tuning ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_converted_model_is_fine_tuned_and_goes_back(converted, tmp_path, capfd):
   file = Path(__file__).parents[1] / "configs" / "finetune_caption.py"
   spec = importlib.util.spec_from_file_location(file.stem, file)

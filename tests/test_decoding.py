@@ -227,6 +227,7 @@ WHOLE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", SAMPLING, ids=range(len(SAMPLING)))
 def test_cached_equals_uncached(d):
   assert_same(write(d), plain_sample(d))
@@ -281,6 +282,7 @@ def test_greedy_texts_begin_with_bos_and_end_at_eos_with_padding_after():
   assert len(np.unique(text, axis=0)) > N / 2  # they depend on the pictures
 
 
+@pytest.mark.slow
 def test_lengths_are_limits():
   greedy = write(Decoding())[0]
   np.testing.assert_array_equal(write(Decoding(max_length=4))[0], greedy[..., :4])
@@ -327,6 +329,7 @@ def test_the_loop_stops_when_the_batch_has_ended():
 # --- Beams ---
 
 
+@pytest.mark.slow
 def test_one_beam_is_greedy():
   for penalty in (0.0, 1.0):
     d = Decoding(strategy="beam", beams=1, length_penalty=penalty, max_length=10)
@@ -341,6 +344,7 @@ def test_a_beams_score_is_its_teacher_forced_log_probability(penalty):
   np.testing.assert_allclose(score, (logp * new).sum(-1) / new.sum(-1) ** penalty, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_enough_beams_find_what_exhaustive_search_finds():
   """Three words, EOS, three new tokens: 1 + 3 + 9 * 4 texts."""
   words, text = (3, 4, 5), [[EOS]]
@@ -364,6 +368,7 @@ MIXED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", MIXED, ids=lambda d: d.strategy)
 def test_prompts_of_other_lengths_change_nothing(d):
   prompt, lengths = some_prompts()
@@ -418,6 +423,7 @@ def test_a_text_does_not_depend_on_the_place_in_a_batch_nor_on_its_size(d):
     assert forward._decoders.keys() >= {(d, SPECIAL)} and (again, SPECIAL) not in forward._decoders  # one program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [*MIXED[::2], Decoding(strategy="sample", n=3, rerank=True)], ids=lambda d: d.strategy)
 def test_eight_devices_give_the_same(d):
   prompt, lengths = some_prompts()
@@ -429,6 +435,7 @@ def test_eight_devices_give_the_same(d):
   assert_same([np.asarray(x) for x in out], write(d, prompt=prompt, lengths=lengths))
 
 
+@pytest.mark.slow
 def test_a_models_functions_give_the_same_on_eight_devices_and_give_it_whole():
   batch, results = pairs(captioner()[0].config, 16), []
   for mesh in ((1, 1, 1), (2, 2, 2)):
@@ -449,6 +456,7 @@ def test_a_models_functions_give_the_same_on_eight_devices_and_give_it_whole():
 # --- Re-ranking ---
 
 
+@pytest.mark.slow
 def test_reranking_sorts_by_the_contrastive_head():
   forward, params, image = captioner()
   plain = write(Decoding(strategy="sample", n=3, max_length=9))[0]

@@ -54,6 +54,7 @@ def free_port():
     return s.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
   port = free_port()
   workers, logs = [], [tmp_path / "0.log", tmp_path / "1.log"]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 WORKER = """
@@ -70,6 +71,7 @@ def evaluate(folder):
     json.dump(found, f)
 
 
+@pytest.mark.slow
 def test_two_processes_tell_what_one_does(tmp_path):
   (tmp_path / "one").mkdir()
   (tmp_path / "two").mkdir()

@@ -148,6 +148,7 @@ def drawn(step, seed=0):
   return np.asarray(jax.random.uniform(key, (16,)) < 0.75)
 
 
+@pytest.mark.slow
 def test_which_examples_are_parallel_is_up_to_seed_and_step():
   """Not to the mesh or to micro-batches, and the gradient is the same too."""
   expected, gradient = first_step(make_mesh())
@@ -160,6 +161,7 @@ def test_which_examples_are_parallel_is_up_to_seed_and_step():
   assert abs(actual - expected) > 1e-3
 
 
+@pytest.mark.slow
 def test_micro_batches_of_parallel_examples_are_one_batch():
   changes = {**CAPPA, "captioning__tokens": "per_text"}
   settings = tiny(**changes)

@@ -142,6 +142,7 @@ def test_the_search_on_the_command_line(memory, status, said):
   assert re.search(said, ended.stdout)
 
 
+@pytest.mark.slow
 def test_capfilt_compiles_the_functions_of_a_worker():
   topology = Topology("cpu", jax.devices(), 8, None, {})
   config = tiny(matching__weight=1.0)

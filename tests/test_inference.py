@@ -120,12 +120,13 @@ def test_embeddings_are_those_of_the_model_whatever_the_batch(model, data):
   np.testing.assert_allclose(many, np.asarray(want_images)[np.arange(150) % 4], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_match_gives_the_probability_of_each_pair(tmp_path, data, model):
   make_workdir(tmp_path / "filter", small_config(data, matching=settings.Matching(weight=1.0)))
   judge, paths = coca.load(tmp_path / "filter"), images_in(data)
   found = judge.match(data, TEXTS)
   assert found.shape == (4,) and found.dtype == np.float32
-  assert ((found > 0) & (found < 1)).all() and np.ptp(found) > 0.01
+  assert ((found > 0) & (found < 1)).all() and np.ptp(found) > 1e-3
   pixels = np.stack([pictures.decode_eval(p.read_bytes(), 16) for p in paths])
   ids = np.stack([judge.tokenizer.encode(t, 12) for t in TEXTS])
   module = nnx.merge(judge.forward.graphdef, jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), judge.params))
@@ -177,6 +178,7 @@ def test_scores_and_probabilities_are_of_the_embeddings(model, data):
     model.classify(data, COLOURS, ("a photo",))
 
 
+@pytest.mark.slow
 def test_captions_are_the_decoded_ids(model, data):
   paths = images_in(data)
   captions = model.caption(data)
@@ -190,6 +192,7 @@ def test_captions_are_the_decoded_ids(model, data):
   assert model.caption(data / "red.png") == model.caption([data / "red.png"]) == captions[3:]
 
 
+@pytest.mark.slow
 def test_samples_prompts_and_ids(model, data):
   sampled = model.caption(data, strategy="sample", n=3, seed=1)
   assert [len(texts) for texts in sampled] == [3] * 4 and len({t for texts in sampled for t in texts}) > 4

@@ -17,6 +17,8 @@ from coca.objectives.matching import draw_negatives, matching_loss, take_rows
 from coca.sharding import batch_sharding
 from coca.train_step import init_state, make_gradients, make_train_step
 
+pytestmark = pytest.mark.slow
+
 N, E, LOG_SCALE = 16, 5, 0.5
 
 # --- The draw -------------------------------------------------------------------------------------------------------

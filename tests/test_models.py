@@ -81,6 +81,7 @@ def test_poolers_are_one_attention_layer_each(small):
   assert params["contrastive_pooler"]["queries"].shape == (1, settings.model.text.width)
 
 
+@pytest.mark.slow
 def test_on_one_cpu_device_pictures_take_turns(monkeypatch):
   settings = tiny()
   params, image = random_params(settings), pairs(settings, 6)["image"]
@@ -224,6 +225,7 @@ def test_bfloat16_keeps_float32_where_it_matters(small):
   np.testing.assert_allclose(nll(actual[2]), nll(expected[2]), rtol=0.01)
 
 
+@pytest.mark.slow
 def test_remat_and_unroll_change_neither_values_nor_gradients():
   rng = np.random.default_rng(3)
   states, tokens = (rng.normal(size=s).astype(np.float32) for s in ((3, 8, 48), (3, 5, 48)))

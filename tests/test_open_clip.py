@@ -31,6 +31,7 @@ def model(name):
   return config, open_clip.to_params(weights(name), config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_those_of_open_clip(name):
   config, params = model(name)
@@ -73,6 +74,7 @@ def test_settings_there_and_back(name):
   assert open_clip_config.to_config(open_clip_config.from_config(config)).model == config.model
 
 
+@pytest.mark.slow
 def test_the_legacy_mask_and_the_class_token_matter():
   """The golden outputs would notice: each of these settings changes something."""
   config, params = model("coca")

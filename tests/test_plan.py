@@ -316,6 +316,7 @@ def test_parts_of_blip_come_in_the_order_of_the_paper():
   assert f"momentum encoders {held['momentum'] / 2**20:,.1f} MiB" in text and "queue 0.0 MiB" in text
 
 
+@pytest.mark.slow
 def test_flops_against_xla():
   c = model_with(
     small(data=Data(batch=16)),
@@ -340,6 +341,7 @@ def test_batch_arithmetic():
     plan.batch_arithmetic(c, 4)
 
 
+@pytest.mark.slow
 def test_planned_state_is_that_of_a_real_one():
   c = small(optim=Optim(ema=0.9), mesh=Mesh(data=1, fsdp=2), steps="10")
   mesh = make_mesh(c.mesh, jax.devices()[:2])

@@ -54,6 +54,7 @@ def same(a, b):
   return a.shape == b.shape and (a == b).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_run", [False, True], ids=["model directory", "workdir"])
 def test_the_same_model_is_loaded_whole_on_any_mesh(as_run, tokens, tmp_path):
   settings = tiny()
@@ -67,6 +68,7 @@ def test_the_same_model_is_loaded_whole_on_any_mesh(as_run, tokens, tmp_path):
   assert "skipped" not in report and "fresh" not in report and "resized" not in report
 
 
+@pytest.mark.slow
 def test_average_and_momentum_encoders_start_as_the_loaded_parameters(tokens, tmp_path):
   settings = tiny_blip(contrastive__momentum=0.995, contrastive__queue=16, optim__ema=0.9)
   old = random_params(settings)
@@ -82,6 +84,7 @@ def test_average_and_momentum_encoders_start_as_the_loaded_parameters(tokens, tm
   assert len(set(buffers)) == len(buffers)  # each is written over for itself
 
 
+@pytest.mark.slow
 def test_parts_come_and_go_as_a_whole(tokens, tmp_path):
   kind = {"model__poolers__kind": "parallel"}
   both, dual = tiny(**kind), tiny(**kind, captioning__weight=0.0, model__text__multimodal_layers=0)
@@ -99,6 +102,7 @@ def test_parts_come_and_go_as_a_whole(tokens, tmp_path):
     assert same(x, expected), name
 
 
+@pytest.mark.slow
 def test_the_contrastive_side_comes_and_goes(tokens, tmp_path):
   both, mute = tiny(), tiny(contrastive__weight=0.0)
   folder = save(tmp_path / "mute", mute, random_params(mute), tokens)

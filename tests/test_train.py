@@ -95,6 +95,7 @@ def test_what_was_evaluated_is_not_evaluated_again(tmp_path):
   assert train.evaluated({"a": None, "b": None}, tmp_path, 6) == train.evaluated({}, tmp_path, 5) == []
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_changes_nothing(environment, finished):
   workdir, _ = finished
   before = metrics.read(workdir / "metrics.jsonl")
@@ -104,6 +105,7 @@ def test_a_finished_run_started_again_changes_nothing(environment, finished):
   assert metrics.read(workdir / "metrics.jsonl") == before
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_parameters(environment, finished, tmp_path):
   """kill -9 at moments of chance: in the loop, in a save, in an evaluation; some may come before the first save."""
   undisturbed, _ = finished
@@ -136,6 +138,7 @@ def test_killed_again_and_again_it_ends_with_the_same_parameters(environment, fi
   assert len(evaluations) == len(set(evaluations))
 
 
+@pytest.mark.slow
 def test_sigterm_and_ctrl_c_save_and_stop(environment, finished, without_evals, tmp_path):
   undisturbed, _ = finished
   for number, begins in ((signal.SIGTERM, "starting"), (signal.SIGINT, "going on from step")):
@@ -195,6 +198,7 @@ def traced_steps(workdir):
   return [dict(event.stats)["step_num"] for event in events if event.name == "train"]
 
 
+@pytest.mark.slow
 def test_a_run_from_another_ones_parameters_at_a_higher_resolution(environment, finished, without_evals, tmp_path):
   """The tokenizer is the other run's, position embeddings are resized, all else is taken as it is."""
   source, _ = finished
@@ -214,6 +218,7 @@ def test_a_run_from_another_ones_parameters_at_a_higher_resolution(environment, 
       np.testing.assert_array_equal(x, new[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_too_many_broken_records_end_the_run(environment, without_evals, tmp_path):
   from PIL import Image
   folder = tmp_path / "pictures"

@@ -44,6 +44,7 @@ def first_state(settings, mesh):
   return jax.device_put(state, jax.tree.map(lambda x: x.sharding, planned))
 
 
+@pytest.mark.slow
 def test_parameters_do_not_depend_on_the_mesh():
   settings, mesh = tiny(optim__ema=0.9), make_mesh(2, 2, 2)
   state, planned = init_state(settings, TOTAL, mesh), planned_state(settings, TOTAL, mesh)
@@ -88,6 +89,7 @@ def one_device(batches):
   return train(make_mesh(), batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("mesh", "accumulate"), [((8, 1, 1), 1), ((1, 8, 1), 1), ((1, 1, 4), 1), ((2, 2, 2), 2)],
   ids=["data", "fsdp", "tensor", "all, micro-batches"],
@@ -108,6 +110,7 @@ def gradients(params, batch, noise, **changes):
     return jax.jit(make_gradients(settings))(params, batch, noise)
 
 
+@pytest.mark.slow
 def test_micro_batches_are_one_batch(batches, one_device):
   noise = jax.random.uniform(jax.random.fold_in(jax.random.key(0), 0), (16, 16))  # as the first step draws it
   actual, metrics = gradients(first_params(), batches[0], noise, optim__accumulate=4, **WITH_DROPOUT)
@@ -125,6 +128,7 @@ SINGLE_LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", SINGLE_LOSSES.values(), ids=SINGLE_LOSSES.keys())
 def test_micro_batches_of_a_single_loss_are_one_batch(changes, batches):
   params = random_params(tiny(**changes))
@@ -292,6 +296,7 @@ def test_unusable_pairs_are_counted(trained):
   assert [m["data/skipped"] for m in trained[1]] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_the_temperature_stops_at_the_cap_and_can_come_back(batches):
   """A cap in the loss alone would leave log_scale beyond it without a gradient for ever."""
   settings = tiny(contrastive__max_scale=20.0, optim__lr=0.05, optim__warmup="0")
