@@ -61,7 +61,7 @@ def batch_shapes(config: Config, mesh) -> dict:
   """A batch of `make_train_step` as ShapeDtypeStructs."""
   image, text, batch, answering = config.model.image, config.model.text, config.data.batch, config.answering
   shapes = {"image": ((image.size, image.size, 3), jnp.uint8), "text": ((text.length,), jnp.int32),
-            "hashes": ((2,), jnp.uint32), "weight": ((), jnp.float32)}
+            "last": ((), jnp.int32), "hashes": ((2,), jnp.uint32), "weight": ((), jnp.float32)}
   if answering.weight:
     shapes |= {"answers": ((answering.answers, answering.length), jnp.int32),
                "answer_weight": ((answering.answers,), jnp.float32)}

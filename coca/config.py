@@ -69,7 +69,8 @@ class TextDecoder:
   """The decoder's unimodal and multimodal half (CoCa Table 1 and section 3.2)."""
 
   vocab: int = 64_000
-  length: int = 64  # tokens, BOS and EOS included. Not in the paper; ALIGN and VideoPrism have 64
+  length: int = 64  # tokens, BOS and EOS included. Not in the paper; ALIGN and VideoPrism have 64. Of longer texts,
+  # encoders see EOS in the last place, as open_clip's and BLIP's do, and the decoder learns the word that stood there
   unimodal_layers: int = 12  # 0: no text embedding (a captioner alone)
   multimodal_layers: int = 12  # 0: no captioning (a dual encoder)
   width: int = 768
@@ -194,7 +195,7 @@ class Answering:
 
   weight: float = 0.0  # 0: the batches have no answers
   answers: int = 10  # different answers of a question at most; of more, the most frequent
-  length: int = 10  # tokens of an answer, BOS and EOS included; longer ones are cut
+  length: int = 10  # tokens of an answer, BOS and EOS included; longer ones are cut, and have no EOS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,7 +203,8 @@ def make_gradients(config: Config):
     losses, (texts, questions) = {"captioning": jnp.float32(0)}, counts
     if caption:
       nll, _ = captioning_loss(
-        out.states, model.softmax_kernel(), batch["text"], batch["weight"], config.captioning, model.softmax_bias
+        out.states, model.softmax_kernel(), batch["text"], batch["weight"], config.captioning, model.softmax_bias,
+        batch.get("last")
       )
       losses["captioning"] = nll / texts
     if answer:

@@ -53,7 +53,8 @@ def pairs(settings: config.Config, n=16, seed=0):
   weight = np.ones(n, np.float32)
   weight[n // 3] = 0
   image = rng.integers(0, 256, (n, side, side, 3)).astype(np.uint8)
-  return {"image": image, "text": text, "hashes": hashes(text), "weight": weight}
+  last = np.where(text[:, -1] == EOS, rng.integers(4, settings.model.text.vocab, n), text[:, -1]).astype(np.int32)
+  return {"image": image, "text": text, "last": last, "hashes": hashes(text), "weight": weight}
 
 
 def hashes(text):

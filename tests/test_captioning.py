@@ -128,6 +128,10 @@ def test_what_each_position_has_to_predict():
   text = jnp.array([[BOS, 11, 12, EOS, PAD, PAD], [BOS, 11, 12, 13, 14, EOS], [BOS, EOS, PAD, PAD, PAD, PAD]])
   labels, weights = next_tokens(text, jnp.array([1.0, 0.5, 2.0]))
   assert labels.tolist() == [[11, 12, EOS, PAD, PAD, PAD], [11, 12, 13, 14, EOS, PAD], [EOS, PAD, PAD, PAD, PAD, PAD]]
+  # A text that was cut goes on: its EOS is for encoders only, and the word behind is predicted.
+  cut, same = next_tokens(text, jnp.array([1.0, 0.5, 2.0]), last=jnp.array([PAD, 15, PAD]))
+  assert cut.tolist() == [labels[0].tolist(), [11, 12, 13, 14, 15, PAD], labels[2].tolist()]
+  assert same.tolist() == weights.tolist()
   # EOS is predicted, by the last word; nothing is predicted from EOS or from padding.
   assert weights.tolist() == [[1, 1, 1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5, 0.5, 0], [2, 0, 0, 0, 0, 0]]
   assert not np.any((labels == BOS) & (weights > 0))

@@ -102,11 +102,29 @@ def reference(words):
   return global_digests(make_config(threads=1), words, range(8), steps=40)
 
 
+def test_cut_texts_end_for_encoders_and_go_on_for_the_decoder(words):
+  def batch(length):
+    text = settings.TextDecoder(length=length)
+    config = make_config(batch=64, weights={"web": 1.0})
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
+    (training, _), = take(pipeline.train_batches(config, open_sources(["web"]), words, range(64)), 1)
+    (evaluation, _), = take(pipeline.eval_batches(config, Records("a web", 64), settings.Eval(kind="captions"), words,
+                                                  range(64), 64), 1)
+    return training, evaluation["text"][:, 0]
+
+  (whole, whole_captions), (cut, captions) = batch(24), batch(8)
+  assert (cut["text"][:, :7] == whole["text"][:, :7]).all() and (cut["last"] == whole["text"][:, 7]).all()
+  assert set(cut["text"][:, 7].tolist()) == {tokenizer.PAD, tokenizer.EOS}
+  same = cut["last"] == cut["text"][:, 7]
+  assert {bool(s) for s in same[cut["text"][:, 7] == tokenizer.EOS]} == {True, False}  # one fits exactly
+  assert (captions == whole_captions[:, :8]).all() and (captions[:, 7] > tokenizer.UNK).any()
+
+
 def test_batches_have_the_promised_arrays(words):
   (batch, problems), = take(pipeline.train_batches(make_config(), open_sources(), words, range(8)), 1)
   assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
-    "image": ((8, SIZE, SIZE, 3), "uint8"), "text": ((8, LENGTH), "int32"), "hashes": ((8, 2), "uint32"),
-    "weight": ((8,), "float32")}
+    "image": ((8, SIZE, SIZE, 3), "uint8"), "text": ((8, LENGTH), "int32"), "last": ((8,), "int32"),
+    "hashes": ((8, 2), "uint32"), "weight": ((8,), "float32")}
   assert all(isinstance(p, str) for p in problems)
 
 

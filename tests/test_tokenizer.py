@@ -69,11 +69,14 @@ def test_long_texts_end_with_eos(small):
   assert small.encode("", 3).tolist() == [tokenizer.BOS, tokenizer.EOS, tokenizer.PAD]
 
 
-def test_cut_texts_are_known(small):
+def test_cut_texts_without_an_end(small):
   text = " ".join(sentences(20))
+  whole = small.encode(text, 2000)
   exact = len(small.tokens(text)) + 2
-  assert small.cuts(text, exact - 1) and not small.cuts(text, exact) and not small.cuts("", 2)
-  assert small.encode(text, exact)[1:-1].tolist() == small.tokens(text)
+  assert (small.encode(text, 16, ends=False) == whole[:16]).all()  # a word more, and no EOS
+  for length in (exact, exact + 1):
+    assert (small.encode(text, length, ends=False) == small.encode(text, length)).all()
+  assert small.encode(text, exact - 1, ends=False).tolist() == [tokenizer.BOS, *small.tokens(text)]
 
 
 def test_texts_of_nothing_that_is_known(small):

@@ -66,13 +66,12 @@ class ClipTokenizer:
     """The ids of the whole text, without BOS and EOS."""
     return self._pieces.encode(clean(text), add_special_tokens=False).ids
 
-  def encode(self, text: str, length: int) -> np.ndarray:
-    """BOS, the text's ids, EOS, then PAD: int32 [length]. A longer text is cut so that the last id is EOS."""
-    return framed(self.tokens(text), self.bos, self.eos, length)
+  def encode(self, text: str, length: int, ends: bool = True) -> np.ndarray:
+    """BOS, the text's ids, EOS, then PAD: int32 [length]. A longer text is cut so that the last id is EOS.
 
-  def cuts(self, text: str, length: int) -> bool:
-    """Whether `encode` leaves out a part of the text."""
-    return len(self.tokens(text)) > length - 2
+    Without `ends` that is a word: a text that was cut does not end there.
+    """
+    return framed(self.tokens(text), self.bos, self.eos, length, ends)
 
   def decode(self, ids) -> str:
     """The text up to the first EOS, or up to the padding where there is none; words are separated by spaces."""

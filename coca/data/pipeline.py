@@ -70,7 +70,8 @@ def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Seq
     start_step: the first batch is that of this step.
 
   Yields:
-    {"image": uint8 [b, S, S, 3], "text": int32 [b, L], "hashes": uint32 [b, 2], the same for equal texts (see
+    {"image": uint8 [b, S, S, 3], "text": int32 [b, L], "last": int32 [b], what the decoder has to write in the last
+    place (the text's EOS, but a word where the text was cut), "hashes": uint32 [b, 2], the same for equal texts (see
     `equality`), "weight": float32 [b]}, b = len(rows), and the reasons of its unusable records (weight 0, text all
     PAD). Closing the iterator stops its threads. With `config.answering.weight` the text is a question, and "answers"
     int32 [b, K, A] are the different answers to it with "answer_weight" float32 [b, K], each one's share of the
@@ -91,8 +92,8 @@ def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.Ma
   data, settings, answering = config.data, config.data.sources[name], config.answering
   size, length = config.model.image.size, config.model.text.length
   background = images.colour(data.background)
-  unusable = {"image": _blank(config), "text": np.zeros(length, np.int32), "hashes": np.zeros(2, np.uint32),
-              "weight": np.float32(0)}
+  unusable = {"image": _blank(config), "text": np.zeros(length, np.int32), "last": np.int32(0),
+              "hashes": np.zeros(2, np.uint32), "weight": np.float32(0)}
   if answering.weight:
     unusable |= {"answers": np.zeros((answering.answers, answering.length), np.int32),
                  "answer_weight": np.zeros(answering.answers, np.float32)}
@@ -114,7 +115,9 @@ def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.Ma
     except BadRecord as e:
       return unusable, f"{where}: {e}"
     out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
-    return out | {"text": tokenizer.encode(data.prompt + text, length)}, ""
+    out["text"] = ids = tokenizer.encode(data.prompt + text, length)
+    out["last"] = tokenizer.encode(data.prompt + text, length, ends=False)[-1] if ids[-1] != PAD else ids[-1]
+    return out, ""
 
   order, draws = np.random.SeedSequence([config.seed, zlib.crc32(name.encode())]).generate_state(2).tolist()
   return grain.MapDataset.range(len(source)).shuffle(seed=order).repeat().random_map(example, seed=draws)
@@ -150,7 +153,8 @@ def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, r
     source: an opened source.
     settings: the evaluator's. For 'retrieval' K is `texts_per_image`, else 1; for 'zero_shot' a record needs a label
       and no text, for the others a text and no label. With the source's rule 'labels', the text is the label names in
-      their order, in the first prompt. For 'vqa' the text is the question.
+      their order, in the first prompt. For 'vqa' the text is the question. For 'captions', whose texts are what the
+      decoder should write, one that is cut has no EOS.
     tokenizer: for the texts.
     rows: row numbers of the global batch, ascending: `rows_of`.
     batch: rows of a global batch.
@@ -182,7 +186,7 @@ def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, r
     except BadRecord as e:
       return out, f"{where}: {e}"
     for j, text in enumerate(found):
-      out["text"][j] = tokenizer.encode(prompt + text, length)
+      out["text"][j] = tokenizer.encode(prompt + text, length, ends=settings.kind != "captions")
       out["text_weight"][j] = 1
     out |= {"image": image, "label": np.int32(record.label), "weight": np.float32(1)}
     return out, ""

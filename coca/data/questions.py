@@ -46,6 +46,8 @@ def weighed_answers(answers: Sequence[str], most: int) -> list[tuple[str, float]
 def encode_answers(record: Record, settings: Answering, weight: float, tokenizer) -> tuple[np.ndarray, np.ndarray]:
   """A record's different answers and their weights in the loss: int32 [K, A] and float32 [K], 0 where there is none.
 
+  An answer that is cut has no EOS.
+
   Args:
     record: its texts are the answers, one an annotator; empty ones do not count.
     settings: K is `answers`, A is `length`.
@@ -60,7 +62,7 @@ def encode_answers(record: Record, settings: Answering, weight: float, tokenizer
   if not given:
     raise BadRecord("no answer")
   for k, (answer, share) in enumerate(weighed_answers(given, settings.answers)):
-    ids[k], weights[k] = tokenizer.encode(answer, settings.length), weight * share
+    ids[k], weights[k] = tokenizer.encode(answer, settings.length, ends=False), weight * share
   return ids, weights
 
 

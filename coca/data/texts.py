@@ -57,9 +57,12 @@ def collapse(text: str) -> str:
   return " ".join(text.split())
 
 
-def framed(ids: Sequence[int], bos: int, eos: int, length: int) -> np.ndarray:
-  """A text's ids as a row: BOS, as many as there is room for, EOS, then zeros (PAD): int32 [length]."""
-  ids = ids[:length - 2]
+def framed(ids: Sequence[int], bos: int, eos: int, length: int, ends: bool = True) -> np.ndarray:
+  """A text's ids as a row: BOS, as many as there is room for, EOS, then zeros (PAD): int32 [length].
+
+  Without `ends`, one that has to be cut is without EOS, and has a word more.
+  """
+  ids = [*ids[:length - 2], eos] if ends else [*ids, eos][:length - 1]
   out = np.zeros(length, np.int32)
-  out[:len(ids) + 2] = bos, *ids, eos
+  out[:len(ids) + 1] = bos, *ids
   return out

@@ -38,8 +38,8 @@ class Tokenizer:
   """A SentencePiece model.
 
   What every tokenizer has: the ids `bos`, `eos`, `unknown` and `blank` (a space's; -1: it has none of these), `vocab`
-  (ids from 0 to that), `sha256`, the name `file` under which a working directory keeps it, `tokens`, `encode`, `cuts`,
-  `decode` and `save`.
+  (ids from 0 to that), `sha256`, the name `file` under which a working directory keeps it, `tokens`, `encode`, `decode`
+  and `save`.
 
   Args:
     model: the bytes of a model file with the ids pad 0, bos 1, eos 2, unk 3.
@@ -70,13 +70,12 @@ class Tokenizer:
     """The ids of the whole text, without BOS and EOS."""
     return self._pieces.encode(text)
 
-  def encode(self, text: str, length: int) -> np.ndarray:
-    """BOS, the text's ids, EOS, then PAD: int32 [length]. A longer text is cut so that the last id is EOS."""
-    return texts_.framed(self.tokens(text), BOS, EOS, length)
+  def encode(self, text: str, length: int, ends: bool = True) -> np.ndarray:
+    """BOS, the text's ids, EOS, then PAD: int32 [length]. A longer text is cut so that the last id is EOS.
 
-  def cuts(self, text: str, length: int) -> bool:
-    """Whether `encode` leaves out a part of the text."""
-    return len(self.tokens(text)) > length - 2
+    Without `ends` that is a word: a text that was cut does not end there.
+    """
+    return texts_.framed(self.tokens(text), BOS, EOS, length, ends)
 
   def decode(self, ids) -> str:
     """The text up to the first EOS; special ids and those that no piece has are left out."""

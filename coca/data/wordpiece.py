@@ -77,13 +77,12 @@ class WordPiece:
     """The ids of the cleaned text, all of them, without [DEC] and [SEP]."""
     return self._pieces.encode(clean(text)).ids
 
-  def encode(self, text: str, length: int) -> np.ndarray:
-    """[DEC], the cleaned text's ids, [SEP], then PAD: int32 [length]. A longer text is cut so that [SEP] is last."""
-    return framed(self.tokens(text), self.bos, self.eos, length)
+  def encode(self, text: str, length: int, ends: bool = True) -> np.ndarray:
+    """[DEC], the cleaned text's ids, [SEP], then PAD: int32 [length]. A longer text is cut so that [SEP] is last.
 
-  def cuts(self, text: str, length: int) -> bool:
-    """Whether `encode` leaves out a part of the text, or BLIP's cleaning all words behind the 50th."""
-    return len(self.tokens(text)) > length - 2 or len(_words_of(text)) > _MAX_WORDS
+    Without `ends` that is a word: a text that was cut does not end there.
+    """
+    return framed(self.tokens(text), self.bos, self.eos, length, ends)
 
   def decode(self, ids) -> str:
     """The text up to the first [SEP]; special ids, [UNK] among them, and those that no piece has are left out.
@@ -102,11 +101,8 @@ class WordPiece:
 
 def clean(text: str) -> str:
   """BLIP's cleaning: lower case, a space for each of . ! " ( ) * # : ; ~, single spaces, the first 50 words."""
-  return " ".join(_words_of(text)[:_MAX_WORDS])
-
-
-def _words_of(text: str) -> list[str]:
-  return _SPACES.sub(" ", text.lower().translate(_SIGNS)).strip().split(" ")
+  words = _SPACES.sub(" ", text.lower().translate(_SIGNS)).strip().split(" ")
+  return " ".join(words[:_MAX_WORDS])
 
 
 def load(model: bytes) -> WordPiece:

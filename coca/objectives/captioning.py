@@ -18,24 +18,27 @@ from coca.data.tokenizer import PAD
 from coca.sharding import BATCH
 
 
-def next_tokens(text, weight, prompt: int = 0):
+def next_tokens(text, weight, prompt: int = 0, last=None):
   """What each position has to predict.
 
   Args:
     text: int32 [N, T]: BOS, words, EOS, padding.
     weight: [N].
     prompt: so many words at the beginning are no labels.
+    last: int32 [N], the last token as a label: where a text was cut, the word that EOS took the place of, since EOS
+      would teach the decoder to stop in mid-word. None: as in `text`.
 
   Returns:
     int32 [N, T], the text shifted by one, and fp32 [N, T]: the text's weight where the label is a word or EOS, 0 where
     it is padding or there is none.
   """
-  labels = jnp.pad(text[:, 1:], ((0, 0), (0, 1)), constant_values=PAD)
+  last = text[:, -1] if last is None else last
+  labels = jnp.concatenate([text[:, 1:-1], last[:, None], jnp.full_like(last, PAD)[:, None]], axis=1)
   learned = (labels != PAD) & (jnp.arange(text.shape[1]) >= prompt)
   return labels, jnp.where(learned, weight[:, None], 0).astype(jnp.float32)
 
 
-def captioning_loss(states, kernel, text, weight, settings: config.Captioning, bias=None):
+def captioning_loss(states, kernel, text, weight, settings: config.Captioning, bias=None, last=None):
   """Sum of the weighted negative log-likelihoods, and what to divide it by.
 
   Two sums rather than their quotient, so that micro-batches add up to one batch.
@@ -47,12 +50,13 @@ def captioning_loss(states, kernel, text, weight, settings: config.Captioning, b
     weight: [N].
     settings: see `coca.config.Captioning`.
     bias: [V], of the vocabulary head; None: none.
+    last: int32 [N], see `next_tokens`.
 
   Returns:
     fp32 []: nll in nats, with 'per_text' each text's by its number of tokens, and fp32 []: the number of tokens
     ('mean'), or of texts.
   """
-  labels, weights = next_tokens(text, weight, settings.prompt_tokens)
+  labels, weights = next_tokens(text, weight, settings.prompt_tokens, last)
   count = weights.sum() if settings.tokens == "mean" else weight.astype(jnp.float32).sum()
   if settings.tokens == "per_text":
     weights /= jnp.maximum((weights > 0).sum(1, keepdims=True), 1)
