@@ -25,7 +25,7 @@ from coca.data import images, questions, texts
 from coca.data.augment import rand_augment
 from coca.data.records import BadRecord
 from coca.data.sources import open_source
-from coca.data.tokenizer import PAD, Tokenizer
+from coca.data.tokenizer import PAD, Tokenizer, all_unknown
 from coca.hardware import cores
 
 Batch = dict[str, np.ndarray]
@@ -135,8 +135,7 @@ def equality(names: Sequence[str], ids: np.ndarray, tokenizer: Tokenizer, rng: n
     tokenizer: of the ids.
     rng: of texts that equal no other.
   """
-  nothing = PAD, tokenizer.bos, tokenizer.eos, tokenizer.blank, tokenizer.unknown
-  if not names and np.isin(ids, nothing).all():
+  if not names and all_unknown(tokenizer, ids):
     return rng.integers(2**32, size=2, dtype=np.uint32)
   said = "\n".join(sorted(set(names))).encode(errors="surrogatepass") if names else ids[ids != PAD].tobytes()
   return np.frombuffer(hashlib.blake2b(said, digest_size=8).digest(), np.uint32)
