@@ -209,12 +209,16 @@ def _capfilt(folder, path):
 
 
 def _job(folder, _):
-  """A job that goes on; that its settings are not those of the manifest is no damage."""
+  """A job that begins or goes on."""
   source = Source(kind="webdataset", path=f"{folder}/a.tar")
-  with contextlib.suppress(ValueError):
-    job.begin(str(folder / "out"), CapFilt(captioner="c", filter="f", source=source, shard=4), open_source(source),
-              {"captioner": "sha256:c", "filter": "sha256:f"})
+  job.begin(str(folder / "out"), CapFilt(captioner="c", filter="f", source=source, shard=4), open_source(source),
+            {"captioner": "sha256:c", "filter": "sha256:f"})
   return 0, None
+
+
+def _begun(folder):
+  _tars(folder)
+  _job(folder, None)
 
 
 # --- Tokenizers ---
@@ -384,7 +388,7 @@ FORMATS = {
   "tfds": Format(_prepared, "*", (mutate.bytes_, mutate.bytes_, mutate.json_), _records(kind="tfds", path="{}")),
   "sidecar": Format(_sidecars, "out/texts/*", (mutate.bytes_, mutate.parquet), _capfilt),
   "manifest": Format(_sidecars, "out/*.json", (mutate.bytes_, mutate.json_, mutate.json_), _capfilt),
-  "capfilt_job": Format(_sidecars, "out/*.json", (mutate.bytes_, mutate.json_, mutate.json_), _job),
+  "capfilt_job": Format(_begun, "out/*.json", (mutate.bytes_, mutate.json_, mutate.json_), _job),
   "config": Format(_run, "config.json", (mutate.bytes_, mutate.json_, mutate.json_), _read_run),
   "checkpoint": Format(_checkpoint, "checkpoints/2/**/*", (mutate.bytes_, mutate.bytes_, mutate.json_), _restore,
                        (CheckpointError, ValueError, FileNotFoundError)),
