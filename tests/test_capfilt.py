@@ -97,7 +97,9 @@ def test_rows_are_what_the_models_say_when_used_by_hand(rows, folders):
   assert len(set(synthetic)) > 5
   expected = [(n, text, origin) for n, written in zip(good, synthetic, strict=True)
               for text, origin in [*((t.text, "web") for t in source[n].texts), (written, "synthetic")]]
-  found = [row for row in rows if row["index"] != 10]
+  # What is made of random weights may be no word.
+  found = [row for row in rows if row["text"] and row["index"] != 10]
+  expected = [row for row in expected if row[1]]
   assert [(row["index"], row["text"], row["origin"]) for row in found] == expected
   pictures = [folders / "web" / f"{row['index']:02d}.png" for row in found]
   texts = [row["text"] for row in found]
@@ -171,7 +173,7 @@ def test_the_best_of_several_is_the_filters_choice(models, folders):
   best = rows_of(models, source, settings_of(folders, decoding=several), range(8))
   for n in range(8):
     scores = [row["matching"] for row in every if row["index"] == n and row["origin"] == "synthetic"]
-    assert len(scores) == 3
+    assert len(scores) in (2, 3)  # one may be no word
     chosen, = (row for row in best if row["index"] == n and row["origin"] == "synthetic")
     assert chosen["matching"] == pytest.approx(max(scores), abs=2e-6)
 
