@@ -30,6 +30,8 @@ from coca.data.sources import open_source
 from coca.decoding.settings import Decoding
 from coca.lock import Locked, locked
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 WEB = 30  # pictures, the eleventh of which is broken
 NUCLEUS = Decoding(strategy="sample", top_p=0.9, min_length=8, seed=4)
@@ -330,7 +332,6 @@ runpy.run_module("coca.capfilt", run_name="__main__")
 """
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_of_sidecars_it_goes_on_to_the_same_bytes(folders, tmp_path):
   whole = start(folders, tmp_path / "whole")
   out, error = whole.communicate(timeout=300)

@@ -17,6 +17,8 @@ from coca.sharding import batch_sharding
 from coca.train_step import init_state, make_train_step, planned_state
 from coca.trees import flat, nested
 
+pytestmark = pytest.mark.slow
+
 # --- The loss -------------------------------------------------------------------------------------------------------
 
 N, E, Q, ALPHA, LOG_SCALE = 8, 4, 6, 0.3, 1.2
@@ -207,7 +209,6 @@ def equal(a, b):
   return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-@pytest.mark.slow
 def test_a_new_state_has_copies_and_a_full_queue():
   state = first_state()
   assert state["queue"]["text"].shape == (QUEUE, 24)
@@ -282,7 +283,6 @@ def test_the_temperature_stays_between_its_limits():
 CONTRASTIVE = {"matching__weight": 0.0, "captioning__weight": 0.0}  # enough for what the contrastive loss leaves behind
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "ramp", "step"), [((1, 8, 1), "0", 0), ((1, 1, 4), str(RAMP), 2)],
                          ids=["fsdp, no ramp", "tensor"])
 def test_any_mesh_keeps_what_one_device_keeps(mesh, ramp, step, history):
@@ -300,7 +300,6 @@ def test_any_mesh_keeps_what_one_device_keeps(mesh, ramp, step, history):
     assert_trees_close(state[name], states[step + 1][name], 1e-5)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_is_the_same_and_goes_on_on_other_devices(history, tmp_path):
   settings, mesh, run = stepper()
   states, metrics = history

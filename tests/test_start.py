@@ -17,6 +17,8 @@ from coca.start import fit_length, initial_params, resize_positions, start_from
 from coca.train_step import init_state
 from coca.workdir import write_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tokens():
@@ -54,7 +56,6 @@ def same(a, b):
   return a.shape == b.shape and (a == b).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("as_run", [False, True], ids=["model directory", "workdir"])
 def test_the_same_model_is_loaded_whole_on_any_mesh(as_run, tokens, tmp_path):
   settings = tiny()
@@ -68,7 +69,6 @@ def test_the_same_model_is_loaded_whole_on_any_mesh(as_run, tokens, tmp_path):
   assert "skipped" not in report and "fresh" not in report and "resized" not in report
 
 
-@pytest.mark.slow
 def test_average_and_momentum_encoders_start_as_the_loaded_parameters(tokens, tmp_path):
   settings = tiny_blip(contrastive__momentum=0.995, contrastive__queue=16, optim__ema=0.9)
   old = random_params(settings)
@@ -84,7 +84,6 @@ def test_average_and_momentum_encoders_start_as_the_loaded_parameters(tokens, tm
   assert len(set(buffers)) == len(buffers)  # each is written over for itself
 
 
-@pytest.mark.slow
 def test_parts_come_and_go_as_a_whole(tokens, tmp_path):
   kind = {"model__poolers__kind": "parallel"}
   both, dual = tiny(**kind), tiny(**kind, captioning__weight=0.0, model__text__multimodal_layers=0)
@@ -102,7 +101,6 @@ def test_parts_come_and_go_as_a_whole(tokens, tmp_path):
     assert same(x, expected), name
 
 
-@pytest.mark.slow
 def test_the_contrastive_side_comes_and_goes(tokens, tmp_path):
   both, mute = tiny(), tiny(contrastive__weight=0.0)
   folder = save(tmp_path / "mute", mute, random_params(mute), tokens)
