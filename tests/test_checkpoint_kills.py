@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,14 +135,17 @@ def test_two_processes_agree_on_damage_and_on_when_to_stop(tmp_path):
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
   processes = [start(PROCESS, port, i, tmp_path) for i in range(2)]
-  try:
-    while (line := processes[1].stdout.readline()) and line != "ready\n":
-      pass
-    processes[1].send_signal(signal.SIGINT)  # one of them only; it becomes a SIGTERM, which jax knows
-    said = [p.communicate(timeout=120)[0] for p in processes]
-  finally:
-    for p in processes:
-      p.kill()
+  with ThreadPoolExecutor(1) as pool:
+    try:
+      first = pool.submit(processes[0].communicate)  # what it says of damage would fill its pipe
+      while (line := processes[1].stdout.readline()) and line != "ready\n":
+        pass
+      processes[1].send_signal(signal.SIGINT)  # one of them only; it becomes a SIGTERM, which jax knows
+      second = processes[1].communicate(timeout=600)[0]
+      said = [first.result()[0], second]
+    finally:
+      for p in processes:
+        p.kill()
   steps = [re.search(r"stopped at (\d+)", s) for s in said]
   assert all(steps), "\n".join(said)
   assert "from 1\n" in said[0] and (tmp_path / "2.damaged").exists()
