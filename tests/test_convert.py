@@ -276,7 +276,7 @@ def test_a_converted_model_is_fine_tuned_and_goes_back(converted, tmp_path, capf
   config = module.get_config(f"runlocal,init_from={converted}")
   config.evals = {}  # thousands of names to embed
   config.optim.lr = 1e-3
-  assert train.run(parse(config), tmp_path / "run")
+  assert train.run(parse(config), tmp_path / "run") == 0
   said = capfd.readouterr().out
   assert "loaded: " in said and "fresh" not in said and "skipped, not" not in said
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
