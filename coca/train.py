@@ -25,6 +25,7 @@ from coca.config import Config, parse, to_dict
 from coca.curves import plot_curves
 from coca.data.feed import DeviceFeed, Skipped, TooManySkipped
 from coca.data.pipeline import open_sources, rows_of, train_batches
+from coca.data.survey import survey
 from coca.durations import in_steps
 from coca.evals.pictures import write_contact_sheet
 from coca.forward import Forward
@@ -77,6 +78,9 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
 
   # --- Tokenizer, evaluators, state ---
   tokenizer, said = begin(config, sources, workdir)
+  if jax.process_index() == 0:
+    said += [f"data: {line}" for source in sources.values() for line in source.problems[:3]]
+    said += [f"data: {line}" for line in survey(config, sources, tokenizer)]
   forward = Forward(config, mesh)
   evaluators = evals.make_evaluators(config, forward, tokenizer, *eval_sources)
   checkpoints = Checkpoints(
@@ -139,8 +143,6 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
                 f"pairs on {mesh.size} {mesh.devices.flat[0].device_kind} device(s); workdir {workdir}")
     for line in said:
       metrics.say(line)
-    for problem in (p for source in sources.values() for p in source.problems[:3]):
-      metrics.say(f"data: {problem}")
     evaluate(start, evaluated(evaluators, workdir, start))
     steps = range(start + 1, total + 1)
     for step in traced(steps, workdir / "tensorboard", paused, metrics.say) if profile else steps:
