@@ -7,6 +7,7 @@ several hosts, start the same command on each. In the workdir: config.json, toke
 metrics.jsonl, tensorboard/, and in the end curves.png and contact_sheet.png.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -135,6 +136,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
   numbers = {}
   logged = None  # step and numbers of the log before, which are there by now
   with (
+    saved(close),
     Metrics(workdir, start, total, config.data.batch, flops) as metrics,
     DeviceFeed(batches, forward.put) as feed,
     Preemption() as preempted,
@@ -174,6 +176,17 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
       made = ["metrics.jsonl", plot_curves(workdir).name] + ["contact_sheet.png"] * bool(evaluators)
       metrics.say(f"done: {', '.join(made)} and the model are in {workdir}; use it with coca.load({str(workdir)!r})")
   return 0
+
+
+@contextlib.contextmanager
+def saved(close: Callable) -> Iterator[None]:
+  """Where an error ends the run, what is being saved is saved all the same, and the error is what is told."""
+  try:
+    yield
+  except Exception:
+    with contextlib.suppress(Exception):
+      close()
+    raise
 
 
 def evaluated(evaluators: dict, workdir: Path, step: int) -> list[str]:

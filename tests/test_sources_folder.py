@@ -153,7 +153,8 @@ def test_text_beside_the_image(folder):
   assert source[1] == Record("c.jpg", picture(2), ())
   with pytest.raises(BadRecord, match=r"e\.webp.*image is empty"):
     source[2]
-  assert len(source.problems) == 1 and "1 texts without an image, such as README.txt" in source.problems[0]
+  assert len(source.problems) == 2 and "1 texts without an image, such as README.txt" in source.problems[0]
+  assert "1 of 4 images have no text beside them, such as c.jpg" in source.problems[1]
   os.remove(folder / "a.txt")
   with pytest.raises(BadRecord, match=r"no such file: .*a\.txt"):
     source[0]
@@ -323,7 +324,7 @@ def linked(folder, tmp_path_factory):
 def test_links_are_followed_inside_the_folder_only(linked):
   source = opened(linked)
   assert texts(source) == {"a.jpg": ["text of a"], "in.jpg": ["text of in"], "sub/b.png": []}
-  out, other, alone = sorted(source.problems, key=lambda text: ("links that" not in text, "pipes" not in text))
+  out, other, alone, _ = sorted(source.problems, key=lambda text: ("links that" not in text, "pipes" not in text))
   assert "4 links that lead out of it or nowhere" in out and "follow_links=True" in out
   assert "2 entries that are no regular files" in other and "such as circle" in other
   assert "3 texts without an image" in alone

@@ -233,6 +233,9 @@ def test_too_many_broken_records_end_the_run(environment, without_evals, tmp_pat
   (folder / "captions.jsonl").write_text("\n".join(rows))
   code, _, err = finish(start(environment, without_evals, f"--workdir={tmp_path / 'run'}", *SHORT, "--config.steps=40",
                                 "--config.data.sources.emoji.kind=folder", f"--config.data.sources.emoji.path={folder}",
-                                "--config.data.sources.emoji.split="))
-  assert code != 0
-  assert "config.data.max_skipped" in err and ".png" in err
+                                "--config.data.sources.emoji.split=", "--config.checkpoint.every=1"))
+  assert code == 1
+  assert "error: " in err and "config.data.max_skipped" in err and ".png" in err and "Traceback" not in err
+  # What was being saved is there whole.
+  names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+  assert names and all(name.isdecimal() for name in names), names

@@ -149,6 +149,9 @@ class Folder:
       raise FileNotFoundError(f"{files.SETTING}.path is {self.name!r}: {len(images)} images and no captions; {advice}. "
                               f"For images alone set {files.SETTING}.text_key to ''"
                               + "".join(f"\n  {problem}" for problem in self.problems[:5]))
+    if with_texts and (without := [entry.path for entry in entries if entry.texts == ()]):
+      self.problems.append(f"{self.name}: {len(without)} of {len(entries)} images have no text beside them, such as "
+                           f"{without[0]}")
     return entries
 
   def _elsewhere(self, names: set[str]) -> str:
