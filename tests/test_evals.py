@@ -1,6 +1,7 @@
 """Evaluators against float64 formulas, over a model whose embeddings are known."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from coca.config import Config, Data, Eval, ImageEncoder, Model, Source, TextDec
 from coca.data.records import BadRecord, Record, Text
 from coca.data.tokenizer import train
 from coca.decoding.common import Decoded
-from coca.evals import captions, pictures, ranking, retrieval, zero_shot
+from coca.evals import captions, fonts, pictures, ranking, retrieval, zero_shot
 from coca.forward import put_batch
 
 NAMES = ("red apple", "green pear", "blue plum", "dark fig", "ripe lemon", "sweet cherry", "wild grape", "old quince")
@@ -426,6 +427,42 @@ def test_contact_sheet_marks_right_captions(tmp_path):
   assert green(found["right"]) > 0.005 and green(found["wrong"]) == green(found["bare"]) == 0
   with pytest.raises(ValueError, match="at least one"):
     pictures.contact_sheet([], tmp_path / "none.png")
+
+
+@pytest.fixture
+def kanji(tmp_path, monkeypatch):
+  """A font that has U+8272 only, as if it had been installed just now."""
+  from fontTools.fontBuilder import FontBuilder
+  from fontTools.pens.ttGlyphPen import TTGlyphPen
+  from matplotlib import font_manager
+  pen = TTGlyphPen(None)
+  pen.moveTo((0, 0)), pen.lineTo((0, 900)), pen.lineTo((900, 900)), pen.lineTo((900, 0)), pen.closePath()
+  font = FontBuilder(1000, isTTF=True)
+  font.setupGlyphOrder([".notdef", "all"])
+  font.setupCharacterMap({0x8272: "all"})
+  font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "all": pen.glyph()})
+  font.setupHorizontalMetrics({".notdef": (1000, 0), "all": (1000, 0)})
+  font.setupHorizontalHeader(ascent=900, descent=-100)
+  font.setupNameTable({"familyName": "Kanji Test", "styleName": "Regular"})
+  font.setupOS2(), font.setupPost()
+  font.save(tmp_path / "kanji.ttf")
+  own = [e for e in font_manager.fontManager.ttflist if "mpl-data" in e.fname]  # whatever else this machine has
+  monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+  monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "kanji.ttf")])
+
+
+def test_contact_sheet_has_a_font_for_every_script_or_says_so(tmp_path, monkeypatch, kanji):
+  assert fonts.families_for(["a cat", "Ørsted"]) == (["DejaVu Sans"], "")
+  assert fonts.families_for(["a 色\n\u732b"]) == (["DejaVu Sans", "Kanji Test"], "\u732b")
+  titles = []
+  monkeypatch.setattr(pictures.Figure, "text", lambda self, x, y, text, **_: titles.append(text))
+  grey = np.full((8, 8, 3), 128, np.uint8)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    for text in ("色", "猫"):
+      pictures.contact_sheet([pictures.Cell(grey, (text,), "a cat")], tmp_path / f"{text}.png", title="held out")
+  assert titles[0] == "held out"
+  assert titles[1].startswith("held out\nBoxes are characters that no font here has, as U+732B")
 
 
 def test_write_contact_sheet_asks_the_model(tmp_path, tokenizer):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from matplotlib.patches import Rectangle
 from coca.decoding.common import Special
 from coca.decoding.decode import own_prompt
 from coca.evals.captions import matches, references
+from coca.evals.fonts import families_for
 from coca.evals.stream import Stream
 from coca.evals.vqa import Vqa
 from coca.evals.zero_shot import ZeroShot
@@ -108,25 +110,38 @@ def contact_sheet(cells: Sequence[Cell], path: str | Path, columns: int = 6, tit
   if not cells:
     raise ValueError("a contact sheet needs at least one picture")
   rows = -(-len(cells) // columns)
+  families, missing = families_for(text for cell in cells for text in (title, *(line for line, *_ in _lines(cell))))
+  if missing:
+    title = (f"{title}\nBoxes are characters that no font here has, as U+{ord(missing[0]):04X}; Noto fonts have them "
+             "(Debian: fonts-noto-core, fonts-noto-cjk)").strip()
   width, height, top = 2.2 * columns, 3.3 * rows, 0.5 if title else 0.1  # inches
   figure = Figure(figsize=(width, height + top), dpi=100)
   FigureCanvasAgg(figure)  # not pyplot: no display, no global state, any thread
   if title:
-    figure.text(0.5, 1 - 0.25 / (height + top), title, ha="center", va="center", fontsize=12)
+    figure.text(0.5, 1 - 0.25 / (height + top), title, ha="center", va="center", fontsize=9 if missing else 12,
+                family=families)
   for i, cell in enumerate(cells):
     left, below = 2.2 * (i % columns), 3.3 * (rows - 1 - i // columns)
     place = [(left + 0.1) / width, (below + 1.2) / (height + top), 2.0 / width, 2.0 / (height + top)]
-    _draw(figure.add_axes(place), cell)
-  figure.savefig(path)
+    _draw(figure.add_axes(place), cell, families)
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # the title says it
+    figure.savefig(path)
 
 
-def _draw(axes, cell: Cell) -> None:
-  axes.axis("off")
-  axes.imshow(cell.image, interpolation="bicubic")
+def _lines(cell: Cell) -> list[tuple[str, str, str]]:
+  """Text, colour and weight of what stands under a picture."""
   lines = [(f"{cell.question} {cell.truth[0]}".strip(), "black", "bold")]
   if cell.caption is not None:
     lines.append((f"“{cell.caption}”", _colour(matches(cell.caption, cell.truth)), "normal"))
   lines += [(f"{i}. {label}", _colour(matches(label, cell.truth)), "normal") for i, label in enumerate(cell.labels, 1)]
+  return lines
+
+
+def _draw(axes, cell: Cell, families: Sequence[str]) -> None:
+  axes.axis("off")
+  axes.imshow(cell.image, interpolation="bicubic")
+  lines = _lines(cell)
   if len(lines) > 1 and lines[1][1] == RIGHT:
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=RIGHT, linewidth=4))
   y = -4.0  # points below the picture
@@ -134,7 +149,7 @@ def _draw(axes, cell: Cell) -> None:
     wrapped = textwrap.wrap(text, WRAP, max_lines=2 if i < 2 else 1, placeholder="…") or [""]
     # parse_math: a caption with two dollar signs is not a formula.
     axes.annotate("\n".join(wrapped), (0, 0), (0, y), xycoords="axes fraction", textcoords="offset points", va="top",
-                  fontsize=8, color=colour, weight=weight, parse_math=False)
+                  fontsize=8, color=colour, weight=weight, parse_math=False, family=families)
     y -= 11.0 * len(wrapped)
 
 
