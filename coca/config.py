@@ -229,7 +229,7 @@ class Source:
 
   kind: str = "tfds"  # 'builtin', 'tfds', 'webdataset', 'parquet', 'folder'
   path: str = ""  # tfds: name or directory; webdataset, parquet: glob; folder: directory. fsspec URLs work
-  split: str = "train"  # tfds and builtin
+  split: str = "train"  # tfds and builtin; of a folder, that of Karpathy's annotations
   weight: float = 1.0  # share in the mixture; 0 for all sources: each example of any as often as the others
   text: str = "random"  # which of a record's texts: 'first', 'random', 'labels' (shuffled, joined, in a prompt)
   prompts: tuple[str, ...] = ()  # for 'labels': one is drawn, e.g. "a photo of the {}"

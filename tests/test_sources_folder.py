@@ -251,7 +251,7 @@ KARPATHY = {"images": [
   {"filename": "c.jpg", "split": "test", "sentences": [{"raw": "four"}]}]}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["captions.json", "captions_train2017.json"])
+@pytest.mark.parametrize("name", ["captions.json", "captions_train2017.json", "dataset.json"])
 def test_cocos_annotations(folder, name):
   (folder / name).write_text(json.dumps(COCO))
   source = opened(folder)
@@ -261,6 +261,9 @@ def test_cocos_annotations(folder, name):
                                                                                   {"caption": "of none"}]}
   (folder / name).write_text(json.dumps(nameless))
   assert "2 rows can't be used" in opened(folder).problems[0]
+  count = len(opened(folder))
+  (folder / "dataset_info.json").write_text("{}")  # of tfds or Hugging Face
+  assert len(opened(folder)) == count
   boxes = {"images": COCO["images"], "annotations": [{"image_id": 7, "bbox": [0, 0, 1, 1]}]}
   (folder / name).write_text(json.dumps(boxes))
   with pytest.raises(ValueError, match='none of its "annotations" has a "caption"'):

@@ -6,9 +6,11 @@
 RSICD, UCM, Sydney and Flickr30k come in Karpathy's layout. His 'restval' of COCO is trained on, as all papers do.
 """
 
+import re
 from collections.abc import Iterator
 
-NAMES = ("captions_", "dataset_")  # what the names of such files begin with: captions_train2017.json
+# What such files are called: captions_train2017.json, dataset.json, dataset_rsicd.json; tfds has a dataset_info.json.
+NAMES = re.compile(r"(captions_.*|dataset(_(?!infos?\.).*)?)\.json", re.IGNORECASE)
 
 
 def rows(name: str, values: dict, split: str) -> Iterator[tuple[str, dict | str]]:

@@ -1,9 +1,9 @@
 """A folder of images with a table of captions (CSV, TSV or JSON), or with NAME.txt beside each NAME.jpg.
 
-The table lies in the folder: captions.* or metadata.*, or the only .csv, .tsv or .jsonl there. It names images by
-their path inside the folder; paths that lead out of it are refused, and links that do without `Source.follow_links`.
-Rows with the same image are several texts of it; with questions they are records of their own, whose keys are PATH,
-PATH#1, PATH#2, ... in the order of the rows.
+The table lies in the folder: captions.* or metadata.*, or the only .csv, .tsv or .jsonl or file of annotations there
+(COCO's captions_*.json, Karpathy's dataset_*.json). It names images by their path inside the folder; paths that lead
+out of it are refused, and links that do without `Source.follow_links`. Rows with the same image are several texts of
+it; with questions they are records of their own, whose keys are PATH, PATH#1, PATH#2, ... in the order of the rows.
 """
 
 import operator
@@ -246,7 +246,8 @@ def open_folder(settings: Source) -> Folder:
     settings: `path` is the directory. `image_key` and `text_key` name columns of the table; at their defaults, the
       first of file_name, image, filepath, path, key and of caption, text, title, captions. In JSON a text may be a
       list of texts, and a dot leads into objects ("answers.answer"). captions.json is a list of such rows, or an
-      object from image names to captions. With the `text_key` '' all images in the folder are read, and no texts.
+      object from image names to captions, or COCO's or Karpathy's annotations, of which `split` is
+      read ('train' with 'restval', '' all). With the `text_key` '' all images in the folder are read, and no texts.
       `question_key` names the questions' column, where each row is a question with its answers in `text_key`.
 
   Raises:

@@ -27,8 +27,7 @@ class TableError(ValueError):
 
 def is_table(name: str) -> bool:
   """Whether a file may be the table of its folder, by its name."""
-  name = name.lower()
-  return name.endswith(ENDINGS) or (name.endswith(".json") and name.startswith(annotations.NAMES))
+  return name.lower().endswith(ENDINGS) or bool(annotations.NAMES.fullmatch(name))
 
 
 def read(name: str, data: bytes, split: str, known: set[str], notes: list[str]):
