@@ -1,5 +1,6 @@
 """What has to be said of the texts before a run: how many are cut, and how much the tokenizer does not know."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -50,7 +51,8 @@ def _said(what: str, found: list[str], length: int, setting: str, tokenizer: Tok
     equal = f". {before} different ones become {after}" if after < before else ""
     yield (f"{cut} of {len(found)} {what} that were looked at are cut, for they have more than the {length} tokens of "
            f"{setting}; {enough}{longest} for all{equal}")
-  unknown = sum(i.count(tokenizer.unknown) for i in ids) / max(sum(map(len, ids)), 1)
+  counts = Counter(token for i in ids for token in i if token == tokenizer.unknown or token != tokenizer.blank)
+  unknown = counts[tokenizer.unknown] / max(counts.total(), 1)
   nothing = [text for text, i in zip(found, ids, strict=True) if i and all_unknown(tokenizer, i)]
   if unknown >= UNKNOWN or nothing:
     only = f", and {len(nothing)} of {len(found)} {what} hold nothing else, such as {nothing[0]!r}" if nothing else ""
