@@ -5,10 +5,12 @@ import os
 import re
 import signal
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import ConfigDict
 
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
 LATE = "Configuration is not available because of an earlier failure to load: "
 
 
@@ -69,10 +71,19 @@ def one_line(*errors: type[Exception], status: int = 1):
     # jax raises what its runtime says, such as "UNKNOWN: connection closed", as ValueError too: no mistake of a user's.
     if os.environ.get("COCA_TRACEBACK") or re.match("[A-Z_]+: ", str(e)):
       raise
+    said = f"error: {e}{_where(e)}"
     if status == 1:
-      sys.exit(f"error: {e}")
-    print(f"error: {e}", file=sys.stderr)
+      sys.exit(said)
+    print(said, file=sys.stderr)
     sys.exit(status)
   except KeyboardInterrupt:
     print("stopped", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)
+
+
+def _where(error: Exception) -> str:
+  """The place in coca of an error of the system that names no file, as those of writing to an open one."""
+  if not isinstance(error, OSError) or error.errno is None or error.filename is not None:
+    return ""
+  own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(_PACKAGE)]
+  return f" (in {os.path.relpath(own[-1].filename, _PACKAGE)}, {own[-1].name})" if own else ""

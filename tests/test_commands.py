@@ -1,8 +1,12 @@
 """Arguments behind `config.py:`, and mistakes as a line."""
 
+import errno
+import os
+
 import pytest
 
 from coca.commands import arguments, one_line
+from coca.lock import locked
 
 
 class TestArguments:
@@ -53,6 +57,15 @@ class TestOneLine:
     with pytest.raises(SystemExit) as ended, one_line(OSError, status=70):
       raise OSError("disk full")
     assert ended.value.code == 70 and capsys.readouterr().err == "error: disk full\n"
+
+  def test_an_error_that_names_no_file_has_its_place(self, tmp_path, capsys, monkeypatch):
+    def full(*_):
+      raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(SystemExit), one_line(OSError, status=70), locked(tmp_path / "run"):
+      pass
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device (in lock.py, _write)\n"
 
   def test_what_jax_says_of_a_lost_process_is_no_mistake(self):
     with pytest.raises(ValueError, match="UNKNOWN"), one_line(ValueError):
