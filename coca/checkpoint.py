@@ -28,6 +28,8 @@ from coca import retries
 from coca.checksums import checksums
 from coca.host import from_first
 
+_NEVER = 10 * 365 * 24 * 3600  # seconds; Orbax' own time-out goes by the clock on the wall, which may jump
+
 DAMAGED = ".damaged"  # appended to the name of a step that failed its checks
 
 
@@ -52,12 +54,12 @@ class Checkpoints:
   def __init__(self, directory, keep: int = 2, keep_every: int = 0, timeout: int = 1200):
     if keep < 1 or keep_every < 0:
       raise ValueError(f"checkpoint.keep is {keep}, keep_every {keep_every}: keep at least 1, every 0 (none) or more")
-    self.directory = _path(directory)
+    self.directory, self._timeout, self._begun = _path(directory), timeout, 0.0
     preserve = [policies.LatestN(keep)] + [policies.EveryNSteps(keep_every)] * (keep_every > 0)
     self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
       save_decision_policy=policies.FixedIntervalPolicy(1),  # the caller decides when
       preservation_policy=policies.AnyPreservationPolicy(preserve),
-      async_options=ocp.AsyncOptions(timeout_secs=timeout),
+      async_options=ocp.AsyncOptions(timeout_secs=_NEVER),
       cleanup_tmp_directories=True,
       lightweight_initialize=True,  # reads no step's files, so that a damaged one is met in restore()
     ))
@@ -92,6 +94,7 @@ class Checkpoints:
     with self._named_errors(f"saving step {step}"):
       self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(written),
                                                        meta=ocp.args.JsonSave(record)), force=True)
+    self._begun = time.monotonic()
     return True
 
   def restore(self, abstract_state):
@@ -145,10 +148,15 @@ class Checkpoints:
       CheckpointError: it failed.
     """
     with self._named_errors("a save in the background"):
+      while self._manager.is_saving_in_progress():
+        if time.monotonic() - self._begun > self._timeout:
+          raise TimeoutError(f"it has not come to its end in {self._timeout} s")
+        time.sleep(0.01)
       self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for the save in the background and ends the threads; raises as `wait` does."""
+    self.wait()
     with self._named_errors("a save in the background"):
       self._manager.close()
 

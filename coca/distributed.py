@@ -90,22 +90,21 @@ def together():
   """Around a whole program: all processes end together, and one that fails ends with the exit status that says why.
 
   The ordinary end of a Python process has jax wait for all others, who may be waiting for this one; with several
-  processes a failed one therefore ends at once. What is no SystemExit is printed and ends with status CRASHED.
+  processes a failed one therefore ends at once. So does one that crashed: it would wait for its threads, of which one
+  may hang at a disk. What is no SystemExit is printed and ends with status CRASHED.
   """
   try:
     yield
     barrier("all processes to finish")
   except SystemExit as e:
-    if e.code and _several():
+    if e.code == CRASHED or (e.code and _several()):
       if not isinstance(e.code, int):
         print(e.code, file=sys.stderr)
       _end(e.code if isinstance(e.code, int) else 1)
     raise
   except BaseException:
     traceback.print_exc()
-    if _several():
-      _end(CRASHED)
-    sys.exit(CRASHED)
+    _end(CRASHED)
 
 
 def _end(status: int) -> None:

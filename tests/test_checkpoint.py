@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -209,6 +210,33 @@ def test_a_failed_save_is_loud(tmp_path):
   assert again.restore(abstract(x))[2] == 1
   assert [p.name for p in tmp_path.iterdir()] == ["1"]  # what the failed save left behind is gone
   again.close()
+
+
+@pytest.mark.parametrize("leap", [7200, -3600])
+def test_a_clock_that_jumps_while_a_step_is_saved(tmp_path, monkeypatch, leap):
+  """Whenever Orbax looks how long it has waited, the clock on the wall was put forward or back."""
+  real, jumped = time.time, [0.0]
+
+  def leaping():
+    if sys._getframe(1).f_code.co_filename.endswith("futures/future.py"):
+      jumped[0] += leap
+    return real() + jumped[0]
+
+  monkeypatch.setattr(time, "time", leaping)
+  saved(tmp_path, [1, 2, 3], keep=2)
+  assert jumped[0] and sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+  assert restored(tmp_path)[2] == 3
+
+
+def test_a_save_that_does_not_end_is_an_error(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path, timeout=0)
+  checkpoints.save(1, place(arrays(1)), {})
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints._manager, "is_saving_in_progress", lambda: True)
+    with pytest.raises(CheckpointError, match="it has not come to its end in 0 s"):
+      checkpoints.wait()
+  checkpoints._timeout = 1200
+  checkpoints.close()
 
 
 # --- Parameters only ---

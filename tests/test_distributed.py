@@ -171,14 +171,17 @@ def test_one_of_several_that_fails_ends_at_once_with_its_status(monkeypatch, cap
   assert said in capsys.readouterr().err
 
 
-def test_one_alone_ends_as_any_program(capsys):
+def test_one_alone_ends_as_any_program_or_after_a_crash_at_once(monkeypatch, capsys):
   with distributed.together():
     pass
   with pytest.raises(SystemExit, match="error: no such file"), distributed.together():
     sys.exit("error: no such file")
-  with pytest.raises(SystemExit) as ended, distributed.together():
+  monkeypatch.setattr(os, "_exit", lambda code: sys.exit(f"at once {code}"))  # whatever its threads wait for
+  with pytest.raises(SystemExit, match="at once 70"), distributed.together():
     raise RuntimeError("lost")
-  assert ended.value.code == distributed.CRASHED and "RuntimeError: lost" in capsys.readouterr().err
+  assert "RuntimeError: lost" in capsys.readouterr().err
+  with pytest.raises(SystemExit, match="at once 70"), distributed.together():
+    sys.exit(distributed.CRASHED)
 
 
 if __name__ == "__main__":
