@@ -156,9 +156,11 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for the save in the background and ends the threads; raises as `wait` does."""
-    self.wait()
-    with self._named_errors("a save in the background"):
-      self._manager.close()
+    try:
+      self.wait()
+    finally:
+      with self._named_errors("a save in the background"):
+        self._manager.close()
 
   @contextmanager
   def _named_errors(self, doing: str):
