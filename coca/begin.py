@@ -48,9 +48,10 @@ def check_folder(workdir) -> None:
                      f"--config.init_from={workdir} to start from that model")
   if exists(workdir / "config.json") or not exists(workdir):
     return
-  if not workdir.is_dir():
-    raise ValueError(f"--workdir={workdir} is a file; name a folder")
-  found = sorted(path.name for path in workdir.iterdir() if not NOT_OURS.fullmatch(path.name))
+  try:
+    found = sorted(path.name for path in workdir.iterdir() if not NOT_OURS.fullmatch(path.name))
+  except NotADirectoryError:
+    raise ValueError(f"--workdir={workdir} is a file; name a folder") from None
   if found:
     raise ValueError(f"{workdir} is neither empty nor the workdir of a run (it has no config.json): it holds "
                      f"{', '.join(found[:5])}{', ...' if found[5:] else ''}. Take another --workdir")

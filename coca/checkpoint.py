@@ -167,10 +167,11 @@ class Checkpoints:
     try:
       yield
     except Exception as e:
-      if re.match("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED): ", str(e)):  # jax's runtime: another process is gone
+      # jax's runtime: another process is gone. tensorstore's errors of the disk begin alike.
+      if re.match("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED): ", str(e)) and "tensorstore" not in str(e):
         raise
-      raise CheckpointError(f"{doing} to {self.directory} failed: {type(e).__name__}: {e}. Is the disk full, or the "
-                            "directory gone or not writable?") from e
+      raise CheckpointError(f"{doing} to {self.directory} failed: {type(e).__name__}: {_short(e)}. Is the disk full, "
+                            "or the directory gone or not writable?") from e
 
   def _set_aside(self, step: int, damage: str) -> None:
     path = self.directory / str(step)
@@ -286,14 +287,16 @@ def _judged(error: Exception, what: str = "") -> Exception:
   """What an error while reading means: _Damaged, or Unavailable where it says nothing of the files themselves."""
   if isinstance(error, jax.errors.JaxRuntimeError):  # memory of the devices, another process
     raise error
-  text = str(error)
-  line = text.splitlines()[0].partition(" [")[0] if text else ""  # tensorstore's settings follow
-  line = line if len(line) <= 200 else f"... {line[-200:]}"  # and what happened comes last
   if retries.of_the_system(error):
-    return retries.Unavailable(f"{what}{type(error).__name__}: {line}")
-  leaf = re.search(r"'path': '([^'/]+)/'|\"([^\"/]+)/\.zarray\"", f"{text}\n{error.__cause__}")
+    return retries.Unavailable(f"{what}{type(error).__name__}: {_short(error)}")
+  leaf = re.search(r"'path': '([^'/]+)/'|\"([^\"/]+)/\.zarray\"", f"{error}\n{error.__cause__}")
   where = f"{leaf[1] or leaf[2]}: " if leaf else ""
-  return _Damaged(f"{what}{where}{type(error).__name__}: {line}")
+  return _Damaged(f"{what}{where}{type(error).__name__}: {_short(error)}")
+
+
+def _short(error: Exception) -> str:
+  line = str(error).partition("\n")[0].partition(" [tensorstore_spec")[0].partition(" [os_error_code")[0]
+  return line if len(line) <= 200 else f"... {line[-200:]}"  # what happened comes last
 
 
 def _record(path) -> dict:

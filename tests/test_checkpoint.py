@@ -212,6 +212,28 @@ def test_a_failed_save_is_loud(tmp_path):
   again.close()
 
 
+def test_an_error_of_the_disk_is_told_from_a_lost_process(tmp_path, monkeypatch):
+  """tensorstore's begin as those of jax's runtime do."""
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, place(arrays(1)), {})
+
+  def fail(text):
+    def wait_until_finished():
+      raise ValueError(text)
+    return wait_until_finished
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints._manager, "wait_until_finished", fail(
+      'UNKNOWN: Error opening "zarr" driver: Failed to open: "/x": Input/output error [os_error_code=\'5\'] '
+      "[tensorstore_spec='{}']"))
+    with pytest.raises(CheckpointError, match=r'ValueError: .*"/x": Input/output error\. Is the disk full'):
+      checkpoints.wait()
+    patch.setattr(checkpoints._manager, "wait_until_finished", fail("UNKNOWN: Gloo: Connection closed by peer"))
+    with pytest.raises(ValueError, match="Gloo"):
+      checkpoints.wait()
+  checkpoints.close()
+
+
 @pytest.mark.parametrize("leap", [7200, -3600])
 def test_a_clock_that_jumps_while_a_step_is_saved(tmp_path, monkeypatch, leap):
   """Whenever Orbax looks how long it has waited, the clock on the wall was put forward or back."""

@@ -21,6 +21,7 @@ from coca.data.images import decode_eval
 from coca.data.records import BadRecord
 from coca.data.sources.files import write_atomic
 from coca.page import SIDE, data_url
+from coca.retries import exists
 from coca.threads import threads
 
 PARTS = ("frame.html", "style.css", "counts.js", "thresholds.js", "pictures.js")
@@ -45,7 +46,7 @@ def write_report(out, source, limit: int = 400) -> tuple[epath.Path, Tally]:
   """
   out = epath.Path(out)
   manifest = sidecars.read_manifest(out)
-  there = {path.name for path in (out / "texts").iterdir()} if (out / "texts").exists() else set()
+  there = {path.name for path in (out / "texts").iterdir()} if exists(out / "texts") else set()
   finished = [shard for shard in manifest["shards"] if f"{shard.name}.parquet" in there]
   tally, rows = Tally(), {}
   for shard, indices in _spread(finished, manifest.get("preview", limit)):

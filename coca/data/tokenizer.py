@@ -23,6 +23,7 @@ from coca.data import texts as texts_
 from coca.data.questions import clean
 from coca.data.records import BadRecord
 from coca.data.sources.files import write_atomic
+from coca.retries import again
 from coca.threads import threads
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3  # of a SentencePiece model; PAD is 0 in every tokenizer
@@ -121,10 +122,11 @@ def load(path, sha256: str = "") -> Tokenizer | clip_tokenizer.ClipTokenizer | w
     ValueError: another model than `sha256` says, or a damaged one.
   """
   path = epath.Path(path)
-  if not path.is_file():
+  try:
+    model = again(path.read_bytes, str(path))
+  except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
     raise FileNotFoundError(f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model, CLIP's "
-                            "tokenizer.json or BERT's vocab.txt, or leave it empty to train one")
-  model = path.read_bytes()
+                            "tokenizer.json or BERT's vocab.txt, or leave it empty to train one") from None
   found = hashlib.sha256(model).hexdigest()
   if sha256 and found != sha256:
     raise ValueError(f"the tokenizer in {path} is not the one this run was started with (sha256 {found}, expected "

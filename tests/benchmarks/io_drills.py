@@ -38,26 +38,26 @@ def kill_saved(job):
 DRILLS = {
   "restore": ("reads at restore, 3 times", STEP, "open,read", errno.EIO, {"COUNT": 3}, kill_saved),
   "restore_stale": ("every 3rd look for checkpoints, 6 times", FOLDERS, "stat,list", errno.ESTALE,
-                    {"SKIP": 30, "EVERY": 3, "COUNT": 6}, kill_saved),
+                    {"SKIP": 8, "EVERY": 3, "COUNT": 6}, kill_saved),
   "restore_long": ("reads at restore, 12 times", STEP, "open,read", errno.EIO, {"COUNT": 12}, kill_saved),
   "save_write": ("writes of a checkpoint, 3 times", TMP, "write", errno.EIO, {"SKIP": 15, "COUNT": 3}, None),
   "save_sync": ("fsync of a checkpoint, once", TMP, "sync", errno.EIO, {"SKIP": 9, "COUNT": 1}, None),
   "save_rename": ("the rename that completes a checkpoint, once", TMP, "rename", errno.EIO, {"COUNT": 1}, None),
   "data": ("every 5th read of the data, 15 times", CORPUS, "open,read", errno.EIO,
            {"SKIP": 50, "EVERY": 5, "COUNT": 15}, None),
-  "data_long": ("all reads of the data, 300 times", CORPUS, "open,read", errno.EIO, {"SKIP": 300, "COUNT": 300}, None),
+  "data_long": ("all reads of the data, 25 times", CORPUS, "open,read", errno.EIO, {"SKIP": 300, "COUNT": 25}, None),
   "tensorboard": ("writes of TensorBoard's file, for ever", "/tensorboard/", "write", errno.EIO, {"SKIP": 2}, None),
   "metrics": ("writes of metrics.jsonl, 3 times", "/metrics[.]jsonl$", "write", errno.ENOSPC, {"SKIP": 3, "COUNT": 3},
               None),
   "metrics_long": ("writes of metrics.jsonl, 12 times", "/metrics[.]jsonl$", "write", errno.ENOSPC,
                    {"SKIP": 3, "COUNT": 12}, None),
-  "all": ("every 211th call on the workdir and the data, 40 times", f"/run_all/|{CORPUS}",
-          "stat,list,open,read,write,sync,rename", errno.EIO, {"SKIP": 100, "EVERY": 211, "COUNT": 40}, kill_saved),
+  "all": ("every 97th call on the workdir, 20 times", "/run_all/",
+          "stat,list,open,read,write,sync,rename", errno.EIO, {"SKIP": 100, "EVERY": 97, "COUNT": 20}, kill_saved),
 }
 CAPFILT = {
   "capfilt": ("every 9th call on the data and the sidecars, 30 times", f"/capfilt/texts/|{CORPUS}",
               "open,read,write,sync,rename", errno.EIO, {"SKIP": 60, "EVERY": 9, "COUNT": 30}),
-  "capfilt_long": ("all reads of the data, 100 times", CORPUS, "open,read", errno.EIO, {"SKIP": 150, "COUNT": 100}),
+  "capfilt_long": ("all reads of the data, 25 times", CORPUS, "open,read", errno.EIO, {"SKIP": 150, "COUNT": 25}),
 }
 
 
@@ -115,6 +115,7 @@ def capfilt(workdir: Path, model: Path, environment: dict) -> tuple[dict[str, by
              f"--config.captioner={model}", f"--config.filter={model}", "--config.source.split=openclipart[:240]",
              "--config.shard=60", "--config.batch=16", "--config.min_matching=-1", "--config.min_contrastive=0",
              "--config.rank_by=contrastive"]
+  workdir.parent.mkdir()
   log = workdir.with_name(f"{workdir.name}.out")
   environment, status, restarts = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **environment}, 70, -1
   while status == 70 and restarts < 20:

@@ -16,7 +16,7 @@ import numpy as np
 from coca import config
 from coca.data.records import BadRecord, Record, Shard, Text, shards_of
 from coca.data.sources.name_questions import NameQuestions
-from coca.retries import Unavailable, again, of_the_system
+from coca.retries import Unavailable, again, exists, of_the_system
 
 CLASSES = "tensorflow_datasets."  # what names of features' classes begin with
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -94,11 +94,11 @@ def find(path: str):
 
 def _newest(folder):
   """`folder`, or the newest version in it, if that is a prepared data set; else None."""
-  if (folder / "dataset_info.json").exists():
+  if exists(folder / "dataset_info.json"):
     return folder
   if not folder.is_dir():
     return None
-  versions = [p for p in folder.iterdir() if VERSION.fullmatch(p.name) and (p / "dataset_info.json").exists()]
+  versions = [p for p in folder.iterdir() if VERSION.fullmatch(p.name) and exists(p / "dataset_info.json")]
   return max(versions, key=lambda p: tuple(map(int, p.name.split("."))), default=None)
 
 
