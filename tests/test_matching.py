@@ -416,7 +416,8 @@ def test_scores_of_models_without_a_head():
   ({"matching__weight": 1.0, "contrastive__weight": 0.0}, r"config.matching.weight needs config.contrastive.weight"),
   ({"matching__weight": 1.0, "optim__accumulate": 2}, r"config.optim.accumulate 1, not 2"),
   ({"matching__group": 5}, r"config.matching.group 5 has to .* divide config.data.batch 16"),
-  ({"matching__group": -4}, r"above 1"),
+  ({"matching__group": 1}, r"above 1"),
+  ({"matching__group": -4}, r"config.matching.group is -4; it takes 0 or more"),
 ])
 def test_settings_that_make_no_sense(changes, message):
   with pytest.raises(ValueError, match=message):
