@@ -256,6 +256,10 @@ def _read(path, wanted: dict, whole: bool = True):
 
 
 class _Loop(asyncio.SelectorEventLoop):
+  def __init__(self):
+    super().__init__()
+    self.set_exception_handler(lambda *_: None)  # the first error is raised; nobody asks for the others
+
   def call_soon_threadsafe(self, *args, **kwargs):
     try:
       return super().call_soon_threadsafe(*args, **kwargs)
@@ -264,7 +268,6 @@ class _Loop(asyncio.SelectorEventLoop):
         raise
 
   def close(self):
-    self.set_exception_handler(lambda *_: None)  # the first error is raised; nobody asks for the others
     left = set() if self.is_closed() else asyncio.all_tasks(self)
     for task in left:
       task.cancel()
@@ -276,11 +279,13 @@ class _Loop(asyncio.SelectorEventLoop):
 @contextmanager
 def _closing_well():
   """Where one array can't be read, Orbax closes its loop under the reads of all others, each of which complains."""
-  made, asyncio.new_event_loop = asyncio.new_event_loop, _Loop
+  made = asyncio.new_event_loop
+  # It makes one itself, or leaves that to `asyncio.run`.
+  asyncio.new_event_loop = asyncio.events.new_event_loop = _Loop
   try:
     yield
   finally:
-    asyncio.new_event_loop = made
+    asyncio.new_event_loop = asyncio.events.new_event_loop = made
 
 
 def _judged(error: Exception, what: str = "") -> Exception:

@@ -135,7 +135,9 @@ def test_a_node_is_killed_in_the_middle(cluster, settings, local, tmp_path, monk
     while (done := len(list(out.glob("texts/*.parquet")))) < 3:
       time.sleep(0.02)
     seen.append(done)
-    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    # Not the one that this process is connected to, which need not be the head: they all have one address.
+    own = ray.get_runtime_context().get_node_id()
+    cluster.remove_node(next(n for n in cluster.worker_nodes if n.node_id != own), allow_graceful=False)
 
   killer = threading.Thread(target=kill, daemon=True)
   killer.start()
