@@ -9,11 +9,12 @@ byte in an array; the checksums do. An error of the system is no damage: it is t
 import asyncio
 import hashlib
 import json
+import logging as python_logging
 import os
 import re
 import time
 from collections.abc import Callable, Collection
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ class Checkpoints:
   def __init__(self, directory, keep: int = 2, keep_every: int = 0, timeout: int = 1200):
     if keep < 1 or keep_every < 0:
       raise ValueError(f"checkpoint.keep is {keep}, keep_every {keep_every}: keep at least 1, every 0 (none) or more")
-    self.directory, self._timeout, self._begun = _path(directory), timeout, 0.0
+    self.directory, self._timeout, self._begun, self._saving = _path(directory), timeout, 0.0, ExitStack()
     preserve = [policies.LatestN(keep)] + [policies.EveryNSteps(keep_every)] * (keep_every > 0)
     self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
       save_decision_policy=policies.FixedIntervalPolicy(1),  # the caller decides when
@@ -92,6 +93,7 @@ class Checkpoints:
     record["sha256"] = _digest(record)
     written = {name: x for name, x in arrays.items() if x.size}  # Orbax refuses empty arrays
     with self._named_errors(f"saving step {step}"):
+      self._saving.enter_context(_one_error())
       self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(written),
                                                        meta=ocp.args.JsonSave(record)), force=True)
     self._begun = time.monotonic()
@@ -147,7 +149,7 @@ class Checkpoints:
     Raises:
       CheckpointError: it failed.
     """
-    with self._named_errors("a save in the background"):
+    with self._named_errors("a save in the background"), self._saving:
       while self._manager.is_saving_in_progress():
         if time.monotonic() - self._begun > self._timeout:
           raise TimeoutError(f"it has not come to its end in {self._timeout} s")
@@ -168,7 +170,7 @@ class Checkpoints:
       yield
     except Exception as e:
       # jax's runtime: another process is gone. tensorstore's errors of the disk begin alike.
-      if re.match("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED): ", str(e)) and "tensorstore" not in str(e):
+      if re.match("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED): ", str(e)) and not re.search("tensorstore|os_error", str(e)):
         raise
       raise CheckpointError(f"{doing} to {self.directory} failed: {type(e).__name__}: {_short(e)}. Is the disk full, "
                             "or the directory gone or not writable?") from e
@@ -241,7 +243,7 @@ def _read(path, wanted: dict, whole: bool = True):
   try:
     # The handler rather than the manager: it has no barrier between processes in which the others would wait for
     # one that failed.
-    with _closing_well():
+    with _one_error():
       arrays = ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
   except Exception as e:
     raise _judged(e) from e
@@ -258,17 +260,20 @@ def _read(path, wanted: dict, whole: bool = True):
 class _Loop(asyncio.SelectorEventLoop):
   def __init__(self):
     super().__init__()
-    self.set_exception_handler(lambda *_: None)  # the first error is raised; nobody asks for the others
+    self.set_exception_handler(lambda *_: None)
 
   def call_soon_threadsafe(self, *args, **kwargs):
     try:
       return super().call_soon_threadsafe(*args, **kwargs)
-    except RuntimeError:  # by a read that ends after the loop
+    except RuntimeError:  # by a read or write that ends after the loop
       if not self.is_closed():
         raise
 
   def close(self):
-    left = set() if self.is_closed() else asyncio.all_tasks(self)
+    left = set()
+    if not self.is_closed():
+      with suppress(RuntimeError):  # other threads change what `all_tasks` goes through
+        left = asyncio.all_tasks(self)
     for task in left:
       task.cancel()
     if left:
@@ -276,16 +281,28 @@ class _Loop(asyncio.SelectorEventLoop):
     super().close()
 
 
+def _not_orbax(record) -> bool:
+  return record.levelno < python_logging.ERROR or "/orbax/" not in record.pathname
+
+
 @contextmanager
-def _closing_well():
-  """Where one array can't be read, Orbax closes its loop under the reads of all others, each of which complains."""
+def _one_error():
+  """Of a read or save that fails, only the error that is raised is heard.
+
+  Orbax prints it from each of its threads, and closes its loop under the other arrays, each of which then complains.
+  """
   made = asyncio.new_event_loop
-  # It makes one itself, or leaves that to `asyncio.run`.
+  if made is _Loop:  # on already
+    yield
+    return
+  # Orbax makes a loop itself, or leaves that to `asyncio.run`.
   asyncio.new_event_loop = asyncio.events.new_event_loop = _Loop
+  logging.get_absl_logger().addFilter(_not_orbax)
   try:
     yield
   finally:
     asyncio.new_event_loop = asyncio.events.new_event_loop = made
+    logging.get_absl_logger().removeFilter(_not_orbax)
 
 
 def _judged(error: Exception, what: str = "") -> Exception:

@@ -1,3 +1,4 @@
+import asyncio
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -191,21 +193,39 @@ def until_checked(checkpoints):
     time.sleep(0.01)
 
 
+@contextmanager
+def full_disk():
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_failed_save_speaks_once(tmp_path, caplog):
+  """Orbax' threads would print the error, and their own of its loop, as often as there are arrays."""
+  new_event_loop = asyncio.new_event_loop
+  checkpoints = Checkpoints(tmp_path)
+  with full_disk(), pytest.raises(CheckpointError, match=f"to {tmp_path} failed"):
+    checkpoints.save(2, {name: jax.random.normal(jax.random.key(0), (512, 512)) for name in "abcdefgh"}, {})
+    checkpoints.wait()
+  checkpoints.close()
+  assert not [record for record in caplog.records if record.levelname == "ERROR"]
+  assert asyncio.new_event_loop is new_event_loop
+
+
 def test_a_failed_save_is_loud(tmp_path):
   x = {"x": jax.random.normal(jax.random.key(0), (512, 512))}
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(1, x, {})
   checkpoints.wait()
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as a full disk
-  try:
+  with full_disk():
     for raises in (lambda: checkpoints.save(9, x, {}), checkpoints.wait, lambda: until_checked(checkpoints)):
       checkpoints.save(2, x, {})
       with pytest.raises(CheckpointError, match=f"to {tmp_path} failed"):
         raises()
     assert checkpoints.latest_step() == 1
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   again = Checkpoints(tmp_path)
   assert again.restore(abstract(x))[2] == 1
   assert [p.name for p in tmp_path.iterdir()] == ["1"]  # what the failed save left behind is gone
@@ -223,6 +243,10 @@ def test_an_error_of_the_disk_is_told_from_a_lost_process(tmp_path, monkeypatch)
     return wait_until_finished
 
   with monkeypatch.context() as patch:
+    patch.setattr(checkpoints._manager, "wait_until_finished", fail(
+      "UNKNOWN: Error writing local file \"/x\": Failed to rename: Input/output error [os_error_code='5']"))
+    with pytest.raises(CheckpointError, match=r'"/x": Failed to rename: Input/output error\. Is the disk full'):
+      checkpoints.wait()
     patch.setattr(checkpoints._manager, "wait_until_finished", fail(
       'UNKNOWN: Error opening "zarr" driver: Failed to open: "/x": Input/output error [os_error_code=\'5\'] '
       "[tensorstore_spec='{}']"))
