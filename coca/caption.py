@@ -198,6 +198,8 @@ def main(argv=None) -> None:
     parser.error(unknown(rest[0].split("=")[0].removeprefix("--")))
   args = vars(args)
   with one_line(ValueError, ImportError, OSError, CheckpointError):
+    # Before the model is loaded, which takes long.
+    make_decoding(**{field.name: args[field.name] for field in dataclasses.fields(Decoding)})
     good, bad, left = caption(inference.load(args.pop("model")), **args)
   if left:
     print(f"{left} text files beside the pictures say something else and were left as they are; --overwrite replaces "

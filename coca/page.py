@@ -1,14 +1,15 @@
 """A web page of pictures and their captions, in one file: nothing is loaded from elsewhere."""
 
 import base64
+import contextlib
 import html
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from coca.data.sources.files import writing
 
 SIDE = 224  # pixels of a thumbnail at most
 MOST = 5000  # pictures: above that a browser takes long to show the page
@@ -40,10 +41,9 @@ class Page:
   """
 
   def __init__(self, path, title: str):
-    self._path, self._count = Path(path), 0
-    self._partial = self._path.with_name(self._path.name + ".partial")
-    self._file = open(self._partial, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
-    self._file.write(HEAD.format(title=html.escape(title)))
+    self._count, self._whole = 0, contextlib.ExitStack()
+    self._file = self._whole.enter_context(writing(path))
+    self._write(HEAD.format(title=html.escape(title)))
 
   def add(self, name: str, pixels: np.ndarray | None, captions: Sequence[str] = (), error: str = "") -> None:
     """A picture, uint8 [H, W, 3] (None where it could not be read), with its captions, best first, or an error."""
@@ -58,17 +58,18 @@ class Page:
       text = f"<p>{texts[0]}</p>"
     else:
       text = f"<ol>{''.join(f'<li>{t}</li>' for t in texts)}</ol>"
-    self._file.write(f"<figure>{image}<figcaption>{text}<small>{html.escape(name)}</small></figcaption></figure>\n")
+    self._write(f"<figure>{image}<figcaption>{text}<small>{html.escape(name)}</small></figcaption></figure>\n")
 
   def __enter__(self):
     return self
 
-  def __exit__(self, kind, *_):
+  def __exit__(self, *error):
     more = f"<p>and {self._count - MOST} more, which are not shown</p>" if self._count > MOST else ""
-    self._file.write(f"</main>{more}</html>\n")
-    self._file.close()
-    if kind is None:
-      os.replace(self._partial, self._path)
+    self._write(f"</main>{more}</html>\n")
+    return self._whole.__exit__(*error)
+
+  def _write(self, text: str) -> None:
+    self._file.write(text.encode(errors="replace"))
 
 
 def data_url(pixels: np.ndarray) -> str:

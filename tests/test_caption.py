@@ -193,6 +193,11 @@ def test_other_peoples_flags_are_answered_with_ours(run, pictures, capsys, flag,
   assert ours in capsys.readouterr().err
 
 
+def test_settings_are_judged_before_the_model_is_loaded(pictures):
+  with pytest.raises(SystemExit, match=r"error: decoding: temperature 2\.0 has no effect with strategy 'greedy'"):
+    caption.main([str(pictures), "--model=nowhere", "--temperature=2"])
+
+
 def test_mistakes_are_one_line(run, tmp_path, pictures, capsys):
   (tmp_path / "empty").mkdir()
   with pytest.raises(SystemExit, match=r"error: no pictures in .*empty"):

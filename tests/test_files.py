@@ -26,6 +26,12 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path):
   assert path.read_bytes() == b"second" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_local_name_that_looks_like_a_chain_of_urls(tmp_path):
+  with files.writing(tmp_path / "a::b.txt") as file:
+    file.write(b"x")
+  assert (tmp_path / "a::b.txt").read_bytes() == b"x"
+
+
 def test_writers_of_one_file_do_not_mix(tmp_path):
   path = tmp_path / "a"
   with files.writing(path) as one, files.writing(path) as two:

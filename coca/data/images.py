@@ -204,7 +204,7 @@ def _decoding():
     raise
   except UnidentifiedImageError:
     raise BadRecord("not decodable: no picture, or of a format that is not read") from None
-  except Exception as e:  # decoders raise nearly anything on damaged input
+  except Exception as e:  # decoders raise nearly anything on damaged input, MemoryError too
     raise BadRecord(f"not decodable: {type(e).__name__}: {e}") from e
 
 

@@ -26,7 +26,6 @@ FILE = "vocab.txt"
 SOURCES = (FILE, "tokenizer.json")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")
 
-_MAX_WORDS = 50  # BLIP has 30 in pre-training, 50 elsewhere; with either, a text's length in tokens cuts most of them
 _SIGNS = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 _SPACES = re.compile(r"\s{2,}")
 _INSIDE = "##"  # in front of a piece that does not begin a word
@@ -100,9 +99,12 @@ class WordPiece:
 
 
 def clean(text: str) -> str:
-  """BLIP's cleaning: lower case, a space for each of . ! " ( ) * # : ; ~, single spaces, the first 50 words."""
-  words = _SPACES.sub(" ", text.lower().translate(_SIGNS)).strip().split(" ")
-  return " ".join(words[:_MAX_WORDS])
+  """BLIP's cleaning: lower case, a space for each of . ! " ( ) * # : ; ~, single spaces.
+
+  BLIP also cuts at 30 words in pre-training, at 50 elsewhere. Here a text's length in tokens alone cuts it: as early
+  with the lengths that BLIP has, and said at the start of a run (coca/data/survey.py).
+  """
+  return _SPACES.sub(" ", text.lower().translate(_SIGNS)).strip()
 
 
 def load(model: bytes) -> WordPiece:

@@ -51,8 +51,8 @@ DRILLS = {
               None),
   "metrics_long": ("writes of metrics.jsonl, 12 times", "/metrics[.]jsonl$", "write", errno.ENOSPC,
                    {"SKIP": 3, "COUNT": 12}, None),
-  "all": ("every 97th call on the workdir, 20 times", "/run_all/",
-          "stat,list,open,read,write,sync,rename", errno.EIO, {"SKIP": 100, "EVERY": 97, "COUNT": 20}, kill_saved),
+  "all": ("every 1,009th call on the workdir, 20 times", "/run_all/",
+          "stat,list,open,read,write,sync,rename", errno.EIO, {"SKIP": 100, "EVERY": 1009, "COUNT": 20}, kill_saved),
 }
 CAPFILT = {
   "capfilt": ("every 9th call on the data and the sidecars, 30 times", f"/capfilt/texts/|{CORPUS}",

@@ -392,12 +392,13 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   Raises:
     OSError: the folder can't be made or written.
   """
-  fs, place = fsspec.core.url_to_fs(os.fspath(path))
+  path = os.fspath(path)  # "::" in a local name is no chain of URLs
+  fs, place = fsspec.core.url_to_fs(path) if "://" in path else (LocalFileSystem(), os.path.expanduser(path))
   if not isinstance(fs, LocalFileSystem):  # an object is there when it is there whole
     with tempfile.NamedTemporaryFile() as scratch:
       yield scratch
       scratch.flush()
-      _again(lambda: fs.put_file(scratch.name, place), os.fspath(path))
+      _again(lambda: fs.put_file(scratch.name, place), path)
     return
   path = Path(place)
   path.parent.mkdir(parents=True, exist_ok=True)
