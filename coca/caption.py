@@ -25,14 +25,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from coca import image_files, inference
-from coca.checkpoint import CheckpointError
-from coca.commands import one_line
-from coca.data.sources.files import write_atomic
+from coca import inference
+from coca.config.command_line import one_line
 from coca.decoding.settings import Decoding, make_decoding, unknown
-from coca.json_lines import JsonLines
-from coca.page import MOST, Page
-from coca.threads import threads
+from coca.files.finding import write_atomic
+from coca.files.threads import threads
+from coca.inference import images as image_files
+from coca.inference.json_lines import JsonLines
+from coca.inference.page import MOST, Page
+from coca.storage.checkpoint import CheckpointError
 
 BATCH = 64
 
@@ -54,7 +55,7 @@ def read_all(model, paths: Sequence[Path | str]) -> Iterator[list[tuple[Path | s
 
 
 def expand(images: Sequence[str]) -> list[Path | str]:
-  """Files and URLs as they are, folders as the pictures in them (`coca.image_files.images_in`); each once."""
+  """Files and URLs as they are, folders as the pictures in them (`coca.inference.images.images_in`); each once."""
   found = [path for image in images for path in (
     image_files.images_in(image) if image_files.is_folder(image)
     else [image if image_files.is_url(image) else Path(image)])]

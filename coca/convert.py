@@ -8,8 +8,8 @@ r"""Other people's weights as a model directory, and back.
     python -m coca.convert SOURCE OUT --to=transformers    # of a BLIP model
 
 OUT then works wherever a workdir does: coca.load(OUT), config.init_from=OUT. What converts: open_clip's CoCa and its
-CLIP models with ViTs (coca/interop/open_clip_config.py); BLIP's pre-trained models, captioners, retrieval and VQA
-models, in their original files and as transformers has them (coca/interop/blip_config.py). Weights are read from
+CLIP models with ViTs (coca/interop/open_clip/settings.py); BLIP's pre-trained models, captioners, retrieval and VQA
+models, in their original files and as transformers has them (coca/interop/blip/settings.py). Weights are read from
 .safetensors; from .bin, .pt and .pth only where torch is installed, and never by running code that is in them. OUT
 appears as a whole or not at all.
 """
@@ -21,14 +21,20 @@ from pathlib import Path
 
 import jax
 
-from coca import sharding, weights
-from coca.checkpoint import CheckpointError
-from coca.commands import one_line
-from coca.data import clip_tokenizer, wordpiece
-from coca.forward import Forward
-from coca.hub import local_folder
-from coca.interop import blip, blip_config, blip_start, files, open_clip, open_clip_config
-from coca.workdir import read_params, read_workdir, write_run
+from coca.config.command_line import one_line
+from coca.data.tokenizers import clip, wordpiece
+from coca.devices import sharding
+from coca.inference.forward import Forward
+from coca.interop import files
+from coca.interop.blip import settings as blip_settings
+from coca.interop.blip import start as blip_start
+from coca.interop.blip import weights as blip_weights
+from coca.interop.open_clip import settings as open_clip_settings
+from coca.interop.open_clip import weights as open_clip_weights
+from coca.storage import weights
+from coca.storage.checkpoint import CheckpointError
+from coca.storage.hub import local_folder
+from coca.storage.workdir import read_params, read_workdir, write_run
 
 SETTINGS = "open_clip_config.json"
 
@@ -51,10 +57,10 @@ def from_open_clip(source, out, model: str = "", config: str = "", tokenizer: st
   folder, path = _found(source)
   described, found = _settings(folder, model, config)
   with _naming(described):
-    settings = open_clip_config.to_config(found, model or Path(source).resolve().stem)
-  tokens = clip_tokenizer.find(tokenizer or folder, settings.model.text.vocab)
+    settings = open_clip_settings.to_config(found, model or Path(source).resolve().stem)
+  tokens = clip.find(tokenizer or folder, settings.model.text.vocab)
   with _naming(path):
-    params = open_clip.to_params(files.read_state_dict(path), settings)
+    params = open_clip_weights.to_params(files.read_state_dict(path), settings)
   _write(out, settings, tokens, params)
 
 
@@ -67,7 +73,7 @@ def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> 
     out: the new directory.
     config: a file like config.json, instead.
     tokenizer: vocab.txt or tokenizer.json of uncased BERT, or a folder with one of them; empty: beside the weights.
-    **choices: `matching_token`, `image_heads` and `text_heads` of `coca.interop.blip_config.from_transformers`.
+    **choices: `matching_token`, `image_heads` and `text_heads` of `coca.interop.blip.settings.from_transformers`.
 
   Raises:
     FileNotFoundError: a file that is missing, by name.
@@ -77,26 +83,26 @@ def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> 
   folder, path = _found(source)
   name = Path(source).resolve().stem
   with _naming(path):
-    tensors = blip.tidy(files.read_state_dict(path))
-    vocab = blip.vocabulary(tensors)
+    tensors = blip_weights.tidy(files.read_state_dict(path))
+    vocab = blip_weights.vocabulary(tensors)
   tokens = wordpiece.find(tokenizer or folder, vocab)
-  if blip.is_original(tensors):
+  if blip_weights.is_original(tensors):
     with _naming(path):
-      settings = blip_config.from_tensors(tensors, tokens, name, **choices)
+      settings = blip_settings.from_tensors(tensors, tokens, name, **choices)
   else:
     described = config or folder / "config.json"
     found, processor = files.read_json(described), files.image_processor(folder)
     with _naming(described):
-      settings = blip_config.from_transformers(found, processor, tokens, name, **choices)
+      settings = blip_settings.from_transformers(found, processor, tokens, name, **choices)
   with _naming(path):
-    params = blip.to_params(tensors, settings)
+    params = blip_weights.to_params(tensors, settings)
   _write(out, settings, tokens, params)
   if settings.model.med.sharing == "none":
     print("note: encoder and decoder share nothing in these weights: config.model.med.sharing is 'none'")
 
 
 def from_vit_and_bert(vit, bert, out, tokenizer: str = "") -> None:
-  """Writes a model directory for `config.init_from` of BLIP's pre-training; see `coca.interop.blip_start`.
+  """Writes a model directory for `config.init_from` of BLIP's pre-training; see `coca.interop.blip.start`.
 
   Args:
     vit: a file of timm's weights, or a folder with one.
@@ -129,15 +135,15 @@ def to_open_clip(source, out) -> None:
   Raises:
     FileNotFoundError: no model there.
     ValueError: open_clip has no such model (what differs is listed), or `out` is there already.
-    coca.checkpoint.CheckpointError: all checkpoints are damaged.
+    coca.storage.checkpoint.CheckpointError: all checkpoints are damaged.
   """
   out = Path(out)
   files.check_new(out)
   config, tokens = read_workdir(source)
-  settings = open_clip_config.from_config(config)
-  if tokens.file != clip_tokenizer.FILE:
+  settings = open_clip_settings.from_config(config)
+  if tokens.file != clip.FILE:
     print(f"note: open_clip reads no {tokens.file}; its tokenizer gives other ids than this model's")
-  state_dict = open_clip.to_state_dict(_params(source, config), config)
+  state_dict = open_clip_weights.to_state_dict(_params(source, config), config)
   with files.directory(out) as partial:
     weights.save(partial / files.WEIGHTS[0], state_dict)
     tokens.save(partial / tokens.file)
@@ -152,7 +158,7 @@ def to_transformers(source, out, architecture: str = "") -> str:
   Args:
     source: as for `to_open_clip`, of a BLIP model.
     out: the new folder.
-    architecture: the class, where the model has the parts of several (`coca.interop.blip.CLASSES`).
+    architecture: the class, where the model has the parts of several (`coca.interop.blip.weights.CLASSES`).
 
   Returns:
     The class.
@@ -163,9 +169,9 @@ def to_transformers(source, out, architecture: str = "") -> str:
   out = Path(out)
   files.check_new(out)
   config, tokens = read_workdir(source)
-  architecture, described = blip_config.to_transformers(config, tokens, architecture)
-  state_dict = blip.to_state_dict(_params(source, config), config, architecture)
-  if "text_encoder." in blip.CLASSES[architecture] and config.model.med.encode != config.model.med.cls:
+  architecture, described = blip_settings.to_transformers(config, tokens, architecture)
+  state_dict = blip_weights.to_state_dict(_params(source, config), config, architecture)
+  if "text_encoder." in blip_weights.CLASSES[architecture] and config.model.med.encode != config.model.med.cls:
     print("note: transformers leaves [CLS] in front of a text to match or a question, and this model has [ENC] there: "
           f"put the id {config.model.med.encode} in its place to get the same outputs")
   with files.directory(out) as partial:
@@ -213,20 +219,20 @@ def _is_blip(source: str, config: str) -> bool:
       if described.name == SETTINGS or "model_cfg" in found or "model_type" in found:
         return str(found.get("model_type", "")).startswith("blip")
   with _naming(path):
-    return blip.is_original(files.names(path))
+    return blip_weights.is_original(files.names(path))
 
 
 def _settings(folder: Path, model: str, config: str) -> tuple[str | Path, dict]:
   """Where they come from, and open_clip's settings."""
   if model:
-    if model not in open_clip_config.MODELS:
-      raise ValueError(f"--model={model} is not known; these are: {', '.join(open_clip_config.MODELS)}. For others, "
+    if model not in open_clip_settings.MODELS:
+      raise ValueError(f"--model={model} is not known; these are: {', '.join(open_clip_settings.MODELS)}. For others, "
                        "give open_clip's config with --config=FILE")
-    return f"--model={model}", open_clip_config.MODELS[model]
+    return f"--model={model}", open_clip_settings.MODELS[model]
   path = Path(config or folder / SETTINGS)
   if not path.exists():
     raise FileNotFoundError(f"no {path}: say which model this is, with --model=NAME "
-                            f"({', '.join(open_clip_config.MODELS)}) or --config=FILE")
+                            f"({', '.join(open_clip_settings.MODELS)}) or --config=FILE")
   return path, files.read_json(path)
 
 
@@ -234,7 +240,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("source", help="a folder or a file of weights, or hf://org/name")
   parser.add_argument("out", help="the directory to write")
-  parser.add_argument("--model", default="", help=f"open_clip: one of {', '.join(open_clip_config.MODELS)}")
+  parser.add_argument("--model", default="", help=f"open_clip: one of {', '.join(open_clip_settings.MODELS)}")
   parser.add_argument("--config", default="", help="a file like open_clip_config.json, or transformers' config.json")
   parser.add_argument("--tokenizer", default="", help="CLIP's or BERT's tokenizer files, if not beside the weights")
   parser.add_argument("--bert", default="", help="BLIP: uncased BERT as transformers has it; the source is timm's ViT")
@@ -243,7 +249,7 @@ def main() -> None:
   for side in ("image", "text"):
     parser.add_argument(f"--{side}_heads", type=int, default=0, help="BLIP: attention heads, if not of width 64")
   parser.add_argument("--to", default="coca", choices=("coca", "open_clip", "transformers"))
-  parser.add_argument("--architecture", default="", choices=("", *blip.CLASSES), help="transformers: its class, for a "
+  parser.add_argument("--architecture", default="", choices=("", *blip_weights.CLASSES), help="transformers: its class, for a "
                       "model with the parts of several")
   args = parser.parse_args()
   with one_line(ValueError, OSError, ImportError, CheckpointError):

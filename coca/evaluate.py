@@ -13,13 +13,14 @@ from pathlib import Path
 
 import jax
 
-from coca import distributed, evals, inference
-from coca.checkpoint import CheckpointError
-from coca.commands import one_line
+from coca import evals, inference
+from coca.config.command_line import one_line
 from coca.data.sources import check_places
-from coca.data.sources.files import write_atomic
-from coca.evals.pictures import write_contact_sheet
-from coca.workdir import read_workdir
+from coca.devices import processes
+from coca.evals.contact_sheet import write_contact_sheet
+from coca.files.finding import write_atomic
+from coca.storage.checkpoint import CheckpointError
+from coca.storage.workdir import read_workdir
 
 
 def evaluate(workdir, names: list[str] | None = None, ema: bool | None = None,
@@ -68,16 +69,16 @@ def main(argv=None) -> None:
   parser.add_argument("--allow_urls", action="store_true", help="open data in a bucket or on the web, too, that the "
                       "workdir names")
   parser.add_argument("--coordinator", default="", help="host:port of the first of several processes, where no "
-                      "cluster is detected (coca/distributed.py)")
+                      "cluster is detected (coca/devices/processes.py)")
   parser.add_argument("--processes", type=int, help="how many there are")
   parser.add_argument("--process_id", type=int, help="which this one is, from 0")
-  parser.add_argument("--timeout", type=int, default=distributed.TIMEOUT,
+  parser.add_argument("--timeout", type=int, default=processes.TIMEOUT,
                       help="seconds that a process waits for another (%(default)s)")
   args = parser.parse_args(argv)
-  with (distributed.together(), one_line(CheckpointError, OSError, status=distributed.CRASHED),
+  with (processes.together(), one_line(CheckpointError, OSError, status=processes.CRASHED),
         one_line(ValueError, FileNotFoundError, ImportError)):
     if __name__ == "__main__":  # before anything else of jax
-      distributed.initialize(args.coordinator, args.processes, args.process_id, args.timeout)
+      processes.initialize(args.coordinator, args.processes, args.process_id, args.timeout)
     evaluate(args.workdir, args.eval, args.ema, args.allow_urls)
 
 

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Image, Pretty, display
 
-from coca.curves import plot_curves
+from coca.training.curves import plot_curves
 
 
 def train(config: str, workdir, *flags: str, every: float = 5.0) -> None:

@@ -16,7 +16,7 @@ config's steps take at an assumed MFU. No accelerator is used. For TPUs `pip ins
     --capfilt      captioner and filter of the config's model in place of training, on one device
 
 The exit status is 0 where it fits and 3 where it does not. What is compiled is the program alone, without the options
-of `coca.hardware` by which transfers run beside computation; these take some memory too.
+of `coca.devices.hardware` by which transfers run beside computation; these take some memory too.
 """
 
 import math
@@ -30,13 +30,13 @@ from absl import app, flags, logging
 from jax.sharding import AbstractMesh
 from ml_collections import config_flags
 
-from coca.commands import one_line, parse_flags
 from coca.config import Config, parse
-from coca.durations import in_steps
-from coca.flops import flops_per_pair
-from coca.forward import abstract_model
-from coca.sharding import AXES, mesh_shape
-from coca.train_step import planned_state
+from coca.config.command_line import one_line, parse_flags
+from coca.config.durations import in_steps
+from coca.devices.sharding import AXES, mesh_shape
+from coca.inference.forward import abstract_model
+from coca.models.flops import flops_per_pair
+from coca.training.step import planned_state
 
 PARTS = (  # in the order in which a pair goes through them
   "image_encoder", "generative_pooler", "contrastive_pooler", "image_projection", "embedding", "unimodal", "multimodal",
@@ -175,7 +175,11 @@ def main(argv) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   with one_line(ValueError, FileNotFoundError, ModuleNotFoundError):
-    from coca import fit, search, topology  # training takes its arithmetic from this file and needs none of these
+    from coca.planning import (  # training takes its arithmetic from this file and needs none of these
+      report,
+      search,
+      topology,
+    )
 
     if FLAGS.mesh and FLAGS.search:
       raise ValueError("--search tries meshes itself: leave out --mesh; --config.mesh.tensor stays as it is")
@@ -184,13 +188,13 @@ def main(argv) -> None:
     config = parse(FLAGS.config)
     devices = topology.open_topology(FLAGS.topology, FLAGS.slices)
     if FLAGS.capfilt:
-      text, fits = fit.fit_capfilt(config, devices, FLAGS.capfilt_batch)
+      text, fits = report.fit_capfilt(config, devices, FLAGS.capfilt_batch)
     elif FLAGS.search:
       batches = [int(n) for n in FLAGS.batches] or [config.data.batch // 2, config.data.batch, 2 * config.data.batch]
       found = search.search(config, devices, batches, lambda line: print(line, flush=True))
       text, fits = "\n".join(search.search_table(found, devices)), bool(found)
     else:
-      text, fits = fit.fit(config, devices, FLAGS.mfu)
+      text, fits = report.fit(config, devices, FLAGS.mfu)
     print(text)
   sys.exit(0 if fits else NO_FIT)
 

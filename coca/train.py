@@ -18,26 +18,27 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from coca import distributed, evals, plan, sharding
-from coca.begin import begin, check_folder, check_same_run
-from coca.checkpoint import CheckpointError, Checkpoints
-from coca.commands import one_line, parse_flags
+from coca import evals, plan
 from coca.config import Config, parse, to_dict
-from coca.curves import plot_curves
+from coca.config.command_line import one_line, parse_flags
+from coca.config.durations import in_steps
 from coca.data.feed import DeviceFeed, Skipped, TooManySkipped
 from coca.data.pipeline import open_sources, rows_of, train_batches
 from coca.data.survey import survey
-from coca.durations import in_steps
-from coca.evals.pictures import write_contact_sheet
-from coca.forward import Forward
-from coca.host import from_first
-from coca.lock import Locked, locked
-from coca.metrics import Metrics
-from coca.metrics import read as read_metrics
-from coca.preemption import Preemption
-from coca.start import compare, start_from
-from coca.train_step import init_state, make_train_step, planned_state
-from coca.workdir import local, saved_steps
+from coca.devices import processes, sharding
+from coca.devices.host import from_first
+from coca.evals.contact_sheet import write_contact_sheet
+from coca.inference.forward import Forward
+from coca.storage.checkpoint import CheckpointError, Checkpoints
+from coca.storage.lock import Locked, locked
+from coca.storage.workdir import local, saved_steps
+from coca.training.begin import begin, check_folder, check_same_run
+from coca.training.curves import plot_curves
+from coca.training.init_from import compare, start_from
+from coca.training.metrics import Metrics
+from coca.training.metrics import read as read_metrics
+from coca.training.preemption import Preemption
+from coca.training.step import init_state, make_train_step, planned_state
 
 
 class Stop(RuntimeError):
@@ -87,7 +88,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
   checkpoints = Checkpoints(
     workdir / "checkpoints", config.checkpoint.keep, in_steps(config.checkpoint.keep_every, config.data.batch, total)
   )
-  with distributed.waiting("all processes to read the checkpoint"):
+  with processes.waiting("all processes to read the checkpoint"):
     restored = checkpoints.restore(planned)
   if restored:
     state, _, start = restored
@@ -105,12 +106,12 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
   def save(step):
     meta = {"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256,
             "data": {"seed": config.seed, "step": step}}
-    with distributed.waiting(f"all processes to save step {step}"):
+    with processes.waiting(f"all processes to save step {step}"):
       metrics.flush()
       checkpoints.save(step, state, meta)
 
   def close():
-    with distributed.waiting("the last checkpoint to be written"):
+    with processes.waiting("the last checkpoint to be written"):
       checkpoints.close()
 
   def paused():
@@ -120,7 +121,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
     for name, evaluator in evaluators.items():
       every = in_steps(config.evals[name].every, config.data.batch, total)
       if name not in done and (step == total or (every and step and step % every == 0)):
-        with distributed.waiting(f"step {step}"):
+        with processes.waiting(f"step {step}"):
           jax.block_until_ready(state)
         with paused():
           values = {f"eval/{name}/{key}": float(value) for key, value in evaluator.run(params())}
@@ -148,7 +149,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
     evaluate(start, evaluated(evaluators, workdir, start))
     steps = range(start + 1, total + 1)
     for step in traced(steps, workdir / "tensorboard", paused, metrics.say) if profile else steps:
-      with distributed.waiting(f"step {step}"):
+      with processes.waiting(f"step {step}"):
         with metrics.waiting(numbers.get("loss")):
           batch, problems = next(feed)
         skipped.add(problems)
@@ -248,14 +249,14 @@ def main(argv) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   status = 0
-  with (distributed.together(), one_line(CheckpointError, OSError, status=distributed.CRASHED),
-        one_line(Locked, status=distributed.LOCKED),
+  with (processes.together(), one_line(CheckpointError, OSError, status=processes.CRASHED),
+        one_line(Locked, status=processes.LOCKED),
         one_line(ValueError, FileNotFoundError, ImportError, Stop, TooManySkipped)):
     config = parse(FLAGS.config)
     if FLAGS.dry_run:
       print(plan.describe(config, jax.device_count()))
       return
-    distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.timeout)
+    processes.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.timeout)
     workdir = local(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not FLAGS.workdir and jax.process_count() > 1:
       raise ValueError("on several hosts give --workdir: a folder that all of them see")
@@ -274,9 +275,9 @@ if __name__ == "__main__":
   flags.DEFINE_bool("dry_run", False, "print parameters, batch and FLOPs, and exit")
   flags.DEFINE_bool("profile", False, "write a trace of steps 6 to 10 for TensorBoard's profiler, in the workdir")
   flags.DEFINE_string("coordinator", "", "host:port of the first of several processes, where no cluster is detected "
-                      "(coca/distributed.py)")
+                      "(coca/devices/processes.py)")
   flags.DEFINE_integer("processes", None, "how many there are", lower_bound=1)
   flags.DEFINE_integer("process_id", None, "which this one is, from 0", lower_bound=0)
-  flags.DEFINE_integer("timeout", distributed.TIMEOUT, "seconds that a process waits for another", lower_bound=1)
+  flags.DEFINE_integer("timeout", processes.TIMEOUT, "seconds that a process waits for another", lower_bound=1)
   flags.mark_flag_as_required("config")
   app.run(main, flags_parser=parse_flags)

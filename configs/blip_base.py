@@ -5,7 +5,7 @@ r"""BLIP with ViT-B/16 (arXiv 2201.12086, sections 3 and 4.1): 252M parameters, 
   python -m coca.train --config=configs/blip_base.py:runlocal        # a minute on a laptop, built-in corpus
   python -m coca.train --config=configs/blip_base.py:init_from=DIR   # DIR: ViT and BERT, as BLIP starts
 
-Data and recipe: `coca.blip_recipes.pretraining`. 20 epochs, AdamW with weight decay 0.05 on everything, batch 2,880,
+Data and recipe: `coca.recipes.blip.pretraining`. 20 epochs, AdamW with weight decay 0.05 on everything, batch 2,880,
 rate 3e-4 times 0.85 after each epoch (the authors' code: 0.9), texts of 30 tokens, dropout 0.1 in the text layers.
 
 The paper starts from a ViT trained on ImageNet and from BERT; DIR is a model directory of kind 'blip' that holds them,
@@ -16,8 +16,8 @@ either: pairs of the whole batch are compared and not a GPU's (the hard negative
 1 / temperature is learned by its logarithm; weights are in fp32 and activations in bfloat16.
 """
 
-from coca import blip_recipes
 from coca.commands import arguments
+from coca.recipes import blip as blip_recipes
 
 
 def get_config(arg=None):

@@ -15,11 +15,11 @@ It trains on the built-in corpus; other data as in configs/finetune_caption.py, 
 five epochs of COCO. The rate falls each step and not each epoch.
 """
 
-from coca import blip_recipes
 from coca.commands import arguments
 from coca.decoding.decode import own_prompt
-from coca.interop.blip_config import PROMPT
-from coca.workdir import read_workdir
+from coca.interop.blip.settings import PROMPT
+from coca.recipes import blip as blip_recipes
+from coca.storage.workdir import read_workdir
 
 
 def get_config(arg=None):

@@ -9,8 +9,8 @@ at image tokens of 1,024. The authors' code also drops whole layers of the ViT-L
 not done here.
 """
 
-from coca import blip_recipes
 from coca.commands import arguments
+from coca.recipes import blip as blip_recipes
 
 
 def get_config(arg=None):

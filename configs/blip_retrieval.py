@@ -13,8 +13,8 @@ six epochs of COCO. BLIP knows which texts are of one picture; here equal texts 
 may get another one of its picture as a hard negative. The rate falls each step and not each epoch.
 """
 
-from coca import blip_recipes
 from coca.commands import arguments
+from coca.recipes import blip as blip_recipes
 
 
 def get_config(arg=None):

@@ -12,9 +12,9 @@ encoder and decoder share. Not the paper's: all sizes, the optimizer's settings,
 and that equal names are positives of each other.
 """
 
-from coca import blip_recipes
 from coca.commands import arguments
 from coca.config import Eval, Source, default, to_dict
+from coca.recipes import blip as blip_recipes
 
 
 def get_config(arg=None):

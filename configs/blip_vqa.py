@@ -22,8 +22,8 @@ The rate falls each step and not each epoch; no stochastic depth in the ViT (BLI
 its question's padding.
 """
 
-from coca import blip_recipes
 from coca.commands import arguments
+from coca.recipes import blip as blip_recipes
 
 
 def get_config(arg=None):

@@ -17,11 +17,11 @@ Not theirs: their decoder has no biases but in its last LayerNorm and in the voc
 but there (73,728 more and 32,000 fewer: 191,710,464 parameters for 191,668,736, and [MASK]'s 768 on both sides).
 Their head starts at zero. Their first input is padding in place of BOS, so they predict one word more. The tokenizer
 is trained on the pairs' texts unless data.tokenizer names one (theirs is of C4). WebLI is not public: pairs are looked
-for as WebDataset shards (`coca.recipes.pretraining`, also for the evaluations).
+for as WebDataset shards (`coca.recipes.coca.pretraining`, also for the evaluations).
 """
 
 from coca.commands import arguments
-from coca.recipes import alt_text_alone, runlocal
+from coca.recipes.coca import alt_text_alone, runlocal
 
 
 def get_config(arg=None):

@@ -23,7 +23,7 @@ contrastive side: what judges its captions is the filter.
 """
 
 from coca.commands import arguments
-from coca.recipes import bootstrapping
+from coca.recipes.coca import bootstrapping
 
 
 def get_config(arg=None):

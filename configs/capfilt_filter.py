@@ -22,8 +22,8 @@ each step and not each epoch. The vocabulary head stays in the model and is froz
 """
 
 from coca.commands import arguments
-from coca.recipes import bootstrapping
-from coca.workdir import read_config
+from coca.recipes.coca import bootstrapping
+from coca.storage.workdir import read_config
 
 
 def get_config(arg=None):

@@ -9,7 +9,7 @@ embedding; no poolers, no multimodal half, no captioning loss. `python -m coca.c
 weights into this model.
 
 CLIP's words are those of its tokenizer: data.tokenizer has to name its tokenizer.json. Pairs are looked for as
-WebDataset shards (`coca.recipes.pretraining`, also for the evaluations); OpenAI's 400M are not public.
+WebDataset shards (`coca.recipes.coca.pretraining`, also for the evaluations); OpenAI's 400M are not public.
 
 The paper's (section 2.5, Tables 18 and 20): sizes, batch of 32,768, 32 epochs, Adam with b2 0.98, eps 1e-6 and
 decoupled weight decay 0.2, 5e-4 after 2,000 steps of warm-up, cosine decay, temperature 0.07 and 1 / temperature capped
@@ -18,8 +18,8 @@ at 100. Not the paper's: weight decay on matrices only (there, on embeddings too
 """
 
 from coca.commands import arguments
-from coca.interop.open_clip_config import MEAN, STD
-from coca.recipes import alt_text_alone, runlocal
+from coca.interop.open_clip.settings import MEAN, STD
+from coca.recipes.coca import alt_text_alone, runlocal
 
 
 def get_config(arg=None):

@@ -12,7 +12,7 @@ examples), the learning rate (a tenth of pre-training's, as that ended at 0) and
 """
 
 from coca.commands import arguments
-from coca.recipes import pretraining, runlocal
+from coca.recipes.coca import pretraining, runlocal
 
 
 def get_config(arg=None):

@@ -22,8 +22,8 @@ and in the same way config.evals.*.source. A model without a decoder (CLIP) is g
 """
 
 from coca.commands import arguments
-from coca.recipes import finetuning
-from coca.workdir import read_config
+from coca.recipes.coca import finetuning
+from coca.storage.workdir import read_config
 
 
 def get_config(arg=None):

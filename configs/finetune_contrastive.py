@@ -13,7 +13,7 @@ It trains on the built-in corpus; other data as in finetune_caption.py.
 """
 
 from coca.commands import arguments
-from coca.recipes import finetuning
+from coca.recipes.coca import finetuning
 
 
 def get_config(arg=None):

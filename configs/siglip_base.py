@@ -16,11 +16,11 @@ Not the paper's, or not in it: it trains at 256 pixels and goes on for 5e9 pairs
 warm-up of 20,000 steps, cosine decay and clipping at 1.0 are SigLIP 2's (arXiv 2502.14786). The tokenizer is trained on
 the pairs' texts unless data.tokenizer names one (theirs is of C4). Texts begin with BOS and end in padding, theirs have
 no BOS and are filled up with EOS. WebLI is not public: pairs are looked for as WebDataset shards
-(`coca.recipes.pretraining`, also for the evaluations).
+(`coca.recipes.coca.pretraining`, also for the evaluations).
 """
 
 from coca.commands import arguments
-from coca.recipes import alt_text_alone, runlocal
+from coca.recipes.coca import alt_text_alone, runlocal
 
 
 def get_config(arg=None):

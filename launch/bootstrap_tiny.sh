@@ -35,7 +35,7 @@ train --config=configs/coca_tiny.py --config.steps="$steps" --workdir="$out/huma
 
 "$python" - "$out" <<'PYTHON'
 import sys
-from coca.metrics import read
+from coca.training.metrics import read
 
 metrics = ["twemoji/top1", "twemoji/top5", "retrieval/i2t_r1", "retrieval/t2i_r1", "captions/exact_match", "captions/bleu1"]
 columns = {"raw web texts": "noisy", "after CapFilt": "bootstrapped", "no web": "human"}

@@ -4,10 +4,10 @@ import json
 import zlib
 
 from coca.config import Source
+from coca.config.typed import to_plain
 from coca.data import sidecars
 from coca.data.records import BadRecord, split
 from coca.data.sources import open_source
-from coca.typed import to_plain
 
 
 def rows_of(source, shard):

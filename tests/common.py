@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coca import config, sharding
+from coca import config
 from coca.decoding.common import Special
-from coca.forward import abstract_model
-from coca.sharding import path_name
-from coca.train_step import make_gradients
+from coca.devices import sharding
+from coca.devices.sharding import path_name
+from coca.inference.forward import abstract_model
+from coca.training.step import make_gradients
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL = Special(BOS, EOS)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from coca import begin, train
+from coca import train
 from coca.config import Eval, Source, parse, to_dict
 from coca.data.records import Record, Text
-from coca.start import compare
+from coca.training import begin
+from coca.training.init_from import compare
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,11 +16,11 @@ from coca import plan
 from coca.config import ImageEncoder, Med, TextDecoder, default, parse
 from coca.decoding.rank import rank_answers
 from coca.decoding.settings import Decoding
-from coca.forward import Forward, abstract_model
+from coca.devices.trees import flat, nested
+from coca.inference.forward import Forward, abstract_model
 from coca.models import blip, layers
 from coca.objectives.momentum import momentum_params
-from coca.train_step import make_gradients
-from coca.trees import flat, nested
+from coca.training.step import make_gradients
 
 
 def batch_of(settings, n):

@@ -7,13 +7,15 @@ import safetensors.numpy
 from common import make_mesh
 from flax import nnx
 
-from coca import blip_recipes, config, convert
-from coca.data import wordpiece
-from coca.interop import blip, tensors
+from coca import config, convert
+from coca.data.tokenizers import wordpiece
+from coca.devices.trees import flat
+from coca.interop import tensors
+from coca.interop.blip import weights as blip_weights
 from coca.models import make_model
-from coca.start import initial_params, resize_positions
-from coca.trees import flat
-from coca.workdir import read_config, read_params
+from coca.recipes import blip as blip_recipes
+from coca.storage.workdir import read_config, read_params
+from coca.training.init_from import initial_params, resize_positions
 
 WIDTH, VOCAB = 64, 40
 
@@ -36,7 +38,7 @@ def parents(tmp_path_factory):
   c, rng = small(), np.random.default_rng(0)
   params = nnx.to_pure_dict(nnx.state(make_model(c, nnx.Rngs(1))))
   params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
-  names = tensors.to_state_dict(params, blip.original_entries(c))
+  names = tensors.to_state_dict(params, blip_weights.original_entries(c))
   vit, bert = {"head.weight": np.ones((3, WIDTH), np.float32)}, {}
   for key, x in names.items():
     if key.startswith("visual_encoder."):

@@ -16,12 +16,13 @@ from flax import nnx
 from coca import convert, inference
 from coca.capfilt.models import Models
 from coca.capfilt.settings import CapFilt
-from coca.data import wordpiece
 from coca.data.questions import clean, encode_candidates
+from coca.data.tokenizers import wordpiece
 from coca.decoding.common import Special
 from coca.decoding.settings import Decoding, answer_decoding
-from coca.interop import blip, blip_config
-from coca.workdir import read_config, read_workdir
+from coca.interop.blip import settings as blip_settings
+from coca.interop.blip import weights as blip_weights
+from coca.storage.workdir import read_config, read_workdir
 
 GOLDEN = Path(__file__).parent / "golden"
 VOCAB = GOLDEN / "wordpiece" / "vocab.txt"
@@ -207,7 +208,7 @@ def text_config(**values):
 ])
 def test_settings_of_other_models_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
-    blip_config.from_transformers(settings(change), {}, wordpiece.load(VOCAB.read_bytes()), **HEADS)
+    blip_settings.from_transformers(settings(change), {}, wordpiece.load(VOCAB.read_bytes()), **HEADS)
 
 
 @pytest.mark.parametrize(("preprocess", "message"), [
@@ -219,7 +220,7 @@ def test_settings_of_other_models_are_refused(change, message):
 ])
 def test_pictures_prepared_otherwise_are_refused(preprocess, message):
   with pytest.raises(ValueError, match=message):
-    blip_config.from_transformers(settings(), preprocess, wordpiece.load(VOCAB.read_bytes()), **HEADS)
+    blip_settings.from_transformers(settings(), preprocess, wordpiece.load(VOCAB.read_bytes()), **HEADS)
 
 
 def test_eight_heads_are_refused_unless_given():
@@ -231,7 +232,7 @@ def test_eight_heads_are_refused_unless_given():
       c["text_config"].update(hidden_size=768, num_attention_heads=heads)
       if heads is None:
         del c["text_config"]["num_attention_heads"]
-    return blip_config.from_transformers(settings(change), {}, tokens, **given).model.text.heads
+    return blip_settings.from_transformers(settings(change), {}, tokens, **given).model.text.heads
 
   assert config(12) == 12
   for heads in (8, None):
@@ -347,7 +348,7 @@ def test_copies_that_differ_are_not_shared(tmp_path):
   found = pretraining()
   found["text_decoder.cls.predictions.decoder.weight"] = found["text_decoder.cls.predictions.decoder.weight"] * 2
   with pytest.raises(ValueError, match=r"word_embeddings.weight' and '.*decoder.weight' are one parameter"):
-    blip.to_params(blip.tidy(found), model.config)
+    blip_weights.to_params(blip_weights.tidy(found), model.config)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -454,7 +455,7 @@ def test_each_system_refuses_the_others_models(converted, published, tmp_path):
   with pytest.raises(ValueError, match=r"no model like that of config.model.kind 'blip'"):
     convert.to_open_clip(converted / "captioner", tmp_path / "out")
   with pytest.raises(ValueError, match=r"are for config.model.kind 'blip', not 'coca'"):
-    blip_config.to_transformers(tiny(), wordpiece.load(VOCAB.read_bytes()))
+    blip_settings.to_transformers(tiny(), wordpiece.load(VOCAB.read_bytes()))
   with pytest.raises(ValueError, match="is there already"):
     convert.from_blip(published / "vqa", converted / "vqa", **HEADS)
 

@@ -28,7 +28,7 @@ from coca.config import Contrastive, Matching, Source, to_dict
 from coca.data import sidecars
 from coca.data.sources import open_source
 from coca.decoding.settings import Decoding
-from coca.lock import Locked, locked
+from coca.storage.lock import Locked, locked
 
 pytestmark = pytest.mark.slow
 

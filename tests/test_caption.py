@@ -12,9 +12,9 @@ from test_inference import make_workdir, small_config
 
 import coca
 from coca import caption, inference
-from coca.image_files import images_in
-from coca.json_lines import JsonLines
-from coca.page import MOST, Page
+from coca.inference.images import images_in
+from coca.inference.json_lines import JsonLines
+from coca.inference.page import MOST, Page
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from common import BOS, EOS, PAD, make_mesh, shapes_in
 
 from coca.config import Captioning
+from coca.devices.sharding import batch_sharding
 from coca.objectives.captioning import captioning_loss, next_tokens
-from coca.sharding import batch_sharding
 
 N, T, D, V = 16, 6, 8, 24
 

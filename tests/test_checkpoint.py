@@ -21,8 +21,8 @@ from absl import logging
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from coca import retries
-from coca.checkpoint import CheckpointError, Checkpoints, load_params
+from coca.files import retries
+from coca.storage.checkpoint import CheckpointError, Checkpoints, load_params
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 

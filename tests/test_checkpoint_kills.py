@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from test_checkpoint import abstract, arrays, assert_same, damage, largest, place, restored, with_key
 
-from coca.checkpoint import Checkpoints
-from coca.preemption import Preemption
+from coca.storage.checkpoint import Checkpoints
+from coca.training.preemption import Preemption
 
 
 def start(script: str, *args) -> subprocess.Popen:
@@ -70,7 +70,7 @@ def test_sigterm_asks_once_and_the_handler_is_put_back():
 
 LISTENS = """
 import time
-from coca.preemption import Preemption
+from coca.training.preemption import Preemption
 with Preemption() as preempted:
   print("ready", flush=True)
   while not preempted(1):
@@ -94,7 +94,7 @@ PROCESS = """
 import os, sys, time
 import jax
 from test_checkpoint import *
-from coca.preemption import Preemption
+from coca.training.preemption import Preemption
 port, index, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 jax.config.update("jax_cpu_collectives_implementation", "gloo")

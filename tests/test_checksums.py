@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coca.checksums import checksums
+from coca.storage.checksums import checksums
 
 
 def mesh_of(a: int, b: int):

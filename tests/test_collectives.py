@@ -8,10 +8,10 @@ from common import make_mesh, tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coca.collectives import Collective, _axes, _group, collectives
-from coca.compiled import compile_step
 from coca.objectives.contrastive import everyone
-from coca.topology import Topology
+from coca.planning.collectives import Collective, _axes, _group, collectives
+from coca.planning.compiled import compile_step
+from coca.planning.topology import Topology
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
 

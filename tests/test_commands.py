@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from coca.commands import arguments, one_line
-from coca.lock import locked
+from coca.config.command_line import arguments, one_line
+from coca.storage.lock import locked
 
 
 class TestArguments:

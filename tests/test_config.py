@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from coca.config import Config, Eval, Source, default, parse, to_dict
-from coca.durations import in_steps
+from coca.config.durations import in_steps
 
 
 def changed(**changes):

@@ -14,14 +14,14 @@ from common import tiny
 
 from coca import evals, plan
 from coca.config import parse
-from coca.data import tokenizer, wordpiece
+from coca.config.durations import in_steps
 from coca.data.sources import open_source
-from coca.durations import in_steps
-from coca.interop.open_clip_config import MODELS, to_config
-from coca.optim import make_optimizer
-from coca.sharding import batch_sharding, make_mesh
-from coca.train_step import make_train_step, planned_state
-from coca.workdir import write_run
+from coca.data.tokenizers import sentencepiece, wordpiece
+from coca.devices.sharding import batch_sharding, make_mesh
+from coca.interop.open_clip.settings import MODELS, to_config
+from coca.storage.workdir import write_run
+from coca.training.optim import make_optimizer
+from coca.training.step import make_train_step, planned_state
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 FILES = sorted(set(CONFIGS.glob("*.py")) - {CONFIGS / "capfilt.py"})  # which is no training run: tests/test_capfilt.py
@@ -49,7 +49,7 @@ def model(tmp_path_factory):
 def save(folder, **changes):
   """A model directory without parameters."""
   folder.mkdir(exist_ok=True)
-  tokens = tokenizer.train([f"a word number {i}" for i in range(40)], 60)
+  tokens = sentencepiece.train([f"a word number {i}" for i in range(40)], 60)
   tokens.save(folder / tokens.file)
   write_run(tiny(**changes), tokens, folder)
 

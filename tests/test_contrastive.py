@@ -7,8 +7,8 @@ import pytest
 from common import hashes, make_mesh, numeric_gradient
 
 from coca.config import Contrastive
+from coca.devices.sharding import batch_sharding
 from coca.objectives.contrastive import contrastive_loss
-from coca.sharding import batch_sharding
 
 N, E = 16, 5
 LOG_SCALE, BIAS = 1.3, -2.0

@@ -17,11 +17,12 @@ import pytest
 import safetensors.numpy
 
 import coca
-from coca import convert, train, weights
-from coca.checkpoint import Checkpoints
+from coca import convert, train
 from coca.config import parse
-from coca.interop import open_clip_config
-from coca.workdir import read_config, read_workdir, write_run
+from coca.interop.open_clip import settings as open_clip_settings
+from coca.storage import weights
+from coca.storage.checkpoint import Checkpoints
+from coca.storage.workdir import read_config, read_workdir, write_run
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -64,7 +65,7 @@ def test_back_again_is_the_same_bits(converted, published, tmp_path):
     k: (x.dtype, x.shape, x.tobytes()) for k, x in before.items()}
   assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (published / "tokenizer.json").read_bytes()
   settings = json.loads((tmp_path / "back" / "open_clip_config.json").read_text())
-  assert open_clip_config.to_config(settings).model == read_config(converted).model
+  assert open_clip_settings.to_config(settings).model == read_config(converted).model
   convert.from_open_clip(tmp_path / "back", tmp_path / "again")
   assert (tmp_path / "again" / "model.safetensors").read_bytes() == (converted / "model.safetensors").read_bytes()
 

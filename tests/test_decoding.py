@@ -14,8 +14,8 @@ from coca.decoding.beam import beam_search
 from coca.decoding.decode import prompts
 from coca.decoding.sample import draw, image_keys, sample, uniforms
 from coca.decoding.settings import Decoding, answer_decoding, make_decoding
-from coca.forward import Forward, abstract_model
-from coca.models.common import Encoded
+from coca.inference.forward import Forward, abstract_model
+from coca.models.outputs import Encoded
 
 N, LENGTH, VOCAB = 8, 12, 16
 jit_keys, jit_uniforms = jax.jit(image_keys), jax.jit(uniforms, static_argnums=2)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from common import pairs, random_params, tiny
 
-from coca import distributed, sharding
-from coca.forward import put_batch
-from coca.train_step import make_train_step, planned_state
+from coca.devices import processes, sharding
+from coca.inference.forward import put_batch
+from coca.training.step import make_train_step, planned_state
 
 TOTAL = 20
 
@@ -83,13 +83,13 @@ def test_two_processes_train_as_one(tmp_path):
 
 def test_a_process_that_waits_in_vain_says_for_what_and_ends():
   port = free_port()
-  code = "from coca import distributed; distributed.initialize('127.0.0.1:%d', 2, %d, timeout=4)"
+  code = "from coca.devices import processes; processes.initialize('127.0.0.1:%d', 2, %d, timeout=4)"
   started = [
     subprocess.Popen([sys.executable, "-c", code % (p, i)], stderr=subprocess.PIPE, text=True,
                      env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
     for p, i in ((port, 0), (free_port(), 1))]
   said = [process.communicate(timeout=120)[1] for process in started]
-  assert [process.returncode for process in started] == [distributed.STALLED] * 2, said
+  assert [process.returncode for process in started] == [processes.STALLED] * 2, said
   for i in range(2):
     place = re.escape(f"{socket.gethostname()}, process {i} of 2]")
     assert re.search(place + r" waiting for all processes to join, \d+ s so far", said[i])
@@ -101,12 +101,12 @@ def test_a_watcher_that_is_late_says_for_what_it_waits_and_then_gives_up(monkeyp
   def end(status):
     raise SystemExit(status)
 
-  monkeypatch.setattr(distributed, "_alone", threading.Event())
-  monkeypatch.setattr(distributed, "_waits", [distributed._Wait("the others", time.monotonic() - 60, 3, 4)])
-  monkeypatch.setattr(distributed.faulthandler, "dump_traceback", lambda: None)  # pytest has no stderr for it
+  monkeypatch.setattr(processes, "_alone", threading.Event())
+  monkeypatch.setattr(processes, "_waits", [processes._Wait("the others", time.monotonic() - 60, 3, 4)])
+  monkeypatch.setattr(processes.faulthandler, "dump_traceback", lambda: None)  # pytest has no stderr for it
   monkeypatch.setattr(os, "_exit", end)
-  with pytest.raises(SystemExit, match=str(distributed.STALLED)):
-    distributed._watch()
+  with pytest.raises(SystemExit, match=str(processes.STALLED)):
+    processes._watch()
   assert re.search(r"(?s)waiting for the others, \d+ s so far.*waited \d+ s for the others", capsys.readouterr().err)
 
 
@@ -140,7 +140,7 @@ def joined(monkeypatch):
 def test_a_process_is_told_by_flags_variables_or_mpi(joined, monkeypatch, given, environment, expected):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
-  distributed.initialize(*given)
+  processes.initialize(*given)
   assert joined == [expected]
 
 
@@ -155,36 +155,36 @@ def test_half_a_cluster_is_an_error(joined, monkeypatch, given, environment, sai
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   with pytest.raises(ValueError) as error:
-    distributed.initialize(*given)
+    processes.initialize(*given)
   assert said in str(error.value)
 
 
 @pytest.mark.parametrize(("error", "status", "said"), [
   (SystemExit("error: no such file"), 1, "error: no such file\n"), (SystemExit(70), 70, ""),
-  (RuntimeError("lost"), distributed.CRASHED, "RuntimeError: lost"),
+  (RuntimeError("lost"), processes.CRASHED, "RuntimeError: lost"),
 ])
 def test_one_of_several_that_fails_ends_at_once_with_its_status(monkeypatch, capsys, error, status, said):
-  monkeypatch.setattr(distributed, "_several", lambda: True)
+  monkeypatch.setattr(processes, "_several", lambda: True)
   monkeypatch.setattr(os, "_exit", lambda code: sys.exit(f"at once {code}"))
-  with pytest.raises(SystemExit, match=f"at once {status}"), distributed.together():
+  with pytest.raises(SystemExit, match=f"at once {status}"), processes.together():
     raise error
   assert said in capsys.readouterr().err
 
 
 def test_one_alone_ends_as_any_program_or_after_a_crash_at_once(monkeypatch, capsys):
-  with distributed.together():
+  with processes.together():
     pass
-  with pytest.raises(SystemExit, match="error: no such file"), distributed.together():
+  with pytest.raises(SystemExit, match="error: no such file"), processes.together():
     sys.exit("error: no such file")
   monkeypatch.setattr(os, "_exit", lambda code: sys.exit(f"at once {code}"))  # whatever its threads wait for
-  with pytest.raises(SystemExit, match="at once 70"), distributed.together():
+  with pytest.raises(SystemExit, match="at once 70"), processes.together():
     raise RuntimeError("lost")
   assert "RuntimeError: lost" in capsys.readouterr().err
-  with pytest.raises(SystemExit, match="at once 70"), distributed.together():
-    sys.exit(distributed.CRASHED)
+  with pytest.raises(SystemExit, match="at once 70"), processes.together():
+    sys.exit(processes.CRASHED)
 
 
 if __name__ == "__main__":
-  distributed.initialize()
+  processes.initialize()
   assert jax.process_count() == 2 and len(jax.devices()) == 8 and len(jax.local_devices()) == 4
   Path(sys.argv[1]).write_text(json.dumps(train()))

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coca import evals, sharding
+from coca import evals
 from coca.config import Config, Data, Eval, ImageEncoder, Model, Source, TextDecoder
 from coca.data.records import BadRecord, Record, Text
-from coca.data.tokenizer import train
+from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.common import Decoded
-from coca.evals import captions, fonts, pictures, ranking, retrieval, zero_shot
-from coca.forward import put_batch
+from coca.devices import sharding
+from coca.evals import captions, contact_sheet, fonts, ranking, retrieval, zero_shot
+from coca.inference.forward import put_batch
 
 NAMES = ("red apple", "green pear", "blue plum", "dark fig", "ripe lemon", "sweet cherry", "wild grape", "old quince")
 CONFIG = Config(model=Model(image=ImageEncoder(size=8, patch=4, width=16, heads=2),
@@ -410,23 +411,23 @@ def test_run_all_prefixes_names(tokenizer):
 
 def green(image):
   """Share of pixels in the colour of right answers."""
-  rgb = tuple(bytes.fromhex(pictures.RIGHT[1:]))
+  rgb = tuple(bytes.fromhex(contact_sheet.RIGHT[1:]))
   return (np.asarray(image.convert("RGB")) == rgb).all(-1).mean()
 
 
 def test_contact_sheet_marks_right_captions(tmp_path):
   grey = np.full((8, 8, 3), 128, np.uint8)
-  right = pictures.Cell(grey, ("a cat",), "A cat.", ("dog", "cow", "pig"))
-  wrong = pictures.Cell(grey, ("a cat",), "a $dog$ _^ \\frac", ("dog", "cow", "pig"))
+  right = contact_sheet.Cell(grey, ("a cat",), "A cat.", ("dog", "cow", "pig"))
+  wrong = contact_sheet.Cell(grey, ("a cat",), "a $dog$ _^ \\frac", ("dog", "cow", "pig"))
   found = {}
-  for name, cells in (("right", [right] * 7), ("wrong", [wrong] * 7), ("bare", [pictures.Cell(grey, ("a cat",))])):
-    pictures.contact_sheet(cells, tmp_path / f"{name}.png", columns=3, title="twemoji")
+  for name, cells in (("right", [right] * 7), ("wrong", [wrong] * 7), ("bare", [contact_sheet.Cell(grey, ("a cat",))])):
+    contact_sheet.contact_sheet(cells, tmp_path / f"{name}.png", columns=3, title="twemoji")
     found[name] = Image.open(tmp_path / f"{name}.png")
   assert found["right"].width == 660 and found["bare"].height < 400
   assert abs(found["right"].height - 1040) < 2  # versions of matplotlib round differently
   assert green(found["right"]) > 0.005 and green(found["wrong"]) == green(found["bare"]) == 0
   with pytest.raises(ValueError, match="at least one"):
-    pictures.contact_sheet([], tmp_path / "none.png")
+    contact_sheet.contact_sheet([], tmp_path / "none.png")
 
 
 @pytest.fixture
@@ -455,12 +456,12 @@ def test_contact_sheet_has_a_font_for_every_script_or_says_so(tmp_path, monkeypa
   assert fonts.families_for(["a cat", "Ørsted"]) == (["DejaVu Sans"], "")
   assert fonts.families_for(["a 色\n\u732b"]) == (["DejaVu Sans", "Kanji Test"], "\u732b")
   titles = []
-  monkeypatch.setattr(pictures.Figure, "text", lambda self, x, y, text, **_: titles.append(text))
+  monkeypatch.setattr(contact_sheet.Figure, "text", lambda self, x, y, text, **_: titles.append(text))
   grey = np.full((8, 8, 3), 128, np.uint8)
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     for text in ("色", "猫"):
-      pictures.contact_sheet([pictures.Cell(grey, (text,), "a cat")], tmp_path / f"{text}.png", title="held out")
+      contact_sheet.contact_sheet([contact_sheet.Cell(grey, (text,), "a cat")], tmp_path / f"{text}.png", title="held out")
   assert titles[0] == "held out"
   assert titles[1].startswith("held out\nBoxes are characters that no font here has, as U+732B")
 
@@ -471,12 +472,12 @@ def test_write_contact_sheet_asks_the_model(tmp_path, tokenizer):
   table = dict(zip(NAMES, np.eye(8, dtype=np.float32), strict=True))
   forward = FakeForward(tokenizer, unit(np.eye(8) + 0.1 * np.roll(np.eye(8), 1, 1)), table)
   evaluator = zero_shot.ZeroShot(CONFIG, Eval(), forward, tokenizer, Source_(records))
-  cells = pictures.held_out_cells(evaluator, None, 6)  # records 0, 4, 8 (broken), 12, 16, 20
+  cells = contact_sheet.held_out_cells(evaluator, None, 6)  # records 0, 4, 8 (broken), 12, 16, 20
   assert [cell.truth for cell in cells] == [(NAMES[i % 8],) for i in (0, 4, 12, 16, 20)]
   assert [cell.caption for cell in cells] == [cell.truth[0] for cell in cells]
   assert [cell.labels[:2] for cell in cells] == [(NAMES[i % 8], NAMES[(i + 1) % 8]) for i in (0, 4, 12, 16, 20)]
   assert [int(cell.image[0, 0, 0]) for cell in cells] == [0, 4, 12, 16, 20]
-  pictures.write_contact_sheet({"twemoji": evaluator}, None, tmp_path / "sheet.png", 6)
+  contact_sheet.write_contact_sheet({"twemoji": evaluator}, None, tmp_path / "sheet.png", 6)
   assert green(Image.open(tmp_path / "sheet.png")) > 0.005
-  pictures.write_contact_sheet({}, None, tmp_path / "none.png")
+  contact_sheet.write_contact_sheet({}, None, tmp_path / "none.png")
   assert not (tmp_path / "none.png").exists()

@@ -28,12 +28,13 @@ def evaluate(folder):
   """Runs all evaluators over a model with random parameters and writes what each process was told."""
   import jax
 
-  from coca import evals, sharding
+  from coca import evals
   from coca.config import Config, Eval, ImageEncoder, Matching, Model, Poolers, TextDecoder
   from coca.data.records import BadRecord, Record, Text
-  from coca.data.tokenizer import train
-  from coca.evals.pictures import write_contact_sheet
-  from coca.forward import Forward
+  from coca.data.tokenizers.sentencepiece import train
+  from coca.devices import sharding
+  from coca.evals.contact_sheet import write_contact_sheet
+  from coca.inference.forward import Forward
 
   texts = [f"{a} {b}" for a in ("red", "green", "blue") for b in ("apple", "pear", "plum")]
 

@@ -5,9 +5,9 @@ from test_evals import CONFIG, NAMES, FakeForward, Source_, record, unit
 
 from coca import evals
 from coca.config import Config, Eval, Matching
-from coca.data.tokenizer import train
+from coca.data.tokenizers.sentencepiece import train
 from coca.evals.matching import auc, pick_others
-from coca.models.common import Encoded, Scores
+from coca.models.outputs import Encoded, Scores
 
 
 def test_auc_is_the_share_of_pairs_in_order():

@@ -9,12 +9,13 @@ from common import random_params, tiny
 from PIL import Image
 from test_evals import Source_, embeddings, rank64, recalls64, unit
 
-from coca import config, sharding
+from coca import config
 from coca.config import Eval
 from coca.data.records import Record, Text
-from coca.data.tokenizer import train
+from coca.data.tokenizers.sentencepiece import train
+from coca.devices import sharding
 from coca.evals import ranking, retrieval
-from coca.forward import Forward
+from coca.inference.forward import Forward
 
 WORDS = tuple(f"{a} {b}" for a in ("red", "green", "blue", "dark") for b in ("apple", "pear", "plum", "fig"))
 

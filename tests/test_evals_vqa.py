@@ -11,9 +11,9 @@ from coca import evals
 from coca.config import Answering, Config, Eval, Source
 from coca.data.questions import encode_candidates
 from coca.data.records import Record, Text
-from coca.data.tokenizer import PAD, train
+from coca.data.tokenizers.sentencepiece import PAD, train
 from coca.decoding.common import Decoded
-from coca.evals import pictures
+from coca.evals import contact_sheet
 from coca.evals.vqa import read_answers
 from coca.evals.vqa_accuracy import vqa_accuracy
 
@@ -117,10 +117,10 @@ def test_contact_sheet(tmp_path, words):
   for settings in ({}, {"answers": str(tmp_path / "answers.txt")}):
     (tmp_path / "answers.txt").write_text("\n".join(ANSWERS))
     evaluator, _ = make(words, **settings)
-    cells = pictures.held_out_cells(evaluator, "params", 23)
+    cells = contact_sheet.held_out_cells(evaluator, "params", 23)
     usable = [i for i in range(23) if i not in (4, 9, 14)]
     assert [c.question for c in cells] == [QUESTIONS[i % 2].lower() for i in usable]
     assert [c.caption for c in cells] == [ANSWERS[(i + i % 2) % 5] for i in usable]
     assert [list(c.truth) for c in cells] == [given(i) for i in usable]
-    pictures.write_contact_sheet({"q": evaluator}, "params", tmp_path / "sheet.png", 6)
+    contact_sheet.write_contact_sheet({"q": evaluator}, "params", tmp_path / "sheet.png", 6)
     assert green(Image.open(tmp_path / "sheet.png")) > 0.001

@@ -12,8 +12,8 @@ from flax import nnx
 from reference import GELU, attend, encode, linear, norm, tower, unit
 
 from coca.decoding.settings import Decoding
-from coca.forward import Forward, abstract_model, put_batch
-from coca.train_step import init_state, make_gradients, make_train_step
+from coca.inference.forward import Forward, abstract_model, put_batch
+from coca.training.step import init_state, make_gradients, make_train_step
 
 SIGLIP = {
   "model__poolers__kind": "parallel", "model__poolers__n_query": 0, "model__poolers__mlp": 56,

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from coca.data import feed
-from coca.threads import threads
+from coca.files.threads import threads
 
 
 def test_too_many_skipped_stop_with_examples():

@@ -8,37 +8,37 @@ import sys
 import fsspec
 import pytest
 
-from coca.data.sources import files
+from coca.files import finding
 
 
 def test_what_a_killed_writer_left_is_written_over(tmp_path):
-  code = ("import sys, time\nfrom coca.data.sources import files\nwith files.writing(sys.argv[1]) as file:\n"
+  code = ("import sys, time\nfrom coca.files import finding\nwith finding.writing(sys.argv[1]) as file:\n"
           "  file.write(b'half of it' * 1000)\n  file.flush()\n  print('ready', flush=True)\n  time.sleep(600)")
   path = tmp_path / "a.index.npz"
   with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as writer:
     assert writer.stdout.readline() == b"ready\n"
-    files.write_atomic(path, b"first")  # while the other still writes
+    finding.write_atomic(path, b"first")  # while the other still writes
     assert path.read_bytes() == b"first" and len(list(tmp_path.iterdir())) == 2
     writer.send_signal(signal.SIGKILL)
   [left] = [p for p in tmp_path.iterdir() if p != path]
   assert left.read_bytes().startswith(b"half of it")
-  files.write_atomic(path, b"second")
+  finding.write_atomic(path, b"second")
   assert path.read_bytes() == b"second" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_local_name_that_looks_like_a_chain_of_urls(tmp_path):
-  with files.writing(tmp_path / "a::b.txt") as file:
+  with finding.writing(tmp_path / "a::b.txt") as file:
     file.write(b"x")
   assert (tmp_path / "a::b.txt").read_bytes() == b"x"
 
 
 def test_writers_of_one_file_do_not_mix(tmp_path):
   path = tmp_path / "a"
-  with files.writing(path) as one, files.writing(path) as two:
+  with finding.writing(path) as one, finding.writing(path) as two:
     one.write(b"one")
     two.write(b"two, longer")
   assert path.read_bytes() == b"one"  # the last to end
-  with pytest.raises(ZeroDivisionError), files.writing(path) as file:
+  with pytest.raises(ZeroDivisionError), finding.writing(path) as file:
     file.write(b"never seen")
     raise ZeroDivisionError
   assert path.read_bytes() == b"one" and list(tmp_path.iterdir()) == [path]
@@ -47,12 +47,12 @@ def test_writers_of_one_file_do_not_mix(tmp_path):
 def test_pipes_are_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / "0.tar")
   (tmp_path / "1.tar").write_bytes(b"x")
-  found, problems = files.find(f"{tmp_path}/*.tar", ".tar", "make")
+  found, problems = finding.find(f"{tmp_path}/*.tar", ".tar", "make")
   assert [file.name for file in found] == ["1.tar"]
   assert len(problems) == 1 and "0.tar: no regular file" in problems[0]
-  for read in (lambda: files.read_all(fsspec.filesystem("file"), str(tmp_path / "0.tar")),
-               lambda: files.File(fsspec.filesystem("file"), str(tmp_path / "0.tar"), 9, "").read(0, 9),
-               lambda: files.open_regular("/dev/zero"), lambda: files.open_regular(tmp_path)):  # fmt: skip
+  for read in (lambda: finding.read_all(fsspec.filesystem("file"), str(tmp_path / "0.tar")),
+               lambda: finding.File(fsspec.filesystem("file"), str(tmp_path / "0.tar"), 9, "").read(0, 9),
+               lambda: finding.open_regular("/dev/zero"), lambda: finding.open_regular(tmp_path)):  # fmt: skip
     with pytest.raises(OSError, match="no regular file"):
       read()
 
@@ -63,4 +63,4 @@ def test_lists_in_lists_beyond_all_depth():
   for _ in range(20_000):
     deep = [deep]
   with pytest.raises(ValueError, match="nested too deeply"):
-    files.as_texts(["good", deep], "web")
+    finding.as_texts(["good", deep], "web")

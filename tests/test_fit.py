@@ -11,12 +11,13 @@ import jax
 import pytest
 from common import tiny
 
-from coca import fit, plan, search
+from coca import plan
 from coca.capfilt.settings import NUCLEUS
-from coca.collectives import Collective
-from coca.compiled import DoesNotFit, Program, compile_capfilt, compile_step
 from coca.models.flash import flash
-from coca.topology import Topology, open_topology
+from coca.planning import report, search
+from coca.planning.collectives import Collective
+from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step
+from coca.planning.topology import Topology, open_topology
 
 MIB = 2**20
 ROWS = [Collective("all-gather", ("fsdp",), "bf16", (48, 80), 8, 3 * 10**6, True),
@@ -37,8 +38,8 @@ def chips(n, memory, slices=1):
 def test_what_is_said(monkeypatch):
   config, topology = tiny(data__batch=64, mesh__fsdp=4), chips(8, 100 * MIB)
   program = Program(60 * MIB, 20 * MIB, ROWS, 1.0)
-  monkeypatch.setattr(fit, "compile_step", lambda *_: program)
-  text, fits = fit.fit(config, topology, 0.25)
+  monkeypatch.setattr(report, "compile_step", lambda *_: program)
+  text, fits = report.fit(config, topology, 0.25)
   assert fits
   assert "mesh: data 2 x fsdp 4 x tensor 1" in text and "8 per device x 8 x 1 accumulated = 64 pairs" in text
   assert re.search(r"all +0\.06\nit fits: 0\.04 GiB of 0\.10 are left", text)
@@ -53,14 +54,14 @@ def test_what_would_help(monkeypatch):
   def refuse(*_):
     raise DoesNotFit("temporaries alone take 0.3 GiB")
 
-  monkeypatch.setattr(fit, "compile_step", refuse)
-  text, fits = fit.fit(tiny(data__batch=64, model__remat="dots"), chips(8, MIB), 0.5)
+  monkeypatch.setattr(report, "compile_step", refuse)
+  text, fits = report.fit(tiny(data__batch=64, model__remat="dots"), chips(8, MIB), 0.5)
   assert not fits
   for line in ("alone take 0.3 GiB, 0.00 GiB are there", "--mesh=data=4,fsdp=2", "remat=lean", "remat=full",
                "accumulate=2", "batch=32", "captioning.chunk=32"):
     assert line in text
   assert "remat=none" not in text
-  text, _ = fit.fit(tiny(data__batch=64, model__remat="full", matching__weight=1.0), chips(8, 2**34), 0.5)
+  text, _ = report.fit(tiny(data__batch=64, model__remat="full", matching__weight=1.0), chips(8, 2**34), 0.5)
   assert "accumulate=" not in text and "--mesh" not in text and "remat=" not in text  # refused; small; the last
 
 
@@ -121,7 +122,7 @@ def test_the_mesh_on_the_command_line():
 
 COMMAND = """
 import runpy, sys
-from coca import search, topology
+from coca.planning import search, topology
 from test_fit import Program, chips
 topology.open_topology = lambda name, slices: chips(8, {memory}, slices)
 search.compile_step = lambda config, topology: Program(0, 0, [], 1.0)
@@ -150,7 +151,7 @@ def test_capfilt_compiles_the_functions_of_a_worker():
   assert set(programs) == {"encode", "writer", "caption", "score"}
   assert not any(program.collectives for program in programs.values())
   assert programs["encode"].peak > 4 * dict(plan.parameter_table(config))["image_encoder"]
-  text, fits = fit.fit_capfilt(tiny(captioning__weight=0.0), topology, 4)
+  text, fits = report.fit_capfilt(tiny(captioning__weight=0.0), topology, 4)
   assert fits and "parameters of the filter" in text and "captioner " not in text
 
 

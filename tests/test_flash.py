@@ -7,9 +7,9 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from coca import config as settings
+from coca.devices.sharding import make_mesh
 from coca.models import layers
 from coca.models.flash import _blocks, flash
-from coca.sharding import make_mesh
 
 
 def operands(t, s, b=1, h=1, seed=0):

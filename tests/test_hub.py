@@ -2,7 +2,7 @@
 
 import pytest
 
-from coca.hub import FILES, local_folder
+from coca.storage.hub import FILES, local_folder
 
 constants = pytest.importorskip("huggingface_hub.constants")
 

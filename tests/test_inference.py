@@ -15,15 +15,16 @@ from PIL import Image
 
 import coca
 from coca import config as settings
-from coca import evaluate, inference, sharding
-from coca.checkpoint import Checkpoints
+from coca import evaluate, inference
 from coca.config import Config, Contrastive, Eval, ImageEncoder, Model, Optim, Poolers, Source, TextDecoder
 from coca.data import images as pictures
-from coca.data.tokenizer import train
+from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.common import Special
 from coca.decoding.settings import Decoding
-from coca.forward import Forward
-from coca.image_files import images_in
+from coca.devices import sharding
+from coca.inference.forward import Forward
+from coca.inference.images import images_in
+from coca.storage.checkpoint import Checkpoints
 
 TEXTS = ("red apple", "green pear", "blue plum", "dark fig")
 COLOURS = ("red", "green", "blue", "black")

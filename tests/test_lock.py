@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from coca import lock
-from coca.data.sources.files import write_atomic
-from coca.lock import Locked, locked
+from coca.files.finding import write_atomic
+from coca.storage import lock
+from coca.storage.lock import Locked, locked
 
 ROOT = Path(__file__).parents[1]
 HOLDER = """import sys
-from coca.lock import locked
+from coca.storage.lock import locked
 with locked(sys.argv[1]):
   print('held', flush=True)
   sys.stdin.read()

@@ -12,10 +12,10 @@ from common import BOS, EOS, PAD, assert_trees_close, hashes, make_mesh, pairs, 
 from flax import nnx
 from reference import attend, encode, linear, norm, pool, tower
 
-from coca.forward import Forward, abstract_model, put_batch
+from coca.devices.sharding import batch_sharding
+from coca.inference.forward import Forward, abstract_model, put_batch
 from coca.objectives.matching import draw_negatives, matching_loss, take_rows
-from coca.sharding import batch_sharding
-from coca.train_step import init_state, make_gradients, make_train_step
+from coca.training.step import init_state, make_gradients, make_train_step
 
 pytestmark = pytest.mark.slow
 

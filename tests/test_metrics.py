@@ -14,11 +14,12 @@ from PIL import Image
 from tensorboardX import record_writer
 from tensorboardX.proto.event_pb2 import Event
 
-from coca import metrics, retries
-from coca.curves import plot_curves
-from coca.hardware import PEAKS, device_memory, peak_flops
-from coca.metrics import Metrics
-from coca.workdir import local
+from coca.devices.hardware import PEAKS, device_memory, peak_flops
+from coca.files import retries
+from coca.storage.workdir import local
+from coca.training import metrics
+from coca.training.curves import plot_curves
+from coca.training.metrics import Metrics
 
 
 class Device:

@@ -9,13 +9,13 @@ import pytest
 from blip_reference import log_softmax, tiny_blip
 from common import assert_trees_close, make_mesh, numeric_gradient, pairs
 
-from coca.checkpoint import Checkpoints
 from coca.config import Contrastive
-from coca.forward import Forward, put_batch
+from coca.devices.sharding import batch_sharding
+from coca.devices.trees import flat, nested
+from coca.inference.forward import Forward, put_batch
 from coca.objectives.momentum import empty_queue, enqueue, momentum_contrastive_loss, with_momentum
-from coca.sharding import batch_sharding
-from coca.train_step import init_state, make_train_step, planned_state
-from coca.trees import flat, nested
+from coca.storage.checkpoint import Checkpoints
+from coca.training.step import init_state, make_train_step, planned_state
 
 pytestmark = pytest.mark.slow
 

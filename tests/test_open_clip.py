@@ -11,8 +11,9 @@ from common import make_mesh, tiny
 from flax import nnx
 
 from coca.config import parse, to_dict
-from coca.forward import Forward, abstract_model
-from coca.interop import open_clip, open_clip_config
+from coca.inference.forward import Forward, abstract_model
+from coca.interop.open_clip import settings as open_clip_settings
+from coca.interop.open_clip import weights as open_clip_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["coca", "coca_patches", "clip"]
@@ -27,8 +28,8 @@ def settings(name):
 
 
 def model(name):
-  config = open_clip_config.to_config(settings(name))
-  return config, open_clip.to_params(weights(name), config)
+  config = open_clip_settings.to_config(settings(name))
+  return config, open_clip_weights.to_params(weights(name), config)
 
 
 @pytest.mark.slow
@@ -60,7 +61,7 @@ def test_outputs_are_those_of_open_clip(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_there_and_back_is_the_same_bits(name):
   config, params = model(name)
-  back = open_clip.to_state_dict(params, config)
+  back = open_clip_weights.to_state_dict(params, config)
   before = weights(name)
   assert set(back) == set(before)
   for key, x in before.items():
@@ -70,8 +71,8 @@ def test_there_and_back_is_the_same_bits(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_there_and_back(name):
-  config = open_clip_config.to_config(settings(name))
-  assert open_clip_config.to_config(open_clip_config.from_config(config)).model == config.model
+  config = open_clip_settings.to_config(settings(name))
+  assert open_clip_settings.to_config(open_clip_settings.from_config(config)).model == config.model
 
 
 @pytest.mark.slow
@@ -109,36 +110,36 @@ def split_projections(tensors):
 ], ids=["separate projections", "module.", "mask", "logit_scale [1]", "custom_text"])
 def test_other_ways_of_saving_clip(change):
   config, params = model("clip")
-  again = open_clip.to_params(change(weights("clip")), config)
+  again = open_clip_weights.to_params(change(weights("clip")), config)
   jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 def test_half_precision_is_widened():
-  config = open_clip_config.to_config(settings("clip"))
+  config = open_clip_settings.to_config(settings("clip"))
   half = {k: x.astype(np.float16) for k, x in weights("clip").items()}
-  params = open_clip.to_params(half, config)
+  params = open_clip_weights.to_params(half, config)
   assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-  np.testing.assert_array_equal(open_clip.to_state_dict(params, config)["visual.proj"],
+  np.testing.assert_array_equal(open_clip_weights.to_state_dict(params, config)["visual.proj"],
                                 half["visual.proj"].astype(np.float32))
 
 
 def test_differences_are_listed():
-  config, tensors = open_clip_config.to_config(settings("coca")), weights("coca")
+  config, tensors = open_clip_settings.to_config(settings("coca")), weights("coca")
   del tensors["visual.proj"]
   tensors["text.cls_emb"] = tensors["text.cls_emb"][:7]
   tensors["visual.extra"] = np.zeros(3, np.float32)
   with pytest.raises(ValueError) as e:
-    open_clip.to_params(tensors, config)
+    open_clip_weights.to_params(tensors, config)
   for line in ("visual.proj: missing, [24, 24] expected", "text.cls_emb: [7] in the file, [24] expected",
                "visual.extra: unknown"):
     assert line in str(e.value)
 
 
 def test_values_that_are_not_finite_are_refused():
-  config, tensors = open_clip_config.to_config(settings("clip")), weights("clip")
+  config, tensors = open_clip_settings.to_config(settings("clip")), weights("clip")
   tensors["visual.proj"][1, 2] = np.nan
   with pytest.raises(ValueError, match=r"'visual.proj' holds values that are not finite"):
-    open_clip.to_params(tensors, config)
+    open_clip_weights.to_params(tensors, config)
 
 
 @pytest.mark.parametrize(("key", "what"), [
@@ -147,9 +148,9 @@ def test_values_that_are_not_finite_are_refused():
   ("map_viz2txt_kv", "MaMMUT"), ("text_model.final_layer_norm.weight", "transformers library"),
 ])
 def test_other_architectures_are_named(key, what):
-  config = open_clip_config.to_config(settings("coca"))
+  config = open_clip_settings.to_config(settings("coca"))
   with pytest.raises(ValueError, match=f"another architecture: .*{what}"):
-    open_clip.to_params(weights("coca") | {key: np.zeros(3, np.float32)}, config)
+    open_clip_weights.to_params(weights("coca") | {key: np.zeros(3, np.float32)}, config)
 
 
 def changed(part, **values):
@@ -187,7 +188,7 @@ def changed(part, **values):
 ])
 def test_settings_of_other_models_are_refused(part, values, message):
   with pytest.raises(ValueError, match=message):
-    open_clip_config.to_config(changed(part, **values))
+    open_clip_settings.to_config(changed(part, **values))
 
 
 @pytest.mark.parametrize(("broken", "message"), [
@@ -196,20 +197,20 @@ def test_settings_of_other_models_are_refused(part, values, message):
 ])
 def test_no_settings_at_all_are_an_error(broken, message):
   with pytest.raises(ValueError, match=message):
-    open_clip_config.to_config(broken)
+    open_clip_settings.to_config(broken)
 
 
 def test_what_open_clip_lacks_is_not_exported():
   with pytest.raises(ValueError, match=r"config.model.poolers.kind is 'cascade'"):
-    open_clip_config.from_config(tiny())
+    open_clip_settings.from_config(tiny())
   changes = [({"model.text.cls_mask": "words"}, "config.model.text.cls_mask: 'words' here, 'legacy' there"),
              ({"model.text.tied_softmax": True}, "tied_softmax"), ({"model.text.mlp": 48}, "mlp_ratio is 2.0"),
              ({"contrastive.weight": 0.0}, "have a contrastive side"), ({"model.embed_dim": 32}, "has to be 24")]
   for change, message in changes:
-    c = to_dict(open_clip_config.to_config(settings("coca")))
+    c = to_dict(open_clip_settings.to_config(settings("coca")))
     c.update_from_flattened_dict(change)
     with pytest.raises(ValueError, match=message):
-      open_clip_config.from_config(parse(c))
+      open_clip_settings.from_config(parse(c))
 
 
 @pytest.mark.parametrize(("name", "millions"), [
@@ -217,6 +218,6 @@ def test_what_open_clip_lacks_is_not_exported():
   ("ViT-L-14", 427.62),
 ])
 def test_named_models_have_the_published_sizes(name, millions):
-  config = open_clip_config.to_config(open_clip_config.MODELS[name])
+  config = open_clip_settings.to_config(open_clip_settings.MODELS[name])
   count = sum(x.size for x in jax.tree.leaves(abstract_model(config)[1]))
   assert count / 1e6 == pytest.approx(millions, abs=0.005)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from coca.config import Config, Data, Optim
-from coca.optim import decay_mask, frozen_parts, make_optimizer, make_schedule
+from coca.training.optim import decay_mask, frozen_parts, make_optimizer, make_schedule
 
 
 def settings(**changes):

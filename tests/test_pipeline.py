@@ -17,9 +17,10 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from coca import config as settings
-from coca.data import feed, pipeline, tokenizer
+from coca.data import feed, pipeline
+from coca.data.prompts import CLIP_IMAGENET
 from coca.data.records import BadRecord, Record, Text
-from coca.prompts import CLIP_IMAGENET
+from coca.data.tokenizers import sentencepiece
 
 SIZE, LENGTH = 16, 24
 
@@ -58,7 +59,7 @@ def texts_of(name, count):
 
 @pytest.fixture(scope="module")
 def words():
-  return tokenizer.train(texts_of("web", 200) + texts_of("label", 200), 300)
+  return sentencepiece.train(texts_of("web", 200) + texts_of("label", 200), 300)
 
 
 def make_config(batch=8, threads=2, seed=0, weights=None, **data):
@@ -114,10 +115,10 @@ def test_cut_texts_end_for_encoders_and_go_on_for_the_decoder(words):
 
   (whole, whole_captions), (cut, captions) = batch(24), batch(8)
   assert (cut["text"][:, :7] == whole["text"][:, :7]).all() and (cut["last"] == whole["text"][:, 7]).all()
-  assert set(cut["text"][:, 7].tolist()) == {tokenizer.PAD, tokenizer.EOS}
+  assert set(cut["text"][:, 7].tolist()) == {sentencepiece.PAD, sentencepiece.EOS}
   same = cut["last"] == cut["text"][:, 7]
-  assert {bool(s) for s in same[cut["text"][:, 7] == tokenizer.EOS]} == {True, False}  # one fits exactly
-  assert (captions == whole_captions[:, :8]).all() and (captions[:, 7] > tokenizer.UNK).any()
+  assert {bool(s) for s in same[cut["text"][:, 7] == sentencepiece.EOS]} == {True, False}  # one fits exactly
+  assert (captions == whole_captions[:, :8]).all() and (captions[:, 7] > sentencepiece.UNK).any()
 
 
 def test_batches_have_the_promised_arrays(words):
@@ -249,8 +250,8 @@ def test_unusable_records_are_blank_and_say_why(words):
   (batch, problems), = take(pipeline.train_batches(config, {"web": Records("web", 20, bad)}, words, range(20)), 1)
   blank = batch["weight"] == 0
   assert blank.sum() == 3 and set(batch["weight"].tolist()) == {0.0, 1.0}
-  assert (batch["image"][blank] == (10, 20, 30)).all() and (batch["text"][blank] == tokenizer.PAD).all()
-  assert (batch["text"][~blank, 0] == tokenizer.BOS).all()
+  assert (batch["image"][blank] == (10, 20, 30)).all() and (batch["text"][blank] == sentencepiece.PAD).all()
+  assert (batch["text"][~blank, 0] == sentencepiece.BOS).all()
   assert sorted(p.split(":")[0] for p in problems) == ["web", "web web-11", "web web-5"]
   assert any("record 2 is cut off" in p for p in problems) and any("web-11: no caption" in p for p in problems)
 
@@ -357,7 +358,7 @@ def test_evaluation_goes_through_a_source_once_in_its_order(words):
   assert whole["label"].tolist() == [i % 3 for i in range(21)] + [-1] * 3
   assert whole["image"][:21, 0, 0, 0].tolist() == list(range(21)) and (whole["image"][21:] == 255).all()
   assert [words.decode(t[0]) for t in whole["text"][:21]] == [f"web {i}" for i in range(21)]
-  assert (whole["text"][21:] == tokenizer.PAD).all()
+  assert (whole["text"][21:] == sentencepiece.PAD).all()
   again = evaluate(make_config(threads=1, seed=5), source, settings.Eval(kind="zero_shot"), words)
   assert all(np.array_equal(a[k], b[k]) for (a, _), (b, _) in zip(taken, again, strict=True) for k in a)
 

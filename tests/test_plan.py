@@ -25,11 +25,11 @@ from coca.config import (
   Poolers,
   TextDecoder,
 )
-from coca.forward import abstract_model
+from coca.devices.sharding import make_mesh
+from coca.inference.forward import abstract_model
 from coca.objectives.captioning import captioning_loss
 from coca.objectives.contrastive import contrastive_loss
-from coca.sharding import make_mesh
-from coca.train_step import init_state, make_gradients, make_train_step, planned_state
+from coca.training.step import init_state, make_gradients, make_train_step, planned_state
 
 TABLE_1 = {  # image layers, image MLP, decoder layers (each half), decoder MLP, width, heads
   "base": (12, 3072, 12, 3072, 768, 12),

@@ -12,12 +12,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tars import tar
 
-from coca import blip_recipes
 from coca import config as settings
 from coca.capfilt import settings as capfilt
-from coca.data import pipeline, questions, tokenizer
+from coca.data import pipeline, questions
 from coca.data.records import BadRecord, Record, Text
 from coca.data.sources import open_source
+from coca.data.tokenizers import sentencepiece
+from coca.recipes import blip as blip_recipes
 
 # A picture with two questions, and one whose question is missing.
 ASKED = [(0, "What color is it?", ["red", "red", "dark red"]), (1, "Is it (very) small?", ["no", "yes", "no", "no"]),
@@ -277,7 +278,7 @@ class Questions:
 
 @pytest.fixture(scope="module")
 def words():
-  return tokenizer.train([f"number {i} is it? answer {i % 5}" for i in range(100)], 100)
+  return sentencepiece.train([f"number {i} is it? answer {i % 5}" for i in range(100)], 100)
 
 
 def make_config(threads=2, **answering):
@@ -316,7 +317,7 @@ def test_batches(words):
       assert answers == [a for a, _ in counts] + [""] * (4 - len(counts))
       expected = np.array([0.2 * n / 10 for _, n in counts] + [0.0] * (4 - len(counts)))
       np.testing.assert_allclose(weights, expected, rtol=1e-6)
-      assert (batch["answers"][row, :len(counts), 0] == tokenizer.BOS).all()
+      assert (batch["answers"][row, :len(counts), 0] == sentencepiece.BOS).all()
       seen[i] += 1
   assert set(seen.values()) == {2} and len(seen) == 15 and reasons == {"no question": 6, "no answer": 4}
 
@@ -324,7 +325,7 @@ def test_batches(words):
 def test_long_answers_are_cut(words):
   batch, _ = batches(make_config(length=4), words, count=1)[0]
   real = batch["answers"][batch["answer_weight"] > 0]
-  assert (real[:, -1] > tokenizer.UNK).all() and real.shape[1] == 4  # no EOS: they go on
+  assert (real[:, -1] > sentencepiece.UNK).all() and real.shape[1] == 4  # no EOS: they go on
 
 
 def test_hosts_threads_and_restarts_do_not_matter(words):
@@ -346,5 +347,5 @@ def test_evaluation_has_the_question_as_text(words):
 
 
 def test_tokenizers_are_trained_on_questions_too():
-  found = list(tokenizer.texts_of({"q": Questions()}, {"q": settings.Source(question_key="q", text="first")}, 100, 0))
+  found = list(sentencepiece.texts_of({"q": Questions()}, {"q": settings.Source(question_key="q", text="first")}, 100, 0))
   assert found[0] == "number 0 is it? answer 0"

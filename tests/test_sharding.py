@@ -10,10 +10,11 @@ from common import make_mesh, tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coca import config, sharding
-from coca.forward import abstract_model
-from coca.sharding import gather_layer, param_shardings, param_spec, path_name
-from coca.train_step import planned_state
+from coca import config
+from coca.devices import sharding
+from coca.devices.sharding import gather_layer, param_shardings, param_spec, path_name
+from coca.inference.forward import abstract_model
+from coca.training.step import planned_state
 
 WIRINGS = [
   {},

@@ -12,8 +12,8 @@ import pytest
 from bootstrap import bootstrap, rows_of, write_rows
 from tars import picture, shard
 
-from coca.checks import ORIGINS
 from coca.config import Source
+from coca.config.checks import ORIGINS
 from coca.data import sidecars
 from coca.data.records import Shard, shards_of, split
 from coca.data.sidecars import SidecarError

@@ -14,8 +14,9 @@ from tars import shard, tar
 
 from coca.config import Source
 from coca.data.records import BadRecord
-from coca.data.sources import files, tar_index
+from coca.data.sources import tar_index
 from coca.data.sources.webdataset import open_webdataset
+from coca.files import finding
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def opened(path, **settings):
 
 
 def scanned(path):
-  return tar_index.scan(files.find(str(path), ".tar", "")[0][0])
+  return tar_index.scan(finding.find(str(path), ".tar", "")[0][0])
 
 
 def records(source):
@@ -70,13 +71,13 @@ def test_index_agrees_with_tarfile(tmp_path, format):
 
 def test_index_reads_headers_only(tmp_path, monkeypatch):
   (tmp_path / "x.tar").write_bytes(tar({f"{n}.jpg": bytes(1 << 20) for n in range(8)}))
-  sizes, read = [], files.File.read
+  sizes, read = [], finding.File.read
 
   def counted(self, start, size):
     sizes.append(size)
     return read(self, start, size)
 
-  monkeypatch.setattr(files.File, "read", counted)
+  monkeypatch.setattr(finding.File, "read", counted)
   assert len(scanned(tmp_path / "x.tar").keys) == 8
   assert sum(sizes) < 100_000
 
@@ -145,7 +146,7 @@ def test_index_is_reused_and_rebuilt(tmp_path, monkeypatch, cache):
 def test_read_only_folder(tmp_path, monkeypatch, cache):
   (tmp_path / "shards").mkdir()
   (tmp_path / "shards" / "x.tar").write_bytes(shard(0, 3))
-  write = files.write_atomic
+  write = finding.write_atomic
 
   def read_only(path, data):
     if Path(path).parent == tmp_path / "shards":
@@ -181,7 +182,7 @@ def test_a_tar_replaced_at_the_same_size_and_time(tmp_path):
   assert source[4].image == b"123456789" and source[5].key == "a5"
   stale = (tmp_path / "x.tar.index.npz").read_bytes()
   write(b)
-  files._descriptor.cache_clear()
+  finding._descriptor.cache_clear()
   with pytest.raises(BadRecord, match=r"record 'a3': the tar has changed .* x\.tar\.index\.npz"):
     old[3]
   source = opened(tmp_path)
@@ -210,10 +211,10 @@ def test_bombs_of_names(tmp_path, format):
 def test_cache_directory(monkeypatch):
   monkeypatch.delenv("COCA_CACHE")
   monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-  assert str(files.cache_directory()) == "/x/coca"
+  assert str(finding.cache_directory()) == "/x/coca"
   monkeypatch.delenv("XDG_CACHE_HOME")
   monkeypatch.setenv("HOME", "/home/me")
-  assert str(files.cache_directory()) == "/home/me/.cache/coca"
+  assert str(finding.cache_directory()) == "/home/me/.cache/coca"
 
 
 def test_a_pax_record_of_no_length_is_damage(tmp_path):
@@ -225,7 +226,7 @@ def test_a_pax_record_of_no_length_is_damage(tmp_path):
 
 
 def test_braces():
-  assert files.braces("gs://b/{08..11}.tar") == [f"gs://b/{n}.tar" for n in ("08", "09", "10", "11")]
-  assert files.braces("{9..11}") == ["9", "10", "11"] and files.braces("{0..10}") == [str(n) for n in range(11)]
-  assert files.braces("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
-  assert files.braces("a{b}[c]") == ["a{b}[c]"]
+  assert finding.braces("gs://b/{08..11}.tar") == [f"gs://b/{n}.tar" for n in ("08", "09", "10", "11")]
+  assert finding.braces("{9..11}") == ["9", "10", "11"] and finding.braces("{0..10}") == [str(n) for n in range(11)]
+  assert finding.braces("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
+  assert finding.braces("a{b}[c]") == ["a{b}[c]"]

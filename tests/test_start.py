@@ -8,21 +8,21 @@ import pytest
 from blip_reference import tiny_blip
 from common import make_mesh, random_params, tiny
 
-from coca import weights
-from coca.checkpoint import Checkpoints
-from coca.data import tokenizer
-from coca.forward import Forward
-from coca.sharding import path_name
-from coca.start import fit_length, initial_params, resize_positions, start_from
-from coca.train_step import init_state
-from coca.workdir import write_run
+from coca.data.tokenizers import sentencepiece
+from coca.devices.sharding import path_name
+from coca.inference.forward import Forward
+from coca.storage import weights
+from coca.storage.checkpoint import Checkpoints
+from coca.storage.workdir import write_run
+from coca.training.init_from import fit_length, initial_params, resize_positions, start_from
+from coca.training.step import init_state
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def tokens():
-  return tokenizer.train([f"a word number {i}" for i in range(40)], 60)
+  return sentencepiece.train([f"a word number {i}" for i in range(40)], 60)
 
 
 def save(folder, settings, params, tokens, as_run=False):

@@ -5,13 +5,14 @@ import pytest
 from test_tokenizer import Records, sentences
 
 from coca import config as settings
-from coca.data import survey, tokenizer
+from coca.data import survey
 from coca.data.records import Record, Text
+from coca.data.tokenizers import sentencepiece
 
 
 @pytest.fixture(scope="module")
 def small():
-  return tokenizer.train(sentences(500), 200)
+  return sentencepiece.train(sentences(500), 200)
 
 
 def said(sources, tokens, length=64, prompt="", answering=None):

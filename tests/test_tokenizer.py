@@ -9,9 +9,10 @@ import pytest
 import sentencepiece
 
 from coca.config import Source
-from coca.data import texts, tokenizer
+from coca.config.data_checks import check_prompts
+from coca.data import texts
 from coca.data.records import BadRecord, Record, Text
-from coca.data_checks import check_prompts
+from coca.data.tokenizers import sentencepiece as tokenizer
 
 WORDS = ["a", "the", "cat", "dog", "bird", "red", "blue", "green", "small", "large", "old", "new", "house", "tree",
          "car", "boat", "sitting", "running", "on", "in", "under", "with", "and", "photo", "Paris", "Ørsted", "café"]

@@ -5,10 +5,11 @@ import importlib.util
 import jax
 import pytest
 
-from coca import hardware, topology
 from coca.config import Mesh
-from coca.sharding import make_mesh
-from coca.topology import open_topology, parse
+from coca.devices import hardware
+from coca.devices.sharding import make_mesh
+from coca.planning import topology
+from coca.planning.topology import open_topology, parse
 
 
 @pytest.mark.parametrize(("name", "shape"), [

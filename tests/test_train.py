@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import coca
-from coca import metrics, train
+from coca import train
+from coca.training import metrics
 
 ROOT = Path(__file__).parents[1]
 TINY = f"--config={ROOT}/configs/coca_tiny.py:runlocal"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from coca import config as settings
-from coca import workdir
-from coca.begin import begin
-from coca.data import tokenizer, wordpiece
 from coca.data.records import Record, Text
+from coca.data.tokenizers import sentencepiece, wordpiece
+from coca.storage import workdir
+from coca.training.begin import begin
 
 GOLDEN = Path(__file__).parent / "golden" / "wordpiece"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
@@ -64,7 +64,7 @@ def test_cut_and_unknown_texts(blip):
   assert blip.encode("cat cat cat", 4, ends=False).tolist() == whole[:4].tolist() and whole[3] != blip.eos
   assert blip.encode("cat cat cat", 5, ends=False).tolist() == whole.tolist()
   rows = np.stack([blip.encode(text, 6) for text in ("\ua66e", "a \ua66e", "cat")])
-  found = tokenizer.all_unknown(blip, rows)
+  found = sentencepiece.all_unknown(blip, rows)
   assert found.tolist() == [True, False, False]
 
 
@@ -90,16 +90,16 @@ def test_decode_takes_what_a_model_may_emit(blip):
 def test_every_source_gives_the_same_tokenizer(blip, tmp_path):
   shutil.copy(GOLDEN / "tokenizer.json", tmp_path)
   path = tmp_path / "vocab.txt"
-  assert wordpiece.find(tmp_path, VOCAB).model == tokenizer.load(tmp_path / "tokenizer.json").model == blip.model
+  assert wordpiece.find(tmp_path, VOCAB).model == sentencepiece.load(tmp_path / "tokenizer.json").model == blip.model
   path.write_bytes((GOLDEN / "vocab.txt").read_bytes().replace(b"\n", b"\r\n"))
   assert wordpiece.find(path, VOCAB).model == blip.model
   (tmp_path / "tokenizer.json").unlink()
   blip.save(path)
-  again = tokenizer.load(path, blip.sha256)
+  again = sentencepiece.load(path, blip.sha256)
   assert [p.name for p in tmp_path.iterdir()] == [blip.file]
   assert all(getattr(again, name) == getattr(blip, name) for name in ("model", "file", "bos", "eos", "cls", "enc"))
   with pytest.raises(ValueError, match="is not the one this run was started with"):
-    tokenizer.load(path, "0" * 64)
+    sentencepiece.load(path, "0" * 64)
 
 
 def test_files_that_do_not_fit(tmp_path):
@@ -117,7 +117,7 @@ def test_files_that_do_not_fit(tmp_path):
 ])
 def test_a_list_that_is_none_of_bert(pieces, message, tmp_path):
   (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
-  for load in (tokenizer.load, lambda path: wordpiece.find(path, 100)):
+  for load in (sentencepiece.load, lambda path: wordpiece.find(path, 100)):
     with pytest.raises(ValueError, match=rf"vocab\.txt: .*{message}"):
       load(tmp_path / "vocab.txt")
 
@@ -151,7 +151,7 @@ def test_another_kind_of_bert_is_refused(part, name, value, message, tmp_path):
   saved[part][name] = value
   (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
   with pytest.raises(ValueError, match=rf"tokenizer\.json: not uncased BERT's tokenizer: {message}"):
-    tokenizer.load(tmp_path / "tokenizer.json")
+    sentencepiece.load(tmp_path / "tokenizer.json")
 
 
 def test_a_trained_vocabulary(trained):
@@ -170,7 +170,7 @@ def test_a_trained_vocabulary(trained):
 def test_training_is_reproducible_to_the_byte_also_in_other_processes(trained):
   assert wordpiece.train(reversed(sentences(500)), 300).model == trained.model
   assert wordpiece.train(sentences(500, seed=1), 300).model != trained.model
-  program = ("import json, sys; from coca.data import wordpiece; "
+  program = ("import json, sys; from coca.data.tokenizers import wordpiece; "
              "print(wordpiece.train(json.load(sys.stdin), 300).sha256)")
   for i in (1, 2, 5):
     found = subprocess.run([sys.executable, "-c", program], input=json.dumps(sentences(500)), capture_output=True,
@@ -227,7 +227,7 @@ def test_berts_list_for_a_run_is_kept_with_blips_tokens(tmp_path):
 def test_a_tokenizer_that_does_not_fit_the_settings(tmp_path):
   """Named with the numbers that would: of [CLS] and [ENC], and of the prompt's tokens."""
   (tmp_path / "bert.txt").write_text("\n".join(SMALL) + "\n")
-  tokenizer.train(["some words to learn"] * 9, 40).save(tmp_path / "words.model")
+  sentencepiece.train(["some words to learn"] * 9, 40).save(tmp_path / "words.model")
 
   def find(file, prompt_tokens=0, **med):
     config = settings.Config(

@@ -27,14 +27,14 @@ from coca.capfilt.on_ray import WorkersFailed, run_ray
 from coca.capfilt.report import write_report
 from coca.capfilt.settings import CapFilt, parse
 from coca.capfilt.stage import TooManyFailed
-from coca.checkpoint import CheckpointError
-from coca.commands import one_line, parse_flags
 from coca.config import Source
+from coca.config.command_line import one_line, parse_flags
+from coca.config.typed import from_plain
 from coca.data import sidecars
 from coca.data.sources import check_places, open_source, places_of
-from coca.distributed import CRASHED, LOCKED
-from coca.lock import Locked, locked
-from coca.typed import from_plain
+from coca.devices.processes import CRASHED, LOCKED
+from coca.storage.checkpoint import CheckpointError
+from coca.storage.lock import Locked, locked
 
 
 class Stop(RuntimeError):

@@ -26,13 +26,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from coca.config import Source
+from coca.config.data_checks import check_source
+from coca.config.typed import from_plain, to_plain
 from coca.data import images, sidecars
 from coca.data.records import BadRecord, Record, Shard
 from coca.data.sidecars import SidecarError
-from coca.data.sources import files, open_source
-from coca.data_checks import check_source
-from coca.threads import threads
-from coca.typed import from_plain, to_plain
+from coca.data.sources import open_source
+from coca.files import finding
+from coca.files.threads import threads
 
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
 FIELDS = ("origin", "matching", "contrastive", "decoding", "captioner", "filter", "version")  # of a text
@@ -105,7 +106,7 @@ def export(out: str | os.PathLike, to: str | os.PathLike, format: str = "webdata
   done, write = Exported(), _write_tar if format == "webdataset" else _write_parquet
   there = set(_names(to))
   with tqdm(total=sum(s.stop - s.start for s in manifest["shards"]), desc=f"export to {to}", unit="image",
-            disable=None) as bar, threads(files.THREADS) as pool:
+            disable=None) as bar, threads(finding.THREADS) as pool:
     for shard in manifest["shards"]:
       name = shard.name + SUFFIXES[format]
       if name in there:
@@ -118,7 +119,7 @@ def export(out: str | os.PathLike, to: str | os.PathLike, format: str = "webdata
 
 
 def _manifest_sha256(out: str) -> str:
-  file = files.one(f"{out}/manifest.json")
+  file = finding.one(f"{out}/manifest.json")
   return hashlib.sha256(file.read(0, file.size)).hexdigest()
 
 
@@ -136,12 +137,12 @@ def _begin(to: str, settings: dict) -> None:
     raise ValueError(f"{to} holds other data; export to an empty folder")
   text = (json.dumps(settings, indent=2) + "\n").encode()
   if "export.json" in names:
-    file = files.one(path)
+    file = finding.one(path)
     if file.read(0, file.size) != text:
       raise ValueError(f"{to} holds an export with other settings or of another workdir (export.json); export to an "
                        "empty folder")
   else:
-    files.write_atomic(path, text)
+    finding.write_atomic(path, text)
   fs, folder = fsspec.core.url_to_fs(to)
   if isinstance(fs, LocalFileSystem):
     for name in names:
@@ -204,7 +205,7 @@ def _not_exported(source, number: int, record: Record, image: int | None) -> str
 
 def _write_tar(path: str, samples: Iterator[_Sample], sample: str) -> int:
   count = 0
-  with files.writing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+  with finding.writing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
     def add(name: str, data: bytes) -> None:
       info = tarfile.TarInfo(name)  # of 1970 and nobody: the same bytes each time
       info.size, info.mode = len(data), 0o644
@@ -232,7 +233,7 @@ def _write_parquet(path: str, samples: Iterator[_Sample], sample: str) -> int:
     kinds = {name: pa.list_(pa.string() if pa.types.is_dictionary(kind) else kind) for name, kind in kinds.items()}
   schema = pa.schema([("key", pa.string()), ("jpg", pa.binary()), ("index", pa.int64()), *kinds.items()])
   count = 0
-  with files.writing(path) as file, pq.ParquetWriter(file, schema, compression="zstd", version="2.6") as writer:
+  with finding.writing(path) as file, pq.ParquetWriter(file, schema, compression="zstd", version="2.6") as writer:
     while part := list(itertools.islice(samples, ROW_GROUP)):
       rows = [{"key": s.key, "jpg": s.image, "index": s.number, **{
         name: [row[of] for row in s.rows] if sample == "image" else s.rows[0][of] for name, of in columns.items()}}

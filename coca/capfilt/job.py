@@ -12,15 +12,16 @@ import numpy as np
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from coca.begin import NOT_OURS
 from coca.capfilt.models import Models
 from coca.capfilt.report import evenly
 from coca.capfilt.settings import CapFilt, described, threshold
 from coca.capfilt.stage import Stage, TooManyFailed, failed_images, version
+from coca.config.typed import to_plain
 from coca.data import sidecars
 from coca.data.records import BadRecord, Shard, split
-from coca.data.sources import files, open_source
-from coca.typed import to_plain
+from coca.data.sources import open_source
+from coca.files import finding
+from coca.training.begin import NOT_OURS
 
 ENOUGH = 200  # images, to judge the share of failed ones
 
@@ -89,7 +90,7 @@ def _filled_up(values: dict, defaults: dict) -> dict:
 
 def unfinished(out: str, shards: list[Shard]) -> list[Shard]:
   """Those without a (whole) sidecar."""
-  whole = files.for_each(lambda s: sidecars.is_complete(sidecars.path_of(out, s.name)), shards, "finished shards")
+  whole = finding.for_each(lambda s: sidecars.is_complete(sidecars.path_of(out, s.name)), shards, "finished shards")
   return [shard for shard, is_whole in zip(shards, whole, strict=True) if not is_whole]
 
 
@@ -171,7 +172,7 @@ def decide(out: str, settings: CapFilt, shards: list[Shard]) -> None:
 def exists(path: str) -> bool:
   """Whether a file is there, local or at a URL."""
   try:
-    files.one(path)
+    finding.one(path)
     return True
   except FileNotFoundError:
     return False
@@ -184,4 +185,4 @@ def _manifest(settings: CapFilt, identities: dict, shards: list[Shard]) -> dict:
 
 def _write_manifest(out: str, manifest: dict) -> None:
   shards = [[s.name, s.start, s.stop] for s in manifest["shards"]]
-  files.write_atomic(f"{out}/manifest.json", (json.dumps(manifest | {"shards": shards}, indent=1) + "\n").encode())
+  finding.write_atomic(f"{out}/manifest.json", (json.dumps(manifest | {"shards": shards}, indent=1) + "\n").encode())

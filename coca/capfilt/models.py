@@ -12,11 +12,11 @@ from coca.capfilt.settings import CapFilt, threshold
 from coca.config import Config
 from coca.decoding.common import Special
 from coca.decoding.decode import own_prompt, prompts
-from coca.forward import check_decoding_model
-from coca.host import round_up, to_host
-from coca.hub import local_folder
+from coca.devices.host import round_up, to_host
 from coca.inference import identity
-from coca.workdir import read_config
+from coca.inference.forward import check_decoding_model
+from coca.storage.hub import local_folder
+from coca.storage.workdir import read_config
 
 MOST_TEXTS = 32  # of each image, that are scored at once
 
@@ -29,7 +29,7 @@ class Models:
     devices: see `coca.inference.load`.
 
   Raises:
-    FileNotFoundError, ValueError, coca.checkpoint.CheckpointError: as `coca.inference.load`.
+    FileNotFoundError, ValueError, coca.storage.checkpoint.CheckpointError: as `coca.inference.load`.
     ValueError: a model has not the head that the settings need; says which to train.
   """
 

@@ -1,4 +1,4 @@
-"""Settings of a CapFilt job: typed and checked, as those of a training run (coca/config.py)."""
+"""Settings of a CapFilt job: typed and checked, as those of a training run (coca/config/settings.py)."""
 
 import dataclasses
 import json
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from ml_collections import ConfigDict
 
-from coca.checks import CHOICES
 from coca.config import Source, to_dict
-from coca.data_checks import check_source
+from coca.config.checks import CHOICES
+from coca.config.data_checks import check_source
+from coca.config.typed import from_plain, to_plain
 from coca.decoding.settings import Decoding
-from coca.typed import from_plain, to_plain
 
 # BLIP section 3.3 and Table 2: nucleus sampling. Length limits and the repetition penalty are not in the paper.
 NUCLEUS = Decoding(strategy="sample", top_p=0.9)

@@ -20,9 +20,9 @@ from coca.capfilt.settings import decoding_text, threshold
 from coca.data.records import BadRecord, Record
 from coca.data.sidecars import SCHEMA, SCORES, image_checksum, plain
 from coca.data.texts import collapse
-from coca.hardware import cores
-from coca.host import to_host
-from coca.threads import threads
+from coca.devices.hardware import cores
+from coca.devices.host import to_host
+from coca.files.threads import threads
 
 AHEAD = 3  # batches of images that are read and decoded ahead
 

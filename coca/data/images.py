@@ -21,7 +21,7 @@ import simplejpeg
 from PIL import Image, ImageColor, UnidentifiedImageError
 
 from coca.data.records import BadRecord
-from coca.hardware import cores
+from coca.devices.hardware import cores
 
 cv2.setNumThreads(0)  # the loader's threads work on different pictures; OpenCV's would fight them for the cores
 Image.init()

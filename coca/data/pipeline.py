@@ -25,8 +25,8 @@ from coca.data import images, questions, texts
 from coca.data.augment import rand_augment
 from coca.data.records import BadRecord
 from coca.data.sources import open_source
-from coca.data.tokenizer import PAD, Tokenizer, all_unknown
-from coca.hardware import cores
+from coca.data.tokenizers.sentencepiece import PAD, Tokenizer, all_unknown
+from coca.devices.hardware import cores
 
 Batch = dict[str, np.ndarray]
 _PART = 32  # rows that a thread works on at a time

@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from coca.checks import ORIGINS
 from coca.config import Source
+from coca.config.checks import ORIGINS
+from coca.config.typed import entry, read_object
 from coca.data.records import BadRecord, Record, Shard
-from coca.data.sources import files
-from coca.retries import Unavailable
-from coca.typed import entry, read_object
+from coca.files import finding
+from coca.files.retries import Unavailable
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([
@@ -34,7 +34,7 @@ SCHEMA = pa.schema([
   ("key", pa.string()),  # the record's; "" where it can't be told
   ("image", pa.uint32()),  # checksum (CRC-32) of the encoded image; null: it could not be read or decoded
   ("text", pa.string()),  # null: none
-  ("origin", _NAME),  # of the text, one of coca.checks.ORIGINS; null without one
+  ("origin", _NAME),  # of the text, one of coca.config.checks.ORIGINS; null without one
   ("matching", pa.float32()),  # P(match) that the filter gives; null: no score
   ("contrastive", pa.float32()),  # cosine of the filter's embeddings, likewise
   ("kept", pa.bool_()),  # null: not decided yet
@@ -87,7 +87,7 @@ def write(path: str | os.PathLike, columns: dict[str, Sequence]) -> None:
   for name in SCORES:
     if pc.any(pc.invert(pc.is_finite(table[name]))).as_py():
       raise ValueError(f"{path}: a score in '{name}' is not finite; where there is none, it is null, with a problem")
-  with files.writing(path) as file:
+  with finding.writing(path) as file:
     pq.write_table(table, file, row_group_size=ROW_GROUP, compression="zstd", compression_level=3, version="2.6",
                    data_page_version="1.0", write_page_checksum=True)
 
@@ -141,7 +141,7 @@ def check_pictures(source, rows: Sequence[tuple[int, int, int]]) -> None:
     except BadRecord:  # counted where it is used
       return ""
 
-  for problem in files.for_each(look, rows, "comparing pictures"):
+  for problem in finding.for_each(look, rows, "comparing pictures"):
     if problem:
       raise SidecarError(problem)
 
@@ -169,11 +169,11 @@ def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Ta
 
   Raises:
     FileNotFoundError: there is none (the shard is not finished).
-    coca.retries.Unavailable: the file can't be read; it may be sound.
+    coca.files.retries.Unavailable: the file can't be read; it may be sound.
     SidecarError: damaged, or no sidecar.
   """
   try:
-    data = files.read_all(*fsspec.core.url_to_fs(os.fspath(path)))
+    data = finding.read_all(*fsspec.core.url_to_fs(os.fspath(path)))
   except FileNotFoundError:
     raise FileNotFoundError(f"{path}: no such sidecar; the shard is not finished") from None
   try:
@@ -192,9 +192,9 @@ def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Ta
 def is_complete(path: str | os.PathLike) -> bool:
   """Whether a whole sidecar is there, as far as its last bytes tell (`read` verifies the checksums of all)."""
   try:
-    file = files.one(path)
+    file = finding.one(path)
     # Python's own reading, which is tried again where the disk fails.
-    with pq.ParquetFile(pa.PythonFile(files.RangeFile(file), mode="r")) as opened:
+    with pq.ParquetFile(pa.PythonFile(finding.RangeFile(file), mode="r")) as opened:
       _check_schema(opened.schema_arrow)
     return True
   except Unavailable:
@@ -262,7 +262,7 @@ def read_manifest(out: str | os.PathLike) -> dict:
   """
   path = f"{os.fspath(out).rstrip('/')}/manifest.json"
   try:
-    file = files.one(path)
+    file = finding.one(path)
     manifest = read_object(file.read(0, file.size))
     found = {"captioner": None, "filter": None, **manifest}
     for name in ("captioner", "filter", "preview"):  # that may be null or missing

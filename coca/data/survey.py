@@ -9,8 +9,8 @@ import numpy as np
 from coca.config import Config
 from coca.data import questions, texts
 from coca.data.records import BadRecord
-from coca.data.tokenizer import Tokenizer, all_unknown
-from coca.threads import threads
+from coca.data.tokenizers.sentencepiece import Tokenizer, all_unknown
+from coca.files.threads import threads
 
 PLACES = 32  # where records are looked at, spread over the sources
 RUN = 16  # records at each place, one behind the other: neighbours in a file cost little more than one

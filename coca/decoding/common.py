@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from coca.data.tokenizer import PAD
+from coca.data.tokenizers.sentencepiece import PAD
 from coca.decoding.settings import Decoding
 
 

@@ -6,7 +6,7 @@ Shapes: B images, n texts each, T text length, L the text length of the model, E
 import jax
 import jax.numpy as jnp
 
-from coca.data.tokenizer import PAD
+from coca.data.tokenizers.sentencepiece import PAD
 from coca.decoding.common import Decoded, Special
 
 

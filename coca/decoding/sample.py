@@ -6,7 +6,7 @@ Shapes: B images, K rows (samples) of an image, P prompt length, T text length, 
 import jax
 import jax.numpy as jnp
 
-from coca.data.tokenizer import PAD
+from coca.data.tokenizers.sentencepiece import PAD
 from coca.decoding.common import Decoded, Special, at, begin, in_blocks, process, put_at, top
 from coca.decoding.settings import Decoding
 

@@ -87,8 +87,8 @@ def make_evaluators(config: Config, forward, tokenizer, sources: dict,
 
   Args:
     config: the run's settings.
-    forward: compiled functions (`coca.forward.Forward`).
-    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    forward: compiled functions (`coca.inference.forward.Forward`).
+    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     sources: opened sources by the evaluators' names.
     train_sources: those that `pixel_neighbours` names, by their names.
 

@@ -15,9 +15,9 @@ from coca.data.pipeline import eval_texts
 from coca.data.records import BadRecord
 from coca.decoding.common import Special
 from coca.decoding.decode import own_prompt
+from coca.devices.host import to_host
 from coca.evals.stream import Stream
-from coca.host import to_host
-from coca.threads import threads
+from coca.files.threads import threads
 
 
 class Captions:
@@ -26,8 +26,8 @@ class Captions:
   Args:
     config: the run's settings.
     settings: the evaluator's: source, batch, limit.
-    forward: compiled functions (`coca.forward.Forward`).
-    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    forward: compiled functions (`coca.inference.forward.Forward`).
+    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: pictures and their texts, the references.
   """
 

@@ -12,8 +12,8 @@ import numpy as np
 from absl import logging
 
 from coca.config import Config, Eval
+from coca.devices.host import to_host
 from coca.evals.stream import Stream
-from coca.host import to_host
 
 
 class Matching:
@@ -22,8 +22,8 @@ class Matching:
   Args:
     config: the run's settings.
     settings: the evaluator's: source, batch, limit.
-    forward: compiled functions (`coca.forward.Forward`).
-    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    forward: compiled functions (`coca.inference.forward.Forward`).
+    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: pictures and their texts, of which the first counts.
   """
 

@@ -18,9 +18,9 @@ import numpy as np
 from absl import logging
 
 from coca.config import Config, Eval
+from coca.devices.host import Lagged, from_first
 from coca.evals.ranking import BLOCK, nearest, ranks, recall, reranked
 from coca.evals.stream import Stream, View
-from coca.host import Lagged, from_first
 
 DEPTHS = (1, 5, 10)
 TEXTS = 32  # a picture's texts that are scored at once
@@ -32,8 +32,8 @@ class Retrieval:
   Args:
     config: the run's settings.
     settings: the evaluator's: source, batch, limit, texts_per_image, equal_texts, rerank.
-    forward: compiled functions (`coca.forward.Forward`).
-    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    forward: compiled functions (`coca.inference.forward.Forward`).
+    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: pictures and their texts.
   """
 

@@ -13,12 +13,12 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from coca import sharding
 from coca.config import Config, Eval
 from coca.data import pipeline
 from coca.data.records import Record
-from coca.data.tokenizer import all_unknown
-from coca.host import Lagged, round_up, to_host
+from coca.data.tokenizers.sentencepiece import all_unknown
+from coca.devices import sharding
+from coca.devices.host import Lagged, round_up, to_host
 
 
 class View:
@@ -60,8 +60,8 @@ class Stream:
   Args:
     config: the run's settings.
     settings: the evaluator's.
-    forward: compiled functions (`coca.forward.Forward`).
-    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    forward: compiled functions (`coca.inference.forward.Forward`).
+    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: its records; `settings.limit` picks that many, evenly spread.
     label: as in `View`; left out, the records' own labels.
     batch: of another stream, for which the functions are compiled; 0: as the settings say.

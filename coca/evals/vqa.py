@@ -13,16 +13,16 @@ import numpy as np
 
 from coca.config import Config, Eval
 from coca.data.questions import encode_candidates
-from coca.data.sources import files
 from coca.data.texts import collapse
 from coca.decoding.common import Special
 from coca.decoding.settings import answer_decoding
+from coca.devices.host import to_host
 from coca.evals.captions import references
 from coca.evals.stream import Batch, Stream
 from coca.evals.vqa_accuracy import vqa_accuracy
-from coca.host import to_host
-from coca.retries import Unavailable
-from coca.threads import threads
+from coca.files import finding
+from coca.files.retries import Unavailable
+from coca.files.threads import threads
 
 
 class Vqa:
@@ -31,8 +31,8 @@ class Vqa:
   Args:
     config: the run's settings.
     settings: the evaluator's: source, batch, limit, answers, rank.
-    forward: compiled functions (`coca.forward.Forward`).
-    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    forward: compiled functions (`coca.inference.forward.Forward`).
+    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: pictures with a question each; their texts are the annotators' answers.
 
   Raises:
@@ -85,7 +85,7 @@ def read_answers(path: str) -> list[str]:
     ValueError: it can't be read, or holds nothing.
   """
   try:
-    lines = files.read_all(*fsspec.core.url_to_fs(path)).decode("utf-8-sig").splitlines()
+    lines = finding.read_all(*fsspec.core.url_to_fs(path)).decode("utf-8-sig").splitlines()
   except Unavailable:
     raise
   except (OSError, ValueError) as e:

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from coca.config import Config, Eval
 from coca.data import images, texts
+from coca.data.prompts import ensemble, in_templates
 from coca.data.records import BadRecord, Record
+from coca.devices.host import Lagged
 from coca.evals.ranking import ranks, recall
 from coca.evals.stream import Stream
-from coca.host import Lagged
-from coca.prompts import ensemble, in_templates
-from coca.threads import threads
+from coca.files.threads import threads
 
 THUMB = 16  # pixels a side of what the pixel baseline compares
 MAX_NEIGHBOURS = 200_000  # records: above this the baseline is a job of its own
@@ -35,8 +35,8 @@ class ZeroShot:
   Args:
     config: the run's settings.
     settings: the evaluator's: source, batch, limit, templates, pixel_neighbours.
-    forward: compiled functions (`coca.forward.Forward`).
-    tokenizer: `coca.data.tokenizer.Tokenizer`.
+    forward: compiled functions (`coca.inference.forward.Forward`).
+    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: pictures to classify.
     neighbours: the source that `settings.pixel_neighbours` names, if any.
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from coca import weights
-from coca.retries import of_the_system
-from coca.typed import entry, read_object
+from coca.config.typed import entry, read_object
+from coca.files.retries import of_the_system
+from coca.storage import weights
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors",
            "open_clip_pytorch_model.bin", "pytorch_model.bin", "open_clip_model.bin", "open_clip_pytorch_model.pt",

@@ -13,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from coca.config import Config
-from coca.forward import abstract_model
-from coca.sharding import path_name
+from coca.devices.sharding import path_name
+from coca.inference.forward import abstract_model
 
 
 class Entry(NamedTuple):

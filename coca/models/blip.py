@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Config, Model
-from coca.data.tokenizer import PAD
-from coca.models.common import (
+from coca.data.tokenizers.sentencepiece import PAD
+from coca.models.image_encoder import ImageEncoder
+from coca.models.layers import ACTIVATIONS, Layer, Stack, dropout, layer_norm, linear
+from coca.models.outputs import (
   Encoded,
   Output,
   Scores,
@@ -24,9 +26,7 @@ from coca.models.common import (
   unit,
   vocabulary_logits,
 )
-from coca.models.layers import ACTIVATIONS, Layer, Stack, dropout, layer_norm, linear
-from coca.models.text import Embedding, causal_mask
-from coca.models.vision import ImageEncoder
+from coca.models.text_decoder import Embedding, causal_mask
 
 SHARED = {  # by `config.model.med.sharing`, parts of a layer that encoder and decoder have in common
   "all": ("norm_self", "self_attention", "norm_cross", "cross_attention", "norm_mlp", "mlp"),

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Config
-from coca.data.tokenizer import PAD
-from coca.models.common import (
+from coca.data.tokenizers.sentencepiece import PAD
+from coca.devices.sharding import gather
+from coca.models.image_encoder import ImageEncoder
+from coca.models.layers import linear
+from coca.models.outputs import (
   Encoded,
   Output,
   Scores,
@@ -20,11 +23,8 @@ from coca.models.common import (
   unit,
   vocabulary_logits,
 )
-from coca.models.layers import linear
 from coca.models.poolers import AttentionalPooler
-from coca.models.text import Embedding, MultimodalDecoder, UnimodalDecoder
-from coca.models.vision import ImageEncoder
-from coca.sharding import gather
+from coca.models.text_decoder import Embedding, MultimodalDecoder, UnimodalDecoder
 
 
 class CoCa(nnx.Module):

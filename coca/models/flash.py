@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, SegmentIds, flash_attention
 from jax.sharding import PartitionSpec as P
 
-from coca.sharding import BATCH
+from coca.devices.sharding import BATCH
 
 TILE, MOST = 128, 512  # tokens of a block: a multiple of the first, and no more than the second
 

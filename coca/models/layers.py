@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from coca.hardware import platform
-from coca.sharding import constrain_batch, gather_layer
+from coca.devices.hardware import platform
+from coca.devices.sharding import constrain_batch, gather_layer
 
 # What the papers leave open: kernels as in the ViT code (Xavier), embeddings as in BERT.
 KERNEL_INIT = nnx.initializers.xavier_uniform()

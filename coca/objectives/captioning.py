@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from coca import config
-from coca.data.tokenizer import PAD
-from coca.sharding import BATCH
+from coca.data.tokenizers.sentencepiece import PAD
+from coca.devices.sharding import BATCH
 
 
 def next_tokens(text, weight, prompt: int = 0, last=None):

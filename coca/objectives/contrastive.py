@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from coca import config
-from coca.sharding import BATCH
+from coca.devices.sharding import BATCH
 
 
 def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: config.Contrastive):

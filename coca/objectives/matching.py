@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from coca.sharding import BATCH
+from coca.devices.sharding import BATCH
 
 
 class Negatives(NamedTuple):

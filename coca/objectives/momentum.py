@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from coca import config
+from coca.devices.sharding import BATCH
+from coca.devices.trees import flat, nested
 from coca.objectives.contrastive import compare, everyone
-from coca.sharding import BATCH
-from coca.trees import flat, nested
 
 PARTS = ("image_encoder", "image_projection", "text_encoder", "text_projection")
 

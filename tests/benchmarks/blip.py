@@ -112,12 +112,12 @@ def writing(model, args):
 def training(folder: Path, args):
   from train_step import changed
 
-  from coca import sharding
   from coca.config import parse, to_dict
-  from coca.forward import put_batch
-  from coca.start import initial_params
-  from coca.train_step import init_state, make_train_step
-  from coca.workdir import read_config
+  from coca.devices import sharding
+  from coca.inference.forward import put_batch
+  from coca.storage.workdir import read_config
+  from coca.training.init_from import initial_params
+  from coca.training.step import init_state, make_train_step
 
   config = to_dict(read_config(folder))
   config.model.med.dropout = 0.0

@@ -12,8 +12,8 @@ import os
 import runpy
 from pathlib import Path
 
-from coca.commands import arguments
 from coca.config import Eval, Source, to_dict
+from coca.config.command_line import arguments
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # What a variant of Table 1 reads of one and the same CapFilt job; `none` does without one.

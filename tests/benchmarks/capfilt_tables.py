@@ -157,8 +157,8 @@ class Grid:
 
     def result():
       from coca.data.sources import open_source
-      from coca.metrics import read
-      from coca.workdir import read_config
+      from coca.storage.workdir import read_config
+      from coca.training.metrics import read
       values = {name: value for row in read(folder / "metrics.jsonl") for name, value in row.items()}
       return values | {"texts": {k: len(open_source(s)) for k, s in read_config(folder).data.sources.items()}}
 

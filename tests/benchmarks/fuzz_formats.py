@@ -24,17 +24,20 @@ from bootstrap import bootstrap  # noqa: E402
 from common import tiny  # noqa: E402
 from tars import shard, tar  # noqa: E402
 
-from coca import convert, metrics, weights, workdir  # noqa: E402
-from coca.begin import check_same_run  # noqa: E402
+from coca import convert  # noqa: E402
 from coca.capfilt import export, job, report  # noqa: E402
 from coca.capfilt.settings import CapFilt  # noqa: E402
-from coca.checkpoint import CheckpointError, Checkpoints, load_params  # noqa: E402
 from coca.config import Source  # noqa: E402
-from coca.data import clip_tokenizer, images, tokenizer, wordpiece  # noqa: E402
+from coca.data import images  # noqa: E402
 from coca.data.records import BadRecord  # noqa: E402
 from coca.data.sources import open_source  # noqa: E402
-from coca.forward import abstract_model  # noqa: E402
-from coca.json_lines import JsonLines  # noqa: E402
+from coca.data.tokenizers import clip, sentencepiece, wordpiece  # noqa: E402
+from coca.inference.forward import abstract_model  # noqa: E402
+from coca.inference.json_lines import JsonLines  # noqa: E402
+from coca.storage import weights, workdir  # noqa: E402
+from coca.storage.checkpoint import CheckpointError, Checkpoints, load_params  # noqa: E402
+from coca.training import metrics  # noqa: E402
+from coca.training.begin import check_same_run  # noqa: E402
 
 TEXTS = ["a red cat on a mat", "two dogs", "the blue house", "snow — and ice", "a cat and a dog"] * 8
 
@@ -225,7 +228,7 @@ def _begun(folder):
 
 
 def _pieces(folder):
-  tokenizer.train(TEXTS, 60).save(folder / "tokenizer.model")
+  sentencepiece.train(TEXTS, 60).save(folder / "tokenizer.model")
 
 
 def _clip_json(folder):
@@ -234,7 +237,7 @@ def _clip_json(folder):
 
 def _tokens():
   folder = GOLDEN / "tokenizer"
-  return clip_tokenizer.find(folder, json.loads((folder / "cases.json").read_text())["vocab"])
+  return clip.find(folder, json.loads((folder / "cases.json").read_text())["vocab"])
 
 
 def _encode(*readers):
@@ -245,7 +248,7 @@ def _encode(*readers):
   return read
 
 
-_find_clip, _find_bert = (lambda path: clip_tokenizer.find(path, 545)), (lambda path: wordpiece.find(path, 10**6))
+_find_clip, _find_bert = (lambda path: clip.find(path, 545)), (lambda path: wordpiece.find(path, 10**6))
 
 
 # --- Models ---
@@ -274,7 +277,7 @@ def _from_blip(folder, _):
 
 def _run(folder):
   _pieces(folder)
-  workdir.write_run(tiny(), tokenizer.load(folder / "tokenizer.model"), folder)
+  workdir.write_run(tiny(), sentencepiece.load(folder / "tokenizer.model"), folder)
 
 
 def _read_run(folder, _):
@@ -400,14 +403,14 @@ FORMATS = {
                              _from_open_clip),
   "blip_config": Format(_blip, "*.json", (mutate.bytes_, mutate.json_, mutate.json_), _from_blip),
   "clip_json": Format(_clip_json, "*", (mutate.bytes_, mutate.json_, mutate.json_),
-                      _encode(tokenizer.load, _find_clip)),
+                      _encode(sentencepiece.load, _find_clip)),
   "bert_json": Format(lambda folder: shutil.copy(GOLDEN / "wordpiece" / "tokenizer.json", folder), "*",
-                      (mutate.bytes_, mutate.json_, mutate.json_), _encode(tokenizer.load, _find_bert)),
+                      (mutate.bytes_, mutate.json_, mutate.json_), _encode(sentencepiece.load, _find_bert)),
   "vocab_txt": Format(lambda folder: shutil.copy(GOLDEN / "wordpiece" / "vocab.txt", folder), "*", (mutate.bytes_,),
-                      _encode(tokenizer.load, _find_bert)),
+                      _encode(sentencepiece.load, _find_bert)),
   "bpe_gz": Format(lambda folder: shutil.copy(GOLDEN / "tokenizer" / "bpe_simple_vocab_16e6.txt.gz", folder), "*",
                    (mutate.bytes_, mutate.gz), _encode(_find_clip)),
-  "sentencepiece": Format(_pieces, "*", (mutate.bytes_,), _encode(tokenizer.load)),
+  "sentencepiece": Format(_pieces, "*", (mutate.bytes_,), _encode(sentencepiece.load)),
   "captions": Format(_captions, "*", (mutate.bytes_, mutate.lines, mutate.lines), _go_on),
   "metrics": Format(_numbers, "*", (mutate.bytes_, mutate.lines, mutate.lines), _read_numbers),
 }

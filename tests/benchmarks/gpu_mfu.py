@@ -22,9 +22,10 @@ import jax
 import numpy as np
 from train_step import changed
 
-from coca import config, hardware, plan, sharding
-from coca.forward import put_batch
-from coca.train_step import init_state, make_train_step
+from coca import config, plan
+from coca.devices import hardware, sharding
+from coca.inference.forward import put_batch
+from coca.training.step import init_state, make_train_step
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from drills import RUN
 from workers import ROOT, Job, parameters
 
-from coca import metrics
+from coca.training import metrics
 
 # What is read at restore, and not what retention opens to remove it.
 STEP = "/checkpoints/[0-9]+/(meta|state)/(metadata|_METADATA|manifest.ocdbt|.*/[0-9a-f]{32}|d/[0-9a-f]{32})$"

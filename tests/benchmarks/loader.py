@@ -18,8 +18,9 @@ import simplejpeg
 from PIL import Image
 
 from coca import config as settings
-from coca.data import images, pipeline, tokenizer
+from coca.data import images, pipeline
 from coca.data.records import Record, Text
+from coca.data.tokenizers import sentencepiece
 
 
 def photo(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -94,7 +95,7 @@ def decoders(shape: tuple[int, int], size: int, rounds: int) -> None:
 
 def loader(label: str, pictures: list[bytes], config: settings.Config, rounds: int) -> None:
   source = Memory(pictures, 10_000)
-  words = tokenizer.train((source[i].texts[0].text for i in range(1000)), 500)
+  words = sentencepiece.train((source[i].texts[0].text for i in range(1000)), 500)
   batch = config.data.batch
   best, core = {1: 0.0, 2: 0.0}, {1: 0.0, 2: 0.0}
   for _ in range(rounds):

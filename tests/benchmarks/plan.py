@@ -16,10 +16,10 @@ from pathlib import Path
 
 import jax
 
-from coca.compiled import compile_step
 from coca.config import parse
-from coca.forward import abstract_model
-from coca.topology import open_topology
+from coca.inference.forward import abstract_model
+from coca.planning.compiled import compile_step
+from coca.planning.topology import open_topology
 
 RUNS = {  # config, topology, data x fsdp, pairs a device
   "giant_2048": ("coca_giant", "v4:8x16x16", (32, 64), 32),

@@ -15,9 +15,10 @@ import time
 import jax
 import numpy as np
 
-from coca import config, plan, sharding
-from coca.forward import put_batch
-from coca.train_step import init_state, make_train_step
+from coca import config, plan
+from coca.devices import sharding
+from coca.inference.forward import put_batch
+from coca.training.step import init_state, make_train_step
 
 
 def settings(batch: int, contrastive: bool, captioning: bool):

@@ -54,9 +54,10 @@ def work(args) -> None:
   limit_threads(args.threads)
   import numpy as np
 
-  from coca import plan, sharding
-  from coca.forward import put_batch
-  from coca.train_step import init_state, make_train_step
+  from coca import plan
+  from coca.devices import sharding
+  from coca.inference.forward import put_batch
+  from coca.training.step import init_state, make_train_step
 
   config, total = settings(args.batch, args.same_flops, args.set), 1000
   mesh = sharding.make_mesh()

@@ -28,7 +28,7 @@ from coca.config import parse
 from coca.data.feed import DeviceFeed
 from coca.data.pipeline import train_batches
 from coca.data.sources import open_source
-from coca.data.tokenizer import train
+from coca.data.tokenizers.sentencepiece import train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DIFFERENT = 4  # tars; the others are links

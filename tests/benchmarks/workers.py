@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coca import metrics
+from coca.training import metrics
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))

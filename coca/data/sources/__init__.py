@@ -8,8 +8,8 @@ order at little cost).
 """
 
 from coca import config
-from coca.data.sources.files import SETTING
-from coca.data_checks import check_source
+from coca.config.data_checks import check_source
+from coca.files.finding import SETTING
 
 
 def open_source(settings: config.Source, where: str = SETTING):

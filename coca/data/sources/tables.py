@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from coca.data.sources import annotations
-from coca.data.sources.files import IMAGE_EXTENSIONS
+from coca.files.finding import IMAGE_EXTENSIONS
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}

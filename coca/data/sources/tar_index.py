@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import fsspec
 import numpy as np
 
-from coca.data.sources.files import File, cache_directory, read_all, write_atomic
+from coca.files.finding import File, cache_directory, read_all, write_atomic
 
 SUFFIX = ".index.npz"
 VERSION = 2

@@ -16,7 +16,7 @@ import numpy as np
 from coca import config
 from coca.data.records import BadRecord, Record, Shard, Text, shards_of
 from coca.data.sources.name_questions import NameQuestions
-from coca.retries import Unavailable, again, exists, of_the_system
+from coca.files.retries import Unavailable, again, exists, of_the_system
 
 CLASSES = "tensorflow_datasets."  # what names of features' classes begin with
 VERSION = re.compile(r"\d+\.\d+\.\d+")

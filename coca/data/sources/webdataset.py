@@ -11,9 +11,9 @@ import numpy as np
 
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, shards_of
-from coca.data.sources import files
 from coca.data.sources.tar_index import BLOCK, SUFFIX, TarIndex, is_header, read_index
-from coca.retries import Unavailable
+from coca.files import finding
+from coca.files.retries import Unavailable
 
 MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
         "--output_format=webdataset --output_folder=shards")
@@ -29,15 +29,15 @@ class WebDataset:
   def __init__(self, settings: Source):
     self.name = settings.path
     self._origin = settings.origin or "web"
-    tars, self.problems = files.find(settings.path, ".tar", MAKE)
+    tars, self.problems = finding.find(settings.path, ".tar", MAKE)
     tars = [f for f in tars if not f.name.endswith(SUFFIX)]
     self._field, self._question = settings.text_key, settings.question_key
-    self._text = "txt" if settings.text_key == files.DEFAULT_TEXT_KEY else settings.text_key.lower()
-    default = settings.image_key == files.DEFAULT_IMAGE_KEY
-    self._image = files.IMAGE_EXTENSIONS if default else (settings.image_key.lower(),)
+    self._text = "txt" if settings.text_key == finding.DEFAULT_TEXT_KEY else settings.text_key.lower()
+    default = settings.image_key == finding.DEFAULT_IMAGE_KEY
+    self._image = finding.IMAGE_EXTENSIONS if default else (settings.image_key.lower(),)
     self._shards, counts, extensions = [], [], set()
     not_stored, lost, empty = "", [], Counter()
-    for file, index, note in files.for_each(_indexed, tars, "indexing tars"):
+    for file, index, note in finding.for_each(_indexed, tars, "indexing tars"):
       if index is None or index.problem:
         self.problems.append(note if index is None else index.problem)
       elif note:
@@ -56,7 +56,7 @@ class WebDataset:
     if not_stored:
       self.problems.append(not_stored)
     if not self._shards:
-      raise ValueError(f"{files.SETTING}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
+      raise ValueError(f"{finding.SETTING}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
                        + "\n".join(f"  {problem}" for problem in self.problems[:5]))
     if lost:
       self.problems.insert(0, f"{len(lost)} pictures are not seen, such as {lost[0]}: the first dot of a file's name "
@@ -79,9 +79,9 @@ class WebDataset:
     key, where, image, text, parsed = self._read(i)
     try:
       values = _object(text) if parsed and text is not None else {}
-      found = files.lookup(values, self._field) if parsed else text
-      texts = files.as_texts(found, self._origin, bool(self._question))
-      question = files.as_question(files.lookup(values, self._question)) if self._question else ""
+      found = finding.lookup(values, self._field) if parsed else text
+      texts = finding.as_texts(found, self._origin, bool(self._question))
+      question = finding.as_question(finding.lookup(values, self._question)) if self._question else ""
     except (ValueError, RecursionError) as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
     if not image:
@@ -92,7 +92,7 @@ class WebDataset:
   @property
   def shards(self) -> list[Shard]:
     """One a tar."""
-    names = [files.below(file, self.name, ".tar") for file, *_ in self._shards]
+    names = [finding.below(file, self.name, ".tar") for file, *_ in self._shards]
     return shards_of(names, np.diff(self._starts).tolist())
 
   def _read(self, i: int) -> tuple[str, str, bytes | None, bytes | None, bool]:
@@ -116,10 +116,10 @@ class WebDataset:
     """Raises a ValueError where the settings name an image or text that the tars do not have."""
     holds = f"the tars hold members .{', .'.join(sorted(extensions))}"
     if not any((places[:, 0] >= 0).any() for _, _, places, *_ in self._shards):
-      raise ValueError(f"{files.SETTING}.image_key is {settings.image_key!r}: no record has a member "
+      raise ValueError(f"{finding.SETTING}.image_key is {settings.image_key!r}: no record has a member "
                        f".{' or .'.join(self._image)}; {holds}")
     if self._field and not any((places[:, 2] >= 0).any() for _, _, places, *_ in self._shards):
-      raise ValueError(f"{files.SETTING}.text_key is {settings.text_key!r}: no record has a member "
+      raise ValueError(f"{finding.SETTING}.text_key is {settings.text_key!r}: no record has a member "
                        f".{self._text} or .json; {holds}. For images alone set it to ''")
     fields, wanted = set(), (("question_key", self._question), ("text_key", self._field))
     probes = min(PROBES, len(self))
@@ -137,7 +137,7 @@ class WebDataset:
     for name, key in wanted if fields else ():
       if key and key.partition(".")[0] not in fields:
         member = "" if self._question else f"have no member .{self._text}, and "
-        raise ValueError(f"{files.SETTING}.{name} is {key!r}: {probes} records, spread over all, {member}have no such "
+        raise ValueError(f"{finding.SETTING}.{name} is {key!r}: {probes} records, spread over all, {member}have no such "
                          f"field in their JSON; it has: {', '.join(sorted(fields))}")
 
 
@@ -147,7 +147,7 @@ def _behind_dots(index: TarIndex, images: tuple[str, ...], text: str) -> list[st
   One that belongs to a record with another picture, as KEY.mask.png does, is meant so, unless it has a text of its own.
   """
   kinds = index.extensions.tolist()
-  odd = [k for k, kind in enumerate(kinds) if kind.rpartition(".")[2] in files.IMAGE_EXTENSIONS and kind not in images]
+  odd = [k for k, kind in enumerate(kinds) if kind.rpartition(".")[2] in finding.IMAGE_EXTENSIONS and kind not in images]
   odd = [k for k in odd if "." in kinds[k]]
   if not odd:
     return []
@@ -159,7 +159,7 @@ def _behind_dots(index: TarIndex, images: tuple[str, ...], text: str) -> list[st
           and (not seen[sample] or any((sample, n) in there for n in beside[k]))]
 
 
-def _indexed(file: files.File) -> tuple[files.File, TarIndex | None, str]:
+def _indexed(file: finding.File) -> tuple[finding.File, TarIndex | None, str]:
   try:
     return file, *read_index(file)
   except Unavailable:  # without the tar all records would have other numbers
@@ -168,7 +168,7 @@ def _indexed(file: files.File) -> tuple[files.File, TarIndex | None, str]:
     return file, None, f"{file.name}: {e}"
 
 
-def _read_two(file: files.File, a: int, a_size: int, b: int, b_size: int, a_header: int,
+def _read_two(file: finding.File, a: int, a_size: int, b: int, b_size: int, a_header: int,
               b_header: int) -> tuple[bytes | None, bytes | None]:
   """Two members (None where the offset is -1), in one read if they lie close. Their headers, which lie before them,
   are read with them, and have to be the indexed ones."""

@@ -1,0 +1,25 @@
+"""Settings of a run. `from coca.config import ...` is what configs and users write."""
+
+from coca.config.settings import (
+    Answering,
+    Captioning,
+    Checkpoint,
+    Config,
+    Contrastive,
+    Data,
+    Eval,
+    ImageEncoder,
+    Matching,
+    Med,
+    Mesh,
+    Model,
+    Optim,
+    Poolers,
+    Source,
+    TextDecoder,
+    default,
+    parse,
+    to_dict,
+)
+
+__all__ = ["Answering", "Captioning", "Checkpoint", "Config", "Contrastive", "Data", "Eval", "ImageEncoder", "Matching", "Med", "Mesh", "Model", "Optim", "Poolers", "Source", "TextDecoder", "default", "parse", "to_dict"]

@@ -1,0 +1,226 @@
+"""SentencePiece, trained in memory on the run's own texts (CoCa section 4.1: one model, 64k pieces).
+
+The paper does not say more; chosen here: unigram pieces and the normalisation `nmt_nfkc`, SentencePiece's defaults.
+Case is kept, so that captions come out written as people write them. Training twice on the same texts gives the same
+bytes. Two thirds of all one-bit flips in a model file load without complaint, so a model is known by its sha256.
+"""
+
+import functools
+import hashlib
+import io
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import sentencepiece
+from etils import epath
+from tqdm import tqdm
+
+from coca.config import Source
+from coca.data import texts as texts_
+from coca.data.questions import clean
+from coca.data.records import BadRecord
+from coca.data.tokenizers import clip, wordpiece
+from coca.files.finding import write_atomic
+from coca.files.retries import again
+from coca.files.threads import threads
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3  # of a SentencePiece model; PAD is 0 in every tokenizer
+FILE = "tokenizer.model"
+FILES = (FILE, clip.FILE, wordpiece.FILE)  # what the tokenizer of a working directory may be called
+
+_BYTE_PIECES = 8192  # from this vocabulary on, 256 pieces are spent on the bytes of characters without a piece
+_REASONS = 5  # why records can't be used that are told where none can
+_LONGEST = 1000  # characters of a text that training looks at; SentencePiece would drop texts above 4192 bytes
+
+
+class Tokenizer:
+  """A SentencePiece model.
+
+  What every tokenizer has: the ids `bos`, `eos`, `unknown` and `blank` (a space's; -1: it has none of these), `vocab`
+  (ids from 0 to that), `sha256`, the name `file` under which a working directory keeps it, `tokens`, `encode`, `decode`
+  and `save`.
+
+  Args:
+    model: the bytes of a model file with the ids pad 0, bos 1, eos 2, unk 3.
+
+  Raises:
+    ValueError: damaged bytes, or other special ids.
+  """
+
+  bos, eos, unknown, file = BOS, EOS, UNK, FILE
+
+  def __init__(self, model: bytes):
+    self.model = model
+    self.sha256 = hashlib.sha256(model).hexdigest()
+    self._pieces = sentencepiece.SentencePieceProcessor()
+    try:
+      if not model or not self._pieces.LoadFromSerializedProto(model):
+        raise RuntimeError("empty")
+      ids = tuple(f() for f in (self._pieces.pad_id, self._pieces.bos_id, self._pieces.eos_id, self._pieces.unk_id))
+    except RuntimeError as e:
+      raise ValueError(f"not a SentencePiece model, or a damaged one: {e}") from None
+    if ids != (PAD, BOS, EOS, UNK):
+      raise ValueError(f"the SentencePiece model's pad, bos, eos, unk are {ids}; they have to be 0, 1, 2, 3: train it "
+                       "with pad_id=0, bos_id=1, eos_id=2, unk_id=3")
+    self.vocab: int = self._pieces.get_piece_size()
+    self.blank: int = self._pieces.piece_to_id("\u2581")  # of a space alone; UNK where no piece is
+
+  def tokens(self, text: str) -> list[int]:
+    """The ids of the whole text, without BOS and EOS."""
+    return self._pieces.encode(text)
+
+  def encode(self, text: str, length: int, ends: bool = True) -> np.ndarray:
+    """BOS, the text's ids, EOS, then PAD: int32 [length]. A longer text is cut so that the last id is EOS.
+
+    Without `ends` that is a word: a text that was cut does not end there.
+    """
+    return texts_.framed(self.tokens(text), BOS, EOS, length, ends)
+
+  def decode(self, ids) -> str:
+    """The text up to the first EOS; special ids and those that no piece has are left out."""
+    kept = []
+    for i in np.asarray(ids).tolist():
+      if i == EOS:
+        break
+      if UNK < i < self.vocab:
+        kept.append(i)
+    return self._pieces.decode(kept)
+
+  def save(self, path) -> None:
+    """Writes the model file; a reader sees all of it or nothing."""
+    write_atomic(path, self.model)
+
+
+def all_unknown(tokenizer, ids) -> np.ndarray:
+  """Which texts consist of nothing that the tokenizer knows: equal ids do not make those equal.
+
+  Args:
+    tokenizer: of any kind.
+    ids: int [..., L], as `encode` gives them.
+
+  Returns:
+    bool [...]; False for texts without any token.
+  """
+  ids = np.asarray(ids)
+  unknown = ids == tokenizer.unknown
+  nothing = np.isin(ids, (PAD, tokenizer.bos, tokenizer.eos, tokenizer.blank))
+  return unknown.any(-1) & (unknown | nothing).all(-1)
+
+
+def load(path, sha256: str = "") -> Tokenizer | clip.ClipTokenizer | wordpiece.WordPiece:
+  """Reads a model file.
+
+  Args:
+    path: of the model: SentencePiece's, a .json file with CLIP's byte-pair encoding or BERT's WordPiece, or a .txt
+      file with BERT's pieces.
+    sha256: what the file's must be; empty: any.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: another model than `sha256` says, or a damaged one.
+  """
+  path = epath.Path(path)
+  try:
+    model = again(path.read_bytes, str(path))
+  except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    raise FileNotFoundError(f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model, CLIP's "
+                            "tokenizer.json or BERT's vocab.txt, or leave it empty to train one") from None
+  found = hashlib.sha256(model).hexdigest()
+  if sha256 and found != sha256:
+    raise ValueError(f"the tokenizer in {path} is not the one this run was started with (sha256 {found}, expected "
+                     f"{sha256}); restore it or start a new workdir")
+  try:
+    if path.suffix == ".txt" or (path.suffix == ".json" and wordpiece.is_json(model)):
+      return wordpiece.load(model)
+    return clip.load(model) if path.suffix == ".json" else Tokenizer(model)
+  except ValueError as e:
+    raise ValueError(f"{path}: {e}") from None
+
+
+def train(texts: Iterable[str], vocab: int) -> Tokenizer:
+  """Trains a model; the same texts in the same order give the same bytes.
+
+  Args:
+    texts: what to learn from; white space is collapsed, empty ones are left out.
+    vocab: pieces at most. Few texts do not fill a large vocabulary: `Tokenizer.vocab` is what came out.
+
+  Raises:
+    ValueError: no usable texts, or a vocabulary too small for them.
+  """
+  texts = [t for t in (texts_.collapse(text)[:_LONGEST] for text in texts) if t]
+  if not texts:
+    raise ValueError("no texts to train the tokenizer on: every caption of config.data.sources is empty or unreadable; "
+                     "check text_key and split, or give a model in config.data.tokenizer")
+  with_bytes = vocab >= _BYTE_PIECES
+  model = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab, model_type="unigram",
+      hard_vocab_limit=False, normalization_rule_name="nmt_nfkc", byte_fallback=with_bytes,
+      character_coverage=_coverage(texts, vocab, with_bytes), pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK,
+      num_threads=16,  # fixed: it decides the order in which floats are summed
+      minloglevel=2)
+  except RuntimeError as e:
+    raise ValueError(f"config.model.text.vocab {vocab} does not do for {len(texts)} texts: {e}") from None
+  return Tokenizer(model.getvalue())
+
+
+def _coverage(texts: list[str], vocab: int, with_bytes: bool) -> float:
+  """Share of the characters that get a piece: as many as fill a quarter of the vocabulary; bytes do for the rarest."""
+  counts = Counter()
+  for text in texts:
+    counts.update(text)
+  common = sum(n for _, n in counts.most_common(max(vocab // 4, 1)))
+  return min(0.9995 if with_bytes else 1.0, max(common / counts.total(), 0.98))  # SentencePiece takes 0.98 to 1
+
+
+def texts_of(sources: dict, settings: dict[str, Source], limit: int, seed: int) -> Iterator[str]:
+  """Draws texts for training, evenly from all sources, by the rule and the prompts that training uses.
+
+  Args:
+    sources: by name.
+    settings: theirs, by name (`config.data.sources`).
+    limit: texts at most.
+    seed: decides which records, if there are more.
+
+  Yields:
+    Texts, the same ones in the same order for the same arguments; unreadable records are passed over. An answer comes
+    behind its question.
+
+  Raises:
+    ValueError: there is none in any record; with what the sources say of it.
+  """
+  def read(source, i):
+    try:
+      return source[i]
+    except BadRecord as e:
+      return e
+
+  any_text = False
+  reasons = [problem for source in sources.values() for problem in source.problems[:2]]
+
+  share = max(limit // len(sources), 1)
+  total = sum(min(len(source), share) for source in sources.values())
+  with threads(16) as pool, tqdm(total=total, desc="texts for the tokenizer", disable=None, delay=5) as bar:
+    for name in sorted(sources):
+      source, rng = sources[name], np.random.default_rng([seed, zlib.crc32(name.encode())])
+      chosen = rng.choice(len(source), min(len(source), share), replace=False, shuffle=False)
+      # In ascending order, because neighbours lie in one file; several at once, because a bucket answers late.
+      for block in np.split(np.sort(chosen), range(1024, len(chosen), 1024)):
+        for record in pool.map(functools.partial(read, source), block.tolist()):
+          bar.update()
+          try:
+            if isinstance(record, BadRecord):
+              raise record
+            rule = settings[name]
+            text = texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
+            any_text = True
+            yield f"{clean(record.question)} {text}" if record.question else text
+          except BadRecord as e:
+            if len(reasons) < _REASONS:
+              reasons.append(str(e) if e is record else f"{name} {record.key}: {e}")
+  if not any_text:
+    raise ValueError(f"no texts to train the tokenizer on: no record of {', '.join(sorted(sources))} can be used. "
+                     "The first reasons:\n" + "\n".join(f"  {reason}" for reason in reasons))

@@ -1,0 +1,1 @@
+"""Meshes, processes and hosts: where arrays lie, and how they come there."""

@@ -1,0 +1,1 @@
+"""Files of any file system: found, read in spite of errors that pass, and written whole."""

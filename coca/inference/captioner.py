@@ -1,0 +1,406 @@
+"""A trained model to use: `coca.load(workdir)` embeds pictures and texts and writes captions.
+
+    model = coca.load("runs/tiny")
+    similarity = model.embed_images(["cat.jpg", "dog.png"]) @ model.embed_texts(["a cat", "a dog"]).T
+    print(model.caption("cat.jpg"))
+
+A working directory holds all it takes: `config.json` (`{"config": ..., "tokenizer_sha256": ...}`), `tokenizer.model`
+and `checkpoints/`.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from PIL import Image
+from tqdm import tqdm
+
+from coca.config import Config, Model
+from coca.config.data_checks import check_prompts
+from coca.config.typed import to_plain
+from coca.data import images as pictures
+from coca.data.prompts import ensemble, in_templates
+from coca.data.questions import clean, encode_candidates
+from coca.data.records import BadRecord
+from coca.data.tokenizers.sentencepiece import Tokenizer
+from coca.decoding.common import Special
+from coca.decoding.decode import prompts
+from coca.decoding.settings import answer_decoding, make_decoding
+from coca.devices import sharding
+from coca.devices.host import Lagged, round_up
+from coca.devices.trees import flat
+from coca.files.threads import threads
+from coca.inference.forward import Forward, check_decoding_model
+from coca.inference.images import as_list, read
+from coca.storage.hub import local_folder
+from coca.storage.workdir import read_params, read_workdir
+
+BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
+SAID = 20  # broken pictures that are named
+
+
+class ContrastiveCaptioner:
+  """Parameters, tokenizer and compiled functions of one model, on the devices of one process.
+
+  What takes pictures takes `skip_broken` too: a picture that can't be read is then no error. Its row of the result is
+  NaN, its text None, and a warning names it; all others keep their places.
+
+  Args:
+    config: the run's settings.
+    tokenizer: the run's.
+    forward: compiled functions (`coca.inference.forward.Forward`).
+    params: their parameters.
+  """
+
+  def __init__(self, config: Config, tokenizer: Tokenizer, forward, params):
+    self.config, self.tokenizer, self.forward, self.params = config, tokenizer, forward, params
+    self._batches = sorted({round_up(n, forward.mesh) for n in BATCHES})
+
+  def embed_images(self, images, skip_broken: bool = False) -> np.ndarray:
+    """Contrastive embeddings of pictures.
+
+    Args:
+      images: a path, a URL, a PIL image or a uint8 array [H, W, 3], or a list or iterable of those; an array
+        [N, H, W, 3]; or a folder, whose pictures are taken in the order of `coca.inference.images.images_in`.
+      skip_broken: see above.
+
+    Returns:
+      float32 [N, E], unit length; N is 1 for a single picture.
+
+    Raises:
+      ValueError: a picture that cannot be read (names the file), an array of another type or shape, or a model trained
+        without a contrastive loss.
+      ImportError: a URL that takes a package which is not installed.
+    """
+    self._need_embeddings()
+    return self._see(as_list(images), skip_broken,
+                     lambda batch: self.forward.embed_images(self.params, batch["image"]), self._embedding)[0]
+
+  def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
+    """Contrastive embeddings of a text or several: float32 [N, E], unit length. Long texts are cut.
+
+    Raises:
+      ValueError: a model trained without a contrastive loss.
+      TypeError: something else than texts.
+    """
+    self._need_embeddings()
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for text in texts:
+      if not isinstance(text, str):
+        raise TypeError(f"embed_texts takes texts, not {type(text).__name__}")
+    length = self.config.model.text.length
+    return self._run(texts, lambda text: {"text": self.tokenizer.encode(text, length)},
+                     lambda batch: self.forward.embed_texts(self.params, batch["text"]), "texts", self._embedding)
+
+  def attention_maps(self, images, query: int | None = None, skip_broken: bool = False) -> np.ndarray:
+    """Where a pooler looks in pictures as the model sees them (`prepare`), by patch.
+
+    Args:
+      images, skip_broken: as for `embed_images`.
+      query: of the generative pooler; None: the contrastive one. See `coca.models.coca.CoCa.attention_maps`.
+
+    Returns:
+      float32 [N, side, side], the attention's weights, mean over the heads.
+
+    Raises:
+      ValueError: as `embed_images`, or a model without such a pooler or query.
+    """
+    kind, poolers, text = self.config.model.kind, self.config.model.poolers, self.config.model.text
+    if kind != "coca" or (query is None and (poolers.kind == "class_token" or not self.config.contrastive.heads)):
+      raise ValueError("this model has no contrastive pooler to look through; its embedding is that of a class token, "
+                       "or it has none")
+    queries = poolers.n_query - (poolers.kind == "openclip") if text.multimodal_layers else 0
+    if query is not None and not 0 <= query < queries:
+      raise ValueError(f"query {query}: this model has {queries} generative ones, counted from 0")
+    side = self.config.model.image.size // self.config.model.image.patch
+
+    def look(batch):
+      contrastive, generative = self.forward.attention_maps(self.params, batch["image"])
+      return contrastive if query is None else generative[:, query]
+
+    return self._see(as_list(images), skip_broken, look, (side, side))[0]
+
+  def score(self, images, texts: str | Sequence[str], skip_broken: bool = False) -> np.ndarray:
+    """Cosine similarity of every picture with every text: float32 [N, M]. Arguments and errors as above."""
+    return self.embed_images(images, skip_broken) @ self.embed_texts(texts).T
+
+  def match(self, images, texts: str | Sequence[str], skip_broken: bool = False) -> np.ndarray:
+    """Probability that a picture and a text match, by the matching head: BLIP's filter keeps a text from 0.5 on.
+
+    Args:
+      images, skip_broken: as for `embed_images`.
+      texts: one for each picture.
+
+    Returns:
+      float32 [N], of images[i] with texts[i].
+
+    Raises:
+      ValueError: as `embed_images`, a model without a matching head, or not as many texts as pictures.
+    """
+    if not self.config.matching.weight:
+      raise ValueError("this model was trained without a matching loss (config.matching.weight is 0): it has no "
+                       "matching head; configs/capfilt_filter.py trains one, and score() compares embeddings")
+    images, texts = as_list(images), [texts] if isinstance(texts, str) else list(texts)
+    if len(images) != len(texts):
+      raise ValueError(f"{len(images)} pictures and {len(texts)} texts; match takes a text for each picture")
+    length = self.config.model.text.length
+
+    def prepare(i):
+      return {"text": self.tokenizer.encode(texts[i], length)[None]}
+
+    def match(batch):
+      encoded = self.forward.encode(self.params, batch["image"])
+      return self.forward.score(self.params, encoded._replace(embedding=None), batch["text"]).matching[:, 0]
+
+    return self._see(images, skip_broken, match, (), prepare, "pairs")[0]
+
+  def classify(self, images, labels: Sequence[str], templates: Sequence[str] = ("{}",),
+               skip_broken: bool = False) -> np.ndarray:
+    """Probabilities of labels, zero-shot: the softmax over labels of cosine / learned temperature (CLIP section 3.1.2).
+
+    Args:
+      images, skip_broken: as for `embed_images`.
+      labels: names of the classes.
+      templates: prompts with {} where the name goes, such as `coca.data.prompts.CLIP_IMAGENET`; their mean counts.
+
+    Returns:
+      float32 [N, len(labels)]; rows sum to 1. `labels[p.argmax()]` is the likeliest one.
+
+    Raises:
+      ValueError: no labels, a template without {}, or as `embed_images`.
+    """
+    if isinstance(labels, str) or not len(labels):
+      raise ValueError(f"classify takes a list of labels to choose from, not {labels!r}")
+    templates = (templates,) if isinstance(templates, str) else tuple(templates)
+    check_prompts(templates or ("",), "classify's templates")
+    self._need_embeddings()
+    classes = ensemble(self.embed_texts(in_templates(labels, templates)), len(templates))
+    scale = np.exp(np.asarray(self.params["temperature"]["log_scale"]))
+    logits = scale * (self.embed_images(images, skip_broken) @ classes.T)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+  def caption(self, images, prompt: str | Sequence[str] | None = None, *, ids: Sequence[int] | None = None,
+              skip_broken: bool = False, **settings):
+    """Captions: greedy, sampled (`strategy="sample"`) or by beam search (`strategy="beam"`).
+
+        model.caption("cat.jpg")
+        model.caption(folder, "a photo of", strategy="beam", beams=6)
+        model.caption(images, strategy="sample", n=8, top_p=0.9, rerank=True, seed=1)
+
+    Args:
+      images, skip_broken: as for `embed_images`.
+      prompt: what each caption begins with, or a beginning for each picture. None: what the model learned to go on
+        from (`config.data.prompt`, usually nothing), which is then left out of the captions.
+      ids: a number for each picture, from which its samples are drawn wherever it stands; None: its place in `images`.
+      **settings: of `coca.decoding.settings.Decoding`.
+
+    Returns:
+      a text for every picture, also for a single one; with n above 1 a list of n texts for every picture.
+
+    Raises:
+      ValueError: as `embed_images`, a model without a multimodal decoder, settings that make no sense, or a prompt that
+        leaves no room.
+      TypeError: a setting that `coca.decoding.settings.Decoding` lacks; a name of transformers is answered with ours.
+    """
+    decoding, images = make_decoding(**settings), as_list(images)
+    check_decoding_model(decoding, self.config)
+    own = self.config.data.prompt if prompt is None else ""
+    given = [prompt or own] * len(images) if prompt is None or isinstance(prompt, str) else list(prompt)
+    ids = np.arange(len(images)) if ids is None else np.asarray(ids)
+    if not len(images) == len(given) == len(ids):
+      raise ValueError(f"{len(images)} pictures, {len(given)} prompts and {len(ids)} ids; give one for each picture")
+    length = decoding.max_length or self.config.model.text.length
+    special = Special(self.tokenizer.bos, self.tokenizer.eos)
+    starts, lengths = prompts(self.tokenizer, given, length)
+
+    def prepare(i):
+      return {"ids": np.uint32(ids[i]), "prompt": starts[i], "lengths": lengths[i]}
+
+    def write(batch):
+      encoded = self.forward.encode(self.params, batch.pop("image"))
+      return self.forward.caption(self.writer, encoded, decoding, special=special, **batch).text
+
+    texts, broken = self._see(images, skip_broken, write, (decoding.n, length), prepare, "captions")
+    begins = lengths if own else np.ones_like(lengths)  # the first id is BOS
+    texts = [[self.tokenizer.decode(row[b:]) for row in rows] for rows, b in zip(texts, begins, strict=True)]
+    texts = [rows[0] for rows in texts] if decoding.n == 1 else texts
+    return [None if i in broken else text for i, text in enumerate(texts)]
+
+  def answer(self, images, questions: str | Sequence[str], answers: Sequence[str] = (), rank: int = 128,
+             skip_broken: bool = False) -> list[str | None]:
+    """Answers to questions about pictures, of a model that was fine-tuned for them (configs/blip_vqa.py).
+
+    Args:
+      images, skip_broken: as for `embed_images`.
+      questions: one for all pictures, or one for each.
+      answers: the possible ones, of which the best is taken; without any, an answer is written, by beam search.
+      rank: so many of the possible answers, the likeliest by their first token, are scored whole.
+
+    Returns:
+      a text for each picture.
+
+    Raises:
+      ValueError: as `embed_images`, a model that was not trained to answer, an empty question, not as many questions as
+        pictures, or a possible answer that is too long.
+    """
+    config, images = self.config, as_list(images)
+    if not config.answering.weight:
+      raise ValueError("this model was not trained to answer questions (config.answering.weight is 0); "
+                       "configs/blip_vqa.py trains one")
+    questions = [clean(q) for q in ([questions] * len(images) if isinstance(questions, str) else questions)]
+    if len(questions) != len(images) or not all(q.strip() for q in questions):
+      raise ValueError(f"{len(images)} pictures and {len(questions)} questions; give one for each that is not empty")
+    length, decoding = config.model.text.length, answer_decoding(config.answering.length)
+    candidates = encode_candidates(answers, self.tokenizer, length) if len(answers) else None
+    special = Special(self.tokenizer.bos, self.tokenizer.eos)
+
+    def prepare(i):
+      return {"question": self.tokenizer.encode(questions[i], length)}
+
+    def write(batch):
+      encoded = self.forward.encode(self.params, batch["image"])
+      if candidates is not None:
+        return self.forward.rank_answers(self.params, encoded, batch["question"], candidates, min(rank, len(answers)))
+      return self.forward.answer(self.writer, encoded, batch["question"], decoding, special=special).text[:, 0]
+
+    shape = () if len(answers) else (decoding.max_length,)
+    found, broken = self._see(images, skip_broken, write, shape, prepare, "answers")
+    texts = [answers[i] for i in found] if len(answers) else [self.tokenizer.decode(row[1:]) for row in found]
+    return [None if i in broken else text for i, text in enumerate(texts)]
+
+  def _see(self, images: Sequence, skip_broken: bool, function: Callable, shape: tuple,
+           prepare: Callable = lambda i: {}, unit: str = "pictures") -> tuple[np.ndarray, dict[int, str]]:
+    """`_run` over pictures and what `prepare(i)` puts beside the i-th; and why some of them could not be read."""
+    size, broken = self.config.model.image.size, {}
+
+    def row(i):
+      try:
+        image = self.prepare(images[i])
+      except ValueError as e:
+        if not skip_broken:
+          raise
+        image, broken[i] = np.zeros((size, size, 3), np.uint8), str(e)
+      return {"image": image} | prepare(i)
+
+    out = self._run(range(len(images)), row, function, unit, shape)
+    for i in sorted(broken)[:SAID]:
+      logging.warning("%s", broken[i])
+    if len(broken) > SAID:
+      logging.warning("and %d more of %d pictures can't be read", len(broken) - SAID, len(images))
+    if broken and np.issubdtype(out.dtype, np.floating):
+      out = np.array(out)
+      out[list(broken)] = np.nan
+    return out, broken
+
+  def _run(self, items: Sequence, prepare: Callable, function: Callable, unit: str, shape: tuple) -> np.ndarray:
+    """`function` over padded batches of what `prepare` makes of the items, while threads prepare the next ones.
+
+    Args:
+      items: anything.
+      prepare: one item -> dict of arrays, its row of the batch.
+      function: dict of device arrays -> [rows, *shape].
+      unit: of the progress bar.
+      shape: of a row of the result.
+    """
+    if not len(items):
+      return np.zeros((0, *shape), np.float32)
+    largest = self._batches[-1]
+    out = Lagged()
+    with (threads() as pool,
+          tqdm(total=len(items), unit=f" {unit}", disable=None if len(items) > largest else True) as bar):
+      ahead = [pool.submit(prepare, item) for item in items[:2 * largest]]
+      for start in range(0, len(items), largest):
+        rows = [f.result() for f in ahead[:largest]]
+        later = items[start + 2 * largest:start + 3 * largest]
+        ahead = ahead[largest:] + [pool.submit(prepare, item) for item in later]
+        size = next(b for b in self._batches if b >= len(rows))
+        batch = jax.tree.map(lambda *x: np.stack(x), *rows, *rows[:1] * (size - len(rows)))
+        out.append(function(self.forward.put(batch))[:len(rows)])
+        bar.update(len(rows))
+    return out.concatenate()
+
+  def prepare(self, image) -> np.ndarray:
+    """Any accepted picture as uint8 [S, S, 3], prepared as in evaluation. Errors as those of `embed_images`."""
+    size, data = self.config.model.image.size, self.config.data
+    if isinstance(image, np.ndarray):
+      if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"a picture as an array has to be uint8 [height, width, 3] with values from 0 to 255, not "
+                         f"{image.dtype} {list(image.shape)}")
+      return pictures.resize_eval(image, size, data.squash)
+    background = pictures.colour(data.background)
+    if isinstance(image, Image.Image):
+      try:
+        return pictures.resize_eval(pictures.to_rgb(image, background), size, data.squash)
+      except (BadRecord, OSError) as e:
+        raise ValueError(f"PIL image of mode {image.mode}, {image.width} x {image.height}: {e}") from e
+    try:
+      return self.decode(read(image))
+    except (BadRecord, OSError) as e:
+      raise ValueError(f"can't read the picture {image}: {e}") from e
+
+  def decode(self, image: bytes) -> np.ndarray:
+    """An encoded picture (JPEG, PNG, ...) as uint8 [S, S, 3], as in evaluation. Raises BadRecord."""
+    data = self.config.data
+    size, background = self.config.model.image.size, pictures.colour(data.background)
+    return pictures.decode_eval(image, size, background, data.max_pixels, data.squash)
+
+  def _need_embeddings(self) -> None:
+    if not self.config.contrastive.heads:
+      raise ValueError("this model was trained without a contrastive loss (config.contrastive.weight is 0): it makes "
+                       "no embeddings")
+
+  @functools.cached_property
+  def writer(self):
+    """What `Forward.caption` takes."""
+    return self.forward.writer(self.params)
+
+  @property
+  def _embedding(self) -> tuple[int]:
+    return (self.config.model.embed_dim or self.config.model.text.width,)
+
+
+def load(workdir, ema: bool | None = None, devices=None) -> ContrastiveCaptioner:
+  """Opens the newest usable checkpoint of a working directory.
+
+  Args:
+    workdir: what `python -m coca.train --workdir=...` wrote; a local path or a URL such as gs://, or hf://org/name
+      (`coca.storage.hub`).
+    ema: True takes the moving average of the parameters, False the parameters themselves; None the average if the run
+      kept one.
+    devices: where it runs; None: all of this process.
+
+  Raises:
+    FileNotFoundError: not a working directory, or no checkpoint in it yet.
+    ValueError: its parts do not belong together: another tokenizer, or parameters of other settings.
+    coca.storage.checkpoint.CheckpointError: all checkpoints are damaged.
+  """
+  workdir = local_folder(workdir)
+  config, tokenizer = read_workdir(workdir)
+  if ema and not config.optim.ema:
+    raise ValueError(f"{workdir} kept no moving average (config.optim.ema is 0); leave ema out")
+  # Split over data only, whatever the run had: each device holds all parameters and takes its share of the batch.
+  forward = Forward(config, sharding.make_mesh(devices=devices or jax.local_devices()))
+  part = {None: None, True: "ema", False: "params"}[ema]
+  params = read_params(workdir, forward.abstract_params, part)
+  return ContrastiveCaptioner(config, tokenizer, forward, params)
+
+
+def identity(model: ContrastiveCaptioner | None) -> str | None:
+  """sha256 of a model's settings, tokenizer and parameters: which model it is, wherever it lies."""
+  if model is None:
+    return None
+  # Without defaults, so that a setting that is newer than a job does not change it.
+  default, settings = (flat(to_plain(x)) for x in (Model(), model.config.model))
+  changed = {name: value for name, value in settings.items() if value != default[name]}
+  digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode())
+  digest.update((model.tokenizer.sha256 + model.config.data.prompt).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(jnp.copy(leaf)))  # of the leaf itself jax would keep the host's copy
+  return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,224 @@
+"""A model's functions, compiled over a mesh: what evaluation and inference call.
+
+`params` is always an argument, a tree of global arrays, so that a training loop can pass its current ones.
+Shapes: B batch, S side in pixels, K texts a picture, T text length, E embedding width.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+
+from coca.config import Config
+from coca.decoding.common import Decoded, Special
+from coca.decoding.decode import decode
+from coca.decoding.rank import rank_answers
+from coca.decoding.settings import Decoding
+from coca.devices.hardware import in_groups
+from coca.devices.sharding import batch_sharding, param_shardings, replicated
+from coca.models import make_model
+from coca.models.outputs import Encoded, Scores
+from coca.objectives.captioning import captioning_loss
+
+
+def abstract_model(config: Config):
+  """The model's graph definition, and its parameters as a nested dict of ShapeDtypeStructs; nothing is computed."""
+  parts = config.model, config.contrastive, config.captioning, config.matching, config.answering
+  graphdef, params = _abstract_model(*parts)
+  return graphdef, jax.tree.map(lambda x: x, params)  # dicts of the caller's own
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract_model(model, contrastive, captioning, matching, answering):
+  """A start asks for it half a dozen times, at half a second each."""
+  # All that a model looks at.
+  config = Config(model=model, contrastive=contrastive, captioning=captioning, matching=matching, answering=answering)
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))
+  return graphdef, nnx.to_pure_dict(state)
+
+
+def put_batch(batch, mesh):
+  """This process' rows (a tree of numpy arrays) as global arrays split over the batch axes."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+class Forward:
+  """Every result but those of `encode` and `writer` is fp32 or int32 and replicated: each process has it whole."""
+
+  def __init__(self, config: Config, mesh):
+    self.config, self.mesh = config, mesh
+    self.graphdef, shapes = abstract_model(config)
+    self._decoders, self._rankers = {}, {}
+    self.params_shardings = param_shardings(shapes, mesh)
+    self.abstract_params = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.params_shardings
+    )
+
+  def put(self, batch):
+    """See `put_batch`."""
+    return put_batch(batch, self.mesh)
+
+  def embed_images(self, params, image):
+    """uint8 [B, S, S, 3] -> fp32 [B, E], unit length."""
+    return self._call(self._embed_images, params, image)
+
+  def attention_maps(self, params, image):
+    """See `coca.models.coca.CoCa.attention_maps`; the maps are [B, side, side] and [B, Q, side, side] here."""
+    return self._call(self._attention_maps, params, image)
+
+  def embed_texts(self, params, text):
+    """int32 [B, T] -> fp32 [B, E], unit length."""
+    return self._call(self._embed_texts, params, text)
+
+  def encode(self, params, image) -> Encoded:
+    """All that captions and scores need of pictures: uint8 [B, S, S, 3] -> device arrays, split over the batch."""
+    return self._call(self._encode, params, image)
+
+  def score(self, params, encoded: Encoded, text) -> Scores:
+    """How well K texts fit each picture, int32 [B, K, T] -> fp32 [B, K] of each kind that the model has a head for.
+
+    `contrastive` is the cosine, `matching` the probability that picture and text match and `match_logit` the head's
+    logit of it. The scores of a row without text, all padding, mean nothing. An `encoded` without `embedding` gets no
+    cosines, at less cost.
+    """
+    return self._call(self._score, params, encoded, text)
+
+  def caption_loss(self, params, batch):
+    """Sum of the negative log-likelihoods in nats, and the number of tokens, of {'image', 'text', 'weight'}."""
+    return self._call(self._caption_loss, params, batch)
+
+  def writer(self, params):
+    """The parameters made ready for `caption`: once for many batches. They take the decoder's memory once more."""
+    return params, self._call(self._decoding_weights, params)
+
+  def caption(self, writer, encoded: Encoded, decoding: Decoding | None = None, *, special: Special, ids=None,
+              prompt=None, lengths=None) -> Decoded:
+    """Texts for pictures; one program is compiled for each `decoding` (whatever its seed) and each shape.
+
+    Args:
+      writer: see there.
+      encoded: the pictures, from `encode`.
+      decoding: the settings; None: greedy.
+      ids: uint32 [B], which pictures these are (their numbers, or a hash of their keys): with the seed they decide what
+        is sampled, wherever in whatever batch a picture stands.
+      prompt: int32 [B, P], the texts' beginnings as `coca.decoding.decode.prompts` makes them; None: BOS.
+      lengths: int32 [B], of the prompts without padding.
+      special: the tokenizer's ids.
+
+    Returns:
+      texts int32 [B, n, T] and their scores fp32 [B, n].
+
+    Raises:
+      ValueError: the model cannot do it, or `ids` or `lengths` is missing.
+    """
+    decoding = decoding or Decoding()
+    check_decoding_model(decoding, self.config, asked=encoded.mask is not None)
+    if decoding.strategy == "sample" and ids is None:
+      raise ValueError("sampling needs ids: a number for each picture, which decides what is drawn for it")
+    if (prompt is None) != (lengths is None):
+      raise ValueError("a prompt needs its lengths, and lengths a prompt: take both from coca.decoding.decode.prompts")
+    inputs = {"ids": ids, "prompt": prompt, "lengths": lengths}
+    return self._call(self._decoder(decoding, special), *writer, encoded, np.uint32(decoding.seed), inputs)
+
+  def answer(self, writer, encoded: Encoded, question, decoding: Decoding, *, special: Special) -> Decoded:
+    """Answers to questions int32 [B, T] about pictures, by a model that was trained to answer; as `caption`."""
+    return self.caption(writer, self._call(self._ask, writer[0], encoded, question), decoding, special=special)
+
+  def rank_answers(self, params, encoded: Encoded, question, candidates, k: int):
+    """The best of candidates int32 [C, A] for each question, int32 [B]; see `coca.decoding.rank`."""
+    asked = self._call(self._ask, params, encoded, question)
+    if k not in self._rankers:
+      smoothing = self.config.captioning.label_smoothing
+      self._rankers[k] = self._jit(lambda model, *args: rank_answers(model, *args, k, smoothing)[0])
+    return self._call(self._rankers[k], params, asked, candidates)
+
+  def programs(self, decoding: Decoding, special: Special) -> dict:
+    """What `encode`, `writer`, `caption` and `score` call, by these names: to compile it ahead of time."""
+    return {"encode": self._encode, "writer": self._decoding_weights, "caption": self._decoder(decoding, special),
+            "score": self._score}
+
+  def _decoder(self, decoding: Decoding, special: Special):
+    decoding = dataclasses.replace(decoding, seed=0)
+    if (decoding, special) not in self._decoders:
+      length = self.config.model.text.length
+      self._decoders[decoding, special] = self._jit(
+        lambda model, weights, encoded, seed, inputs: decode(
+          model, weights, encoded, decoding, length, special, seed=seed, **inputs
+        )
+      )
+    return self._decoders[decoding, special]
+
+  def _call(self, function, *args):
+    with jax.set_mesh(self.mesh):
+      return function(*args)
+
+  def _jit(self, function, sharding=replicated):
+    return jax.jit(
+      lambda params, *args: function(nnx.merge(self.graphdef, params), *args), out_shardings=sharding(self.mesh)
+    )
+
+  @functools.cached_property
+  def _decoding_weights(self):
+    # Where they lie is up to the constraints inside: the tensor axis stays split.
+    return jax.jit(lambda params: nnx.merge(self.graphdef, params).decoding_weights())
+
+  @functools.cached_property
+  def _embed_images(self):
+    return self._jit(lambda model, image: in_groups(model.embed_image, image, self.config.model.image.tokens))
+
+  @functools.cached_property
+  def _attention_maps(self):
+    side = self.config.model.image.size // self.config.model.image.patch
+    return self._jit(
+      lambda model, image: jax.tree.map(lambda x: x.reshape(*x.shape[:-1], side, side), model.attention_maps(image))
+    )
+
+  @functools.cached_property
+  def _embed_texts(self):
+    return self._jit(lambda model, text: model.embed_text(text))
+
+  @functools.cached_property
+  def _encode(self):
+    tokens = self.config.model.image.tokens
+    return self._jit(lambda model, image: in_groups(model.encode, image, tokens), batch_sharding)
+
+  @functools.cached_property
+  def _ask(self):
+    return self._jit(lambda model, encoded, question: model.ask(encoded.tokens, question), batch_sharding)
+
+  @functools.cached_property
+  def _score(self):
+    return self._jit(lambda model, encoded, text: model.score(encoded, text))
+
+  @functools.cached_property
+  def _caption_loss(self):
+    settings = dataclasses.replace(self.config.captioning, tokens="mean", label_smoothing=0.0)
+
+    def loss(model, batch):
+      out = model(batch["image"], batch["text"], contrast=False)
+      kernel, bias = model.softmax_kernel(), model.softmax_bias
+      return captioning_loss(out.states, kernel, batch["text"], batch["weight"], settings, bias)
+
+    return self._jit(loss)
+
+
+def check_decoding_model(decoding: Decoding, config: Config, asked: bool = False) -> None:
+  """Raises ValueError: the model of `config` has not what `decoding` needs. `asked`: whether it answers a question."""
+  text = config.model.text
+  if config.answering.weight and not asked:
+    raise ValueError("this model answers questions (config.answering.weight is above 0) and writes no captions")
+  if not text.multimodal_layers:
+    raise ValueError("this model has no multimodal decoder (config.model.text.multimodal_layers is 0): it writes no "
+                     "texts")
+  longest = decoding.max_length or text.length
+  if longest > text.length:
+    raise ValueError(f"decoding: max_length {longest} is more than the {text.length} tokens that the model can read "
+                     "(config.model.text.length)")
+  if decoding.min_length >= longest:
+    raise ValueError(f"decoding: min_length {decoding.min_length} tokens and EOS don't fit in the {longest} of a text")
+  if decoding.rerank and not config.contrastive.heads:
+    raise ValueError("decoding: rerank needs the contrastive head, and this model was trained without one "
+                     "(config.contrastive.weight is 0)")

@@ -1,0 +1,102 @@
+"""Pictures as people name them: files, folders and URLs, PIL images and arrays.
+
+What has "://" in it is an fsspec URL (gs://bucket/a.png, https://...) and stays as it is given; all else is local.
+"""
+
+import os
+from pathlib import Path
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
+
+from coca.files import finding
+
+ENDINGS = tuple(f".{extension}" for extension in finding.IMAGE_EXTENSIONS)  # what a folder is searched for
+WEB = ("http://", "https://")  # of which single files are read, and nothing is listed or written
+
+
+def is_url(name) -> bool:
+  """Whether a name is a URL and no local path."""
+  return "://" in os.fspath(name)
+
+
+def as_list(images) -> list:
+  """What a function that takes pictures was given, as a list of single ones.
+
+  Args:
+    images: a path, a URL, a PIL image or an array [H, W, 3]; a list or iterable of those; an array [N, H, W, 3]; or a
+      folder (`images_in`).
+
+  Raises:
+    TypeError: something else.
+    ValueError: a folder without pictures, or as `locate`.
+    ImportError: as `locate`.
+  """
+  if isinstance(images, (str, os.PathLike)):
+    return images_in(images) if is_folder(images) else [images]
+  if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim != 4):
+    return [images]
+  images = list(images)
+  for image in images:
+    if not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
+      raise TypeError(f"a picture is a path, a URL, a PIL image or a uint8 array [height, width, 3], not "
+                      f"{type(image).__name__}")
+  return images
+
+
+def is_folder(name) -> bool:
+  """Whether pictures are to be looked for below a path or URL."""
+  if not is_url(name):
+    return os.path.isdir(name)
+  if os.fspath(name).startswith(WEB):
+    return False
+  fs, place = locate(name)
+  return fs.isdir(place)
+
+
+def images_in(folder) -> list[Path] | list[str]:
+  """The pictures in a folder and the folders in it, by the ending of their names, in the order of their paths.
+
+  Raises:
+    ValueError: there are none, or as `locate`.
+    ImportError: as `locate`.
+  """
+  if is_url(folder):
+    fs, place = locate(folder)
+    found = sorted(fs.unstrip_protocol(p) for p in fs.find(place) if p.lower().endswith(ENDINGS))
+  else:
+    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+  if not found:
+    raise ValueError(f"no pictures in {folder}; looked for files ending in {', '.join(ENDINGS)}")
+  return found
+
+
+def read(name) -> bytes:
+  """The bytes of a file, local or at a URL.
+
+  Raises:
+    OSError: there is none, or it can't be read.
+    ImportError, ValueError: as `locate`.
+  """
+  fs, place = locate(name)
+  return finding.read_all(fs, place)
+
+
+def locate(name) -> tuple[fsspec.AbstractFileSystem, str]:
+  """The file system that a name belongs to, and the path there.
+
+  Raises:
+    ImportError: the package for such URLs is not installed.
+    ValueError: there are no such URLs.
+  """
+  if not is_url(name):
+    return LocalFileSystem(), os.fspath(name)
+  try:
+    return fsspec.core.url_to_fs(os.fspath(name))
+  except ImportError as e:
+    raise ImportError(f"{name}: {e}. https:// takes pip install aiohttp requests, gs:// pip install -e '.[gs]', s3:// "
+                      "'.[s3]'") from None
+  except ValueError as e:
+    raise ValueError(f"{name}: {e}") from None

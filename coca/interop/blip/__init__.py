@@ -1,0 +1,1 @@
+"""BLIP's weights and settings."""

@@ -1,0 +1,1 @@
+"""open_clip's weights and settings."""

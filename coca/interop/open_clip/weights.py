@@ -1,0 +1,140 @@
+"""open_clip's state_dict as our parameters, and back. The projections of self-attention are fused there."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from coca.config import Config
+from coca.interop import tensors
+from coca.interop.tensors import Entry, linear, norm
+
+SELF = {"ln_1": "norm_self", "attn": "self_attention", "ln_2": "norm_mlp", "mlp": "mlp"}
+SELF_BEFORE_CROSS = SELF | {"ln_2": "norm_self_mlp", "mlp": "self_mlp"}
+CROSS = {"ln_1": "norm_cross", "ln_1_kv": "norm_context", "attn": "cross_attention", "ln_2": "norm_mlp", "mlp": "mlp"}
+
+OTHERS = {  # starts of names in layouts that are not read here
+  "visual.trunk.": "a timm image tower",
+  "visual.layer1.": "a ResNet image tower",
+  "text.transformer.embeddings.": "a Hugging Face text tower (such as RoBERTa's)",
+  "text.transformer.encoder.": "a Hugging Face text tower",
+  "attn_pool_contrastive.": "CoCa2",
+  "visual.attn_pool_contrastive.": "CoCa2 (cascade or parallel poolers)",
+  "attn_pool.": "CoCa2",
+  "map_viz2txt_kv": "MaMMUT",
+  "text.cross_attn.": "MaMMUT",
+  "text_model.": "CLIP in the layout of the transformers library; take open_clip's file of these weights",
+}
+LEFT_OUT = ("attn_mask", "text.attn_mask", "text_decoder.attn_mask",  # computed; old files have them
+            "input_resolution", "context_length", "vocab_size")  # of OpenAI's archives
+
+
+def to_params(state_dict: Mapping[str, np.ndarray], config: Config) -> dict:
+  """Our parameters, fp32.
+
+  Args:
+    state_dict: as torch saves it; names may begin with 'module.', the projections of attention may be separate.
+    config: of `coca.interop.open_clip.settings.to_config`.
+
+  Raises:
+    ValueError: names that are unknown or missing, or shapes that differ (they are listed), or values that are not
+      finite.
+  """
+  return tensors.to_params(_tidy(state_dict), config, _entries(config))
+
+
+def to_state_dict(params, config: Config) -> dict[str, np.ndarray]:
+  """open_clip's tensors of our parameters, fp32, in the order and with the names of its own files."""
+  return tensors.to_state_dict(params, _entries(config))
+
+
+# --- Names ---
+
+
+def _entries(config: Config) -> Iterator[Entry]:
+  model, captions = config.model, config.model.text.multimodal_layers > 0
+  text = "text." if captions else ""
+
+  yield Entry("logit_scale", ("temperature/log_scale",), None, "same")
+  if config.contrastive.loss != "softmax":
+    yield Entry("logit_bias", ("temperature/logit_bias",), None, "same")
+
+  yield Entry("visual.class_embedding", ("image_encoder/class_token",), None, "same")
+  yield Entry("visual.positional_embedding", ("image_encoder/positions",), None, "same")
+  yield Entry("visual.conv1.weight", ("image_encoder/patches/kernel",), None, "conv")
+  if model.image.norm_pre:
+    yield from norm("visual.ln_pre", "image_encoder/norm_pre")
+  yield from _blocks("visual.transformer.resblocks", "image_encoder", model.image.layers, SELF)
+  if model.poolers.kind == "openclip":
+    yield Entry("visual.attn_pool.query", ("generative_pooler/queries",), None, "same")
+    # torch fuses the projections where queries and tokens have the same width.
+    fused = model.image.width == model.text.width
+    yield from _attention("visual.attn_pool.attn", "generative_pooler/attention", None, fused)
+    yield from norm("visual.attn_pool.ln_q", "generative_pooler/norm_queries")
+    yield from norm("visual.attn_pool.ln_k", "generative_pooler/norm_tokens")
+    yield from norm("visual.ln_post", "generative_pooler/norm")
+  else:
+    yield from norm("visual.ln_post", "image_encoder/norm")
+  yield Entry("visual.proj", ("image_projection/kernel",), None, "same")
+
+  if captions:
+    yield Entry("text.cls_emb", ("unimodal/cls",), None, "same")
+  yield Entry(f"{text}positional_embedding", ("embedding/positions",), None, "same")
+  yield Entry(f"{text}token_embedding.weight", ("embedding/tokens",), None, "same")
+  yield from _blocks(f"{text}transformer.resblocks", "unimodal", model.text.unimodal_layers, SELF)
+  yield from norm(f"{text}ln_final", "unimodal/norm")
+  yield Entry(f"{text}text_projection", ("unimodal/projection/kernel",), None, "same")
+
+  if captions:
+    layers = model.text.multimodal_layers
+    yield from _blocks("text_decoder.resblocks", "multimodal", layers, SELF_BEFORE_CROSS)
+    yield from _blocks("text_decoder.cross_attn", "multimodal", layers, CROSS)
+    yield from norm("text_decoder.ln_final", "multimodal/norm")
+    yield Entry("text_decoder.text_projection", ("softmax/kernel",), None, "same")
+
+
+def _blocks(theirs: str, tower: str, layers: int, names: dict[str, str]) -> Iterator[Entry]:
+  for i in range(layers):
+    for their_name, our_name in names.items():
+      key, path = f"{theirs}.{i}.{their_name}", f"{tower}/stack/layers/{our_name}"
+      if their_name == "attn":
+        yield from _attention(key, path, i)
+      elif their_name == "mlp":
+        yield from linear(f"{key}.c_fc", f"{path}/up", i)
+        yield from linear(f"{key}.c_proj", f"{path}/down", i)
+      else:
+        yield from norm(key, path, i)
+
+
+def _attention(theirs: str, ours: str, layer: int | None, fused: bool = True) -> Iterator[Entry]:
+  parts = tuple(f"{ours}/{part}" for part in ("query", "key", "value"))
+  if fused:
+    yield Entry(f"{theirs}.in_proj_weight", tuple(f"{part}/kernel" for part in parts), layer, "transposed")
+  else:
+    for letter, part in zip("qkv", parts, strict=True):
+      yield Entry(f"{theirs}.{letter}_proj_weight", (f"{part}/kernel",), layer, "transposed")
+  yield Entry(f"{theirs}.in_proj_bias", tuple(f"{part}/bias" for part in parts), layer, "same")
+  yield from linear(f"{theirs}.out_proj", f"{ours}/out", layer)
+
+
+# --- Checks ---
+
+
+def _tidy(state_dict: Mapping) -> dict:
+  """Without what saving added: a common start, computed found, CLIP's text tower under a name of its own."""
+  found = {key.removeprefix("module."): x for key, x in state_dict.items()}
+  for key in found:
+    for start, what in OTHERS.items():
+      if key.startswith(start):
+        raise ValueError(f"these are weights of another architecture: {what} ('{key}'). Supported are open_clip's CoCa "
+                         "and CLIP with its own ViT and text transformer")
+  found = {key: x for key, x in found.items() if key not in LEFT_OUT}
+  if "text_decoder.ln_final.weight" not in found:  # CLIP: `custom_text` only renames
+    found = {key.removeprefix("text."): x for key, x in found.items()}
+  for key in [key for key in found if key.endswith(".q_proj_weight")]:
+    start = key.removesuffix("q_proj_weight")
+    parts = [found.get(f"{start}{letter}_proj_weight") for letter in "qkv"]
+    if all(x is not None and x.shape == parts[0].shape for x in parts):
+      for letter in "qkv":
+        del found[f"{start}{letter}_proj_weight"]
+      found[f"{start}in_proj_weight"] = np.concatenate(parts)
+  return found

@@ -1,0 +1,59 @@
+"""The image encoder: a ViT, without class token in the paper (CoCa section 3.2, sizes in Table 1).
+
+Shapes: B batch, S side in pixels, N patches, D width.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from coca.config import Model
+from coca.devices.sharding import constrain_batch, gather
+from coca.models.layers import EMBED_INIT, Layer, Stack, gathered, layer_norm, linear, spread
+
+
+class ImageEncoder(nnx.Module):
+  def __init__(self, model: Model, dtype, rngs: nnx.Rngs):
+    image = model.image
+    self.patch, self.dtype, self.mean, self.std = image.patch, dtype, image.mean, image.std
+    self.keep = image.kept
+    self.patches = linear(image.patch**2 * 3, image.width, dtype, rngs, bias=image.patch_bias)
+    self.positions = nnx.Param(EMBED_INIT(rngs.params(), (image.tokens + image.class_token, image.width)))
+    self.class_token = nnx.Param(EMBED_INIT(rngs.params(), (image.width,))) if image.class_token else None
+    self.norm_pre = layer_norm(image.width, model.norm_eps, dtype, rngs) if image.norm_pre else None
+    self.stack = Stack(image.layers, lambda r: Layer(image, model, dtype, r), model, dtype, rngs)
+    self.norm = layer_norm(image.width, model.norm_eps, dtype, rngs) if image.norm_post else None
+
+  def __call__(self, image, patch_noise=None):
+    """Image tokens.
+
+    Args:
+      image: uint8 [B, S, S, 3].
+      patch_noise: float [B, N] or None. With noise, the patches with the smallest values stay, as many as the config's
+        `patch_dropout` leaves (FLIP section 3).
+
+    Returns:
+      [B, N, D], or [B, kept, D]; the class token, where there is one, comes before them.
+    """
+    x = self._normalized(image)
+    batch, side = x.shape[0], x.shape[1] // self.patch
+    x = x.reshape(batch, side, self.patch, side, self.patch, 3).swapaxes(2, 3).reshape(batch, side**2, -1)
+    positions = gather("positions", self.positions[...], self.dtype)
+    x = gathered(self.patches, self.dtype, "patches/")(x)
+    x += spread(positions if self.class_token is None else positions[1:], x.shape, self.dtype)
+    if patch_noise is not None and self.keep < x.shape[1]:
+      kept = jnp.sort(jnp.argsort(patch_noise, axis=1)[:, : self.keep], axis=1)
+      x = jnp.take_along_axis(x, kept[..., None], axis=1)
+    if self.class_token is not None:
+      first = self.class_token[...].astype(self.dtype) + positions[0]
+      x = jnp.concatenate([spread(first, (batch, 1, x.shape[2]), self.dtype), x], axis=1)
+    x = self.norm_pre(x) if self.norm_pre else x
+    x = self.stack(constrain_batch(x))
+    return self.norm(x) if self.norm else x
+
+  def _normalized(self, image):
+    """uint8 [B, S, S, 3] of 0 to 255: minus the mean, by the deviation of each colour."""
+    mean, std = (255 * np.array(x, np.float32) for x in (self.mean, self.std))
+    if len(set(self.mean)) == len(set(self.std)) == 1:
+      mean, std = mean[0], std[0]
+    return ((image.astype(jnp.float32) - mean) / std).astype(self.dtype)

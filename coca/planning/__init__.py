@@ -1,0 +1,1 @@
+"""What a config costs on devices that are not here."""

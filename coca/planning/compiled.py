@@ -1,0 +1,147 @@
+"""The real programs of a config, compiled for devices that are not here: what they hold and what they send."""
+
+import contextlib
+import dataclasses
+import re
+import sys
+import threading
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from coca.config import Config, Mesh
+from coca.config.durations import in_steps
+from coca.decoding.common import Special
+from coca.decoding.settings import Decoding
+from coca.devices.sharding import batch_sharding, make_mesh
+from coca.inference.forward import Forward
+from coca.planning.collectives import Collective, collectives
+from coca.planning.topology import Topology
+from coca.training.step import make_train_step, planned_state
+
+
+class Program(NamedTuple):
+  """A compiled program; all bytes are those of one device."""
+
+  peak: int  # most that is held at any time, arguments included
+  arguments: int
+  collectives: list[Collective]
+  seconds: float  # that compiling took
+
+
+class DoesNotFit(RuntimeError):
+  """The program needs more memory than a device has; the message says how much."""
+
+
+def for_topology(config: Config) -> Config:
+  """`config` as an accelerator reads it: `config.model.dtype` 'auto' is bfloat16 there."""
+  if config.model.dtype == "auto":
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+  return config
+
+
+def compile_step(config: Config, topology: Topology) -> Program:
+  """The training step of the config over all devices of the topology.
+
+  Raises:
+    ValueError: the mesh does not fit the devices, or does not divide a parameter.
+    DoesNotFit: it needs more memory than a device has.
+  """
+  mesh, config = make_mesh(config.mesh, topology.devices), for_topology(config)
+  total = in_steps(config.steps, config.data.batch)
+  state = planned_state(config, total, mesh)
+  lowered = make_train_step(config, total, state, mesh).lower(state, batch_shapes(config, mesh))
+  return _compile(lowered, topology, dict(mesh.shape))
+
+
+def batch_shapes(config: Config, mesh) -> dict:
+  """A batch of `make_train_step` as ShapeDtypeStructs."""
+  image, text, batch, answering = config.model.image, config.model.text, config.data.batch, config.answering
+  shapes = {"image": ((image.size, image.size, 3), jnp.uint8), "text": ((text.length,), jnp.int32),
+            "last": ((), jnp.int32), "hashes": ((2,), jnp.uint32), "weight": ((), jnp.float32)}
+  if answering.weight:
+    shapes |= {"answers": ((answering.answers, answering.length), jnp.int32),
+               "answer_weight": ((answering.answers,), jnp.float32)}
+  sharding = batch_sharding(mesh)
+  return {name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding)
+          for name, (shape, dtype) in shapes.items()}
+
+
+def compile_capfilt(config: Config, topology: Topology, batch: int, decoding: Decoding) -> dict[str, Program]:
+  """The functions of a CapFilt worker on one device, of the model of a config: those that it has the heads for.
+
+  Args:
+    config: of captioner or filter, as it is trained.
+    topology: its first device counts.
+    batch: images at once.
+    decoding: how texts are written.
+
+  Returns:
+    by the names of `Forward.programs`.
+
+  Raises:
+    DoesNotFit: as `compile_step`.
+  """
+  mesh, config = make_mesh(Mesh(), topology.devices[:1]), for_topology(config)
+  forward, sharding = Forward(config, mesh), batch_sharding(mesh)
+  params, text, side = forward.abstract_params, config.model.text, config.model.image.size
+  functions = forward.programs(decoding, Special(bos=1, eos=2))
+  args = {}
+
+  def shape(dtype, *dims):
+    return jax.ShapeDtypeStruct((batch, *dims), dtype, sharding=sharding)
+
+  with jax.set_mesh(mesh):
+    args["encode"] = params, shape(jnp.uint8, side, side, 3)
+    encoded = jax.eval_shape(functions["encode"], *args["encode"])
+    if text.multimodal_layers and config.captioning.weight:
+      args["writer"] = (params,)
+      weights = jax.eval_shape(functions["writer"], params)
+      inputs = {"ids": shape(jnp.uint32), "prompt": None, "lengths": None}
+      args["caption"] = params, weights, encoded, np.uint32(0), inputs
+    if config.contrastive.heads or config.matching.weight:
+      args["score"] = params, encoded, shape(jnp.int32, decoding.n, text.length)
+    return {name: _compile(functions[name].lower(*given), topology, dict(mesh.shape)) for name, given in args.items()}
+
+
+def _compile(lowered, topology: Topology, mesh: dict[str, int]) -> Program:
+  start = time.monotonic()
+  try:
+    compiled = lowered.compile(compiler_options=topology.options or None)
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    # libtpu says how much it would take beside the arguments, and no more.
+    found = re.search(r"HLO temporaries \(([\d.]+)([KMGTP])\)", str(e))
+    raise DoesNotFit(f"temporaries alone take {found[1]} {found[2]}iB" if found else str(e).splitlines()[0]) from None
+  memory = compiled.memory_analysis()
+  if topology.memory and memory.peak_memory_in_bytes > topology.memory:  # on GPUs the compiler does not look
+    raise DoesNotFit(f"it takes {memory.peak_memory_in_bytes / 2**30:.2f} GiB")
+  return Program(memory.peak_memory_in_bytes, memory.argument_size_in_bytes, collectives(compiled.as_text(), mesh),
+                 time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def progress(what: str):
+  """Says on stderr what is being done, on a terminal for how many seconds."""
+  if not sys.stderr.isatty():
+    print(f"{what} ...", file=sys.stderr, flush=True)
+    yield
+    return
+  done, start = threading.Event(), time.monotonic()
+
+  def tick():
+    while not done.wait(1):
+      print(f"\r{what}: {time.monotonic() - start:.0f} s ", end="", file=sys.stderr, flush=True)
+
+  thread = threading.Thread(target=tick, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)

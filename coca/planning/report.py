@@ -1,0 +1,121 @@
+"""Whether a config fits on devices that are not here: what it holds, what it sends, how long it takes.
+
+`python -m coca.plan` prints what is written here.
+"""
+
+from coca import plan
+from coca.capfilt.settings import NUCLEUS
+from coca.config import Config
+from coca.config.durations import in_steps
+from coca.devices.hardware import peak_flops
+from coca.devices.sharding import AXES, mesh_shape
+from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step, for_topology, progress
+from coca.planning.search import GIB, advice, saved_bytes
+from coca.planning.topology import Topology
+
+HELD = {"params": "parameters", "opt": "optimizer", "ema": "moving average", "momentum": "momentum encoders",
+        "queue": "queue"}
+
+
+def fit(config: Config, topology: Topology, mfu: float) -> tuple[str, bool]:
+  """Compiles the training step: what there is to say of it, and whether it fits.
+
+  Raises:
+    ValueError: batch or mesh cannot be split over the devices.
+  """
+  lines = [heading(config, topology)]
+  plan.state_bytes(config, len(topology.devices))  # raises what is wrong with the mesh at once
+  try:
+    with progress(f"compiling the training step of {config.name} for {topology.name}"):
+      program = compile_step(config, topology)
+  except DoesNotFit as e:
+    return "\n".join([*lines, "", refusal(e, topology), "", *advice(config, topology)]), False
+  lines += ["", *memory_table(config, topology, program), "", *collective_table(program), "",
+            *cost(config, topology, mfu, program)]
+  return "\n".join(lines), True
+
+
+def heading(config: Config, topology: Topology) -> str:
+  n = len(topology.devices)
+  batch, shape = plan.batch_arithmetic(config, n), mesh_shape(config.mesh, n)
+  limit = f", {topology.memory / GIB:.2f} GiB each" if topology.memory else ""
+  return (f"{config.name} ({dict(plan.parameter_table(config))['total'] / 1e6:,.0f}M parameters) on {topology.name}: "
+          f"{topology.chips:,} chips, {n:,} devices ({topology.kind}{limit})\n"
+          f"mesh: {' x '.join(f'{axis} {k}' for axis, k in zip(AXES, shape, strict=True))}; remat "
+          f"{config.model.remat}; batch: {batch.per_device:,} per device x {batch.shards:,} x {batch.accumulate} "
+          f"accumulated = {batch.total:,} pairs")
+
+
+def memory_table(config: Config, topology: Topology, program: Program) -> list[str]:
+  state = plan.state_bytes(config, len(topology.devices))
+  rows = [(HELD[name], size) for name, size in state.items()]
+  rows.append(("batch, and what padding adds", program.arguments - sum(state.values())))
+  per_device = plan.batch_arithmetic(config, len(topology.devices)).per_device
+  rows.append(("gradients, activations, all else at the peak", program.peak - program.arguments))
+  kept = saved_bytes(for_topology(config), per_device, config.model.remat)
+  rows.append(("  kept for the backward pass, at least", kept))
+  rows.append(("all", program.peak))
+  lines = [f"{'memory of a device at the peak':<46}{'GiB':>8}"]
+  lines += [f"{name:<46}{size / GIB:>8.2f}" for name, size in rows]
+  if topology.memory:
+    left = topology.memory - program.peak
+    lines.append(f"it fits: {left / GIB:.2f} GiB of {topology.memory / GIB:.2f} are left")
+  return lines
+
+
+def collective_table(program: Program, most: int = 12) -> list[str]:
+  """What sends most, a line each, and the rest in one."""
+  lines = [f"{'collective':<19}{'along':<12}{'times':>7}  {'largest array on a device':<30}{'MB sent a step':>15}"]
+  rest = program.collectives[most:]
+  for row in program.collectives[:most]:
+    array = f"{row.dtype}[{','.join(map(str, row.shape))}]"
+    times = f"{row.times:,}" + "+" * (not row.counted)
+    lines.append(f"{row.kind:<19}{','.join(row.axes):<12}{times:>7}  {array:<30}{row.sent / 1e6:>15,.1f}")
+  if rest:
+    lines.append(f"{len(rest)} more{'':<50}{'':>13}{sum(row.sent for row in rest) / 1e6:>15,.1f}")
+  lines.append(f"{'all':<70}{sum(row.sent for row in program.collectives) / 1e6:>15,.1f}")
+  if not all(row.counted for row in program.collectives):
+    lines.append("+: in a loop of unknown length, counted once")
+  return lines
+
+
+def cost(config: Config, topology: Topology, mfu: float, program: Program) -> list[str]:
+  flops, peak = plan.flops_per_pair(config)["total"], peak_flops(topology.kind)
+  lines = [f"{flops / 1e9:,.1f} GFLOPs a pair, forward and backward"]
+  if peak:
+    steps, batch = in_steps(config.steps, config.data.batch), config.data.batch
+    rate = mfu * peak * len(topology.devices) / flops
+    hours = steps * batch / rate / 3600
+    sent = sum(row.sent for row in program.collectives)
+    lines.append(f"at an MFU of {mfu:g} (--mfu, an assumption): {rate:,.0f} pairs/s, {batch / rate:.2f} s a step; "
+                 f"{steps:,} steps take {hours / 24:,.1f} days, {hours * topology.chips:,.0f} chip-hours")
+    lines.append(f"to hide what it sends behind that, a device has to send {sent * rate / batch / 1e9:,.1f} GB/s")
+  return lines
+
+
+def refusal(error: DoesNotFit, topology: Topology) -> str:
+  there = f", {topology.memory / GIB:.2f} GiB are there" if topology.memory else ""
+  return f"it DOES NOT FIT: {error}{there}"
+
+
+def fit_capfilt(config: Config, topology: Topology, batch: int) -> tuple[str, bool]:
+  """Captioner and filter of the config's model on one device: what there is to say, and whether they fit."""
+  parameters = 4 * dict(plan.parameter_table(config))["total"]
+  head = f"{config.name} in CapFilt: {batch} images at once on one {topology.kind}, nucleus sampling"
+  try:
+    with progress(f"compiling captioner and filter of {config.name} for one device of {topology.name}"):
+      programs = compile_capfilt(config, topology, batch, NUCLEUS)
+  except DoesNotFit as e:
+    return f"{head}\n{refusal(e, topology)}; --capfilt_batch: fewer images at once", False
+  rows = [(f"parameters of the {name}", parameters) for name, part in (("captioner", "caption"), ("filter", "score"))
+          if part in programs]
+  if "caption" in programs:
+    rows.append(("decoder, made ready for writing, and images", programs["caption"].arguments))
+  part = max(programs, key=lambda name: programs[name].peak - programs[name].arguments)
+  rows.append((f"temporaries, most of them in {part}", programs[part].peak - programs[part].arguments))
+  total = sum(size for _, size in rows)
+  fits = not topology.memory or total <= topology.memory
+  lines = [head, "", *(f"{name:<46}{size / GIB:>8.2f} GiB" for name, size in [*rows, ("all", total)])]
+  if topology.memory:
+    lines.append(f"it {'fits' if fits else 'DOES NOT FIT'}: {topology.memory / GIB:.2f} GiB are there")
+  return "\n".join(lines), fits

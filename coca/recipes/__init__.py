@@ -1,0 +1,1 @@
+"""The papers' recipes, from which the files in configs/ are made."""

@@ -1,0 +1,251 @@
+"""A run takes its folder: which folders do, which settings may differ from those that the run was started with, and the
+tokenizer and config.json that it keeps there.
+"""
+
+import hashlib
+import json
+import math
+import re
+
+import jax
+import numpy as np
+from etils import epath
+
+from coca.config import Config, to_dict
+from coca.config.durations import in_steps
+from coca.data.records import BadRecord
+from coca.data.tokenizers import wordpiece
+from coca.data.tokenizers.sentencepiece import FILES, PAD, Tokenizer, load, texts_of, train
+from coca.decoding.decode import own_prompt
+from coca.devices import processes
+from coca.devices.host import from_first
+from coca.files.retries import exists
+from coca.files.threads import threads
+from coca.storage import weights
+from coca.storage.workdir import parse_run, read_run, read_workdir, saved_steps, tokenizer_path, write_run
+from coca.training.optim import make_schedule
+
+# What may change between two starts in one workdir: nothing here changes the parameters that come out, but that with
+# dropout other words are dropped in other micro-batches. What may change too, and is said at the start: `steps`, as
+# long as they are no fewer than are done; where the data are, as long as the records are the same; and what a run that
+# has begun does not read again. Before the first checkpoint there is no past, and everything may change.
+FREE = ("name", "log_every", "evals", "mesh", "checkpoint", "model.remat", "model.attention", "model.unroll",
+        "optim.accumulate", "optim.max_nonfinite", "captioning.chunk", "data.threads", "data.prefetch",
+        "data.max_skipped", "data.tokenizer_texts")
+READ_ONCE = ("init_from", "data.tokenizer")
+PLACES = (".path", ".sidecars")  # of a source
+# What decides a tokenizer that is trained.
+TOKENIZER = ("seed", *READ_ONCE, "model.kind", "model.text.vocab", "data.tokenizer_texts", "data.sources")
+SAMPLE = 8  # records that stand for all of a source
+# What others put into the folder of a run before it begins: launchers their logs, file systems hidden files.
+NOT_OURS = re.compile(r"\..*|lost\+found|logs|xla_cache|.*\.(log|out|err)|log(\.txt)?|std(out|err)")
+
+
+def check_folder(workdir) -> None:
+  """Raises ValueError unless a run can be trained here: in a new or an empty folder, or in that of a run."""
+  workdir = epath.Path(workdir)
+  if exists(workdir / weights.FILE):
+    raise ValueError(f"{workdir} holds a model, which a run would not change; take another --workdir, and "
+                     f"--config.init_from={workdir} to start from that model")
+  if exists(workdir / "config.json") or not exists(workdir):
+    return
+  try:
+    found = sorted(path.name for path in workdir.iterdir() if not NOT_OURS.fullmatch(path.name))
+  except NotADirectoryError:
+    raise ValueError(f"--workdir={workdir} is a file; name a folder") from None
+  if found:
+    raise ValueError(f"{workdir} is neither empty nor the workdir of a run (it has no config.json): it holds "
+                     f"{', '.join(found[:5])}{', ...' if found[5:] else ''}. Take another --workdir")
+
+
+def check_same_run(config: Config, workdir) -> list[str]:
+  """What differs from the settings of the run in this workdir and has to be said, a line each.
+
+  Raises:
+    ValueError: the run has begun, and settings differ that change its past. They are listed.
+  """
+  workdir = epath.Path(workdir)
+  saved, done = read_run(workdir), saved_steps(workdir)
+  if not saved or not done:
+    return []
+  old = parse_run(workdir, saved)
+  said, refused = [], []
+  for name, (before, now) in _differing(old, config).items():
+    line = f"config.{name}: {before!r} before, {now!r} now"
+    if _is_in(name, FREE):
+      continue
+    if name in READ_ONCE:
+      said.append(f"{line}; the run has begun and does not read it again")
+    elif name == "steps":
+      said += _longer(old, config, done[-1])
+    elif name.startswith("data.sources.") and name.endswith(PLACES) and name.split(".")[2] in saved.get("sources", {}):
+      said.append(line)  # `begin` compares the records
+    else:
+      refused.append(f"  {line}")
+  if refused:
+    raise ValueError(f"{workdir} holds a run with other settings:\n" + "\n".join(refused) + "\nGo on with those, or "
+                     f"take a new workdir (config.init_from={workdir} starts from these parameters)")
+  return said
+
+
+def _longer(old: Config, new: Config, done: int) -> list[str]:
+  """What is said where `steps` differ. Raises ValueError if more are done."""
+  before, now = (in_steps(c.steps, c.data.batch) for c in (old, new))
+  if now < done:
+    raise ValueError(f"config.steps is {new.steps}, and {done} are done; it takes {done} or more")
+  past = np.arange(done)
+  if np.allclose(*(make_schedule(c, total)(past) for c, total in ((old, before), (new, now))), rtol=1e-6):
+    return [f"config.steps: {before} before, {now} now"]
+  return [f"config.steps: {before} before, {now} now; the learning rate is that of a run of {now} steps from here on, "
+          f"and was that of one of {before} in the {done} that are done"]
+
+
+def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]:
+  """The run's tokenizer and config.json, kept in the workdir; both are written by a new run, or as settings changed.
+
+  The tokenizer is the given one, that of `init_from`, or one trained on the texts.
+
+  Args:
+    config: of the run.
+    sources: opened training sources by name.
+    workdir: of the run, made when missing. All processes see it, and call this.
+
+  Returns:
+    the tokenizer, and what has to be said of settings and data that changed.
+
+  Raises:
+    FileNotFoundError, ValueError: no such tokenizer, another one than the run began with, one that is too large, or
+      settings or data of another run.
+  """
+  workdir = epath.Path(workdir)
+  said, told = check_same_run(config, workdir), np.zeros(33, np.uint8)
+  if jax.process_index() == 0:
+    saved = read_run(workdir) or {}
+    begun = bool(saved and saved_steps(workdir))
+    records = {name: _fingerprint(source) for name, source in sources.items()}
+    if begun:
+      said += _check_records(config, parse_run(workdir, saved), records, saved.get("sources", {}))
+    if begun and not exists(tokenizer_path(workdir)):
+      raise FileNotFoundError(f"{workdir} has lost its tokenizer ({', '.join(FILES)}); copy it back from elsewhere, or "
+                              "take a new workdir")
+    if begun or (exists(tokenizer_path(workdir)) and _same_tokenizer(config, workdir, saved)):
+      tokenizer = load(tokenizer_path(workdir), saved.get("tokenizer_sha256", ""))
+      _check_tokenizer(config, tokenizer, tokenizer_path(workdir))
+    else:
+      tokenizer = _new_tokenizer(config, sources)
+      _remove_tokenizer(workdir, saved.get("tokenizer_sha256", ""))
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_run(config, tokenizer, workdir, sources=records)
+    if not exists(workdir / tokenizer.file):  # last: config.json says whose file it is
+      tokenizer.save(workdir / tokenizer.file)
+    told = np.array([*bytes.fromhex(tokenizer.sha256), FILES.index(tokenizer.file)], np.uint8)
+  # Hours, maybe, for millions of texts from a bucket; that the first process is gone jax notices.
+  processes.barrier("the first process to train the tokenizer", math.inf)
+  *sha256, file = from_first(told).tolist()
+  return load(workdir / FILES[file], bytes(sha256).hex()), said
+
+
+def _same_tokenizer(config: Config, workdir, saved: dict) -> bool:
+  """Whether `config` would have the tokenizer of the start before."""
+  try:
+    return bool(saved) and not any(_is_in(name, TOKENIZER) for name in _differing(parse_run(workdir, saved), config))
+  except ValueError:  # settings that are refused today
+    return False
+
+
+def _new_tokenizer(config: Config, sources: dict) -> Tokenizer:
+  if config.data.tokenizer:
+    tokenizer, where = load(config.data.tokenizer), config.data.tokenizer
+  elif config.init_from:  # its parameters know no other numbering
+    tokenizer, where = read_workdir(config.init_from)[1], config.init_from
+  else:
+    texts = texts_of(sources, config.data.sources, config.data.tokenizer_texts, config.seed)
+    trainer = wordpiece.train if config.model.kind == "blip" else train
+    tokenizer, where = trainer(texts, config.model.text.vocab), "the tokenizer of these texts"
+  _check_tokenizer(config, tokenizer, where)
+  return tokenizer
+
+
+def _remove_tokenizer(workdir, sha256: str) -> None:
+  """Removes that of a start which was given up, known by its sha256; raises ValueError if there is another one."""
+  found = [path for path in (workdir / name for name in FILES) if exists(path)]
+  for path in found:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+      raise ValueError(f"{path} is not what the run in {workdir} wrote; move it elsewhere (config.data.tokenizer names "
+                       "one that is to be used), or take another workdir")
+  for path in found:
+    path.unlink()
+
+
+def _fingerprint(source) -> dict:
+  """How many records a source has, and a hash of some, by which it is known when it has moved."""
+  def read(i):
+    try:
+      record = source[i]
+      return repr([(t.text, t.origin) for t in record.texts]).encode("utf-8", "backslashreplace") + record.image
+    except BadRecord:
+      return b""
+
+  count, sha256 = len(source), hashlib.sha256()
+  with threads(SAMPLE) as pool:
+    for data in pool.map(read, sorted({n * (count - 1) // (SAMPLE - 1) for n in range(SAMPLE)})):
+      sha256.update(len(data).to_bytes(8, "little") + data)
+  return {"records": count, "sample_sha256": sha256.hexdigest()}
+
+
+def _check_records(config: Config, old: Config, now: dict, before: dict) -> list[str]:
+  """What is said of sources with other records than before. Raises ValueError if such a source has moved."""
+  differing = _differing(old, config)
+  said = []
+  for name in before:
+    if name in now and now[name] != before[name]:
+      where, (had, has) = f"config.data.sources.{name}", (x[name]["records"] for x in (before, now))
+      moved = [where + place for place in PLACES if f"data.sources.{name}{place}" in differing]
+      if moved:
+        raise ValueError(f"{' and '.join(moved)} differs from before, and so do the records ({had:,} before, {has:,} "
+                         "now): in a run that has begun, data may move but not change. Go on with those, or take a new "
+                         "workdir")
+      said.append(f"{where} has other records than when the run began ({had:,} then, {has:,} now): from here on it "
+                  "is trained on these")
+  return said
+
+
+def _check_tokenizer(config: Config, tokenizer, path) -> None:
+  """Raises ValueError if the tokenizer is not one for the model, or what the config has to fit it does not."""
+  if tokenizer.vocab > (vocab := config.model.text.vocab):
+    raise ValueError(f"{path} has {tokenizer.vocab} pieces, more than config.model.text.vocab {vocab}")
+  med, caption = config.model.med, config.captioning
+  if config.model.kind == "blip":
+    if not isinstance(tokenizer, wordpiece.WordPiece):
+      raise ValueError(f"{path}: a model of kind 'blip' takes BERT's vocab.txt or tokenizer.json in "
+                       "config.data.tokenizer; leave it empty to train one")
+    # transformers leaves [CLS] where BLIP has [Encode].
+    if med.cls != tokenizer.cls or med.encode not in (tokenizer.enc, tokenizer.cls):
+      raise ValueError(f"config.model.med.cls {med.cls} and encode {med.encode} are not those of {path}: set them to "
+                       f"{tokenizer.cls} and {tokenizer.enc}")
+  if config.data.prompt and tokenizer.encode(config.data.prompt, config.model.text.length)[-1] != PAD:
+    raise ValueError(f"config.data.prompt {config.data.prompt!r} leaves no room for a text in config.model.text.length "
+                     f"{config.model.text.length} tokens; shorten it")
+  if caption.weight and caption.prompt_tokens:
+    found = own_prompt(config, tokenizer, 1)[1] - 1
+    if found != caption.prompt_tokens:
+      raise ValueError(f"config.captioning.prompt_tokens is {caption.prompt_tokens}, and config.data.prompt "
+                       f"{config.data.prompt!r} has {found} tokens in {path}: set it to that; 0 learns them too")
+
+
+def _differing(old: Config, new: Config) -> dict[str, tuple]:
+  """{'model.image.size': (224, 288), ...}, of settings that differ; None where there is no such setting."""
+  old, new = (_flat(json.loads(json.dumps(to_dict(c).to_dict()))) for c in (old, new))
+  return {name: (old.get(name), new.get(name)) for name in sorted(old | new) if old.get(name) != new.get(name)}
+
+
+def _is_in(name: str, settings) -> bool:
+  return any(f"{name}.".startswith(f"{setting}.") for setting in settings)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+  """{'model.image.size': 288, ...}."""
+  out = {}
+  for key, value in tree.items():
+    out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+  return out

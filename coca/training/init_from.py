@@ -1,0 +1,199 @@
+"""Starting a run from parameters that are there (`config.init_from`): a run's workdir, or a model directory.
+
+What the new model has in common with the old one is loaded. A part (top level of the parameters, such as 'multimodal'
+or 'contrastive_pooler') may be new or gone as a whole, and so may what makes the text embedding in 'unimodal', which
+comes and goes with the contrastive loss, and [MASK], with parallel prediction; new ones keep their fresh values.
+Inside a part all names and shapes have to agree, or else a setting differs by mistake and an error lists them. Position
+embeddings fit any size of picture or length of text. What BLIP's text encoder and decoder shared and now have apart,
+both start with. The optimizer begins anew.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from coca.config import Config
+from coca.devices.trees import flat, nested
+from coca.inference.forward import Forward, abstract_model
+from coca.objectives.momentum import momentum_params
+from coca.storage.workdir import has_params, read_config, read_params
+
+IMAGE, TEXT = "image_encoder/positions", "embedding/positions"
+TWINS = {"text_encoder": "text_decoder", "text_decoder": "text_encoder"}
+OPTIONAL = ("unimodal/cls", "unimodal/norm", "unimodal/projection", "embedding/mask")
+
+
+def start_from(workdir, config: Config, state: dict, mesh):
+  """A fresh training state with parameters, their average and momentum encoders from `workdir`; see `initial_params`.
+
+  Returns:
+    the state, and the report of what was loaded.
+  """
+  params, report = initial_params(workdir, config, state["params"], mesh)
+  copies = {"ema": params, "momentum": momentum_params(params) if "momentum" in state else None}
+  # Copies, since the step is given each part of the state to write over.
+  copies = {name: jax.tree.map(jnp.copy, x) for name, x in copies.items() if name in state}
+  return state | copies | {"params": params}, report
+
+
+class Common(NamedTuple):
+  """What an old model has in common with a new one; parameters by name as `coca.devices.trees.flat` has them."""
+
+  config: Config  # of the old one
+  there: dict  # its parameters' shapes, under the new model's names
+  here: dict  # those of the new one
+  source: dict[str, str]  # name here -> name in the old model
+  skipped: list[str]  # what only the old one has
+  new: list[str]  # and only the new one
+  resized: list[str]
+
+
+def compare(workdir, config: Config) -> Common:
+  """Whether a run of `config` can start from `workdir`; no parameter is read.
+
+  Raises:
+    FileNotFoundError: no model there, or no checkpoint yet.
+    ValueError: a part differs inside; the differences are listed.
+  """
+  old = read_config(workdir)
+  if not has_params(workdir):
+    raise FileNotFoundError(f"config.init_from={workdir} has no checkpoint yet: train there first, or name another")
+  there, here = flat(abstract_model(old)[1]), flat(abstract_model(config)[1])
+  source = {name: _source(name, there) for name in here}
+  used = set(source.values())
+  there = {name: x for name, x in there.items() if name not in used} | {
+    name: there[old] for name, old in source.items() if old in there}
+  skipped, new = (_units(a, b) for a, b in ((there, here), (here, there)))
+  resized = [name for name in (IMAGE, TEXT) if name in there and there[name].shape != here[name].shape]
+  differing = [
+    f"  {name}: {_say(there.get(name))} there, {_say(here.get(name))} here" for name in sorted(there | here)
+    if not _within(name, skipped + new) and not (name in resized and there[name].shape[1:] == here[name].shape[1:])
+    and _say(there.get(name)) != _say(here.get(name))]
+  if differing:
+    more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
+    raise ValueError(f"config.init_from={workdir} holds another model; parts may be new or gone as a whole, but these "
+                     f"differ inside (take over its config.model):\n" + "\n".join(differing[:8]) + more)
+  return Common(old, there, here, source, skipped, new, resized)
+
+
+def initial_params(workdir, config: Config, fresh, mesh):
+  """The parameters of the model in `workdir`, as far as the new one has them.
+
+  Args:
+    workdir: of a run, or a model directory.
+    config: of the new run.
+    fresh: its parameters, newly initialised, on the mesh.
+    mesh: the devices.
+
+  Returns:
+    as `fresh`, and a report of what was loaded, resized, skipped and left fresh (several lines).
+
+  Raises:
+    as `compare`, and as `coca.storage.workdir.read_params`.
+  """
+  old, there, here, source, skipped, new, resized = compare(workdir, config)
+  abstract = flat(Forward(old, mesh).abstract_params)
+  wanted = nested({old: abstract[old] for name, old in source.items() if not _within(name, new)})
+  target = Forward(config, mesh)
+
+  def fit(loaded, fresh):
+    loaded, out = flat(loaded), flat(fresh)
+    for name, x in ((name, loaded[old]) for name, old in source.items() if old in loaded):
+      if name == IMAGE:
+        method = "bicubic" if config.model.kind == "blip" else "bilinear"
+        x = resize_positions(x, config.model.image.tokens, int(config.model.image.class_token), method)
+      elif name == TEXT and len(x) != len(out[name]):
+        x = fit_length(x, out[name], int(config.model.text.cls_position))
+      out[name] = x
+    return nested(out)
+
+  params = jax.jit(fit, out_shardings=target.params_shardings)(read_params(workdir, wanted), fresh)
+  return params, _report(workdir, there, here, skipped, new, resized)
+
+
+def resize_positions(positions, tokens: int, first: int = 0, method: str = "bilinear"):
+  """Resizes a square grid of position embeddings: bilinear for CoCa, whose paper does not say how, bicubic for BLIP.
+
+  Args:
+    positions: [first + N, D]; the first ones, of a class token, stay as they are.
+    tokens: of the new grid.
+    first: how many come before the grid.
+    method: 'bilinear', smoothed where the grid shrinks; 'bicubic', not smoothed, with Keys' a = -0.75 (as PyTorch's
+      interpolate with align_corners=False, which BLIP calls).
+
+  Returns:
+    [first + tokens, D].
+  """
+  if len(positions) == first + tokens:
+    return positions
+  old, new = math.isqrt(len(positions) - first), math.isqrt(tokens)
+  grid = positions[first:].reshape(old, old, -1)
+  if method == "bicubic":
+    rows = _cubic_weights(old, new)
+    grid = jnp.einsum("ih,jw,hwd->ijd", rows, rows, grid, precision="highest")
+  else:
+    grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear")
+  return jnp.concatenate([positions[:first], grid.reshape(tokens, -1)])
+
+
+def _cubic_weights(old: int, new: int) -> np.ndarray:
+  """[new, old]: what each old place adds to a new one; beyond the edges lies the edge's own value."""
+  at = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+  taps = np.floor(at).astype(int) + np.arange(-1, 3)
+  x, a = np.abs(at - taps), -0.75
+  weights = np.where(x < 1, (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4))
+  return (weights[..., None] * (np.clip(taps, 0, old - 1)[..., None] == np.arange(old))).sum(1).astype(np.float32)
+
+
+def fit_length(positions, fresh, last: int = 0):
+  """Position embeddings of a text [N, D] for another length: cut, or continued by those of `fresh` [M, D].
+
+  The last ones, of a [CLS], stay the last ones.
+  """
+  old, new = len(positions) - last, len(fresh) - last
+  kept = min(old, new)
+  return jnp.concatenate([positions[:kept], fresh[kept:new], positions[old:]])
+
+
+def _source(name: str, there: dict) -> str:
+  """Which parameter of the old model `name` starts from: one of this name, or the one that it was shared with."""
+  part, _, rest = name.partition("/")
+  twin = f"{TWINS.get(part)}/{rest}"
+  return twin if name not in there and twin in there else name
+
+
+def _units(a: dict, b: dict) -> list[str]:
+  """Parts, and what of `OPTIONAL`, that `a` has and `b` lacks."""
+  def gone(unit):
+    there, here = (any(_within(name, [unit]) for name in tree) for tree in (a, b))
+    return there and not here
+
+  parts = [part for part in dict.fromkeys(name.split("/")[0] for name in a) if gone(part)]
+  return parts + [unit for unit in OPTIONAL if gone(unit) and not _within(unit, parts)]
+
+
+def _within(name: str, units: Sequence[str]) -> bool:
+  return any(f"{name}/".startswith(f"{unit}/") for unit in units)
+
+
+def _say(x) -> str:
+  return str(list(x.shape)) if x is not None else "none"
+
+
+def _report(workdir, there, here, skipped, new, resized) -> str:
+  """What became of each part, with the number of parameters."""
+  def count(tree, keep):
+    return sum(math.prod(x.shape) for name, x in tree.items() if keep(name))
+
+  lines = [f"config.init_from={workdir}:"]
+  loaded = dict.fromkeys(name.split("/")[0] for name in here if not _within(name, new))
+  lines.append(f"  loaded: {', '.join(loaded)} ({count(here, lambda n: not _within(n, new)):,} parameters)")
+  lines += [f"  resized: {name} {_say(there[name])} to {_say(here[name])}" for name in resized]
+  for what, tree, units in (("skipped, not in the new model", there, skipped), ("freshly initialised", here, new)):
+    if units:
+      lines.append(f"  {what}: {', '.join(units)} ({count(tree, lambda n, u=units: _within(n, u)):,} parameters)")
+  return "\n".join([*lines, "  the optimizer's state is new"])
