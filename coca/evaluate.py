@@ -7,57 +7,11 @@ Prints a table, and writes `eval.json` and `contact_sheet.png` into the working 
 """
 
 import argparse
-import json
-import math
-from pathlib import Path
 
-import jax
-
-from coca import evals, inference
 from coca.config.command_line import one_line
-from coca.data.sources import check_places
 from coca.devices import processes
-from coca.evals.contact_sheet import write_contact_sheet
-from coca.files.finding import write_atomic
+from coca.evals.evaluate import evaluate
 from coca.storage.checkpoint import CheckpointError
-from coca.storage.workdir import read_workdir
-
-
-def evaluate(workdir, names: list[str] | None = None, ema: bool | None = None,
-             allow_urls: bool = False) -> dict[str, float]:
-  """Runs evaluators on the newest checkpoint of a working directory.
-
-  Args:
-    workdir: what `python -m coca.train --workdir=...` wrote.
-    names: of evaluators in the run's config; None: all.
-    ema: as for `coca.inference.load`.
-    allow_urls: whether data in a bucket or on the web may be opened, which the workdir's config names. What is opened
-      is printed.
-
-  Returns:
-    {'eval/<evaluator>/<name>': number}, as written to `eval.json`.
-
-  Raises:
-    ValueError: an unknown evaluator, a config without any, or one that names URLs that may not be opened.
-    FileNotFoundError: no working directory, no checkpoint, or an evaluator's data is missing.
-  """
-  config, tokenizer = read_workdir(workdir)
-  if not config.evals:
-    raise ValueError(f"the config of {workdir} has no evaluators (config.evals is empty)")
-  check_places(evals.places(config, names), allow_urls, f"{workdir}/config.json")
-  sources = evals.open_sources(config, names)
-  model = inference.load(workdir, ema, jax.devices())
-  evaluators = evals.make_evaluators(config, model.forward, tokenizer, *sources)
-  numbers = {}
-  for name, value in evals.run_all(evaluators, model.params):
-    numbers[name] = value
-    if jax.process_index() == 0:
-      print(f"{name:<48} {value:12.4f}", flush=True)
-  write_contact_sheet(evaluators, model.params, Path(workdir) / "contact_sheet.png")
-  if jax.process_index() == 0:
-    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
-    write_atomic(f"{workdir}/eval.json", (json.dumps(finite, indent=2) + "\n").encode())
-  return numbers
 
 
 def main(argv=None) -> None:

@@ -19,145 +19,16 @@ The exit status is 0 where it fits and 3 where it does not. What is compiled is 
 of `coca.devices.hardware` by which transfers run beside computation; these take some memory too.
 """
 
-import math
 import re
 import sys
-from typing import NamedTuple
 
-import jax
-import numpy as np
 from absl import app, flags, logging
-from jax.sharding import AbstractMesh
 from ml_collections import config_flags
 
-from coca.config import Config, parse
+from coca.config import parse
 from coca.config.command_line import one_line, parse_flags
-from coca.config.durations import in_steps
-from coca.devices.sharding import AXES, mesh_shape
-from coca.inference.forward import abstract_model
-from coca.models.flops import flops_per_pair
-from coca.training.step import planned_state
-
-PARTS = (  # in the order in which a pair goes through them
-  "image_encoder", "generative_pooler", "contrastive_pooler", "image_projection", "embedding", "unimodal", "multimodal",
-  "text_encoder", "text_projection", "text_decoder", "caption_head", "softmax", "temperature", "matching_pooler",
-  "matching_head",
-)
-
-
-class Batch(NamedTuple):
-  """per_device x shards x accumulate = total."""
-
-  per_device: int  # pairs that one device sees at once
-  shards: int  # devices that split the batch: data x fsdp; those along tensor share their rows
-  accumulate: int  # micro-batches a step
-  total: int  # pairs a step
-
-
-def parameter_table(config: Config) -> list[tuple[str, int]]:
-  """Parameters of each part of the model, and ('total', ...) last. Nothing is computed."""
-  _, params = abstract_model(config)
-  counts = {part: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for part, tree in params.items()}
-  parts = sorted(counts, key=lambda part: PARTS.index(part) if part in PARTS else len(PARTS))
-  return [*((part, counts[part]) for part in parts), ("total", sum(counts.values()))]
-
-
-def batch_arithmetic(config: Config, n_devices: int) -> Batch:
-  """How the batch is split over devices and micro-batches.
-
-  Raises:
-    ValueError: the mesh does not fit the devices, or the batch cannot be split evenly; the message names one that can.
-  """
-  data, fsdp, _ = mesh_shape(config.mesh, n_devices)
-  total, accumulate, shards = config.data.batch, config.optim.accumulate, data * fsdp
-  unit = shards * accumulate
-  if total % unit:
-    fitting = max(round(total / unit), 1) * unit
-    raise ValueError(
-      f"config.data.batch {total} cannot be split over {shards} devices (data {data} x fsdp {fsdp}) x "
-      f"config.optim.accumulate {accumulate}: it has to be a multiple of {unit}, such as {fitting}"
-    )
-  return Batch(total // unit, shards, accumulate, total)
-
-
-def state_bytes(config: Config, n_devices: int) -> dict[str, int]:
-  """Bytes on each device of 'params', 'opt' and, where there are any, 'ema', 'momentum' and 'queue'.
-
-  The gradients take as much as 'params'.
-
-  Raises:
-    ValueError: the mesh does not fit the devices, or does not divide a parameter.
-  """
-  mesh = AbstractMesh(mesh_shape(config.mesh, n_devices), AXES)
-  state = planned_state(config, in_steps(config.steps, config.data.batch), mesh)
-
-  def size(x):
-    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-
-  parts = ("params", "opt", "ema", "momentum", "queue")
-  return {k: sum(map(size, jax.tree.leaves(state[k]))) for k in parts if k in state}
-
-
-def first_losses(config: Config) -> dict[str, tuple[float, str]]:
-  """What the losses are at the start, in nats, without their weights: a new model tells nothing apart.
-
-  Returns:
-    by name, the size and how it comes about. A loss that is a sum over tokens is given for one.
-  """
-  c, vocab, out = config.contrastive, config.model.text.vocab, {}
-  if c.weight and c.loss == "softmax":
-    keys, directions = config.data.batch + (c.queue if c.momentum else 0), 2 if c.directions == "sum" else 1
-    out["contrastive"] = directions * math.log(keys), f"{'2 ' if directions == 2 else ''}ln {keys:,}"
-  elif c.weight:
-    others = config.data.batch - 1
-    size = np.logaddexp(0, -c.bias) + others * np.logaddexp(0, c.bias)
-    out["contrastive"] = size, f"a pair's and {others:,} others' with bias {c.bias:g}"
-  if config.captioning.weight:
-    each = " for each token of a text" if config.captioning.tokens == "sum" else ""
-    out["captioning"] = math.log(vocab), f"ln {vocab:,}{each}"
-  if config.matching.weight:
-    out["matching"] = math.log(2), "ln 2"
-  if config.answering.weight:
-    out["answering"] = math.log(vocab), f"ln {vocab:,} for each token of an answer"
-  return out
-
-
-def describe(config: Config, n_devices: int) -> str:
-  """All of this as text.
-
-  Raises:
-    ValueError: as `batch_arithmetic` and `state_bytes`.
-  """
-  batch, memory, flops = batch_arithmetic(config, n_devices), state_bytes(config, n_devices), flops_per_pair(config)
-  parameters = dict(parameter_table(config))
-  total_flops, total_parameters = flops.pop("total"), parameters.pop("total")
-  lines = [config.name, "", f"{'part':<20}{'parameters':>15}{'MFLOPs a pair':>18}"]
-  for part in [*parameters, *(p for p in flops if p not in parameters)]:
-    lines.append(f"{part:<20}{parameters.get(part, 0):>15,}{flops.get(part, 0) / 1e6:>18,.2f}")
-  lines.append(f"{'total':<20}{total_parameters:>15,}{total_flops / 1e6:>18,.2f}")
-
-  steps = in_steps(config.steps, batch.total)
-  mesh = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, mesh_shape(config.mesh, n_devices), strict=True))
-  mib = {name: f"{size / 2**20:,.1f} MiB" for name, size in memory.items()}
-  losses = [f"{name} {getattr(config, name).weight:g} x {size:.2f} ({why})"
-            for name, (size, why) in first_losses(config).items()]
-  more = {"ema": "moving average", "momentum": "momentum encoders", "queue": "queue"}
-  rest = "".join(f", {name} {mib[part]}" for part, name in more.items() if part in mib)
-  lines += [
-    "",
-    f"mesh: {mesh} = {n_devices} devices",
-    f"batch: {batch.per_device:,} per device x {batch.shards:,} devices x {batch.accumulate} accumulated = "
-    f"{batch.total:,} pairs a step",
-    f"losses at the start, by their weights: {', '.join(losses)}",
-    f"run: {steps:,} steps, {steps * batch.total:,} pairs, {steps * batch.total * total_flops:.3g} FLOPs (forward and "
-    "backward; causal attention in full, nothing that is computed again)",
-    f"on each device: parameters {mib['params']}, gradients {mib['params']}, optimizer {mib['opt']}{rest}; activations "
-    "come on top",
-  ]
-  return "\n".join(lines)
-
-
-# --- Command line ---
+from coca.devices.sharding import AXES
+from coca.planning import report, search, topology
 
 NO_FIT = 3  # exit status
 
@@ -175,12 +46,6 @@ def main(argv) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   with one_line(ValueError, FileNotFoundError, ModuleNotFoundError):
-    from coca.planning import (  # training takes its arithmetic from this file and needs none of these
-      report,
-      search,
-      topology,
-    )
-
     if FLAGS.mesh and FLAGS.search:
       raise ValueError("--search tries meshes itself: leave out --mesh; --config.mesh.tensor stays as it is")
     if FLAGS.mesh:

@@ -7,8 +7,8 @@ r"""CoCa (arXiv 2205.01917, Table 1): 1.0B image (ViT-giant) and 1.1B text param
 
 The paper took about 5 days on 2,048 TPU v4 chips. The width, 1,408, is 128 x 11: `mesh.fsdp` may be up to 128.
 
-The data sets, and how each is prepared or replaced: `coca.recipes.coca.pretraining`, which also holds the recipe. What is
-not in the paper and was chosen here: see configs/coca_base.py, and that the backward pass computes all layers again.
+The data sets, and how each is prepared or replaced: `coca.recipes.coca.pretraining`, which also holds the recipe. What
+is not in the paper and was chosen here: see configs/coca_base.py, and that the backward pass computes all layers again.
 Table 1's 1.1B of text does not tell whether the softmax has an output matrix of its own (1.18B, as here and as Base and
 Large must have) or that of the embedding (1.09B, with --config.model.text.tied_softmax=True).
 """

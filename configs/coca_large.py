@@ -5,8 +5,8 @@ r"""CoCa-Large (arXiv 2205.01917, Table 1): 303M image and 484M text parameters,
   python -m coca.train --config=configs/coca_large.py --dry_run
   python -m coca.train --config=configs/coca_large.py:runlocal       # a minute on a laptop, built-in corpus
 
-The data sets, and how each is prepared or replaced: `coca.recipes.coca.pretraining`, which also holds the recipe. What is
-not in the paper and was chosen here: see configs/coca_base.py.
+The data sets, and how each is prepared or replaced: `coca.recipes.coca.pretraining`, which also holds the recipe. What
+is not in the paper and was chosen here: see configs/coca_base.py.
 """
 
 from coca.commands import arguments

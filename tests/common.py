@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from coca import config
-from coca.decoding.common import Special
+from coca.config.special import Special
 from coca.devices import sharding
-from coca.devices.sharding import path_name
-from coca.inference.forward import abstract_model
-from coca.training.step import make_gradients
+from coca.devices.trees import path_name
+from coca.models.abstract import abstract_model
+from coca.training.gradients import make_gradients
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL = Special(BOS, EOS)

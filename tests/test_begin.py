@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from coca import train
 from coca.config import Eval, Source, parse, to_dict
 from coca.data.records import Record, Text
-from coca.training import begin
+from coca.training import begin, limits, loop
 from coca.training.init_from import compare
 
 ROOT = Path(__file__).parents[1]
@@ -96,8 +95,8 @@ def nothing_done(monkeypatch):
   def fail(*_, **__):
     raise AssertionError("judged too late")
 
-  for module, name in ((begin, "train"), (begin, "texts_of"), (begin, "write_run"), (train, "init_state"),
-                       (train, "Checkpoints"), (train, "make_train_step")):
+  for module, name in ((begin, "train"), (begin, "texts_of"), (begin, "write_run"), (loop, "init_state"),
+                       (loop, "Checkpoints"), (loop, "make_train_step")):
     monkeypatch.setattr(module, name, fail)
 
 
@@ -117,7 +116,7 @@ def nothing_done(monkeypatch):
 def test_the_rest_is_judged_before_anything_is_written(nothing_done, tmp_path, changes, message):
   settings = tiny(model__text__heads=2, **changes)
   with pytest.raises((ValueError, FileNotFoundError), match=message):
-    train.run(parse(settings), tmp_path / "run")
+    loop.run(parse(settings), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
@@ -129,7 +128,7 @@ def test_a_model_to_start_from_is_looked_at_before_anything_is_written(nothing_d
   (old / "vocab.txt").write_text("")
   for message in ("has no checkpoint yet", r"image_encoder/.*: \[.*32.*\] there, \[.*64.*\] here"):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-      train.run(parse(tiny(init_from=str(old))), tmp_path / "run")
+      loop.run(parse(tiny(init_from=str(old))), tmp_path / "run")
     (old / "checkpoints" / "5").mkdir(parents=True, exist_ok=True)
   assert not (tmp_path / "run").exists()
 
@@ -153,7 +152,7 @@ def test_folders_that_a_run_takes(tmp_path, names):
 def test_folders_of_others_are_refused_and_left_as_they_are(nothing_done, tmp_path, name, message):
   (tmp_path / name).write_text("mine")
   with pytest.raises(ValueError, match=message):
-    train.run(parse(tiny()), tmp_path)
+    loop.run(parse(tiny()), tmp_path)
   assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
 
 
@@ -162,7 +161,7 @@ def test_a_config_json_of_others_is_refused(nothing_done, tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   (tmp_path / "vocab.txt").write_text("mine")
   with pytest.raises(ValueError, match=r"config\.json .*take another (folder|workdir)"):
-    train.run(parse(tiny()), tmp_path)
+    loop.run(parse(tiny()), tmp_path)
   assert (tmp_path / "vocab.txt").read_text() == "mine"
 
 
@@ -284,11 +283,11 @@ def test_advice_after_non_finite_steps_can_be_followed(tmp_path, done, said):
     (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
   waited = []
   settings, numbers = settings_of(), {"skipped_in_a_row": 20, "data/skipped": 0}
-  skipped = train.Skipped(1.0, 64, 0, 0)
-  with pytest.raises(train.Stop, match=r"20 steps in a row up to step 40 had a non-finite .*" + said):
-    train.check((40, numbers), skipped, settings, tmp_path, lambda: waited.append(1))
+  skipped = limits.Skipped(1.0, 64, 0, 0)
+  with pytest.raises(limits.Stop, match=r"20 steps in a row up to step 40 had a non-finite .*" + said):
+    limits.check((40, numbers), skipped, settings, tmp_path, lambda: waited.append(1))
   assert waited
-  train.check((40, numbers | {"skipped_in_a_row": 19}), skipped, settings, tmp_path, None)
+  limits.check((40, numbers | {"skipped_in_a_row": 19}), skipped, settings, tmp_path, None)
   if done:
     compare(tmp_path, settings_of(optim__lr=1e-5))
   else:

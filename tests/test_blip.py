@@ -12,15 +12,16 @@ from blip_reference import ANSWERS, CLS, ENCODE, SHARED, Reference, log_softmax,
 from common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, pairs, random_params, sums_in_bfloat16
 from flax import nnx
 
-from coca import plan
 from coca.config import ImageEncoder, Med, TextDecoder, default, parse
 from coca.decoding.rank import rank_answers
 from coca.decoding.settings import Decoding
 from coca.devices.trees import flat, nested
-from coca.inference.forward import Forward, abstract_model
-from coca.models import blip, layers
+from coca.inference.forward import Forward
+from coca.models import attention, blip
+from coca.models.abstract import abstract_model
 from coca.objectives.momentum import momentum_params
-from coca.training.step import make_gradients
+from coca.planning import arithmetic
+from coca.training.gradients import make_gradients
 
 
 def batch_of(settings, n):
@@ -56,7 +57,7 @@ def test_parameter_counts_are_those_of_table_3(sharing, printed):
   once = vit + embedding + 12 * sum(block.values()) + heads
   twice = {"all": 0, "all_but_cross_attention": 12 * block["cross"], "all_but_self_attention": 12 * block["self"],
            "none": embedding + 12 * sum(block.values())}
-  total = dict(plan.parameter_table(base(sharing)))["total"]
+  total = dict(arithmetic.parameter_table(base(sharing)))["total"]
   assert total == once + twice[sharing]
   assert round(total / 1e6) == printed
 
@@ -229,7 +230,7 @@ def test_cached_decoding_is_that_of_full_forward_passes(answers, decoding, promp
 def test_dropout_keeps_the_expectation():
   x = jnp.broadcast_to(jnp.array([[1.0, -3.0]]), (500_000, 2))
   for rate in (0.1, 0.5):
-    out = np.asarray(layers.dropout(x, rate, jax.random.key(2)))
+    out = np.asarray(attention.dropout(x, rate, jax.random.key(2)))
     dropped = out == 0
     deviation = math.sqrt(rate * (1 - rate) / dropped.size)
     assert abs(dropped.mean() - rate) < 4 * deviation
@@ -237,7 +238,7 @@ def test_dropout_keeps_the_expectation():
     np.testing.assert_allclose(out.mean(0), x[0], rtol=0.01)
     both = (dropped[:, 0] & dropped[:, 1]).mean()  # each value by itself
     assert abs(both - rate**2) < 4 * math.sqrt(rate**2 * (1 - rate**2) / len(out))
-  assert layers.dropout(jnp.ones(9, jnp.bfloat16), 0.5, jax.random.key(0)).dtype == jnp.bfloat16
+  assert attention.dropout(jnp.ones(9, jnp.bfloat16), 0.5, jax.random.key(0)).dtype == jnp.bfloat16
 
 
 PLACES = ("weights", "self", "cross_weights", "cross", "mlp")
@@ -258,7 +259,7 @@ def test_dropout_is_in_all_the_places_of_bert(monkeypatch):
     calls.append(place)
     return x * factor(place, x.shape).astype(np.float32)
 
-  monkeypatch.setattr(layers, "dropout", in_layer)
+  monkeypatch.setattr(attention, "dropout", in_layer)
   monkeypatch.setattr(blip, "dropout", lambda x, rate, key: x * factor("embedding", x.shape).astype(np.float32))
   model = nnx.merge(abstract_model(settings)[0], params)
   tokens = model.image_encoder(batch["image"])

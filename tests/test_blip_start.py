@@ -7,10 +7,10 @@ import safetensors.numpy
 from common import make_mesh
 from flax import nnx
 
-from coca import config, convert
+from coca import config
 from coca.data.tokenizers import wordpiece
 from coca.devices.trees import flat
-from coca.interop import tensors
+from coca.interop import convert, tensors
 from coca.interop.blip import weights as blip_weights
 from coca.models import make_model
 from coca.recipes import blip as blip_recipes

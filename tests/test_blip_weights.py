@@ -13,13 +13,15 @@ import safetensors.numpy
 from common import tiny
 from flax import nnx
 
-from coca import convert, inference
+from coca import convert as door
+from coca import inference
 from coca.capfilt.models import Models
 from coca.capfilt.settings import CapFilt
+from coca.config.special import Special
 from coca.data.questions import clean, encode_candidates
 from coca.data.tokenizers import wordpiece
-from coca.decoding.common import Special
 from coca.decoding.settings import Decoding, answer_decoding
+from coca.interop import convert
 from coca.interop.blip import settings as blip_settings
 from coca.interop.blip import weights as blip_weights
 from coca.storage.workdir import read_config, read_workdir
@@ -404,7 +406,7 @@ def test_back_again_is_the_same_bits(name, converted, tmp_path):
 
 def command(monkeypatch, *args):
   monkeypatch.setattr(sys, "argv", ["coca.convert", *map(str, args)])
-  convert.main()
+  door.main()
 
 
 def test_the_command_finds_out_what_it_is_given(published, converted, tmp_path, monkeypatch, capsys):

@@ -23,7 +23,7 @@ from coca.data import pipeline, sidecars, texts
 from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sidecars import SidecarError
 from coca.data.sources import open_source
-from coca.data.tokenizers import sentencepiece
+from coca.data.tokenizers import load, sentencepiece
 
 
 def web(folder, counts=(7, 6)):
@@ -356,7 +356,7 @@ def test_batches_of_images(tmp_path, words):
   assert len(found) == 6 and all(t.startswith("by hand") for t in found)
   with_weights = pipeline_config(settings, 6, **chosen).data.sources
   opened = {"boot": open_source(with_weights["boot"])}
-  drawn_for_tokenizer = [list(sentencepiece.texts_of(opened, with_weights, 100, seed)) for seed in range(40)]
+  drawn_for_tokenizer = [list(load.texts_of(opened, with_weights, 100, seed)) for seed in range(40)]
   assert all(len(d) == 6 for d in drawn_for_tokenizer)
   counts = Counter(t.split()[0] for d in drawn_for_tokenizer for t in d)
   assert chi_square(counts, {"by": 180, "synthetic": 60}) < 10.83

@@ -12,6 +12,7 @@ from test_inference import make_workdir, small_config
 
 import coca
 from coca import caption, inference
+from coca.inference import caption_files
 from coca.inference.images import images_in
 from coca.inference.json_lines import JsonLines
 from coca.inference.page import MOST, Page
@@ -36,7 +37,7 @@ def model(tmp_path_factory, pictures):
 @pytest.fixture
 def run(model, monkeypatch):
   monkeypatch.setattr(inference, "load", lambda path: {"runs/tiny": model}[path])
-  monkeypatch.setattr(caption, "BATCH", 4)
+  monkeypatch.setattr(caption_files, "BATCH", 4)
 
   def run(*args):
     caption.main([*map(str, args), "--model=runs/tiny"])
@@ -96,7 +97,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("torn", [b"", b'{"image": "/half', b"\x00" * 40 + b"\n"])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(run, pictures, tmp_path, monkeypatch, torn):
   sampled = (pictures, "--strategy=sample", "--n=2", "--seed=3", f"--html={tmp_path / 'page.html'}")
-  monkeypatch.setattr(caption, "BATCH", 2)
+  monkeypatch.setattr(caption_files, "BATCH", 2)
   run(*sampled, f"--out={tmp_path / 'whole.jsonl'}")
   page = (tmp_path / "page.html").read_bytes()
 

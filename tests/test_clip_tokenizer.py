@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coca.data import texts
 from coca.data.tokenizers import clip as clip_tokenizer
-from coca.data.tokenizers import sentencepiece
+from coca.data.tokenizers.load import load as load_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
@@ -41,7 +42,7 @@ def test_cut_texts_may_be_without_an_end_and_nothing_is_unknown(clip):
   ids = clip.tokens("two cats, 3 dogs")
   assert clip.encode("two cats, 3 dogs", len(ids) + 1, ends=False).tolist() == [clip.bos, *ids]
   assert clip.encode("two cats, 3 dogs", len(ids) + 2, ends=False).tolist() == [clip.bos, *ids, clip.eos]
-  assert not sentencepiece.all_unknown(clip, clip.encode("\u732b !", 12))
+  assert not texts.all_unknown(clip, clip.encode("\u732b !", 12))
 
 
 def test_decoding_ends_at_eos_or_at_the_padding(clip):
@@ -75,12 +76,12 @@ def test_every_source_gives_the_same_tokenizer(clip, tmp_path):
 def test_saved_and_opened_again(clip, tmp_path):
   path = tmp_path / clip.file
   clip.save(path)
-  again = sentencepiece.load(path, clip.sha256)
+  again = load_tokenizer(path, clip.sha256)
   assert (again.sha256, again.model, again.bos, again.eos) == (clip.sha256, clip.model, clip.bos, clip.eos)
   assert again.encode("a photo of the cat", 12).tolist() == clip.encode("a photo of the cat", 12).tolist()
   assert [p.name for p in tmp_path.iterdir()] == [clip.file]
   with pytest.raises(ValueError, match="is not the one this run was started with"):
-    sentencepiece.load(path, "0" * 64)
+    load_tokenizer(path, "0" * 64)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -65,7 +65,7 @@ class TestOneLine:
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(SystemExit), one_line(OSError, status=70), locked(tmp_path / "run"):
       pass
-    assert capsys.readouterr().err == "error: [Errno 28] No space left on device (in lock.py, _write)\n"
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device (in storage/lock.py, _write)\n"
 
   def test_what_jax_says_of_a_lost_process_is_no_mistake(self):
     with pytest.raises(ValueError, match="UNKNOWN"), one_line(ValueError):

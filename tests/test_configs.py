@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 from common import tiny
 
-from coca import evals, plan
 from coca.config import parse
 from coca.config.durations import in_steps
 from coca.data.sources import open_source
 from coca.data.tokenizers import sentencepiece, wordpiece
+from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import batch_sharding, make_mesh
+from coca.evals import build
 from coca.interop.open_clip.settings import MODELS, to_config
+from coca.models.flops import flops_per_pair
+from coca.planning import arithmetic
 from coca.storage.workdir import write_run
 from coca.training.optim import make_optimizer
-from coca.training.step import make_train_step, planned_state
+from coca.training.state import planned_state
+from coca.training.step import make_train_step
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 FILES = sorted(set(CONFIGS.glob("*.py")) - {CONFIGS / "capfilt.py"})  # which is no training run: tests/test_capfilt.py
@@ -87,8 +91,8 @@ def test_builds(file, arg, tmp_path, monkeypatch):
   config = load(file, arg)
   assert config.name == file.stem + ("_runlocal" if arg else "")
   assert f"--config=configs/{file.name}" in file.read_text()
-  assert plan.batch_arithmetic(config, 8).per_device * 8 == config.data.batch
-  assert f"{plan.batch_arithmetic(config, 1).total:,} pairs a step" in plan.describe(config, 1)
+  assert batch_arithmetic(config, 8).per_device * 8 == config.data.batch
+  assert f"{batch_arithmetic(config, 1).total:,} pairs a step" in arithmetic.describe(config, 1)
   assert config.data.sources
   assert config.evals
   for settings in config.evals.values():
@@ -153,11 +157,11 @@ def test_runlocal_needs_no_download(file):
   for settings in config.data.sources.values():
     assert settings.kind == "builtin"
     assert len(open_source(settings)) > 1000
-  sources, neighbours = evals.open_sources(config)
+  sources, neighbours = build.open_sources(config)
   assert set(sources) == set(config.evals)
   assert set(neighbours) == {e.pixel_neighbours for e in config.evals.values() if e.pixel_neighbours}
-  assert plan.flops_per_pair(config)["total"] * config.data.batch * int(config.steps) < 1e12  # half a minute's work
-  assert dict(plan.parameter_table(config))["total"] < 1e6
+  assert flops_per_pair(config)["total"] * config.data.batch * int(config.steps) < 1e12  # half a minute's work
+  assert dict(arithmetic.parameter_table(config))["total"] < 1e6
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -181,13 +185,13 @@ def test_recipe_is_that_of_the_paper(name):
 @pytest.mark.parametrize(("name", "millions"), [("coca_base", 388.3), ("coca_large", 797.1), ("coca_giant", 2210.3)])
 def test_sizes(name, millions):
   """Table 1's 383M, 787M and 2.1B, with poolers, projection and position embeddings, which it leaves out."""
-  assert plan.parameter_table(named(name))[-1][1] / 1e6 == pytest.approx(millions, abs=0.1)
+  assert arithmetic.parameter_table(named(name))[-1][1] / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 @pytest.mark.parametrize(("name", "published"), [("clip_base", 149_620_737), ("siglip_base", 203_155_970)])
 def test_sizes_of_clip_and_siglip_are_the_published_ones(name, published):
   """Those of OpenAI's ViT-B/16 and of Google's siglip-base-patch16-224, to the last parameter."""
-  assert plan.parameter_table(named(name))[-1][1] == published
+  assert arithmetic.parameter_table(named(name))[-1][1] == published
   assert (CONFIGS / f"{name}.py").read_text().count(f"{published:,}") == 2
 
 
@@ -198,7 +202,7 @@ def test_size_of_the_captioner_alone(arg, mask):
   vit = 768 * d + d + 196 * d + 12 * (4 * (d * d + d) + 2 * d * 3072 + 3072 + d + 4 * d) + 2 * d
   theirs = vit + words * d + 64 * d + 6 * (8 * d * d + 2 * d * 3072 + 3 * d) + 2 * d + words * d + words
   biases = 6 * (8 * d + 3072 + d + 3 * d)
-  assert plan.parameter_table(named("cap_base", arg))[-1][1] == theirs - words + biases + mask
+  assert arithmetic.parameter_table(named("cap_base", arg))[-1][1] == theirs - words + biases + mask
   said = (CONFIGS / "cap_base.py").read_text()
   for number in (theirs, theirs - words + biases, biases):
     assert f"{number:,}" in said
@@ -258,7 +262,7 @@ def test_a_fine_tune_takes_the_model_it_starts_from(name, model, tmp_path):
   assert c.contrastive.weight > 0 and c.captioning.weight > 0  # neither side is given up
   if name == "finetune_caption":
     alone = dataclasses.replace(c.contrastive, weight=0.0)
-    assert plan.parameter_table(c) == plan.parameter_table(dataclasses.replace(c, contrastive=alone))
+    assert arithmetic.parameter_table(c) == arithmetic.parameter_table(dataclasses.replace(c, contrastive=alone))
   assert {e.kind for e in c.evals.values()} == {"zero_shot", "retrieval", "captions"}  # and both are looked at
   assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.clip) == ("adafactor", 1e-5, 0.1, 1.0)  # Table 10
   file = FILES[0].parent / f"{name}.py"
@@ -303,7 +307,7 @@ def test_blip_is_that_of_the_paper_and_its_code():
     assert c.optim.final_lr * lr == pytest.approx(1e-6)
     assert (c.model.embed_dim, c.model.med.dropout, c.captioning.label_smoothing) == (256, 0.1, 0.1)
     assert (c.data.crop, c.data.flip, c.data.rand_augment, c.data.squash) == ((0.2, 1), True, (2, 5), True)
-  assert f"{dict(plan.parameter_table(named('blip_base')))['total'] / 1e6:.0f}M" == "252M"  # Table 3
+  assert f"{dict(arithmetic.parameter_table(named('blip_base')))['total'] / 1e6:.0f}M" == "252M"  # Table 3
 
 
 def test_blips_fine_tunes_are_those_of_table_14(tmp_path, monkeypatch):

@@ -17,12 +17,13 @@ import pytest
 import safetensors.numpy
 
 import coca
-from coca import convert, train
 from coca.config import parse
+from coca.interop import convert
 from coca.interop.open_clip import settings as open_clip_settings
 from coca.storage import weights
 from coca.storage.checkpoint import Checkpoints
 from coca.storage.workdir import read_config, read_workdir, write_run
+from coca.training import loop
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -32,7 +33,7 @@ def published(tmp_path_factory):
   """A folder as people publish it: open_clip's config, weights, and a tokenizer that has fewer words than the model."""
   folder = tmp_path_factory.mktemp("published") / "tiny_coca"
   shutil.copytree(GOLDEN / "coca", folder)
-  tokens = convert.clip_tokenizer.find(GOLDEN / "tokenizer", json.loads(
+  tokens = convert.clip.find(GOLDEN / "tokenizer", json.loads(
     (GOLDEN / "tokenizer" / "cases.json").read_text())["vocab"])
   tokens.save(folder / "tokenizer.json")
   return folder
@@ -203,7 +204,7 @@ def test_weights_alone_with_a_config_and_a_tokenizer(published, converted, tmp_p
 
 def test_a_killed_conversion_leaves_nothing_that_looks_complete(published, tmp_path):
   """Killed at the very last moment, after everything was written and before the directory got its name."""
-  code = ("import os, sys; from coca import convert; "
+  code = ("import os, sys; from coca.interop import convert; "
           "os.replace = lambda a, b: os.kill(os.getpid(), 9) if str(b).endswith('out') else os.rename(a, b);"
           "convert.from_open_clip(sys.argv[1], sys.argv[2])")
   ended = subprocess.run([sys.executable, "-c", code, str(published), str(tmp_path / "out")], capture_output=True,
@@ -277,7 +278,7 @@ def test_a_converted_model_is_fine_tuned_and_goes_back(converted, tmp_path, capf
   config = module.get_config(f"runlocal,init_from={converted}")
   config.evals = {}  # thousands of names to embed
   config.optim.lr = 1e-3
-  assert train.run(parse(config), tmp_path / "run") == 0
+  assert loop.run(parse(config), tmp_path / "run") == 0
   said = capfd.readouterr().out
   assert "loaded: " in said and "fresh" not in said and "skipped, not" not in said
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

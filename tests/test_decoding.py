@@ -14,7 +14,8 @@ from coca.decoding.beam import beam_search
 from coca.decoding.decode import prompts
 from coca.decoding.sample import draw, image_keys, sample, uniforms
 from coca.decoding.settings import Decoding, answer_decoding, make_decoding
-from coca.inference.forward import Forward, abstract_model
+from coca.inference.forward import Forward
+from coca.models.abstract import abstract_model
 from coca.models.outputs import Encoded
 
 N, LENGTH, VOCAB = 8, 12, 16

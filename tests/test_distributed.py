@@ -17,8 +17,9 @@ import pytest
 from common import pairs, random_params, tiny
 
 from coca.devices import processes, sharding
-from coca.inference.forward import put_batch
-from coca.training.step import make_train_step, planned_state
+from coca.devices.host import put_batch
+from coca.training.state import planned_state
+from coca.training.step import make_train_step
 
 TOTAL = 20
 

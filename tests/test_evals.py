@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coca import evals
 from coca.config import Config, Data, Eval, ImageEncoder, Model, Source, TextDecoder
 from coca.data.records import BadRecord, Record, Text
 from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.common import Decoded
 from coca.devices import sharding
-from coca.evals import captions, contact_sheet, fonts, ranking, retrieval, zero_shot
-from coca.inference.forward import put_batch
+from coca.devices.host import put_batch
+from coca.evals import build, captions, contact_sheet, fonts, ranking, retrieval, zero_shot
 
 NAMES = ("red apple", "green pear", "blue plum", "dark fig", "ripe lemon", "sweet cherry", "wild grape", "old quince")
 CONFIG = Config(model=Model(image=ImageEncoder(size=8, patch=4, width=16, heads=2),
@@ -370,7 +369,7 @@ def test_a_match_has_the_words_of_a_reference_in_order():
 
 def make(tokenizer, evals_, sources, config=CONFIG, **kwargs):
   config = Config(model=config.model, contrastive=config.contrastive, evals=evals_)
-  return evals.make_evaluators(config, FakeForward(tokenizer, None), tokenizer, sources, **kwargs)
+  return build.make_evaluators(config, FakeForward(tokenizer, None), tokenizer, sources, **kwargs)
 
 
 def test_make_evaluators_says_what_is_wrong_and_where(tokenizer):
@@ -388,21 +387,21 @@ def test_make_evaluators_says_what_is_wrong_and_where(tokenizer):
 ])
 def test_opened_sources_are_judged_before_anything_is_read(monkeypatch, source, settings, message):
   monkeypatch.setattr(type(source), "__getitem__", None)
-  monkeypatch.setattr(evals, "open_source", lambda *_: source)
+  monkeypatch.setattr(build, "open_source", lambda *_: source)
   config = Config(evals={"x": settings}, data=Data(sources={"many": Source()}))
   with pytest.raises(ValueError, match=rf"config\.evals\.x: .*{message}"):
-    evals.open_sources(config)
+    build.open_sources(config)
 
 
 def test_an_unknown_evaluator_is_named():
   with pytest.raises(ValueError, match="no evaluator 'y'; it has: x"):
-    evals.open_sources(Config(evals={"x": Eval()}), ["y"])
+    build.open_sources(Config(evals={"x": Eval()}), ["y"])
 
 
 def test_run_all_prefixes_names(tokenizer):
   source = Source_([record(0, NAMES[0])])
   made = make(tokenizer, {"a": Eval(kind="captions"), "b": Eval(kind="captions")}, {"a": source, "b": source})
-  names = [name for name, _ in evals.run_all(made, None)]
+  names = [name for name, _ in build.run_all(made, None)]
   assert names[0] == "eval/a/nll" and names[-1] == "eval/b/examples" and len(names) == 10
 
 
@@ -461,7 +460,8 @@ def test_contact_sheet_has_a_font_for_every_script_or_says_so(tmp_path, monkeypa
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     for text in ("色", "猫"):
-      contact_sheet.contact_sheet([contact_sheet.Cell(grey, (text,), "a cat")], tmp_path / f"{text}.png", title="held out")
+      cells = [contact_sheet.Cell(grey, (text,), "a cat")]
+      contact_sheet.contact_sheet(cells, tmp_path / f"{text}.png", title="held out")
   assert titles[0] == "held out"
   assert titles[1].startswith("held out\nBoxes are characters that no font here has, as U+732B")
 

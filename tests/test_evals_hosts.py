@@ -28,11 +28,11 @@ def evaluate(folder):
   """Runs all evaluators over a model with random parameters and writes what each process was told."""
   import jax
 
-  from coca import evals
   from coca.config import Config, Eval, ImageEncoder, Matching, Model, Poolers, TextDecoder
   from coca.data.records import BadRecord, Record, Text
   from coca.data.tokenizers.sentencepiece import train
   from coca.devices import sharding
+  from coca.evals import build
   from coca.evals.contact_sheet import write_contact_sheet
   from coca.inference.forward import Forward
 
@@ -65,8 +65,8 @@ def evaluate(folder):
     return jax.make_array_from_callback(x.shape, x.sharding, lambda index: values[index])
 
   params = jax.tree.map(random, forward.abstract_params)
-  made = evals.make_evaluators(config, forward, train(texts * 4, 64), dict.fromkeys(settings, Source()))
-  found = dict(evals.run_all(made, params))
+  made = build.make_evaluators(config, forward, train(texts * 4, 64), dict.fromkeys(settings, Source()))
+  found = dict(build.run_all(made, params))
   write_contact_sheet(made, params, f"{folder}/sheet{jax.process_index()}.png", 6)
   with open(f"{folder}/{jax.process_index()}.json", "w") as f:
     json.dump(found, f)

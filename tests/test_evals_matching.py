@@ -3,9 +3,9 @@
 import numpy as np
 from test_evals import CONFIG, NAMES, FakeForward, Source_, record, unit
 
-from coca import evals
 from coca.config import Config, Eval, Matching
 from coca.data.tokenizers.sentencepiece import train
+from coca.evals import build
 from coca.evals.matching import auc, pick_others
 from coca.models.outputs import Encoded, Scores
 
@@ -63,7 +63,7 @@ def test_evaluator_is_the_float64_formula():
   table = dict(zip(NAMES, texts, strict=True)) | {"": texts[0]}
   config = Config(matching=Matching(weight=1.0), model=CONFIG.model, evals={"m": Eval(kind="matching", batch=16)})
   forward = ScoringForward(tokens, images, table, matches)
-  evaluator = evals.make_evaluators(config, forward, tokens, {"m": Source_(records)})["m"]
+  evaluator = build.make_evaluators(config, forward, tokens, {"m": Source_(records)})["m"]
   found = dict(evaluator.run(None))
 
   own, hard = [], []

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 from test_evals import CONFIG, FakeForward, Source_, green, png
 
-from coca import evals
 from coca.config import Answering, Config, Eval, Source
+from coca.config.special import PAD
 from coca.data.questions import encode_candidates
 from coca.data.records import Record, Text
-from coca.data.tokenizers.sentencepiece import PAD, train
+from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.common import Decoded
-from coca.evals import contact_sheet
+from coca.evals import build, contact_sheet
 from coca.evals.vqa import read_answers
 from coca.evals.vqa_accuracy import vqa_accuracy
 
@@ -66,7 +66,7 @@ def make(words, **settings):
   config = Config(model=CONFIG.model, answering=CONFIG.answering, evals={
     "q": Eval(kind="vqa", batch=8, source=Source(question_key="question"), **settings)})
   forward = Answering_(words, np.eye(2, dtype=np.float32))
-  return evals.make_evaluators(config, forward, words, {"q": Source_(records())})["q"], forward
+  return build.make_evaluators(config, forward, words, {"q": Source_(records())})["q"], forward
 
 
 def test_generated_answers(words):

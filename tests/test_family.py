@@ -12,8 +12,12 @@ from flax import nnx
 from reference import GELU, attend, encode, linear, norm, tower, unit
 
 from coca.decoding.settings import Decoding
-from coca.inference.forward import Forward, abstract_model, put_batch
-from coca.training.step import init_state, make_gradients, make_train_step
+from coca.devices.host import put_batch
+from coca.inference.forward import Forward
+from coca.models.abstract import abstract_model
+from coca.training.gradients import make_gradients
+from coca.training.state import init_state
+from coca.training.step import make_train_step
 
 SIGLIP = {
   "model__poolers__kind": "parallel", "model__poolers__n_query": 0, "model__poolers__mlp": 56,

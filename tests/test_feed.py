@@ -5,16 +5,17 @@ import pytest
 
 from coca.data import feed
 from coca.files.threads import threads
+from coca.training import limits
 
 
 def test_too_many_skipped_stop_with_examples():
-  skipped = feed.Skipped(0.05, 64)
+  skipped = limits.Skipped(0.05, 64)
   for k in range(20):
     skipped.add(["web a-1: no caption", "web a-2: no caption", "web a-3: cut at byte 17"])
     skipped.add([f"web b-{j}: {'xyzuvw'[(k + j) % 6]}" for j in range(6)])
   skipped.check(30, 90)  # 4.7 % of 1,920
   assert len(skipped.reasons) == 5
-  with pytest.raises(feed.TooManySkipped) as error:
+  with pytest.raises(limits.TooManySkipped) as error:
     skipped.check(40, 150)
   message = str(error.value)
   assert "config.data.max_skipped 0.05" in message and message.count("no caption") == 1
@@ -23,24 +24,24 @@ def test_too_many_skipped_stop_with_examples():
 
 
 def test_skipped_waits_for_enough_examples():
-  skipped = feed.Skipped(0.05, 16)
+  skipped = limits.Skipped(0.05, 16)
   skipped.check(12, 96)
-  with pytest.raises(feed.TooManySkipped, match="100 of 208 examples"):
+  with pytest.raises(limits.TooManySkipped, match="100 of 208 examples"):
     skipped.check(13, 100)
 
 
 def test_skipped_sees_a_source_that_is_lost_in_a_long_run():
-  skipped = feed.Skipped(0.05, 100)
+  skipped = limits.Skipped(0.05, 100)
   skipped.check(1000, 0)
-  with pytest.raises(feed.TooManySkipped, match=r"200 of the latest 200 examples.*\n.*the other hosts"):
+  with pytest.raises(limits.TooManySkipped, match=r"200 of the latest 200 examples.*\n.*the other hosts"):
     skipped.check(1002, 200)
-  feed.Skipped(1.0, 100).check(1000, 100_000)
+  limits.Skipped(1.0, 100).check(1000, 100_000)
 
 
 def test_skipped_goes_on_where_the_run_does():
-  going_on = feed.Skipped(0.3, 100, step=1000, skipped=10_000)
+  going_on = limits.Skipped(0.3, 100, step=1000, skipped=10_000)
   going_on.check(1010, 10_010)
-  with pytest.raises(feed.TooManySkipped, match="900 of the latest 1000 examples"):
+  with pytest.raises(limits.TooManySkipped, match="900 of the latest 1000 examples"):
     going_on.check(1020, 10_910)
 
 

@@ -14,7 +14,8 @@ from common import tiny
 from coca import plan
 from coca.capfilt.settings import NUCLEUS
 from coca.models.flash import flash
-from coca.planning import report, search
+from coca.models.flops import flops_per_pair
+from coca.planning import advice, arithmetic, report, search
 from coca.planning.collectives import Collective
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step
 from coca.planning.topology import Topology, open_topology
@@ -45,7 +46,7 @@ def test_what_is_said(monkeypatch):
   assert re.search(r"all +0\.06\nit fits: 0\.04 GiB of 0\.10 are left", text)
   assert re.search(r"all-gather +fsdp +8 +bf16\[48,80\] +3\.0", text) and re.search(r"\n3 more +0\.3\n", text)
   assert "2+" in text and "counted once" in text
-  rate = 0.25 * 197e12 * 8 / plan.flops_per_pair(config)["total"]
+  rate = 0.25 * 197e12 * 8 / flops_per_pair(config)["total"]
   assert f"{rate:,.0f} pairs/s" in text
   assert f"{20 * 64 / rate / 3600 * 8:,.0f} chip-hours" in text
 
@@ -67,18 +68,18 @@ def test_what_would_help(monkeypatch):
 
 def test_bounds_are_ordered():
   config = tiny()
-  kept = [search.saved_bytes(config, 4, policy) for policy in search.POLICIES]
+  kept = [advice.saved_bytes(config, 4, policy) for policy in advice.POLICIES]
   assert kept == sorted(kept, reverse=True) and len(set(kept)) == 4
-  assert search.saved_bytes(config, 8, "full") == 2 * kept[-1]
+  assert advice.saved_bytes(config, 8, "full") == 2 * kept[-1]
   # The layers' inputs in bfloat16: 2 layers of 16 patches, 4 of 8 words.
   assert kept[-1] == 4 * 2 * (2 * 16 * 32 + 4 * 8 * 48)
-  assert search.saved_bytes(tiny(model__attention="flash"), 4, "none") < kept[0]  # no softmax
-  assert kept[-1] < search.saved_bytes(tiny(mesh__tensor=2), 4, "dots") < kept[1]
+  assert advice.saved_bytes(tiny(model__attention="flash"), 4, "none") < kept[0]  # no softmax
+  assert kept[-1] < advice.saved_bytes(tiny(mesh__tensor=2), 4, "dots") < kept[1]
 
 
 def test_meshes_are_those_that_can_be():
   def sizes(config, n, slices=1):
-    return [(mesh.data, mesh.fsdp) for mesh in search.meshes(config, chips(n, None, slices))]
+    return [(mesh.data, mesh.fsdp) for mesh in advice.meshes(config, chips(n, None, slices))]
 
   assert sizes(tiny(data__batch=64), 8) == [(8, 1), (4, 2), (2, 4), (1, 8)]
   assert sizes(tiny(data__batch=64), 8, slices=2) == [(8, 1), (4, 2), (2, 4)]
@@ -92,13 +93,13 @@ def test_the_search(monkeypatch):
 
   def compile_one(config, topology):
     batch = config.data.batch // 8
-    peak = 2 * search.saved_bytes(config, batch, config.model.remat)
+    peak = 2 * advice.saved_bytes(config, batch, config.model.remat)
     compiled.append((config.mesh.fsdp, config.model.remat, config.data.batch))
     if peak > topology.memory:
       raise DoesNotFit(f"it takes {peak}")
     return Program(peak, 0, [ROWS[0]._replace(sent=config.mesh.fsdp * 10**6)], 1.0)
 
-  memory = 2 * search.saved_bytes(config, 64, "dots")
+  memory = 2 * advice.saved_bytes(config, 64, "dots")
   monkeypatch.setattr(search, "compile_step", compile_one)
   found = search.search(config, chips(8, memory), [1024, 100, 256, 512], lines.append)
   assert lines[0] == "batch=100 is left out: it has to be a multiple of 8"
@@ -150,7 +151,7 @@ def test_capfilt_compiles_the_functions_of_a_worker():
   programs = compile_capfilt(config, topology, 4, NUCLEUS)
   assert set(programs) == {"encode", "writer", "caption", "score"}
   assert not any(program.collectives for program in programs.values())
-  assert programs["encode"].peak > 4 * dict(plan.parameter_table(config))["image_encoder"]
+  assert programs["encode"].peak > 4 * dict(arithmetic.parameter_table(config))["image_encoder"]
   text, fits = report.fit_capfilt(tiny(captioning__weight=0.0), topology, 4)
   assert fits and "parameters of the filter" in text and "captioner " not in text
 
@@ -167,7 +168,7 @@ def test_a_step_for_four_tpu_chips(monkeypatch):
                 model__attention="flash")
   program = compile_step(config, topology)
   assert called
-  state = sum(plan.state_bytes(config, 4).values())
+  state = sum(arithmetic.state_bytes(config, 4).values())
   assert state < program.arguments < program.peak < topology.memory
   assert {"all-gather", "reduce-scatter"} <= {row.kind for row in program.collectives}
   assert all(row.counted for row in program.collectives)

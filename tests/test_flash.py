@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from coca import config as settings
 from coca.devices.sharding import make_mesh
-from coca.models import layers
+from coca.models import attention
 from coca.models.flash import _blocks, flash
 
 
@@ -69,10 +69,10 @@ def test_it_lowers_for_tpus_under_a_mesh(sizes):
 def test_a_kernel_is_used_where_it_can_be(monkeypatch, name, where, dtype, tokens, mask, kernel):
   """The same model runs on other devices than it was trained on."""
   used = []
-  monkeypatch.setattr(layers, "platform", lambda: where)
+  monkeypatch.setattr(attention, "platform", lambda: where)
   monkeypatch.setattr("coca.models.flash.flash", lambda q, k, v: used.append("flash") or q)
   monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **options: used.append("cudnn") or q)
   q, k, v = (jnp.zeros((2, tokens, 2, 8), dtype) for _ in range(3))
   mask = None if mask is None else jnp.ones((1, 1, tokens, tokens), bool)
-  y = layers.dot_product_attention(q, k, v, mask, name)
+  y = attention.dot_product_attention(q, k, v, mask, name)
   assert y.shape == q.shape and used == ([kernel] if kernel else [])

@@ -17,9 +17,9 @@ import coca
 from coca import config as settings
 from coca import evaluate, inference
 from coca.config import Config, Contrastive, Eval, ImageEncoder, Model, Optim, Poolers, Source, TextDecoder
+from coca.config.special import Special
 from coca.data import images as pictures
 from coca.data.tokenizers.sentencepiece import train
-from coca.decoding.common import Special
 from coca.decoding.settings import Decoding
 from coca.devices import sharding
 from coca.inference.forward import Forward

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from coca.files.finding import write_atomic
+from coca.files.writing import write_atomic
 from coca.storage import lock
 from coca.storage.lock import Locked, locked
 
@@ -135,7 +135,7 @@ def test_who_finds_its_lock_taken_ends(tmp_path, fast, monkeypatch, capfd):
     text = json.loads((tmp_path / lock.FILE).read_text())
     (tmp_path / lock.FILE).write_text(json.dumps(text | {"host": "elsewhere"}))
     assert ended.wait(60)
-  assert status[0] == lock.distributed.LOCKED
+  assert status[0] == lock.processes.LOCKED
   assert "was taken by process" in capfd.readouterr().err
   assert (tmp_path / lock.FILE).exists()  # it is the other's
 
@@ -172,6 +172,6 @@ def test_training_takes_the_lock(holder, tmp_path):
   """The second one writes nothing, and its status says that it may be tried again."""
   command = [sys.executable, "-m", "coca.train", "--config=configs/coca_tiny.py:runlocal", f"--workdir={tmp_path}"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == lock.distributed.LOCKED
+  assert done.returncode == lock.processes.LOCKED
   assert re.match(f"error: another run is in {tmp_path}: process {holder.pid} ", done.stderr.splitlines()[-1])
   assert [path.name for path in tmp_path.iterdir()] == [lock.FILE]

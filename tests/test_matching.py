@@ -12,10 +12,14 @@ from common import BOS, EOS, PAD, assert_trees_close, hashes, make_mesh, pairs, 
 from flax import nnx
 from reference import attend, encode, linear, norm, pool, tower
 
+from coca.devices.host import put_batch
 from coca.devices.sharding import batch_sharding
-from coca.inference.forward import Forward, abstract_model, put_batch
+from coca.inference.forward import Forward
+from coca.models.abstract import abstract_model
 from coca.objectives.matching import draw_negatives, matching_loss, take_rows
-from coca.training.step import init_state, make_gradients, make_train_step
+from coca.training.gradients import make_gradients
+from coca.training.state import init_state
+from coca.training.step import make_train_step
 
 pytestmark = pytest.mark.slow
 

@@ -20,12 +20,15 @@ from common import (
 from flax import nnx
 from reference import GELU, encode, pool, reference
 
-from coca.inference.forward import Forward, abstract_model
+from coca.inference.forward import Forward
+from coca.models.abstract import abstract_model
+from coca.models.attention import dot_product_attention
 from coca.models.coca import CoCa
-from coca.models.layers import ACTIVATIONS, dot_product_attention, spread
+from coca.models.layers import ACTIVATIONS
+from coca.models.linear import spread
 from coca.models.outputs import compute_dtype
 from coca.models.text_decoder import look_up, unimodal_mask
-from coca.training.step import make_gradients
+from coca.training.gradients import make_gradients
 
 # --- The model ------------------------------------------------------------------------------------------------------
 
@@ -86,7 +89,7 @@ def test_on_one_cpu_device_pictures_take_turns(monkeypatch):
   settings = tiny()
   params, image = random_params(settings), pairs(settings, 6)["image"]
   whole = Forward(settings, make_mesh())
-  monkeypatch.setattr("coca.devices.hardware.GROUP", 2 * settings.model.image.tokens)
+  monkeypatch.setattr("coca.inference.forward.GROUP", 2 * settings.model.image.tokens)
   turns = Forward(settings, make_mesh())
   for name in ("_encode", "_embed_images"):
     expected, actual = getattr(whole, name)(params, image), getattr(turns, name)(params, image)

@@ -10,12 +10,14 @@ from blip_reference import log_softmax, tiny_blip
 from common import assert_trees_close, make_mesh, numeric_gradient, pairs
 
 from coca.config import Contrastive
+from coca.devices.host import put_batch
 from coca.devices.sharding import batch_sharding
 from coca.devices.trees import flat, nested
-from coca.inference.forward import Forward, put_batch
+from coca.inference.forward import Forward
 from coca.objectives.momentum import empty_queue, enqueue, momentum_contrastive_loss, with_momentum
 from coca.storage.checkpoint import Checkpoints
-from coca.training.step import init_state, make_train_step, planned_state
+from coca.training.state import init_state, planned_state
+from coca.training.step import make_train_step
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,10 @@ from common import make_mesh, tiny
 from flax import nnx
 
 from coca.config import parse, to_dict
-from coca.inference.forward import Forward, abstract_model
+from coca.inference.forward import Forward
 from coca.interop.open_clip import settings as open_clip_settings
 from coca.interop.open_clip import weights as open_clip_weights
+from coca.models.abstract import abstract_model
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["coca", "coca_patches", "clip"]

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from coca.config import Config, Data, Optim
-from coca.training.optim import decay_mask, frozen_parts, make_optimizer, make_schedule
+from coca.config.settings import frozen_parts
+from coca.training.optim import decay_mask, make_optimizer, make_schedule
 
 
 def settings(**changes):

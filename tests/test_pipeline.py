@@ -181,7 +181,7 @@ PROGRAM = """
 import json, sys
 from test_pipeline import *
 count, host, start = map(int, sys.argv[1:])
-words = tokenizer.train(texts_of("web", 200) + texts_of("label", 200), 300)
+words = sentencepiece.train(texts_of("web", 200) + texts_of("label", 200), 300)
 rows = list(range(8 // count * host, 8 // count * (host + 1)))
 print(json.dumps(global_digests(make_config(threads=1 + host), words, rows, start, 4)))
 """

@@ -10,7 +10,7 @@ import coca
 from coca.capfilt import __main__ as capfilt
 from coca.config import Eval, Source, to_dict
 from coca.data import sources
-from coca.evaluate import evaluate
+from coca.evals.evaluate import evaluate
 
 BUCKET, TARS = "gs://their-bucket/answers.txt", "s3://their-bucket/*.tar"
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from coca import plan
 from coca.config import (
   Answering,
   Captioning,
@@ -25,11 +24,16 @@ from coca.config import (
   Poolers,
   TextDecoder,
 )
+from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import make_mesh
-from coca.inference.forward import abstract_model
+from coca.models.abstract import abstract_model
+from coca.models.flops import flops_per_pair
 from coca.objectives.captioning import captioning_loss
 from coca.objectives.contrastive import contrastive_loss
-from coca.training.step import init_state, make_gradients, make_train_step, planned_state
+from coca.planning import arithmetic
+from coca.training.gradients import make_gradients
+from coca.training.state import init_state, planned_state
+from coca.training.step import make_train_step
 
 TABLE_1 = {  # image layers, image MLP, decoder layers (each half), decoder MLP, width, heads
   "base": (12, 3072, 12, 3072, 768, 12),
@@ -78,7 +82,7 @@ def model_with(c: Config, **changes) -> Config:
 )
 def test_table_1(name, image, text, poolers, printed):
   c = table_1(name)
-  counts = {part: n / 1e6 for part, n in plan.parameter_table(c)}
+  counts = {part: n / 1e6 for part, n in arithmetic.parameter_table(c)}
   # Table 1 has no word of these: the projection of [CLS], position embeddings and final norms.
   width = c.model.text.width
   extras = (width * width + c.model.text.length * width) / 1e6
@@ -97,10 +101,10 @@ def test_table_1(name, image, text, poolers, printed):
 def test_tied_softmax_and_dual_encoder_drop_their_parts():
   c = small()
   tied = model_with(c, text=dataclasses.replace(c.model.text, tied_softmax=True))
-  assert "softmax" not in dict(plan.parameter_table(tied))
+  assert "softmax" not in dict(arithmetic.parameter_table(tied))
   text = dataclasses.replace(c.model.text, multimodal_layers=0)
   dual = dataclasses.replace(model_with(c, text=text), captioning=Captioning(weight=0.0))
-  parts = [part for part, _ in plan.parameter_table(dual)]
+  parts = [part for part, _ in arithmetic.parameter_table(dual)]
   assert parts == ["image_encoder", "contrastive_pooler", "embedding", "unimodal", "temperature", "total"]
 
 
@@ -230,7 +234,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_flops_are_those_of_the_traced_step(variant):
   c = VARIANTS[variant](small())
-  flops = plan.flops_per_pair(c)
+  flops = flops_per_pair(c)
   # The poolers' queries are projected once a batch: forward, and the gradients of query and weight.
   queries = c.model.poolers.n_query * ("generative_pooler" in flops) + ("contrastive_pooler" in flops)
   if c.model.poolers.kind == "openclip":  # one query for the embedding, the others for the decoder: those in use
@@ -300,18 +304,18 @@ def traced_step_flops(c: Config, monkeypatch) -> int:
 @pytest.mark.parametrize("variant", BLIP)
 def test_flops_of_blip_are_those_of_the_traced_step(variant, monkeypatch):
   c = BLIP[variant]()
-  assert traced_step_flops(c, monkeypatch) == c.data.batch * plan.flops_per_pair(c)["total"]
+  assert traced_step_flops(c, monkeypatch) == c.data.batch * flops_per_pair(c)["total"]
 
 
 def test_parts_of_blip_come_in_the_order_of_the_paper():
-  assert [part for part, _ in plan.parameter_table(blip())] == [
+  assert [part for part, _ in arithmetic.parameter_table(blip())] == [
     "image_encoder", "image_projection", "text_encoder", "text_projection", "text_decoder", "caption_head",
     "temperature", "matching_head", "total"]
-  flops = plan.flops_per_pair(blip())
+  flops = flops_per_pair(blip())
   assert set(flops) == {"image_encoder", "image_projection", "text_encoder", "text_projection", "text_decoder",
                         "caption_head", "softmax", "matching_head", "momentum", "contrastive_loss", "total"}
-  text = plan.describe(blip(), 2)
-  held = plan.state_bytes(blip(), 2)
+  text = arithmetic.describe(blip(), 2)
+  held = arithmetic.state_bytes(blip(), 2)
   assert held["queue"] == 22 * (2 * 40 * 4 + 2 * 4 + 4) + 4  # embeddings, hashes, weights, the next place
   assert f"momentum encoders {held['momentum'] / 2**20:,.1f} MiB" in text and "queue 0.0 MiB" in text
 
@@ -329,16 +333,16 @@ def test_flops_against_xla():
   step = make_train_step(c, 10, state, mesh)
   cost = step.lower(state, batch_shapes(c)).compile().cost_analysis()
   # XLA counts elementwise work and the optimizer too.
-  assert 1.0 < cost["flops"] / (16 * plan.flops_per_pair(c)["total"]) < 1.06
+  assert 1.0 < cost["flops"] / (16 * flops_per_pair(c)["total"]) < 1.06
 
 
 def test_batch_arithmetic():
   c = small(data=Data(batch=96), optim=Optim(accumulate=3), mesh=Mesh(data=2, fsdp=2, tensor=2))
-  assert plan.batch_arithmetic(c, 8) == (8, 4, 3, 96)
+  assert batch_arithmetic(c, 8) == (8, 4, 3, 96)
   with pytest.raises(ValueError, match=r"batch 90 cannot be split over 4 devices .* multiple of 12, such as 96"):
-    plan.batch_arithmetic(dataclasses.replace(c, data=Data(batch=90)), 8)
+    batch_arithmetic(dataclasses.replace(c, data=Data(batch=90)), 8)
   with pytest.raises(ValueError, match=r"config.mesh data=2 fsdp=2 tensor=2 does not fit 4 devices"):
-    plan.batch_arithmetic(c, 4)
+    batch_arithmetic(c, 4)
 
 
 @pytest.mark.slow
@@ -355,7 +359,7 @@ def test_planned_state_is_that_of_a_real_one():
     return sum(shard.data.nbytes for shard in x.addressable_shards if shard.device == mesh.devices.flat[0])
 
   held = {name: sum(map(on_first_device, jax.tree.leaves(real[name]))) for name in ("params", "opt", "ema")}
-  assert plan.state_bytes(c, 2) == held
+  assert arithmetic.state_bytes(c, 2) == held
 
 
 @pytest.mark.parametrize("contrastive", [
@@ -371,7 +375,7 @@ def test_first_losses_are_those_of_a_model_that_tells_nothing_apart(contrastive,
     found = contrastive_loss(zeros, zeros, hashes, jnp.ones(16), temperature, contrastive)
     nll, count = captioning_loss(jnp.zeros((16, length, 4)), jnp.zeros((4, c.model.text.vocab)),
                                  jnp.ones((16, length), jnp.int32), jnp.ones(16), c.captioning)
-  first = plan.first_losses(c)
+  first = arithmetic.first_losses(c)
   np.testing.assert_allclose(first["contrastive"][0], found, rtol=1e-5)
   each = length - 1 if tokens == "sum" else 1
   np.testing.assert_allclose(first["captioning"][0] * each, nll / count, rtol=1e-5)
@@ -380,17 +384,17 @@ def test_first_losses_are_those_of_a_model_that_tells_nothing_apart(contrastive,
 
 def test_description_needs_no_devices():
   c = dataclasses.replace(table_1("base"), name="CoCa-Base", mesh=Mesh(fsdp=64))
-  text = plan.describe(c, 2048)
+  text = arithmetic.describe(c, 2048)
   for expected in ("CoCa-Base", "85,999,872", "2048 devices", "data 32 x fsdp 64 x tensor 1",
                    "32 per device x 2,048 devices x 1 accumulated = 65,536", "500,000 steps, 32,768,000,000 pairs",
                    "contrastive 1 x 11.09 (ln 65,536), captioning 2 x 11.07 (ln 64,000)"):
     assert expected in text
   with pytest.raises(ValueError, match=r"768 cannot be split over 2048 devices; choose a config.mesh.fsdp"):
-    plan.describe(dataclasses.replace(c, mesh=Mesh(data=1, fsdp=-1)), 2048)
+    arithmetic.describe(dataclasses.replace(c, mesh=Mesh(data=1, fsdp=-1)), 2048)
 
 
 def test_flops_scale_with_the_batch_only_in_the_contrastive_loss():
-  one, two = (plan.flops_per_pair(small(data=Data(batch=n))) for n in (8, 16))
+  one, two = (flops_per_pair(small(data=Data(batch=n))) for n in (8, 16))
   changed = {part for part in one if not np.isclose(one[part], two[part])}
   assert changed == {"contrastive_loss", "total"}
   assert two["contrastive_loss"] == 2 * one["contrastive_loss"]

@@ -17,7 +17,7 @@ from coca.capfilt import settings as capfilt
 from coca.data import pipeline, questions
 from coca.data.records import BadRecord, Record, Text
 from coca.data.sources import open_source
-from coca.data.tokenizers import sentencepiece
+from coca.data.tokenizers import load, sentencepiece
 from coca.recipes import blip as blip_recipes
 
 # A picture with two questions, and one whose question is missing.
@@ -347,5 +347,5 @@ def test_evaluation_has_the_question_as_text(words):
 
 
 def test_tokenizers_are_trained_on_questions_too():
-  found = list(sentencepiece.texts_of({"q": Questions()}, {"q": settings.Source(question_key="q", text="first")}, 100, 0))
+  found = list(load.texts_of({"q": Questions()}, {"q": settings.Source(question_key="q", text="first")}, 100, 0))
   assert found[0] == "number 0 is it? answer 0"

@@ -15,7 +15,7 @@ from coca.config import Source
 from coca.data import feed, pipeline
 from coca.data.records import BadRecord
 from coca.data.sources import open_source
-from coca.files import finding, retries
+from coca.files import reading, retries
 from coca.files.retries import Unavailable, again, of_the_system
 
 
@@ -100,11 +100,11 @@ def failing(monkeypatch):
     return call
 
   monkeypatch.setattr(os, "pread", broken(os.pread))
-  monkeypatch.setattr(finding, "open_regular", broken(finding.open_regular))
+  monkeypatch.setattr(reading, "open_regular", broken(reading.open_regular))
   monkeypatch.setattr(pq.ParquetFile, "read_row_group", broken(pq.ParquetFile.read_row_group))
   from array_record.python.array_record_data_source import ArrayRecordDataSource
   monkeypatch.setattr(ArrayRecordDataSource, "__getitem__", broken(ArrayRecordDataSource.__getitem__))
-  finding._descriptor.cache_clear()
+  reading._descriptor.cache_clear()
   return errors
 
 
@@ -141,7 +141,7 @@ def test_a_file_that_cannot_be_opened_is_not_left_out(kind, tmp_path, monkeypatc
 
   monkeypatch.setattr(os, "pread", fail)
   monkeypatch.setattr(pq, "ParquetFile", fail)
-  finding._descriptor.cache_clear()
+  reading._descriptor.cache_clear()
   with pytest.raises(Unavailable):
     open_source(settings)
 

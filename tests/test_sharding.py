@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from coca import config
 from coca.devices import sharding
-from coca.devices.sharding import gather_layer, param_shardings, param_spec, path_name
-from coca.inference.forward import abstract_model
-from coca.training.step import planned_state
+from coca.devices.sharding import gather_layer, param_shardings, param_spec
+from coca.devices.trees import path_name
+from coca.models.abstract import abstract_model
+from coca.training.state import planned_state
 
 WIRINGS = [
   {},

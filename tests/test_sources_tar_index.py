@@ -16,7 +16,7 @@ from coca.config import Source
 from coca.data.records import BadRecord
 from coca.data.sources import tar_index
 from coca.data.sources.webdataset import open_webdataset
-from coca.files import finding
+from coca.files import finding, reading, writing
 
 
 @pytest.fixture(autouse=True)
@@ -71,13 +71,13 @@ def test_index_agrees_with_tarfile(tmp_path, format):
 
 def test_index_reads_headers_only(tmp_path, monkeypatch):
   (tmp_path / "x.tar").write_bytes(tar({f"{n}.jpg": bytes(1 << 20) for n in range(8)}))
-  sizes, read = [], finding.File.read
+  sizes, read = [], reading.File.read
 
   def counted(self, start, size):
     sizes.append(size)
     return read(self, start, size)
 
-  monkeypatch.setattr(finding.File, "read", counted)
+  monkeypatch.setattr(reading.File, "read", counted)
   assert len(scanned(tmp_path / "x.tar").keys) == 8
   assert sum(sizes) < 100_000
 
@@ -146,7 +146,7 @@ def test_index_is_reused_and_rebuilt(tmp_path, monkeypatch, cache):
 def test_read_only_folder(tmp_path, monkeypatch, cache):
   (tmp_path / "shards").mkdir()
   (tmp_path / "shards" / "x.tar").write_bytes(shard(0, 3))
-  write = finding.write_atomic
+  write = writing.write_atomic
 
   def read_only(path, data):
     if Path(path).parent == tmp_path / "shards":
@@ -182,7 +182,7 @@ def test_a_tar_replaced_at_the_same_size_and_time(tmp_path):
   assert source[4].image == b"123456789" and source[5].key == "a5"
   stale = (tmp_path / "x.tar.index.npz").read_bytes()
   write(b)
-  finding._descriptor.cache_clear()
+  reading._descriptor.cache_clear()
   with pytest.raises(BadRecord, match=r"record 'a3': the tar has changed .* x\.tar\.index\.npz"):
     old[3]
   source = opened(tmp_path)
@@ -211,10 +211,10 @@ def test_bombs_of_names(tmp_path, format):
 def test_cache_directory(monkeypatch):
   monkeypatch.delenv("COCA_CACHE")
   monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-  assert str(finding.cache_directory()) == "/x/coca"
+  assert str(writing.cache_directory()) == "/x/coca"
   monkeypatch.delenv("XDG_CACHE_HOME")
   monkeypatch.setenv("HOME", "/home/me")
-  assert str(finding.cache_directory()) == "/home/me/.cache/coca"
+  assert str(writing.cache_directory()) == "/home/me/.cache/coca"
 
 
 def test_a_pax_record_of_no_length_is_damage(tmp_path):

@@ -15,7 +15,7 @@ from coca.config import Source
 from coca.data.records import BadRecord, Record, Text
 from coca.data.sources import open_source, tar_index
 from coca.data.sources.webdataset import open_webdataset
-from coca.files import finding, retries
+from coca.files import finding, reading, retries
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +232,7 @@ def test_remote_errors_are_tried_again(monkeypatch):
 
 def test_many_shards_on_many_threads(tmp_path, monkeypatch):
   """More shards than descriptors are kept, so that they are opened and closed under the readers."""
-  monkeypatch.setattr(finding, "_descriptor", finding.functools.lru_cache(3)(finding._descriptor.__wrapped__))
+  monkeypatch.setattr(reading, "_descriptor", finding.functools.lru_cache(3)(reading._descriptor.__wrapped__))
   for s in range(12):
     (tmp_path / f"{s:02d}.tar").write_bytes(shard(5 * s, 5))
   source = opened(tmp_path)
@@ -240,7 +240,7 @@ def test_many_shards_on_many_threads(tmp_path, monkeypatch):
   with ThreadPoolExecutor(8) as pool:
     got = list(pool.map(source.__getitem__, order))
   assert got == [Record(f"{n:09d}", picture(n), (Text(f"pair {n}"),)) for n in order]
-  assert finding._descriptor.cache_info().currsize == 3
+  assert reading._descriptor.cache_info().currsize == 3
 
 
 def test_images_alone(tmp_path):

@@ -9,13 +9,13 @@ from blip_reference import tiny_blip
 from common import make_mesh, random_params, tiny
 
 from coca.data.tokenizers import sentencepiece
-from coca.devices.sharding import path_name
+from coca.devices.trees import path_name
 from coca.inference.forward import Forward
 from coca.storage import weights
 from coca.storage.checkpoint import Checkpoints
 from coca.storage.workdir import write_run
 from coca.training.init_from import fit_length, initial_params, resize_positions, start_from
-from coca.training.step import init_state
+from coca.training.state import init_state
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,9 @@ from coca.config import Source
 from coca.config.data_checks import check_prompts
 from coca.data import texts
 from coca.data.records import BadRecord, Record, Text
+from coca.data.tokenizers import load
 from coca.data.tokenizers import sentencepiece as tokenizer
+from coca.data.tokenizers.load import load as load_tokenizer
 
 WORDS = ["a", "the", "cat", "dog", "bird", "red", "blue", "green", "small", "large", "old", "new", "house", "tree",
          "car", "boat", "sitting", "running", "on", "in", "under", "with", "and", "photo", "Paris", "Ørsted", "café"]
@@ -82,9 +84,9 @@ def test_cut_texts_without_an_end(small):
 
 def test_texts_of_nothing_that_is_known(small):
   for text, unknown in (("猫", True), ("赤い 猫", True), ("a 猫", False), ("a cat", False), ("", False)):
-    assert tokenizer.all_unknown(small, small.encode(text, 8)) == unknown, text
+    assert texts.all_unknown(small, small.encode(text, 8)) == unknown, text
   rows = np.stack([small.encode(text, 8) for text in ("猫", "cat")])
-  assert tokenizer.all_unknown(small, rows[None]).tolist() == [[True, False]]
+  assert texts.all_unknown(small, rows[None]).tolist() == [[True, False]]
 
 
 def test_decode_takes_what_a_model_may_emit(small):
@@ -135,21 +137,21 @@ def test_save_and_load(small, tmp_path):
   path = tmp_path / "tokenizer.model"
   small.save(path)
   assert os.listdir(tmp_path) == ["tokenizer.model"]
-  again = tokenizer.load(path, small.sha256)
+  again = load_tokenizer(path, small.sha256)
   assert again.model == small.model and again.vocab == small.vocab
-  assert tokenizer.load(path).sha256 == small.sha256
+  assert load_tokenizer(path).sha256 == small.sha256
 
 
 def test_missing_and_changed_files(small, tmp_path):
   with pytest.raises(FileNotFoundError, match="no tokenizer in"):
-    tokenizer.load(tmp_path / "none.model")
+    load_tokenizer(tmp_path / "none.model")
   path = tmp_path / "tokenizer.model"
   for at in range(0, len(small.model), len(small.model) // 40):
     flipped = bytearray(small.model)
     flipped[at] ^= 4
     path.write_bytes(flipped)
     with pytest.raises(ValueError, match="not the one this run was started with"):
-      tokenizer.load(path, small.sha256)
+      load_tokenizer(path, small.sha256)
 
 
 def test_damaged_models(small, tmp_path):
@@ -157,7 +159,7 @@ def test_damaged_models(small, tmp_path):
   for content in (b"", b"not a model", small.model[:len(small.model) // 2]):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"tokenizer\.model: not a SentencePiece model, or a damaged one"):
-      tokenizer.load(path)
+      load_tokenizer(path)
 
 
 def test_models_with_other_special_ids_are_refused(tmp_path):
@@ -172,13 +174,13 @@ def test_texts_of_draws_the_same_texts_from_all_sources():
   sources = {"b": Records([[f"web {i}", " "] for i in range(3000)]),
              "a": Records([["cat", "animal"], None, ["  "], ["dog"]], "label")}
   settings = {"a": Source(text="labels", prompts=("a photo of the {}",)), "b": Source()}
-  drawn = [list(tokenizer.texts_of(sources, settings, 200, seed)) for seed in (0, 0, 1)]
+  drawn = [list(load.texts_of(sources, settings, 200, seed)) for seed in (0, 0, 1)]
   assert drawn[0] == drawn[1] != drawn[2]
   labels = [t for t in drawn[0] if t.startswith("a photo")]
   assert len(labels) == 2 and labels[1] == "a photo of the dog"
   assert labels[0] in ("a photo of the cat, animal", "a photo of the animal, cat")
   assert len(drawn[0]) == 102 and len(set(drawn[0])) == 102
-  everything = list(tokenizer.texts_of(sources, settings, 10**6, 0))
+  everything = list(load.texts_of(sources, settings, 10**6, 0))
   assert sorted(everything[2:]) == sorted(f"web {i}" for i in range(3000))
 
 
@@ -186,10 +188,10 @@ def test_texts_of_tells_why_there_are_none():
   sources = {"a": Records([None] * 9), "b": Records([[" "], [""]])}
   sources["b"].problems = ("1 files are missing",)
   with pytest.raises(ValueError, match=r"no record of a, b can be used\. The first reasons:\n") as e:
-    list(tokenizer.texts_of(sources, {"a": Source(), "b": Source()}, 100, 0))
+    list(load.texts_of(sources, {"a": Source(), "b": Source()}, 100, 0))
   assert str(e.value).splitlines()[1:] == ["  1 files are missing", *(f"  memory {i}: unreadable" for i in range(4))]
   with pytest.raises(ValueError, match="b 0: no caption\n  b 1: no caption"):
-    list(tokenizer.texts_of({"b": Records([[" "], [""]])}, {"b": Source()}, 100, 0))
+    list(load.texts_of({"b": Records([[" "], [""]])}, {"b": Source()}, 100, 0))
 
 
 def test_rules_of_which_text_is_used():

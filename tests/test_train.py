@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import coca
-from coca import train
-from coca.training import metrics
+from coca.training import evaluation, metrics
 
 ROOT = Path(__file__).parents[1]
 TINY = f"--config={ROOT}/configs/coca_tiny.py:runlocal"
@@ -92,8 +91,8 @@ def test_a_run_leaves_numbers_pictures_and_a_model(finished):
 
 def test_what_was_evaluated_is_not_evaluated_again(tmp_path):
   (tmp_path / "metrics.jsonl").write_text('{"step": 4, "eval/b/x": 1}\n{"step": 5, "train/loss": 1, "eval/a/x": 1}\n')
-  assert train.evaluated({"a": None, "b": None}, tmp_path, 5) == ["a"]
-  assert train.evaluated({"a": None, "b": None}, tmp_path, 6) == train.evaluated({}, tmp_path, 5) == []
+  assert evaluation.evaluated({"a": None, "b": None}, tmp_path, 5) == ["a"]
+  assert evaluation.evaluated({"a": None, "b": None}, tmp_path, 6) == evaluation.evaluated({}, tmp_path, 5) == []
 
 
 @pytest.mark.slow

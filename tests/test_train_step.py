@@ -10,11 +10,14 @@ import pytest
 from blip_reference import ANSWERS, tiny_blip
 from common import assert_trees_close, make_mesh, pairs, random_params, shapes_in, tiny
 
-from coca.devices.sharding import path_name
-from coca.devices.trees import flat
-from coca.inference.forward import Forward, abstract_model, put_batch
+from coca.devices.host import put_batch
+from coca.devices.trees import flat, path_name
+from coca.inference.forward import Forward
+from coca.models.abstract import abstract_model
+from coca.training.gradients import make_gradients
 from coca.training.optim import decay_mask
-from coca.training.step import init_state, make_gradients, make_train_step, planned_state
+from coca.training.state import init_state, planned_state
+from coca.training.step import make_train_step
 
 TOTAL = 20
 METRICS = {"loss", "contrastive", "captioning", "temperature", "grad_norm", "skipped", "skipped_in_a_row",

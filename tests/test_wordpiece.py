@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from coca import config as settings
+from coca.data import texts
 from coca.data.records import Record, Text
 from coca.data.tokenizers import sentencepiece, wordpiece
+from coca.data.tokenizers.load import load as load_tokenizer
 from coca.storage import workdir
 from coca.training.begin import begin
 
@@ -64,7 +66,7 @@ def test_cut_and_unknown_texts(blip):
   assert blip.encode("cat cat cat", 4, ends=False).tolist() == whole[:4].tolist() and whole[3] != blip.eos
   assert blip.encode("cat cat cat", 5, ends=False).tolist() == whole.tolist()
   rows = np.stack([blip.encode(text, 6) for text in ("\ua66e", "a \ua66e", "cat")])
-  found = sentencepiece.all_unknown(blip, rows)
+  found = texts.all_unknown(blip, rows)
   assert found.tolist() == [True, False, False]
 
 
@@ -90,16 +92,16 @@ def test_decode_takes_what_a_model_may_emit(blip):
 def test_every_source_gives_the_same_tokenizer(blip, tmp_path):
   shutil.copy(GOLDEN / "tokenizer.json", tmp_path)
   path = tmp_path / "vocab.txt"
-  assert wordpiece.find(tmp_path, VOCAB).model == sentencepiece.load(tmp_path / "tokenizer.json").model == blip.model
+  assert wordpiece.find(tmp_path, VOCAB).model == load_tokenizer(tmp_path / "tokenizer.json").model == blip.model
   path.write_bytes((GOLDEN / "vocab.txt").read_bytes().replace(b"\n", b"\r\n"))
   assert wordpiece.find(path, VOCAB).model == blip.model
   (tmp_path / "tokenizer.json").unlink()
   blip.save(path)
-  again = sentencepiece.load(path, blip.sha256)
+  again = load_tokenizer(path, blip.sha256)
   assert [p.name for p in tmp_path.iterdir()] == [blip.file]
   assert all(getattr(again, name) == getattr(blip, name) for name in ("model", "file", "bos", "eos", "cls", "enc"))
   with pytest.raises(ValueError, match="is not the one this run was started with"):
-    sentencepiece.load(path, "0" * 64)
+    load_tokenizer(path, "0" * 64)
 
 
 def test_files_that_do_not_fit(tmp_path):
@@ -117,7 +119,7 @@ def test_files_that_do_not_fit(tmp_path):
 ])
 def test_a_list_that_is_none_of_bert(pieces, message, tmp_path):
   (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
-  for load in (sentencepiece.load, lambda path: wordpiece.find(path, 100)):
+  for load in (load_tokenizer, lambda path: wordpiece.find(path, 100)):
     with pytest.raises(ValueError, match=rf"vocab\.txt: .*{message}"):
       load(tmp_path / "vocab.txt")
 
@@ -151,7 +153,7 @@ def test_another_kind_of_bert_is_refused(part, name, value, message, tmp_path):
   saved[part][name] = value
   (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
   with pytest.raises(ValueError, match=rf"tokenizer\.json: not uncased BERT's tokenizer: {message}"):
-    sentencepiece.load(tmp_path / "tokenizer.json")
+    load_tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_a_trained_vocabulary(trained):

@@ -32,7 +32,7 @@ from coca.data import images, sidecars
 from coca.data.records import BadRecord, Record, Shard
 from coca.data.sidecars import SidecarError
 from coca.data.sources import open_source
-from coca.files import finding
+from coca.files import finding, reading, writing
 from coca.files.threads import threads
 
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
@@ -119,7 +119,7 @@ def export(out: str | os.PathLike, to: str | os.PathLike, format: str = "webdata
 
 
 def _manifest_sha256(out: str) -> str:
-  file = finding.one(f"{out}/manifest.json")
+  file = reading.one(f"{out}/manifest.json")
   return hashlib.sha256(file.read(0, file.size)).hexdigest()
 
 
@@ -137,12 +137,12 @@ def _begin(to: str, settings: dict) -> None:
     raise ValueError(f"{to} holds other data; export to an empty folder")
   text = (json.dumps(settings, indent=2) + "\n").encode()
   if "export.json" in names:
-    file = finding.one(path)
+    file = reading.one(path)
     if file.read(0, file.size) != text:
       raise ValueError(f"{to} holds an export with other settings or of another workdir (export.json); export to an "
                        "empty folder")
   else:
-    finding.write_atomic(path, text)
+    writing.write_atomic(path, text)
   fs, folder = fsspec.core.url_to_fs(to)
   if isinstance(fs, LocalFileSystem):
     for name in names:
@@ -205,7 +205,7 @@ def _not_exported(source, number: int, record: Record, image: int | None) -> str
 
 def _write_tar(path: str, samples: Iterator[_Sample], sample: str) -> int:
   count = 0
-  with finding.writing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+  with writing.writing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
     def add(name: str, data: bytes) -> None:
       info = tarfile.TarInfo(name)  # of 1970 and nobody: the same bytes each time
       info.size, info.mode = len(data), 0o644
@@ -233,7 +233,7 @@ def _write_parquet(path: str, samples: Iterator[_Sample], sample: str) -> int:
     kinds = {name: pa.list_(pa.string() if pa.types.is_dictionary(kind) else kind) for name, kind in kinds.items()}
   schema = pa.schema([("key", pa.string()), ("jpg", pa.binary()), ("index", pa.int64()), *kinds.items()])
   count = 0
-  with finding.writing(path) as file, pq.ParquetWriter(file, schema, compression="zstd", version="2.6") as writer:
+  with writing.writing(path) as file, pq.ParquetWriter(file, schema, compression="zstd", version="2.6") as writer:
     while part := list(itertools.islice(samples, ROW_GROUP)):
       rows = [{"key": s.key, "jpg": s.image, "index": s.number, **{
         name: [row[of] for row in s.rows] if sample == "image" else s.rows[0][of] for name, of in columns.items()}}

@@ -20,8 +20,8 @@ from coca.config.typed import to_plain
 from coca.data import sidecars
 from coca.data.records import BadRecord, Shard, split
 from coca.data.sources import open_source
-from coca.files import finding
-from coca.training.begin import NOT_OURS
+from coca.files import finding, reading, writing
+from coca.storage.workdir import NOT_OURS
 
 ENOUGH = 200  # images, to judge the share of failed ones
 
@@ -172,7 +172,7 @@ def decide(out: str, settings: CapFilt, shards: list[Shard]) -> None:
 def exists(path: str) -> bool:
   """Whether a file is there, local or at a URL."""
   try:
-    finding.one(path)
+    reading.one(path)
     return True
   except FileNotFoundError:
     return False
@@ -185,4 +185,4 @@ def _manifest(settings: CapFilt, identities: dict, shards: list[Shard]) -> dict:
 
 def _write_manifest(out: str, manifest: dict) -> None:
   shards = [[s.name, s.start, s.stop] for s in manifest["shards"]]
-  finding.write_atomic(f"{out}/manifest.json", (json.dumps(manifest | {"shards": shards}, indent=1) + "\n").encode())
+  writing.write_atomic(f"{out}/manifest.json", (json.dumps(manifest | {"shards": shards}, indent=1) + "\n").encode())

@@ -10,11 +10,11 @@ import numpy as np
 from coca import inference
 from coca.capfilt.settings import CapFilt, threshold
 from coca.config import Config
-from coca.decoding.common import Special
+from coca.config.special import Special
 from coca.decoding.decode import own_prompt, prompts
+from coca.decoding.settings import check_decoding_model
 from coca.devices.host import round_up, to_host
 from coca.inference import identity
-from coca.inference.forward import check_decoding_model
 from coca.storage.hub import local_folder
 from coca.storage.workdir import read_config
 

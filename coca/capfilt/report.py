@@ -19,9 +19,9 @@ from coca.capfilt.tally import COLUMNS, IDENTITIES, PHRASE, C, M, Tally
 from coca.data import sidecars
 from coca.data.images import decode_eval
 from coca.data.records import BadRecord
-from coca.files.finding import write_atomic
 from coca.files.retries import exists
 from coca.files.threads import threads
+from coca.files.writing import write_atomic
 from coca.inference.page import SIDE, data_url
 
 PARTS = ("frame.html", "style.css", "counts.js", "thresholds.js", "pictures.js")

@@ -1,7 +1,8 @@
 """What settings may hold, and which go together: `check` is called before anything is read or compiled."""
 
-from coca.config.data_checks import ORIGINS, check_data, need
+from coca.config.data_checks import check_data, need
 from coca.config.durations import in_steps
+from coca.config.settings import ORIGINS
 from coca.config.typed import lookup
 
 CHOICES = {

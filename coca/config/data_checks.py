@@ -1,11 +1,11 @@
-"""What settings of data may hold: sources, what is made of their records, and evaluators; part of `coca.config.checks`."""
+"""What settings of data may hold: sources, what is made of their records, and evaluators; part of `checks`."""
 
 import math
 from collections.abc import Sequence
 
 from PIL import ImageColor
 
-ORIGINS = ("web", "synthetic", "human", "label")  # where a text can come from
+from coca.config.settings import ORIGINS
 
 
 def need(ok, message: str) -> None:

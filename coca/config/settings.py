@@ -10,11 +10,10 @@ Durations are text, wherever they appear: "10000" or "10000 steps", "1e6 example
 
 from dataclasses import dataclass, field
 
-from ml_collections import ConfigDict
-
-from coca.config.checks import check
 from coca.config.durations import Duration
-from coca.config.typed import from_plain, to_plain
+
+# Of red, green and blue in CLIP's pictures, for `ImageEncoder.mean` and `std`.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,27 +321,9 @@ class Config:
   mesh: Mesh = field(default_factory=Mesh)
   checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
-
-def default() -> ConfigDict:
-  """Every setting at its default: what a file in configs/ starts from."""
-  config = to_dict(Config())
-  config.lock()
-  for open_ended in (config.data.sources, config.evals, config.optim.lr_scale):
-    open_ended.unlock()
-  return config
+ORIGINS = ("web", "synthetic", "human", "label")  # where a text can come from
 
 
-def to_dict(settings) -> ConfigDict:
-  """A settings object (`Config`, `Source`, ...) as a ConfigDict."""
-  return ConfigDict(to_plain(settings))
-
-
-def parse(config: ConfigDict | dict) -> Config:
-  """Checks `config` and freezes it.
-
-  Raises:
-    ValueError: names the setting, what it holds and what it may hold.
-  """
-  settings = from_plain(Config, dict(config), "config")
-  check(settings)
-  return settings
+def frozen_parts(config: Config) -> set[str]:
+  """Parts whose learning rate is 0: they get no gradient and no optimizer state."""
+  return {part for part, scale in config.optim.lr_scale.items() if scale == 0}

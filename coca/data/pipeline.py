@@ -21,11 +21,13 @@ import numpy as np
 from jax.sharding import Sharding
 
 from coca.config import Config, Eval
-from coca.data import images, questions, texts
+from coca.config.special import PAD
+from coca.data import images, prompts, questions, texts
 from coca.data.augment import rand_augment
 from coca.data.records import BadRecord
 from coca.data.sources import open_source
-from coca.data.tokenizers.sentencepiece import PAD, Tokenizer, all_unknown
+from coca.data.texts import all_unknown
+from coca.data.tokenizers.sentencepiece import Tokenizer
 from coca.devices.hardware import cores
 
 Batch = dict[str, np.ndarray]
@@ -205,7 +207,7 @@ def eval_texts(record, settings: Eval) -> list[str]:
     if settings.source.text != "labels":
       return texts.captions(record)
     names = ", ".join(texts.label_names(record))
-    return [texts.in_prompt(settings.source.prompts[0], names) if settings.source.prompts else names]
+    return [prompts.in_prompt(settings.source.prompts[0], names) if settings.source.prompts else names]
   except BadRecord:
     if settings.kind == "zero_shot":
       return []

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coca.data.texts import in_prompt
-
 CLIP_IMAGENET = (
   "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
   "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
@@ -49,3 +47,7 @@ def ensemble(embedded: np.ndarray, templates: int) -> np.ndarray:
   """
   mean = embedded.reshape(templates, -1, embedded.shape[-1]).mean(axis=0)
   return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+
+def in_prompt(prompt: str, name: str) -> str:
+  return prompt.replace("{}", name)

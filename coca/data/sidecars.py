@@ -25,7 +25,7 @@ from coca.config import Source
 from coca.config.checks import ORIGINS
 from coca.config.typed import entry, read_object
 from coca.data.records import BadRecord, Record, Shard
-from coca.files import finding
+from coca.files import finding, reading, writing
 from coca.files.retries import Unavailable
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -87,7 +87,7 @@ def write(path: str | os.PathLike, columns: dict[str, Sequence]) -> None:
   for name in SCORES:
     if pc.any(pc.invert(pc.is_finite(table[name]))).as_py():
       raise ValueError(f"{path}: a score in '{name}' is not finite; where there is none, it is null, with a problem")
-  with finding.writing(path) as file:
+  with writing.writing(path) as file:
     pq.write_table(table, file, row_group_size=ROW_GROUP, compression="zstd", compression_level=3, version="2.6",
                    data_page_version="1.0", write_page_checksum=True)
 
@@ -173,7 +173,7 @@ def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Ta
     SidecarError: damaged, or no sidecar.
   """
   try:
-    data = finding.read_all(*fsspec.core.url_to_fs(os.fspath(path)))
+    data = reading.read_all(*fsspec.core.url_to_fs(os.fspath(path)))
   except FileNotFoundError:
     raise FileNotFoundError(f"{path}: no such sidecar; the shard is not finished") from None
   try:
@@ -192,9 +192,9 @@ def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Ta
 def is_complete(path: str | os.PathLike) -> bool:
   """Whether a whole sidecar is there, as far as its last bytes tell (`read` verifies the checksums of all)."""
   try:
-    file = finding.one(path)
+    file = reading.one(path)
     # Python's own reading, which is tried again where the disk fails.
-    with pq.ParquetFile(pa.PythonFile(finding.RangeFile(file), mode="r")) as opened:
+    with pq.ParquetFile(pa.PythonFile(reading.RangeFile(file), mode="r")) as opened:
       _check_schema(opened.schema_arrow)
     return True
   except Unavailable:
@@ -262,7 +262,7 @@ def read_manifest(out: str | os.PathLike) -> dict:
   """
   path = f"{os.fspath(out).rstrip('/')}/manifest.json"
   try:
-    file = finding.one(path)
+    file = reading.one(path)
     manifest = read_object(file.read(0, file.size))
     found = {"captioner": None, "filter": None, **manifest}
     for name in ("captioner", "filter", "preview"):  # that may be null or missing

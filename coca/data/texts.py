@@ -1,9 +1,11 @@
-"""Which of a record's texts is used, and label names as text."""
+"""Which of a record's texts is used, label names as text, and what a row of ids is."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from coca.config.special import PAD
+from coca.data.prompts import in_prompt
 from coca.data.records import BadRecord, Record
 
 
@@ -48,10 +50,6 @@ def label_names(record: Record) -> list[str]:
   return labels or captions(record)
 
 
-def in_prompt(prompt: str, name: str) -> str:
-  return prompt.replace("{}", name)
-
-
 def collapse(text: str) -> str:
   """Every run of white space becomes one space; none at the ends."""
   return " ".join(text.split())
@@ -66,3 +64,19 @@ def framed(ids: Sequence[int], bos: int, eos: int, length: int, ends: bool = Tru
   out = np.zeros(length, np.int32)
   out[:len(ids) + 1] = bos, *ids
   return out
+
+
+def all_unknown(tokenizer, ids) -> np.ndarray:
+  """Which texts consist of nothing that the tokenizer knows: equal ids do not make those equal.
+
+  Args:
+    tokenizer: of any kind.
+    ids: int [..., L], as `encode` gives them.
+
+  Returns:
+    bool [...]; False for texts without any token.
+  """
+  ids = np.asarray(ids)
+  unknown = ids == tokenizer.unknown
+  nothing = np.isin(ids, (PAD, tokenizer.bos, tokenizer.eos, tokenizer.blank))
+  return unknown.any(-1) & (unknown | nothing).all(-1)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from coca.data.tokenizers.sentencepiece import PAD
-from coca.decoding.common import Decoded, Special, at, begin, process, put_at, top
+from coca.config.special import PAD, Special
+from coca.decoding.common import Decoded, at, begin, process, put_at, top
 from coca.decoding.settings import Decoding
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from coca.data.tokenizers.sentencepiece import PAD
+from coca.config.special import PAD, Special
 from coca.decoding.settings import Decoding
 
 
@@ -18,13 +18,6 @@ class Decoded(NamedTuple):
 
   text: jax.Array  # int32 [B, n, T]: BOS, prompt, words, EOS (where it came in time), padding
   score: jax.Array  # fp32 [B, n]: see `Decoding.length_penalty`; cosine similarities after re-ranking
-
-
-class Special(NamedTuple):
-  """The tokenizer's ids; padding is 0."""
-
-  bos: int
-  eos: int
 
 
 def begin(start, image_tokens, prompt, lengths, rows: int, length: int):

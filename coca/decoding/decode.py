@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from coca.config.special import Special
 from coca.decoding.beam import beam_search
-from coca.decoding.common import Decoded, Special
+from coca.decoding.common import Decoded
 from coca.decoding.rerank import rerank
 from coca.decoding.sample import image_keys, sample
 from coca.decoding.settings import Decoding

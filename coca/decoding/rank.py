@@ -6,7 +6,7 @@ Shapes: B questions, C candidates, k of them scored whole, A answer length, D wi
 import jax
 import jax.numpy as jnp
 
-from coca.data.tokenizers.sentencepiece import PAD
+from coca.config.special import PAD
 
 CHUNK = 8  # candidates of each question whose logits are held at once
 

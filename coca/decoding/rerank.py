@@ -6,8 +6,8 @@ Shapes: B images, n texts each, T text length, L the text length of the model, E
 import jax
 import jax.numpy as jnp
 
-from coca.data.tokenizers.sentencepiece import PAD
-from coca.decoding.common import Decoded, Special
+from coca.config.special import PAD, Special
+from coca.decoding.common import Decoded
 
 
 def rerank(model, image_embedding, decoded: Decoded, length: int, special: Special) -> Decoded:

@@ -6,8 +6,8 @@ Shapes: B images, K rows (samples) of an image, P prompt length, T text length, 
 import jax
 import jax.numpy as jnp
 
-from coca.data.tokenizers.sentencepiece import PAD
-from coca.decoding.common import Decoded, Special, at, begin, in_blocks, process, put_at, top
+from coca.config.special import PAD, Special
+from coca.decoding.common import Decoded, at, begin, in_blocks, process, put_at, top
 from coca.decoding.settings import Decoding
 
 _CANDIDATES = 256  # tokens among which a nucleus is looked for before all are

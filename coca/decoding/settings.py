@@ -4,6 +4,8 @@ import difflib
 import math
 from dataclasses import dataclass, fields
 
+from coca.config import Config
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
@@ -105,3 +107,22 @@ def _check(d: Decoding) -> None:
           f"{' or '.join(map(repr, where))}")
   check(d.strategy != "beam" or d.n <= d.beams, f"n {d.n} is more than beams {d.beams}: only so many texts are kept")
   check(not d.rerank or d.n > 1, "rerank orders the texts of an image, and n is 1; ask for more texts")
+
+
+def check_decoding_model(decoding: Decoding, config: Config, asked: bool = False) -> None:
+  """Raises ValueError: the model of `config` has not what `decoding` needs. `asked`: whether it answers a question."""
+  text = config.model.text
+  if config.answering.weight and not asked:
+    raise ValueError("this model answers questions (config.answering.weight is above 0) and writes no captions")
+  if not text.multimodal_layers:
+    raise ValueError("this model has no multimodal decoder (config.model.text.multimodal_layers is 0): it writes no "
+                     "texts")
+  longest = decoding.max_length or text.length
+  if longest > text.length:
+    raise ValueError(f"decoding: max_length {longest} is more than the {text.length} tokens that the model can read "
+                     "(config.model.text.length)")
+  if decoding.min_length >= longest:
+    raise ValueError(f"decoding: min_length {decoding.min_length} tokens and EOS don't fit in the {longest} of a text")
+  if decoding.rerank and not config.contrastive.heads:
+    raise ValueError("decoding: rerank needs the contrastive head, and this model was trained without one "
+                     "(config.contrastive.weight is 0)")

@@ -79,22 +79,6 @@ def platform() -> str:
   return device.platform if device else jax.default_backend()
 
 
-# Tokens that go through an encoder at once on one CPU device. 16 pictures of 384 pixels take ViT-B/16 10.9 seconds four
-# at a time, whose activations stay in the caches, and 14.7 all at once.
-GROUP = 2500
-
-
-def in_groups(function, x, tokens: int):
-  """function(x [B, ...]), a tree of [B, ...]; on one CPU device some rows at a time, each of so many tokens."""
-  mesh = jax.sharding.get_abstract_mesh()
-  most = max(1, GROUP // tokens)
-  if platform() != "cpu" or mesh.size > 1 or len(x) <= most:
-    return function(x)
-  group = max(n for n in range(1, most + 1) if len(x) % n == 0)
-  out = jax.lax.map(function, x.reshape(-1, group, *x.shape[1:]))
-  return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), out)
-
-
 def device_memory() -> int | None:
   """Most bytes in use so far on any device of this process; None where the backend does not say (CPU)."""
   peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]

@@ -8,6 +8,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from coca.devices import sharding
+from coca.devices.sharding import batch_sharding
 
 
 class Lagged(list):
@@ -43,3 +44,9 @@ def to_host(array) -> np.ndarray:
   if array.is_fully_replicated:
     return np.asarray(array.addressable_data(0))
   return multihost_utils.process_allgather(array, tiled=True)
+
+
+def put_batch(batch, mesh):
+  """This process' rows (a tree of numpy arrays) as global arrays split over the batch axes."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

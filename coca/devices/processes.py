@@ -25,7 +25,8 @@ from jax._src.distributed import global_state  # jax tells its own address and n
 from jax.experimental import multihost_utils
 
 TIMEOUT = 1200  # seconds that a process waits for another, who may read a checkpoint or compile
-# Exit statuses of what may pass when the job is started again; 1 is a mistake, which stays. LOCKED: see coca/storage/lock.py.
+# Exit statuses of what may pass when the job is started again; 1 is a mistake, which stays. LOCKED: by another
+# run, see coca/storage/lock.py.
 CRASHED, LOCKED, STALLED = 70, 73, 75
 
 _BY_HAND = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}

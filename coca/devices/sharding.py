@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from coca import config as settings
+from coca.devices.trees import path_name
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that split a batch
@@ -94,13 +95,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
-
-
-def path_name(path) -> str:
-  """A key path of jax.tree_util as text: 'unimodal/stack/layers/mlp/up/kernel'."""
-  if path and path[-1] == jax.tree_util.GetAttrKey("value"):  # inside a variable of nnx
-    path = path[:-1]
-  return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh | None = None) -> P:

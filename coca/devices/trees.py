@@ -2,8 +2,6 @@
 
 import jax
 
-from coca.devices.sharding import path_name
-
 
 def flat(tree) -> dict:
   """Leaves by their paths."""
@@ -20,3 +18,10 @@ def nested(leaves: dict) -> dict:
       node = node.setdefault(parent, {})
     node[last] = x
   return out
+
+
+def path_name(path) -> str:
+  """A key path of jax.tree_util as text: 'unimodal/stack/layers/mlp/up/kernel'."""
+  if path and path[-1] == jax.tree_util.GetAttrKey("value"):  # inside a variable of nnx
+    path = path[:-1]
+  return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from coca.config import Config, Eval
+from coca.config.special import Special
 from coca.data import texts
 from coca.data.pipeline import eval_texts
 from coca.data.records import BadRecord
-from coca.decoding.common import Special
 from coca.decoding.decode import own_prompt
 from coca.devices.host import to_host
 from coca.evals.stream import Stream

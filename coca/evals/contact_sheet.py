@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from coca.decoding.common import Special
+from coca.config.special import Special
 from coca.decoding.decode import own_prompt
 from coca.devices.host import to_host
 from coca.evals.captions import matches, references
@@ -42,7 +42,7 @@ def write_contact_sheet(evaluators: dict, params, path: str | Path, count: int =
   All processes call this; the first one writes the file.
 
   Args:
-    evaluators: from `coca.evals.make_evaluators`; without any, nothing is drawn.
+    evaluators: from `coca.evals.build.make_evaluators`; without any, nothing is drawn.
     params: of the model.
     path: of the PNG file.
     count: of pictures, spread over the source.

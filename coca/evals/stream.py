@@ -16,7 +16,7 @@ from tqdm import tqdm
 from coca.config import Config, Eval
 from coca.data import pipeline
 from coca.data.records import Record
-from coca.data.tokenizers.sentencepiece import all_unknown
+from coca.data.texts import all_unknown
 from coca.devices import sharding
 from coca.devices.host import Lagged, round_up, to_host
 

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 
 from coca.config import Config, Eval
+from coca.config.special import Special
 from coca.data.questions import encode_candidates
 from coca.data.texts import collapse
-from coca.decoding.common import Special
 from coca.decoding.settings import answer_decoding
 from coca.devices.host import to_host
 from coca.evals.captions import references
 from coca.evals.stream import Batch, Stream
 from coca.evals.vqa_accuracy import vqa_accuracy
-from coca.files import finding
+from coca.files import reading
 from coca.files.retries import Unavailable
 from coca.files.threads import threads
 
@@ -85,7 +85,7 @@ def read_answers(path: str) -> list[str]:
     ValueError: it can't be read, or holds nothing.
   """
   try:
-    lines = finding.read_all(*fsspec.core.url_to_fs(path)).decode("utf-8-sig").splitlines()
+    lines = reading.read_all(*fsspec.core.url_to_fs(path)).decode("utf-8-sig").splitlines()
   except Unavailable:
     raise
   except (OSError, ValueError) as e:

@@ -1,1 +1,1 @@
-"""Files of any file system: found, read in spite of errors that pass, and written whole."""
+"""Files of any file system: found, read in spite of errors that pass, written as a whole."""

@@ -17,26 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from PIL import Image
-from tqdm import tqdm
 
 from coca.config import Config, Model
 from coca.config.data_checks import check_prompts
+from coca.config.special import Special
 from coca.config.typed import to_plain
-from coca.data import images as pictures
 from coca.data.prompts import ensemble, in_templates
 from coca.data.questions import clean, encode_candidates
-from coca.data.records import BadRecord
 from coca.data.tokenizers.sentencepiece import Tokenizer
-from coca.decoding.common import Special
 from coca.decoding.decode import prompts
-from coca.decoding.settings import answer_decoding, make_decoding
+from coca.decoding.settings import answer_decoding, check_decoding_model, make_decoding
 from coca.devices import sharding
-from coca.devices.host import Lagged, round_up
+from coca.devices.host import round_up
 from coca.devices.trees import flat
-from coca.files.threads import threads
-from coca.inference.forward import Forward, check_decoding_model
-from coca.inference.images import as_list, read
+from coca.inference.batches import in_batches
+from coca.inference.forward import Forward
+from coca.inference.images import as_list, decoded, prepared
 from coca.storage.hub import local_folder
 from coca.storage.workdir import read_params, read_workdir
 
@@ -299,56 +295,16 @@ class ContrastiveCaptioner:
     return out, broken
 
   def _run(self, items: Sequence, prepare: Callable, function: Callable, unit: str, shape: tuple) -> np.ndarray:
-    """`function` over padded batches of what `prepare` makes of the items, while threads prepare the next ones.
-
-    Args:
-      items: anything.
-      prepare: one item -> dict of arrays, its row of the batch.
-      function: dict of device arrays -> [rows, *shape].
-      unit: of the progress bar.
-      shape: of a row of the result.
-    """
-    if not len(items):
-      return np.zeros((0, *shape), np.float32)
-    largest = self._batches[-1]
-    out = Lagged()
-    with (threads() as pool,
-          tqdm(total=len(items), unit=f" {unit}", disable=None if len(items) > largest else True) as bar):
-      ahead = [pool.submit(prepare, item) for item in items[:2 * largest]]
-      for start in range(0, len(items), largest):
-        rows = [f.result() for f in ahead[:largest]]
-        later = items[start + 2 * largest:start + 3 * largest]
-        ahead = ahead[largest:] + [pool.submit(prepare, item) for item in later]
-        size = next(b for b in self._batches if b >= len(rows))
-        batch = jax.tree.map(lambda *x: np.stack(x), *rows, *rows[:1] * (size - len(rows)))
-        out.append(function(self.forward.put(batch))[:len(rows)])
-        bar.update(len(rows))
-    return out.concatenate()
+    """`in_batches` on this model's devices."""
+    return in_batches(items, prepare, lambda batch: function(self.forward.put(batch)), self._batches, unit, shape)
 
   def prepare(self, image) -> np.ndarray:
     """Any accepted picture as uint8 [S, S, 3], prepared as in evaluation. Errors as those of `embed_images`."""
-    size, data = self.config.model.image.size, self.config.data
-    if isinstance(image, np.ndarray):
-      if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"a picture as an array has to be uint8 [height, width, 3] with values from 0 to 255, not "
-                         f"{image.dtype} {list(image.shape)}")
-      return pictures.resize_eval(image, size, data.squash)
-    background = pictures.colour(data.background)
-    if isinstance(image, Image.Image):
-      try:
-        return pictures.resize_eval(pictures.to_rgb(image, background), size, data.squash)
-      except (BadRecord, OSError) as e:
-        raise ValueError(f"PIL image of mode {image.mode}, {image.width} x {image.height}: {e}") from e
-    try:
-      return self.decode(read(image))
-    except (BadRecord, OSError) as e:
-      raise ValueError(f"can't read the picture {image}: {e}") from e
+    return prepared(image, self.config)
 
   def decode(self, image: bytes) -> np.ndarray:
     """An encoded picture (JPEG, PNG, ...) as uint8 [S, S, 3], as in evaluation. Raises BadRecord."""
-    data = self.config.data
-    size, background = self.config.model.image.size, pictures.colour(data.background)
-    return pictures.decode_eval(image, size, background, data.max_pixels, data.squash)
+    return decoded(image, self.config)
 
   def _need_embeddings(self) -> None:
     if not self.config.contrastive.heads:

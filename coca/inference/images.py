@@ -11,7 +11,10 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from coca.files import finding
+from coca.config import Config
+from coca.data import images as pictures
+from coca.data.records import BadRecord
+from coca.files import finding, reading
 
 ENDINGS = tuple(f".{extension}" for extension in finding.IMAGE_EXTENSIONS)  # what a folder is searched for
 WEB = ("http://", "https://")  # of which single files are read, and nothing is listed or written
@@ -81,7 +84,7 @@ def read(name) -> bytes:
     ImportError, ValueError: as `locate`.
   """
   fs, place = locate(name)
-  return finding.read_all(fs, place)
+  return reading.read_all(fs, place)
 
 
 def locate(name) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -100,3 +103,35 @@ def locate(name) -> tuple[fsspec.AbstractFileSystem, str]:
                       "'.[s3]'") from None
   except ValueError as e:
     raise ValueError(f"{name}: {e}") from None
+
+
+def prepared(image, config: Config) -> np.ndarray:
+  """Any picture of `as_list` as uint8 [S, S, 3], as the model of `config` sees it in evaluation.
+
+  Raises:
+    ValueError: it can't be read (names the file), an array of another type or shape, or as `locate`.
+    ImportError: as `locate`.
+  """
+  size, data = config.model.image.size, config.data
+  if isinstance(image, np.ndarray):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+      raise ValueError(f"a picture as an array has to be uint8 [height, width, 3] with values from 0 to 255, not "
+                       f"{image.dtype} {list(image.shape)}")
+    return pictures.resize_eval(image, size, data.squash)
+  background = pictures.colour(data.background)
+  if isinstance(image, Image.Image):
+    try:
+      return pictures.resize_eval(pictures.to_rgb(image, background), size, data.squash)
+    except (BadRecord, OSError) as e:
+      raise ValueError(f"PIL image of mode {image.mode}, {image.width} x {image.height}: {e}") from e
+  try:
+    return decoded(read(image), config)
+  except (BadRecord, OSError) as e:
+    raise ValueError(f"can't read the picture {image}: {e}") from e
+
+
+def decoded(image: bytes, config: Config) -> np.ndarray:
+  """An encoded picture (JPEG, PNG, ...) as uint8 [S, S, 3], as the model of `config` sees it. Raises BadRecord."""
+  data = config.data
+  size, background = config.model.image.size, pictures.colour(data.background)
+  return pictures.decode_eval(image, size, background, data.max_pixels, data.squash)

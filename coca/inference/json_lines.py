@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from coca.files.finding import write_atomic
+from coca.files.writing import write_atomic
 
 
 class JsonLines:

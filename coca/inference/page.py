@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from coca.files.finding import writing
+from coca.files.writing import writing
 
 SIDE = 224  # pixels of a thumbnail at most
 MOST = 5000  # pictures: above that a browser takes long to show the page

@@ -13,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from coca.config import Config
-from coca.devices.sharding import path_name
-from coca.inference.forward import abstract_model
+from coca.devices.trees import path_name
+from coca.models.abstract import abstract_model
 
 
 class Entry(NamedTuple):

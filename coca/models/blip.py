@@ -13,19 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Config, Model
-from coca.data.tokenizers.sentencepiece import PAD
+from coca.config.special import PAD
+from coca.models.attention import dropout
+from coca.models.cached_decoding import start_layers, vocabulary_logits
 from coca.models.image_encoder import ImageEncoder
-from coca.models.layers import ACTIVATIONS, Layer, Stack, dropout, layer_norm, linear
-from coca.models.outputs import (
-  Encoded,
-  Output,
-  Scores,
-  Temperature,
-  compute_dtype,
-  start_layers,
-  unit,
-  vocabulary_logits,
-)
+from coca.models.layers import ACTIVATIONS, Layer, Stack
+from coca.models.linear import layer_norm, linear
+from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
 from coca.models.text_decoder import Embedding, causal_mask
 
 SHARED = {  # by `config.model.med.sharing`, parts of a layer that encoder and decoder have in common

@@ -9,20 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Config
-from coca.data.tokenizers.sentencepiece import PAD
+from coca.config.special import PAD
 from coca.devices.sharding import gather
+from coca.models.cached_decoding import start_layers, vocabulary_logits
 from coca.models.image_encoder import ImageEncoder
-from coca.models.layers import linear
-from coca.models.outputs import (
-  Encoded,
-  Output,
-  Scores,
-  Temperature,
-  compute_dtype,
-  start_layers,
-  unit,
-  vocabulary_logits,
-)
+from coca.models.linear import linear
+from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
 from coca.models.poolers import AttentionalPooler
 from coca.models.text_decoder import Embedding, MultimodalDecoder, UnimodalDecoder
 

@@ -6,8 +6,8 @@ computed and masked.
 """
 
 from coca.config import Config
+from coca.config.settings import frozen_parts
 from coca.models.blip import SHARED
-from coca.training.optim import frozen_parts
 
 
 def flops_per_pair(config: Config) -> dict[str, float]:

@@ -9,7 +9,8 @@ from flax import nnx
 
 from coca.config import Model
 from coca.devices.sharding import constrain_batch, gather
-from coca.models.layers import EMBED_INIT, Layer, Stack, gathered, layer_norm, linear, spread
+from coca.models.layers import Layer, Stack
+from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread
 
 
 class ImageEncoder(nnx.Module):

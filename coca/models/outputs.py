@@ -1,7 +1,6 @@
-"""What CoCa and BLIP have in common: results, the temperature, and decoding over a list of layers.
+"""What CoCa and BLIP have in common: results, the temperature, the dtype.
 
-Shapes: B batch, Q image tokens for the decoder, K texts an image, T text length, D text width, E embedding width,
-V vocabulary, H heads.
+Shapes: B batch, Q image tokens for the decoder, K texts an image, T text length, D text width, E embedding width.
 """
 
 from typing import NamedTuple
@@ -11,8 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Config
-from coca.devices.sharding import constrain_batch
-from coca.models.layers import few_rows_dot_general
 
 
 class Output(NamedTuple):
@@ -62,49 +59,3 @@ def unit(x):
   """x [..., E] in fp32, divided by its length."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
-
-
-def start_layers(layers, contexts, context_mask, embed, predict, length: int, rows: int, prefix):
-  """`start_decoding` of `coca.decoding` for a model whose text goes through one list of layers.
-
-  The cache is a pair [B, H, length * rows, K] for each layer, apart from each other, so that a step writes them in
-  place.
-
-  Args:
-    layers: `Layer`s of `Stack.decoding_layers`.
-    contexts: for each, what it looks at (`Layer.context_cache`), or None.
-    context_mask: as in `Layer`.
-    embed: (ids int32 [B, N], their positions int32 [N] or []) -> [B, N, D].
-    predict: states [n, D] of the last layer -> logits fp32 [n, V].
-    length: T.
-    rows: K.
-    prefix: int32 [B, P].
-  """
-  batch, n = prefix.shape
-
-  def run(x, caches, *where):
-    new = []
-    for layer, cache, context in zip(layers, caches, contexts, strict=True):
-      x, cache = layer.decode(x, cache, context, context_mask, *where)
-      new.append(cache)
-    return x, tuple(new)
-
-  def step(caches, ids, position, ancestors):
-    own = jnp.arange(length)[:, None] <= position
-    mask = (ancestors[..., None] == jnp.arange(rows)) & own  # [B, rows, length, rows]
-    x, caches = run(embed(ids, position), caches, position * rows, mask.reshape(batch, 1, rows, length * rows))
-    logits = predict(x.reshape(batch * rows, -1))
-    return constrain_batch(logits.reshape(batch, rows, -1)), caches
-
-  caches = tuple(jax.tree.map(constrain_batch, layer.empty_cache(batch, length * rows)) for layer in layers)
-  if n:
-    slot = jnp.arange(length * rows)
-    mask = (slot % rows == 0) & (slot // rows <= jnp.arange(n)[:, None])
-    mask = jnp.broadcast_to(mask, (batch, 1, *mask.shape))
-    _, caches = run(embed(prefix, jnp.arange(n)), caches, 0, mask, rows)
-  return step, caches
-
-
-def vocabulary_logits(states, head):
-  """states [n, D] times a turned vocabulary head [V, D] -> fp32 [n, V]."""
-  return few_rows_dot_general(states, head, None, preferred_element_type=jnp.float32)

@@ -8,7 +8,9 @@ Vision Transformers" (arXiv 2106.04560, appendix A), SigLIP's.
 from flax import nnx
 
 from coca.config import Model
-from coca.models.layers import EMBED_INIT, Attention, Mlp, gathered, layer_norm
+from coca.models.attention import Attention
+from coca.models.layers import Mlp
+from coca.models.linear import EMBED_INIT, gathered, layer_norm
 
 
 class AttentionalPooler(nnx.Module):

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Model
-from coca.data.tokenizers.sentencepiece import PAD
+from coca.config.special import PAD
 from coca.devices.sharding import along_width, constrain_batch, gather
-from coca.models.layers import EMBED_INIT, Layer, Stack, layer_norm, linear, spread
+from coca.models.layers import Layer, Stack
+from coca.models.linear import EMBED_INIT, layer_norm, linear, spread
 
 
 @jax.custom_vjp

@@ -1,1 +1,1 @@
-"""Losses over global batches, as terms that `coca/training/step.py` weighs and sums."""
+"""Losses over global batches, as terms that `coca/training/gradients.py` weighs and sums."""

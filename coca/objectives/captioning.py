@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from coca import config
-from coca.data.tokenizers.sentencepiece import PAD
+from coca.config.special import PAD
 from coca.devices.sharding import BATCH
 
 

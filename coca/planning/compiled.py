@@ -14,13 +14,14 @@ import numpy as np
 
 from coca.config import Config, Mesh
 from coca.config.durations import in_steps
-from coca.decoding.common import Special
+from coca.config.special import Special
 from coca.decoding.settings import Decoding
 from coca.devices.sharding import batch_sharding, make_mesh
 from coca.inference.forward import Forward
 from coca.planning.collectives import Collective, collectives
 from coca.planning.topology import Topology
-from coca.training.step import make_train_step, planned_state
+from coca.training.state import planned_state
+from coca.training.step import make_train_step
 
 
 class Program(NamedTuple):

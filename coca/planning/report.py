@@ -3,14 +3,16 @@
 `python -m coca.plan` prints what is written here.
 """
 
-from coca import plan
 from coca.capfilt.settings import NUCLEUS
 from coca.config import Config
 from coca.config.durations import in_steps
+from coca.devices.batch import batch_arithmetic
 from coca.devices.hardware import peak_flops
 from coca.devices.sharding import AXES, mesh_shape
+from coca.models.flops import flops_per_pair
+from coca.planning.advice import GIB, advice, saved_bytes
+from coca.planning.arithmetic import parameter_table, state_bytes
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step, for_topology, progress
-from coca.planning.search import GIB, advice, saved_bytes
 from coca.planning.topology import Topology
 
 HELD = {"params": "parameters", "opt": "optimizer", "ema": "moving average", "momentum": "momentum encoders",
@@ -24,7 +26,7 @@ def fit(config: Config, topology: Topology, mfu: float) -> tuple[str, bool]:
     ValueError: batch or mesh cannot be split over the devices.
   """
   lines = [heading(config, topology)]
-  plan.state_bytes(config, len(topology.devices))  # raises what is wrong with the mesh at once
+  state_bytes(config, len(topology.devices))  # raises what is wrong with the mesh at once
   try:
     with progress(f"compiling the training step of {config.name} for {topology.name}"):
       program = compile_step(config, topology)
@@ -37,9 +39,9 @@ def fit(config: Config, topology: Topology, mfu: float) -> tuple[str, bool]:
 
 def heading(config: Config, topology: Topology) -> str:
   n = len(topology.devices)
-  batch, shape = plan.batch_arithmetic(config, n), mesh_shape(config.mesh, n)
+  batch, shape = batch_arithmetic(config, n), mesh_shape(config.mesh, n)
   limit = f", {topology.memory / GIB:.2f} GiB each" if topology.memory else ""
-  return (f"{config.name} ({dict(plan.parameter_table(config))['total'] / 1e6:,.0f}M parameters) on {topology.name}: "
+  return (f"{config.name} ({dict(parameter_table(config))['total'] / 1e6:,.0f}M parameters) on {topology.name}: "
           f"{topology.chips:,} chips, {n:,} devices ({topology.kind}{limit})\n"
           f"mesh: {' x '.join(f'{axis} {k}' for axis, k in zip(AXES, shape, strict=True))}; remat "
           f"{config.model.remat}; batch: {batch.per_device:,} per device x {batch.shards:,} x {batch.accumulate} "
@@ -47,10 +49,10 @@ def heading(config: Config, topology: Topology) -> str:
 
 
 def memory_table(config: Config, topology: Topology, program: Program) -> list[str]:
-  state = plan.state_bytes(config, len(topology.devices))
+  state = state_bytes(config, len(topology.devices))
   rows = [(HELD[name], size) for name, size in state.items()]
   rows.append(("batch, and what padding adds", program.arguments - sum(state.values())))
-  per_device = plan.batch_arithmetic(config, len(topology.devices)).per_device
+  per_device = batch_arithmetic(config, len(topology.devices)).per_device
   rows.append(("gradients, activations, all else at the peak", program.peak - program.arguments))
   kept = saved_bytes(for_topology(config), per_device, config.model.remat)
   rows.append(("  kept for the backward pass, at least", kept))
@@ -80,7 +82,7 @@ def collective_table(program: Program, most: int = 12) -> list[str]:
 
 
 def cost(config: Config, topology: Topology, mfu: float, program: Program) -> list[str]:
-  flops, peak = plan.flops_per_pair(config)["total"], peak_flops(topology.kind)
+  flops, peak = flops_per_pair(config)["total"], peak_flops(topology.kind)
   lines = [f"{flops / 1e9:,.1f} GFLOPs a pair, forward and backward"]
   if peak:
     steps, batch = in_steps(config.steps, config.data.batch), config.data.batch
@@ -100,7 +102,7 @@ def refusal(error: DoesNotFit, topology: Topology) -> str:
 
 def fit_capfilt(config: Config, topology: Topology, batch: int) -> tuple[str, bool]:
   """Captioner and filter of the config's model on one device: what there is to say, and whether they fit."""
-  parameters = 4 * dict(plan.parameter_table(config))["total"]
+  parameters = 4 * dict(parameter_table(config))["total"]
   head = f"{config.name} in CapFilt: {batch} images at once on one {topology.kind}, nucleus sampling"
   try:
     with progress(f"compiling captioner and filter of {config.name} for one device of {topology.name}"):

@@ -1,95 +1,14 @@
-"""What would make a config fit on a topology, and which meshes, remat policies and batches do."""
+"""Which meshes, remat policies and batches of a config fit on a topology."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
-from jax.sharding import AbstractMesh
-
-from coca import plan
-from coca.config import Config, Mesh, checks
-from coca.devices.sharding import AXES, mesh_shape, param_shardings, slices_of
-from coca.inference.forward import abstract_model
+from coca.config import Config, checks
+from coca.planning import arithmetic
+from coca.planning.advice import GIB, POLICIES, meshes, saved_bytes, with_batch
 from coca.planning.compiled import DoesNotFit, Program, compile_step, for_topology, progress
 from coca.planning.topology import Topology
-
-GIB = 2**30
-POLICIES = ("none", "dots", "lean", "full")  # config.model.remat, by how much is computed again
-
-
-def saved_bytes(config: Config, per_device: int, policy: str) -> int:
-  """What a device at least keeps for the backward pass: the layers' inputs, and what the remat policy leaves."""
-  model, tensor = config.model, max(config.mesh.tensor, 1)
-  image, text = model.image, model.text
-  itemsize = 4 if model.dtype == "float32" else 2
-  tokens = image.kept + image.class_token
-  context = (model.poolers.n_query if model.kind == "coca" else 0) or tokens
-
-  def layer(t, tower, crosses=0):
-    kept, split = t * tower.width, 0  # split: over the tensor axis
-    if policy != "full":
-      kept += t * tower.width * (2 if crosses else 1)  # what the attentions add
-      split += t * (3 * tower.width + tower.mlp) + (t * tower.width if crosses else 0)
-    if policy in ("none", "dots"):
-      split += 2 * crosses * tower.width
-    if policy == "none":
-      split += t * tower.mlp
-      split += tower.heads * t * (t + crosses) if model.attention == "xla" else 0  # kernels hold no softmax
-    return kept + split // tensor
-
-  crosses = context if config.captioning.weight or config.matching.weight else 0
-  elements = image.layers * layer(tokens, image) + text.unimodal_layers * layer(text.length, text)
-  elements += text.multimodal_layers * layer(text.length, text, crosses) if crosses else 0
-  return per_device * elements * itemsize
-
-
-def meshes(config: Config, topology: Topology) -> Iterator[Mesh]:
-  """Meshes with fsdp 1, 2, 4, ... that the devices, the batch and the parameters' sizes allow."""
-  n = len(topology.devices) // max(config.mesh.tensor, 1)
-  slices = slices_of(topology.devices)
-  for fsdp in (2**i for i in range(n.bit_length())):
-    mesh = Mesh(data=n // fsdp, fsdp=fsdp, tensor=config.mesh.tensor)
-    if n % fsdp == 0 and mesh.data % slices == 0:
-      with contextlib.suppress(ValueError):
-        plan.batch_arithmetic(dataclasses.replace(config, mesh=mesh), len(topology.devices))
-        param_shardings(abstract_model(config)[1], AbstractMesh((mesh.data, fsdp, mesh.tensor), AXES))
-        yield mesh
-
-
-def advice(config: Config, topology: Topology) -> list[str]:
-  """What would make it smaller, what costs least first."""
-  n, config = len(topology.devices), for_topology(config)
-  batch, state = plan.batch_arithmetic(config, n), plan.state_bytes(config, n)
-  held = sum(state.values()) + state["params"]
-  lines = ["what would help:"]
-  fsdp = mesh_shape(config.mesh, n)[1]
-  larger = [mesh for mesh in meshes(config, topology) if mesh.fsdp > fsdp]
-  if larger and held > 0.1 * (topology.memory or 0):
-    better = plan.state_bytes(dataclasses.replace(config, mesh=larger[0]), n)
-    lines.append(f"  --mesh=data={larger[0].data},fsdp={larger[0].fsdp}: state and gradients "
-                 f"{(sum(better.values()) + better['params']) / GIB:.2f} GiB instead of {held / GIB:.2f}")
-  kept = saved_bytes(config, batch.per_device, config.model.remat)
-  for policy in POLICIES[POLICIES.index(config.model.remat) + 1:]:
-    lines.append(f"  --config.model.remat={policy}: at least {saved_bytes(config, batch.per_device, policy) / GIB:.2f} "
-                 f"GiB kept for the backward pass instead of {kept / GIB:.2f}")
-  k = 2 * batch.accumulate
-  if batch.per_device % 2 == 0:
-    with contextlib.suppress(ValueError):  # not with every loss
-      checks.check(dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=k)))
-      lines.append(f"  --config.optim.accumulate={k}: half the activations, the same loss, one more forward pass")
-    with contextlib.suppress(ValueError):
-      checks.check(with_batch(config, batch.total // 2))
-      lines.append(f"  --config.data.batch={batch.total // 2}: half the activations; another recipe, fewer negatives")
-  words = batch.per_device * config.model.text.length
-  logits = 12 * min(config.captioning.chunk, words) * config.model.text.vocab // max(config.mesh.tensor, 1)
-  if config.captioning.weight and logits > 0.05 * (topology.memory or 0):
-    lines.append(f"  --config.captioning.chunk={min(config.captioning.chunk, words) // 2}: half of about "
-                 f"{logits / GIB:.2f} GiB for logits")
-  return [*lines, "  more devices; --search tries meshes, remat and batches"]
-
-
-# --- Search ---------------------------------------------------------------------------------------------------------
 
 
 class Found(NamedTuple):
@@ -101,10 +20,6 @@ class Found(NamedTuple):
     """Best first: the least computed again, then the fewest bytes sent for a pair."""
     sent = sum(row.sent for row in self.program.collectives)
     return POLICIES.index(self.config.model.remat), sent / self.config.data.batch
-
-
-def with_batch(config: Config, batch: int) -> Config:
-  return dataclasses.replace(config, data=dataclasses.replace(config.data, batch=batch))
 
 
 def search(config: Config, topology: Topology, batches: list[int], say: Callable[[str], None]) -> list[Found]:
@@ -127,7 +42,7 @@ def search(config: Config, topology: Topology, batches: list[int], say: Callable
   for mesh in meshes(with_batch(config, possible[0]), topology) if possible else ():
     if smallest and mesh.fsdp not in (4 * smallest, 16 * smallest):
       continue
-    state = plan.state_bytes(dataclasses.replace(config, mesh=mesh), len(topology.devices))
+    state = arithmetic.state_bytes(dataclasses.replace(config, mesh=mesh), len(topology.devices))
     policies = list(POLICIES)
     for batch in possible:
       per_device = batch // unit

@@ -6,18 +6,14 @@ process killed at any moment leaves the previous steps as they were. Neither Orb
 byte in an array; the checksums do. An error of the system is no damage: it is tried again, and nothing is changed.
 """
 
-import asyncio
-import hashlib
 import json
-import logging as python_logging
 import os
 import re
 import time
 from collections.abc import Callable, Collection
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -28,6 +24,18 @@ from orbax.checkpoint import checkpoint_managers as policies
 from coca.devices.host import from_first
 from coca.files import retries
 from coca.storage.checksums import checksums
+from coca.storage.saved_step import (
+  Damaged,
+  compare,
+  describe,
+  digest,
+  flatten,
+  one_error,
+  read_arrays,
+  read_record,
+  short,
+  unflatten,
+)
 
 _NEVER = 10 * 365 * 24 * 3600  # seconds; Orbax' own time-out goes by the clock on the wall, which may jump
 
@@ -36,10 +44,6 @@ DAMAGED = ".damaged"  # appended to the name of a step that failed its checks
 
 class CheckpointError(RuntimeError):
   """A checkpoint could not be written, or none of those that exist can be used."""
-
-
-class _Damaged(Exception):
-  """One step's files are missing, unreadable or not what was written."""
 
 
 class Checkpoints:
@@ -83,17 +87,17 @@ class Checkpoints:
     self.check()
     if step in self._manager.all_steps():
       return False
-    arrays = _flatten(state)
+    arrays = flatten(state)
     for name, x in arrays.items():
       if not isinstance(x, jax.Array):
         raise TypeError(f"state leaf '{name}' is a {type(x).__name__}, no jax.Array; put it on the devices or in meta")
     sums = checksums(arrays)
     record = {"meta": json.loads(json.dumps(meta)),
-              "leaves": {name: [*_describe(x), sums[name]] for name, x in arrays.items()}}
-    record["sha256"] = _digest(record)
+              "leaves": {name: [*describe(x), sums[name]] for name, x in arrays.items()}}
+    record["sha256"] = digest(record)
     written = {name: x for name, x in arrays.items() if x.size}  # Orbax refuses empty arrays
     with self._named_errors(f"saving step {step}"):
-      self._saving.enter_context(_one_error())
+      self._saving.enter_context(one_error())
       self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(written),
                                                        meta=ocp.args.JsonSave(record)), force=True)
     self._begun = time.monotonic()
@@ -114,17 +118,17 @@ class Checkpoints:
       ValueError: the step holds other arrays than `abstract_state`; the first differing ones are listed.
     """
     self.wait()
-    wanted = _flatten(abstract_state)
+    wanted = flatten(abstract_state)
     gone = set()
     while (step := _newest(self.directory, gone)) >= 0:
       path = self.directory / str(step)
       try:
-        arrays, record = _by_all(lambda path=path: _read(path, wanted), path)
-        damage = _compare(arrays, record)
-      except _Damaged as e:
+        arrays, record = _by_all(lambda path=path: read_arrays(path, wanted), path)
+        damage = compare(arrays, record)
+      except Damaged as e:
         damage = str(e)
       if damage is None:
-        return _unflatten(abstract_state, arrays), record["meta"], step
+        return unflatten(abstract_state, arrays), record["meta"], step
       if _is_there(path):
         self._set_aside(step, damage)
       else:  # removed meanwhile: no damage
@@ -172,7 +176,7 @@ class Checkpoints:
       # jax's runtime: another process is gone. tensorstore's errors of the disk begin alike.
       if re.match("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED): ", str(e)) and not re.search("tensorstore|os_error", str(e)):
         raise
-      raise CheckpointError(f"{doing} to {self.directory} failed: {type(e).__name__}: {_short(e)}. Is the disk full, "
+      raise CheckpointError(f"{doing} to {self.directory} failed: {type(e).__name__}: {short(e)}. Is the disk full, "
                             "or the directory gone or not writable?") from e
 
   def _set_aside(self, step: int, damage: str) -> None:
@@ -206,19 +210,19 @@ def load_params(directory, abstract_params, part: str | None = None):
     ValueError: other parameters than `abstract_params`; the first differing ones are listed.
   """
   def read(path):
-    has_ema = any(name.startswith("ema.") for name in _record(path)["leaves"])
-    return _read(path, _flatten(abstract_params, part or ("ema" if has_ema else "params")), whole=False)
+    has_ema = any(name.startswith("ema.") for name in read_record(path)["leaves"])
+    return read_arrays(path, flatten(abstract_params, part or ("ema" if has_ema else "params")), whole=False)
 
   directory, damaged, gone = _path(directory), [], set()
   while (step := _newest(directory, {*damaged, *gone})) >= 0:
     path = directory / str(step)
     try:
       arrays, record = _by_all(lambda path=path: read(path), path)
-      damage = _compare(arrays, record)
-    except _Damaged as e:
+      damage = compare(arrays, record)
+    except Damaged as e:
       damage = str(e)
     if damage is None:
-      return _unflatten(abstract_params, arrays)
+      return unflatten(abstract_params, arrays)
     if _newest(directory, {*damaged, *gone}) > step or not _is_there(path):
       gone.add(step)  # no damage: the run that trains there removes old ones
     else:
@@ -227,131 +231,6 @@ def load_params(directory, abstract_params, part: str | None = None):
   if damaged:
     raise CheckpointError(f"no usable checkpoint in {directory}; damaged: {', '.join(map(str, damaged))}")
   raise FileNotFoundError(f"no checkpoint in {directory}; train there first, or name another directory")
-
-
-# --- Reading ---
-
-
-def _read(path, wanted: dict, whole: bool = True):
-  """({name: array}, record) of the step at `path`, not yet verified; `whole`: no other arrays may be there."""
-  record = _record(path)
-  stored = {name: leaf[:2] for name, leaf in record["leaves"].items() if whole or name in wanted}
-  _check_structure(path, {name: _describe(x) for name, x in wanted.items()}, stored)
-  written = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in wanted.items() if x.size}
-  args = ocp.args.PyTreeRestore(written, restore_args=ocp.checkpoint_utils.construct_restore_args(written),
-                                partial_restore=not whole)
-  try:
-    # The handler rather than the manager: it has no barrier between processes in which the others would wait for
-    # one that failed.
-    with _one_error():
-      arrays = ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
-  except Exception as e:
-    raise _judged(e) from e
-  arrays = arrays if isinstance(arrays, dict) else {}
-  for name, x in written.items():  # from damaged metadata come other types, or other shapes
-    found = arrays.get(name)
-    if not isinstance(found, jax.Array) or (found.shape, found.dtype) != (x.shape, x.dtype) or \
-       not found.sharding.is_equivalent_to(x.sharding, len(x.shape)):
-      raise _Damaged(f"{name}: {type(found).__name__} {getattr(found, 'shape', '')} is read")
-  return {name: arrays[name] if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding)
-          for name, x in wanted.items()}, record
-
-
-class _Loop(asyncio.SelectorEventLoop):
-  def __init__(self):
-    super().__init__()
-    self.set_exception_handler(lambda *_: None)
-
-  def call_soon_threadsafe(self, *args, **kwargs):
-    try:
-      return super().call_soon_threadsafe(*args, **kwargs)
-    except RuntimeError:  # by a read or write that ends after the loop
-      if not self.is_closed():
-        raise
-
-  def close(self):
-    left = set()
-    if not self.is_closed():
-      with suppress(RuntimeError):  # other threads change what `all_tasks` goes through
-        left = asyncio.all_tasks(self)
-    for task in left:
-      task.cancel()
-    if left:
-      self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-    super().close()
-
-
-def _not_orbax(record) -> bool:
-  return record.levelno < python_logging.ERROR or "/orbax/" not in record.pathname
-
-
-@contextmanager
-def _one_error():
-  """Of a read or save that fails, only the error that is raised is heard.
-
-  Orbax prints it from each of its threads, and closes its loop under the other arrays, each of which then complains.
-  """
-  made = asyncio.new_event_loop
-  if made is _Loop:  # on already
-    yield
-    return
-  # Orbax makes a loop itself, or leaves that to `asyncio.run`.
-  asyncio.new_event_loop = asyncio.events.new_event_loop = _Loop
-  logging.get_absl_logger().addFilter(_not_orbax)
-  try:
-    yield
-  finally:
-    asyncio.new_event_loop = asyncio.events.new_event_loop = made
-    logging.get_absl_logger().removeFilter(_not_orbax)
-
-
-def _judged(error: Exception, what: str = "") -> Exception:
-  """What an error while reading means: _Damaged, or Unavailable where it says nothing of the files themselves."""
-  if isinstance(error, jax.errors.JaxRuntimeError):  # memory of the devices, another process
-    raise error
-  if retries.of_the_system(error):
-    return retries.Unavailable(f"{what}{type(error).__name__}: {_short(error)}")
-  leaf = re.search(r"'path': '([^'/]+)/'|\"([^\"/]+)/\.zarray\"", f"{error}\n{error.__cause__}")
-  where = f"{leaf[1] or leaf[2]}: " if leaf else ""
-  return _Damaged(f"{what}{where}{type(error).__name__}: {_short(error)}")
-
-
-def _short(error: Exception) -> str:
-  line = str(error).partition("\n")[0].partition(" [tensorstore_spec")[0].partition(" [os_error_code")[0]
-  return line if len(line) <= 200 else f"... {line[-200:]}"  # what happened comes last
-
-
-def _record(path) -> dict:
-  try:
-    record = ocp.JsonCheckpointHandler().restore(path / "meta")
-    sound = record["sha256"] == _digest(record)
-  except Exception as e:  # of many types, where the JSON is another one than was written
-    raise _judged(e, "meta: ") from e
-  if not sound:
-    raise _Damaged("meta is not what was written (checksum)")
-  return record
-
-
-def _compare(arrays: dict, record: dict) -> str | None:
-  sums = checksums(arrays)
-  wrong = [name for name in arrays if sums[name] != record["leaves"][name][2]]
-  return f"checksum of {_some(wrong)} differs from what was saved" if wrong else None
-
-
-def _check_structure(path, wanted: dict, stored: dict) -> None:
-  differing = [f"  {name}: {_say(stored.get(name))} in the checkpoint, {_say(wanted.get(name))} wanted"
-               for name in sorted(wanted | stored) if wanted.get(name) != stored.get(name)]
-  if differing:
-    raise ValueError(f"{path} was saved with other settings ({len(differing)} arrays differ); go on with those it was "
-                     "made with, or take another workdir:\n" + _some(differing, "\n", "  "))
-
-
-def _say(leaf) -> str:
-  return f"{leaf[1]}{leaf[0]}" if leaf else "none"
-
-
-def _some(items: list[str], joint: str = ", ", indent: str = "", most: int = 8) -> str:
-  return joint.join(items[:most] + ([f"{indent}and {len(items) - most} more"] if len(items) > most else []))
 
 
 # --- All processes together ---
@@ -367,14 +246,14 @@ def _by_all(read: Callable, path):
   """`read()` on every process; on all of them again where an error of the system stops one.
 
   Raises, on every process:
-    _Damaged: one of them found damage.
+    Damaged: one of them found damage.
     CheckpointError: the error did not pass.
   """
   for pause in (*retries.PAUSES, None):
     result, problem, found = None, "", _FINE
     try:
       result = read()
-    except _Damaged as e:
+    except Damaged as e:
       problem, found = str(e), _DAMAGE
     except OSError as e:
       problem, found = str(e), _TROUBLE
@@ -383,7 +262,7 @@ def _by_all(read: Callable, path):
       return result
     problem = problem if found == worst else "another process could not read its part"
     if worst == _DAMAGE:
-      raise _Damaged(problem)
+      raise Damaged(problem)
     if pause is None:
       raise CheckpointError(f"{path} can't be read: {problem}. That is an error of the system and no damage, and "
                             "nothing was changed: look at the disk, the network, and the limits of memory and of open "
@@ -423,45 +302,3 @@ def _names(directory) -> list[str]:
     return [path.name for path in directory.iterdir()]
   except FileNotFoundError:
     return []
-
-
-def _is_key(x) -> bool:
-  return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _flatten(tree, prefix: str = "") -> dict:
-  """{path with dots: leaf}, PRNG keys as their uint32 data. The names do not depend on Flax's classes."""
-  arrays = {}
-  for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):  # of an nnx.Variable: not part of the name
-      path = path[:-1]
-    name = ".".join(filter(None, (prefix, jax.tree_util.keystr(path, simple=True, separator="."))))
-    if name in arrays:
-      raise ValueError(f"two leaves of the state are called '{name}'; rename the entry with a dot in its name")
-    if hasattr(x, "dtype") and _is_key(x):
-      data = jax.eval_shape(jax.random.key_data, x)
-      x = jax.random.key_data(x) if isinstance(x, jax.Array) else jax.ShapeDtypeStruct(
-        data.shape, data.dtype, sharding=x.sharding)
-    arrays[name] = x
-  return arrays
-
-
-def _unflatten(abstract, arrays: dict):
-  leaves, treedef = jax.tree.flatten(abstract)
-  restored = [jax.random.wrap_key_data(x, impl=_key_impl(leaf)) if _is_key(leaf) else x
-              for leaf, x in zip(leaves, arrays.values(), strict=True)]
-  return jax.tree.unflatten(treedef, restored)
-
-
-def _key_impl(abstract_key):
-  found = []  # key_impl takes arrays and tracers only
-  jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), abstract_key)
-  return found[0]
-
-
-def _describe(x) -> list:
-  return [list(x.shape), str(x.dtype)]
-
-
-def _digest(record: dict) -> str:
-  return hashlib.sha256(json.dumps([record["meta"], record["leaves"]], sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from coca.devices.sharding import path_name
+from coca.devices.trees import path_name
 from coca.files.retries import again, exists
 
 FILE = "model.safetensors"

@@ -18,9 +18,10 @@ from etils import epath
 
 from coca.config import Config, parse, to_dict
 from coca.config.typed import entry, read_object
-from coca.data.tokenizers.sentencepiece import FILES, Tokenizer, load
-from coca.files.finding import write_atomic
+from coca.data.tokenizers.load import FILES, load
+from coca.data.tokenizers.sentencepiece import Tokenizer
 from coca.files.retries import again, exists
+from coca.files.writing import write_atomic
 from coca.storage import checkpoint, weights
 
 
@@ -124,3 +125,6 @@ def parse_run(workdir, run: dict) -> Config:
     return parse(entry(run, "config", dict))
   except ValueError as e:
     raise ValueError(f"{workdir / 'config.json'} can't be used: {e}") from None
+
+# What others put into the folder of a run before it begins: launchers their logs, file systems hidden files.
+NOT_OURS = re.compile(r"\..*|lost\+found|logs|xla_cache|.*\.(log|out|err)|log(\.txt)?|std(out|err)")

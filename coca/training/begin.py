@@ -5,7 +5,6 @@ tokenizer and config.json that it keeps there.
 import hashlib
 import json
 import math
-import re
 
 import jax
 import numpy as np
@@ -13,16 +12,18 @@ from etils import epath
 
 from coca.config import Config, to_dict
 from coca.config.durations import in_steps
+from coca.config.special import PAD
 from coca.data.records import BadRecord
 from coca.data.tokenizers import wordpiece
-from coca.data.tokenizers.sentencepiece import FILES, PAD, Tokenizer, load, texts_of, train
+from coca.data.tokenizers.load import FILES, load, texts_of
+from coca.data.tokenizers.sentencepiece import Tokenizer, train
 from coca.decoding.decode import own_prompt
 from coca.devices import processes
 from coca.devices.host import from_first
 from coca.files.retries import exists
 from coca.files.threads import threads
 from coca.storage import weights
-from coca.storage.workdir import parse_run, read_run, read_workdir, saved_steps, tokenizer_path, write_run
+from coca.storage.workdir import NOT_OURS, parse_run, read_run, read_workdir, saved_steps, tokenizer_path, write_run
 from coca.training.optim import make_schedule
 
 # What may change between two starts in one workdir: nothing here changes the parameters that come out, but that with
@@ -37,8 +38,6 @@ PLACES = (".path", ".sidecars")  # of a source
 # What decides a tokenizer that is trained.
 TOKENIZER = ("seed", *READ_ONCE, "model.kind", "model.text.vocab", "data.tokenizer_texts", "data.sources")
 SAMPLE = 8  # records that stand for all of a source
-# What others put into the folder of a run before it begins: launchers their logs, file systems hidden files.
-NOT_OURS = re.compile(r"\..*|lost\+found|logs|xla_cache|.*\.(log|out|err)|log(\.txt)?|std(out|err)")
 
 
 def check_folder(workdir) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 
 from coca.config import Config
 from coca.devices.trees import flat, nested
-from coca.inference.forward import Forward, abstract_model
+from coca.inference.forward import Forward
+from coca.models.abstract import abstract_model
 from coca.objectives.momentum import momentum_params
 from coca.storage.workdir import has_params, read_config, read_params
 

@@ -6,7 +6,8 @@ import optax
 
 from coca.config import Config
 from coca.config.durations import in_steps
-from coca.devices.sharding import path_name
+from coca.config.settings import frozen_parts
+from coca.devices.trees import path_name
 from coca.models.blip import SHARED
 
 
@@ -101,11 +102,6 @@ def unless_skipped(rule: optax.GradientTransformation) -> optax.GradientTransfor
     return updates, jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
 
   return optax.GradientTransformationExtraArgs(rule.init, update)
-
-
-def frozen_parts(config: Config) -> set[str]:
-  """Parts whose learning rate is 0: they get no gradient and no optimizer state."""
-  return {part for part, scale in config.optim.lr_scale.items() if scale == 0}
 
 
 def decay_mask(config: Config, params):

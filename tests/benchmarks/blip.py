@@ -90,7 +90,7 @@ def ours(args) -> None:
 
 
 def writing(model, args):
-  from coca.decoding.common import Special
+  from coca.config.special import Special
   from coca.decoding.settings import Decoding
 
   writer = model.forward.writer(model.params)
@@ -114,10 +114,11 @@ def training(folder: Path, args):
 
   from coca.config import parse, to_dict
   from coca.devices import sharding
-  from coca.inference.forward import put_batch
+  from coca.devices.host import put_batch
   from coca.storage.workdir import read_config
   from coca.training.init_from import initial_params
-  from coca.training.step import init_state, make_train_step
+  from coca.training.state import init_state
+  from coca.training.step import make_train_step
 
   config = to_dict(read_config(folder))
   config.model.med.dropout = 0.0

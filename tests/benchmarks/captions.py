@@ -63,7 +63,7 @@ def theirs(args) -> None:
 def ours(args) -> None:
   limit_threads(args.threads)
   import coca
-  from coca.decoding.common import Special
+  from coca.config.special import Special
   from coca.decoding.settings import Decoding
 
   model = coca.load(Path(args.folder) / "coca")

@@ -24,7 +24,6 @@ from bootstrap import bootstrap  # noqa: E402
 from common import tiny  # noqa: E402
 from tars import shard, tar  # noqa: E402
 
-from coca import convert  # noqa: E402
 from coca.capfilt import export, job, report  # noqa: E402
 from coca.capfilt.settings import CapFilt  # noqa: E402
 from coca.config import Source  # noqa: E402
@@ -32,8 +31,10 @@ from coca.data import images  # noqa: E402
 from coca.data.records import BadRecord  # noqa: E402
 from coca.data.sources import open_source  # noqa: E402
 from coca.data.tokenizers import clip, sentencepiece, wordpiece  # noqa: E402
-from coca.inference.forward import abstract_model  # noqa: E402
+from coca.data.tokenizers.load import load as load_tokenizer  # noqa: E402
 from coca.inference.json_lines import JsonLines  # noqa: E402
+from coca.interop import convert  # noqa: E402
+from coca.models.abstract import abstract_model  # noqa: E402
 from coca.storage import weights, workdir  # noqa: E402
 from coca.storage.checkpoint import CheckpointError, Checkpoints, load_params  # noqa: E402
 from coca.training import metrics  # noqa: E402
@@ -277,7 +278,7 @@ def _from_blip(folder, _):
 
 def _run(folder):
   _pieces(folder)
-  workdir.write_run(tiny(), sentencepiece.load(folder / "tokenizer.model"), folder)
+  workdir.write_run(tiny(), load_tokenizer(folder / "tokenizer.model"), folder)
 
 
 def _read_run(folder, _):
@@ -403,14 +404,14 @@ FORMATS = {
                              _from_open_clip),
   "blip_config": Format(_blip, "*.json", (mutate.bytes_, mutate.json_, mutate.json_), _from_blip),
   "clip_json": Format(_clip_json, "*", (mutate.bytes_, mutate.json_, mutate.json_),
-                      _encode(sentencepiece.load, _find_clip)),
+                      _encode(load_tokenizer, _find_clip)),
   "bert_json": Format(lambda folder: shutil.copy(GOLDEN / "wordpiece" / "tokenizer.json", folder), "*",
-                      (mutate.bytes_, mutate.json_, mutate.json_), _encode(sentencepiece.load, _find_bert)),
+                      (mutate.bytes_, mutate.json_, mutate.json_), _encode(load_tokenizer, _find_bert)),
   "vocab_txt": Format(lambda folder: shutil.copy(GOLDEN / "wordpiece" / "vocab.txt", folder), "*", (mutate.bytes_,),
-                      _encode(sentencepiece.load, _find_bert)),
+                      _encode(load_tokenizer, _find_bert)),
   "bpe_gz": Format(lambda folder: shutil.copy(GOLDEN / "tokenizer" / "bpe_simple_vocab_16e6.txt.gz", folder), "*",
                    (mutate.bytes_, mutate.gz), _encode(_find_clip)),
-  "sentencepiece": Format(_pieces, "*", (mutate.bytes_,), _encode(sentencepiece.load)),
+  "sentencepiece": Format(_pieces, "*", (mutate.bytes_,), _encode(load_tokenizer)),
   "captions": Format(_captions, "*", (mutate.bytes_, mutate.lines, mutate.lines), _go_on),
   "metrics": Format(_numbers, "*", (mutate.bytes_, mutate.lines, mutate.lines), _read_numbers),
 }

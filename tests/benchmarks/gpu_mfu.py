@@ -16,16 +16,19 @@ import sys
 import time
 from pathlib import Path
 
+from coca.models.flops import flops_per_pair
+
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # before jax: the largest batch wants all of it
 
 import jax
 import numpy as np
 from train_step import changed
 
-from coca import config, plan
+from coca import config
 from coca.devices import hardware, sharding
-from coca.inference.forward import put_batch
-from coca.training.step import init_state, make_train_step
+from coca.devices.host import put_batch
+from coca.training.state import init_state
+from coca.training.step import make_train_step
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -86,7 +89,7 @@ def main() -> None:
           raise
         print(f"{c.name}: batch {per_device} a device does not fit (remat {c.model.remat})")
         break
-      flops = plan.flops_per_pair(c)["total"] * c.data.batch / seconds / len(devices)
+      flops = flops_per_pair(c)["total"] * c.data.batch / seconds / len(devices)
       mfu = f"MFU {flops / peak:.1%}" if peak else "MFU unknown"
       print(f"{c.name}: batch {per_device} a device, remat {c.model.remat}, {seconds:.3f} s a step, "
             f"{c.data.batch / seconds:,.0f} pairs/s, {flops / 1e12:.1f} TFLOP/s a device, {mfu}", flush=True)

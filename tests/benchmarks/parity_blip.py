@@ -131,7 +131,7 @@ def compare(folder: Path, name: str, args) -> bool:
   from flax import nnx
 
   import coca
-  from coca.decoding.common import Special
+  from coca.config.special import Special
   from coca.decoding.decode import prompts
   from coca.decoding.rank import rank_answers
   from coca.decoding.settings import Decoding

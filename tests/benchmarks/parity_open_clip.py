@@ -98,7 +98,7 @@ def compare(folder: Path, images: int, captions: int) -> bool:
   from flax import nnx
 
   import coca
-  from coca.decoding.common import Special
+  from coca.config.special import Special
 
   model = coca.load(folder / "converted")
   expected = np.load(folder / "outputs.npz")

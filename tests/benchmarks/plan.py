@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from coca.config import parse
-from coca.inference.forward import abstract_model
+from coca.models.abstract import abstract_model
 from coca.planning.compiled import compile_step
 from coca.planning.topology import open_topology
 

@@ -15,10 +15,12 @@ import time
 import jax
 import numpy as np
 
-from coca import config, plan
+from coca import config
 from coca.devices import sharding
-from coca.inference.forward import put_batch
-from coca.training.step import init_state, make_train_step
+from coca.devices.host import put_batch
+from coca.models.flops import flops_per_pair
+from coca.training.state import init_state
+from coca.training.step import make_train_step
 
 
 def settings(batch: int, contrastive: bool, captioning: bool):
@@ -54,7 +56,7 @@ def main() -> None:
     }, mesh)
     step = make_train_step(c, 1000, state, mesh)
     state, _ = jax.block_until_ready(step(state, batch))
-    runs[name] = [step, state, batch, [], plan.flops_per_pair(c)["total"]]
+    runs[name] = [step, state, batch, [], flops_per_pair(c)["total"]]
   for _ in range(args.rounds):
     for run in runs.values():
       step, state, batch, seconds, _ = run

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from turns import Worker, limit_threads, serve
 
+from coca.models.flops import flops_per_pair
+
 PEER = Path(__file__).with_name("peer_open_clip.py")
 
 
@@ -54,10 +56,11 @@ def work(args) -> None:
   limit_threads(args.threads)
   import numpy as np
 
-  from coca import plan
   from coca.devices import sharding
-  from coca.inference.forward import put_batch
-  from coca.training.step import init_state, make_train_step
+  from coca.devices.host import put_batch
+  from coca.planning import arithmetic
+  from coca.training.state import init_state
+  from coca.training.step import make_train_step
 
   config, total = settings(args.batch, args.same_flops, args.set), 1000
   mesh = sharding.make_mesh()
@@ -77,7 +80,7 @@ def work(args) -> None:
     assert not int(metrics["skipped"])  # waits for the new state, too: it leaves the same program
     return float(metrics["loss"])
 
-  serve(step, parameters=plan.parameter_table(config)[-1][1], flops=plan.flops_per_pair(config)["total"])
+  serve(step, parameters=arithmetic.parameter_table(config)[-1][1], flops=flops_per_pair(config)["total"])
 
 
 def main() -> None:

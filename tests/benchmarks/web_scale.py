@@ -23,12 +23,12 @@ import numpy as np
 import simplejpeg
 from loader import photo
 
-from coca import plan
 from coca.config import parse
 from coca.data.feed import DeviceFeed
 from coca.data.pipeline import train_batches
 from coca.data.sources import open_source
 from coca.data.tokenizers.sentencepiece import train
+from coca.models.flops import flops_per_pair
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DIFFERENT = 4  # tars; the others are links
@@ -81,7 +81,7 @@ def measure(args) -> None:
   for _ in range(args.steps):
     next(batches)
   print(f"nothing but loading: {args.steps * args.batch / (time.perf_counter() - began):,.0f} pairs/s")
-  full = args.mfu * args.peak / plan.flops_per_pair(config)["total"]
+  full = args.mfu * args.peak / flops_per_pair(config)["total"]
   rate = full * os.cpu_count() / args.cores
   step = args.batch / rate
   with DeviceFeed(batches, lambda batch: batch) as feed:

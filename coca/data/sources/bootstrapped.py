@@ -16,6 +16,7 @@ from coca.data import sidecars
 from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sidecars import SidecarError
 from coca.files import finding
+from coca.files.finding import SETTING
 
 COLUMNS = ("index", "key", "image", "text", "origin", "matching", "contrastive", "kept")
 
@@ -57,7 +58,7 @@ class Bootstrapped:
     total = sum(texts.all for texts in found)
     for name, least in sidecars.asked_scores(settings).items():
       if not any(texts.scored[name] for texts in found) and total.sum() > total[ORIGINS.index("human")]:
-        raise SidecarError(f"{finding.SETTING}.min_{name} is {least}: no text in {out} has this score")
+        raise SidecarError(f"{SETTING}.min_{name} is {least}: no text in {out} has this score")
     first = np.flatnonzero(np.diff(self._index, prepend=-1))  # text of each image
     self._first = np.append(first, len(self._index)) if settings.sample == "image" else None
     kept = np.bincount(self._origin, minlength=len(ORIGINS))
@@ -66,7 +67,7 @@ class Bootstrapped:
                f"({', '.join(counts) or 'it has none'})")
     if not len(self):
       raise SidecarError(f"{summary}: nothing is left to train on; look at {out}/report.html, and at "
-                         f"{finding.SETTING}.origins, min_matching and min_contrastive")
+                         f"{SETTING}.origins, min_matching and min_contrastive")
     probes = np.linspace(0, len(self._index) - 1, min(sidecars.PROBES, len(self._index))).astype(np.int64)
     known = zip(*(values[probes].tolist() for values in (self._index, self._key, self._image)), strict=True)
     sidecars.check_pictures(source, list(known))
@@ -113,7 +114,7 @@ def _load(shard: Shard, settings: Source) -> _Texts:
   try:
     rows = sidecars.keep(table, settings)
   except SidecarError as e:
-    raise SidecarError(f"{path}: {e}; finish the stage, or set {finding.SETTING}.min_matching or min_contrastive to a "
+    raise SidecarError(f"{path}: {e}; finish the stage, or set {SETTING}.min_matching or min_contrastive to a "
                        "threshold") from None
   key = np.fromiter(map(sidecars.key_checksum, table["key"].filter(pa.array(rows)).to_pylist()), np.uint32)
   image = table["image"].fill_null(0).to_numpy()[rows]

@@ -19,8 +19,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard
-from coca.data.sources import tables
-from coca.files import finding
+from coca.data.sources import tables, values
+from coca.files import finding, reading
+from coca.files.finding import IMAGE_EXTENSIONS, SETTING
 from coca.files.retries import Unavailable
 
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "metadata.csv", "metadata.jsonl")
@@ -54,13 +55,13 @@ class Folder:
     self._local = isinstance(self._fs, LocalFileSystem)
     self._follow_links = settings.follow_links
     if not settings.path or not self._fs.isdir(self._root):
-      raise FileNotFoundError(f"{finding.SETTING}.path is {settings.path!r}: no such directory")
+      raise FileNotFoundError(f"{SETTING}.path is {settings.path!r}: no such directory")
     self._names = {info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True)
                    if info["type"] != "directory"}
     if settings.text_key and (table := self._find_table()):
       self._entries = self._from_table(table, settings)
     elif settings.question_key:
-      raise FileNotFoundError(f"{finding.SETTING}.question_key is {settings.question_key!r}: {self.name!r} has no table "
+      raise FileNotFoundError(f"{SETTING}.question_key is {settings.question_key!r}: {self.name!r} has no table "
                               f"with questions; one of {', '.join(TABLES)} has to lie in it")
     else:
       self._entries = self._from_files(bool(settings.text_key))
@@ -81,7 +82,7 @@ class Folder:
     try:
       image = self._read_image(path)
       if texts is None:
-        texts = finding.as_texts(self._read(f"{path.rpartition('.')[0]}.txt"), self._origin)
+        texts = values.as_texts(self._read(f"{path.rpartition('.')[0]}.txt"), self._origin)
     except Unavailable:
       raise
     except FileNotFoundError as e:
@@ -98,7 +99,7 @@ class Folder:
     return [Shard("folder", 0, len(self))]
 
   def _read_image(self, path: str) -> bytes:
-    for suffix in ("", *(f".{e}" for e in finding.IMAGE_EXTENSIONS)):  # a table may name images without it
+    for suffix in ("", *(f".{e}" for e in IMAGE_EXTENSIONS)):  # a table may name images without it
       try:
         return self._read(f"{path}{suffix}")
       except FileNotFoundError:
@@ -113,14 +114,14 @@ class Folder:
                           if name.lower().endswith(ending)), ("", ""))
     if not name:
       return ""
-    shards = f"; shards of WebDataset: gunzip, then {finding.SETTING}.kind 'webdataset'" if ".tar." in name else ""
+    shards = f"; shards of WebDataset: gunzip, then {SETTING}.kind 'webdataset'" if ".tar." in name else ""
     return f"{name} is not looked into: unpack it there ({command} {shlex.quote(name)}{shards})"
 
   def _read(self, path: str) -> bytes:
     place = f"{self._root}/{path}"
     if self._local and not self._follow_links and not finding.is_inside(place, self._root):
-      raise OSError(f"{path} is a link that leads out of the folder; {finding.SETTING}.follow_links=True follows it")
-    return finding.read_all(self._fs, place)
+      raise OSError(f"{path} is a link that leads out of the folder; {SETTING}.follow_links=True follows it")
+    return reading.read_all(self._fs, place)
 
   def _find_table(self) -> str:
     known = [name for name in TABLES if name in self._names]
@@ -128,7 +129,7 @@ class Folder:
       return known[0]
     others = sorted(name for name in self._names if tables.is_table(name))
     if len(others) > 1:
-      raise ValueError(f"{finding.SETTING}.path is {self.name!r}: which of {', '.join(others)} is the table? "
+      raise ValueError(f"{SETTING}.path is {self.name!r}: which of {', '.join(others)} is the table? "
                        "Name it captions.csv, captions.tsv or captions.jsonl")
     return others[0] if others else ""
 
@@ -139,7 +140,7 @@ class Folder:
     else:
       found = [path[len(self._root) + 1 :] for path in self._fs.find(self._root)]
     names = {path for path in found if not any(part.startswith(".") for part in path.split("/"))}
-    images = sorted(n for n in names if n.lower().endswith(tuple(f".{e}" for e in finding.IMAGE_EXTENSIONS)))
+    images = sorted(n for n in names if n.lower().endswith(tuple(f".{e}" for e in IMAGE_EXTENSIONS)))
     stems = {n.rpartition(".")[0] for n in images}
     alone = [n for n in names if n.endswith(".txt") and n[:-4] not in stems]
     if alone and with_texts:
@@ -147,8 +148,8 @@ class Folder:
     entries = [_Entry(n, None if with_texts and f"{n.rpartition('.')[0]}.txt" in names else ()) for n in images]
     if not images or (with_texts and all(entry.texts == () for entry in entries)):
       advice = "; or ".join(filter(None, (self._elsewhere(names), MAKE)))
-      raise FileNotFoundError(f"{finding.SETTING}.path is {self.name!r}: {len(images)} images and no captions; {advice}. "
-                              f"For images alone set {finding.SETTING}.text_key to ''"
+      raise FileNotFoundError(f"{SETTING}.path is {self.name!r}: {len(images)} images and no captions; {advice}. "
+                              f"For images alone set {SETTING}.text_key to ''"
                               + "".join(f"\n  {problem}" for problem in self.problems[:5]))
     if with_texts and (without := [entry.path for entry in entries if entry.texts == ()]):
       self.problems.append(f"{self.name}: {len(without)} of {len(entries)} images have no text beside them, such as "
@@ -162,10 +163,10 @@ class Folder:
     if below:
       path = f"{self.name.rstrip('/')}/{below[0].rpartition('/')[0]}"
       return (f"a table is looked for in the folder itself, and {' and '.join(below[:3])} "
-              f"{'lies' if len(below) == 1 else 'lie'} below it: set {finding.SETTING}.path to {path!r}")
+              f"{'lies' if len(below) == 1 else 'lie'} below it: set {SETTING}.path to {path!r}")
     for kind, ending in (("webdataset", ".tar"), ("parquet", ".parquet")):
       if any(name.lower().endswith(ending) for name in self._names):
-        return f"*{ending} is what {finding.SETTING}.kind {kind!r} reads"
+        return f"*{ending} is what {SETTING}.kind {kind!r} reads"
     return self._packed()
 
   def _from_table(self, table: str, settings: Source) -> list[_Entry]:
@@ -179,8 +180,8 @@ class Folder:
         if isinstance(row, str):
           raise ValueError(row)
         key = image = _inside(row.get(image_key))
-        found = finding.as_texts(finding.lookup(row, text_key), self._origin, bool(question_key))
-        question = finding.as_question(finding.lookup(row, question_key)) if question_key else ""
+        found = values.as_texts(values.lookup(row, text_key), self._origin, bool(question_key))
+        question = values.as_question(values.lookup(row, question_key)) if question_key else ""
         while question and key in entries:  # another file may be called so
           doubled[image] += 1
           key = f"{image}#{doubled[image]}"
@@ -189,7 +190,7 @@ class Folder:
         wrong.append(f"{self.name}: {where}: {e}")
     if not entries:
       first = wrong[0] if wrong else f"{self.name}: {table}: no rows"
-      raise ValueError(f"{finding.SETTING}.path is {self.name!r}: no row of {table} can be used; the first: {first}")
+      raise ValueError(f"{SETTING}.path is {self.name!r}: no row of {table} can be used; the first: {first}")
     if wrong:
       self.problems.append(f"{len(wrong)} rows can't be used; the first: {wrong[0]}")
     self.problems += [f"{self.name}: {note}" for note in notes]
@@ -199,9 +200,9 @@ class Folder:
 def _wanted(settings: Source) -> dict[str, tuple[str, ...]]:
   """By setting, the names that the column may have, in the order of preference."""
   wanted = {"image_key": (settings.image_key,), "text_key": (settings.text_key,)}
-  if settings.image_key == finding.DEFAULT_IMAGE_KEY:
+  if settings.image_key == values.DEFAULT_IMAGE_KEY:
     wanted["image_key"] = IMAGE_COLUMNS
-  if settings.text_key == finding.DEFAULT_TEXT_KEY:
+  if settings.text_key == values.DEFAULT_TEXT_KEY:
     wanted["text_key"] = TEXT_COLUMNS
   return wanted | ({"question_key": (settings.question_key,)} if settings.question_key else {})
 
@@ -222,7 +223,7 @@ def _columns(table: str, rows: Iterator, wanted: dict) -> tuple[tuple[str, str, 
       break
   for key, names in wanted.items():
     if key not in chosen and seen:
-      raise ValueError(f"{finding.SETTING}.{key}: {table} has no column {' or '.join(names)}; "
+      raise ValueError(f"{SETTING}.{key}: {table} has no column {' or '.join(names)}; "
                        f"it has: {', '.join(map(str, seen))}")
   return tuple(chosen.get(key, "") for key in ("image_key", "text_key", "question_key")), chain(looked_at, rows)
 

@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, shards_of
-from coca.files import finding
+from coca.data.sources.values import DEFAULT_IMAGE_KEY, DEFAULT_TEXT_KEY, as_question, as_texts, lookup
+from coca.files import finding, reading
+from coca.files.finding import SETTING
 from coca.files.retries import Unavailable, again
 
 MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
@@ -37,7 +39,7 @@ READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, LookupErro
 class _Table:
   """A file as far as it concerns records: which columns, how many rows in each row group."""
 
-  file: finding.File
+  file: reading.File
   image: str
   text: str  # empty: none
   question: str  # empty: none
@@ -62,7 +64,7 @@ class Parquet:
       if table is not None and sum(table.rows):
         self._tables.append(table)
     if not self._tables:
-      raise ValueError(f"{finding.SETTING}.path is {settings.path!r}: none of the {len(found)} files can be used:\n"
+      raise ValueError(f"{SETTING}.path is {settings.path!r}: none of the {len(found)} files can be used:\n"
                        + "\n".join(f"  {problem}" for problem in self.problems[:5]))
     self._groups = [(t, g) for t, table in enumerate(self._tables) for g in range(len(table.rows))]
     self._starts = np.cumsum([0, *(n for table in self._tables for n in table.rows)]).tolist()
@@ -115,9 +117,9 @@ class Parquet:
     if not image:
       raise BadRecord(f"{where}: no image (column '{table.image}')")
     try:
-      found = finding.lookup(values, table.text) if table.text else None
-      texts = finding.as_texts(found, self._origin, bool(table.question))
-      question = finding.as_question(finding.lookup(values, table.question)) if table.question else ""
+      found = lookup(values, table.text) if table.text else None
+      texts = as_texts(found, self._origin, bool(table.question))
+      question = as_question(lookup(values, table.question)) if table.question else ""
     except ValueError as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
     return Record(key, image, texts, question=question)
@@ -166,11 +168,11 @@ class Parquet:
     return again(read, table.file.url)
 
 
-def _input(file: finding.File):
-  return file.path if file.local else pa.PythonFile(finding.RangeFile(file), mode="r")
+def _input(file: reading.File):
+  return file.path if file.local else pa.PythonFile(reading.RangeFile(file), mode="r")
 
 
-def _footer(file: finding.File) -> pq.FileMetaData:
+def _footer(file: reading.File) -> pq.FileMetaData:
   def read():
     with pq.ParquetFile(_input(file)) as opened:
       return opened.metadata
@@ -178,7 +180,7 @@ def _footer(file: finding.File) -> pq.FileMetaData:
   return again(read, file.url)
 
 
-def _examine(file: finding.File, settings: Source) -> tuple[_Table | None, str]:
+def _examine(file: reading.File, settings: Source) -> tuple[_Table | None, str]:
   try:
     footer = _footer(file)
     schema = footer.schema.to_arrow_schema()
@@ -188,13 +190,13 @@ def _examine(file: finding.File, settings: Source) -> tuple[_Table | None, str]:
     return None, f"{file.name}: {e}"
   if not footer.num_rows:
     return None, f"{file.name}: holds no rows"
-  default = settings.image_key == finding.DEFAULT_IMAGE_KEY
+  default = settings.image_key == DEFAULT_IMAGE_KEY
   names = (settings.image_key, *finding.IMAGE_EXTENSIONS) if default else (settings.image_key,)
   image = _choose(schema, names, _holds_image)
   if not image:
     return None, (f"{file.name}: image_key is {settings.image_key!r}, and there is no such column with image bytes; "
                   f"{_shown(schema)}. If tars lie beside it, they hold the images: kind='webdataset'")
-  default = settings.text_key == finding.DEFAULT_TEXT_KEY
+  default = settings.text_key == DEFAULT_TEXT_KEY
   fits = _holds_answer if settings.question_key else _holds_text
   text = _choose(schema, TEXT_COLUMNS if default else (settings.text_key,), fits)
   if not text and settings.text_key:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import fsspec
 import numpy as np
 
-from coca.files.finding import File, cache_directory, read_all, write_atomic
+from coca.files.reading import File, read_all
+from coca.files.writing import cache_directory, write_atomic
 
 SUFFIX = ".index.npz"
 VERSION = 2

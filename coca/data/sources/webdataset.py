@@ -12,7 +12,9 @@ import numpy as np
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, shards_of
 from coca.data.sources.tar_index import BLOCK, SUFFIX, TarIndex, is_header, read_index
-from coca.files import finding
+from coca.data.sources.values import DEFAULT_IMAGE_KEY, DEFAULT_TEXT_KEY, as_question, as_texts, lookup
+from coca.files import finding, reading
+from coca.files.finding import IMAGE_EXTENSIONS, SETTING
 from coca.files.retries import Unavailable
 
 MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
@@ -32,9 +34,9 @@ class WebDataset:
     tars, self.problems = finding.find(settings.path, ".tar", MAKE)
     tars = [f for f in tars if not f.name.endswith(SUFFIX)]
     self._field, self._question = settings.text_key, settings.question_key
-    self._text = "txt" if settings.text_key == finding.DEFAULT_TEXT_KEY else settings.text_key.lower()
-    default = settings.image_key == finding.DEFAULT_IMAGE_KEY
-    self._image = finding.IMAGE_EXTENSIONS if default else (settings.image_key.lower(),)
+    self._text = "txt" if settings.text_key == DEFAULT_TEXT_KEY else settings.text_key.lower()
+    default = settings.image_key == DEFAULT_IMAGE_KEY
+    self._image = IMAGE_EXTENSIONS if default else (settings.image_key.lower(),)
     self._shards, counts, extensions = [], [], set()
     not_stored, lost, empty = "", [], Counter()
     for file, index, note in finding.for_each(_indexed, tars, "indexing tars"):
@@ -56,7 +58,7 @@ class WebDataset:
     if not_stored:
       self.problems.append(not_stored)
     if not self._shards:
-      raise ValueError(f"{finding.SETTING}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
+      raise ValueError(f"{SETTING}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
                        + "\n".join(f"  {problem}" for problem in self.problems[:5]))
     if lost:
       self.problems.insert(0, f"{len(lost)} pictures are not seen, such as {lost[0]}: the first dot of a file's name "
@@ -79,9 +81,9 @@ class WebDataset:
     key, where, image, text, parsed = self._read(i)
     try:
       values = _object(text) if parsed and text is not None else {}
-      found = finding.lookup(values, self._field) if parsed else text
-      texts = finding.as_texts(found, self._origin, bool(self._question))
-      question = finding.as_question(finding.lookup(values, self._question)) if self._question else ""
+      found = lookup(values, self._field) if parsed else text
+      texts = as_texts(found, self._origin, bool(self._question))
+      question = as_question(lookup(values, self._question)) if self._question else ""
     except (ValueError, RecursionError) as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
     if not image:
@@ -116,10 +118,10 @@ class WebDataset:
     """Raises a ValueError where the settings name an image or text that the tars do not have."""
     holds = f"the tars hold members .{', .'.join(sorted(extensions))}"
     if not any((places[:, 0] >= 0).any() for _, _, places, *_ in self._shards):
-      raise ValueError(f"{finding.SETTING}.image_key is {settings.image_key!r}: no record has a member "
+      raise ValueError(f"{SETTING}.image_key is {settings.image_key!r}: no record has a member "
                        f".{' or .'.join(self._image)}; {holds}")
     if self._field and not any((places[:, 2] >= 0).any() for _, _, places, *_ in self._shards):
-      raise ValueError(f"{finding.SETTING}.text_key is {settings.text_key!r}: no record has a member "
+      raise ValueError(f"{SETTING}.text_key is {settings.text_key!r}: no record has a member "
                        f".{self._text} or .json; {holds}. For images alone set it to ''")
     fields, wanted = set(), (("question_key", self._question), ("text_key", self._field))
     probes = min(PROBES, len(self))
@@ -137,7 +139,7 @@ class WebDataset:
     for name, key in wanted if fields else ():
       if key and key.partition(".")[0] not in fields:
         member = "" if self._question else f"have no member .{self._text}, and "
-        raise ValueError(f"{finding.SETTING}.{name} is {key!r}: {probes} records, spread over all, {member}have no such "
+        raise ValueError(f"{SETTING}.{name} is {key!r}: {probes} records, spread over all, {member}have no such "
                          f"field in their JSON; it has: {', '.join(sorted(fields))}")
 
 
@@ -147,7 +149,7 @@ def _behind_dots(index: TarIndex, images: tuple[str, ...], text: str) -> list[st
   One that belongs to a record with another picture, as KEY.mask.png does, is meant so, unless it has a text of its own.
   """
   kinds = index.extensions.tolist()
-  odd = [k for k, kind in enumerate(kinds) if kind.rpartition(".")[2] in finding.IMAGE_EXTENSIONS and kind not in images]
+  odd = [k for k, kind in enumerate(kinds) if kind.rpartition(".")[2] in IMAGE_EXTENSIONS and kind not in images]
   odd = [k for k in odd if "." in kinds[k]]
   if not odd:
     return []
@@ -159,7 +161,7 @@ def _behind_dots(index: TarIndex, images: tuple[str, ...], text: str) -> list[st
           and (not seen[sample] or any((sample, n) in there for n in beside[k]))]
 
 
-def _indexed(file: finding.File) -> tuple[finding.File, TarIndex | None, str]:
+def _indexed(file: reading.File) -> tuple[reading.File, TarIndex | None, str]:
   try:
     return file, *read_index(file)
   except Unavailable:  # without the tar all records would have other numbers
@@ -168,7 +170,7 @@ def _indexed(file: finding.File) -> tuple[finding.File, TarIndex | None, str]:
     return file, None, f"{file.name}: {e}"
 
 
-def _read_two(file: finding.File, a: int, a_size: int, b: int, b_size: int, a_header: int,
+def _read_two(file: reading.File, a: int, a_size: int, b: int, b_size: int, a_header: int,
               b_header: int) -> tuple[bytes | None, bytes | None]:
   """Two members (None where the offset is -1), in one read if they lie close. Their headers, which lie before them,
   are read with them, and have to be the indexed ones."""

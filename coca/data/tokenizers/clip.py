@@ -19,8 +19,8 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from coca.config.typed import entry, read_object
 from coca.data.texts import collapse, framed
-from coca.files.finding import write_atomic
 from coca.files.retries import of_the_system
+from coca.files.writing import write_atomic
 
 FILE = "tokenizer.json"
 SOURCES = ("tokenizer.json", "vocab.json and merges.txt", "bpe_simple_vocab_16e6.txt.gz")

@@ -5,33 +5,22 @@ Case is kept, so that captions come out written as people write them. Training t
 bytes. Two thirds of all one-bit flips in a model file load without complaint, so a model is known by its sha256.
 """
 
-import functools
 import hashlib
 import io
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import sentencepiece
-from etils import epath
-from tqdm import tqdm
 
-from coca.config import Source
+from coca.config.special import PAD
 from coca.data import texts as texts_
-from coca.data.questions import clean
-from coca.data.records import BadRecord
-from coca.data.tokenizers import clip, wordpiece
-from coca.files.finding import write_atomic
-from coca.files.retries import again
-from coca.files.threads import threads
+from coca.files.writing import write_atomic
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3  # of a SentencePiece model; PAD is 0 in every tokenizer
+BOS, EOS, UNK = 1, 2, 3  # of a SentencePiece model
 FILE = "tokenizer.model"
-FILES = (FILE, clip.FILE, wordpiece.FILE)  # what the tokenizer of a working directory may be called
 
 _BYTE_PIECES = 8192  # from this vocabulary on, 256 pieces are spent on the bytes of characters without a piece
-_REASONS = 5  # why records can't be used that are told where none can
 _LONGEST = 1000  # characters of a text that training looks at; SentencePiece would drop texts above 4192 bytes
 
 
@@ -93,52 +82,6 @@ class Tokenizer:
     write_atomic(path, self.model)
 
 
-def all_unknown(tokenizer, ids) -> np.ndarray:
-  """Which texts consist of nothing that the tokenizer knows: equal ids do not make those equal.
-
-  Args:
-    tokenizer: of any kind.
-    ids: int [..., L], as `encode` gives them.
-
-  Returns:
-    bool [...]; False for texts without any token.
-  """
-  ids = np.asarray(ids)
-  unknown = ids == tokenizer.unknown
-  nothing = np.isin(ids, (PAD, tokenizer.bos, tokenizer.eos, tokenizer.blank))
-  return unknown.any(-1) & (unknown | nothing).all(-1)
-
-
-def load(path, sha256: str = "") -> Tokenizer | clip.ClipTokenizer | wordpiece.WordPiece:
-  """Reads a model file.
-
-  Args:
-    path: of the model: SentencePiece's, a .json file with CLIP's byte-pair encoding or BERT's WordPiece, or a .txt
-      file with BERT's pieces.
-    sha256: what the file's must be; empty: any.
-
-  Raises:
-    FileNotFoundError: no such file.
-    ValueError: another model than `sha256` says, or a damaged one.
-  """
-  path = epath.Path(path)
-  try:
-    model = again(path.read_bytes, str(path))
-  except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-    raise FileNotFoundError(f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model, CLIP's "
-                            "tokenizer.json or BERT's vocab.txt, or leave it empty to train one") from None
-  found = hashlib.sha256(model).hexdigest()
-  if sha256 and found != sha256:
-    raise ValueError(f"the tokenizer in {path} is not the one this run was started with (sha256 {found}, expected "
-                     f"{sha256}); restore it or start a new workdir")
-  try:
-    if path.suffix == ".txt" or (path.suffix == ".json" and wordpiece.is_json(model)):
-      return wordpiece.load(model)
-    return clip.load(model) if path.suffix == ".json" else Tokenizer(model)
-  except ValueError as e:
-    raise ValueError(f"{path}: {e}") from None
-
-
 def train(texts: Iterable[str], vocab: int) -> Tokenizer:
   """Trains a model; the same texts in the same order give the same bytes.
 
@@ -174,53 +117,3 @@ def _coverage(texts: list[str], vocab: int, with_bytes: bool) -> float:
     counts.update(text)
   common = sum(n for _, n in counts.most_common(max(vocab // 4, 1)))
   return min(0.9995 if with_bytes else 1.0, max(common / counts.total(), 0.98))  # SentencePiece takes 0.98 to 1
-
-
-def texts_of(sources: dict, settings: dict[str, Source], limit: int, seed: int) -> Iterator[str]:
-  """Draws texts for training, evenly from all sources, by the rule and the prompts that training uses.
-
-  Args:
-    sources: by name.
-    settings: theirs, by name (`config.data.sources`).
-    limit: texts at most.
-    seed: decides which records, if there are more.
-
-  Yields:
-    Texts, the same ones in the same order for the same arguments; unreadable records are passed over. An answer comes
-    behind its question.
-
-  Raises:
-    ValueError: there is none in any record; with what the sources say of it.
-  """
-  def read(source, i):
-    try:
-      return source[i]
-    except BadRecord as e:
-      return e
-
-  any_text = False
-  reasons = [problem for source in sources.values() for problem in source.problems[:2]]
-
-  share = max(limit // len(sources), 1)
-  total = sum(min(len(source), share) for source in sources.values())
-  with threads(16) as pool, tqdm(total=total, desc="texts for the tokenizer", disable=None, delay=5) as bar:
-    for name in sorted(sources):
-      source, rng = sources[name], np.random.default_rng([seed, zlib.crc32(name.encode())])
-      chosen = rng.choice(len(source), min(len(source), share), replace=False, shuffle=False)
-      # In ascending order, because neighbours lie in one file; several at once, because a bucket answers late.
-      for block in np.split(np.sort(chosen), range(1024, len(chosen), 1024)):
-        for record in pool.map(functools.partial(read, source), block.tolist()):
-          bar.update()
-          try:
-            if isinstance(record, BadRecord):
-              raise record
-            rule = settings[name]
-            text = texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
-            any_text = True
-            yield f"{clean(record.question)} {text}" if record.question else text
-          except BadRecord as e:
-            if len(reasons) < _REASONS:
-              reasons.append(str(e) if e is record else f"{name} {record.key}: {e}")
-  if not any_text:
-    raise ValueError(f"no texts to train the tokenizer on: no record of {', '.join(sorted(sources))} can be used. "
-                     "The first reasons:\n" + "\n".join(f"  {reason}" for reason in reasons))

@@ -16,12 +16,12 @@ import tokenizers
 from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from coca.config.special import PAD
 from coca.config.typed import entry, read_object
 from coca.data.texts import framed
 from coca.data.tokenizers.clip import ids_of
-from coca.files.finding import write_atomic
+from coca.files.writing import write_atomic
 
-PAD = 0
 FILE = "vocab.txt"
 SOURCES = (FILE, "tokenizer.json")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")

@@ -23,10 +23,11 @@ from coca.config import (
   parse,
   to_dict,
 )
+from coca.config.settings import MEAN, STD
 from coca.config.typed import entry
 from coca.data.tokenizers.wordpiece import WordPiece
 from coca.interop.blip.weights import CLASSES
-from coca.interop.open_clip.settings import LAYERS, MEAN, PIXELS, STD
+from coca.interop.open_clip.settings import LAYERS, PIXELS
 
 PROMPT, SMOOTHING = "a picture of ", 0.1  # of BLIP's captioner; of the labels in all its language modelling
 LENGTHS = {"pretraining": 30, "captioner": 40, "retrieval": 35, "vqa": 35}  # of BLIP's texts, and its kinds of models

@@ -7,10 +7,10 @@ plain CLIP with a ViT. Whatever else a config asks for is refused by name, becau
 import dataclasses
 
 from coca.config import Captioning, Config, Contrastive, ImageEncoder, Model, Poolers, TextDecoder, parse, to_dict
+from coca.config.settings import MEAN, STD
 from coca.config.typed import entry
 
 LAYERS, RATIO, PIXELS = 1000, 64, 1 << 14  # at most: of a tower, of a feed-forward to its width, of a picture's side
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 
 # What these settings have to be, where a config has them at all; None stands for any value.
 _BLOCKS = {"block_type": (None, "default"), "ls_init_value": (None,), "act_kwargs": (None, {}),

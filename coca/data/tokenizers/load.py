@@ -1,0 +1,102 @@
+"""Tokenizers of any kind: from a file, and texts to train one."""
+
+import functools
+import hashlib
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from coca.config import Source
+from coca.data import texts as texts_
+from coca.data.questions import clean
+from coca.data.records import BadRecord
+from coca.data.tokenizers import clip, wordpiece
+from coca.data.tokenizers.sentencepiece import FILE, Tokenizer
+from coca.files.retries import again
+from coca.files.threads import threads
+
+FILES = (FILE, clip.FILE, wordpiece.FILE)  # what the tokenizer of a working directory may be called
+_REASONS = 5  # why records can't be used that are told where none can
+
+
+def load(path, sha256: str = "") -> Tokenizer | clip.ClipTokenizer | wordpiece.WordPiece:
+  """Reads a model file.
+
+  Args:
+    path: of the model: SentencePiece's, a .json file with CLIP's byte-pair encoding or BERT's WordPiece, or a .txt
+      file with BERT's pieces.
+    sha256: what the file's must be; empty: any.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: another model than `sha256` says, or a damaged one.
+  """
+  path = epath.Path(path)
+  try:
+    model = again(path.read_bytes, str(path))
+  except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    raise FileNotFoundError(f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model, CLIP's "
+                            "tokenizer.json or BERT's vocab.txt, or leave it empty to train one") from None
+  found = hashlib.sha256(model).hexdigest()
+  if sha256 and found != sha256:
+    raise ValueError(f"the tokenizer in {path} is not the one this run was started with (sha256 {found}, expected "
+                     f"{sha256}); restore it or start a new workdir")
+  try:
+    if path.suffix == ".txt" or (path.suffix == ".json" and wordpiece.is_json(model)):
+      return wordpiece.load(model)
+    return clip.load(model) if path.suffix == ".json" else Tokenizer(model)
+  except ValueError as e:
+    raise ValueError(f"{path}: {e}") from None
+
+
+def texts_of(sources: dict, settings: dict[str, Source], limit: int, seed: int) -> Iterator[str]:
+  """Draws texts for training, evenly from all sources, by the rule and the prompts that training uses.
+
+  Args:
+    sources: by name.
+    settings: theirs, by name (`config.data.sources`).
+    limit: texts at most.
+    seed: decides which records, if there are more.
+
+  Yields:
+    Texts, the same ones in the same order for the same arguments; unreadable records are passed over. An answer comes
+    behind its question.
+
+  Raises:
+    ValueError: there is none in any record; with what the sources say of it.
+  """
+  def read(source, i):
+    try:
+      return source[i]
+    except BadRecord as e:
+      return e
+
+  any_text = False
+  reasons = [problem for source in sources.values() for problem in source.problems[:2]]
+
+  share = max(limit // len(sources), 1)
+  total = sum(min(len(source), share) for source in sources.values())
+  with threads(16) as pool, tqdm(total=total, desc="texts for the tokenizer", disable=None, delay=5) as bar:
+    for name in sorted(sources):
+      source, rng = sources[name], np.random.default_rng([seed, zlib.crc32(name.encode())])
+      chosen = rng.choice(len(source), min(len(source), share), replace=False, shuffle=False)
+      # In ascending order, because neighbours lie in one file; several at once, because a bucket answers late.
+      for block in np.split(np.sort(chosen), range(1024, len(chosen), 1024)):
+        for record in pool.map(functools.partial(read, source), block.tolist()):
+          bar.update()
+          try:
+            if isinstance(record, BadRecord):
+              raise record
+            rule = settings[name]
+            text = texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
+            any_text = True
+            yield f"{clean(record.question)} {text}" if record.question else text
+          except BadRecord as e:
+            if len(reasons) < _REASONS:
+              reasons.append(str(e) if e is record else f"{name} {record.key}: {e}")
+  if not any_text:
+    raise ValueError(f"no texts to train the tokenizer on: no record of {', '.join(sorted(sources))} can be used. "
+                     "The first reasons:\n" + "\n".join(f"  {reason}" for reason in reasons))

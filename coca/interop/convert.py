@@ -1,0 +1,219 @@
+"""Other people's weights as a model directory, and back."""
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+
+from coca.data.tokenizers import clip, wordpiece
+from coca.devices import sharding
+from coca.inference.forward import Forward
+from coca.interop import files
+from coca.interop.blip import settings as blip_settings
+from coca.interop.blip import start as blip_start
+from coca.interop.blip import weights as blip_weights
+from coca.interop.open_clip import settings as open_clip_settings
+from coca.interop.open_clip import weights as open_clip_weights
+from coca.storage import weights
+from coca.storage.workdir import read_params, read_workdir, write_run
+
+SETTINGS = "open_clip_config.json"
+
+
+def from_open_clip(source, out, model: str = "", config: str = "", tokenizer: str = "") -> None:
+  """Writes a model directory.
+
+  Args:
+    source: a folder with open_clip_config.json, weights and tokenizer files; or a file of weights.
+    out: the new directory.
+    model: open_clip's name of the model, where there is no open_clip_config.json
+      (`coca.interop.open_clip.settings.MODELS`).
+    config: a file like open_clip_config.json, instead.
+    tokenizer: a folder with CLIP's tokenizer files, or one of them; empty: beside the weights.
+
+  Raises:
+    FileNotFoundError: a file that is missing, by name.
+    ValueError: what cannot be read or converted, or a directory that is there already.
+  """
+  files.check_new(Path(out))
+  folder, path = _found(source)
+  described, found = _settings(folder, model, config)
+  with _naming(described):
+    settings = open_clip_settings.to_config(found, model or Path(source).resolve().stem)
+  tokens = clip.find(tokenizer or folder, settings.model.text.vocab)
+  with _naming(path):
+    params = open_clip_weights.to_params(files.read_state_dict(path), settings)
+  _write(out, settings, tokens, params)
+
+
+def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> None:
+  """Writes a model directory.
+
+  Args:
+    source: a folder with transformers' config.json, weights and tokenizer; or a file of weights, an original one or one
+      that lies beside such a config.json.
+    out: the new directory.
+    config: a file like config.json, instead.
+    tokenizer: vocab.txt or tokenizer.json of uncased BERT, or a folder with one of them; empty: beside the weights.
+    **choices: `matching_token`, `image_heads` and `text_heads` of `coca.interop.blip.settings.from_transformers`.
+
+  Raises:
+    FileNotFoundError: a file that is missing, by name.
+    ValueError: what cannot be read or converted, or a directory that is there already.
+  """
+  files.check_new(Path(out))
+  folder, path = _found(source)
+  name = Path(source).resolve().stem
+  with _naming(path):
+    tensors = blip_weights.tidy(files.read_state_dict(path))
+    vocab = blip_weights.vocabulary(tensors)
+  tokens = wordpiece.find(tokenizer or folder, vocab)
+  if blip_weights.is_original(tensors):
+    with _naming(path):
+      settings = blip_settings.from_tensors(tensors, tokens, name, **choices)
+  else:
+    described = config or folder / "config.json"
+    found, processor = files.read_json(described), files.image_processor(folder)
+    with _naming(described):
+      settings = blip_settings.from_transformers(found, processor, tokens, name, **choices)
+  with _naming(path):
+    params = blip_weights.to_params(tensors, settings)
+  _write(out, settings, tokens, params)
+  if settings.model.med.sharing == "none":
+    print("note: encoder and decoder share nothing in these weights: config.model.med.sharing is 'none'")
+
+
+def from_vit_and_bert(vit, bert, out, tokenizer: str = "") -> None:
+  """Writes a model directory for `config.init_from` of BLIP's pre-training; see `coca.interop.blip.start`.
+
+  Args:
+    vit: a file of timm's weights, or a folder with one.
+    bert: likewise of transformers' BERT.
+    out: the new directory.
+    tokenizer: as for `from_blip`; empty: beside BERT.
+
+  Raises:
+    as `from_blip`.
+  """
+  files.check_new(Path(out))
+  (_, vit), (folder, bert) = _found(vit), _found(bert)
+  found = []
+  for path in (vit, bert):
+    with _naming(path):
+      found.append(files.read_state_dict(path))
+  tokens = wordpiece.find(tokenizer or folder, sys.maxsize)
+  with _naming(f"{vit} and {bert}"):
+    config, params = blip_start.join(*found, tokens)
+  _write(out, config, tokens, params)
+
+
+def to_open_clip(source, out) -> None:
+  """Writes a folder that `open_clip.create_model("local-dir:OUT")` loads.
+
+  Args:
+    source: a model directory or a workdir; of the latter, the moving average where the run kept one.
+    out: the new folder.
+
+  Raises:
+    FileNotFoundError: no model there.
+    ValueError: open_clip has no such model (what differs is listed), or `out` is there already.
+    coca.storage.checkpoint.CheckpointError: all checkpoints are damaged.
+  """
+  out = Path(out)
+  files.check_new(out)
+  config, tokens = read_workdir(source)
+  settings = open_clip_settings.from_config(config)
+  if tokens.file != clip.FILE:
+    print(f"note: open_clip reads no {tokens.file}; its tokenizer gives other ids than this model's")
+  state_dict = open_clip_weights.to_state_dict(_params(source, config), config)
+  with files.directory(out) as partial:
+    weights.save(partial / files.WEIGHTS[0], state_dict)
+    tokens.save(partial / tokens.file)
+    files.write_json(partial / SETTINGS, settings)
+
+
+def to_transformers(source, out, architecture: str = "") -> str:
+  """Writes a folder that transformers' BLIP classes and BlipProcessor load with `from_pretrained`.
+
+  What the class lacks is left out: the temperature, and the parts that are another class's.
+
+  Args:
+    source: as for `to_open_clip`, of a BLIP model.
+    out: the new folder.
+    architecture: the class, where the model has the parts of several (`coca.interop.blip.weights.CLASSES`).
+
+  Returns:
+    The class.
+
+  Raises:
+    as `to_open_clip`.
+  """
+  out = Path(out)
+  files.check_new(out)
+  config, tokens = read_workdir(source)
+  architecture, described = blip_settings.to_transformers(config, tokens, architecture)
+  state_dict = blip_weights.to_state_dict(_params(source, config), config, architecture)
+  if "text_encoder." in blip_weights.CLASSES[architecture] and config.model.med.encode != config.model.med.cls:
+    print("note: transformers leaves [CLS] in front of a text to match or a question, and this model has [ENC] there: "
+          f"put the id {config.model.med.encode} in its place to get the same outputs")
+  with files.directory(out) as partial:
+    weights.save(partial / weights.FILE, state_dict)
+    tokens.save(partial / tokens.file)
+    for name, contents in described.items():
+      files.write_json(partial / name, contents)
+  return architecture
+
+
+def _found(source) -> tuple[Path, Path]:
+  """The folder of the source and its file of weights."""
+  source = Path(source)
+  if not source.exists():
+    raise FileNotFoundError(f"no such file or folder: {source}")
+  return (source, files.weights_in(source)) if source.is_dir() else (source.parent, source)
+
+
+@contextmanager
+def _naming(path):
+  """Errors begin with the file's name."""
+  try:
+    yield
+  except ValueError as e:
+    raise ValueError(f"{path}: {e}") from None
+
+
+def _write(out, config, tokens, params) -> None:
+  with files.directory(Path(out)) as partial:
+    sha256 = weights.write(partial / weights.FILE, params)
+    tokens.save(partial / tokens.file)
+    write_run(config, tokens, partial, weights_sha256=sha256)  # last: without it, this is no model directory
+
+
+def _params(source, config):
+  return read_params(source, Forward(config, sharding.make_mesh(devices=jax.local_devices()[:1])).abstract_params)
+
+
+def is_blip(source: str, config: str) -> bool:
+  """Whether the source, for which no model of open_clip is named, is BLIP's: by what lies beside it, or its names."""
+  folder, path = _found(source)
+  for described in (Path(config), folder / SETTINGS, folder / "config.json"):
+    if described.is_file():
+      found = files.read_json(described)
+      if described.name == SETTINGS or "model_cfg" in found or "model_type" in found:
+        return str(found.get("model_type", "")).startswith("blip")
+  with _naming(path):
+    return blip_weights.is_original(files.names(path))
+
+
+def _settings(folder: Path, model: str, config: str) -> tuple[str | Path, dict]:
+  """Where they come from, and open_clip's settings."""
+  if model:
+    if model not in open_clip_settings.MODELS:
+      raise ValueError(f"--model={model} is not known; these are: {', '.join(open_clip_settings.MODELS)}. For others, "
+                       "give open_clip's config with --config=FILE")
+    return f"--model={model}", open_clip_settings.MODELS[model]
+  path = Path(config or folder / SETTINGS)
+  if not path.exists():
+    raise FileNotFoundError(f"no {path}: say which model this is, with --model=NAME "
+                            f"({', '.join(open_clip_settings.MODELS)}) or --config=FILE")
+  return path, files.read_json(path)

@@ -1,0 +1,25 @@
+"""The model of a config without any arrays: its graph definition and the shapes of its parameters."""
+
+import functools
+
+import jax
+from flax import nnx
+
+from coca.config import Config
+from coca.models import make_model
+
+
+def abstract_model(config: Config):
+  """The model's graph definition, and its parameters as a nested dict of ShapeDtypeStructs; nothing is computed."""
+  parts = config.model, config.contrastive, config.captioning, config.matching, config.answering
+  graphdef, params = _abstract_model(*parts)
+  return graphdef, jax.tree.map(lambda x: x, params)  # dicts of the caller's own
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract_model(model, contrastive, captioning, matching, answering):
+  """A start asks for it half a dozen times, at half a second each."""
+  # All that a model looks at.
+  config = Config(model=model, contrastive=contrastive, captioning=captioning, matching=matching, answering=answering)
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))
+  return graphdef, nnx.to_pure_dict(state)

@@ -1,0 +1,134 @@
+"""Multi-head attention, over a text or a picture, and over a cache.
+
+Shapes: B batch, T tokens (queries), S tokens (keys), D width, H heads, K width of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from coca.devices.hardware import platform
+from coca.models.linear import linear, spread
+
+
+def _one_by_one(q, k) -> bool:
+  """Whether examples take turns: on CPU, the logits of one with many tokens stay in its caches."""
+  mesh = jax.sharding.get_abstract_mesh()
+  alone = mesh.empty or mesh.size == 1
+  return alone and platform() == "cpu" and k.shape[0] > 1 and q.shape[1] * k.shape[1] >= 2**16
+
+
+def _usable(implementation: str, q, k, mask) -> bool:
+  """Whether there is such a kernel here: a model goes from the devices that it was trained on to others."""
+  t, s, width = q.shape[1], k.shape[1], q.shape[3]
+  if implementation == "cudnn":
+    # A mask becomes a bias there, one of all queries, and its gradient wants even lengths.
+    fits = mask is None or (mask.shape[2] == t and t % 2 == s % 2 == 0)
+    return platform() in ("gpu", "cuda") and q.dtype.itemsize == 2 and fits and width % 8 == 0 and width <= 128
+  tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+  return implementation == "flash" and platform() == "tpu" and mask is None and min(t, s) >= 128 and (
+    q.shape[2] % tensor == 0)
+
+
+def dropout(x, rate: float, key):
+  """Zeroes values of x with probability `rate` and scales the others up; 16 random bits a value are precise enough."""
+  kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
+  return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+def dot_product_attention(q, k, v, mask=None, implementation: str = "xla", drop=None):
+  """Softmax attention.
+
+  Args:
+    q: [B, T, H, K]; B may be 1 where k and v have more (shared queries).
+    k: [B, S, H, K].
+    v: [B, S, H, K].
+    mask: bool, broadcastable to [B, H, T, S]; True may be attended. Each row must allow something.
+    implementation: 'xla'; 'cudnn', on NVIDIA GPUs in half precision; 'flash', on TPUs without a mask and with at least
+      128 tokens. Elsewhere, and where weights are dropped out, both are as 'xla'.
+    drop: a function of the softmax' weights [B, H, T, S], dropout; None: none.
+
+  Returns:
+    [B, T, H, K].
+  """
+  if len(q) < len(k):
+    q = spread(q, (len(k), *q.shape[1:]), q.dtype)
+  if drop is None and _usable(implementation, q, k, mask):
+    if implementation == "flash":
+      from coca.models.flash import flash  # Pallas is slow to import
+      return flash(q, k, v)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+  if mask is None and drop is None and _one_by_one(q, k):
+    def attend(x):
+      return dot_product_attention(*(y[None] for y in x))[0]
+
+    return jax.lax.map(attend, (q, k, v))
+  # Explicit [B, H, T, K] operands are a few percent faster on CPU than an einsum over the given layout.
+  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+  return _attend(q, k, v, mask, drop).transpose(0, 2, 1, 3)
+
+
+def _attend(q, k, v, mask, drop=None):
+  """`dot_product_attention` with the heads in front: q [B, H, T, K], k and v [B, H, S, K] -> [B, H, T, K]."""
+  weights = _attention_weights(q, k, mask).astype(v.dtype)
+  weights = drop(weights) if drop else weights
+  return jnp.einsum("bhts,bhsk->bhtk", weights, v)
+
+
+def _attention_weights(q, k, mask=None):
+  """q [B, H, T, K] and k [B, H, S, K] -> fp32 [B, H, T, S], rows sum to 1."""
+  logits = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+  if mask is not None:
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  return jax.nn.softmax(logits, axis=-1)
+
+
+class Attention(nnx.Module):
+  """Multi-head attention; queries of width `width`, keys and values from tokens of width `kv_width`."""
+
+  def __init__(self, width, heads, dtype, rngs, *, kv_width=None, inner=None, out=None, implementation="xla"):
+    inner = inner or width
+    self.heads, self.implementation = heads, implementation
+    self.query = linear(width, inner, dtype, rngs)
+    keep = "context" if kv_width else "matmul"
+    self.key = linear(kv_width or width, inner, dtype, rngs, keep=keep)
+    self.value = linear(kv_width or width, inner, dtype, rngs, keep=keep)
+    self.out = linear(inner, out or width, dtype, rngs)
+
+  def keys_values(self, x):
+    """x [B, S, D] -> keys and values [B, S, H, K]."""
+    return self._split(self.key(x)), self._split(self.value(x))
+
+  def __call__(self, x, kv, mask=None, drop=None):
+    """x [B, T, D] attends to `kv`, a pair as `keys_values` returns it -> [B, T, D]."""
+    y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation, drop)
+    return self.out(y.reshape(*y.shape[:2], -1))
+
+  def weights(self, x, context):
+    """How much x [B or 1, T, D] attends to each token of context [B, S, D]: fp32 [B, T, S], the mean over the heads."""
+    q, k = (self._split(y).transpose(0, 2, 1, 3) for y in (self.query(x), self.key(context)))
+    return _attention_weights(jnp.broadcast_to(q, (k.shape[0], *q.shape[1:])), k).mean(axis=1)
+
+  def cached_keys_values(self, x):
+    """x [B, S, D] -> keys and values [B, H, S, K], the layout that is read without a copy in each step of decoding."""
+    return tuple(y.transpose(0, 2, 1, 3) for y in self.keys_values(x))
+
+  def over_cache(self, x, kv, mask=None):
+    """x [B, T, D] attends to `kv`, keys and values [B, H, S, K] -> [B, T, D]."""
+    y = _attend(self._split(self.query(x)).transpose(0, 2, 1, 3), *kv, mask)
+    return self.out(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
+
+  def over_tokens(self, x, tokens, mask=None):
+    """As `over_cache`, but from tokens [B, S, kv_width] without their keys and values; with kernels turned [E, D].
+
+    The projections are moved to the few queries: q (k W) = (q W) k, and the sum of weighted tokens is projected once.
+    The key's bias adds the same to all of a query's logits.
+    """
+    key, value = (y.kernel[...].reshape(self.heads, -1, tokens.shape[2]) for y in (self.key, self.value))
+    q = jnp.einsum("bthk,hkd->bhtd", self._split(self.query(x)), key) * (key.shape[2] / key.shape[1]) ** 0.5
+    y = _attend(q.reshape(len(x), 1, -1, key.shape[2]), tokens[:, None], tokens[:, None], mask)
+    y = jnp.einsum("bhtd,hkd->bthk", y.reshape(q.shape), value).reshape(*x.shape[:2], -1)
+    return self.out(y + self.value.bias[...].astype(y.dtype))
+
+  def _split(self, x):
+    return x.reshape(*x.shape[:2], self.heads, -1)
