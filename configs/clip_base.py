@@ -18,7 +18,7 @@ at 100. Not the paper's: weight decay on matrices only (there, on embeddings too
 """
 
 from coca.commands import arguments
-from coca.config.settings import MEAN, STD
+from coca.config.model import MEAN, STD
 from coca.recipes.coca import alt_text_alone, runlocal
 
 

@@ -86,6 +86,11 @@ class TestParse:
     ({"model__image__patch": 0}, r"config\.model\.image\.patch is 0; it takes 1 or more"),
     ({"evals": {"e": {"batch": -1}}}, r"config\.evals\.e\.batch is -1; it takes 1 or more"),
     ({"model__kind": "clip"}, r"config\.model\.kind is 'clip'; it may be 'coca', 'blip'"),
+    ({"model__text__feedforwards": 3}, r"config\.model\.text\.feedforwards is 3; it may be 1, 2"),
+    ({"model__text__feedforwards": True}, r"config\.model\.text\.feedforwards is True; it may be 1, 2"),
+    ({"model__remat": 1}, r"config\.model\.remat is 1; it may be 'none', 'dots', 'lean', 'full'"),
+    ({"data__sources": {"a": {"origin": "moon"}}},
+     r"sources\.a\.origin is 'moon'; it may be '', 'web', 'synthetic', 'human', 'label'"),
     ({"data__rand_augment": (2, 11)}, r"config\.data\.rand_augment is \(2, 11\); it takes a number of operations"),
     ({"data__rand_augment": (-1, 5)}, r"config\.data\.rand_augment is \(-1, 5\); it takes"),
     ({"data__rand_augment": (2, 0.5)}, r"config\.data\.rand_augment is 0\.5; it takes a value of type int"),
@@ -126,6 +131,9 @@ class TestDurations:
   def test_percent_of_nothing(self):
     with pytest.raises(ValueError, match="percent of what"):
       in_steps("2%", 1_000)
+
+  def test_the_steps_of_a_run(self):
+    assert parse(changed(steps="1e6 examples", data__batch=1_000)).total_steps == 1_000
 
   def test_the_length_of_a_run_is_no_percentage(self):
     with pytest.raises(ValueError, match=r"config\.steps: '50%': percent of what"):

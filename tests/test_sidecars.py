@@ -13,7 +13,7 @@ from bootstrap import bootstrap, rows_of, write_rows
 from tars import picture, shard
 
 from coca.config import Source
-from coca.config.checks import ORIGINS
+from coca.config.data import ORIGINS
 from coca.data import sidecars
 from coca.data.records import Shard, shards_of, split
 from coca.data.sidecars import SidecarError

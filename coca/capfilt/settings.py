@@ -3,11 +3,11 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ml_collections import ConfigDict
 
 from coca.config import Source, to_dict
-from coca.config.checks import CHOICES
 from coca.config.data_checks import check_source
 from coca.config.typed import from_plain, to_plain
 from coca.decoding.settings import Decoding
@@ -34,14 +34,14 @@ class CapFilt:
   best: int = 1  # so many of an image's decoding.n texts are filtered: the best by `rank_by`, or by decoding.rerank
   min_matching: float = 0.5  # P(match) of the filter; the authors' value. -1: it does not count
   min_contrastive: float = -2.0  # cosine of the filter's embeddings. -2: it does not count
-  rank_by: str = "matching"  # or 'contrastive'
+  rank_by: Literal["matching", "contrastive"] = "matching"
   share: float = 0.0  # of the texts that are kept; 0: the thresholds decide
   top: int = 0  # number of the texts that are kept; 0: the thresholds decide
   batch: int = 64  # images at once, on all devices of a process together. Another size rounds other bits
   shard: int = 10_000  # records: larger input files are cut into shards of at most so many
   threads: int = 0  # that read and decode images; 0: as many as cores
   max_failed: float = 0.05  # share of images with a problem that ends the job, from 200 images on
-  engine: str = "local"  # or 'ray'
+  engine: Literal["local", "ray"] = "local"
   address: str = ""  # ray: of a cluster that runs; empty: one is started on this machine
   workers: int = 0  # ray: processes with models loaded; 0: as many as there is room for, without GPUs one a node
   resources: dict[str, float] = field(default_factory=dict)  # ray: what a worker takes, as {"GPU": 8.0}; empty: a GPU,
@@ -71,16 +71,10 @@ def parse(config: ConfigDict | dict) -> CapFilt:
 
   check(settings.captioner or settings.filter,
         "config.captioner and config.filter are empty: name at least one model, such as runs/captioner and runs/filter")
-  for name in ("kind", "origin"):
-    value, allowed = getattr(settings.source, name), CHOICES[f"data.sources.*.{name}"]
-    check(value in allowed, f"config.source.{name} is {value!r}; it may be {', '.join(map(repr, allowed))}")
   check_source(settings.source, "config.source")
   check(not settings.source.sidecars, "config.source.sidecars: the texts of a job before are not filtered again; leave "
         "it empty")
   check(not settings.source.question_key, "config.source.question_key: answers are no captions; leave it empty")
-  for name, allowed in (("rank_by", ("matching", "contrastive")), ("engine", ("local", "ray"))):
-    check(getattr(settings, name) in allowed,
-          f"config.{name} is {getattr(settings, name)!r}; it may be {', '.join(map(repr, allowed))}")
   for name, least in (("best", 1), ("top", 0), ("batch", 1), ("shard", 1), ("threads", 0), ("workers", 0),
                       ("attempts", 1)):
     check(getattr(settings, name) >= least, f"config.{name} is {getattr(settings, name)}; it takes {least} or more")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from coca.config.checks import ORIGINS
+from coca.config.data import ORIGINS
 
 COLUMNS = ("index", "key", "text", "origin", "matching", "contrastive", "kept", "problem")
 IDENTITIES = ("decoding", "captioner", "filter", "version")

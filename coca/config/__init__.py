@@ -1,24 +1,11 @@
 """Settings of a run. `from coca.config import ...` is what configs and users write."""
 
+from coca.config.data import Data, Eval, Source
+from coca.config.losses import Answering, Captioning, Contrastive, Matching
+from coca.config.model import ImageEncoder, Med, Model, Poolers, TextDecoder
+from coca.config.optim import Optim
 from coca.config.parsing import default, parse, to_dict
-from coca.config.settings import (
-  Answering,
-  Captioning,
-  Checkpoint,
-  Config,
-  Contrastive,
-  Data,
-  Eval,
-  ImageEncoder,
-  Matching,
-  Med,
-  Mesh,
-  Model,
-  Optim,
-  Poolers,
-  Source,
-  TextDecoder,
-)
+from coca.config.settings import Checkpoint, Config, Mesh
 
 __all__ = [
   "Answering", "Captioning", "Checkpoint", "Config", "Contrastive", "Data", "Eval", "ImageEncoder", "Matching",

@@ -1,39 +1,12 @@
 """What settings may hold, and which go together: `check` is called before anything is read or compiled."""
 
+from collections.abc import Callable, Sequence
+
 from coca.config.data_checks import check_data, need
 from coca.config.durations import in_steps
-from coca.config.settings import ORIGINS
+from coca.config.settings import Config
 from coca.config.typed import lookup
 
-CHOICES = {
-  "model.kind": ("coca", "blip"),
-  "model.med.sharing": ("all", "all_but_cross_attention", "all_but_self_attention", "none"),
-  "model.poolers.kind": ("cascade", "parallel", "openclip", "class_token"),
-  "model.text.mask": ("causal", "full"),
-  "model.text.pool": ("cls", "eos", "last"),
-  "model.text.cls_mask": ("words", "legacy"),
-  "model.text.feedforwards": (1, 2),
-  "model.activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
-  "model.dtype": ("auto", "bfloat16", "float32"),
-  "model.remat": ("none", "dots", "lean", "full"),
-  "model.attention": ("xla", "cudnn", "flash"),
-  "contrastive.loss": ("softmax", "sigmoid", "sigmoid_ring"),
-  "contrastive.directions": ("sum", "mean"),
-  "contrastive.equal_texts": ("negatives", "mask", "positives"),
-  "captioning.tokens": ("mean", "per_text", "sum"),
-  "optim.name": ("adafactor", "adamw"),
-  "optim.schedule": ("linear", "cosine", "constant", "epochs"),
-  "optim.decay_mask": ("kernels", "all"),
-  "data.sources.*.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
-  "data.sources.*.text": ("first", "random", "labels"),
-  "data.sources.*.origin": ("", *ORIGINS),
-  "data.sources.*.sample": ("text", "image"),
-  "evals.*.kind": ("zero_shot", "retrieval", "captions", "matching", "vqa"),
-  "evals.*.source.kind": ("builtin", "tfds", "webdataset", "parquet", "folder"),
-  "evals.*.source.text": ("first", "random", "labels"),
-  "evals.*.source.origin": ("", *ORIGINS),
-  "evals.*.source.sample": ("text", "image"),
-}
 # The least that a number may be, by path.
 LEAST = {
   1: ("data.batch", "data.prefetch", "data.max_pixels", "data.tokenizer_texts", "optim.accumulate",
@@ -56,11 +29,9 @@ DECAYS = ("model.image.patch_dropout", "model.med.dropout", "captioning.label_sm
           "optim.b1", "optim.b2", "optim.ema")  # from 0 to below 1
 
 
-def check(c) -> None:
-  """Raises ValueError if a setting of a `coca.config.Config` holds what it may not; the message names it."""
-  for path, allowed in CHOICES.items():
-    for where, value in lookup(c, path.split("."), "config"):
-      need(value in allowed, f"{where} is {value!r}; it may be {', '.join(map(repr, allowed))}")
+def check(c: Config) -> None:
+  """Raises ValueError, which names the setting, if one holds what it may not; types and choices are `typed`'s to check.
+  """
   for least, paths in LEAST.items():
     _each(c, paths, lambda x, least=least: x >= least, f"is {{}}; it takes {least} or more")
   _each(c, ABOVE_0, lambda x: x > 0, "{} has to be above 0")
@@ -75,13 +46,13 @@ def check(c) -> None:
   _durations(c)
 
 
-def _each(c, paths, fits, message: str) -> None:
+def _each(c: Config, paths: Sequence[str], fits: Callable[[float], bool], message: str) -> None:
   for path in paths:
     for where, value in lookup(c, path.split("."), "config"):
       need(fits(value), f"{where} {message.format(value)}")
 
 
-def _towers(c) -> None:
+def _towers(c: Config) -> None:
   image, text, poolers = c.model.image, c.model.text, c.model.poolers
   need(image.size % image.patch == 0, f"config.model.image.size {image.size} is no multiple of patch {image.patch}")
   for name, tower in (("image", image), ("text", text)):
@@ -105,7 +76,7 @@ def _towers(c) -> None:
        "config.model.text.mask 'full' needs config.model.text.pool 'last' or 'eos': there is no mask for [CLS] in it")
 
 
-def _losses(c) -> None:
+def _losses(c: Config) -> None:
   text, blip, matches = c.model.text, c.model.kind == "blip", c.matching.weight > 0
   answers = c.answering.weight > 0
   need(c.contrastive.weight > 0 or c.captioning.weight > 0 or answers, "all loss weights are 0: nothing to train")
@@ -141,7 +112,7 @@ def _losses(c) -> None:
        "batch")
 
 
-def _blip(c) -> None:
+def _blip(c: Config) -> None:
   image, text, med = c.model.image, c.model.text, c.model.med
   encodes = max(x.weight for x in (c.contrastive, c.matching, c.answering)) > 0
   need(image.class_token, "config.model.kind 'blip' needs config.model.image.class_token")
@@ -165,7 +136,7 @@ def _blip(c) -> None:
        f"multimodal_layers ({text.multimodal_layers}) in config.model.text; or 'none'")
 
 
-def _optimizer(c) -> None:
+def _optimizer(c: Config) -> None:
   need(c.seed < 2**32, f"config.seed is {c.seed}; it has to be below 2 ** 32")
   need(c.data.batch % c.optim.accumulate == 0,
        f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}")
@@ -173,7 +144,7 @@ def _optimizer(c) -> None:
        f"config.contrastive.min_scale {c.contrastive.min_scale} is above max_scale {c.contrastive.max_scale}")
 
 
-def _durations(c) -> None:
+def _durations(c: Config) -> None:
   for where, value in (("steps", c.steps), ("log_every", c.log_every), ("optim.warmup", c.optim.warmup),
                        ("optim.epoch", c.optim.epoch), ("contrastive.soft_ramp", c.contrastive.soft_ramp),
                        ("checkpoint.every", c.checkpoint.every), ("checkpoint.keep_every", c.checkpoint.keep_every),
@@ -184,8 +155,7 @@ def _durations(c) -> None:
       raise ValueError(f"config.{where}: {e}") from None
   need(in_steps(c.log_every, c.data.batch, 1), f"config.log_every is {c.log_every!r}; it takes a step or more")
   if c.optim.schedule == "epochs":
-    total = in_steps(c.steps, c.data.batch)
-    warmup, epoch = (in_steps(duration, c.data.batch, total) for duration in (c.optim.warmup, c.optim.epoch))
+    warmup, epoch = (in_steps(duration, c.data.batch, c.total_steps) for duration in (c.optim.warmup, c.optim.epoch))
     need(epoch > 0, "config.optim.schedule 'epochs' needs config.optim.epoch, how long one is, e.g. '14e6 examples'")
     need(c.optim.lr_decay <= 1, f"config.optim.lr_decay {c.optim.lr_decay} is not in (0, 1]")
     need(warmup <= epoch, f"config.optim.warmup {c.optim.warmup!r} is longer than config.optim.epoch "

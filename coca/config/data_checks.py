@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from PIL import ImageColor
 
-from coca.config.settings import ORIGINS
+from coca.config.data import ORIGINS, Eval, Source
+from coca.config.settings import Config
 
 
 def need(ok, message: str) -> None:
@@ -14,8 +15,8 @@ def need(ok, message: str) -> None:
     raise ValueError(message)
 
 
-def check_data(c) -> None:
-  """Raises ValueError if `data` or `evals` of a `coca.config.Config` hold what they may not."""
+def check_data(c: Config) -> None:
+  """Raises ValueError if `data` or `evals` hold what they may not."""
   data, answers = c.data, c.answering.weight > 0
   need(0 < data.crop[0] <= data.crop[1] <= 1,
        f"config.data.crop is {data.crop}; it takes the smallest and largest share of the area, in (0, 1]")
@@ -41,7 +42,7 @@ def check_data(c) -> None:
     _evaluator(c, e, f"config.evals.{name}")
 
 
-def _evaluator(c, e, where: str) -> None:
+def _evaluator(c: Config, e: Eval, where: str) -> None:
   need(bool(e.source.question_key) == (e.kind == "vqa"), f"{where}.source.question_key is "
        f"{e.source.question_key!r} and kind {e.kind!r}: a vqa evaluator needs questions, others take none")
   need(e.kind in ("captions", "vqa") or c.contrastive.heads, f"{where}: a {e.kind} evaluator compares embeddings, "
@@ -64,14 +65,14 @@ def _evaluator(c, e, where: str) -> None:
        "(config.matching.weight above 0); 0 ranks by cosines alone")
 
 
-def check_source(s, where: str) -> None:
-  """Raises ValueError if the settings of a `coca.config.Source` make no sense together; `where` is its name."""
+def check_source(s: Source, where: str) -> None:
+  """Raises ValueError if the settings make no sense together; `where` is its name."""
   check_prompts(s.prompts, f"{where}.prompts")
   need(not s.question_key or s.text_key,
        f"{where}.question_key is {s.question_key!r}; set {where}.text_key to what holds the answers")
   need(not s.question_key or not s.sidecars,
        f"{where}.question_key and {where}.sidecars are both set: sidecars hold captions, no answers")
-  default = type(s)()
+  default = Source()
   changed = [name for name in ("sample", "origins", "min_matching", "min_contrastive")
              if getattr(s, name) != getattr(default, name)]
   if changed and not s.sidecars:

@@ -100,6 +100,9 @@ def _convert(kind, value, where: str):
     if inner[-1] is not Ellipsis and len(value) != len(inner):
       raise ValueError(f"{where} is {value!r}; it takes {len(inner)} values")
     return tuple(_convert(inner[0], v, where) for v in value)
+  if typing.get_origin(kind) is typing.Literal:
+    check_choice(kind, value, where)
+    return value
   if type(value) is not kind and not (kind is float and type(value) is int):
     raise ValueError(f"{where} is {value!r}; it takes a value of type {kind.__name__}")
   if kind in (int, float):
@@ -107,6 +110,13 @@ def _convert(kind, value, where: str):
       raise ValueError(f"{where} is {value!r:.80}; it takes a number up to 2^53")
     return kind(value)
   return value
+
+
+def check_choice(kind, value, where: str) -> None:
+  """Raises ValueError, which names the setting `where`, unless `value` is one of those of `kind`, a `Literal`."""
+  choices = typing.get_args(kind)
+  if not any(type(value) is type(choice) and value == choice for choice in choices):
+    raise ValueError(f"{where} is {value!r}; it may be {', '.join(map(repr, choices))}")
 
 
 def _check_names(value, where: str, names: str = "") -> None:

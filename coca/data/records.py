@@ -15,7 +15,7 @@ class Text:
   """One text of a picture and where it comes from."""
 
   text: str
-  origin: str = "web"  # one of coca.config.checks.ORIGINS
+  origin: str = "web"  # one of coca.config.data.ORIGINS
 
 
 @dataclass(frozen=True, slots=True)

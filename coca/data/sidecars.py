@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from coca.config import Source
-from coca.config.checks import ORIGINS
+from coca.config.data import ORIGINS
 from coca.config.typed import entry, read_object
 from coca.data.records import BadRecord, Record, Shard
 from coca.files import finding, reading, writing
@@ -34,7 +34,7 @@ SCHEMA = pa.schema([
   ("key", pa.string()),  # the record's; "" where it can't be told
   ("image", pa.uint32()),  # checksum (CRC-32) of the encoded image; null: it could not be read or decoded
   ("text", pa.string()),  # null: none
-  ("origin", _NAME),  # of the text, one of coca.config.checks.ORIGINS; null without one
+  ("origin", _NAME),  # of the text, one of coca.config.data.ORIGINS; null without one
   ("matching", pa.float32()),  # P(match) that the filter gives; null: no score
   ("contrastive", pa.float32()),  # cosine of the filter's embeddings, likewise
   ("kept", pa.bool_()),  # null: not decided yet

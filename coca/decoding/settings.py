@@ -3,8 +3,13 @@
 import difflib
 import math
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from coca.config import Config
+from coca.config.typed import check_choice
+
+Strategy = Literal["greedy", "sample", "beam"]
+LengthNormalisation = Literal["generated", "whole"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +19,7 @@ class Decoding:
   Raises ValueError when made with values that make no sense, alone or together.
   """
 
-  strategy: str = "greedy"  # 'greedy', 'sample', 'beam'
+  strategy: Strategy = "greedy"
   n: int = 1  # texts an image: samples, or the best of the beams
   beams: int = 6  # beam search only
   max_length: int = 0  # tokens of a text at most, BOS, prompt and EOS included; 0: config.model.text.length
@@ -27,7 +32,7 @@ class Decoding:
   length_penalty: float = 1.0  # a score is the sum of log-probabilities / length ** length_penalty
   # That length, with beams: 'generated', the new tokens with EOS (transformers from 4.36 on); 'whole', prompt and BOS
   # too but no EOS, and the search ends by it (transformers 4.15, which made BLIP's tables).
-  length_normalisation: str = "generated"
+  length_normalisation: LengthNormalisation = "generated"
   early_stop: bool = False  # beam search ends with as many ended texts as beams, though better ones might come
   rerank: bool = False  # the texts of an image in the order of the contrastive head's similarity to it
   seed: int = 0  # of sampling
@@ -83,14 +88,12 @@ def _check(d: Decoding) -> None:
     if not ok:
       raise ValueError(f"decoding: {message}")
 
-  kinds = ("greedy", "sample", "beam")
-  check(d.strategy in kinds, f"strategy is {d.strategy!r}; it may be {', '.join(map(repr, kinds))}")
+  kinds = get_args(Strategy)
+  check_choice(Strategy, d.strategy, "decoding: strategy")
+  check_choice(LengthNormalisation, d.length_normalisation, "decoding: length_normalisation")
   for name, least in (("n", 1), ("beams", 1), ("max_length", 0), ("min_length", 0), ("top_k", 0), ("seed", 0),
                       ("no_repeat_ngram_size", 0)):
     check(getattr(d, name) >= least, f"{name} is {getattr(d, name)}; it takes {least} or more")
-  lengths = ("generated", "whole")
-  check(d.length_normalisation in lengths,
-        f"length_normalisation is {d.length_normalisation!r}; it may be {', '.join(map(repr, lengths))}")
   check(d.seed < 2**32, f"seed is {d.seed}; it has to be below 2 ** 32")
   check(d.max_length != 1, "max_length is 1; it counts BOS, so a text needs at least 2")
   check(d.max_length == 0 or d.min_length < d.max_length,

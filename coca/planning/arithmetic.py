@@ -7,7 +7,6 @@ import numpy as np
 from jax.sharding import AbstractMesh
 
 from coca.config import Config
-from coca.config.durations import in_steps
 from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import AXES, mesh_shape
 from coca.models.abstract import abstract_model
@@ -38,7 +37,7 @@ def state_bytes(config: Config, n_devices: int) -> dict[str, int]:
     ValueError: the mesh does not fit the devices, or does not divide a parameter.
   """
   mesh = AbstractMesh(mesh_shape(config.mesh, n_devices), AXES)
-  state = planned_state(config, in_steps(config.steps, config.data.batch), mesh)
+  state = planned_state(config, config.total_steps, mesh)
 
   def size(x):
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -85,7 +84,7 @@ def describe(config: Config, n_devices: int) -> str:
     lines.append(f"{part:<20}{parameters.get(part, 0):>15,}{flops.get(part, 0) / 1e6:>18,.2f}")
   lines.append(f"{'total':<20}{total_parameters:>15,}{total_flops / 1e6:>18,.2f}")
 
-  steps = in_steps(config.steps, batch.total)
+  steps = config.total_steps
   mesh = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, mesh_shape(config.mesh, n_devices), strict=True))
   mib = {name: f"{size / 2**20:,.1f} MiB" for name, size in memory.items()}
   losses = [f"{name} {getattr(config, name).weight:g} x {size:.2f} ({why})"

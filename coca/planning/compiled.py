@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from coca.config import Config, Mesh
-from coca.config.durations import in_steps
 from coca.config.special import Special
 from coca.decoding.settings import Decoding
 from coca.devices.sharding import batch_sharding, make_mesh
@@ -52,7 +51,7 @@ def compile_step(config: Config, topology: Topology) -> Program:
     DoesNotFit: it needs more memory than a device has.
   """
   mesh, config = make_mesh(config.mesh, topology.devices), for_topology(config)
-  total = in_steps(config.steps, config.data.batch)
+  total = config.total_steps
   state = planned_state(config, total, mesh)
   lowered = make_train_step(config, total, state, mesh).lower(state, batch_shapes(config, mesh))
   return _compile(lowered, topology, dict(mesh.shape))

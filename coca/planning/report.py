@@ -5,7 +5,6 @@
 
 from coca.capfilt.settings import NUCLEUS
 from coca.config import Config
-from coca.config.durations import in_steps
 from coca.devices.batch import batch_arithmetic
 from coca.devices.hardware import peak_flops
 from coca.devices.sharding import AXES, mesh_shape
@@ -85,7 +84,7 @@ def cost(config: Config, topology: Topology, mfu: float, program: Program) -> li
   flops, peak = flops_per_pair(config)["total"], peak_flops(topology.kind)
   lines = [f"{flops / 1e9:,.1f} GFLOPs a pair, forward and backward"]
   if peak:
-    steps, batch = in_steps(config.steps, config.data.batch), config.data.batch
+    steps, batch = config.total_steps, config.data.batch
     rate = mfu * peak * len(topology.devices) / flops
     hours = steps * batch / rate / 3600
     sent = sum(row.sent for row in program.collectives)

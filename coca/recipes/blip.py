@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from coca.config import Eval, Source, default, to_dict
-from coca.config.settings import MEAN, STD
+from coca.config.model import MEAN, STD
 from coca.recipes.coca import EMOJI
 from coca.storage.workdir import read_config
 

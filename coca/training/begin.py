@@ -11,7 +11,6 @@ import numpy as np
 from etils import epath
 
 from coca.config import Config, to_dict
-from coca.config.durations import in_steps
 from coca.config.special import PAD
 from coca.data.records import BadRecord
 from coca.data.tokenizers import wordpiece
@@ -89,7 +88,7 @@ def check_same_run(config: Config, workdir) -> list[str]:
 
 def _longer(old: Config, new: Config, done: int) -> list[str]:
   """What is said where `steps` differ. Raises ValueError if more are done."""
-  before, now = (in_steps(c.steps, c.data.batch) for c in (old, new))
+  before, now = (c.total_steps for c in (old, new))
   if now < done:
     raise ValueError(f"config.steps is {new.steps}, and {done} are done; it takes {done} or more")
   past = np.arange(done)

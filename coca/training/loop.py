@@ -48,7 +48,7 @@ def run(config: Config, workdir: Path, profile: bool = False) -> int:
     Locked: another run is in the workdir.
     Stop, TooManySkipped, CheckpointError: the run cannot go on.
   """
-  total = in_steps(config.steps, config.data.batch)
+  total = config.total_steps
   mesh = sharding.make_mesh(config.mesh)
   batch_arithmetic(config, mesh.size)
   planned = planned_state(config, total, mesh)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from coca.config import Source
-from coca.config.checks import ORIGINS
+from coca.config.data import ORIGINS
 from coca.data import sidecars
 from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sidecars import SidecarError

@@ -23,7 +23,7 @@ from coca.config import (
   parse,
   to_dict,
 )
-from coca.config.settings import MEAN, STD
+from coca.config.model import MEAN, STD
 from coca.config.typed import entry
 from coca.data.tokenizers.wordpiece import WordPiece
 from coca.interop.blip.weights import CLASSES

@@ -7,7 +7,7 @@ plain CLIP with a ViT. Whatever else a config asks for is refused by name, becau
 import dataclasses
 
 from coca.config import Captioning, Config, Contrastive, ImageEncoder, Model, Poolers, TextDecoder, parse, to_dict
-from coca.config.settings import MEAN, STD
+from coca.config.model import MEAN, STD
 from coca.config.typed import entry
 
 LAYERS, RATIO, PIXELS = 1000, 64, 1 << 14  # at most: of a tower, of a feed-forward to its width, of a picture's side

@@ -1,0 +1,123 @@
+"""Settings of the data, for training and for evaluation."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from coca.config.durations import Duration
+
+Origin = Literal["web", "synthetic", "human", "label"]
+ORIGINS = get_args(Origin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+  """Where image-text pairs come from (coca/data/sources).
+
+  From `sidecars` on: texts of a CapFilt workdir in place of the source's own (coca/data/sources/bootstrapped.py).
+  """
+
+  # The format. 'builtin' is the corpus in the package (coca/data/builtin).
+  kind: Literal["builtin", "tfds", "webdataset", "parquet", "folder"] = "tfds"
+  # 'tfds': name or directory. 'webdataset', 'parquet': glob. 'folder': directory. URLs of fsspec work.
+  path: str = ""
+  # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations.
+  split: str = "train"
+  # Share in the mixture. 0 for all sources: each example of any as often as the others.
+  weight: float = 1.0
+  # Which of a record's texts is taken. 'labels': all of them, shuffled and joined, in a prompt.
+  text: Literal["first", "random", "labels"] = "random"
+  # For 'labels': one of them is drawn, e.g. "a photo of the {}".
+  prompts: tuple[str, ...] = ()
+  # Column, field or member that holds the image.
+  image_key: str = "image"
+  # Column, field or member that holds the text or texts. Empty: images alone, for CapFilt to write their texts.
+  text_key: str = "caption"
+  # Column or field with the question; `text_key` then names its answers, one an annotator. Of 'builtin', 'name' asks
+  # for the images' names.
+  question_key: str = ""
+  # Weight of the answers in the loss. BLIP gives Visual Genome's 0.2.
+  answer_weight: float = 1.0
+  # Of 'folder': links that lead out of it are followed, too. Otherwise, what others put there can't show your files.
+  follow_links: bool = False
+  # What the texts are. Empty: as the format has it (a folder's are human, a label's name is a label, all others are
+  # web).
+  origin: Literal["", Origin] = ""
+  # That workdir. Empty: the source's own texts.
+  sidecars: str = ""
+  # What an example is. 'text': each kept text (BLIP's D'). 'image': each image that has one, with its text chosen by
+  # `text`.
+  sample: Literal["text", "image"] = "text"
+  # Which texts are taken, by their origin. Empty: all. With sample 'image', the chance of a text to be drawn, relative
+  # to those of other origins. With 'text' 1 or 0: to weigh them, list two sources with weights.
+  origins: dict[str, float] = field(default_factory=dict)
+  # Texts need at least this probability of a match, in place of the sidecars' `kept`. -1: as kept.
+  min_matching: float = -1.0
+  # Texts need at least this cosine, likewise. -2: as kept. Human texts stay, whatever their scores.
+  min_contrastive: float = -2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+  """Training data: the sources, and what is made of their records."""
+
+  # Sources by names of your own.
+  sources: dict[str, Source] = field(default_factory=dict)
+  # Pairs a step, of all hosts together (CoCa section 4.1).
+  batch: int = 65_536
+  # Random resized crop: smallest and largest share of the area.
+  crop: tuple[float, float] = (1.0, 1.0)
+  # Left and right are swapped in half of the images. Off where a text may say which.
+  flip: bool = False
+  # Operations and their magnitude of 10. BLIP: (2, 5) (coca/data/augment.py).
+  rand_augment: tuple[int, int] = (0, 0)
+  # Evaluation looks at the whole image, squashed (BLIP), otherwise at the central square.
+  squash: bool = False
+  # Colour under transparent images.
+  background: str = "white"
+  # What the texts begin with, as BLIP's captioner has "a picture of ". It is put in front of each text in training and
+  # read before a caption is written, of which it is no part.
+  prompt: str = ""
+  # A SentencePiece model, CLIP's tokenizer.json or BERT's vocab.txt or tokenizer.json. Empty: one is trained (WordPiece
+  # for 'blip', else SentencePiece) and kept in the workdir.
+  tokenizer: str = ""
+  # Texts for training the tokenizer, at most.
+  tokenizer_texts: int = 1_000_000
+  # Pixels of an image at most. If its header has more, it is not decoded.
+  max_pixels: int = 100_000_000
+  # Share of unusable records that ends the run.
+  max_skipped: float = 0.05
+  # Threads that read and decode on a host. 0: as many as cores.
+  threads: int = 0
+  # Batches that are prepared ahead.
+  prefetch: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+  """An evaluator: what it measures, on which data, and when (coca/evals)."""
+
+  # The measurement.
+  kind: Literal["zero_shot", "retrieval", "captions", "matching", "vqa"] = "zero_shot"
+  # The data.
+  source: Source = field(default_factory=Source)
+  # Time between two evaluations. Empty: at the end only.
+  every: Duration = ""
+  # Examples at once.
+  batch: int = 256
+  # Examples at most. 0: all.
+  limit: int = 0
+  # Of 'zero_shot': the prompt ensemble.
+  templates: tuple[str, ...] = ("{}",)
+  # Of 'zero_shot': name of the training source for the baseline, nearest neighbours of 16x16 pixels.
+  pixel_neighbours: str = ""
+  # Of 'retrieval': texts of an image at most.
+  texts_per_image: int = 5
+  # Of 'retrieval': equal texts of other images are right, too. CLIP, CoCa and BLIP count the own alone.
+  equal_texts: bool = False
+  # Of 'vqa': a text file with the possible answers, one a line. Empty: answers are generated.
+  answers: str = ""
+  # Of 'vqa': the possible answers that are scored whole, the likeliest by their first token.
+  rank: int = 128
+  # Of 'retrieval': the candidates of a query, by cosine, that the matching head puts in a new order (BLIP: 256 on COCO,
+  # 128 on Flickr30K). 0: cosines alone.
+  rerank: int = 0

@@ -1,0 +1,101 @@
+"""Settings of the losses."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from coca.config.durations import Duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive:
+  """CoCa equation 2, or SigLIP's pairwise sigmoid (arXiv 2303.15343).
+
+  From `momentum` on: momentum distillation (ALBEF, arXiv 2107.07651, sections 3.3 and 3.4; BLIP section 3.2), for the
+  softmax of 'blip'.
+  """
+
+  # Weight of the loss. 0: the model makes no embeddings, unless `keep` says so.
+  weight: float = 1.0
+  # With weight 0, the model makes its embeddings all the same: what is theirs alone ([CLS], the projections, the
+  # contrastive pooler, the temperature) stays as `init_from` has it. Otherwise it is not in the model.
+  keep: bool = False
+  # 'sigmoid' is SigLIP's; 'sigmoid_ring' is the same loss without the global matrix.
+  loss: Literal["softmax", "sigmoid", "sigmoid_ring"] = "softmax"
+  # Of image-to-text and text-to-image. 'mean': as all public code. 'sum': as equation 2 is printed. The paper's weights
+  # of 1 and 2 want one convention for both losses: with means here and over tokens a CoCa-Base begins with terms of
+  # 1 x ln 65,536 = 11.09 and 2 x ln 64,000 = 22.13, with the sum here of 22.18 and 22.13. --dry_run has a config's.
+  directions: Literal["sum", "mean"] = "mean"
+  # What other pairs' texts are that equal one's own (of the same labels, in any prompt and order, or of the same
+  # words). 'negatives': as all others. 'mask': left out. 'positives': they match (UniCL).
+  equal_texts: Literal["negatives", "mask", "positives"] = "mask"
+  # Initial temperature. SigLIP's is 0.1.
+  temperature: float = 0.07
+  # Cap of 1 / temperature; 0: none. The default is CLIP's; CoCa has no cap, BLIP's is 1000.
+  max_scale: float = 100.0
+  # Floor of 1 / temperature. BLIP's is 2.
+  min_scale: float = 0.0
+  # Initial bias of the logits. Of the sigmoid only (SigLIP).
+  bias: float = -10.0
+  # Decay of the momentum encoders' average. BLIP's is 0.995. 0: there are none, and the next three mean nothing.
+  momentum: float = 0.0
+  # Embeddings of earlier steps that are negatives too (BLIP).
+  queue: int = 57_600
+  # Share of the targets that the momentum encoders' similarities make (BLIP).
+  soft_targets: float = 0.4
+  # Time until that share is reached, in a line from 0. The default is BLIP's first 2 of 20 epochs.
+  soft_ramp: Duration = "10%"
+
+  @property
+  def heads(self) -> bool:
+    """True if the model makes embeddings."""
+    return self.weight > 0 or self.keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioning:
+  """CoCa equation 3."""
+
+  # Weight of the loss. CoCa's, beside 1 for the contrastive loss (section 4.1).
+  weight: float = 2.0
+  # 'mean': over the tokens of the global batch, as most public code. 'per_text': over each text's own tokens and then
+  # over texts (big_vision, so Cap and CapPa). 'sum': over a text's tokens, mean over texts, as equation 3 is printed.
+  tokens: Literal["mean", "per_text", "sum"] = "mean"
+  # Share of the target that is spread over all words (BLIP's code 0.1).
+  label_smoothing: float = 0.0
+  # Tokens at the beginning, those of `config.data.prompt`, that are given and not learned.
+  prompt_tokens: int = 0
+  # Share of the examples whose words are all predicted at once, from [MASK]s that see each other (CapPa, arXiv
+  # 2306.07915: 0.75). In training only; texts are written word by word.
+  parallel: float = 0.0
+  # Tokens of a device whose logits are held at once.
+  chunk: int = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+  """Image-text matching (BLIP, arXiv 2201.12086, section 3.2): does a text belong to an image?
+
+  The head is CoCa's for multimodal classification (section 4.2.3, appendix B): a pooler with one query over the
+  multimodal decoder's outputs. Each pair comes with two hard negatives, drawn by the contrastive similarities.
+  """
+
+  # Weight of the loss. 0: the model has no matching head.
+  weight: float = 0.0
+  # Added to each negative's probability of being drawn. BLIP's pre-training has 1e-4.
+  floor: float = 0.0
+  # Negatives are drawn by the similarity to embeddings of the momentum encoders (BLIP's pre-training).
+  slow_keys: bool = False
+  # Consecutive pairs that are each other's negatives. 0: the whole batch. BLIP: a GPU's pairs.
+  group: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+  """Visual question answering (BLIP section 5.3 and Figure 5): a decoder writes answers from a question's states."""
+
+  # Weight of the loss. 0: the batches have no answers.
+  weight: float = 0.0
+  # Different answers of a question at most. Of more, the most frequent are taken.
+  answers: int = 10
+  # Tokens of an answer, BOS and EOS included. Longer ones are cut, and have no EOS.
+  length: int = 10

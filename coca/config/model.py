@@ -1,0 +1,162 @@
+"""Settings of the models: CoCa and its relatives, and BLIP."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+# Of red, green and blue in CLIP's images, for `ImageEncoder.mean` and `std`.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoder:
+  """ViT without class token (CoCa Table 1 and section 3.2); the last six settings describe other people's weights."""
+
+  # Pixels a side of the image.
+  size: int = 288
+  # Pixels a side of a patch.
+  patch: int = 18
+  # Transformer layers.
+  layers: int = 12
+  # Width of the states.
+  width: int = 768
+  # Width of the feed-forward layers.
+  mlp: int = 3072
+  # Attention heads.
+  heads: int = 12
+  # Share of the patches that is dropped in training (FLIP, arXiv 2212.00794).
+  patch_dropout: float = 0.0
+  # A learned token stands in front of the patches. It is never dropped.
+  class_token: bool = False
+  # The patches' projection has a bias.
+  patch_bias: bool = True
+  # A LayerNorm stands before the first layer.
+  norm_pre: bool = False
+  # A LayerNorm stands after the last layer.
+  norm_post: bool = True
+  # What is taken off red, green and blue between 0 and 1. With `std`, the default gives -1 to 1.
+  mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  # What red, green and blue are divided by after that.
+  std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+  @property
+  def tokens(self) -> int:
+    return (self.size // self.patch) ** 2
+
+  @property
+  def kept(self) -> int:
+    """Patches that `patch_dropout` leaves."""
+    return max(1, round(self.tokens * (1 - self.patch_dropout)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poolers:
+  """Attentional poolers (CoCa section 3.2): a single multi-head attention layer with learned queries each."""
+
+  # Where the image embedding comes from. 'cascade': a contrastive pooler on top of the generative one (the paper's
+  # models). 'parallel': a contrastive pooler beside the generative one (Figure 2). 'openclip': the first of the
+  # generative pooler's own queries, projected; the decoder sees the others. 'class_token': the image encoder's class
+  # token, projected (CLIP); the decoder sees the other tokens.
+  kind: Literal["cascade", "parallel", "openclip", "class_token"] = "cascade"
+  # Generative queries. 0 hands the decoder all image tokens (Table 8f).
+  n_query: int = 256
+  # Attention heads. 0: as many as the image encoder has. Not in the paper.
+  heads: int = 0
+  # A LayerNorm stands on the pooled tokens. Not in the paper; VideoPrism, Google's own code, has it.
+  norm: bool = True
+  # A LayerNorm stands on the queries, and one on the tokens they look at (open_clip).
+  norm_inputs: bool = False
+  # Width of a feed-forward layer behind `norm`, which is added to what is pooled (SigLIP's MAP head). 0: none.
+  mlp: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDecoder:
+  """The decoder's unimodal and multimodal half (CoCa Table 1 and section 3.2)."""
+
+  # Size of the vocabulary.
+  vocab: int = 64_000
+  # Tokens of a text, BOS and EOS included. Not in the paper; ALIGN and VideoPrism have 64. Of a longer text, encoders
+  # see EOS in the last place, as open_clip's and BLIP's do, and the decoder learns the word that stood there.
+  length: int = 64
+  # Layers of the unimodal half. 0: no text embedding (a captioner alone).
+  unimodal_layers: int = 12
+  # Layers of the multimodal half. 0: no captioning (a dual encoder).
+  multimodal_layers: int = 12
+  # Width of the states.
+  width: int = 768
+  # Width of the feed-forward layers.
+  mlp: int = 3072
+  # Attention heads.
+  heads: int = 12
+  # The output matrix is that of the word embeddings. Table 1's counts need an output matrix of its own.
+  tied_softmax: bool = False
+  # What words see. 'causal': what stands before them. 'full': all words and all padding (SigLIP).
+  mask: Literal["causal", "full"] = "causal"
+  # The text embedding. 'cls': a learned [CLS] after the text (section 3.2). 'eos': the state at EOS (CLIP). 'last': the
+  # state at the last position, padding or not (SigLIP).
+  pool: Literal["cls", "eos", "last"] = "cls"
+  # The projection to the text embedding has a bias (SigLIP).
+  projection_bias: bool = False
+  # [CLS] has a position embedding, one more than the words have (open_clip).
+  cls_position: bool = False
+  # What [CLS] sees. 'words': the words and itself. 'legacy': the words and the first padding, as in open_clip's CoCa
+  # models (`unimodal_mask`).
+  cls_mask: Literal["words", "legacy"] = "words"
+  # Feed-forward layers of a multimodal layer. 2: one more between self- and cross-attention (open_clip).
+  feedforwards: Literal[1, 2] = 1
+  # A LayerNorm stands on the image tokens in each multimodal layer (open_clip).
+  norm_context: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Med:
+  """BLIP's multimodal mixture of encoder and decoder (arXiv 2201.12086, section 3.1; constants of its med_config.json).
+
+  BERT's layers in three roles: text encoder; image-grounded encoder, with cross-attention in every layer;
+  image-grounded decoder, causal. `config.model.text` has the sizes: `unimodal_layers` are those of both encoders,
+  `multimodal_layers` those of the decoder, 0 for none.
+  """
+
+  # What encoders and decoder share (Table 3).
+  sharing: Literal["all", "all_but_cross_attention", "all_but_self_attention", "none"] = "all_but_self_attention"
+  # Number of the position embeddings.
+  positions: int = 512
+  # Dropout of embeddings, of the attention's weights and of what each part of a layer adds.
+  dropout: float = 0.1
+  # What LayerNorms in the encoders and the decoder add to the variance.
+  norm_eps: float = 1e-12
+  # The id in BERT's vocabulary of [CLS], which takes the place of a text's first token, [DEC], for the embedding.
+  cls: int = 101
+  # The id in BERT's vocabulary of [Encode], which takes that place for matching and for questions. transformers leaves
+  # [CLS] there.
+  encode: int = 30_523
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+  """The model as a whole, and how it is computed."""
+
+  # 'coca': CoCa and what it includes, as CLIP, SigLIP and CapPa. 'blip': BLIP.
+  kind: Literal["coca", "blip"] = "coca"
+  image: ImageEncoder = field(default_factory=ImageEncoder)
+  poolers: Poolers = field(default_factory=Poolers)
+  text: TextDecoder = field(default_factory=TextDecoder)
+  # Of 'blip', which has no poolers.
+  med: Med = field(default_factory=Med)
+  # Width of the contrastive embeddings. 0: the text width. Not in the paper.
+  embed_dim: int = 0
+  # Of the feed-forward layers; 'gelu' is the one by erf. Not in the paper.
+  activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu"] = "gelu_tanh"
+  # What LayerNorms add to the variance.
+  norm_eps: float = 1e-6
+  # Type of the activations. 'auto': bfloat16 on accelerators, float32 on CPU.
+  dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+  # What the backward pass computes again. 'dots': all but matmuls. 'lean': as 'dots', and the image tokens' keys and
+  # values in each decoder layer, which are as large as all else there. 'full': everything.
+  remat: Literal["none", "dots", "lean", "full"] = "none"
+  # The kernels of attention. 'cudnn' and 'flash' are taken where they can be used: 'cudnn' on NVIDIA GPUs with
+  # bfloat16; 'flash' on TPUs with 128 tokens and more and no mask (image encoder and generative pooler). Not in the
+  # paper.
+  attention: Literal["xla", "cudnn", "flash"] = "xla"
+  # Layers in an iteration of the scan. More compiles longer and saves a little time on CPU.
+  unroll: int = 1

@@ -1,0 +1,47 @@
+"""Settings of the optimizer."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from coca.config.durations import Duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+  """CoCa section 4.1 (pre-training)."""
+
+  # 'adafactor' is factored, with momentum.
+  name: Literal["adafactor", "adamw"] = "adafactor"
+  # The highest learning rate.
+  lr: float = 8e-4
+  # How the rate decays to `final_lr` after the warm-up. 'epochs': in steps, as BLIP's.
+  schedule: Literal["linear", "cosine", "constant", "epochs"] = "linear"
+  # The last learning rate as a share of `lr`.
+  final_lr: float = 0.0
+  # Of 'epochs': the rate is lr * lr_decay^epoch. 0.85 in BLIP's paper, 0.9 in its code.
+  lr_decay: float = 0.85
+  # Of 'epochs': the length of one, e.g. "14e6 examples", or "5%" for 20 of them in a run.
+  epoch: Duration = ""
+  # Time in which the rate grows to `lr`, in a line.
+  warmup: Duration = "2%"
+  # Decay of the first moment.
+  b1: float = 0.9
+  # Decay of the second moment.
+  b2: float = 0.999
+  # Added to the root of the second moment, of 'adamw' only. CLIP has 1e-6.
+  eps: float = 1e-8
+  # Decoupled: a step takes this times its learning rate off a weight, as in AdamW. big_vision adds decay after the
+  # rate's scale, so that its number is what the step of the highest rate takes: divide it by `lr`.
+  weight_decay: float = 0.01
+  # What decays. 'kernels': matrices. 'all': everything but the temperature.
+  decay_mask: Literal["kernels", "all"] = "kernels"
+  # The largest global norm of the gradient. 0: none, as in pre-training; Tables 9 and 10 have 1.0.
+  clip: float = 0.0
+  # Decay of the parameters' moving average. 0: none; Table 9 has 0.9999.
+  ema: float = 0.0
+  # Micro-batches a step, with the contrastive loss of the whole batch.
+  accumulate: int = 1
+  # Factors of the learning rate by part of the model ('image_encoder', ...; --dry_run lists them). 0 freezes a part.
+  lr_scale: dict[str, float] = field(default_factory=dict)
+  # Steps in a row with a loss or gradient that is not finite, which are skipped, that end the run.
+  max_nonfinite: int = 20
