@@ -37,7 +37,7 @@ def main(argv=None) -> None:
     if field.type is bool:
       how.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=field.default)
     else:
-      how.add_argument(f"--{field.name}", type=field.type, default=field.default, metavar=str(field.default))
+      how.add_argument(f"--{field.name}", type=type(field.default), default=field.default, metavar=str(field.default))
   args, rest = parser.parse_known_args(argv)
   if rest:
     parser.error(unknown(rest[0].split("=")[0].removeprefix("--")))
