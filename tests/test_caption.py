@@ -8,7 +8,6 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
-from test_inference import make_workdir, small_config
 
 import coca
 from coca import caption, inference
@@ -16,6 +15,7 @@ from coca.inference import caption_files
 from coca.inference.images import images_in
 from coca.inference.json_lines import JsonLines
 from coca.inference.page import MOST, Page
+from support.workdirs import make_workdir, small_config
 
 
 @pytest.fixture(scope="module")

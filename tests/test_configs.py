@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import tiny
 
 from coca.config import parse
 from coca.config.durations import in_steps
@@ -26,9 +25,10 @@ from coca.storage.workdir import write_run
 from coca.training.optim import make_optimizer
 from coca.training.state import planned_state
 from coca.training.step import make_train_step
+from support.common import tiny
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-FILES = sorted(set(CONFIGS.glob("*.py")) - {CONFIGS / "capfilt.py"})  # which is no training run: tests/test_capfilt.py
+FILES = sorted(set(CONFIGS.glob("*.py")) - {CONFIGS / "capfilt.py"})  # which is no training run: capfilt/test_job.py
 PAPER = ["coca_base", "coca_large", "coca_giant"]
 
 MODEL = None  # set by `model`

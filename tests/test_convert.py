@@ -25,7 +25,8 @@ from coca.storage.checkpoint import Checkpoints
 from coca.storage.workdir import read_config, read_workdir, write_run
 from coca.training import loop
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "interop" / "golden"
+TOKENIZERS = Path(__file__).parent / "data" / "tokenizers" / "golden"
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +34,8 @@ def published(tmp_path_factory):
   """A folder as people publish it: open_clip's config, weights, and a tokenizer that has fewer words than the model."""
   folder = tmp_path_factory.mktemp("published") / "tiny_coca"
   shutil.copytree(GOLDEN / "coca", folder)
-  tokens = convert.clip.find(GOLDEN / "tokenizer", json.loads(
-    (GOLDEN / "tokenizer" / "cases.json").read_text())["vocab"])
+  tokens = convert.clip.find(TOKENIZERS / "tokenizer", json.loads(
+    (TOKENIZERS / "tokenizer" / "cases.json").read_text())["vocab"])
   tokens.save(folder / "tokenizer.json")
   return folder
 

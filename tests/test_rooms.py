@@ -1,6 +1,7 @@
 """The order of the rooms of coca/: a room imports only from rooms below it, no two modules import each other."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,13 @@ def test_no_circle_of_modules(arrows):
 def test_files_are_short():
   lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules(ROOT).values()}
   assert not {path: count for path, count in lines.items() if count > LINES}
+
+
+def test_tests_have_the_same_rooms_and_do_not_import_each_other():
+  tests = Path(__file__).parent
+  rooms = {path.name for path in tests.iterdir() if path.is_dir() and any(path.rglob("test_*.py"))}
+  assert rooms <= set(FLOOR)
+  assert not [str(path) for path in tests.rglob("*.py") if re.search(r"^ *(from|import) test_", path.read_text(), re.M)]
 
 
 def test_what_is_looked_for_is_found(tmp_path):

@@ -16,13 +16,11 @@ import numpy as np
 from PIL import Image
 
 TESTS = Path(__file__).parents[1]
-GOLDEN = TESTS / "golden"
+GOLDEN = TESTS / "interop" / "golden"
+TOKENIZERS = TESTS / "data" / "tokenizers" / "golden"
 sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
 
 import mutate  # noqa: E402
-from bootstrap import bootstrap  # noqa: E402
-from common import tiny  # noqa: E402
-from tars import shard, tar  # noqa: E402
 
 from coca.capfilt import export, job, report  # noqa: E402
 from coca.capfilt.settings import CapFilt  # noqa: E402
@@ -39,6 +37,9 @@ from coca.storage import weights, workdir  # noqa: E402
 from coca.storage.checkpoint import CheckpointError, Checkpoints, load_params  # noqa: E402
 from coca.training import metrics  # noqa: E402
 from coca.training.begin import check_same_run  # noqa: E402
+from support.bootstrap import bootstrap  # noqa: E402
+from support.common import tiny  # noqa: E402
+from support.tars import shard, tar  # noqa: E402
 
 TEXTS = ["a red cat on a mat", "two dogs", "the blue house", "snow — and ice", "a cat and a dog"] * 8
 
@@ -237,7 +238,7 @@ def _clip_json(folder):
 
 
 def _tokens():
-  folder = GOLDEN / "tokenizer"
+  folder = TOKENIZERS / "tokenizer"
   return clip.find(folder, json.loads((folder / "cases.json").read_text())["vocab"])
 
 
@@ -268,7 +269,7 @@ def _from_open_clip(folder, _):
 
 def _blip(folder):
   shutil.copytree(GOLDEN / "blip" / "captioner", folder, dirs_exist_ok=True)
-  shutil.copy(GOLDEN / "wordpiece" / "vocab.txt", folder)
+  shutil.copy(TOKENIZERS / "wordpiece" / "vocab.txt", folder)
 
 
 def _from_blip(folder, _):
@@ -405,11 +406,11 @@ FORMATS = {
   "blip_config": Format(_blip, "*.json", (mutate.bytes_, mutate.json_, mutate.json_), _from_blip),
   "clip_json": Format(_clip_json, "*", (mutate.bytes_, mutate.json_, mutate.json_),
                       _encode(load_tokenizer, _find_clip)),
-  "bert_json": Format(lambda folder: shutil.copy(GOLDEN / "wordpiece" / "tokenizer.json", folder), "*",
+  "bert_json": Format(lambda folder: shutil.copy(TOKENIZERS / "wordpiece" / "tokenizer.json", folder), "*",
                       (mutate.bytes_, mutate.json_, mutate.json_), _encode(load_tokenizer, _find_bert)),
-  "vocab_txt": Format(lambda folder: shutil.copy(GOLDEN / "wordpiece" / "vocab.txt", folder), "*", (mutate.bytes_,),
+  "vocab_txt": Format(lambda folder: shutil.copy(TOKENIZERS / "wordpiece" / "vocab.txt", folder), "*", (mutate.bytes_,),
                       _encode(load_tokenizer, _find_bert)),
-  "bpe_gz": Format(lambda folder: shutil.copy(GOLDEN / "tokenizer" / "bpe_simple_vocab_16e6.txt.gz", folder), "*",
+  "bpe_gz": Format(lambda folder: shutil.copy(TOKENIZERS / "tokenizer" / "bpe_simple_vocab_16e6.txt.gz", folder), "*",
                    (mutate.bytes_, mutate.gz), _encode(_find_clip)),
   "sentencepiece": Format(_pieces, "*", (mutate.bytes_,), _encode(load_tokenizer)),
   "captions": Format(_captions, "*", (mutate.bytes_, mutate.lines, mutate.lines), _go_on),

@@ -8,16 +8,16 @@ import tarfile
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from bootstrap import bootstrap
 from PIL import Image
-from tars import picture as tars_picture
-from tars import shard, tar
 
 from coca.capfilt import export as export_
 from coca.capfilt.export import export
 from coca.config import Source
 from coca.data.sidecars import SidecarError
 from coca.data.sources import open_source
+from support.bootstrap import bootstrap
+from support.tars import picture as tars_picture
+from support.tars import shard, tar
 
 
 def picture(n, kind):

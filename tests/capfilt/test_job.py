@@ -16,7 +16,6 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from test_inference import make_workdir, small_config
 
 import coca
 from coca.capfilt import __main__ as command
@@ -29,10 +28,11 @@ from coca.data import sidecars
 from coca.data.sources import open_source
 from coca.decoding.settings import Decoding
 from coca.storage.lock import Locked, locked
+from support.workdirs import make_workdir, small_config
 
 pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 WEB = 30  # pictures, the eleventh of which is broken
 NUCLEUS = Decoding(strategy="sample", top_p=0.9, min_length=8, seed=4)
 LEAST = 0.958  # of matching: what the filter, of random weights, gives to about half of the texts

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from test_inference import make_workdir, small_config
 
 from coca.capfilt import __main__ as command
 from coca.capfilt import job, on_ray
@@ -25,13 +24,14 @@ from coca.config import Matching, Source
 from coca.data import sidecars
 from coca.data.records import split
 from coca.decoding.settings import Decoding
+from support.workdirs import make_workdir, small_config
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 # Nodes are started from a process in which jax runs; what is forked starts another program at once.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:os.fork")]
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 PICTURES, SHARDS = 36, 12
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from browser import CHROMIUM, Browser
 from PIL import Image
 
 from coca.capfilt import report
 from coca.capfilt.tally import Tally, repeats
 from coca.data.records import BadRecord, Record
 from coca.data.sidecars import SidecarError
+from support.browser import CHROMIUM, Browser
 
 CODED = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([

@@ -4,13 +4,13 @@ import json
 
 import fsspec
 import pytest
-from test_inference import make_workdir, small_config
 
 import coca
 from coca.capfilt import __main__ as capfilt
 from coca.config import Eval, Source, to_dict
 from coca.data import sources
 from coca.evals.evaluate import evaluate
+from support.workdirs import make_workdir, small_config
 
 BUCKET, TARS = "gs://their-bucket/answers.txt", "s3://their-bucket/*.tar"
 

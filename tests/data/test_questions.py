@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from tars import tar
 
 from coca import config as settings
 from coca.capfilt import settings as capfilt
@@ -19,6 +18,7 @@ from coca.data.records import BadRecord, Record, Text
 from coca.data.sources import open_source
 from coca.data.tokenizers import load, sentencepiece
 from coca.recipes import blip as blip_recipes
+from support.tars import tar
 
 # A picture with two questions, and one whose question is missing.
 ASKED = [(0, "What color is it?", ["red", "red", "dark red"]), (1, "Is it (very) small?", ["no", "yes", "no", "no"]),

@@ -9,8 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from bootstrap import bootstrap, rows_of, write_rows
-from tars import picture, shard
 
 from coca.config import Source
 from coca.config.data import ORIGINS
@@ -18,6 +16,8 @@ from coca.data import sidecars
 from coca.data.records import Shard, shards_of, split
 from coca.data.sidecars import SidecarError
 from coca.data.sources import open_source
+from support.bootstrap import bootstrap, rows_of, write_rows
+from support.tars import picture, shard
 
 ROWS = [
   {"index": 3, "key": "a", "text": "web", "origin": "web", "matching": 0.4, "contrastive": 0.3, "kept": False},

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from test_tokenizer import Records, sentences
 
 from coca import config as settings
 from coca.data import survey
 from coca.data.records import Record, Text
 from coca.data.tokenizers import sentencepiece
+from support.texts import Records, sentences
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import BOS, EOS, PAD, SPECIAL
 
 from coca.decoding.common import process, top
 from coca.decoding.sample import draw, image_keys, uniforms
 from coca.decoding.settings import Decoding
+from support.common import BOS, EOS, PAD, SPECIAL
 
 jit_draw = jax.jit(draw, static_argnums=2)
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from common import pairs, random_params, tiny
 
 from coca.devices import processes, sharding
 from coca.devices.host import put_batch
 from coca.training.state import planned_state
 from coca.training.step import make_train_step
+from support.common import pairs, random_params, tiny
+from support.processes import environment, free_port
 
 TOTAL = 20
 
@@ -49,25 +50,15 @@ def train():
   return found
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
   port = free_port()
   workers, logs = [], [tmp_path / "0.log", tmp_path / "1.log"]
   for i, log in enumerate(logs):
-    environment = {
-      **os.environ,
-      "PYTHONPATH": str(Path(__file__).parents[1]),
-      "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
-      "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i),
-    }
+    joins = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
     command = [sys.executable, __file__, tmp_path / f"{i}.json"]
-    workers.append(subprocess.Popen(command, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT))
+    workers.append(subprocess.Popen(command, env=environment(4, **joins), stdout=log.open("w"),
+                                    stderr=subprocess.STDOUT))
   try:
     expected = train()
     codes = [worker.wait(timeout=300) for worker in workers]
@@ -87,7 +78,7 @@ def test_a_process_that_waits_in_vain_says_for_what_and_ends():
   code = "from coca.devices import processes; processes.initialize('127.0.0.1:%d', 2, %d, timeout=4)"
   started = [
     subprocess.Popen([sys.executable, "-c", code % (p, i)], stderr=subprocess.PIPE, text=True,
-                     env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+                     env=environment())
     for p, i in ((port, 0), (free_port(), 1))]
   said = [process.communicate(timeout=120)[1] for process in started]
   assert [process.returncode for process in started] == [processes.STALLED] * 2, said

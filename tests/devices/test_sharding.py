@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import make_mesh, tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -16,6 +15,7 @@ from coca.devices.sharding import gather_layer, param_shardings, param_spec
 from coca.devices.trees import path_name
 from coca.models.abstract import abstract_model
 from coca.training.state import planned_state
+from support.common import make_mesh, tiny
 
 WIRINGS = [
   {},

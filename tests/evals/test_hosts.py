@@ -2,32 +2,19 @@
 
 import io
 import json
-import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-WORKER = """
-import sys
-import jax
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
-jax.distributed.initialize("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
-sys.path.insert(0, "tests")
-import test_evals_hosts
-test_evals_hosts.evaluate(sys.argv[3])
-"""
+from support.processes import environment, free_port
 
 
 def evaluate(folder):
   """Runs all evaluators over a model with random parameters and writes what each process was told."""
-  import jax
-
   from coca.config import Config, Eval, ImageEncoder, Matching, Model, Poolers, TextDecoder
   from coca.data.records import BadRecord, Record, Text
   from coca.data.tokenizers.sentencepiece import train
@@ -77,12 +64,9 @@ def test_two_processes_tell_what_one_does(tmp_path):
   (tmp_path / "one").mkdir()
   (tmp_path / "two").mkdir()
   evaluate(tmp_path / "one")
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
-  environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
-  workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(port), str(i), tmp_path / "two"], env=environment,
-                              cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+  port = free_port()
+  workers = [subprocess.Popen([sys.executable, __file__, str(port), str(i), tmp_path / "two"], env=environment(2),
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               text=True) for i in range(2)]
   try:
     output = [w.communicate(timeout=300)[0] for w in workers]
@@ -100,3 +84,8 @@ def test_two_processes_tell_what_one_does(tmp_path):
   np.testing.assert_allclose(list(first.values()), list(one.values()), rtol=1e-5)
   assert second.items() <= first.items() and "eval/write/nll" in second and "eval/write/bleu1" not in second
   assert (tmp_path / "two" / "sheet0.png").exists() and not (tmp_path / "two" / "sheet1.png").exists()
+
+
+if __name__ == "__main__":
+  jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+  evaluate(sys.argv[3])

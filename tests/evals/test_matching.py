@@ -1,13 +1,13 @@
 """The evaluator of the matching head against plain formulas, over a model whose scores are known."""
 
 import numpy as np
-from test_evals import CONFIG, NAMES, FakeForward, Source_, record, unit
 
 from coca.config import Config, Eval, Matching
 from coca.data.tokenizers.sentencepiece import train
 from coca.evals import build
 from coca.evals.matching import auc, pick_others
 from coca.models.outputs import Encoded, Scores
+from support.evals import CONFIG, NAMES, FakeForward, Source_, record, unit
 
 
 def test_auc_is_the_share_of_pairs_in_order():

@@ -5,9 +5,7 @@ import io
 import jax
 import numpy as np
 import pytest
-from common import random_params, tiny
 from PIL import Image
-from test_evals import Source_, embeddings, rank64, recalls64, unit
 
 from coca import config
 from coca.config import Eval
@@ -16,6 +14,8 @@ from coca.data.tokenizers.sentencepiece import train
 from coca.devices import sharding
 from coca.evals import ranking, retrieval
 from coca.inference.forward import Forward
+from support.common import random_params, tiny
+from support.evals import Source_, embeddings, rank64, recalls64, unit
 
 WORDS = tuple(f"{a} {b}" for a in ("red", "green", "blue", "dark") for b in ("apple", "pear", "plum", "fig"))
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from test_evals import CONFIG, FakeForward, Source_, green, png
 
 from coca.config import Answering, Config, Eval, Source
 from coca.config.special import PAD
@@ -16,6 +15,7 @@ from coca.decoding.common import Decoded
 from coca.evals import build, contact_sheet
 from coca.evals.vqa import read_answers
 from coca.evals.vqa_accuracy import vqa_accuracy
+from support.evals import CONFIG, FakeForward, Source_, green, png
 
 ANSWERS = ("red", "green", "two reds", "two", "no")
 QUESTIONS = ("What colour is it?", "How many?")

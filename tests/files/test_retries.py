@@ -8,8 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tars import picture, shard
-from test_pipeline import make_config, words  # noqa: F401
 
 from coca.config import Source
 from coca.data import feed, pipeline
@@ -17,6 +15,13 @@ from coca.data.records import BadRecord
 from coca.data.sources import open_source
 from coca.files import reading, retries
 from coca.files.retries import Unavailable, again, of_the_system
+from support.pipeline import make_config, trained_words
+from support.tars import picture, shard
+
+
+@pytest.fixture(scope="module")
+def words():
+  return trained_words()
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +151,7 @@ def test_a_file_that_cannot_be_opened_is_not_left_out(kind, tmp_path, monkeypatc
     open_source(settings)
 
 
-def test_training_ends_at_a_failing_disk_instead_of_going_on_with_blanks(tmp_path, failing, words):  # noqa: F811
+def test_training_ends_at_a_failing_disk_instead_of_going_on_with_blanks(tmp_path, failing, words):
   config = make_config()
   source = open_source(make("webdataset", tmp_path / "data"))
   sources = {name: source for name in config.data.sources}

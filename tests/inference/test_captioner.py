@@ -16,7 +16,7 @@ from PIL import Image
 import coca
 from coca import config as settings
 from coca import evaluate, inference
-from coca.config import Config, Contrastive, Eval, ImageEncoder, Model, Optim, Poolers, Source, TextDecoder
+from coca.config import Contrastive, Optim
 from coca.config.special import Special
 from coca.data import images as pictures
 from coca.data.tokenizers.sentencepiece import train
@@ -24,44 +24,9 @@ from coca.decoding.settings import Decoding
 from coca.devices import sharding
 from coca.inference.forward import Forward
 from coca.inference.images import images_in
-from coca.storage.checkpoint import Checkpoints
+from support.workdirs import TEXTS, make_workdir, random_params, small_config
 
-TEXTS = ("red apple", "green pear", "blue plum", "dark fig")
 COLOURS = ("red", "green", "blue", "black")
-
-
-def small_config(data, **kwargs):
-  image = ImageEncoder(size=16, patch=8, layers=1, width=16, mlp=32, heads=2)
-  text = TextDecoder(vocab=64, length=12, unimodal_layers=1, multimodal_layers=1, width=16, mlp=32, heads=2)
-  source = Source(kind="folder", path=str(data))
-  evaluators = {"shot": Eval(source=source, batch=8), "write": Eval(kind="captions", source=source, batch=8)}
-  values = {"model": Model(image=image, text=text, poolers=Poolers(n_query=4)), "evals": evaluators,
-            "mesh": settings.Mesh(data=64)}  # a mesh that only the training machine had
-  return Config(**values | kwargs)
-
-
-def random_params(forward):
-  rng = np.random.default_rng(5)  # its captions differ
-  return jax.tree.map(lambda x: jax.device_put(rng.normal(0, 0.5, x.shape).astype(x.dtype), x.sharding),
-                      forward.abstract_params)
-
-
-def make_workdir(workdir, config, steps=(3,), ema_shift=None):
-  """What training leaves behind; returns the parameters. The moving average is the parameters plus `ema_shift`."""
-  workdir.mkdir()
-  tokenizer = train(TEXTS * 8, 64)
-  tokenizer.save(workdir / "tokenizer.model")
-  (workdir / "config.json").write_text(json.dumps(
-    {"config": settings.to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256}))
-  params = random_params(Forward(config, sharding.make_mesh(devices=jax.devices()[:1])))
-  state = {"params": params}
-  if ema_shift is not None:
-    state["ema"] = jax.tree.map(lambda x: jax.device_put(np.asarray(x) + np.float32(ema_shift), x.sharding), params)
-  checkpoints = Checkpoints(workdir / "checkpoints")
-  for step in steps:
-    checkpoints.save(step, state, {})
-  checkpoints.close()
-  return params
 
 
 @pytest.fixture(scope="module")

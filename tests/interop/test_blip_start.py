@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from common import make_mesh
 from flax import nnx
 
 from coca import config
@@ -16,6 +15,7 @@ from coca.models import make_model
 from coca.recipes import blip as blip_recipes
 from coca.storage.workdir import read_config, read_params
 from coca.training.init_from import initial_params, resize_positions
+from support.common import make_mesh
 
 WIDTH, VOCAB = 64, 40
 

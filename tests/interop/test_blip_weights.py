@@ -1,4 +1,4 @@
-"""BLIP's weights: outputs as of transformers (tests/golden/make_blip.py), the original files, and the way back."""
+"""BLIP's weights: outputs as of transformers (golden/make_blip.py), the original files, and the way back."""
 
 import json
 import re
@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from common import tiny
 from flax import nnx
 
 from coca import convert as door
@@ -25,9 +24,10 @@ from coca.interop import convert
 from coca.interop.blip import settings as blip_settings
 from coca.interop.blip import weights as blip_weights
 from coca.storage.workdir import read_config, read_workdir
+from support.common import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
-VOCAB = GOLDEN / "wordpiece" / "vocab.txt"
+VOCAB = Path(__file__).parents[1] / "data" / "tokenizers" / "golden" / "wordpiece" / "vocab.txt"
 NAMES = ["captioner", "retrieval", "vqa"]
 CLS, SEP, DEC, ENC = 4, 5, 123, 124  # of that vocabulary
 HEADS = {"text_heads": 2}  # tiny models have not 64 a head

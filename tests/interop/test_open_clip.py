@@ -1,4 +1,4 @@
-"""open_clip's weights: the same outputs as open_clip's, and the same bits back. tests/golden holds what it computed."""
+"""open_clip's weights: the same outputs as open_clip's, and the same bits back. golden/ holds what it computed."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from common import make_mesh, tiny
 from flax import nnx
 
 from coca.config import parse, to_dict
@@ -15,6 +14,7 @@ from coca.inference.forward import Forward
 from coca.interop.open_clip import settings as open_clip_settings
 from coca.interop.open_clip import weights as open_clip_weights
 from coca.models.abstract import abstract_model
+from support.common import make_mesh, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = ["coca", "coca_patches", "clip"]

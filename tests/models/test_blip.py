@@ -7,9 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_decoding
-from blip_reference import ANSWERS, CLS, ENCODE, SHARED, Reference, log_softmax, tiny_blip
-from common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, pairs, random_params, sums_in_bfloat16
 from flax import nnx
 
 from coca.config import ImageEncoder, Med, TextDecoder, default, parse
@@ -22,6 +19,9 @@ from coca.models.abstract import abstract_model
 from coca.objectives.momentum import momentum_params
 from coca.planning import arithmetic
 from coca.training.gradients import make_gradients
+from support.blip_reference import ANSWERS, CLS, ENCODE, SHARED, Reference, log_softmax, tiny_blip
+from support.common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, pairs, random_params, sums_in_bfloat16
+from support.decoding import LENGTH, VOCAB, N, assert_same, plain_beam, plain_sample, some_prompts
 
 
 def batch_of(settings, n):
@@ -183,9 +183,9 @@ def test_several_texts_a_picture_are_one_at_a_time():
 @functools.cache
 def writer(answers):
   """What captions or answers are decoded with, and the same logits by a full forward pass."""
-  settings = tiny_blip(model__text__vocab=test_decoding.VOCAB, model__text__length=test_decoding.LENGTH,
+  settings = tiny_blip(model__text__vocab=VOCAB, model__text__length=LENGTH,
                        model__med__positions=13, **(ANSWERS if answers else {}))
-  forward, params, batch = Forward(settings, make_mesh()), random_params(settings, 51), pairs(settings, test_decoding.N)
+  forward, params, batch = Forward(settings, make_mesh()), random_params(settings, 51), pairs(settings, N)
 
   @jax.jit
   def full(params, image, question, text):
@@ -214,13 +214,12 @@ BEAMS = Decoding(strategy="beam", beams=3, n=2, length_penalty=0.5, min_length=4
 @pytest.mark.parametrize(("answers", "decoding", "prompted"), [
   (False, Decoding(), False), (False, BEAMS, False), (False, BEAMS, True), (True, Decoding(), False),
   (True, BEAMS, False)], ids=["captions", "captions, beams", "captions, beams, prompts", "answers", "answers, beams"])
-def test_cached_decoding_is_that_of_full_forward_passes(answers, decoding, prompted, monkeypatch):
+def test_cached_decoding_is_that_of_full_forward_passes(answers, decoding, prompted):
   write, uncached = writer(answers)
-  monkeypatch.setattr(test_decoding, "uncached", uncached)
-  plain = test_decoding.plain_beam if decoding.strategy == "beam" else test_decoding.plain_sample
-  given = test_decoding.some_prompts() if prompted else ()
+  plain = plain_beam if decoding.strategy == "beam" else plain_sample
+  given = some_prompts() if prompted else ()
   out = write(decoding, *given)
-  test_decoding.assert_same((np.asarray(out.text), np.asarray(out.score)), plain(decoding, *given))
+  assert_same((np.asarray(out.text), np.asarray(out.score)), plain(decoding, *given, uncached=uncached))
   assert len(np.unique(out.text[:, 0], axis=0)) > 3
 
 

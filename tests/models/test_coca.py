@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import (
+from flax import nnx
+
+from coca.inference.forward import Forward
+from coca.models.abstract import abstract_model
+from coca.models.attention import dot_product_attention
+from coca.models.coca import CoCa
+from coca.models.layers import ACTIVATIONS
+from coca.models.linear import spread
+from coca.models.outputs import compute_dtype
+from coca.models.text_decoder import look_up, unimodal_mask
+from coca.training.gradients import make_gradients
+from support.common import (
   BOS,
   EOS,
   PAD,
@@ -17,18 +28,7 @@ from common import (
   sums_in_bfloat16,
   tiny,
 )
-from flax import nnx
-from reference import GELU, encode, pool, reference
-
-from coca.inference.forward import Forward
-from coca.models.abstract import abstract_model
-from coca.models.attention import dot_product_attention
-from coca.models.coca import CoCa
-from coca.models.layers import ACTIVATIONS
-from coca.models.linear import spread
-from coca.models.outputs import compute_dtype
-from coca.models.text_decoder import look_up, unimodal_mask
-from coca.training.gradients import make_gradients
+from support.reference import GELU, encode, pool, reference
 
 # --- The model ------------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, pairs, random_params, tiny
 from flax import nnx
-from reference import GELU, attend, encode, linear, norm, tower, unit
 
 from coca.decoding.settings import Decoding
 from coca.devices.host import put_batch
@@ -18,6 +16,8 @@ from coca.models.abstract import abstract_model
 from coca.training.gradients import make_gradients
 from coca.training.state import init_state
 from coca.training.step import make_train_step
+from support.common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, pairs, random_params, tiny
+from support.reference import GELU, attend, encode, linear, norm, tower, unit
 
 SIGLIP = {
   "model__poolers__kind": "parallel", "model__poolers__n_query": 0, "model__poolers__mlp": 56,

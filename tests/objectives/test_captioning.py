@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import BOS, EOS, PAD, make_mesh, shapes_in
 
 from coca.config import Captioning
 from coca.devices.sharding import batch_sharding
 from coca.objectives.captioning import captioning_loss, next_tokens
+from support.common import BOS, EOS, PAD, make_mesh, shapes_in
 
 N, T, D, V = 16, 6, 8, 24
 

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import hashes, make_mesh, numeric_gradient
 
 from coca.config import Contrastive
 from coca.devices.sharding import batch_sharding
 from coca.objectives.contrastive import contrastive_loss
+from support.common import hashes, make_mesh, numeric_gradient
 
 N, E = 16, 5
 LOG_SCALE, BIAS = 1.3, -2.0

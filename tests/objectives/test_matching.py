@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import BOS, EOS, PAD, assert_trees_close, hashes, make_mesh, pairs, random_params, shapes_in, tiny
 from flax import nnx
-from reference import attend, encode, linear, norm, pool, tower
 
 from coca.devices.host import put_batch
 from coca.devices.sharding import batch_sharding
@@ -20,6 +18,8 @@ from coca.objectives.matching import draw_negatives, matching_loss, take_rows
 from coca.training.gradients import make_gradients
 from coca.training.state import init_state
 from coca.training.step import make_train_step
+from support.common import BOS, EOS, PAD, assert_trees_close, hashes, make_mesh, pairs, random_params, shapes_in, tiny
+from support.reference import attend, encode, linear, norm, pool, tower
 
 pytestmark = pytest.mark.slow
 

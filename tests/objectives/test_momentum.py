@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from blip_reference import log_softmax, tiny_blip
-from common import assert_trees_close, make_mesh, numeric_gradient, pairs
 
 from coca.config import Contrastive
 from coca.devices.host import put_batch
@@ -18,6 +16,8 @@ from coca.objectives.momentum import empty_queue, enqueue, momentum_contrastive_
 from coca.storage.checkpoint import Checkpoints
 from coca.training.state import init_state, planned_state
 from coca.training.step import make_train_step
+from support.blip_reference import log_softmax, tiny_blip
+from support.common import assert_trees_close, make_mesh, numeric_gradient, pairs
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import make_mesh, tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -12,6 +11,7 @@ from coca.objectives.contrastive import everyone
 from coca.planning.collectives import Collective, _axes, _group, collectives
 from coca.planning.compiled import compile_step
 from coca.planning.topology import Topology
+from support.common import make_mesh, tiny
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
 

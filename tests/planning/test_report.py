@@ -1,15 +1,12 @@
 """What is said of a compiled step, what would help, and the search; the compiler itself stands aside for most of it."""
 
 import dataclasses
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import pytest
-from common import tiny
 
 from coca import plan
 from coca.capfilt.settings import NUCLEUS
@@ -19,21 +16,13 @@ from coca.planning import advice, arithmetic, report, search
 from coca.planning.collectives import Collective
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step
 from coca.planning.topology import Topology, open_topology
+from support.common import tiny
+from support.processes import ROOT, environment
+from support.topologies import chips
 
 MIB = 2**20
 ROWS = [Collective("all-gather", ("fsdp",), "bf16", (48, 80), 8, 3 * 10**6, True),
         *(Collective("all-reduce", ("data", "fsdp"), "f32", (n,), 2, 10**5, n != 3) for n in range(14))]
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  device_kind: str = "TPU v5 lite"
-  slice_index: int = 0
-  platform: str = "tpu"
-
-
-def chips(n, memory, slices=1):
-  return Topology("v5e:2x4", [Chip(slice_index=i * slices // n) for i in range(n)], n, memory, {})
 
 
 def test_what_is_said(monkeypatch):
@@ -124,7 +113,8 @@ def test_the_mesh_on_the_command_line():
 COMMAND = """
 import runpy, sys
 from coca.planning import search, topology
-from test_fit import Program, chips
+from support.topologies import chips
+from coca.planning.compiled import Program
 topology.open_topology = lambda name, slices: chips(8, {memory}, slices)
 search.compile_step = lambda config, topology: Program(0, 0, [], 1.0)
 sys.argv = ["coca.plan", "--config=configs/coca_tiny.py:runlocal", "--topology=v5e-8", "--search", "--batches=16,64"]
@@ -136,10 +126,8 @@ runpy.run_module("coca.plan", run_name="__main__")
   (MIB * 1000, 0, r"data=8,fsdp=1 +none +64 +0.00 +0.98"), (1000, plan.NO_FIT, "nothing that was tried fits"),
 ])
 def test_the_search_on_the_command_line(memory, status, said):
-  root = Path(__file__).parents[1]
-  environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
   command = [sys.executable, "-c", COMMAND.format(memory=memory)]
-  ended = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
+  ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
   assert ended.returncode == status, ended.stderr
   assert re.search(said, ended.stdout)
 

@@ -3,29 +3,27 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
-from test_checkpoint import abstract, arrays, assert_same, damage, largest, place, restored, with_key
 
 from coca.storage.checkpoint import Checkpoints
 from coca.training.preemption import Preemption
+from support.checkpoints import abstract, arrays, assert_same, damage, largest, place, restored, with_key
+from support.processes import environment, free_port
 
 
 def start(script: str, *args) -> subprocess.Popen:
-  env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])}
-  return subprocess.Popen([sys.executable, "-c", script, *map(str, args)], env=env, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
+  return subprocess.Popen([sys.executable, "-c", script, *map(str, args)], env=environment(), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 SAVES = """
 import sys
-from test_checkpoint import *
+from support.checkpoints import *
 checkpoints = Checkpoints(sys.argv[1])
 mesh = mesh_of(2, 4)
 found = checkpoints.restore(abstract(with_key(arrays(0), mesh)))
@@ -93,7 +91,7 @@ def test_the_second_ctrl_c_ends_at_once():
 PROCESS = """
 import os, sys, time
 import jax
-from test_checkpoint import *
+from support.checkpoints import *
 from coca.training.preemption import Preemption
 port, index, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
@@ -131,9 +129,7 @@ def test_two_processes_agree_on_damage_and_on_when_to_stop(tmp_path):
     checkpoints.save(step, place(arrays(step)), {"step": step})
   checkpoints.close()
   damage(largest(tmp_path / "2"))
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
+  port = free_port()
   processes = [start(PROCESS, port, i, tmp_path) for i in range(2)]
   with ThreadPoolExecutor(1) as pool:
     try:

@@ -17,7 +17,7 @@ from coca.files.writing import write_atomic
 from coca.storage import lock
 from coca.storage.lock import Locked, locked
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOLDER = """import sys
 from coca.storage.lock import locked
 with locked(sys.argv[1]):

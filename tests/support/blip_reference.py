@@ -5,11 +5,11 @@ import functools
 
 import jax
 import numpy as np
-import reference
-from common import PAD, tiny
-from reference import GELU, attend, linear, unit
 
 from coca.config import Config
+from support import reference
+from support.common import PAD, tiny
+from support.reference import GELU, attend, linear, unit
 
 CLS, ENCODE = 3, 4
 

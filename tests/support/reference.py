@@ -4,7 +4,8 @@ import math
 
 import jax
 import numpy as np
-from common import PAD
+
+from support.common import PAD
 
 
 def linear(p, x):

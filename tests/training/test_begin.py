@@ -13,7 +13,7 @@ from coca.data.records import Record, Text
 from coca.training import begin, limits, loop
 from coca.training.init_from import compare
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def tiny(**changes):

@@ -5,8 +5,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from blip_reference import tiny_blip
-from common import make_mesh, random_params, tiny
 
 from coca.data.tokenizers import sentencepiece
 from coca.devices.trees import path_name
@@ -16,6 +14,8 @@ from coca.storage.checkpoint import Checkpoints
 from coca.storage.workdir import write_run
 from coca.training.init_from import fit_length, initial_params, resize_positions, start_from
 from coca.training.state import init_state
+from support.blip_reference import tiny_blip
+from support.common import make_mesh, random_params, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -148,7 +148,7 @@ def test_positions_fit_the_new_sizes(tokens, tmp_path):
 
 @pytest.mark.parametrize("case", ["4_to_6", "6_to_4", "2_to_7", "5_to_5", "12_to_5"])
 def test_bicubic_positions_are_those_of_torch(case):
-  """BLIP's interpolate_pos_embed: fp64 results of torch, made by tests/golden/make_positions.py."""
+  """BLIP's interpolate_pos_embed: fp64 results of torch, made by golden/make_positions.py."""
   golden = np.load(Path(__file__).parent / "golden" / "positions.npz")
   old, new = golden[f"{case}/old"], golden[f"{case}/new"]
   out = resize_positions(old.astype(np.float32), len(new) - 1, 1, "bicubic")

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from blip_reference import ANSWERS, tiny_blip
-from common import assert_trees_close, make_mesh, pairs, random_params, shapes_in, tiny
 
 from coca.devices.host import put_batch
 from coca.devices.trees import flat, path_name
@@ -18,6 +16,8 @@ from coca.training.gradients import make_gradients
 from coca.training.optim import decay_mask
 from coca.training.state import init_state, planned_state
 from coca.training.step import make_train_step
+from support.blip_reference import ANSWERS, tiny_blip
+from support.common import assert_trees_close, make_mesh, pairs, random_params, shapes_in, tiny
 
 TOTAL = 20
 METRICS = {"loss", "contrastive", "captioning", "temperature", "grad_norm", "skipped", "skipped_in_a_row",

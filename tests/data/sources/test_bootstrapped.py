@@ -13,9 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from absl import flags
-from bootstrap import bootstrap, rows_of
 from ml_collections import config_flags
-from tars import picture, shard
 
 from coca import config
 from coca.config import Source
@@ -24,6 +22,8 @@ from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sidecars import SidecarError
 from coca.data.sources import open_source
 from coca.data.tokenizers import load, sentencepiece
+from support.bootstrap import bootstrap, rows_of
+from support.tars import picture, shard
 
 
 def web(folder, counts=(7, 6)):

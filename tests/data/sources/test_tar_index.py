@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tars import shard, tar
 
 from coca.config import Source
 from coca.data.records import BadRecord
 from coca.data.sources import tar_index
 from coca.data.sources.webdataset import open_webdataset
 from coca.files import finding, reading, writing
+from support.tars import shard, tar
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
-from tars import picture, sample, shard, tar
 
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Text
 from coca.data.sources import open_source, tar_index
 from coca.data.sources.webdataset import open_webdataset
 from coca.files import finding, reading, retries
+from support.tars import picture, sample, shard, tar
 
 
 @pytest.fixture(autouse=True)

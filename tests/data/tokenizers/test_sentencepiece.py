@@ -1,6 +1,5 @@
 import io
 import os
-import random
 import subprocess
 import sys
 
@@ -15,36 +14,13 @@ from coca.data.records import BadRecord, Record, Text
 from coca.data.tokenizers import load
 from coca.data.tokenizers import sentencepiece as tokenizer
 from coca.data.tokenizers.load import load as load_tokenizer
-
-WORDS = ["a", "the", "cat", "dog", "bird", "red", "blue", "green", "small", "large", "old", "new", "house", "tree",
-         "car", "boat", "sitting", "running", "on", "in", "under", "with", "and", "photo", "Paris", "Ørsted", "café"]
-
-
-def sentences(n, seed=0):
-  draw = random.Random(seed)
-  return [" ".join(draw.choices(WORDS, k=draw.randint(2, 12))) for _ in range(n)]
+from support.processes import environment
+from support.texts import Records, sentences
 
 
 @pytest.fixture(scope="module")
 def small():
   return tokenizer.train(sentences(500), 200)
-
-
-class Records:
-  """A source in memory; a text of None is a record that cannot be read."""
-
-  name, problems, label_names = "memory", (), ()
-
-  def __init__(self, captions, origin="web"):
-    self.captions, self.origin = captions, origin
-
-  def __len__(self):
-    return len(self.captions)
-
-  def __getitem__(self, i):
-    if self.captions[i] is None:
-      raise BadRecord(f"memory {i}: unreadable")
-    return Record(str(i), b"", tuple(Text(t, self.origin) for t in self.captions[i]))
 
 
 def test_special_ids_and_padding(small):
@@ -99,10 +75,10 @@ def test_decode_takes_what_a_model_may_emit(small):
 
 def test_training_is_reproducible_to_the_byte_also_in_another_process(small):
   assert tokenizer.train(sentences(500), 200).model == small.model
-  program = ("import sys; sys.path.insert(0, 'tests'); from test_tokenizer import sentences, tokenizer; "
+  program = ("from support.texts import sentences; from coca.data.tokenizers import sentencepiece as tokenizer; "
              "print(tokenizer.train(sentences(500), 200).sha256)")
   found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
-                         cwd=os.path.dirname(os.path.dirname(__file__)))
+                         env=environment())
   assert found.stdout.strip() == small.sha256
   assert found.stderr == ""  # SentencePiece's log is silenced
   assert tokenizer.train(sentences(500, seed=2), 200).sha256 != small.sha256

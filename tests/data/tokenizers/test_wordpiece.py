@@ -176,7 +176,7 @@ def test_training_is_reproducible_to_the_byte_also_in_other_processes(trained):
              "print(wordpiece.train(json.load(sys.stdin), 300).sha256)")
   for i in (1, 2, 5):
     found = subprocess.run([sys.executable, "-c", program], input=json.dumps(sentences(500)), capture_output=True,
-                           text=True, check=True, cwd=Path(__file__).parent.parent,
+                           text=True, check=True, cwd=Path(__file__).parents[3],
                            env=os.environ | {"PYTHONHASHSEED": str(i), "RAYON_NUM_THREADS": str(i)})
     assert (found.stdout.strip(), found.stderr) == (trained.sha256, "")
 

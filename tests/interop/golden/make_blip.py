@@ -1,6 +1,6 @@
 """Makes the golden files of test_blip_weights.py: run it on a Python with torch and transformers.
 
-    PYTHONPATH=tests/benchmarks python tests/golden/make_blip.py
+    PYTHONPATH=tests/benchmarks python tests/interop/golden/make_blip.py
 
 In `blip/` a folder for each of transformers' BLIP classes as it saves them (random weights, all parts of the layout in
 small, in half precision), and `outputs.npz`: what it computes from these weights in fp32. Decoder of the captioner and
@@ -25,6 +25,7 @@ from transformers import (  # noqa: E402
 )
 
 HERE = Path(__file__).parent / "blip"
+TOKENIZERS = HERE.parents[2] / "data" / "tokenizers" / "golden"
 CLASSES = {"captioner": BlipForConditionalGeneration, "retrieval": BlipForImageTextRetrieval,
            "vqa": BlipForQuestionAnswering}
 CLS, SEP, DEC, ENC, VOCAB = 4, 5, 123, 124, 125  # of wordpiece/vocab.txt
@@ -61,7 +62,7 @@ def main() -> None:
   encoder, decoder = models["retrieval"].text_encoder, models["captioner"].text_decoder.bert
   encoder.load_state_dict({k: x for k, x in decoder.state_dict().items() if ".attention." not in k}, strict=False)
   models["retrieval"].vision_model.load_state_dict(models["captioner"].vision_model.state_dict())
-  tokenizer = BertTokenizerFast.from_pretrained(HERE.parent / "wordpiece")
+  tokenizer = BertTokenizerFast.from_pretrained(TOKENIZERS / "wordpiece")
   processor = BlipProcessor(BlipImageProcessor(size={"height": SIZE, "width": SIZE}), tokenizer)
   outputs = run(models, processor)
   for name, model in models.items():

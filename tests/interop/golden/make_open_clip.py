@@ -1,6 +1,6 @@
-"""Makes the golden files of test_open_clip.py and test_clip_tokenizer.py: run it on a Python with torch and open_clip.
+"""Makes the golden files of test_open_clip.py and test_clip.py: run it on a Python with torch and open_clip.
 
-    PYTHONPATH=tests/benchmarks python tests/golden/make_open_clip.py
+    PYTHONPATH=tests/benchmarks python tests/interop/golden/make_open_clip.py
 
 Per model a folder that open_clip loads (random weights, all parts of the layout in small, all widths different where
 they may be) and `outputs.npz`: what open_clip computes in fp32 from the pictures and texts in it. For the tokenizer a
@@ -17,6 +17,7 @@ from peer_open_clip import import_open_clip
 open_clip, torch = import_open_clip()
 
 HERE = Path(__file__).parent
+TOKENIZERS = HERE.parents[1] / "data" / "tokenizers" / "golden"
 TEXT = {"context_length": 9, "vocab_size": 560, "width": 24, "heads": 2, "layers": 2}
 VISION = {"image_size": 24, "patch_size": 8, "layers": 2, "width": 48, "head_width": 12}
 MULTIMODAL = {"context_length": 9, "vocab_size": 560, "width": 24, "heads": 2, "layers": 2}
@@ -80,7 +81,7 @@ def make_model(name: str, settings: dict) -> None:
 def make_tokenizer() -> None:
   from open_clip.tokenizer import SimpleTokenizer
 
-  folder = HERE / "tokenizer"
+  folder = TOKENIZERS / "tokenizer"
   folder.mkdir(exist_ok=True)
   merges = [m for line in MERGES.splitlines() for m in line.split("|")]
   with gzip.GzipFile(folder / "bpe_simple_vocab_16e6.txt.gz", "wb", mtime=0) as f:

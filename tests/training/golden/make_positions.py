@@ -1,6 +1,6 @@
 """Makes positions.npz of test_start.py: run it on a Python with torch.
 
-    python tests/golden/make_positions.py
+    python tests/training/golden/make_positions.py
 
 Grids of position embeddings after a class token, and what torch's bicubic `interpolate` makes of them in fp64, as BLIP
 calls it: to a size, align_corners=False, not antialiased. Their values are exact in fp32.

@@ -1,6 +1,6 @@
 """Makes the golden files of test_wordpiece.py: run it on a Python with torch, transformers and open_clip.
 
-    PYTHONPATH=tests/benchmarks python tests/golden/make_wordpiece.py
+    PYTHONPATH=tests/benchmarks python tests/data/tokenizers/golden/make_wordpiece.py
 
 In `wordpiece/`: a small vocab.txt made here, the tokenizer.json that transformers saves with it, and in cases.json the
 ids and decoded texts of transformers' BlipProcessor. It does not clean texts as BLIP's data loaders do; that is done

@@ -1,0 +1,1 @@
+"""What tests share: small models and data, plain references, processes."""
