@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from coca.config import parse
 from coca.config.command_line import one_line, parse_flags
+from coca.config.help import described
 from coca.devices import processes
 from coca.planning import arithmetic
 from coca.storage.checkpoint import CheckpointError
@@ -26,6 +27,10 @@ from coca.training.loop import run
 
 
 def main(argv) -> None:
+  if FLAGS.help_settings:
+    with one_line(ValueError):
+      print(described(argv[1:]))
+    return
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
@@ -60,5 +65,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("processes", None, "how many there are", lower_bound=1)
   flags.DEFINE_integer("process_id", None, "which this one is, from 0", lower_bound=0)
   flags.DEFINE_integer("timeout", processes.TIMEOUT, "seconds that a process waits for another", lower_bound=1)
-  flags.mark_flag_as_required("config")
+  flags.DEFINE_bool("help_settings", False, "print all settings, or those named behind it, as model.text, and exit")
+  flags.register_validator("config", lambda config: config is not None or FLAGS["help_settings"].value,
+                           "it takes a file in configs/; --help_settings prints what may be in one")
   app.run(main, flags_parser=parse_flags)

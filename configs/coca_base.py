@@ -11,7 +11,7 @@ The data sets, and how each is prepared or replaced: `coca.recipes.coca.pretrain
 Not in the paper, and chosen here: text of 64 tokens (as ALIGN), contrastive embeddings as wide as the text tower,
 bfloat16 activations, LayerNorm on the pooled tokens, tanh GELU, equal texts in a batch left out of the contrastive
 loss, 1 / temperature capped at 100, both losses means (of the two directions, over tokens), for which the paper's 1 : 2
-makes the captioning loss twice the other at the start. `coca/config/settings.py` says so at each setting.
+makes the captioning loss twice the other at the start. docs/settings.md says so at each setting.
 """
 
 from coca.commands import arguments

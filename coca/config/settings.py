@@ -5,7 +5,8 @@ defaults and returns the ConfigDict, so that `--config.model.image.width=512` wo
 `parse(config)` turns it into the frozen `Config` that all other code takes: a wrong name, type or combination is an
 error here, before anything is read or compiled.
 
-The comment above a setting says what it is and where its default comes from.
+The comment above a setting says what it is and where its default comes from; docs/settings.md is made of these comments
+(coca/config/help.py).
 
 Durations are text, wherever they appear: "10000" or "10000 steps", "1e6 examples", "2%" (of the run).
 """

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from coca.config import Config, Eval, Source, default, parse, to_dict
+from coca.config import Config, Data, Eval, Source, default, help, parse, to_dict
 from coca.config.durations import in_steps
+from coca.config.typed import to_plain
 
 
 def changed(**changes):
@@ -138,6 +141,48 @@ class TestDurations:
   def test_the_length_of_a_run_is_no_percentage(self):
     with pytest.raises(ValueError, match=r"config\.steps: '50%': percent of what"):
       parse(changed(steps="50%"))
+
+
+class TestHelp:
+  def test_every_setting_is_described_in_sentences(self):
+    for group in help.groups():
+      assert group.kind.__doc__
+      for setting in group.settings:
+        assert re.fullmatch(r"[^|]+\.", setting.text), f"{setting.name}: {setting.text}"
+
+  def test_every_setting_is_there_with_its_default(self):
+    def flat(values, name):
+      for key, value in values.items():
+        if isinstance(value, dict) and value:
+          yield from flat(value, f"{name}{key}.")
+        else:
+          yield f"{name}{key}", repr(value)
+
+    config = Config(data=Data(sources={"NAME": Source()}), evals={"NAME": Eval()})
+    said = [(setting.name, setting.default) for group in help.groups() for setting in group.settings]
+    assert sorted(said) == sorted(flat(to_plain(config), ""))
+
+  def test_choices_and_types(self):
+    takes = {setting.name: setting.takes for group in help.groups() for setting in group.settings}
+    assert takes["model.text.pool"] == "'cls', 'eos', 'last'"
+    assert takes["evals.NAME.source.origin"] == "'', 'web', 'synthetic', 'human', 'label'"
+    assert (takes["steps"], takes["optim.lr_scale"]) == ("Duration", "dict[str, float]")
+
+  @pytest.mark.parametrize(("asked", "names"), [
+    ("config.data.sources.web.split", ["data.sources.NAME.split"]), ("--config.optim.lr", ["optim.lr"]),
+    ("mesh", ["mesh.data", "mesh.fsdp", "mesh.tensor"]),
+  ])
+  def test_names(self, asked, names):
+    text = help.described([asked])
+    assert re.findall(r"^(\S+): ", text, re.M) == names
+
+  def test_no_such_setting(self):
+    with pytest.raises(ValueError, match=r"no such setting: model\.txt\.mask; did you mean model\.text\.mask"):
+      help.described(["model.txt.mask"])
+
+  def test_the_page_is_up_to_date(self):
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert page.read_text() == help.page(), "run python -m coca.config.help > docs/settings.md"
 
 
 class TestFlags:
