@@ -45,8 +45,9 @@ def check_data(c: Config) -> None:
 def _evaluator(c: Config, e: Eval, where: str) -> None:
   need(bool(e.source.question_key) == (e.kind == "vqa"), f"{where}.source.question_key is "
        f"{e.source.question_key!r} and kind {e.kind!r}: a vqa evaluator needs questions, others take none")
-  need(e.kind in ("captions", "vqa") or c.contrastive.heads, f"{where}: a {e.kind} evaluator compares embeddings, "
-       "and without a contrastive loss (config.contrastive.weight is 0) the model makes none")
+  need(c.contrastive.heads or e.kind not in ("zero_shot", "retrieval", "matching"),
+       f"{where}: a {e.kind} evaluator compares embeddings, and without a contrastive loss "
+       "(config.contrastive.weight is 0) the model makes none")
   need(e.kind != "captions" or (c.model.text.multimodal_layers and not c.answering.weight),
        f"{where}: a captions evaluator needs config.model.text.multimodal_layers above 0 and config.answering.weight "
        "0: this model writes no captions")
@@ -60,6 +61,8 @@ def _evaluator(c: Config, e: Eval, where: str) -> None:
   need(not e.pixel_neighbours or e.pixel_neighbours in c.data.sources,
        f"{where}.pixel_neighbours is '{e.pixel_neighbours}', which is no training source; config.data.sources has: "
        f"{', '.join(c.data.sources) or 'none'}")
+  need(not e.pixel_neighbours or e.kind == "zero_shot",
+       f"{where}.pixel_neighbours {e.pixel_neighbours!r} is for kind 'zero_shot', not '{e.kind}'")
   need(not e.rerank or e.kind == "retrieval", f"{where}.rerank {e.rerank} is for kind 'retrieval', not '{e.kind}'")
   need(not e.rerank or c.matching.weight > 0, f"{where}.rerank {e.rerank} needs a matching head "
        "(config.matching.weight above 0); 0 ranks by cosines alone")

@@ -15,19 +15,19 @@ import hashlib
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
 from jax.sharding import Sharding
 
-from coca.config import Config, Eval
-from coca.config.special import PAD
-from coca.data import images, prompts, questions, texts
+from coca.config import Config
+from coca.config.special import PAD, Tokenizer
+from coca.data import images, questions, texts
 from coca.data.augment import rand_augment
-from coca.data.records import BadRecord
+from coca.data.records import BadRecord, Record, Records
 from coca.data.sources import open_source
 from coca.data.texts import all_unknown
-from coca.data.tokenizers.sentencepiece import Tokenizer
 from coca.devices.hardware import cores
 
 Batch = dict[str, np.ndarray]
@@ -42,7 +42,7 @@ def rows_of(sharding: Sharding, batch: int) -> np.ndarray:
   return np.flatnonzero(held)
 
 
-def open_sources(config: Config) -> dict:
+def open_sources(config: Config) -> dict[str, Records]:
   """The training sources by name.
 
   Raises:
@@ -59,7 +59,7 @@ def open_sources(config: Config) -> dict:
   return sources
 
 
-def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Sequence[int],
+def train_batches(config: Config, sources: dict[str, Records], tokenizer: Tokenizer, rows: Sequence[int],
                   start_step: int = 0) -> Iterator[tuple[Batch, list[str]]]:
   """This host's part of the endless stream of training batches.
 
@@ -89,7 +89,7 @@ def train_batches(config: Config, sources: dict, tokenizer: Tokenizer, rows: Seq
   return _read(mixed.__getitem__, rows, data.batch, start_step, sys.maxsize // data.batch, config)
 
 
-def _stream(name: str, source, config: Config, tokenizer: Tokenizer) -> grain.MapDataset:
+def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) -> grain.MapDataset:
   """A source's endless stream of examples, in an order of its own: other sources do not change it."""
   data, settings, answering = config.data, config.data.sources[name], config.answering
   size, length = config.model.image.size, config.model.text.length
@@ -143,19 +143,24 @@ def equality(names: Sequence[str], ids: np.ndarray, tokenizer: Tokenizer, rng: n
   return np.frombuffer(hashlib.blake2b(said, digest_size=8).digest(), np.uint32)
 
 
-def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, rows: Sequence[int],
+class Wants(NamedTuple):
+  """The part of each record that an evaluation goes by, besides its image and its label."""
+
+  texts: Callable[[Record], Sequence[str]]  # raises BadRecord where a record is of no use
+  most: int = 1  # so many of these texts, the first ones
+  ends: bool = True  # a text that has to be cut ends with EOS all the same
+
+
+def eval_batches(config: Config, source: Records, wants: Wants, tokenizer: Tokenizer, rows: Sequence[int],
                  batch: int) -> Iterator[tuple[Batch, list[str]]]:
-  """This host's part of one pass over a source, in its order; `settings.limit` of its records, evenly spread.
+  """This host's part of one pass over a source, in its order.
 
   Every host gets as many batches; the last ones are filled up with rows of weight 0.
 
   Args:
     config: the run.
     source: an opened source.
-    settings: the evaluator's. For 'retrieval' K is `texts_per_image`, else 1; for 'zero_shot' a record needs a label
-      and no text, for the others a text and no label. With the source's rule 'labels', the text is the label names in
-      their order, in the first prompt. For 'vqa' the text is the question. For 'captions', whose texts are what the
-      decoder should write, one that is cut has no EOS.
+    wants: the texts of a record; K is `wants.most`.
     tokenizer: for the texts.
     rows: row numbers of the global batch, ascending: `rows_of`.
     batch: rows of a global batch.
@@ -165,10 +170,8 @@ def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, r
     "weight": float32 [b]}, b = len(rows), and the reasons of its unusable records (weight 0).
   """
   size, length = config.model.image.size, config.model.text.length
-  count = min(settings.limit or len(source), len(source))
-  k = settings.texts_per_image if settings.kind == "retrieval" else 1
+  count, k = len(source), wants.most
   background = images.colour(config.data.background)
-  prompt = config.data.prompt if settings.kind == "captions" else ""
   blank = _blank(config)
 
   def example(n: int) -> tuple[Batch, str]:
@@ -178,40 +181,19 @@ def eval_batches(config: Config, source, settings: Eval, tokenizer: Tokenizer, r
       return out, ""
     where = source.name
     try:
-      record = source[n * len(source) // count]
+      record = source[n]
       where = f"{source.name} {record.key}"
-      if settings.kind == "zero_shot" and record.label < 0:
-        raise BadRecord("no label")
+      found = wants.texts(record)[:k]
       image = images.decode_eval(record.image, size, background, config.data.max_pixels, config.data.squash)
-      found = eval_texts(record, settings)[:k]
     except BadRecord as e:
       return out, f"{where}: {e}"
     for j, text in enumerate(found):
-      out["text"][j] = tokenizer.encode(prompt + text, length, ends=settings.kind != "captions")
+      out["text"][j] = tokenizer.encode(text, length, wants.ends)
       out["text_weight"][j] = 1
     out |= {"image": image, "label": np.int32(record.label), "weight": np.float32(1)}
     return out, ""
 
   return _read(example, rows, batch, 0, -(-count // batch), config)
-
-
-def eval_texts(record, settings: Eval) -> list[str]:
-  """The texts of a record that an evaluator goes by: its question for 'vqa', one of all labels with the rule 'labels'.
-
-  Raises:
-    BadRecord: there are none, and it is no 'zero_shot'.
-  """
-  if settings.kind == "vqa":
-    return [questions.question_of(record)]
-  try:
-    if settings.source.text != "labels":
-      return texts.captions(record)
-    names = ", ".join(texts.label_names(record))
-    return [prompts.in_prompt(settings.source.prompts[0], names) if settings.source.prompts else names]
-  except BadRecord:
-    if settings.kind == "zero_shot":
-      return []
-    raise
 
 
 def _blank(config: Config) -> np.ndarray:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 _LONGEST = 120  # characters of a shard's name; file systems take 255, and something comes before and behind
 
@@ -40,6 +41,32 @@ class Shard:
   name: str  # unique in its source; letters, digits, '.', '_' and '-', so that files can be called so
   start: int
   stop: int
+
+
+class Records(Protocol):
+  """A source of image-text pairs, opened, with random access; `coca.data.sources.open_source` makes one."""
+
+  name: str
+  problems: Sequence[str]  # that were found when it was opened, a text each
+  label_names: Sequence[str]  # the classes that `Record.label` indexes; empty: there are none
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> Record:
+    """Record `i`; one without a text has none in `Record.texts`. Safe to call from several threads.
+
+    Raises:
+      BadRecord: it can't be read.
+    """
+    ...
+
+  @property
+  def shards(self) -> Sequence[Shard]:
+    """One for each input file that holds records, in their order, or one of the whole.
+
+    A shard is read in order at little cost.
+    """
+    ...
 
 
 def shards_of(names: Sequence[str], counts: Sequence[int]) -> list[Shard]:

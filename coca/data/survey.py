@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from coca.config import Config
+from coca.config.special import Tokenizer
 from coca.data import questions, texts
 from coca.data.records import BadRecord
 from coca.data.texts import all_unknown
-from coca.data.tokenizers.sentencepiece import Tokenizer
 from coca.files.threads import threads
 
 PLACES = 32  # where records are looked at, spread over the sources

@@ -4,17 +4,24 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from coca.config import Config, Eval
+from coca.config.special import Tokenizer
+from coca.data.records import Records
 from coca.data.sources import open_source, places_of
 from coca.evals.captions import Captions
+from coca.evals.evaluator import Evaluator
 from coca.evals.matching import Matching
 from coca.evals.retrieval import Retrieval
-from coca.evals.vqa import Vqa, read_answers
-from coca.evals.zero_shot import ZeroShot, check_zero_shot
+from coca.evals.vqa import Vqa
+from coca.evals.zero_shot import ZeroShot
+from coca.inference.forward import Forward
 
-Evaluator = ZeroShot | Retrieval | Captions | Matching | Vqa
+# The kinds of evaluators by what `config.evals.NAME.kind` calls them. A new one is named here and in
+# `coca.config.Eval`.
+KINDS: dict[str, type[Evaluator]] = {
+  "zero_shot": ZeroShot, "retrieval": Retrieval, "captions": Captions, "matching": Matching, "vqa": Vqa}
 
 
-def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[dict, dict]:
+def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[dict[str, Records], dict[str, Records]]:
   """Opens what the evaluators look at.
 
   Args:
@@ -35,7 +42,10 @@ def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[di
     if neighbours and neighbours not in train_sources:
       train_sources[neighbours] = open_source(config.data.sources[neighbours], f"config.data.sources.{neighbours}")
     with _naming(name):
-      _check(settings, sources[name], train_sources.get(neighbours))
+      if not len(sources[name]):
+        raise ValueError(f"evaluation source '{sources[name].name}' holds no records. "
+                         f"{'; '.join(sources[name].problems[:5])}".rstrip())
+      KINDS[settings.kind].check(settings, sources[name], train_sources.get(neighbours))
   return sources, train_sources
 
 
@@ -47,8 +57,7 @@ def places(config: Config, names: Iterable[str] | None = None) -> dict[str, str]
     if settings.pixel_neighbours:
       found |= places_of(config.data.sources[settings.pixel_neighbours],
                          f"config.data.sources.{settings.pixel_neighbours}")
-    if settings.answers:
-      found[f"config.evals.{name}.answers"] = settings.answers
+    found |= {f"config.evals.{name}.{setting}": path for setting, path in KINDS[settings.kind].places(settings).items()}
   return found
 
 
@@ -59,16 +68,6 @@ def _named(config: Config, names: Iterable[str] | None) -> dict[str, Eval]:
   return {name: settings for name, settings in config.evals.items() if names is None or name in names}
 
 
-def _check(settings: Eval, source, neighbours) -> None:
-  """What can be told before any record is read."""
-  if not len(source):
-    raise ValueError(f"evaluation source '{source.name}' holds no records. {'; '.join(source.problems[:5])}".rstrip())
-  if settings.kind == "zero_shot":
-    check_zero_shot(source, neighbours)
-  if settings.kind == "vqa" and settings.answers:
-    read_answers(settings.answers)
-
-
 @contextlib.contextmanager
 def _naming(name: str):
   try:
@@ -77,14 +76,14 @@ def _naming(name: str):
     raise ValueError(f"config.evals.{name}: {e}") from None
 
 
-def make_evaluators(config: Config, forward, tokenizer, sources: dict,
-                    train_sources: dict | None = None) -> dict[str, Evaluator]:
+def make_evaluators(config: Config, forward: Forward, tokenizer: Tokenizer, sources: dict[str, Records],
+                    train_sources: dict[str, Records] | None = None) -> dict[str, Evaluator]:
   """The evaluators of `config.evals` that have a source.
 
   Args:
     config: the run's settings.
-    forward: compiled functions (`coca.inference.forward.Forward`).
-    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
+    forward: compiled functions.
+    tokenizer: the run's.
     sources: opened sources by the evaluators' names.
     train_sources: those that `pixel_neighbours` names, by their names.
 
@@ -95,17 +94,8 @@ def make_evaluators(config: Config, forward, tokenizer, sources: dict,
   for name, source in sources.items():
     settings = config.evals[name]
     with _naming(name):
-      if settings.kind == "captions":
-        evaluators[name] = Captions(config, settings, forward, tokenizer, source)
-      elif settings.kind == "matching":
-        evaluators[name] = Matching(config, settings, forward, tokenizer, source)
-      elif settings.kind == "vqa":
-        evaluators[name] = Vqa(config, settings, forward, tokenizer, source)
-      elif settings.kind == "retrieval":
-        evaluators[name] = Retrieval(config, settings, forward, tokenizer, source)
-      else:
-        neighbours = train_sources[settings.pixel_neighbours] if settings.pixel_neighbours else None
-        evaluators[name] = ZeroShot(config, settings, forward, tokenizer, source, neighbours)
+      neighbours = [train_sources[settings.pixel_neighbours]] if settings.pixel_neighbours else []
+      evaluators[name] = KINDS[settings.kind](config, settings, forward, tokenizer, source, *neighbours)
   return evaluators
 
 

@@ -10,32 +10,32 @@ import jax
 import numpy as np
 
 from coca.config import Config, Eval
-from coca.config.special import Special
+from coca.config.special import Tokenizer
 from coca.data import texts
-from coca.data.pipeline import eval_texts
-from coca.data.records import BadRecord
-from coca.decoding.decode import own_prompt
+from coca.data.pipeline import Wants
+from coca.data.records import BadRecord, Records
 from coca.devices.host import to_host
-from coca.evals.stream import Stream
+from coca.evals.evaluator import Evaluator
+from coca.evals.stream import Stream, own_texts
 from coca.files.threads import threads
+from coca.inference.forward import Forward
 
 
-class Captions:
+class Captions(Evaluator):
   """Loss per token of each record's first text, and a greedy caption for every picture.
 
   Args:
-    config: the run's settings.
+    config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit.
-    forward: compiled functions (`coca.inference.forward.Forward`).
-    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: pictures and their texts, the references.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source):
-    self.stream = Stream(config, settings, forward, tokenizer, source, lambda index, _: index)
+  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
+    self._texts_of = functools.partial(own_texts, settings.source)
+    wants = Wants(lambda record: [config.data.prompt + text for text in self._texts_of(record)], ends=False)
+    self.stream = Stream(config, settings, forward, tokenizer, source, wants, lambda index, _: index)
     self.records = source
     self._references = {}  # record's index -> its texts; read once
-    self._texts_of = functools.partial(eval_texts, settings=settings)  # those that the loss is of
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields 'nll' (nats a token, EOS included), 'perplexity' and, on the first process, the captions' scores.
@@ -44,16 +44,13 @@ class Captions:
     """
     forward = self.stream.forward
     nll, tokens, captions = 0.0, 0.0, {}
-    special = Special(self.stream.tokenizer.bos, self.stream.tokenizer.eos)
-    writer, local_rows = forward.writer(params), len(self.stream.host_rows)
-    prompt, begins = own_prompt(self.stream.config, self.stream.tokenizer, local_rows)
+    writer = forward.writer(params)
     for batch in self.stream:
       local = batch.local
       first = {"text": local["text"][:, 0], "weight": local["weight"] * local["text_weight"][:, 0]}
       loss, count = forward.caption_loss(params, {"image": batch.device["image"], **forward.put(first)})
       nll, tokens = nll + float(to_host(loss)), tokens + float(to_host(count))
-      encoded = forward.encode(params, batch.device["image"])
-      ids = to_host(forward.caption(writer, encoded, special=special, **forward.put(prompt)).text)[:, 0, begins:]
+      ids = self.stream.write(params, writer, batch)
       for row in np.nonzero(batch.rows["weight"] > 0)[0]:
         captions[int(batch.rows["label"][row])] = ids[row]
     mean = nll / tokens if tokens else math.nan
@@ -73,7 +70,7 @@ class Captions:
     yield "examples", float(len(pairs))
 
 
-def references(source, index: int, texts_of=texts.captions) -> tuple[str, ...]:
+def references(source: Records, index: int, texts_of=texts.captions) -> tuple[str, ...]:
   """All texts of a record, or what `texts_of` says of it; none if it can't be read or has none."""
   try:
     return tuple(texts_of(source[index]))

@@ -12,8 +12,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from coca.config.special import Special
-from coca.decoding.decode import own_prompt
 from coca.devices.host import to_host
 from coca.evals.captions import matches, references
 from coca.evals.fonts import families_for
@@ -61,24 +59,20 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
   """Looks at pictures spread over an evaluator's source; the first process gets the cells of its own rows."""
   stream, zero_shot = evaluator.stream, evaluator if isinstance(evaluator, ZeroShot) else None
   vqa = evaluator if isinstance(evaluator, Vqa) else None
-  settings = dataclasses.replace(stream.settings, limit=count, texts_per_image=1)
+  settings, wants = dataclasses.replace(stream.settings, limit=count), stream.wants._replace(most=1)
   source, config = stream.source, stream.config
   classes = zero_shot.classes(params) if zero_shot else None
   cells = []
   writes = vqa or (stream.forward if config.model.text.multimodal_layers else None)
   writer = writes.writer(params) if writes else None
-  few = Stream(config, settings, stream.forward, stream.tokenizer, source, lambda index, _: index, stream.batch)
+  few = Stream(config, settings, stream.forward, stream.tokenizer, source, wants, lambda index, _: index,
+               stream.batch)
   for batch in few:
     captions = top = None
     if vqa:
       captions = vqa.answer(params, writer, batch)
     elif writer is not None:
-      special = Special(stream.tokenizer.bos, stream.tokenizer.eos)
-      encoded = stream.forward.encode(params, batch.device["image"])
-      prompt, begins = own_prompt(config, stream.tokenizer, len(few.host_rows))
-      prompt = stream.forward.put(prompt)
-      ids = to_host(stream.forward.caption(writer, encoded, special=special, **prompt).text)[:, 0, begins:]
-      captions = [stream.tokenizer.decode(row) for row in ids]
+      captions = [stream.tokenizer.decode(row) for row in few.write(params, writer, batch)]
     if zero_shot:
       embedded = to_host(stream.forward.embed_images(params, batch.device["image"]))
       top = np.argsort(-embedded @ classes.T, axis=1)

@@ -6,29 +6,34 @@ own (`coca.evals.stream.Stream.kinds`) are left out: to the head they are the pa
 texts: numbers compare at equal `batch` only.
 """
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 from absl import logging
 
 from coca.config import Config, Eval
+from coca.config.special import Tokenizer
+from coca.data.pipeline import Wants
+from coca.data.records import Records
 from coca.devices.host import to_host
-from coca.evals.stream import Stream
+from coca.evals.evaluator import Evaluator
+from coca.evals.stream import Stream, own_texts
+from coca.inference.forward import Forward
 
 
-class Matching:
+class Matching(Evaluator):
   """Scores pairs, and non-pairs of two kinds.
 
   Args:
-    config: the run's settings.
+    config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit.
-    forward: compiled functions (`coca.inference.forward.Forward`).
-    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: pictures and their texts, of which the first counts.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source):
-    self.stream = Stream(config, settings, forward, tokenizer, source)
+  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
+    wants = Wants(functools.partial(own_texts, settings.source))
+    self.stream = Stream(config, settings, forward, tokenizer, source, wants)
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields 'accuracy_random', 'auc_random', 'accuracy_hard', 'auc_hard' and 'examples', the number of pictures.

@@ -12,33 +12,38 @@ With `config.evals.NAME.rerank` k, each query's k candidates of the highest cosi
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import logging
 
 from coca.config import Config, Eval
+from coca.config.special import Tokenizer
+from coca.data.pipeline import Wants
+from coca.data.records import Records
 from coca.devices.host import Lagged, from_first
+from coca.evals.evaluator import Evaluator
 from coca.evals.ranking import BLOCK, nearest, ranks, recall, reranked
-from coca.evals.stream import Stream, View
+from coca.evals.stream import Stream, View, own_texts
+from coca.inference.forward import Forward
 
 DEPTHS = (1, 5, 10)
 TEXTS = 32  # a picture's texts that are scored at once
 
 
-class Retrieval:
+class Retrieval(Evaluator):
   """Embeds every picture and up to `settings.texts_per_image` texts of each, and ranks them against each other.
 
   Args:
-    config: the run's settings.
+    config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit, texts_per_image, equal_texts, rerank.
-    forward: compiled functions (`coca.inference.forward.Forward`).
-    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: pictures and their texts.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source):
-    self.stream = Stream(config, settings, forward, tokenizer, source)
+  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
+    wants = Wants(functools.partial(own_texts, settings.source), settings.texts_per_image)
+    self.stream = Stream(config, settings, forward, tokenizer, source, wants)
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields 'i2t_r1' ... 't2i_r10' and 'examples', the number of pictures.
@@ -96,10 +101,11 @@ def match_logits(stream: Stream, params, records: np.ndarray, ids: np.ndarray, i
   first = np.cumsum(counts) - counts
   order = np.argsort(-counts, kind="stable")[:np.count_nonzero(counts)]
 
-  settings = dataclasses.replace(stream.settings, batch=max(stream.batch // 8, 1), limit=0, texts_per_image=1)
+  settings = dataclasses.replace(stream.settings, batch=max(stream.batch // 8, 1), limit=0)
   view = View(stream.source, records[order], lambda index, record: record.label)
   view.name = f"{view.name}, matching"
-  again = Stream(stream.config, settings, stream.forward, stream.tokenizer, view)
+  again = Stream(stream.config, settings, stream.forward, stream.tokenizer, view,
+                 stream.wants._replace(most=1))
   width, places, logits = min(TEXTS, len(ids)), [], Lagged()
   for i, batch in enumerate(again):
     encoded = stream.forward.encode(params, batch.device["image"])._replace(embedding=None)

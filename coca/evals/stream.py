@@ -13,12 +13,16 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from coca.config import Config, Eval
-from coca.data import pipeline
-from coca.data.records import Record
-from coca.data.texts import all_unknown
+from coca.config import Config, Eval, Source
+from coca.config.special import Special, Tokenizer
+from coca.data import texts
+from coca.data.pipeline import Wants, eval_batches, rows_of
+from coca.data.prompts import in_prompt
+from coca.data.records import Record, Records
+from coca.decoding.decode import own_prompt
 from coca.devices import sharding
 from coca.devices.host import Lagged, round_up, to_host
+from coca.inference.forward import Forward
 
 
 class View:
@@ -30,7 +34,7 @@ class View:
     label: (index in `source`, record) -> the label that stands in for the record's.
   """
 
-  def __init__(self, source, indices: Sequence[int], label: Callable[[int, Record], int]):
+  def __init__(self, source: Records, indices: Sequence[int], label: Callable[[int, Record], int]):
     self.source, self.indices, self.label = source, indices, label
     self.name, self.problems, self.label_names = source.name, source.problems, source.label_names
 
@@ -48,6 +52,18 @@ def spread(length: int, limit: int) -> np.ndarray:
   return np.arange(length) if limit <= 0 or limit >= length else np.arange(limit) * length // limit
 
 
+def own_texts(settings: Source, record: Record) -> list[str]:
+  """The texts of a record, or with the source's rule 'labels' one of all its label names, in the first prompt.
+
+  Raises:
+    BadRecord: there are none.
+  """
+  if settings.text != "labels":
+    return texts.captions(record)
+  names = ", ".join(texts.label_names(record))
+  return [in_prompt(settings.prompts[0], names) if settings.prompts else names]
+
+
 class Batch(NamedTuple):
   local: dict  # this host's rows, NumPy: 'image', 'text', 'text_weight', 'label', 'weight'
   device: dict  # the same, all hosts' rows, on the mesh
@@ -60,24 +76,25 @@ class Stream:
   Args:
     config: the run's settings.
     settings: the evaluator's.
-    forward: compiled functions (`coca.inference.forward.Forward`).
-    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
+    forward: compiled functions.
+    tokenizer: the run's.
     source: its records; `settings.limit` picks that many, evenly spread.
+    wants: the texts of a record.
     label: as in `View`; left out, the records' own labels.
     batch: of another stream, for which the functions are compiled; 0: as the settings say.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source, label=None, batch: int = 0):
+  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records,
+               wants: Wants, label: Callable[[int, Record], int] | None = None, batch: int = 0):
     self.config, self.settings, self.forward, self.tokenizer = config, settings, forward, tokenizer
+    self.wants = wants
     self.source = View(source, spread(len(source), settings.limit), label or (lambda index, record: record.label))
     self.batch = batch or round_up(min(settings.batch, len(self.source)), forward.mesh)
-    self.host_rows = pipeline.rows_of(sharding.batch_sharding(forward.mesh), self.batch)
+    self.host_rows = rows_of(sharding.batch_sharding(forward.mesh), self.batch)
     self._reported = False
 
   def __iter__(self) -> Iterator[Batch]:
-    settings = dataclasses.replace(self.settings, limit=0)
-    batches = pipeline.eval_batches(
-      self.config, self.source, settings, self.tokenizer, self.host_rows, self.batch)
+    batches = eval_batches(self.config, self.source, self.wants, self.tokenizer, self.host_rows, self.batch)
     found, quiet = [], True if jax.process_index() else None  # None: no bar where there is no terminal
     for local, problems in tqdm(batches, self.source.name, -(-len(self.source) // self.batch), leave=False, delay=2,
                                 disable=quiet):
@@ -89,13 +106,26 @@ class Stream:
       logging.warning("%d records of %s can't be used, such as: %s", len(found), self.source.name, "; ".join(found[:3]))
       self._reported = True
 
+  def write(self, params, writer, batch: Batch) -> np.ndarray:
+    """Greedy captions of a batch's images, all hosts' rows, without the model's own prompt: token ids [B, T].
+
+    Args:
+      params: of the model.
+      writer: `forward.writer(params)`.
+      batch: one of this stream's.
+    """
+    forward, special = self.forward, Special(self.tokenizer.bos, self.tokenizer.eos)
+    prompt, begins = own_prompt(self.config, self.tokenizer, len(self.host_rows))
+    encoded = forward.encode(params, batch.device["image"])
+    return to_host(forward.caption(writer, encoded, special=special, **forward.put(prompt)).text)[:, 0, begins:]
+
   def kinds(self, ids: np.ndarray) -> np.ndarray:
     """Token ids [N, L] -> int [N], one number for all equal texts: equal as far as a model can tell, by their tokens.
 
     A text in which the tokenizer knows nothing (its tokens are unknown, all of them) equals none but itself.
     """
     unique, kind = np.unique(ids, axis=0, return_inverse=True)
-    return np.where(all_unknown(self.tokenizer, ids), len(unique) + np.arange(len(ids)), kind.reshape(-1))
+    return np.where(texts.all_unknown(self.tokenizer, ids), len(unique) + np.arange(len(ids)), kind.reshape(-1))
 
   def embed_texts(self, params, ids: np.ndarray) -> np.ndarray:
     """Token ids [N, L], the same on every host -> float32 [N, E], unit length."""

@@ -12,39 +12,42 @@ import jax
 import numpy as np
 
 from coca.config import Config, Eval
-from coca.config.special import Special
-from coca.data.questions import encode_candidates
+from coca.config.special import Special, Tokenizer
+from coca.data.pipeline import Wants
+from coca.data.questions import encode_candidates, question_of
+from coca.data.records import Records
 from coca.data.texts import collapse
 from coca.decoding.settings import answer_decoding
 from coca.devices.host import to_host
 from coca.evals.captions import references
+from coca.evals.evaluator import Evaluator
 from coca.evals.stream import Batch, Stream
 from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.files import reading
 from coca.files.retries import Unavailable
 from coca.files.threads import threads
+from coca.inference.forward import Forward
 
 
-class Vqa:
+class Vqa(Evaluator):
   """VQA accuracy (Antol et al. 2015, arXiv 1505.00468) of the answers to each record's question.
 
   Args:
-    config: the run's settings.
+    config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit, answers, rank.
-    forward: compiled functions (`coca.inference.forward.Forward`).
-    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: pictures with a question each; their texts are the annotators' answers.
 
   Raises:
     ValueError: there is no usable file `settings.answers`, or an answer in it is too long for the model.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source):
+  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
     self.candidates = read_answers(settings.answers) if settings.answers else []
     if self.candidates:
       self._ids = encode_candidates(self.candidates, tokenizer, config.model.text.length)
+    wants = Wants(lambda record: [question_of(record)])
     self.decoding = answer_decoding(config.answering.length)
-    self.stream = Stream(config, settings, forward, tokenizer, source, lambda index, _: index)
+    self.stream = Stream(config, settings, forward, tokenizer, source, wants, lambda index, _: index)
     self.records = source
     self._given = {}  # record's index -> its annotators' answers; read once
 
@@ -61,6 +64,15 @@ class Vqa:
       scores = [vqa_accuracy(answer, self._given[i]) for i, answer in found.items() if self._given[i]]
       yield "accuracy", float(np.mean(scores)) if scores else math.nan
       yield "examples", float(len(scores))
+
+  @staticmethod
+  def check(settings: Eval, source: Records, neighbours: Records | None) -> None:
+    if settings.answers:
+      read_answers(settings.answers)
+
+  @staticmethod
+  def places(settings: Eval) -> dict[str, str]:
+    return {"answers": settings.answers} if settings.answers else {}
 
   def writer(self, params):
     """What `answer` needs once for many batches."""

@@ -13,19 +13,23 @@ from absl import logging
 from tqdm import tqdm
 
 from coca.config import Config, Eval
+from coca.config.special import Tokenizer
 from coca.data import images, texts
+from coca.data.pipeline import Wants
 from coca.data.prompts import ensemble, in_templates
-from coca.data.records import BadRecord, Record
+from coca.data.records import BadRecord, Record, Records
 from coca.devices.host import Lagged
+from coca.evals.evaluator import Evaluator
 from coca.evals.ranking import ranks, recall
 from coca.evals.stream import Stream
 from coca.files.threads import threads
+from coca.inference.forward import Forward
 
 THUMB = 16  # pixels a side of what the pixel baseline compares
 MAX_NEIGHBOURS = 200_000  # records: above this the baseline is a job of its own
 
 
-class ZeroShot:
+class ZeroShot(Evaluator):
   """Top-1 and top-5 accuracy, and beside them what pixels alone would reach.
 
   The classes are the source's `label_names`, each by itself even where two have one name (in CLIP's names for ImageNet
@@ -33,10 +37,8 @@ class ZeroShot:
   the model, but for those between equal names, of which the first in line is taken (`coca.evals.ranking.ranks`).
 
   Args:
-    config: the run's settings.
+    config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit, templates, pixel_neighbours.
-    forward: compiled functions (`coca.inference.forward.Forward`).
-    tokenizer: `coca.data.tokenizers.sentencepiece.Tokenizer`.
     source: pictures to classify.
     neighbours: the source that `settings.pixel_neighbours` names, if any.
 
@@ -44,18 +46,27 @@ class ZeroShot:
     ValueError: no classes, or names that say nothing.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward, tokenizer, source, neighbours=None):
+  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records,
+               neighbours: Records | None = None):
     self.names = tuple(source.label_names) or tuple(dict.fromkeys(_first_texts(source)))
     if not self.names:
       raise ValueError(f"'{source.name}' has neither label_names nor texts: there are no classes to choose from")
     check_names(source, self.names)
     self._class_of = None if source.label_names else {name: i for i, name in enumerate(self.names)}
     self.templates, self.length = settings.templates, config.model.text.length
-    self.stream = Stream(config, settings, forward, tokenizer, source, lambda _, record: self.class_of(record))
+    self.stream = Stream(config, settings, forward, tokenizer, source, Wants(_labelled),
+                         lambda _, record: self.class_of(record))
     self.neighbours = neighbours
     self._pixel_top1 = None
     self._kind = self.stream.kinds(np.stack([tokenizer.encode(name, self.length) for name in self.names]))
     self._ids = None
+
+  @staticmethod
+  def check(settings: Eval, source: Records, neighbours: Records | None) -> None:
+    if neighbours is not None and len(neighbours) > MAX_NEIGHBOURS:
+      raise ValueError(f"pixel_neighbours: '{neighbours.name}' has {len(neighbours)} records, the baseline looks at "
+                       f"no more than {MAX_NEIGHBOURS}; leave it out")
+    check_names(source, source.label_names)
 
   def class_of(self, record: Record) -> int:
     """Index into `names`, or -1."""
@@ -91,22 +102,21 @@ class ZeroShot:
       yield "pixel_top1", self._pixel_top1
 
 
-def check_zero_shot(source, neighbours=None) -> None:
-  """Raises ValueError if the opened sources of a `ZeroShot` will not do; reads no record."""
-  if neighbours is not None and len(neighbours) > MAX_NEIGHBOURS:
-    raise ValueError(f"pixel_neighbours: '{neighbours.name}' has {len(neighbours)} records, the baseline looks at "
-                     f"no more than {MAX_NEIGHBOURS}; leave it out")
-  check_names(source, source.label_names)
+def _labelled(record: Record) -> tuple[str, ...]:
+  """No text: the classes' names are all that is read. Raises BadRecord without a label."""
+  if record.label < 0:
+    raise BadRecord("no label")
+  return ()
 
 
-def check_names(source, names: Sequence[str]) -> None:
+def check_names(source: Records, names: Sequence[str]) -> None:
   """Raises ValueError if the names of a source's classes say nothing."""
   if names and all(re.fullmatch(r"n\d{8}", name) for name in names):
     raise ValueError(f"the label names of '{source.name}' are WordNet ids ({names[0]}, ...), which no text tower "
                      "knows; write the classes' names into label.labels.txt of the data set, one a line")
 
 
-def pixel_top1(pictures, neighbours) -> float:
+def pixel_top1(pictures: Records, neighbours: Records) -> float:
   """Accuracy of taking over the first text of the nearest training picture.
 
   Nearest: least Euclidean distance of 16x16 RGB pixels (central square, on white, antialiased). Right: the neighbour's
@@ -127,7 +137,7 @@ def pixel_top1(pictures, neighbours) -> float:
   return float(np.mean([test_texts[i] == train_texts[n] for i, n in enumerate(nearest)]))
 
 
-def _thumbnails(source) -> tuple[np.ndarray, list[str]]:
+def _thumbnails(source: Records) -> tuple[np.ndarray, list[str]]:
   """Pixels float32 [N, 16 * 16 * 3] around 0 and first texts of the records that have both."""
   def load(i):
     try:
@@ -142,7 +152,7 @@ def _thumbnails(source) -> tuple[np.ndarray, list[str]]:
   return np.array([x for x, _ in found], np.float32).reshape(len(found), THUMB * THUMB * 3), [t for _, t in found]
 
 
-def _first_texts(source) -> Iterator[str]:
+def _first_texts(source: Records) -> Iterator[str]:
   def read(i):
     try:
       return source[i].texts[:1]

@@ -20,11 +20,10 @@ from absl import logging
 
 from coca.config import Config, Model
 from coca.config.data_checks import check_prompts
-from coca.config.special import Special
+from coca.config.special import Special, Tokenizer
 from coca.config.typed import to_plain
 from coca.data.prompts import ensemble, in_templates
 from coca.data.questions import clean, encode_candidates
-from coca.data.tokenizers.sentencepiece import Tokenizer
 from coca.decoding.decode import prompts
 from coca.decoding.settings import answer_decoding, check_decoding_model, make_decoding
 from coca.devices import sharding

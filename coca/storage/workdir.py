@@ -17,9 +17,9 @@ import jax
 from etils import epath
 
 from coca.config import Config, parse, to_dict
+from coca.config.special import Tokenizer
 from coca.config.typed import entry, read_object
 from coca.data.tokenizers.load import FILES, load
-from coca.data.tokenizers.sentencepiece import Tokenizer
 from coca.files.retries import again, exists
 from coca.files.writing import write_atomic
 from coca.storage import checkpoint, weights

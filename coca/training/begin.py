@@ -11,11 +11,11 @@ import numpy as np
 from etils import epath
 
 from coca.config import Config, to_dict
-from coca.config.special import PAD
+from coca.config.special import PAD, Tokenizer
 from coca.data.records import BadRecord
 from coca.data.tokenizers import wordpiece
 from coca.data.tokenizers.load import FILES, load, texts_of
-from coca.data.tokenizers.sentencepiece import Tokenizer, train
+from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.decode import own_prompt
 from coca.devices import processes
 from coca.devices.host import from_first

@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from coca import config as settings
-from coca.data import feed, pipeline
+from coca.data import feed, pipeline, texts
 from coca.data.prompts import CLIP_IMAGENET
-from coca.data.records import Text
+from coca.data.records import BadRecord, Text
 from coca.data.tokenizers import sentencepiece
 from support.pipeline import (
   LENGTH,
@@ -30,6 +30,8 @@ from support.pipeline import (
   trained_words,
 )
 from support.processes import environment
+
+CAPTIONS = pipeline.Wants(texts.captions, ends=False)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,7 @@ def test_cut_texts_end_for_encoders_and_go_on_for_the_decoder(words):
     config = make_config(batch=64, weights={"web": 1.0})
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
     (training, _), = take(pipeline.train_batches(config, open_sources(["web"]), words, range(64)), 1)
-    (evaluation, _), = take(pipeline.eval_batches(config, Records("a web", 64), settings.Eval(kind="captions"), words,
-                                                  range(64), 64), 1)
+    (evaluation, _), = take(pipeline.eval_batches(config, Records("a web", 64), CAPTIONS, words, range(64), 64), 1)
     return training, evaluation["text"][:, 0]
 
   (whole, whole_captions), (cut, captions) = batch(24), batch(8)
@@ -228,20 +229,13 @@ def test_texts_without_labels_are_equal_by_their_words(words):
   assert found[6] == found[7]  # "the" and something: the model sees the same
 
 
-def test_the_prompt_is_in_front_of_what_is_trained_and_captioned(words):
+def test_the_prompt_is_in_front_of_what_is_trained(words):
   plain, prompted = (
     take(pipeline.train_batches(make_config(40, weights={"label": 1.0}, prompt=p), open_sources(), words, range(40)),
          1)[0][0] for p in ("", "the "))
   assert plain["weight"].sum() == 39  # one has no text: it gets no prompt
   for text, longer, weight in zip(plain["text"], prompted["text"], plain["weight"], strict=True):
     assert words.decode(longer) == ("the " + words.decode(text) if weight else "")
-  for kind, prompt in (("captions", "the "), ("retrieval", "")):
-    evaluation = settings.Eval(kind=kind)
-    with_prompt, without = (
-      take(pipeline.eval_batches(make_config(prompt=p), Records("web", 8), evaluation, words, range(8), 8), 1)[0][0]
-      for p in ("the ", ""))
-    with_prompt, without = (batch["text"][:, 0] for batch in (with_prompt, without))
-    assert list(map(words.decode, with_prompt)) == [prompt + words.decode(text) for text in without]
 
 
 def test_sources_are_judged_when_they_are_opened(words, monkeypatch):
@@ -278,14 +272,14 @@ def test_rows_of_a_sharding():
   np.testing.assert_array_equal(pipeline.rows_of(OneHost(), 16), [4, 5, 6, 7, 12, 13, 14, 15])
 
 
-def evaluate(config, source, evaluator, words, rows=None, batch=8):
+def evaluate(config, source, wants, words, rows=None, batch=8):
   rows = list(range(batch)) if rows is None else rows
-  return list(pipeline.eval_batches(config, source, evaluator, words, rows, batch))
+  return list(pipeline.eval_batches(config, source, wants, words, rows, batch))
 
 
 def test_evaluation_goes_through_a_source_once_in_its_order(words):
   source = Records("web", 21, labels=("a", "b", "c"))
-  taken = evaluate(make_config(), source, settings.Eval(kind="zero_shot"), words)
+  taken = evaluate(make_config(), source, CAPTIONS, words)
   assert {k: (v.shape, v.dtype.name) for k, v in taken[0][0].items()} == {
     "image": ((8, SIZE, SIZE, 3), "uint8"), "text": ((8, 1, LENGTH), "int32"), "text_weight": ((8, 1), "float32"),
     "label": ((8,), "int32"), "weight": ((8,), "float32")}
@@ -295,49 +289,42 @@ def test_evaluation_goes_through_a_source_once_in_its_order(words):
   assert whole["image"][:21, 0, 0, 0].tolist() == list(range(21)) and (whole["image"][21:] == 255).all()
   assert [words.decode(t[0]) for t in whole["text"][:21]] == [f"web {i}" for i in range(21)]
   assert (whole["text"][21:] == sentencepiece.PAD).all()
-  again = evaluate(make_config(threads=1, seed=5), source, settings.Eval(kind="zero_shot"), words)
+  again = evaluate(make_config(threads=1, seed=5), source, CAPTIONS, words)
   assert all(np.array_equal(a[k], b[k]) for (a, _), (b, _) in zip(taken, again, strict=True) for k in a)
 
 
 def test_hosts_share_an_evaluation(words):
   source = Records("web", 21)
-  whole = evaluate(make_config(), source, settings.Eval(kind="captions"), words)
+  whole = evaluate(make_config(), source, CAPTIONS, words)
   for rows in ([0, 1, 2, 3], [4, 5, 6, 7]):
-    part = evaluate(make_config(), source, settings.Eval(kind="captions"), words, rows)
+    part = evaluate(make_config(), source, CAPTIONS, words, rows)
     assert len(part) == len(whole) == 3  # also where one host has nothing but padding left
     assert all(np.array_equal(a[k][rows], b[k]) for (a, _), (b, _) in zip(whole, part, strict=True) for k in a)
 
 
-def test_retrieval_has_several_texts_an_image(words):
-  (batch, _), = evaluate(make_config(), Records("web", 2), settings.Eval(kind="retrieval", texts_per_image=5), words)
+def test_an_evaluation_may_want_several_texts_an_image(words):
+  (batch, _), = evaluate(make_config(), Records("web", 2), CAPTIONS._replace(most=5), words)
   assert batch["text"].shape == (8, 5, LENGTH)
   assert batch["text_weight"][:3].tolist() == [[1, 1, 1, 0, 0]] * 2 + [[0] * 5]
   assert [words.decode(t) for t in batch["text"][1]] == ["web 1", "web number 1", "the 1 of web", "", ""]
-  (batch, _), = evaluate(make_config(), Records("web", 2), settings.Eval(kind="retrieval", texts_per_image=2), words)
+  (batch, _), = evaluate(make_config(), Records("web", 2), CAPTIONS._replace(most=2), words)
   assert batch["text_weight"].tolist() == [[1, 1]] * 2 + [[0, 0]] * 6
 
 
 def test_evaluation_passes_over_what_it_cannot_use(words):
+  def third(record):
+    if record.label < 2:
+      raise BadRecord("not the third")
+    return ()
+
   bad = {1: "unreadable", 2: "truncated", 4: "empty"}
-  def weights(kind, labels):
-    (batch, problems), = evaluate(make_config(), Records("web", 6, bad, labels), settings.Eval(kind=kind), words)
+  def weights(wants, labels):
+    (batch, problems), = evaluate(make_config(), Records("web", 6, bad, labels), wants, words)
     return batch["weight"].tolist(), len(problems), batch["text_weight"][:, 0].tolist()
-  assert weights("captions", ()) == ([1, 0, 0, 1, 0, 1, 0, 0], 3, [1, 0, 0, 1, 0, 1, 0, 0])
-  assert weights("zero_shot", ("a", "b", "c")) == ([1, 0, 0, 1, 1, 1, 0, 0], 2, [1, 0, 0, 1, 0, 1, 0, 0])
-  assert weights("zero_shot", ())[:2] == ([0] * 8, 6)  # no labels
-
-
-def test_limit_spreads_over_the_source(words):
-  taken = evaluate(make_config(), Records("web", 40), settings.Eval(kind="captions", limit=10), words)
-  numbers = np.concatenate([b["image"][b["weight"] > 0][:, 0, 0, 0] for b, _ in taken])
-  assert numbers.tolist() == list(range(0, 40, 4)) and len(taken) == 2
-  assert evaluate(make_config(), Records("web", 0), settings.Eval(kind="captions"), words) == []
-
-
-def test_labels_as_text_in_evaluation(words):
-  source = settings.Source(text="labels", prompts=("the {}", "of {}"))
-  (batch, _), = evaluate(make_config(), Records("web", 1), settings.Eval(kind="captions", source=source), words)
-  assert words.decode(batch["text"][0, 0]).startswith("the web 0")
+  assert weights(CAPTIONS, ()) == ([1, 0, 0, 1, 0, 1, 0, 0], 3, [1, 0, 0, 1, 0, 1, 0, 0])
+  assert weights(pipeline.Wants(lambda _: ()), ()) == ([1, 0, 0, 1, 1, 1, 0, 0], 2, [0] * 8)
+  assert weights(pipeline.Wants(third), ("a", "b", "c")) == ([0] * 5 + [1, 0, 0], 5, [0] * 8)
+  assert evaluate(make_config(), Records("web", 0), CAPTIONS, words) == []
 
 
 def test_stream_through_a_device_feed(words, reference):

@@ -336,16 +336,6 @@ def test_hosts_threads_and_restarts_do_not_matter(words):
       assert all(np.array_equal(a[k][list(rows)], b[k]) for k in a)
 
 
-def test_evaluation_has_the_question_as_text(words):
-  evaluator = settings.Eval(kind="vqa", source=settings.Source(question_key="q"))
-  taken = list(pipeline.eval_batches(make_config(), Questions(), evaluator, words, range(8), 8))
-  text, weight = (np.concatenate([batch[k] for batch, _ in taken]) for k in ("text", "weight"))
-  assert text.shape == (24, 1, 24)
-  assert [words.decode(t[0]) for t in text[:3]] == [f"number {i} is it?" for i in range(3)]
-  # An evaluator finds out itself whether there are answers.
-  assert np.flatnonzero(weight == 0).tolist() == [3, 11, 19, 20, 21, 22, 23]
-
-
 def test_tokenizers_are_trained_on_questions_too():
   found = list(load.texts_of({"q": Questions()}, {"q": settings.Source(question_key="q", text="first")}, 100, 0))
   assert found[0] == "number 0 is it? answer 0"

@@ -1,6 +1,7 @@
 """Evaluators against float64 formulas, over a model whose embeddings are known."""
 
 import io
+import typing
 import warnings
 
 import numpy as np
@@ -289,6 +290,33 @@ def test_opened_sources_are_judged_before_anything_is_read(monkeypatch, source, 
 def test_an_unknown_evaluator_is_named():
   with pytest.raises(ValueError, match="no evaluator 'y'; it has: x"):
     build.open_sources(Config(evals={"x": Eval()}), ["y"])
+
+
+def test_every_kind_of_the_config_is_there():
+  assert set(build.KINDS) == set(typing.get_args(typing.get_type_hints(Eval)["kind"]))
+
+
+@pytest.mark.parametrize(("kind", "rule", "texts"), [
+  ("captions", "first", [["a photo of red apple"], ["a photo of old quince"]]),
+  ("captions", "labels", [["a photo of the red apple"], ["a photo of the old quince"]]),
+  ("retrieval", "first", [["red apple", "wild grape"], ["old quince"]]),
+  ("retrieval", "labels", [["the red apple"], ["the old quince"]]),
+  ("matching", "first", [["red apple"], ["old quince"]]),
+  ("matching", "labels", [["the red apple"], ["the old quince"]]),
+  ("zero_shot", "first", [[], []]),
+])
+def test_each_kind_says_which_texts_it_wants(tokenizer, kind, rule, texts):
+  """Its texts, or its label names in the first prompt; what is captioned has the model's own prompt before it."""
+  records = [Record("0", png(0), (Text("red apple", "label"), Text("wild grape"), Text("dark fig")), label=0),
+             Record("1", png(1), (Text("old quince"),), label=0), Record("2", png(2), ())]
+  source = Source(text=rule, prompts=("the {}", "{} sweet"))
+  config = Config(model=CONFIG.model, data=Data(prompt="a photo of "),
+                  evals={"x": Eval(kind=kind, source=source, texts_per_image=2)})
+  made = build.make_evaluators(config, FakeForward(tokenizer, None), tokenizer, {"x": Source_(records, NAMES)})
+  rows = next(iter(made["x"].stream)).rows
+  found = [[tokenizer.decode(ids) for ids in row[weight > 0]]
+           for row, weight in zip(rows["text"], rows["text_weight"], strict=True)]
+  assert found[:3] == [*texts, []] and rows["weight"][:3].tolist() == [1, 1, 0]
 
 
 def test_run_all_prefixes_names(tokenizer):

@@ -79,6 +79,14 @@ def test_generated_answers(words):
   assert dict(evaluator.run("params")) == found
 
 
+def test_the_question_is_the_text(words):
+  evaluator, _ = make(words)
+  text, weight = (np.concatenate([batch.rows[k] for batch in evaluator.stream]) for k in ("text", "weight"))
+  assert text.shape[1] == 1 and [words.decode(t[0]) for t in text[:2]] == [q.lower() for q in QUESTIONS]
+  # An evaluator finds out itself whether there are answers.
+  assert np.flatnonzero(weight[:23] == 0).tolist() == [4, 9]
+
+
 @pytest.mark.parametrize(("rank", "k"), [(128, 6), (2, 2)])
 def test_answers_from_a_list(tmp_path, words, rank, k):
   (tmp_path / "answers.txt").write_text("no\r\n\n two\nred \ngreen\nno\ntwo  reds\nnot it\n", encoding="utf-8-sig")

@@ -1,18 +1,12 @@
-"""Sources of image-text pairs, one module a format, all with random access.
-
-A source has `len(source)`, `source[i]` (a `Record`; safe to call from several threads; raises `BadRecord` for a record
-that cannot be read; one without a text has none in `Record.texts`), `name`, `problems` (what was found broken when it
-was opened, one text each), `label_names` (the classes that `Record.label` indexes; empty where there are none) and
-`shards` (a `Shard` for each input file that holds records, in their order, or one of the whole; a shard is read in
-order at little cost).
-"""
+"""Sources of image-text pairs, one module a format: `coca.data.records.Records` is what they have in common."""
 
 from coca import config
 from coca.config.data_checks import check_source
+from coca.data.records import Records
 from coca.files.finding import SETTING
 
 
-def open_source(settings: config.Source, where: str = SETTING):
+def open_source(settings: config.Source, where: str = SETTING) -> Records:
   """Opens the source that `settings` describe.
 
   Args:
@@ -58,7 +52,7 @@ def check_places(places: dict[str, str], allow_urls: bool, whose: str) -> None:
                      "your credentials, only with --allow_urls")
 
 
-def _open(settings: config.Source):
+def _open(settings: config.Source) -> Records:
   # Each format imports its own library, and only when it is used.
   if settings.kind == "builtin":
     from coca.data.sources.tfds import open_builtin as open_

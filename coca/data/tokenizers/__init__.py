@@ -1,1 +1,1 @@
-"""Tokenizers, one module a kind; `coca.data.tokenizers.load` tells which a file is."""
+"""Tokenizers, one module a kind (`coca.config.special.Tokenizer`); `load` tells which a file is."""

@@ -10,11 +10,12 @@ from etils import epath
 from tqdm import tqdm
 
 from coca.config import Source
+from coca.config.special import Tokenizer
 from coca.data import texts as texts_
 from coca.data.questions import clean
 from coca.data.records import BadRecord
 from coca.data.tokenizers import clip, wordpiece
-from coca.data.tokenizers.sentencepiece import FILE, Tokenizer
+from coca.data.tokenizers.sentencepiece import FILE, SentencePiece
 from coca.files.retries import again
 from coca.files.threads import threads
 
@@ -22,7 +23,7 @@ FILES = (FILE, clip.FILE, wordpiece.FILE)  # what the tokenizer of a working dir
 _REASONS = 5  # why records can't be used that are told where none can
 
 
-def load(path, sha256: str = "") -> Tokenizer | clip.ClipTokenizer | wordpiece.WordPiece:
+def load(path, sha256: str = "") -> Tokenizer:
   """Reads a model file.
 
   Args:
@@ -47,7 +48,7 @@ def load(path, sha256: str = "") -> Tokenizer | clip.ClipTokenizer | wordpiece.W
   try:
     if path.suffix == ".txt" or (path.suffix == ".json" and wordpiece.is_json(model)):
       return wordpiece.load(model)
-    return clip.load(model) if path.suffix == ".json" else Tokenizer(model)
+    return clip.load(model) if path.suffix == ".json" else SentencePiece(model)
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
 

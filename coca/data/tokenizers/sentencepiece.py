@@ -24,12 +24,8 @@ _BYTE_PIECES = 8192  # from this vocabulary on, 256 pieces are spent on the byte
 _LONGEST = 1000  # characters of a text that training looks at; SentencePiece would drop texts above 4192 bytes
 
 
-class Tokenizer:
+class SentencePiece:
   """A SentencePiece model.
-
-  What every tokenizer has: the ids `bos`, `eos`, `unknown` and `blank` (a space's; -1: it has none of these), `vocab`
-  (ids from 0 to that), `sha256`, the name `file` under which a working directory keeps it, `tokens`, `encode`, `decode`
-  and `save`.
 
   Args:
     model: the bytes of a model file with the ids pad 0, bos 1, eos 2, unk 3.
@@ -82,12 +78,12 @@ class Tokenizer:
     write_atomic(path, self.model)
 
 
-def train(texts: Iterable[str], vocab: int) -> Tokenizer:
+def train(texts: Iterable[str], vocab: int) -> SentencePiece:
   """Trains a model; the same texts in the same order give the same bytes.
 
   Args:
     texts: what to learn from; white space is collapsed, empty ones are left out.
-    vocab: pieces at most. Few texts do not fill a large vocabulary: `Tokenizer.vocab` is what came out.
+    vocab: pieces at most. Few texts do not fill a large vocabulary: `SentencePiece.vocab` is what came out.
 
   Raises:
     ValueError: no usable texts, or a vocabulary too small for them.
@@ -107,7 +103,7 @@ def train(texts: Iterable[str], vocab: int) -> Tokenizer:
       minloglevel=2)
   except RuntimeError as e:
     raise ValueError(f"config.model.text.vocab {vocab} does not do for {len(texts)} texts: {e}") from None
-  return Tokenizer(model.getvalue())
+  return SentencePiece(model.getvalue())
 
 
 def _coverage(texts: list[str], vocab: int, with_bytes: bool) -> float:

@@ -143,7 +143,7 @@ def test_models_with_other_special_ids_are_refused(tmp_path):
   sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences(200)), model_writer=out, vocab_size=50,
                                            minloglevel=2)
   with pytest.raises(ValueError, match=r"are \(-1, 1, 2, 0\); they have to be 0, 1, 2, 3"):
-    tokenizer.Tokenizer(out.getvalue())
+    tokenizer.SentencePiece(out.getvalue())
 
 
 def test_texts_of_draws_the_same_texts_from_all_sources():
