@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -31,23 +30,9 @@ CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 FILES = sorted(set(CONFIGS.glob("*.py")) - {CONFIGS / "capfilt.py"})  # which is no training run: capfilt/test_job.py
 PAPER = ["coca_base", "coca_large", "coca_giant"]
 
-MODEL = None  # set by `model`
-BLIP = None
 FROM_BLIP = ("blip_retrieval", "blip_caption", "blip_vqa")
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 full_and_local = pytest.mark.parametrize("arg", [None, "runlocal"], ids=["full", "runlocal"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def model(tmp_path_factory):
-  """Directories of a small CoCa and a small BLIP, for the configs that start from one."""
-  global MODEL, BLIP
-  MODEL, BLIP = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("blip")
-  save(MODEL)
-  tokens = wordpiece.train(["a picture of word number one and two"] * 4, 100)
-  tokens.save(BLIP / tokens.file)
-  write_run(named("blip_base", "runlocal"), tokens, BLIP)
-  return MODEL
 
 
 def save(folder, **changes):
@@ -58,24 +43,44 @@ def save(folder, **changes):
   write_run(tiny(**changes), tokens, folder)
 
 
-def load(file, arg=None):
+def get_config(name, arg=None):
   """As ml_collections does it: by path, the working directory being anywhere."""
-  if file.stem.startswith(("finetune", "capfilt_")):
-    arg = ",".join(filter(None, (arg, f"init_from={MODEL}")))
-  if file.stem in FROM_BLIP:
-    arg = ",".join(filter(None, (arg, f"init_from={BLIP}")))
-  return parse(get_config(file, arg))
-
-
-def get_config(file, arg=None):
-  spec = importlib.util.spec_from_file_location(file.stem, file)
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(arg)
 
 
-def named(name, arg=None):
-  return load(FILES[0].parent / f"{name}.py", arg)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  """The directory of a small CoCa."""
+  folder = tmp_path_factory.mktemp("model")
+  save(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+  """The directory of a small BLIP."""
+  folder = tmp_path_factory.mktemp("blip")
+  tokens = wordpiece.train(["a picture of word number one and two"] * 4, 100)
+  tokens.save(folder / tokens.file)
+  write_run(parse(get_config("blip_base", "runlocal")), tokens, folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def named(model, blip):
+  """The settings of a config file; one that starts from a model does so from `start`, else from the small one."""
+
+  def named(name, arg=None, start=None):
+    if name.startswith(("finetune", "capfilt_")):
+      start = start or model
+    elif name in FROM_BLIP:
+      start = start or blip
+    return parse(get_config(name, ",".join(filter(None, (arg, start and f"init_from={start}")))))
+
+  return named
 
 
 def test_all_are_here():
@@ -86,9 +91,9 @@ def test_all_are_here():
 
 @every_file
 @full_and_local
-def test_builds(file, arg, tmp_path, monkeypatch):
+def test_builds(file, arg, tmp_path, monkeypatch, named):
   monkeypatch.chdir(tmp_path)
-  config = load(file, arg)
+  config = named(file.stem, arg)
   assert config.name == file.stem + ("_runlocal" if arg else "")
   assert f"--config=configs/{file.name}" in file.read_text()
   assert batch_arithmetic(config, 8).per_device * 8 == config.data.batch
@@ -100,7 +105,7 @@ def test_builds(file, arg, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_models_on_pairs_of_ones_own(name):
+def test_the_papers_models_on_pairs_of_ones_own(name, named):
   config = named(name, "pairs=gs://bucket/pairs/*.tar")
   assert [(source.kind, source.path) for source in config.data.sources.values()] == [
     ("webdataset", "gs://bucket/pairs/*.tar")]
@@ -108,27 +113,27 @@ def test_the_papers_models_on_pairs_of_ones_own(name):
 
 
 @pytest.mark.parametrize("name", ["capfilt_captioner", "capfilt_filter"])
-def test_capfilts_fine_tunes_of_a_blip_are_others(name):
+def test_capfilts_fine_tunes_of_a_blip_are_others(name, blip):
   with pytest.raises(ValueError, match=r"is a BLIP: .* configs/blip_caption\.py, .*configs/blip_retrieval\.py"):
-    get_config(FILES[0].parent / f"{name}.py", f"init_from={BLIP}")
+    get_config(name, f"init_from={blip}")
 
 
 def test_a_fine_tune_takes_over_the_limits_of_the_temperature(tmp_path):
   save(tmp_path, contrastive__max_scale=0.0, contrastive__min_scale=1.0)
-  config = parse(get_config(FILES[0].parent / "finetune_contrastive.py", f"init_from={tmp_path}"))
+  config = parse(get_config("finetune_contrastive", f"init_from={tmp_path}"))
   assert (config.contrastive.max_scale, config.contrastive.min_scale) == (0, 1)
 
 
 @every_file
-def test_unknown_arguments_are_refused(file):
+def test_unknown_arguments_are_refused(file, named):
   with pytest.raises(ValueError, match="'runlokal' is unknown; this config takes: runlocal=False"):
-    load(file, "runlokal")
+    named(file.stem, "runlokal")
 
 
 @pytest.mark.slow
 @every_file
-def test_lowers_on_8_devices(file):
-  config = load(file)
+def test_lowers_on_8_devices(file, named):
+  config = named(file.stem)
   mesh = make_mesh(config.mesh)
   total = 100
   state = planned_state(config, total, mesh)
@@ -151,9 +156,9 @@ def test_lowers_on_8_devices(file):
 
 
 @every_file
-def test_runlocal_needs_no_download(file):
+def test_runlocal_needs_no_download(file, named):
   """All it reads is in the package, is found, and makes a small model."""
-  config = load(file, "runlocal")
+  config = named(file.stem, "runlocal")
   for settings in config.data.sources.values():
     assert settings.kind == "builtin"
     assert len(open_source(settings)) > 1000
@@ -165,7 +170,7 @@ def test_runlocal_needs_no_download(file):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_recipe_is_that_of_the_paper(name):
+def test_recipe_is_that_of_the_paper(name, named):
   """CoCa section 4.1; the sizes are checked against Table 1's counts in test_plan.py."""
   c = named(name)
   assert (c.model.image.size, c.model.image.patch, c.model.poolers.n_query) == (288, 18, 256)
@@ -183,20 +188,20 @@ def test_recipe_is_that_of_the_paper(name):
 
 
 @pytest.mark.parametrize(("name", "millions"), [("coca_base", 388.3), ("coca_large", 797.1), ("coca_giant", 2210.3)])
-def test_sizes(name, millions):
+def test_sizes(name, millions, named):
   """Table 1's 383M, 787M and 2.1B, with poolers, projection and position embeddings, which it leaves out."""
   assert arithmetic.parameter_table(named(name))[-1][1] / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 @pytest.mark.parametrize(("name", "published"), [("clip_base", 149_620_737), ("siglip_base", 203_155_970)])
-def test_sizes_of_clip_and_siglip_are_the_published_ones(name, published):
+def test_sizes_of_clip_and_siglip_are_the_published_ones(name, published, named):
   """Those of OpenAI's ViT-B/16 and of Google's siglip-base-patch16-224, to the last parameter."""
   assert arithmetic.parameter_table(named(name))[-1][1] == published
   assert (CONFIGS / f"{name}.py").read_text().count(f"{published:,}") == 2
 
 
 @pytest.mark.parametrize(("arg", "mask"), [(None, 0), ("parallel", 768)])
-def test_size_of_the_captioner_alone(arg, mask):
+def test_size_of_the_captioner_alone(arg, mask, named):
   """By hand: ViT-B/16 at 224, six layers of 12 d^2 + 4 d m / 2 with 3 norms, 32,000 words twice; biases apart."""
   d, words = 768, 32_000
   vit = 768 * d + d + 196 * d + 12 * (4 * (d * d + d) + 2 * d * 3072 + 3072 + d + 4 * d) + 2 * d
@@ -209,7 +214,7 @@ def test_size_of_the_captioner_alone(arg, mask):
 
 
 @pytest.mark.parametrize("name", ["siglip_base", "cap_base"])
-def test_weight_decay_is_a_step_s_at_the_highest_rate(name):
+def test_weight_decay_is_a_step_s_at_the_highest_rate(name, named):
   """big_vision adds its 1e-4 behind the learning rate: the peak takes 1e-4 off a weight that has no gradient."""
   c = named(name)
   c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, warmup="0"))  # the first step is the peak
@@ -219,7 +224,7 @@ def test_weight_decay_is_a_step_s_at_the_highest_rate(name):
   np.testing.assert_allclose(updates["head"]["kernel"], -1e-4 * 2, rtol=1e-6)
 
 
-def test_clip_is_the_model_that_open_clips_weights_are_read_into():
+def test_clip_is_the_model_that_open_clips_weights_are_read_into(named):
   c, converted = named("clip_base"), to_config(MODELS["ViT-B-16-quickgelu"])
   assert dataclasses.replace(c.model, embed_dim=c.model.text.width, remat="none") == dataclasses.replace(
     converted.model, poolers=c.model.poolers)
@@ -231,7 +236,7 @@ def test_clip_is_the_model_that_open_clips_weights_are_read_into():
   assert c.data.tokenizer and not named("clip_base", "runlocal").data.tokenizer
 
 
-def test_runlocal_keeps_what_makes_siglip_and_cappa_themselves():
+def test_runlocal_keeps_what_makes_siglip_and_cappa_themselves(named):
   siglip = named("siglip_base", "runlocal")
   assert (siglip.model.text.mask, siglip.model.text.pool, siglip.model.poolers.mlp) == ("full", "last", 256)
   loss = siglip.contrastive
@@ -242,20 +247,19 @@ def test_runlocal_keeps_what_makes_siglip_and_cappa_themselves():
   assert named("cap_base").captioning.parallel == 0
 
 
-def test_fine_tunes_of_a_captioner_alone(tmp_path, monkeypatch):
+def test_fine_tunes_of_a_captioner_alone(tmp_path, named):
   """It stays one; there is no text embedding to tune."""
-  monkeypatch.setattr(sys.modules[__name__], "MODEL", tmp_path)
   save(tmp_path, contrastive__weight=0.0, model__text__unimodal_layers=0, captioning__parallel=0.5)
   for name in ("finetune_caption", "capfilt_captioner"):
-    c = named(name)
+    c = named(name, start=tmp_path)
     assert (c.contrastive.heads, c.captioning.parallel, set(c.evals)) == (False, 0, {"captions"})
   for name in ("finetune_contrastive", "capfilt_filter"):
     with pytest.raises(ValueError, match=r"needs config\.model\.text\.unimodal_layers above 0"):
-      named(name)
+      named(name, start=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["finetune_caption", "finetune_contrastive"])
-def test_a_fine_tune_takes_the_model_it_starts_from(name, model, tmp_path):
+def test_a_fine_tune_takes_the_model_it_starts_from(name, tmp_path, named, model):
   c = named(name)
   assert c.init_from == str(model)
   assert c.model == tiny().model
@@ -265,17 +269,13 @@ def test_a_fine_tune_takes_the_model_it_starts_from(name, model, tmp_path):
     assert arithmetic.parameter_table(c) == arithmetic.parameter_table(dataclasses.replace(c, contrastive=alone))
   assert {e.kind for e in c.evals.values()} == {"zero_shot", "retrieval", "captions"}  # and both are looked at
   assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.clip) == ("adafactor", 1e-5, 0.1, 1.0)  # Table 10
-  file = FILES[0].parent / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(name, file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
   with pytest.raises(ValueError, match="init_from=DIR"):
-    module.get_config()
+    get_config(name)
   with pytest.raises(FileNotFoundError, match=r"python -m coca\.convert"):
-    module.get_config(f"init_from={tmp_path}")
+    get_config(name, f"init_from={tmp_path}")
 
 
-def test_captioner_and_filter_are_those_of_blip(model):
+def test_captioner_and_filter_are_those_of_blip(named, model):
   """Table 14, over the built-in corpus; and ViT-L's rates."""
   captioner, filtering = named("capfilt_captioner"), named("capfilt_filter")
   pairs = len(open_source(captioner.data.sources["pairs"]))
@@ -293,7 +293,7 @@ def test_captioner_and_filter_are_those_of_blip(model):
   assert named("capfilt_filter", "res=24").model.image.size == 24
 
 
-def test_blip_is_that_of_the_paper_and_its_code():
+def test_blip_is_that_of_the_paper_and_its_code(named):
   for name, batch, lr, width in (("blip_base", 2880, 3e-4, 768), ("blip_large", 2400, 2e-4, 1024)):
     c = named(name)
     assert (c.data.batch, c.optim.lr, c.model.image.width, c.matching.group) == (batch, lr, width, batch // 32)
@@ -310,24 +310,22 @@ def test_blip_is_that_of_the_paper_and_its_code():
   assert f"{dict(arithmetic.parameter_table(named('blip_base')))['total'] / 1e6:.0f}M" == "252M"  # Table 3
 
 
-def test_blips_fine_tunes_are_those_of_table_14(tmp_path, monkeypatch):
+def test_blips_fine_tunes_are_those_of_table_14(tmp_path, named, blip):
   """And ViT-L's rates."""
   pairs = len(open_source(named("blip_caption").data.sources["pairs"]))
   for name, lr, large_lr, epochs in (("blip_retrieval", 1e-5, 5e-6, 6), ("blip_caption", 1e-5, 2e-6, 5),
                                      ("blip_vqa", 2e-5, 2e-5, 10)):
     c = named(name)
-    assert (c.init_from, c.data.batch, in_steps(c.steps, 256)) == (str(BLIP), 256, round(epochs * pairs / 256))
+    assert (c.init_from, c.data.batch, in_steps(c.steps, 256)) == (str(blip), 256, round(epochs * pairs / 256))
     assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule) == ("adamw", lr, 0.05, "cosine")
     assert c.optim.decay_mask == "all"
-    large = json.loads((BLIP / "config.json").read_text())
+    large = json.loads((blip / "config.json").read_text())
     large["config"]["model"]["image"].update(width=1024, size=240)
     large["config"]["model"]["med"]["positions"] = 512
     (tmp_path / "config.json").write_text(json.dumps(large))
-    (tmp_path / "vocab.txt").write_bytes((BLIP / "vocab.txt").read_bytes())
-    with monkeypatch.context() as m:
-      m.setattr(sys.modules[__name__], "BLIP", tmp_path)
-      assert named(name).optim.lr == large_lr
-      assert named(name).model.image.size == (480 if name == "blip_vqa" else 384)
+    (tmp_path / "vocab.txt").write_bytes((blip / "vocab.txt").read_bytes())
+    assert named(name, start=tmp_path).optim.lr == large_lr
+    assert named(name, start=tmp_path).model.image.size == (480 if name == "blip_vqa" else 384)
   for name, steps, lr in zip(FROM_BLIP, ("500", "200", "500"), (1e-3, 3e-4, 1e-3), strict=True):
     c = named(name, "tiny")
     assert (c.steps, c.data.batch, c.optim.lr, c.data.rand_augment) == (steps, 128, lr, (0, 0))
@@ -338,24 +336,22 @@ def test_blips_fine_tunes_are_those_of_table_14(tmp_path, monkeypatch):
   assert (vqa.answering.weight, vqa.captioning.weight) == (1, 0)
 
 
-def test_blips_fine_tunes_are_for_blip(monkeypatch):
-  monkeypatch.setattr(sys.modules[__name__], "BLIP", MODEL)
+def test_blips_fine_tunes_are_for_blip(named, model):
   for name in FROM_BLIP:
     with pytest.raises(ValueError, match=r"holds a model of kind 'coca'; this is a recipe for 'blip'"):
-      named(name)
+      named(name, start=model)
 
 
 @pytest.mark.parametrize(("name", "lr"), [("capfilt_captioner", 2e-6), ("capfilt_filter", 5e-6)])
-def test_captioner_and_filter_of_other_models(name, lr, tmp_path, monkeypatch):
-  monkeypatch.setattr(sys.modules[__name__], "MODEL", tmp_path)
+def test_captioner_and_filter_of_other_models(name, lr, tmp_path, named):
   save(tmp_path, model__image__width=1024)
-  assert named(name).optim.lr == lr
+  assert named(name, start=tmp_path).optim.lr == lr
   save(tmp_path, captioning__weight=0.0, model__text__multimodal_layers=0)
   with pytest.raises(ValueError, match="has no multimodal decoder"):
-    named(name)
+    named(name, start=tmp_path)
 
 
-def test_captioner_and_filter_of_a_tiny_model():
+def test_captioner_and_filter_of_a_tiny_model(named):
   captioner, filtering = named("capfilt_captioner", "tiny"), named("capfilt_filter", "tiny")
   for c, steps, lr in ((captioner, "200", 3e-4), (filtering, "500", 1e-3)):
     assert (c.steps, c.data.batch, c.optim.lr, c.optim.warmup) == (steps, 128, lr, "5%")
@@ -363,14 +359,13 @@ def test_captioner_and_filter_of_a_tiny_model():
   assert named("capfilt_filter", "tiny,runlocal").steps == "4"
 
 
-def test_a_filter_that_has_a_head_keeps_its_rate(tmp_path, monkeypatch):
+def test_a_filter_that_has_a_head_keeps_its_rate(tmp_path, named):
   assert named("capfilt_filter").optim.lr_scale == {"matching_pooler": 50.0, "matching_head": 50.0, "softmax": 0.0}
   save(tmp_path, matching__weight=1.0, model__text__tied_softmax=True)
-  monkeypatch.setattr(sys.modules[__name__], "MODEL", tmp_path)
-  assert named("capfilt_filter").optim.lr_scale == {}
+  assert named("capfilt_filter", start=tmp_path).optim.lr_scale == {}
 
 
-def test_hires_goes_on_from_base():
+def test_hires_goes_on_from_base(named):
   base, hires = named("coca_base"), named("coca_base_hires", "init_from=gs://bucket/run=1")
   assert hires.init_from == "gs://bucket/run=1"
   assert named("coca_base_hires").init_from  # never from noise
@@ -380,7 +375,7 @@ def test_hires_goes_on_from_base():
   assert hires.data == base.data
 
 
-def test_hires_runlocal_fits_base_runlocal():
+def test_hires_runlocal_fits_base_runlocal(named):
   base, hires = named("coca_base", "runlocal"), named("coca_base_hires", "runlocal")
   same_image = dataclasses.replace(hires.model.image, size=base.model.image.size)
   assert dataclasses.replace(hires.model, image=same_image, remat=base.model.remat) == base.model
@@ -388,7 +383,7 @@ def test_hires_runlocal_fits_base_runlocal():
 
 
 @pytest.mark.parametrize("name", ["labels", "alt_text"])
-def test_a_missing_data_set_says_how_to_prepare_it(name, tmp_path, monkeypatch):
+def test_a_missing_data_set_says_how_to_prepare_it(name, tmp_path, monkeypatch, named):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
   with pytest.raises(FileNotFoundError, match=r"array_record|img2dataset"):
