@@ -18,7 +18,7 @@ from etils import epath
 from coca.capfilt.tally import COLUMNS, IDENTITIES, PHRASE, C, M, Tally
 from coca.data import sidecars
 from coca.data.images import decode_eval
-from coca.data.records import BadRecord
+from coca.data.records import BadRecord, Records
 from coca.files.retries import exists
 from coca.files.threads import threads
 from coca.files.writing import write_atomic
@@ -30,7 +30,7 @@ ROWS = 1 << 17  # that are held at once
 COARSE = 10  # bins of contrastive that the page has as one
 
 
-def write_report(out, source, limit: int = 400) -> tuple[epath.Path, Tally]:
+def write_report(out, source: Records, limit: int = 400) -> tuple[epath.Path, Tally]:
   """Writes OUT/report.html from OUT/manifest.json and the finished sidecars; it has its name when it is complete.
 
   Args:
@@ -99,7 +99,7 @@ def _count(table: pa.Table, indices: list[int], tally: Tally, rows: dict[int, li
     rows.setdefault(row["index"], []).append(row)
 
 
-def _picture(source, index: int, key: str | None) -> dict:
+def _picture(source: Records, index: int, key: str | None) -> dict:
   """The square that the models saw, as a data URL, or why there is none."""
   try:
     record = source[index]

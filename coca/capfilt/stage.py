@@ -17,7 +17,7 @@ import numpy as np
 
 from coca.capfilt.models import Models
 from coca.capfilt.settings import decoding_text, threshold
-from coca.data.records import BadRecord, Record
+from coca.data.records import BadRecord, Record, Records
 from coca.data.sidecars import SCHEMA, SCORES, image_checksum, plain
 from coca.data.texts import collapse
 from coca.devices.hardware import cores
@@ -67,7 +67,7 @@ class Stage:
     source: an opened source.
   """
 
-  def __init__(self, models: Models, source):
+  def __init__(self, models: Models, source: Records):
     self.models, self.source, self.settings = models, source, models.settings
     self.threshold = threshold(self.settings)
     self._same = {"version": version(), "filter": models.identities["filter"]}

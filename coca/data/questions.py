@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coca.config import Answering
+from coca.config.special import Tokenizer
 from coca.data import texts
 from coca.data.records import BadRecord, Record
 
@@ -43,7 +44,8 @@ def weighed_answers(answers: Sequence[str], most: int) -> list[tuple[str, float]
   return [(answer, count / len(answers)) for answer, count in Counter(answers).most_common(most)]
 
 
-def encode_answers(record: Record, settings: Answering, weight: float, tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def encode_answers(record: Record, settings: Answering, weight: float,
+                   tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
   """A record's different answers and their weights in the loss: int32 [K, A] and float32 [K], 0 where there is none.
 
   An answer that is cut has no EOS.
@@ -66,7 +68,7 @@ def encode_answers(record: Record, settings: Answering, weight: float, tokenizer
   return ids, weights
 
 
-def encode_candidates(answers: Sequence[str], tokenizer, length: int) -> np.ndarray:
+def encode_candidates(answers: Sequence[str], tokenizer: Tokenizer, length: int) -> np.ndarray:
   """Possible answers as token rows int32 [C, A], A those of the longest one.
 
   Raises:

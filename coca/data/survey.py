@@ -9,7 +9,7 @@ import numpy as np
 from coca.config import Config
 from coca.config.special import Tokenizer
 from coca.data import questions, texts
-from coca.data.records import BadRecord
+from coca.data.records import BadRecord, Records
 from coca.data.texts import all_unknown
 from coca.files.threads import threads
 
@@ -18,7 +18,7 @@ RUN = 16  # records at each place, one behind the other: neighbours in a file co
 UNKNOWN = 0.01  # share of the tokens from which on it is said
 
 
-def survey(config: Config, sources: dict, tokenizer: Tokenizer) -> list[str]:
+def survey(config: Config, sources: dict[str, Records], tokenizer: Tokenizer) -> list[str]:
   """Looks at some texts of each training source, as training draws them; pictures are not decoded.
 
   Args:
@@ -62,7 +62,7 @@ def _said(what: str, found: list[str], length: int, setting: str, tokenizer: Tok
            "config.model.text.vocab (from 8192 on, SentencePiece spells in bytes what it has no piece for)")
 
 
-def _texts(name: str, source, config: Config, places: int) -> Iterator[tuple[str, list[str]] | None]:
+def _texts(name: str, source: Records, config: Config, places: int) -> Iterator[tuple[str, list[str]] | None]:
   """A text of each record, and its answers; None for one that can't be used."""
   settings, rng = config.data.sources[name], np.random.default_rng(config.seed)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from coca.config.special import PAD
+from coca.config.special import PAD, Tokenizer
 from coca.data.prompts import in_prompt
 from coca.data.records import BadRecord, Record
 
@@ -66,7 +66,7 @@ def framed(ids: Sequence[int], bos: int, eos: int, length: int, ends: bool = Tru
   return out
 
 
-def all_unknown(tokenizer, ids) -> np.ndarray:
+def all_unknown(tokenizer: Tokenizer, ids) -> np.ndarray:
   """Which texts consist of nothing that the tokenizer knows: equal ids do not make those equal.
 
   Args:

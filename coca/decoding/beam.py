@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from coca.config.special import PAD, Special
 from coca.decoding.common import Decoded, at, begin, process, put_at, top
 from coca.decoding.settings import Decoding
+from coca.decoding.text_model import Start
 
 
 class _State(NamedTuple):
@@ -24,7 +25,8 @@ class _State(NamedTuple):
   cache: tuple
 
 
-def beam_search(start, image_tokens, prompt, lengths, length: int, decoding: Decoding, special: Special) -> Decoded:
+def beam_search(start: Start, image_tokens, prompt, lengths, length: int, decoding: Decoding,
+                special: Special) -> Decoded:
   """The texts with the best scores that a search with K beams finds, as transformers' `generate` searches.
 
   In each step the 2K most probable continuations of all beams are looked at: those of the first K that end are kept as

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from coca.config.special import PAD, Special
 from coca.decoding.settings import Decoding
+from coca.decoding.text_model import Start
 
 
 class Decoded(NamedTuple):
@@ -20,14 +21,14 @@ class Decoded(NamedTuple):
   score: jax.Array  # fp32 [B, n]: see `Decoding.length_penalty`; cosine similarities after re-ranking
 
 
-def begin(start, image_tokens, prompt, lengths, rows: int, length: int):
+def begin(start: Start, image_tokens, prompt, lengths, rows: int, length: int):
   """Reads the prompts and makes what the loops start with.
 
   Prompts may differ in length: the loop starts at the last token of the shortest and takes the others' tokens from
   their texts as they come.
 
   Args:
-    start: `start_decoding` of a model with its weights filled in, see `coca.decoding`.
+    start: `TextModel.start_decoding` with its weights filled in.
     image_tokens: [B, S, D].
     prompt: int32 [B, P], each BOS, words, padding; P at most `length`.
     lengths: int32 [B], of the prompts without padding, at least 1.

@@ -9,22 +9,24 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from coca.config.special import Special
+from coca.config import Config
+from coca.config.special import Special, Tokenizer
 from coca.decoding.beam import beam_search
 from coca.decoding.common import Decoded
 from coca.decoding.rerank import rerank
 from coca.decoding.sample import image_keys, sample
 from coca.decoding.settings import Decoding
+from coca.decoding.text_model import TextModel
 
 _WIDTHS = (1, 4, 8, 16, 32)  # of prompts: one compiled program each
 
 
-def decode(model, weights, encoded, decoding: Decoding, length: int, special: Special, *,
+def decode(model: TextModel, weights, encoded, decoding: Decoding, length: int, special: Special, *,
            ids=None, prompt=None, lengths=None, seed=0) -> Decoded:
   """Texts for pictures, by the strategy of `decoding`.
 
   Args:
-    model: see `coca.decoding`; with `embed_text` for re-ranking.
+    model: with `embed_text` for re-ranking.
     weights: its `decoding_weights`.
     encoded: tokens [B, S, D], and for re-ranking embedding [B, E], of the pictures.
     decoding: the settings; `seed` is not looked at.
@@ -53,12 +55,12 @@ def decode(model, weights, encoded, decoding: Decoding, length: int, special: Sp
   return rerank(model, encoded.embedding, decoded, length, special) if decoding.rerank else decoded
 
 
-def own_prompt(config, tokenizer, rows: int, longest: int = 0) -> tuple[dict, int]:
+def own_prompt(config: Config, tokenizer: Tokenizer, rows: int, longest: int = 0) -> tuple[dict, int]:
   """The prompt that all of a model's captions begin with (`config.data.prompt`).
 
   Args:
     config: the model's run.
-    tokenizer: as for `prompts`.
+    tokenizer: the model's.
     rows: B.
     longest: tokens of a text at most; 0: as many as the model reads.
 
@@ -75,11 +77,11 @@ def own_prompt(config, tokenizer, rows: int, longest: int = 0) -> tuple[dict, in
   return {"prompt": np.repeat(prompt, rows, axis=0), "lengths": np.repeat(lengths, rows)}, int(lengths[0])
 
 
-def prompts(tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+def prompts(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
   """Texts as the beginnings of texts.
 
   Args:
-    tokenizer: with `encode` and `eos`.
+    tokenizer: the model's.
     texts: B texts; an empty one leaves all to the model.
     length: T, of the texts with their prompts.
 

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from coca.config.special import PAD, Special
 from coca.decoding.common import Decoded, at, begin, in_blocks, process, put_at, top
 from coca.decoding.settings import Decoding
+from coca.decoding.text_model import Start
 
 _CANDIDATES = 256  # tokens among which a nucleus is looked for before all are
 _BLOCK = 256
 
 
-def sample(start, image_tokens, prompt, lengths, keys, length: int, decoding: Decoding, special: Special) -> Decoded:
+def sample(start: Start, image_tokens, prompt, lengths, keys, length: int, decoding: Decoding,
+           special: Special) -> Decoded:
   """Greedy texts (strategy 'greedy') or samples of the model's distribution ('sample'), until all have ended.
 
   Logits are processed in the order of transformers: repetition penalty, minimal length, temperature, top-k, nucleus.

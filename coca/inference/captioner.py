@@ -48,11 +48,11 @@ class ContrastiveCaptioner:
   Args:
     config: the run's settings.
     tokenizer: the run's.
-    forward: compiled functions (`coca.inference.forward.Forward`).
+    forward: compiled functions.
     params: their parameters.
   """
 
-  def __init__(self, config: Config, tokenizer: Tokenizer, forward, params):
+  def __init__(self, config: Config, tokenizer: Tokenizer, forward: Forward, params):
     self.config, self.tokenizer, self.forward, self.params = config, tokenizer, forward, params
     self._batches = sorted({round_up(n, forward.mesh) for n in BATCHES})
 

@@ -12,7 +12,7 @@ from etils import epath
 
 from coca.config import Config, to_dict
 from coca.config.special import PAD, Tokenizer
-from coca.data.records import BadRecord
+from coca.data.records import BadRecord, Records
 from coca.data.tokenizers import wordpiece
 from coca.data.tokenizers.load import FILES, load, texts_of
 from coca.data.tokenizers.sentencepiece import train
@@ -175,7 +175,7 @@ def _remove_tokenizer(workdir, sha256: str) -> None:
     path.unlink()
 
 
-def _fingerprint(source) -> dict:
+def _fingerprint(source: Records) -> dict:
   """How many records a source has, and a hash of some, by which it is known when it has moved."""
   def read(i):
     try:
@@ -208,7 +208,7 @@ def _check_records(config: Config, old: Config, now: dict, before: dict) -> list
   return said
 
 
-def _check_tokenizer(config: Config, tokenizer, path) -> None:
+def _check_tokenizer(config: Config, tokenizer: Tokenizer, path) -> None:
   """Raises ValueError if the tokenizer is not one for the model, or what the config has to fit it does not."""
   if tokenizer.vocab > (vocab := config.model.text.vocab):
     raise ValueError(f"{path} has {tokenizer.vocab} pieces, more than config.model.text.vocab {vocab}")

@@ -13,7 +13,7 @@ from coca.config import Source
 from coca.config.special import Tokenizer
 from coca.data import texts as texts_
 from coca.data.questions import clean
-from coca.data.records import BadRecord
+from coca.data.records import BadRecord, Records
 from coca.data.tokenizers import clip, wordpiece
 from coca.data.tokenizers.sentencepiece import FILE, SentencePiece
 from coca.files.retries import again
@@ -53,7 +53,7 @@ def load(path, sha256: str = "") -> Tokenizer:
     raise ValueError(f"{path}: {e}") from None
 
 
-def texts_of(sources: dict, settings: dict[str, Source], limit: int, seed: int) -> Iterator[str]:
+def texts_of(sources: dict[str, Records], settings: dict[str, Source], limit: int, seed: int) -> Iterator[str]:
   """Draws texts for training, evenly from all sources, by the rule and the prompts that training uses.
 
   Args:
