@@ -22,31 +22,50 @@ FREE = ("threads", "max_failed", "engine", "address", "workers", "resources", "a
 class CapFilt:
   """BLIP's captioning and filtering (arXiv 2201.12086, section 3.3).
 
-  Which texts are kept: of those by humans all; of the others, those whose scores all reach `min_matching` and
+  Of the texts by humans all are kept; of the others, those whose scores all reach `min_matching` and
   `min_contrastive`. With `share` or `top`, instead, those with the highest score `rank_by` among all texts of the job.
   """
 
-  captioner: str = ""  # model that writes a text for each image; empty: none is written
-  filter: str = ""  # model that scores texts, another one (Table 4); empty: all texts are kept
-  source: Source = field(default_factory=Source)  # kind, path, split, image_key, text_key and origin are read
+  # Model that writes a text for each image. Empty: none is written.
+  captioner: str = ""
+  # Model that scores texts, another one (Table 4). Empty: all texts are kept.
+  filter: str = ""
+  # The images and their texts; kind, path, split, image_key, text_key and origin are read.
+  source: Source = field(default_factory=Source)
+  # How texts are written.
   decoding: Decoding = NUCLEUS
-  prompt: str = ""  # what synthetic texts begin with; empty: the captioner's own `config.data.prompt`, then left out
-  best: int = 1  # so many of an image's decoding.n texts are filtered: the best by `rank_by`, or by decoding.rerank
-  min_matching: float = 0.5  # P(match) of the filter; the authors' value. -1: it does not count
-  min_contrastive: float = -2.0  # cosine of the filter's embeddings. -2: it does not count
+  # What synthetic texts begin with. Empty: the captioner's own `config.data.prompt`, then left out.
+  prompt: str = ""
+  # Of an image's `decoding.n` texts, those that are filtered: the best by `rank_by`, or by `decoding.rerank`.
+  best: int = 1
+  # Least P(match) of the filter; the authors' value. -1: it does not count.
+  min_matching: float = 0.5
+  # Least cosine of the filter's embeddings. -2: it does not count.
+  min_contrastive: float = -2.0
+  # The score by which texts are compared.
   rank_by: Literal["matching", "contrastive"] = "matching"
-  share: float = 0.0  # of the texts that are kept; 0: the thresholds decide
-  top: int = 0  # number of the texts that are kept; 0: the thresholds decide
-  batch: int = 64  # images at once, on all devices of a process together. Another size rounds other bits
-  shard: int = 10_000  # records: larger input files are cut into shards of at most so many
-  threads: int = 0  # that read and decode images; 0: as many as cores
-  max_failed: float = 0.05  # share of images with a problem that ends the job, from 200 images on
+  # Share of the texts that are kept. 0: the thresholds decide.
+  share: float = 0.0
+  # Number of the texts that are kept. 0: the thresholds decide.
+  top: int = 0
+  # Images at once, on all devices of a process together. Another size rounds other bits.
+  batch: int = 64
+  # Records of a shard at most: larger input files are cut.
+  shard: int = 10_000
+  # Threads that read and decode images. 0: as many as cores.
+  threads: int = 0
+  # Share of images with a problem that ends the job, from 200 images on.
+  max_failed: float = 0.05
+  # Where the job runs: on this machine, or on a cluster of Ray.
   engine: Literal["local", "ray"] = "local"
-  address: str = ""  # ray: of a cluster that runs; empty: one is started on this machine
-  workers: int = 0  # ray: processes with models loaded; 0: as many as there is room for, without GPUs one a node
-  resources: dict[str, float] = field(default_factory=dict)  # ray: what a worker takes, as {"GPU": 8.0}; empty: a GPU,
-  # or a CPU where no node has a GPU
-  attempts: int = 3  # ray: at a shard, before it is set aside
+  # Of 'ray': address of a cluster that runs. Empty: one is started on this machine.
+  address: str = ""
+  # Of 'ray': processes with models loaded. 0: as many as there is room for, without GPUs one a node.
+  workers: int = 0
+  # Of 'ray': what a worker takes, as {"GPU": 8.0}. Empty: a GPU, or a CPU where no node has a GPU.
+  resources: dict[str, float] = field(default_factory=dict)
+  # Of 'ray': attempts at a shard before it is set aside.
+  attempts: int = 3
 
 
 def default() -> ConfigDict:

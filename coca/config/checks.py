@@ -58,9 +58,9 @@ def _towers(c: Config) -> None:
   for name, tower in (("image", image), ("text", text)):
     need(tower.width % tower.heads == 0,
          f"config.model.{name}.width {tower.width} is no multiple of heads {tower.heads}")
-  heads, matches = poolers.heads or image.heads, c.matching.weight > 0
-  pools = poolers.kind != "class_token" or poolers.n_query or matches
-  need(c.model.kind == "blip" or text.width % heads == 0 or not pools,
+  heads, has_matching = poolers.heads or image.heads, c.matching.weight > 0
+  has_pooler = poolers.kind != "class_token" or poolers.n_query or has_matching
+  need(c.model.kind == "blip" or text.width % heads == 0 or not has_pooler,
        f"config.model.poolers.heads {heads} does not divide the text width {text.width}")
   need(min(image.std) > 0, f"config.model.image.std {image.std} has to be above 0")
   need(poolers.kind != "class_token" or image.class_token,
@@ -77,31 +77,31 @@ def _towers(c: Config) -> None:
 
 
 def _losses(c: Config) -> None:
-  text, blip, matches = c.model.text, c.model.kind == "blip", c.matching.weight > 0
-  answers = c.answering.weight > 0
-  need(c.contrastive.weight > 0 or c.captioning.weight > 0 or answers, "all loss weights are 0: nothing to train")
+  text, is_blip, has_matching = c.model.text, c.model.kind == "blip", c.matching.weight > 0
+  has_answering = c.answering.weight > 0
+  need(c.contrastive.weight > 0 or c.captioning.weight > 0 or has_answering, "all loss weights are 0: nothing to train")
   need(not c.contrastive.heads or text.unimodal_layers > 0,
        "config.contrastive.weight needs config.model.text.unimodal_layers above 0; or set the weight to 0 (and "
        "config.contrastive.keep to False)")
-  need(c.captioning.parallel == 0 or (not blip and c.captioning.weight > 0 and text.unimodal_layers == 0),
+  need(c.captioning.parallel == 0 or (not is_blip and c.captioning.weight > 0 and text.unimodal_layers == 0),
        "config.captioning.parallel needs a captioner alone, of kind 'coca': config.captioning.weight above 0 and "
        "config.model.text.unimodal_layers 0")
   need(c.captioning.weight == 0 or text.multimodal_layers > 0,
        "config.captioning.weight needs config.model.text.multimodal_layers above 0; or set the weight to 0")
-  need(blip or not matches or text.multimodal_layers > 0,
+  need(is_blip or not has_matching or text.multimodal_layers > 0,
        "config.matching.weight needs config.model.text.multimodal_layers above 0: the head reads the multimodal "
        "decoder's outputs")
-  need(not matches or c.contrastive.weight > 0,
+  need(not has_matching or c.contrastive.weight > 0,
        "config.matching.weight needs config.contrastive.weight above 0: negatives are drawn by the contrastive "
        "similarities")
-  need(not matches or c.optim.accumulate == 1,
+  need(not has_matching or c.optim.accumulate == 1,
        f"config.matching.weight needs config.optim.accumulate 1, not {c.optim.accumulate}: a micro-batch does not "
        "hold the negatives that are drawn from the whole batch; use more devices, or config.model.remat, instead")
   need(c.answering.length > 2,
        f"config.answering.length {c.answering.length} holds BOS, EOS and no answer; it takes 3 or more")
-  need(blip or not answers, "config.answering.weight needs config.model.kind 'blip'")
+  need(is_blip or not has_answering, "config.answering.weight needs config.model.kind 'blip'")
   if c.contrastive.momentum:
-    need(blip and c.contrastive.loss == "softmax" and c.contrastive.weight > 0 and c.optim.accumulate == 1,
+    need(is_blip and c.contrastive.loss == "softmax" and c.contrastive.weight > 0 and c.optim.accumulate == 1,
          "config.contrastive.momentum needs config.model.kind 'blip', config.contrastive.loss 'softmax' with a weight "
          "above 0, and config.optim.accumulate 1")
   need(c.contrastive.momentum or not c.matching.slow_keys,
@@ -114,9 +114,9 @@ def _losses(c: Config) -> None:
 
 def _blip(c: Config) -> None:
   image, text, med = c.model.image, c.model.text, c.model.med
-  encodes = max(x.weight for x in (c.contrastive, c.matching, c.answering)) > 0
+  needs_encoder = max(x.weight for x in (c.contrastive, c.matching, c.answering)) > 0
   need(image.class_token, "config.model.kind 'blip' needs config.model.image.class_token")
-  need(text.unimodal_layers > 0 or not encodes,
+  need(text.unimodal_layers > 0 or not needs_encoder,
        "config.model.text.unimodal_layers is 0: a text encoder is needed by the contrastive, the matching and the "
        "answering loss; set their weights to 0, or give it layers")
   need(c.answering.weight == 0 or (text.multimodal_layers > 0 and not c.captioning.weight),

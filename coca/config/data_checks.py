@@ -17,7 +17,7 @@ def need(ok, message: str) -> None:
 
 def check_data(c: Config) -> None:
   """Raises ValueError if `data` or `evals` hold what they may not."""
-  data, answers = c.data, c.answering.weight > 0
+  data, has_answering = c.data, c.answering.weight > 0
   need(0 < data.crop[0] <= data.crop[1] <= 1,
        f"config.data.crop is {data.crop}; it takes the smallest and largest share of the area, in (0, 1]")
   count, magnitude = data.rand_augment
@@ -32,7 +32,7 @@ def check_data(c: Config) -> None:
   for name, source in data.sources.items():
     where = f"config.data.sources.{name}"
     check_source(source, where)
-    need(bool(source.question_key) == answers, f"{where}.question_key is {source.question_key!r} and "
+    need(bool(source.question_key) == has_answering, f"{where}.question_key is {source.question_key!r} and "
          f"config.answering.weight {c.answering.weight}: batches of questions need both, others neither")
   weights = [data.sources[name].weight for name in sorted(data.sources)]
   need(not any(weights) or min(weights) > 0,

@@ -19,23 +19,37 @@ class Decoding:
   Raises ValueError when made with values that make no sense, alone or together.
   """
 
+  # The next word is the likeliest, or drawn, or that of the likeliest texts so far.
   strategy: Strategy = "greedy"
-  n: int = 1  # texts an image: samples, or the best of the beams
-  beams: int = 6  # beam search only
-  max_length: int = 0  # tokens of a text at most, BOS, prompt and EOS included; 0: config.model.text.length
-  min_length: int = 0  # tokens before EOS at least, BOS and prompt included
-  temperature: float = 1.0  # sampling only, as the next two
-  top_k: int = 0  # only the so many most probable tokens; 0: all
-  top_p: float = 1.0  # only the smallest set of most probable tokens with this mass (nucleus); 1: all
-  repetition_penalty: float = 1.0  # for tokens that the text or its prompt has already; BLIP samples with 1.1
-  no_repeat_ngram_size: int = 0  # no so many tokens in a row come twice in a text and its prompt; 0: any may
-  length_penalty: float = 1.0  # a score is the sum of log-probabilities / length ** length_penalty
-  # That length, with beams: 'generated', the new tokens with EOS (transformers from 4.36 on); 'whole', prompt and BOS
+  # Texts an image: samples, or the best of the beams.
+  n: int = 1
+  # Of beam search: texts that are followed.
+  beams: int = 6
+  # Tokens of a text at most, BOS, prompt and EOS included. 0: config.model.text.length.
+  max_length: int = 0
+  # Tokens before EOS at least, BOS and prompt included.
+  min_length: int = 0
+  # Of sampling: what the logits are divided by.
+  temperature: float = 1.0
+  # Of sampling: the number of most probable tokens that are drawn from. 0: all.
+  top_k: int = 0
+  # Of sampling: only the smallest set of most probable tokens with this mass is drawn from (nucleus). 1: all.
+  top_p: float = 1.0
+  # For tokens that the text or its prompt has already. BLIP samples with 1.1.
+  repetition_penalty: float = 1.0
+  # No sequence of this many tokens comes twice in a text and its prompt. 0: any may.
+  no_repeat_ngram_size: int = 0
+  # A score is the sum of log-probabilities / length ** length_penalty.
+  length_penalty: float = 1.0
+  # That length, with beams. 'generated': the new tokens with EOS (transformers from 4.36 on). 'whole': prompt and BOS
   # too but no EOS, and the search ends by it (transformers 4.15, which made BLIP's tables).
   length_normalisation: LengthNormalisation = "generated"
-  early_stop: bool = False  # beam search ends with as many ended texts as beams, though better ones might come
-  rerank: bool = False  # the texts of an image in the order of the contrastive head's similarity to it
-  seed: int = 0  # of sampling
+  # Beam search ends with as many ended texts as beams, though better ones might come.
+  early_stop: bool = False
+  # The texts of an image come in the order of the contrastive head's similarity to it.
+  rerank: bool = False
+  # Seed of sampling.
+  seed: int = 0
 
   def __post_init__(self):
     _check(self)

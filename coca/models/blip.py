@@ -94,19 +94,21 @@ class Blip(nnx.Module):
   def __init__(self, config: Config, rngs: nnx.Rngs):
     model = config.model
     text, dtype = model.text, compute_dtype(config)
-    contrasts, matches, answers = config.contrastive.heads, config.matching.weight > 0, config.answering.weight > 0
+    has_embeddings, has_matching = config.contrastive.heads, config.matching.weight > 0
+    has_answering = config.answering.weight > 0
     self.dtype, self.med = dtype, model.med
     self.image_encoder = ImageEncoder(model, dtype, rngs)
-    encodes, writes, image_width = text.unimodal_layers, text.multimodal_layers, model.image.width
-    self.text_encoder = Bert(model, encodes, image_width, dtype, rngs) if encodes else None
-    self.text_decoder = Bert(model, writes, text.width if answers else image_width, dtype, rngs) if writes else None
-    self.caption_head = CaptionHead(model, dtype, rngs) if writes else None
-    if self.text_encoder and self.text_decoder and not answers:
+    image_width, context_width = model.image.width, text.width if has_answering else model.image.width
+    n_encoder, n_decoder = text.unimodal_layers, text.multimodal_layers
+    self.text_encoder = Bert(model, n_encoder, image_width, dtype, rngs) if n_encoder else None
+    self.text_decoder = Bert(model, n_decoder, context_width, dtype, rngs) if n_decoder else None
+    self.caption_head = CaptionHead(model, dtype, rngs) if n_decoder else None
+    if self.text_encoder and self.text_decoder and not has_answering:
       self.text_encoder.share(self.text_decoder, SHARED[model.med.sharing])
-    self.image_projection = linear(model.image.width, model.embed_dim, dtype, rngs) if contrasts else None
-    self.text_projection = linear(text.width, model.embed_dim, dtype, rngs) if contrasts else None
-    self.temperature = Temperature(config) if contrasts else None
-    self.matching_head = linear(text.width, 2, jnp.float32, rngs) if matches else None
+    self.image_projection = linear(image_width, model.embed_dim, dtype, rngs) if has_embeddings else None
+    self.text_projection = linear(text.width, model.embed_dim, dtype, rngs) if has_embeddings else None
+    self.temperature = Temperature(config) if has_embeddings else None
+    self.matching_head = linear(text.width, 2, jnp.float32, rngs) if has_matching else None
 
   def __call__(self, image, text, *, contrast=True, caption=True, match=False, patch_noise=None, key=None) -> Output:
     """One pass over each tower that the losses need.

@@ -27,35 +27,35 @@ class CoCa(nnx.Module):
   def __init__(self, config: Config, rngs: nnx.Rngs):
     model = config.model
     dtype = compute_dtype(config)
-    contrasts, captions = config.contrastive.heads, model.text.multimodal_layers > 0
-    matches = config.matching.weight > 0
+    has_embeddings, has_multimodal = config.contrastive.heads, model.text.multimodal_layers > 0
+    has_matching = config.matching.weight > 0
     image_width, text_width = model.image.width, model.text.width
     embed_dim = model.embed_dim or text_width
 
     self.dtype, self.kind = dtype, model.poolers.kind
     self.image_encoder = ImageEncoder(model, dtype, rngs)
-    pools = (captions or (contrasts and self.kind == "openclip")) and model.poolers.n_query > 0
+    has_generative = (has_multimodal or (has_embeddings and self.kind == "openclip")) and model.poolers.n_query > 0
     self.generative_pooler = (
-      AttentionalPooler(model, model.poolers.n_query, image_width, text_width, dtype, rngs) if pools else None
+      AttentionalPooler(model, model.poolers.n_query, image_width, text_width, dtype, rngs) if has_generative else None
     )
-    pooled_width = text_width if pools and self.kind in ("cascade", "openclip") else image_width
-    has_pooler = self.kind in ("cascade", "parallel")
+    pooled_width = text_width if has_generative and self.kind in ("cascade", "openclip") else image_width
+    has_own_pooler = self.kind in ("cascade", "parallel")
     self.contrastive_pooler = (
-      AttentionalPooler(model, 1, pooled_width, embed_dim, dtype, rngs) if contrasts and has_pooler else None
+      AttentionalPooler(model, 1, pooled_width, embed_dim, dtype, rngs) if has_embeddings and has_own_pooler else None
     )
     self.image_projection = (
-      linear(pooled_width, embed_dim, dtype, rngs, bias=False) if contrasts and not has_pooler else None
+      linear(pooled_width, embed_dim, dtype, rngs, bias=False) if has_embeddings and not has_own_pooler else None
     )
     self.embedding = Embedding(model, dtype, rngs, masks=config.captioning.parallel > 0)
-    reads = model.text.unimodal_layers > 0
-    self.unimodal = UnimodalDecoder(model, embed_dim if contrasts else 0, dtype, rngs) if reads else None
-    kv_width = text_width if pools else image_width
-    self.multimodal = MultimodalDecoder(model, kv_width, dtype, rngs) if captions else None
-    untied = captions and not model.text.tied_softmax
-    self.softmax = linear(text_width, model.text.vocab, dtype, rngs, bias=False) if untied else None
-    self.temperature = Temperature(config) if contrasts else None
-    self.matching_pooler = AttentionalPooler(model, 1, text_width, text_width, dtype, rngs) if matches else None
-    self.matching_head = linear(text_width, 2, jnp.float32, rngs) if matches else None
+    has_unimodal = model.text.unimodal_layers > 0
+    self.unimodal = UnimodalDecoder(model, embed_dim if has_embeddings else 0, dtype, rngs) if has_unimodal else None
+    kv_width = text_width if has_generative else image_width
+    self.multimodal = MultimodalDecoder(model, kv_width, dtype, rngs) if has_multimodal else None
+    has_softmax = has_multimodal and not model.text.tied_softmax
+    self.softmax = linear(text_width, model.text.vocab, dtype, rngs, bias=False) if has_softmax else None
+    self.temperature = Temperature(config) if has_embeddings else None
+    self.matching_pooler = AttentionalPooler(model, 1, text_width, text_width, dtype, rngs) if has_matching else None
+    self.matching_head = linear(text_width, 2, jnp.float32, rngs) if has_matching else None
 
   def __call__(
     self, image, text, *, contrast=True, caption=True, match=False, patch_noise=None, parallel=None, key=None
@@ -181,9 +181,9 @@ class CoCa(nnx.Module):
     if self.kind == "class_token":
       embedding = unit(self.image_projection(encoded[:, 0])) if contrast else None
       encoded = encoded[:, 1:]
-    cascades = self.kind == "cascade" and contrast
-    if caption or cascades:
+    is_cascade = self.kind == "cascade" and contrast
+    if caption or is_cascade:
       tokens = self.generative_pooler(encoded) if self.generative_pooler else encoded
     if contrast and self.kind != "class_token":
-      embedding = unit(self.contrastive_pooler(tokens if cascades else encoded)[:, 0])
+      embedding = unit(self.contrastive_pooler(tokens if is_cascade else encoded)[:, 0])
     return embedding, tokens if caption else None

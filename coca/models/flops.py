@@ -16,7 +16,7 @@ def flops_per_pair(config: Config) -> dict[str, float]:
   A product with a weight counts once forward, once for the weight's gradient unless its part is frozen, and once for
   the input's gradient unless nothing before it is trained; usually that is three times forward. The contrastive loss
   compares a pair with the whole batch, the softmax once in each direction. The matching loss takes three texts and two
-  pictures through the multimodal half for each pair; the draw of its negatives compares the pair with its group,
+  images through the multimodal half for each pair; the draw of its negatives compares the pair with its group,
   forward only, and is counted with the head. A trained LayerNorm counts as something trained before what it feeds.
   Momentum encoders go forward only, the image and the text through them once, and what they embed has no gradient.
   """
@@ -26,88 +26,88 @@ def flops_per_pair(config: Config) -> dict[str, float]:
 
 def _coca(config: Config) -> dict[str, float]:
   model, image, text = config.model, config.model.image, config.model.text
-  contrasts, captions = config.contrastive.weight > 0, config.captioning.weight > 0
-  matches = config.matching.weight > 0
-  decodes = captions or matches
+  has_contrastive, has_captioning = config.contrastive.weight > 0, config.captioning.weight > 0
+  has_matching = config.matching.weight > 0
+  has_decoder = has_captioning or has_matching
   kind = model.poolers.kind
-  pools = text.multimodal_layers > 0 and model.poolers.n_query > 0
-  cascades = pools and kind == "cascade"
+  has_generative = text.multimodal_layers > 0 and model.poolers.n_query > 0
+  is_cascade = has_generative and kind == "cascade"
   frozen = frozen_parts(config)
   embed_dim = model.embed_dim or text.width
-  learns = "image_encoder" not in frozen
+  is_trained = "image_encoder" not in frozen
   tokens, width = image.kept + image.class_token, image.width
-  flops = {"image_encoder": _image_encoder(image, tokens, learns)}
-  encoded = (tokens, width, learns)
+  flops = {"image_encoder": _image_encoder(image, tokens, is_trained)}
+  encoded = (tokens, width, is_trained)
 
-  def pool(part, n_query, out, tokens, width, live):
-    learns = part not in frozen
+  def pool(part, n_query, out, tokens, width, has_grad):
+    is_trained = part not in frozen
     flops[part] = (
-      _product(2 * tokens * width * text.width, learns, live or (learns and model.poolers.norm_inputs))
-      + _product(n_query * (text.width * out + 2 * out * model.poolers.mlp), learns, live or learns)
-      + _attention(n_query * tokens * text.width, live or learns)
+      _product(2 * tokens * width * text.width, is_trained, has_grad or (is_trained and model.poolers.norm_inputs))
+      + _product(n_query * (text.width * out + 2 * out * model.poolers.mlp), is_trained, has_grad or is_trained)
+      + _attention(n_query * tokens * text.width, has_grad or is_trained)
     )
-    return n_query, out, live or learns
+    return n_query, out, has_grad or is_trained
 
-  def project(width, live):
-    learns = "image_projection" not in frozen
-    flops["image_projection"] = _product(width * embed_dim, learns, live)
-    return live or learns
+  def project(width, has_grad):
+    is_trained = "image_projection" not in frozen
+    flops["image_projection"] = _product(width * embed_dim, is_trained, has_grad)
+    return has_grad or is_trained
 
   image_tokens = encoded
   if kind == "openclip":
-    first, last = 0 if contrasts else 1, model.poolers.n_query if decodes else 1
-    n, out, live = pool("generative_pooler", last - first, text.width, *encoded)
-    image_tokens = (n - contrasts, out, live)
-    image_live = project(text.width, live) if contrasts else None
+    first, last = 0 if has_contrastive else 1, model.poolers.n_query if has_decoder else 1
+    n, out, has_grad = pool("generative_pooler", last - first, text.width, *encoded)
+    image_tokens = (n - has_contrastive, out, has_grad)
+    image_has_grad = project(text.width, has_grad) if has_contrastive else None
   else:
     if kind == "class_token":
-      image_live = project(width, encoded[2]) if contrasts else None
+      image_has_grad = project(width, encoded[2]) if has_contrastive else None
       image_tokens = encoded = (tokens - 1, width, encoded[2])
-    if pools and (decodes or cascades):
+    if has_generative and (has_decoder or is_cascade):
       image_tokens = pool("generative_pooler", model.poolers.n_query, text.width, *encoded)
-    if contrasts and kind != "class_token":
-      _, _, image_live = pool("contrastive_pooler", 1, embed_dim, *(image_tokens if cascades else encoded))
+    if has_contrastive and kind != "class_token":
+      _, _, image_has_grad = pool("contrastive_pooler", 1, embed_dim, *(image_tokens if is_cascade else encoded))
 
-  learns = text.unimodal_layers > 0 and "unimodal" not in frozen
-  live = learns or "embedding" not in frozen
-  has_cls = contrasts and text.pool == "cls"
+  is_trained = text.unimodal_layers > 0 and "unimodal" not in frozen
+  has_grad = is_trained or "embedding" not in frozen
+  has_cls = has_contrastive and text.pool == "cls"
   if text.unimodal_layers:
-    flops["unimodal"] = text.unimodal_layers * _layer(text, text.length + has_cls, learns, live)
-  if contrasts:
-    flops["unimodal"] += _product(text.width * embed_dim, learns, live)
+    flops["unimodal"] = text.unimodal_layers * _layer(text, text.length + has_cls, is_trained, has_grad)
+  if has_contrastive:
+    flops["unimodal"] += _product(text.width * embed_dim, is_trained, has_grad)
     matrices = 2 if config.contrastive.loss == "softmax" else 1
-    flops["contrastive_loss"] = matrices * 2 * config.data.batch * embed_dim * (1 + image_live + live)
+    flops["contrastive_loss"] = matrices * 2 * config.data.batch * embed_dim * (1 + image_has_grad + has_grad)
 
-  if decodes:
-    learns = "multimodal" not in frozen
-    live |= learns
-    texts, images = (3, 2) if matches else (1, 1)
+  if has_decoder:
+    is_trained = "multimodal" not in frozen
+    has_grad |= is_trained
+    texts, images = (3, 2) if has_matching else (1, 1)
     flops["multimodal"] = text.multimodal_layers * _layer(
-      text, text.length, learns, live, *image_tokens, texts=texts, contexts=images
+      text, text.length, is_trained, has_grad, *image_tokens, texts=texts, contexts=images
     )
-  if matches:
-    _, _, pooled_live = pool("matching_pooler", 1, text.width, text.length, text.width, live)
+  if has_matching:
+    _, _, pooled_has_grad = pool("matching_pooler", 1, text.width, text.length, text.width, has_grad)
     flops["matching_pooler"] *= 3
-    flops["matching_head"] = 3 * _product(text.width * 2, "matching_head" not in frozen, pooled_live) + (
+    flops["matching_head"] = 3 * _product(text.width * 2, "matching_head" not in frozen, pooled_has_grad) + (
       2 * 2.0 * (config.matching.group or config.data.batch) * embed_dim
     )
-  if captions:
-    learns = ("embedding" if text.tied_softmax else "softmax") not in frozen
-    flops["softmax"] = _product(text.length * text.width * text.vocab, learns, live)
+  if has_captioning:
+    is_trained = ("embedding" if text.tied_softmax else "softmax") not in frozen
+    flops["softmax"] = _product(text.length * text.width * text.vocab, is_trained, has_grad)
 
   return flops
 
 
 def _blip(config: Config) -> dict[str, float]:
   image, text, embed_dim, batch = config.model.image, config.model.text, config.model.embed_dim, config.data.batch
-  contrasts, captions, matches, answers = (
+  has_contrastive, has_captioning, has_matching, has_answering = (
     x.weight > 0 for x in (config.contrastive, config.captioning, config.matching, config.answering)
   )
   frozen = frozen_parts(config)
-  both = text.unimodal_layers and text.multimodal_layers and not answers
+  both = text.unimodal_layers and text.multimodal_layers and not has_answering
   shared = SHARED[config.model.med.sharing] if both else ()
 
-  def learns(tower, part):
+  def is_trained(tower, part):
     is_shared = bool(shared) if part == "embedding" else part in shared
     return ("text_decoder" if is_shared else tower) not in frozen
 
@@ -117,90 +117,97 @@ def _blip(config: Config) -> dict[str, float]:
     `context`: tokens, width, and whether they have a gradient; None: no cross-attention.
     """
     d, layers = text.width, text.unimodal_layers if tower == "text_encoder" else text.multimodal_layers
-    attends, feeds, looks = (learns(tower, part) for part in ("self_attention", "mlp", "cross_attention"))
-    live = learns(tower, "embedding") or attends or feeds or (bool(context) and (looks or context[2]))
+    is_attention_trained, is_mlp_trained, is_cross_trained = (
+      is_trained(tower, part) for part in ("self_attention", "mlp", "cross_attention")
+    )
+    has_grad = is_trained(tower, "embedding") or is_attention_trained or is_mlp_trained
+    has_grad |= bool(context) and (is_cross_trained or context[2])
     flops = texts * (
-      _product(length * 4 * d * d, attends, live) + _attention(length * length * d, live)
-      + _product(length * 2 * d * text.mlp, feeds, live)
+      _product(length * 4 * d * d, is_attention_trained, has_grad) + _attention(length * length * d, has_grad)
+      + _product(length * 2 * d * text.mlp, is_mlp_trained, has_grad)
     )
     if context:
-      tokens, width, context_live = context
-      flops += texts * (_product(length * 2 * d * d, looks, live) + _attention(length * tokens * d, live))
-      flops += contexts * _product(tokens * 2 * width * d, looks, context_live)
-    return layers * flops, live
+      tokens, width, context_has_grad = context
+      flops += texts * _product(length * 2 * d * d, is_cross_trained, has_grad)
+      flops += texts * _attention(length * tokens * d, has_grad)
+      flops += contexts * _product(tokens * 2 * width * d, is_cross_trained, context_has_grad)
+    return layers * flops, has_grad
 
-  image_live = "image_encoder" not in frozen
-  pictures = image.kept + 1, image.width, image_live
-  flops = {"image_encoder": _image_encoder(image, pictures[0], image_live)}
+  image_has_grad = "image_encoder" not in frozen
+  image_states = image.kept + 1, image.width, image_has_grad
+  flops = {"image_encoder": _image_encoder(image, image_states[0], image_has_grad)}
   flops |= dict.fromkeys(("text_encoder", "text_decoder", "caption_head", "softmax"), 0.0)
 
-  def project(part, width, live):
-    learns = part not in frozen
-    flops[part] = _product(width * embed_dim, learns, live)
-    return live or learns
+  def project(part, width, has_grad):
+    is_trained = part not in frozen
+    flops[part] = _product(width * embed_dim, is_trained, has_grad)
+    return has_grad or is_trained
 
   def write(length, context, texts=1):
-    cost, live = bert("text_decoder", length, context, texts)
-    learns_head = "caption_head" not in frozen
+    cost, has_grad = bert("text_decoder", length, context, texts)
+    is_head_trained = "caption_head" not in frozen
     flops["text_decoder"] += cost
-    flops["caption_head"] += texts * _product(length * text.width**2, learns_head, live)
+    flops["caption_head"] += texts * _product(length * text.width**2, is_head_trained, has_grad)
     flops["softmax"] += texts * _product(
-      length * text.width * text.vocab, learns("text_decoder", "embedding"), live or learns_head
+      length * text.width * text.vocab, is_trained("text_decoder", "embedding"), has_grad or is_head_trained
     )
 
-  if contrasts:
-    flops["text_encoder"], text_live = bert("text_encoder", text.length)
-    lives = project("image_projection", image.width, image_live) + project("text_projection", text.width, text_live)
+  if has_contrastive:
+    flops["text_encoder"], text_has_grad = bert("text_encoder", text.length)
+    with_grad = project("image_projection", image.width, image_has_grad)
+    with_grad += project("text_projection", text.width, text_has_grad)
     if config.contrastive.momentum:
       # Similarities to the slow embeddings, which have no gradient, of the embeddings and of the slow ones themselves.
-      flops["contrastive_loss"] = 2.0 * (batch + config.contrastive.queue) * embed_dim * (4 + lives)
+      flops["contrastive_loss"] = 2.0 * (batch + config.contrastive.queue) * embed_dim * (4 + with_grad)
       flops["momentum"] = _image_encoder(image, image.tokens + 1, False) + 2.0 * (image.width + text.width) * embed_dim
       flops["momentum"] += text.unimodal_layers * _layer(text, text.length, False, False)
     else:
       matrices = 2 if config.contrastive.loss == "softmax" else 1
-      flops["contrastive_loss"] = matrices * 2.0 * batch * embed_dim * (1 + lives)
-  if captions:
-    write(text.length, pictures)
-  if matches:
-    cost, live = bert("text_encoder", text.length, pictures, texts=3, contexts=2)
+      flops["contrastive_loss"] = matrices * 2.0 * batch * embed_dim * (1 + with_grad)
+  if has_captioning:
+    write(text.length, image_states)
+  if has_matching:
+    cost, has_grad = bert("text_encoder", text.length, image_states, texts=3, contexts=2)
     flops["text_encoder"] += cost
-    flops["matching_head"] = 3 * _product(text.width * 2, "matching_head" not in frozen, live) + (
+    flops["matching_head"] = 3 * _product(text.width * 2, "matching_head" not in frozen, has_grad) + (
       2 * 2.0 * (config.matching.group or batch) * embed_dim
     )
-  if answers:
-    cost, live = bert("text_encoder", text.length, pictures)
+  if has_answering:
+    cost, has_grad = bert("text_encoder", text.length, image_states)
     flops["text_encoder"] += cost
-    write(config.answering.length, (text.length, text.width, live), config.answering.answers)
+    write(config.answering.length, (text.length, text.width, has_grad), config.answering.answers)
   return {part: cost for part, cost in flops.items() if cost}
 
 
-def _image_encoder(image, tokens, learns):
+def _image_encoder(image, tokens, is_trained):
   """All patches are embedded, and dropped after that; pixels want no gradient."""
-  patches = _product(image.tokens * 3 * image.patch**2 * image.width, learns, False)
-  return patches + image.layers * _layer(image, tokens, learns, learns)
+  patches = _product(image.tokens * 3 * image.patch**2 * image.width, is_trained, False)
+  return patches + image.layers * _layer(image, tokens, is_trained, is_trained)
 
 
-def _layer(tower, tokens, learns, live, context=0, context_width=0, context_live=False, *, texts=1, contexts=1):
+def _layer(
+  tower, tokens, is_trained, has_grad, context=0, context_width=0, context_has_grad=False, *, texts=1, contexts=1
+):
   """A transformer layer over `tokens`, with cross-attention to `context` tokens if there are any.
 
-  `learns`: its weights want gradients; `live`: its input does; `texts` of so many tokens look at `contexts`.
+  `is_trained`: its weights want gradients; `has_grad`: its input does; `texts` of so many tokens look at `contexts`.
   """
   d = tower.width
-  live |= context_live
+  has_grad |= context_has_grad
   feedforwards = tower.feedforwards if context else 1
-  flops = _product(tokens * (4 * d * d + feedforwards * 2 * d * tower.mlp), learns, live)
-  flops += _attention(tokens * tokens * d, live)
+  flops = _product(tokens * (4 * d * d + feedforwards * 2 * d * tower.mlp), is_trained, has_grad)
+  flops += _attention(tokens * tokens * d, has_grad)
   if context:
-    flops += _product(2 * tokens * d * d, learns, live) + _attention(tokens * context * d, live)
-    context_live |= learns and tower.norm_context
-    flops = texts * flops + contexts * _product(2 * context * context_width * d, learns, context_live)
+    flops += _product(2 * tokens * d * d, is_trained, has_grad) + _attention(tokens * context * d, has_grad)
+    context_has_grad |= is_trained and tower.norm_context
+    flops = texts * flops + contexts * _product(2 * context * context_width * d, is_trained, context_has_grad)
   return flops
 
 
-def _product(multiply_adds, learns, live):
-  return 2.0 * multiply_adds * (1 + learns + live)
+def _product(multiply_adds, is_trained, has_grad):
+  return 2.0 * multiply_adds * (1 + is_trained + has_grad)
 
 
-def _attention(multiply_adds, live):
+def _attention(multiply_adds, has_grad):
   """Query times key, and weights times value."""
-  return 2 * 2.0 * multiply_adds * (1 + 2 * live)
+  return 2 * 2.0 * multiply_adds * (1 + 2 * has_grad)
