@@ -14,9 +14,8 @@ from coca.devices.host import put_batch
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
 from coca.training.gradients import make_gradients
-from coca.training.state import init_state
 from coca.training.step import make_train_step
-from support.common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, pairs, random_params, tiny
+from support.common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, new_state, pairs, random_params, tiny
 from support.reference import GELU, attend, encode, linear, norm, tower, unit
 
 SIGLIP = {
@@ -133,9 +132,8 @@ def test_cappa_writes_word_by_word_from_the_cache():
 def first_step(mesh, accumulate=1, step=0, seed=0):
   """The captioning loss of one step, and Adam's first moment after it: a tenth of the gradient."""
   settings = tiny(**CAPPA, optim__accumulate=accumulate, optim__name="adamw", seed=seed)
-  state = init_state(settings, 20, mesh)
-  state |= {"params": jax.device_put(random_params(settings), jax.tree.map(lambda x: x.sharding, state["params"])),
-            "step": jax.device_put(np.int32(step), state["step"].sharding)}
+  state = new_state(settings, mesh, random_params(settings))
+  state["step"] = jax.device_put(np.int32(step), state["step"].sharding)
   state, metrics = make_train_step(settings, 20, state, mesh)(state, put_batch(pairs(settings), mesh))
   return float(metrics["captioning"]), jax.tree.map(np.asarray, optax.tree_utils.tree_get(state["opt"], "mu"))
 

@@ -193,12 +193,23 @@ KEY = jax.random.key(3)
 
 
 @functools.cache
-def gradients_of(group, mesh, captioning=2.0):
+def compiled(group, mesh, captioning=2.0):
+  """Gradients and metrics as a function of a batch."""
   settings = match_settings(matching__group=group, captioning__weight=captioning)
   with jax.set_mesh(mesh):
     params = jax.device_put(random_params(settings), Forward(settings, mesh).params_shardings)
-    out = jax.jit(make_gradients(settings))(params, put_batch(pairs(settings), mesh), None, KEY)
-  return jax.tree.map(np.asarray, out)
+  gradients = jax.jit(make_gradients(settings))
+
+  def run(batch):
+    with jax.set_mesh(mesh):
+      return jax.tree.map(np.asarray, gradients(params, put_batch(batch, mesh), None, KEY))
+
+  return run
+
+
+@functools.cache
+def gradients_of(group, mesh, captioning=2.0):
+  return compiled(group, mesh, captioning)(pairs(match_settings()))
 
 
 def test_loss_and_gradients_are_those_of_whole_forward_passes():
@@ -258,15 +269,12 @@ def test_without_captioning_there_is_no_vocabulary_head():
 
 
 def test_a_pair_of_weight_0_changes_nothing():
-  settings = match_settings()
-  params, batch = random_params(settings), pairs(settings)
+  batch = pairs(match_settings())
   row = int(np.flatnonzero(batch["weight"] == 0)[0])
   other = {k: v.copy() for k, v in batch.items()}
   other["image"][row], other["text"][row] = 255 - batch["image"][row], 0  # as a broken record: no text at all
   other["text"][row, :3] = 0
-  with jax.set_mesh(make_mesh()):
-    run = jax.jit(make_gradients(settings))
-    (a, ma), (b, mb) = run(params, batch, None, KEY), run(params, other, None, KEY)
+  (a, ma), (b, mb) = gradients_of(0, make_mesh()), compiled(0, make_mesh())(other)
   np.testing.assert_allclose(ma["matching"], mb["matching"], rtol=1e-6)
   assert_trees_close(a, b, 1e-6)
 

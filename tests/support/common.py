@@ -14,6 +14,7 @@ from coca.devices import sharding
 from coca.devices.trees import path_name
 from coca.models.abstract import abstract_model
 from coca.training.gradients import make_gradients
+from coca.training.state import planned_state
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL = Special(BOS, EOS)
@@ -80,6 +81,15 @@ def random_params(settings: config.Config, seed=0):
     return rng.normal(0, 0.3, x.shape).astype(np.float32)
 
   return jax.tree_util.tree_map_with_path(one, abstract_model(settings)[1])
+
+
+def new_state(settings: config.Config, mesh, params, total=20):
+  """A state with these parameters and all else zeros, as `init_state` makes it of its own after a compilation."""
+  planned = planned_state(settings, total, mesh)
+  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), planned) | {"params": params}
+  if settings.optim.ema:
+    state["ema"] = params
+  return jax.device_put(state, jax.tree.map(lambda x: x.sharding, planned))
 
 
 def numeric_gradient(f, x, eps=1e-5):

@@ -13,9 +13,8 @@ from coca.storage import weights
 from coca.storage.checkpoint import Checkpoints
 from coca.storage.workdir import write_run
 from coca.training.init_from import fit_length, initial_params, resize_positions, start_from
-from coca.training.state import init_state
 from support.blip_reference import tiny_blip
-from support.common import make_mesh, random_params, tiny
+from support.common import make_mesh, new_state, random_params, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +40,7 @@ def save(folder, settings, params, tokens, as_run=False):
 
 def start(folder, settings, mesh=None):
   mesh = mesh or make_mesh()
-  fresh = init_state(settings, 10, mesh)["params"]
+  fresh = new_state(settings, mesh, random_params(settings, 1))["params"]
   params, report = initial_params(folder, settings, fresh, mesh)
   assert jax.tree.structure(params) == jax.tree.structure(fresh)
   assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, fresh)
@@ -72,7 +71,7 @@ def test_the_same_model_is_loaded_whole_on_any_mesh(as_run, tokens, tmp_path):
 def test_average_and_momentum_encoders_start_as_the_loaded_parameters(tokens, tmp_path):
   settings = tiny_blip(contrastive__momentum=0.995, contrastive__queue=16, optim__ema=0.9)
   old = random_params(settings)
-  fresh = init_state(settings, 10, make_mesh())
+  fresh = new_state(settings, make_mesh(), random_params(settings, 1))
   names, count = flat(fresh["momentum"]).keys(), len(jax.tree.leaves(fresh["opt"]))
   state, report = start_from(save(tmp_path / "m", settings, old, tokens), settings, fresh, make_mesh())
   assert "parameters)" in report and len(jax.tree.leaves(state["opt"])) == count

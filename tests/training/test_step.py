@@ -17,7 +17,7 @@ from coca.training.optim import decay_mask
 from coca.training.state import init_state, planned_state
 from coca.training.step import make_train_step
 from support.blip_reference import ANSWERS, tiny_blip
-from support.common import assert_trees_close, make_mesh, pairs, random_params, shapes_in, tiny
+from support.common import assert_trees_close, make_mesh, new_state, pairs, random_params, shapes_in, tiny
 
 TOTAL = 20
 METRICS = {"loss", "contrastive", "captioning", "temperature", "grad_norm", "skipped", "skipped_in_a_row",
@@ -39,12 +39,7 @@ def first_params():
 
 
 def first_state(settings, mesh):
-  """What `init_state` makes, without compiling it again."""
-  planned = planned_state(settings, TOTAL, mesh)
-  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), planned) | {"params": first_params()}
-  if settings.optim.ema:
-    state["ema"] = first_params()
-  return jax.device_put(state, jax.tree.map(lambda x: x.sharding, planned))
+  return new_state(settings, mesh, first_params(), TOTAL)
 
 
 @pytest.mark.slow
