@@ -19,9 +19,9 @@ from coca.config.command_line import one_line, parse_flags
 from coca.config.help import described
 from coca.devices import processes
 from coca.planning import arithmetic
+from coca.storage.bucket import workdir_path
 from coca.storage.checkpoint import CheckpointError
 from coca.storage.lock import Locked
-from coca.storage.workdir import local
 from coca.training.limits import Stop, TooManySkipped
 from coca.training.loop import run
 
@@ -43,9 +43,9 @@ def main(argv) -> None:
       print(arithmetic.describe(config, jax.device_count()))
       return
     processes.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.timeout)
-    workdir = local(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    workdir = workdir_path(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not FLAGS.workdir and jax.process_count() > 1:
-      raise ValueError("on several hosts give --workdir: a folder that all of them see")
+      raise ValueError("on several hosts give --workdir: a folder that all of them see, or gs://BUCKET/RUN")
     if not FLAGS.workdir:
       print(f"workdir: {workdir}", flush=True)
     status = run(config, workdir, FLAGS.profile)

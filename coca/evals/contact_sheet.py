@@ -4,7 +4,6 @@ import dataclasses
 import textwrap
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from coca.evals.fonts import families_for
 from coca.evals.stream import Stream
 from coca.evals.vqa import Vqa
 from coca.evals.zero_shot import ZeroShot
+from coca.files.writing import writing
 
 RIGHT, WRONG = "#1a7f37", "#57606a"
 WRAP = 28  # characters a line under a picture
@@ -34,7 +34,7 @@ class Cell:
   question: str = ""  # texts and caption are then answers to it
 
 
-def write_contact_sheet(evaluators: dict, params, path: str | Path, count: int = 30) -> None:
+def write_contact_sheet(evaluators: dict, params, path, count: int = 30) -> None:
   """Draws what the model makes of the pictures of its first zero-shot evaluator, or of its first one if it has none.
 
   All processes call this; the first one writes the file.
@@ -42,7 +42,7 @@ def write_contact_sheet(evaluators: dict, params, path: str | Path, count: int =
   Args:
     evaluators: from `coca.evals.build.make_evaluators`; without any, nothing is drawn.
     params: of the model.
-    path: of the PNG file.
+    path: of the PNG file, or its URL.
     count: of pictures, spread over the source.
   """
   if not evaluators:
@@ -89,12 +89,12 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
   return cells
 
 
-def contact_sheet(cells: Sequence[Cell], path: str | Path, columns: int = 6, title: str = "") -> None:
+def contact_sheet(cells: Sequence[Cell], path, columns: int = 6, title: str = "") -> None:
   """Draws cells as a PNG: the picture, its first text, the caption and the likeliest labels, right ones in green.
 
   Args:
     cells: at least one.
-    path: of the PNG file.
+    path: of the PNG file, or its URL.
     columns: cells a row.
     title: above all.
 
@@ -120,7 +120,8 @@ def contact_sheet(cells: Sequence[Cell], path: str | Path, columns: int = 6, tit
     _draw(figure.add_axes(place), cell, families)
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Glyph .* missing")  # the title says it
-    figure.savefig(path)
+    with writing(path) as file:
+      figure.savefig(file, format="png")
 
 
 def _lines(cell: Cell) -> list[tuple[str, str, str]]:

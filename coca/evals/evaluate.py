@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import jax
 
@@ -19,7 +18,7 @@ def evaluate(workdir, names: list[str] | None = None, ema: bool | None = None,
   """Runs evaluators on the newest checkpoint of a working directory.
 
   Args:
-    workdir: what `python -m coca.train --workdir=...` wrote.
+    workdir: what `python -m coca.train --workdir=...` wrote; a folder, or gs://.
     names: of evaluators in the run's config; None: all.
     ema: as for `coca.inference.load`.
     allow_urls: whether data in a bucket or on the web may be opened, which the workdir's config names. What is opened
@@ -44,7 +43,7 @@ def evaluate(workdir, names: list[str] | None = None, ema: bool | None = None,
     numbers[name] = value
     if jax.process_index() == 0:
       print(f"{name:<48} {value:12.4f}", flush=True)
-  write_contact_sheet(evaluators, model.params, Path(workdir) / "contact_sheet.png")
+  write_contact_sheet(evaluators, model.params, f"{workdir}/contact_sheet.png")
   if jax.process_index() == 0:
     finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
     write_atomic(f"{workdir}/eval.json", (json.dumps(finite, indent=2) + "\n").encode())

@@ -25,6 +25,10 @@ _WORDS = re.compile(
   r"CANCELLED|ABORTED)\b")
 
 
+# Those of stores have exceptions of their own, also for what does not answer.
+_CLIENTS = ("gcsfs", "aiohttp", "requests", "google", "s3fs", "botocore")
+
+
 class Unavailable(OSError):
   """A file or a store failed in several tries: an error of the system, which does not mean damage."""
 
@@ -37,6 +41,8 @@ def of_the_system(error: BaseException) -> bool:
     number = getattr(error, "errno", None)
     if isinstance(error, OSError) and isinstance(number, int):
       return number not in _EVIDENCE
+    if type(error).__module__.partition(".")[0] in _CLIENTS and _status(error) not in (404, 412):
+      return True
     if _WORDS.search(str(error)):
       return True
     error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -68,9 +74,15 @@ def again(read: Callable, name: str, may_pass: Callable[[Exception], bool] = of_
 
 def _refused(error: Exception) -> bool:
   """Whether waiting makes no sense: no right to read, by the system, gcsfs, or an HTTP server's status."""
-  status = getattr(error, "status", None)
+  status = _status(error)
   return (isinstance(error, PermissionError) or str(error).startswith("Forbidden") or
-          (isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)))
+          (status is not None and 400 <= status < 500 and status not in (408, 429)))
+
+
+def _status(error: BaseException) -> int | None:
+  """The HTTP status of which an exception tells, as the clients of stores have it: a number, or its digits."""
+  status = getattr(error, "status", None) or getattr(error, "code", None)
+  return int(status) if isinstance(status, int) or (isinstance(status, str) and status.isdecimal()) else None
 
 
 def exists(path) -> bool:
@@ -79,9 +91,9 @@ def exists(path) -> bool:
   Raises:
     Unavailable: the system does not say.
   """
-  if "://" in str(path):
-    return epath.Path(path).exists()
   try:
+    if "://" in str(path):
+      return again(epath.Path(path).exists, str(path))
     again(lambda: os.stat(path), str(path))
     return True
   except (FileNotFoundError, NotADirectoryError):

@@ -1,9 +1,10 @@
 """Checkpoints of a training state: asynchronous, verified, restorable on any number of devices. All of Orbax is here.
 
 A step is a directory `DIRECTORY/STEP` with two items: `state`, the arrays by their path in the pytree, and `meta`, a
-JSON record of the caller's `meta` and every array's shape, type and checksum. Orbax commits a step by a rename, so a
-process killed at any moment leaves the previous steps as they were. Neither Orbax nor its storage notices a changed
-byte in an array; the checksums do. An error of the system is no damage: it is tried again, and nothing is changed.
+JSON record of the caller's `meta` and every array's shape, type and checksum. Orbax commits a step by a rename, and in
+a bucket by an object that it writes last, so a process killed at any moment leaves the previous steps as they were.
+Neither Orbax nor its storage notices a changed byte in an array; the checksums do. An error of the system is no damage:
+it is tried again, and nothing is changed.
 """
 
 import json
@@ -23,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from coca.devices.host import from_first
 from coca.files import retries
+from coca.storage.bucket import in_bucket
 from coca.storage.checksums import checksums
 from coca.storage.saved_step import (
   Damaged,
@@ -40,6 +42,7 @@ from coca.storage.saved_step import (
 _NEVER = 10 * 365 * 24 * 3600  # seconds; Orbax' own time-out goes by the clock on the wall, which may jump
 
 DAMAGED = ".damaged"  # appended to the name of a step that failed its checks
+_MARKER = "commit_success.txt"  # in a bucket Orbax writes it last; a folder has its name when it is complete
 
 
 class CheckpointError(RuntimeError):
@@ -50,7 +53,7 @@ class Checkpoints:
   """The checkpoints of one run. Every process calls every method, with the same step.
 
   Args:
-    directory: local path or fsspec-like URL (gs://); made when missing.
+    directory: local path or a URL, gs://; made when missing.
     keep: how many of the latest steps stay.
     keep_every: every step that is a multiple of this stays for good; 0: none.
     timeout: seconds after which a save in the background counts as failed.
@@ -233,6 +236,16 @@ def load_params(directory, abstract_params, part: str | None = None):
   raise FileNotFoundError(f"no checkpoint in {directory}; train there first, or name another directory")
 
 
+def complete(directory) -> list[int]:
+  """The steps that were written to their end.
+
+  Raises:
+    OSError, or what the client of a store raises (`coca.files.retries.of_the_system`): the directory can't be listed.
+  """
+  steps = [int(name) for name in _names(directory) if name.isdecimal()]
+  return [step for step in steps if (directory / str(step) / _MARKER).exists()] if in_bucket(directory) else steps
+
+
 # --- All processes together ---
 
 _FINE, _DAMAGE, _TROUBLE = range(3)
@@ -255,7 +268,9 @@ def _by_all(read: Callable, path):
       result = read()
     except Damaged as e:
       problem, found = str(e), _DAMAGE
-    except OSError as e:
+    except Exception as e:
+      if not isinstance(e, OSError) and not retries.of_the_system(e):
+        raise
       problem, found = str(e), _TROUBLE
     worst = _worst(found)
     if worst == _FINE:
@@ -277,11 +292,7 @@ def _newest(directory, without: Collection[int] = ()) -> int:
   Orbax' own lists take a directory at which the system fails for absent.
   """
   def newest():
-    if "://" in str(directory):  # complete is what holds a marker there
-      steps = ocp.utils.checkpoint_steps(directory)
-    else:
-      steps = [int(name) for name in _names(directory) if name.isdecimal()]
-    return max((step for step in steps if step not in without), default=-1)
+    return max((step for step in complete(directory) if step not in without), default=-1)
 
   return int(from_first(np.array(_by_all(newest, directory))))
 
@@ -294,7 +305,12 @@ def _is_there(path) -> bool:
 
 
 def _path(directory):
-  return epath.Path(directory if "://" in str(directory) else os.path.abspath(directory))
+  if not in_bucket(directory):
+    return epath.Path(os.path.abspath(directory))
+  if not str(directory).startswith("gs://"):
+    raise ValueError(f"{directory}: checkpoints are read from a folder or gs:// and from no other store, since Orbax "
+                     "can't; copy the workdir to a folder")
+  return epath.Path(directory)
 
 
 def _names(directory) -> list[str]:

@@ -5,6 +5,9 @@ the process ends, however it ends: after kill -9 the next one starts at once. Ov
 that of a host which is gone ends with its lease (90 seconds on Linux). Elsewhere (gcsfuse, containers that share a
 folder) the holder's signs of life count: one every `BEAT` seconds, and who sees none for `PATIENCE` takes over. A
 holder that was frozen for so long, and finds its lock taken, ends at once.
+
+In a bucket signs of life are all there is, and the store decides between two: each write asks that the object be as its
+writer has seen it (`coca.storage.bucket.Object`).
 """
 
 import contextlib
@@ -23,6 +26,7 @@ import numpy as np
 
 from coca.devices import processes
 from coca.devices.host import from_first
+from coca.storage.bucket import Object, in_bucket
 
 FILE = ".lock"
 BEAT, PATIENCE = 5.0, 30.0  # seconds
@@ -38,7 +42,9 @@ class Locked(RuntimeError):
 
 @contextlib.contextmanager
 def locked(workdir):
-  """Around all that a run writes in `workdir`, a local folder, which is made when missing. All processes call this.
+  """Around all that a run writes in `workdir`, a folder, which is made when missing, or in a bucket.
+
+  All processes call this.
 
   Raises:
     Locked: another run is there; on every process.
@@ -46,7 +52,7 @@ def locked(workdir):
   lock, problem = None, b""
   if jax.process_index() == 0:
     try:
-      lock = _Lock(Path(workdir))
+      lock = _ObjectLock(workdir) if in_bucket(workdir) else _FileLock(Path(workdir))
     except Locked as e:
       problem = str(e).encode()[:SHOWN]
   heard = from_first(np.frombuffer(problem.ljust(SHOWN, b"\0"), np.uint8))
@@ -60,38 +66,18 @@ def locked(workdir):
 
 
 class _Lock:
-  """The lock of this process. Raises Locked."""
+  """What the lock of a folder and that of a bucket have in common. Raises Locked."""
 
-  def __init__(self, folder: Path):
-    self._path, self._made = folder / FILE, not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    self._file, reaches = _open(self._path)
-    try:
-      other = self._read()
-      if reaches is False or (other and not self._is_gone(other)):
-        other = other or _UNKNOWN
-        raise Locked(f"another run is in {folder}: process {other['pid']} on {other['host']}, since {other['since']}. "
-                     "Wait for its end or stop it, or take another workdir")
-      self._me = {"host": socket.gethostname(), "place": _place(), "pid": os.getpid(), "started": _started(os.getpid()),
-                  "since": time.strftime("%Y-%m-%d %H:%M:%S %z"), "beat": 0}
-      self._write()
-    except BaseException:
-      os.close(self._file)
-      raise
+  def __init__(self, workdir):
+    self._workdir, self._path = workdir, f"{workdir}/{FILE}"
+    self._me = {"host": socket.gethostname(), "place": _place(), "pid": os.getpid(), "started": _started(os.getpid()),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S %z"), "beat": 0}
     self._over = threading.Event()
     self._thread = threading.Thread(target=self._live, name="lock", daemon=True)
-    self._thread.start()
 
-  def release(self) -> None:
-    """Removes the file, and a folder that was made for it if nothing else has come into it."""
-    self._over.set()
-    self._thread.join()
-    with contextlib.suppress(OSError):
-      if self._is_mine(self._read()):
-        self._path.unlink()
-      if self._made:
-        self._path.parent.rmdir()
-    os.close(self._file)
+  def _held_by(self, other: dict) -> Locked:
+    return Locked(f"another run is in {self._workdir}: process {other['pid']} on {other['host']}, since "
+                  f"{other['since']}. Wait for its end or stop it, or take another workdir")
 
   def _is_gone(self, other: dict) -> bool:
     """Whether the process that the file names, and whose flock is not to be seen from here, has ended."""
@@ -121,21 +107,80 @@ class _Lock:
     return found is not None and found | {"beat": 0} == self._me | {"beat": 0}
 
   def _read(self) -> dict | None:
-    """Who the file names; None: nobody. It is opened anew: over NFS that shows what other hosts have written."""
+    """Who the file names; None: nobody."""
+    data = self._bytes()
     try:
-      data = self._path.read_bytes()
       found = json.loads(data or b"null")
       return found and {name: found[name] for name in _UNKNOWN}
-    except FileNotFoundError:
-      return None
     except (ValueError, KeyError, TypeError):  # half of what somebody has written
       return _UNKNOWN | {"beat": data.hex()}
+
+
+class _FileLock(_Lock):
+  def __init__(self, folder: Path):
+    super().__init__(folder)
+    self._file_path, self._made = folder / FILE, not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    self._file, reaches = _open(self._file_path)
+    try:
+      other = self._read()
+      if reaches is False or (other and not self._is_gone(other)):
+        raise self._held_by(other or _UNKNOWN)
+      self._write()
+    except BaseException:
+      os.close(self._file)
+      raise
+    self._thread.start()
+
+  def release(self) -> None:
+    """Removes the file, and a folder that was made for it if nothing else has come into it."""
+    self._over.set()
+    self._thread.join()
+    with contextlib.suppress(OSError):
+      if self._is_mine(self._read()):
+        self._file_path.unlink()
+      if self._made:
+        self._file_path.parent.rmdir()
+    os.close(self._file)
+
+  def _bytes(self) -> bytes | None:
+    """What is in the file. It is opened anew: over NFS that shows what other hosts have written."""
+    try:
+      return self._file_path.read_bytes()
+    except FileNotFoundError:
+      return None
 
   def _write(self) -> None:
     data = json.dumps(self._me).encode()
     os.pwrite(self._file, data, 0)
     os.ftruncate(self._file, len(data))
     os.fsync(self._file)
+
+
+class _ObjectLock(_Lock):
+  """Of two that find nobody there, or nobody alive, the store lets one write: the other's condition fails."""
+
+  def __init__(self, workdir):
+    super().__init__(workdir)
+    self._object = Object(self._path)
+    other = self._read()
+    if (other and not self._is_gone(other)) or not self._write():
+      raise self._held_by(self._read() or _UNKNOWN)
+    self._thread.start()
+
+  def release(self) -> None:
+    """Removes the object."""
+    self._over.set()
+    self._thread.join()
+    with contextlib.suppress(OSError):
+      if self._is_mine(self._read()):
+        self._object.write(None)
+
+  def _bytes(self) -> bytes | None:
+    return self._object.read()
+
+  def _write(self) -> bool:
+    return self._object.write(json.dumps(self._me).encode())
 
 
 def _open(path: Path) -> tuple[int, bool | None]:

@@ -5,13 +5,14 @@
     checkpoints/     coca/storage/checkpoint.py
     metrics.jsonl, tensorboard/, curves.png, contact_sheet.png
 
+In a bucket (gs://) the lines are in metrics/000000.jsonl, ... (coca/training/metrics_file.py).
+
 A model directory, as `python -m coca.convert` writes it, has model.safetensors in place of checkpoints/, and its sha256
 in config.json. Whatever reads a model takes either.
 """
 
 import json
 import re
-from pathlib import Path
 
 import jax
 from etils import epath
@@ -23,22 +24,15 @@ from coca.data.tokenizers.load import FILES, load
 from coca.files.retries import again, exists
 from coca.files.writing import write_atomic
 from coca.storage import checkpoint, weights
-
-
-def local(workdir: str) -> Path:
-  """The folder of a run that is to be trained. Raises ValueError where it is in an object store."""
-  if "://" in workdir:
-    raise ValueError(f"--workdir={workdir}: metrics are appended to files, which object stores cannot; give a local "
-                     "folder or mount the bucket (gcsfuse)")
-  return Path(workdir).absolute()
+from coca.storage.bucket import names
 
 
 def saved_steps(workdir) -> list[int]:
   """The steps of a run that are in its checkpoints, damaged ones too, ascending."""
   folder = epath.Path(workdir) / "checkpoints"
-  names = again(lambda: [path.name for path in folder.iterdir()], str(folder)) if exists(folder) else []
-  return sorted(int(name.partition(checkpoint.DAMAGED)[0]) for name in names
-                if re.fullmatch(rf"\d+({re.escape(checkpoint.DAMAGED)}\d*)?", name))
+  damaged = re.compile(rf"(\d+){re.escape(checkpoint.DAMAGED)}\d*")
+  found = [int(match[1]) for name in names(folder) if (match := damaged.fullmatch(name))]
+  return sorted(found + again(lambda: checkpoint.complete(folder), str(folder)))
 
 
 def read_workdir(workdir) -> tuple[Config, Tokenizer]:
@@ -56,10 +50,10 @@ def read_workdir(workdir) -> tuple[Config, Tokenizer]:
 def read_config(workdir) -> Config:
   """The settings alone; raises as `read_workdir`."""
   workdir = epath.Path(workdir)
-  for names in (("config.json",), FILES):
-    if not any(exists(workdir / name) for name in names):
+  for files in (("config.json",), FILES):
+    if not any(exists(workdir / name) for name in files):
       raise FileNotFoundError(
-        f"{workdir} is no working directory of a run: it has no {' or '.join(names)}. One holds config.json, a "
+        f"{workdir} is no working directory of a run: it has no {' or '.join(files)}. One holds config.json, a "
         f"tokenizer and checkpoints/ or model.safetensors; make one with: python -m coca.train "
         f"--config=configs/coca_tiny.py --workdir={workdir}, or from open_clip's or BLIP's weights with: python -m "
         "coca.convert")

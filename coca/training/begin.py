@@ -22,6 +22,7 @@ from coca.devices.host import from_first
 from coca.files.retries import exists
 from coca.files.threads import threads
 from coca.storage import weights
+from coca.storage.bucket import names
 from coca.storage.workdir import NOT_OURS, parse_run, read_run, read_workdir, saved_steps, tokenizer_path, write_run
 from coca.training.optim import make_schedule
 
@@ -48,7 +49,7 @@ def check_folder(workdir) -> None:
   if exists(workdir / "config.json") or not exists(workdir):
     return
   try:
-    found = sorted(path.name for path in workdir.iterdir() if not NOT_OURS.fullmatch(path.name))
+    found = sorted(name for name in names(workdir) if not NOT_OURS.fullmatch(name))
   except NotADirectoryError:
     raise ValueError(f"--workdir={workdir} is a file; name a folder") from None
   if found:
@@ -132,7 +133,6 @@ def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]
     else:
       tokenizer = _new_tokenizer(config, sources)
       _remove_tokenizer(workdir, saved.get("tokenizer_sha256", ""))
-    workdir.mkdir(parents=True, exist_ok=True)
     write_run(config, tokenizer, workdir, sources=records)
     if not exists(workdir / tokenizer.file):  # last: config.json says whose file it is
       tokenizer.save(workdir / tokenizer.file)

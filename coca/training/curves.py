@@ -1,17 +1,18 @@
 """Curves of a run as a picture."""
 
 import math
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
+from coca.files.writing import writing
 from coca.training import metrics
 
 SHOWN = ("train/loss", "train/contrastive", "train/captioning", "train/answering", "train/matching",
          "train/matching_accuracy", "train/temperature")
 
 
-def plot_curves(workdir) -> Path:
+def plot_curves(workdir) -> epath.Path:
   """Draws `metrics.jsonl`, training and every `eval/` number in a panel each, to `WORKDIR/curves.png`.
 
   Raises:
@@ -21,7 +22,7 @@ def plot_curves(workdir) -> Path:
   from matplotlib.figure import Figure
   from matplotlib.ticker import MaxNLocator
 
-  folder = Path(workdir)
+  folder = epath.Path(workdir)
   curves = _curves(metrics.read(folder / metrics.FILE))
   if not curves:
     raise FileNotFoundError(f"no training or evaluation numbers in {folder / metrics.FILE}")
@@ -48,7 +49,8 @@ def plot_curves(workdir) -> Path:
     panel.set_axis_off()
   figure.supxlabel("step", fontsize=8)
   path = folder / "curves.png"
-  figure.savefig(path, dpi=110)
+  with writing(path) as file:
+    figure.savefig(file, dpi=110, format="png")
   return path
 
 

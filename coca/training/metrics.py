@@ -1,4 +1,4 @@
-"""What a run says of itself: `metrics.jsonl`, TensorBoard, and a progress line.
+"""What a run says of itself: `metrics.jsonl` (coca/training/metrics_file.py), TensorBoard, and a progress line.
 
 `metrics.jsonl` has one JSON object a line: `step` and named numbers such as `train/loss`. NaN and infinity, which JSON
 does not have, are null. Values of the training step are fetched by a thread, so that the loop never waits for the
@@ -10,31 +10,25 @@ lost, since it says the same; the run goes on without it.
 
 import json
 import math
-import os
 import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import jax
 import numpy as np
-from absl import logging
 
-from coca.config.typed import read_object
 from coca.devices.hardware import device_memory, peak_flops
-from coca.files.retries import again, exists
-
-FILE = "metrics.jsonl"
-BOARD_FLUSH = 30  # seconds after which TensorBoard sees new values
+from coca.training.metrics_file import FILE, open_lines, read  # noqa: F401  (both are asked for here)
+from coca.training.tensorboard import TensorBoard
 
 
 class Metrics:
   """Writes the numbers of a run; other processes than the first write nothing.
 
   Args:
-    workdir: local folder.
+    workdir: a folder, or an epath in a bucket.
     resume_step: step that the run goes on from; what was written of later ones is cut. 0: a new run.
     total_steps: of the whole run, for the time left.
     batch: pairs a step, all processes together, for pairs a second.
@@ -42,7 +36,7 @@ class Metrics:
   """
 
   def __init__(self, workdir, resume_step: int = 0, total_steps: int = 0, batch: int = 0, flops_per_pair: float = 0.0):
-    self._folder, self._resume_step, self._batch = Path(workdir), resume_step, batch
+    self._batch = batch
     self._main = jax.process_index() == 0
     peak = peak_flops(jax.devices()[0].device_kind)
     self._mfu_per_pair = flops_per_pair / (peak * jax.device_count()) if peak else 0.0
@@ -52,12 +46,9 @@ class Metrics:
     self._waited = self._paused = 0.0  # seconds since the last log()
     self._logged = time.perf_counter()
     self._progress = Progress(total_steps, resume_step) if self._main else None
-    self._board = self._file = None
     if self._main:
-      self._folder.mkdir(parents=True, exist_ok=True)
-      cut(self._folder / FILE, resume_step)
-      self._file = open(self._folder / FILE, "ab", buffering=0)  # noqa: SIM115
-      self._begin_tensorboard()
+      self._lines = open_lines(workdir, resume_step)
+      self._board = TensorBoard(workdir / "tensorboard", resume_step, self.say)
 
   def log(self, step: int, scalars: dict) -> None:
     """Takes a training step's numbers, and makes sure that those of the call before are written.
@@ -123,8 +114,8 @@ class Metrics:
     from there then has every line."""
     self._finish()
     if self._main:
-      os.fsync(self._file.fileno())  # an error here is not tried again: the system has then dropped the lines
-      self._flush_tensorboard()
+      self._lines.flush()
+      self._board.flush()
 
   def close(self) -> None:
     try:
@@ -133,8 +124,8 @@ class Metrics:
       self._fetcher.shutdown(wait=False)
       if self._main:
         self._progress.close()
-        self._file.close()
-        self._end_tensorboard()
+        self._board.close()
+        self._lines.close()
 
   def __enter__(self):
     return self
@@ -168,61 +159,8 @@ class Metrics:
     if not self._main:
       return
     line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-    rest = (json.dumps(line, allow_nan=False) + "\n").encode()
-
-    def append():
-      nonlocal rest
-      while rest:  # a full disk takes a part
-        rest = rest[self._file.write(rest):]
-
-    again(append, str(self._folder / FILE))
-    self._to_tensorboard(step, values)
-
-  # tensorboardX's SummaryWriter has a thread behind a queue of ten: once an error has ended the thread, the eleventh
-  # value waits for ever. Its events are therefore written here.
-
-  def _begin_tensorboard(self) -> None:
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    folder = self._folder / "tensorboard"
-    with self._without_tensorboard():
-      folder.mkdir(exist_ok=True)
-      self._board = EventsWriter(str(folder / "events"))
-      # What a killed run has shown of this step and later ones is hidden.
-      self._board.write_event(Event(wall_time=time.time(), step=self._resume_step + 1 if self._resume_step else 0,
-                                    session_log=SessionLog(status=SessionLog.START)))
-    self._flush_tensorboard()
-
-  def _to_tensorboard(self, step: int, values: dict) -> None:
-    if self._board is None:
-      return
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.summary import scalar
-    with self._without_tensorboard():
-      for name, value in values.items():
-        self._board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
-    if time.perf_counter() - self._flushed > BOARD_FLUSH:
-      self._flush_tensorboard()
-
-  def _flush_tensorboard(self) -> None:
-    self._flushed = time.perf_counter()
-    if self._board is not None:
-      with self._without_tensorboard():
-        self._board.flush()
-
-  def _end_tensorboard(self) -> None:
-    board, self._board = self._board, None
-    if board:
-      with suppress(OSError):
-        board.close()
-
-  @contextmanager
-  def _without_tensorboard(self):
-    try:
-      yield
-    except OSError as e:
-      self._end_tensorboard()
-      self.say(f"{self._folder / 'tensorboard'}: {e}: the run goes on without TensorBoard; {FILE} has the same numbers")
+    self._lines.write((json.dumps(line, allow_nan=False) + "\n").encode())
+    self._board.write(step, values)
 
 
 class Progress:
@@ -275,34 +213,6 @@ def describe(step: int, total: int, values: dict, seconds_left: float | None = N
     parts += [f"mfu {values['perf/mfu']:.0%}"] if "perf/mfu" in values else []
     parts += [f"wait {values['perf/data_wait']:.0%}"]
   return "  ".join(parts)
-
-
-def read(path) -> list[dict]:
-  """The lines of a `metrics.jsonl`; what a kill tore off, or is no such line, is left out."""
-  path, lines = Path(path), []
-  for text in again(path.read_bytes, str(path)).split(b"\n") if exists(path) else []:
-    with suppress(ValueError):
-      line = read_object(text)
-      if type(line.get("step")) is int:
-        lines.append(line)
-  return lines
-
-
-def cut(path, last_step: int) -> None:
-  """Takes the lines after `last_step` (all, for 0) out of a `metrics.jsonl`, all at once or not at all."""
-  path = Path(path)
-  if not exists(path):
-    return
-  lines = read(path)
-  kept = [line for line in lines if 0 < line["step"] <= last_step]
-  if len(kept) < len(lines):
-    logging.info("%s: %d lines after step %d are cut", path, len(lines) - len(kept), last_step)
-  new = path.with_name(path.name + ".new")
-  with open(new, "w", encoding="utf-8") as f:
-    f.writelines(json.dumps(line) + "\n" for line in kept)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(new, path)
 
 
 def _fetch(scalars: dict) -> tuple[dict, float]:

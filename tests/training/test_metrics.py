@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX import record_writer
-from tensorboardX.proto.event_pb2 import Event
 
 from coca.devices.hardware import PEAKS, device_memory, peak_flops
 from coca.files import retries
-from coca.storage.workdir import local
-from coca.training import metrics
+from coca.training import metrics, metrics_file
 from coca.training.curves import plot_curves
 from coca.training.metrics import Metrics
+from support.events import events
 
 
 class Device:
@@ -43,18 +42,6 @@ class Clock:
 
 def lines(folder):
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def events(folder):
-  """The TensorBoard events: records of length (8 bytes), checksum (4), data, checksum (4)."""
-  found = []
-  for path in sorted((folder / "tensorboard").iterdir()):
-    data = path.read_bytes()
-    while data:
-      n = int.from_bytes(data[:8], "little")
-      found.append(Event.FromString(data[12:12 + n]))
-      data = data[16 + n:]
-  return found
 
 
 # --- Writing ---
@@ -121,12 +108,6 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
   assert not (tmp_path / "w").exists() and not capsys.readouterr().out
 
 
-def test_object_stores_are_refused(tmp_path):
-  with pytest.raises(ValueError, match="gs://bucket/run"):
-    local("gs://bucket/run")
-  assert local(str(tmp_path)) == tmp_path
-
-
 def test_tensorboard_has_scalars(tmp_path):
   with Metrics(tmp_path, resume_step=3) as m:
     m.log(4, {"train/loss": 2.5})
@@ -177,13 +158,13 @@ class Full(io.FileIO):
 def test_no_line_is_lost_or_torn_while_the_run_goes_on(tmp_path, monkeypatch):
   monkeypatch.setattr(retries, "PAUSES", (0, 0))
   with Metrics(tmp_path) as m:
-    m._file.close()
-    m._file = Full(tmp_path / "metrics.jsonl", "a")
-    m._file.turn, m._file.errors = False, [OSError(errno.ENOSPC, "No space left on device")] * 2
+    m._lines._file.close()
+    m._lines._file = Full(tmp_path / "metrics.jsonl", "a")
+    m._lines._file.turn, m._lines._file.errors = False, [OSError(errno.ENOSPC, "No space left on device")] * 2
     m.write(1, {"a": 1})
     m.write(2, {"a": 2})
     assert lines(tmp_path) == [{"step": 1, "a": 1}, {"step": 2, "a": 2}]
-    m._file.write = lambda data: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error"))
+    m._lines._file.write = lambda data: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error"))
     with pytest.raises(retries.Unavailable, match=r"metrics\.jsonl: .*Input/output error"):
       m.write(3, {"a": 3})
 
@@ -199,7 +180,7 @@ def test_an_error_is_not_an_empty_file(tmp_path, monkeypatch):
     patch.setattr(retries, "PAUSES", (0,))
     patch.setattr(os, "stat", fail)
     with pytest.raises(retries.Unavailable):
-      metrics.cut(tmp_path / "metrics.jsonl", 1)
+      metrics_file.cut(tmp_path / "metrics.jsonl", 1)
   assert lines(tmp_path) == [{"step": 1, "a": 1}]
 
 

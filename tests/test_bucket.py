@@ -1,0 +1,405 @@
+"""A workdir in a bucket, in a store of this machine: kills, resumes, two runs at once, a store that can't be used."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import coca
+from coca.evals.evaluate import evaluate
+from coca.files import retries
+from coca.storage import bucket, checkpoint, lock
+from coca.storage.checkpoint import CheckpointError, Checkpoints, load_params
+from coca.storage.lock import Locked, locked
+from coca.storage.workdir import saved_steps
+from coca.training import metrics, metrics_file, tensorboard
+from coca.training.metrics import Metrics
+from support.checkpoints import abstract, arrays, assert_same, saved, with_key
+from support.events import events
+from support.processes import ROOT, environment
+from support.store import BUCKET, Store
+
+RUN = f"gs://{BUCKET}/run"
+
+
+@pytest.fixture
+def store(monkeypatch):
+  import fsspec
+  with_store = Store()
+  for name, value in with_store.env.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # which other processes have from the environment
+  from etils.epath.backend import fsspec_backend
+  fsspec.get_filesystem_class("gs").clear_instance_cache()
+  fsspec_backend._get_filesystem.cache_clear()
+  yield with_store
+  with_store.close()
+
+
+@pytest.fixture
+def workdir(store):
+  return bucket.workdir_path(RUN)
+
+
+def process(store, script, *args, devices=8, **more):
+  env = environment(devices, **{**store.env, **more})
+  return subprocess.Popen([sys.executable, *script, *map(str, args)], env=env, text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+
+
+class Kill:
+  """Kills whoever sends the first request that matches, and answers nothing."""
+
+  def __init__(self, store, pattern):
+    self.victim, self.done, self._pattern = None, False, re.compile(pattern)
+    store.asked = self
+
+  def __call__(self, method, path):
+    if self.done or self.victim is None or not self._pattern.search(f"{method} {path}"):
+      return
+    self.done = True
+    self.victim.kill()
+    self.victim.wait()
+    raise ConnectionError
+
+
+# --- A small object ---
+
+
+def test_of_two_writers_the_store_takes_one(store):
+  one, two = (bucket.Object(f"{RUN}/x") for _ in range(2))
+  assert one.read() is two.read() is None
+  assert one.write(b"1") and not two.write(b"2") and two.read() == b"1"
+  assert two.write(b"2") and not one.write(b"1") and not one.write(None)
+  assert one.read() == b"2" and one.write(None) and two.read() is None
+
+
+# --- Checkpoints ---
+
+SAVES = ("-c", """
+import sys
+from support.checkpoints import *
+checkpoints = Checkpoints(sys.argv[1])
+found = checkpoints.restore(abstract(with_key(arrays(0))))
+first = found[2] if found else 0
+print("from", first, flush=True)
+for step in range(first + 1, int(sys.argv[2]) + 1):
+  checkpoints.save(step, with_key(arrays(step)), {"step": step})
+  checkpoints.wait()
+checkpoints.close()
+""")
+
+
+@pytest.mark.parametrize("pattern, last", [
+  (r"POST .*checkpoints/3/_CHECKPOINT_METADATA", 2),
+  (r"POST .*checkpoints/3/state/ocdbt", 2),
+  (r"POST .*checkpoints/3/meta/metadata", 2),
+  (r"POST .*checkpoints/3/commit_success.txt", 2),
+  (r"DELETE .*checkpoints/1/meta/metadata", 3),
+])
+def test_killed_while_saving_goes_on_from_an_exact_state(store, pattern, last):
+  kill = Kill(store, pattern)
+  kill.victim = process(store, SAVES, f"{RUN}/checkpoints", 5)
+  out = kill.victim.communicate()[0]
+  assert kill.done and kill.victim.returncode == -signal.SIGKILL, out
+  left = store.names("run/checkpoints/")
+  assert saved_steps(RUN)[-1] == last
+  # A run that only reads changes nothing.
+  assert load_params(f"{RUN}/checkpoints", abstract(with_key(arrays(0)))["params"])["kernel"].shape == (16, 24)
+  assert store.names("run/checkpoints/") == left
+  again = process(store, SAVES, f"{RUN}/checkpoints", 5)
+  out = again.communicate()[0]
+  assert again.returncode == 0 and f"from {last}\n" in out
+  assert {name.split("/")[2] for name in store.names("run/checkpoints/")} == {"4", "5"}
+  assert saved_steps(RUN) == [4, 5]
+  checkpoints = Checkpoints(f"{RUN}/checkpoints")
+  state, meta, step = checkpoints.restore(abstract(with_key(arrays(0))))
+  checkpoints.close()
+  assert step == 5 and meta == {"step": 5}
+  assert_same(state, with_key(arrays(5)))
+
+
+def test_a_damaged_step_is_set_aside(store):
+  saved(f"{RUN}/checkpoints", (1, 2))
+  name = max(store.names("run/checkpoints/2/"), key=lambda name: len(store.read(name)))
+  data = bytearray(store.read(name))
+  data[25::50] = bytes(x ^ 1 for x in data[25::50])
+  bucket.write_atomic(f"gs://{BUCKET}/{name}", bytes(data))
+  whole = {name.split("/", 3)[3] for name in store.names("run/checkpoints/2/")}
+  checkpoints = Checkpoints(f"{RUN}/checkpoints")
+  assert checkpoints.restore(abstract(with_key(arrays(0))))[2] == 1
+  assert checkpoints.latest_step() == 1
+  checkpoints.save(2, with_key(arrays(2)), {"step": 2})
+  checkpoints.close()
+  assert {name.split("/", 3)[3] for name in store.names("run/checkpoints/2.damaged/")} == whole
+  assert saved_steps(RUN) == [1, 2, 2]
+
+
+def test_an_error_of_the_store_is_no_damage(store, monkeypatch):
+  monkeypatch.setattr(retries, "PAUSES", (0,))
+  saved(f"{RUN}/checkpoints", (1, 2))
+  checkpoints = Checkpoints(f"{RUN}/checkpoints")
+  store.asked = lambda method, path: 403 if "/checkpoints/2/" in path else None
+  with pytest.raises(CheckpointError, match="error of the system and no damage"):
+    checkpoints.restore(abstract(with_key(arrays(0))))
+  store.asked = lambda method, path: None
+  assert checkpoints.restore(abstract(with_key(arrays(0))))[2] == 2
+  checkpoints.close()
+  assert not [name for name in store.names() if checkpoint.DAMAGED in name]
+
+
+# --- Metrics ---
+
+
+def test_lines_come_in_parts_and_a_resume_takes_back_later_ones(workdir, store, monkeypatch):
+  monkeypatch.setattr(metrics_file, "PART", 40)
+  with Metrics(workdir) as m:
+    for step in range(1, 7):
+      m.write(step, {"a": step})
+      m.flush()
+    m.write(7, {"a": 7})
+  before = {name: store.read(name) for name in store.names("run/metrics/")}
+  assert list(before) == [f"run/metrics/00000{n}.jsonl" for n in range(4)]
+  assert metrics.read(workdir / metrics.FILE) == [{"step": step, "a": step} for step in range(1, 8)]
+  m = Metrics(workdir, resume_step=4)
+  assert len(metrics.read(workdir / metrics.FILE)) == 7  # what is not flushed has not happened
+  m.write(5, {"b": 5})
+  m.close()
+  assert [line["step"] for line in metrics.read(workdir / metrics.FILE)] == [1, 2, 3, 4, 5]
+  assert metrics.read(workdir / metrics.FILE)[-1] == {"step": 5, "b": 5}
+  assert before.items() <= {name: store.read(name) for name in store.names("run/metrics/")}.items()
+  with Metrics(workdir) as m:  # nothing was ever saved
+    m.write(1, {"c": 1})
+  assert metrics.read(workdir / metrics.FILE) == [{"step": 1, "c": 1}]
+
+
+def test_lines_are_seen_while_the_run_goes_on(workdir, monkeypatch):
+  monkeypatch.setattr(metrics_file, "SHOWN", 0)
+  with Metrics(workdir) as m:
+    m.write(1, {"a": 1})
+    assert metrics.read(workdir / metrics.FILE) == [{"step": 1, "a": 1}]
+
+
+def test_tensorboard_reads_parts(workdir, store, monkeypatch, tmp_path):
+  monkeypatch.setattr(tensorboard, "PART", 100)
+  with Metrics(workdir, resume_step=3) as m:
+    for step in (4, 5, 6):
+      m.write(step, {"train/loss": step / 2})
+      m.flush()
+  names = store.names("run/tensorboard/")
+  assert len(names) > 1
+  (tmp_path / "tensorboard").mkdir()
+  for name in names:
+    (tmp_path / "tensorboard" / Path(name).name).write_bytes(store.read(name))
+  found = events(tmp_path)
+  assert [e.step for e in found if e.session_log.status == e.session_log.START] == [4]
+  assert {e.step: v.simple_value for e in found for v in e.summary.value} == {4: 2, 5: 2.5, 6: 3}
+
+
+# --- One run at a time ---
+
+HOLDER = ("-c", """
+import sys
+from coca.storage.lock import locked
+with locked(sys.argv[1]):
+  print('held', flush=True)
+  sys.stdin.read()
+""")
+
+
+@pytest.fixture
+def holder(store):
+  held = process(store, HOLDER, RUN)
+  while (line := held.stdout.readline()) and line != "held\n":  # tensorstore says which token it uses
+    pass
+  assert line
+  yield held
+  held.kill()
+  held.communicate()
+
+
+@pytest.fixture
+def fast(monkeypatch):
+  monkeypatch.setattr(lock, "BEAT", 0.05)
+  monkeypatch.setattr(lock, "PATIENCE", 0.6)
+
+
+def left(store, **changes):
+  with locked(RUN):
+    text = json.loads(store.read("run/.lock"))
+  assert store.names() == []
+  bucket.write_atomic(f"{RUN}/.lock", json.dumps(text | changes).encode())
+
+
+def test_the_second_run_is_told_who_is_there(store, holder, monkeypatch):
+  monkeypatch.setattr(time, "sleep", None)  # whoever waits fails
+  said = rf"another run is in {RUN}: process {holder.pid} on .*, since 20.* another workdir"
+  with pytest.raises(Locked, match=said), locked(RUN):
+    raise AssertionError("two runs")
+  holder.send_signal(signal.SIGKILL)
+  holder.wait()
+  with locked(RUN):
+    assert json.loads(store.read("run/.lock"))["pid"] == os.getpid()
+  assert store.names() == []
+
+
+def test_another_host_without_signs_of_life_is_gone(store, fast, capfd):
+  left(store, host="elsewhere", place="another boot")
+  with locked(RUN):
+    pass
+  assert "on elsewhere was in this workdir; waiting up to" in capfd.readouterr().err
+
+
+def test_another_host_that_lives_keeps_the_workdir(store, fast):
+  left(store, host="elsewhere", place="another boot")
+  other, over = bucket.Object(f"{RUN}/.lock"), threading.Event()
+
+  def live():
+    while not over.wait(0.05):
+      text = json.loads(other.read())
+      other.write(json.dumps(text | {"beat": text["beat"] + 1}).encode())
+
+  thread = threading.Thread(target=live)
+  thread.start()
+  try:
+    with pytest.raises(Locked, match="on elsewhere"), locked(RUN):
+      pass
+  finally:
+    over.set()
+    thread.join()
+
+
+def test_of_two_that_take_over_one_does(store, fast, monkeypatch):
+  """The other one has written between this one's last look and its write."""
+  left(store, host="elsewhere", place="another boot")
+  write, rival = bucket.Object.write, json.dumps(json.loads(store.read("run/.lock")) | {"host": "rival"}).encode()
+
+  def late(self, data):
+    monkeypatch.setattr(bucket.Object, "write", write)
+    bucket.write_atomic(f"{RUN}/.lock", rival)
+    return self.write(data)
+
+  monkeypatch.setattr(bucket.Object, "write", late)
+  with pytest.raises(Locked, match="on rival"), locked(RUN):
+    pass
+  assert store.read("run/.lock") == rival
+
+
+def test_who_finds_its_lock_taken_ends(store, fast, monkeypatch, capfd):
+  ended, status = threading.Event(), []
+
+  def end(code):
+    status.append(code)
+    ended.set()
+    raise OSError  # which the thread passes over
+
+  monkeypatch.setattr(os, "_exit", end)
+  with locked(RUN):
+    taken = json.dumps(json.loads(store.read("run/.lock")) | {"host": "elsewhere"}).encode()
+    bucket.write_atomic(f"{RUN}/.lock", taken)
+    assert ended.wait(60)
+  assert status[0] == lock.processes.LOCKED
+  assert "was taken by process" in capfd.readouterr().err
+  assert store.read("run/.lock") == taken  # it is the other's
+
+
+# --- A store that can't be used ---
+
+
+@pytest.mark.parametrize("url, error, said", [
+  ("s3://bucket/run", ValueError, "to a folder or to gs://"),
+  ("gs://bucket", ValueError, "gs://BUCKET/RUN"),
+  ("gs://other-bucket/run", ValueError, "404 .* Is its name right"),
+])
+def test_another_url_is_refused_before_anything_is_done(store, url, error, said):
+  with pytest.raises(error, match=said) as raised:
+    bucket.workdir_path(url)
+  assert "\n" not in str(raised.value) and store.names() == []
+
+
+def test_a_store_that_refuses_or_is_not_there_is_one_line(store, monkeypatch):
+  store.asked = lambda method, path: 403
+  with pytest.raises(ValueError, match=r"403 .*storage\.objectUser") as refused:
+    bucket.workdir_path(RUN)
+  monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+  with pytest.raises(OSError, match="can't be reached") as unreachable:
+    bucket.workdir_path(RUN)
+  monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+  monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "")
+  monkeypatch.setenv("HOME", "/nowhere")
+  monkeypatch.setenv("NO_GCE_CHECK", "true")
+  with pytest.raises(ValueError, match="gcloud auth application-default login") as unknown:
+    bucket.workdir_path(RUN)
+  for raised in (refused, unreachable, unknown):
+    assert "\n" not in str(raised.value)
+
+
+def test_the_command_says_it_in_one_line(store):
+  train = ("-m", "coca.train", "--config=configs/coca_tiny.py:runlocal")
+  for url, more, status in (("gs://other-bucket/run", {}, 1),
+                            (RUN, {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:1"}, lock.processes.CRASHED)):
+    ended = process(store, train, f"--workdir={url}", **more)
+    out = ended.communicate()[0].splitlines()
+    assert ended.returncode == status and out[-1].startswith(f"error: --workdir={url}") and "Traceback" not in out, out
+
+
+# --- A run ---
+
+
+def parameters(workdir):
+  return {jax.tree_util.keystr(path): np.asarray(x)
+          for path, x in jax.tree_util.tree_leaves_with_path(coca.load(workdir).params)}
+
+
+def lines(workdir):
+  return [{k: v for k, v in line.items() if not k.startswith("perf/")}
+          for line in metrics.read(f"{workdir}/metrics.jsonl")]
+
+
+@pytest.mark.slow
+def test_killed_in_saves_and_between_a_run_ends_as_one_in_a_folder_that_nothing_disturbed(store, tmp_path):
+  config = tmp_path / "config.py"
+  config.write_text(f"""import runpy
+def get_config():
+  config = runpy.run_path({str(ROOT / "configs" / "coca_tiny.py")!r})["get_config"]("runlocal")
+  config.evals = {{"retrieval": config.evals["retrieval"]}}
+  config.evals.retrieval.limit, config.evals.retrieval.every = 32, "6"
+  return config
+""")
+  train = ("-m", "coca.train", f"--config={config}", "--config.steps=12", "--config.log_every=2",
+           "--config.checkpoint.every=3", "--config.data.batch=16")
+  more = {"devices": 1, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
+          "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+  undisturbed = process(store, train, f"--workdir={tmp_path / 'run'}", **more)
+  out = undisturbed.communicate()[0]
+  assert undisturbed.returncode == 0, out
+  for pattern, before in ((r"POST .*checkpoints/6/state/ocdbt", 0), (r"POST .*checkpoints/6/commit_success.txt", 3),
+                          (r"DELETE .*checkpoints/3/meta/metadata", 3), (r"POST .*metrics/000003", 9)):
+    kill = Kill(store, pattern)
+    kill.victim = process(store, train, f"--workdir={RUN}", **more)
+    out = kill.victim.communicate()[0]
+    assert kill.done and kill.victim.returncode == -signal.SIGKILL, out
+    assert (f"going on from step {before}" if before else "starting") in out
+  last = process(store, train, f"--workdir={RUN}", **more)
+  out = last.communicate()[0]
+  assert last.returncode == 0 and f"coca.load('{RUN}')" in out, out
+  wanted, found = parameters(tmp_path / "run"), parameters(RUN)
+  assert wanted.keys() == found.keys()
+  for name, x in wanted.items():
+    np.testing.assert_array_equal(x, found[name], err_msg=name)
+  assert lines(RUN) == lines(tmp_path / "run")
+  numbers = evaluate(RUN)
+  assert numbers == evaluate(tmp_path / "run")
+  for name in ("eval.json", "curves.png", "contact_sheet.png", "config.json", "tokenizer.model"):
+    assert store.read(f"run/{name}")
+  assert store.read("run/tokenizer.model") == (tmp_path / "run" / "tokenizer.model").read_bytes()
+  assert ".lock" not in [name.split("/")[1] for name in store.names("run/")]
