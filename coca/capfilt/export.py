@@ -4,6 +4,7 @@ One file a shard of the workdir, in the order of its records. The same sidecars 
 stays, so an export that was stopped goes on.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -33,7 +34,7 @@ from coca.data.records import BadRecord, Record, Records, Shard
 from coca.data.sidecars import SidecarError
 from coca.data.sources import open_source
 from coca.files import finding, reading, writing
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
 FIELDS = ("origin", "matching", "contrastive", "decoding", "captioner", "filter", "version")  # of a text
@@ -106,13 +107,14 @@ def export(out: str | os.PathLike, to: str | os.PathLike, format: str = "webdata
   done, write = Exported(), _write_tar if format == "webdataset" else _write_parquet
   there = set(_names(to))
   with tqdm(total=sum(s.stop - s.start for s in manifest["shards"]), desc=f"export to {to}", unit="image",
-            disable=None) as bar, threads(finding.THREADS) as pool:
+            disable=None) as bar:
     for shard in manifest["shards"]:
       name = shard.name + SUFFIXES[format]
       if name in there:
         done.found += 1
       elif len(table := _chosen(shard, choice)):
-        done.samples += write(f"{to}/{name}", _samples(opened, table, sample, pool, done.problems), sample)
+        with contextlib.closing(_samples(opened, table, sample, done.problems)) as samples:
+          done.samples += write(f"{to}/{name}", samples, sample)
         done.files += 1
       bar.update(shard.stop - shard.start)
   return done
@@ -160,28 +162,26 @@ def _chosen(shard: Shard, choice: Source) -> pa.Table:
     raise SidecarError(f"{path}: {e}; finish the stage, or export with a threshold") from None
 
 
-def _samples(source: Records, table: pa.Table, sample: str, pool, problems: list[str]) -> Iterator[_Sample]:
+def _samples(source: Records, table: pa.Table, sample: str, problems: list[str]) -> Iterator[_Sample]:
   numbers, starts = np.unique(table["index"].to_numpy(), return_index=True)
   places = list(zip(numbers.tolist(), starts.tolist(), [*starts[1:].tolist(), len(table)], strict=True))
-  for block in range(0, len(places), BLOCK):
-    part = places[block : block + BLOCK]
-    for (number, start, stop), record in zip(part, pool.map(functools.partial(_read, source), [n for n, *_ in part]),
-                                             strict=True):
-      rows = table.slice(start, stop - start).to_pylist()
-      if isinstance(record, str):
-        problems.append(record)
-        continue
-      key = sidecars.plain(record.key)
-      if rows[0]["key"] not in ("", key):
-        problems.append(f"{source.name}: record {number} is '{key}' and was '{rows[0]['key']}' when its texts were "
-                        "made; the source has changed since")
-      elif problem := _not_exported(source, number, record, rows[0]["image"]):
-        problems.append(problem)
-      elif sample == "image":
-        yield _Sample(f"{number:09d}", number, key, record.image, rows)
-      else:
-        for n, row in enumerate(rows):
-          yield _Sample(f"{number:09d}_{n}", number, key, record.image, [row])
+  records = read_ahead(functools.partial(_read, source), numbers.tolist(), finding.THREADS, BLOCK)
+  for (number, start, stop), record in zip(places, records, strict=True):
+    rows = table.slice(start, stop - start).to_pylist()
+    if isinstance(record, str):
+      problems.append(record)
+      continue
+    key = sidecars.plain(record.key)
+    if rows[0]["key"] not in ("", key):
+      problems.append(f"{source.name}: record {number} is '{key}' and was '{rows[0]['key']}' when its texts were "
+                      "made; the source has changed since")
+    elif problem := _not_exported(source, number, record, rows[0]["image"]):
+      problems.append(problem)
+    elif sample == "image":
+      yield _Sample(f"{number:09d}", number, key, record.image, rows)
+    else:
+      for n, row in enumerate(rows):
+        yield _Sample(f"{number:09d}_{n}", number, key, record.image, [row])
 
 
 def _read(source: Records, number: int) -> Record | str:

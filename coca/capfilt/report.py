@@ -20,7 +20,7 @@ from coca.data import sidecars
 from coca.data.images import decode_eval
 from coca.data.records import BadRecord, Records
 from coca.files.retries import exists
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 from coca.files.writing import write_atomic
 from coca.inference.page import SIDE, data_url
 
@@ -52,10 +52,9 @@ def write_report(out, source: Records, limit: int = 400) -> tuple[epath.Path, Ta
   for shard, indices in _spread(finished, manifest.get("preview", limit)):
     path = sidecars.path_of(out, shard.name)
     _count(sidecars.read(path), indices, tally, rows)
-  with threads() as pool:
-    pictures = pool.map(lambda index: _picture(source, index, rows[index][0]["key"]), rows)
-    records = [{"index": index, "key": rows[index][0]["key"] or "", **picture, "texts": [_text(r) for r in rows[index]]}
-               for index, picture in zip(rows, pictures, strict=True)]
+  pictures = read_ahead(lambda index: _picture(source, index, rows[index][0]["key"]), rows)
+  records = [{"index": index, "key": rows[index][0]["key"] or "", **picture, "texts": [_text(r) for r in rows[index]]}
+             for index, picture in zip(rows, pictures, strict=True)]
   data = {
     "name": out.name,
     "manifest": {k: v for k, v in manifest.items() if k != "shards"},

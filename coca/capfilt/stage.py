@@ -8,6 +8,7 @@ are tokenized for the filter.
 """
 
 import hashlib
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from coca.data.sidecars import SCHEMA, SCORES, image_checksum, plain
 from coca.data.texts import collapse
 from coca.devices.hardware import cores
 from coca.devices.host import to_host
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 
 AHEAD = 3  # batches of images that are read and decoded ahead
 
@@ -91,21 +92,12 @@ class Stage:
   def _batches(self, shards) -> Iterator[_Batch | None]:
     """Batches whose images are read, and None twice at the end, which empties the pipeline."""
     size = self.models.batch
-    with threads(self.settings.threads or cores()) as pool:
-      waiting = deque()
-
-      def first():
-        name, futures, last = waiting.popleft()
-        return _Batch(name, [future.result() for future in futures], last)
-
-      for name, numbers in shards:
-        for start in range(0, max(len(numbers), 1), size):
-          futures = [pool.submit(self._read, int(n)) for n in numbers[start:start + size]]
-          waiting.append((name, futures, start + size >= len(numbers)))
-          if len(waiting) > AHEAD:
-            yield first()
-      while waiting:
-        yield first()
+    parts, ahead = itertools.tee((name, numbers[start:start + size], start + size >= len(numbers))
+                                 for name, numbers in shards for start in range(0, max(len(numbers), 1), size))
+    items = read_ahead(self._read, (int(n) for _, numbers, _ in ahead for n in numbers),
+                       self.settings.threads or cores(), AHEAD * size)
+    for name, numbers, last in parts:
+      yield _Batch(name, list(itertools.islice(items, len(numbers))), last)
     yield None
     yield None
 

@@ -11,7 +11,7 @@ from coca.config.special import Tokenizer
 from coca.data import questions, texts
 from coca.data.records import BadRecord, Records
 from coca.data.texts import all_unknown
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 
 PLACES = 32  # where records are looked at, spread over the sources
 RUN = 16  # records at each place, one behind the other: neighbours in a file cost little more than one
@@ -74,15 +74,14 @@ def _texts(name: str, source: Records, config: Config, places: int) -> Iterator[
 
   starts = np.linspace(0, max(len(source) - RUN, 0), places).astype(int)
   chosen = np.unique(starts[:, None] + np.arange(RUN))
-  with threads(16) as pool:
-    for record in pool.map(read, chosen[chosen < len(source)].tolist()):
-      try:
-        if record is None:
-          yield None
-        elif config.answering.weight:
-          yield questions.question_of(record), [text for t in record.texts if (text := texts.collapse(t.text))]
-        else:
-          text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
-          yield config.data.prompt + text, []
-      except BadRecord:
+  for record in read_ahead(read, chosen[chosen < len(source)].tolist(), 16):
+    try:
+      if record is None:
         yield None
+      elif config.answering.weight:
+        yield questions.question_of(record), [text for t in record.texts if (text := texts.collapse(t.text))]
+      else:
+        text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
+        yield config.data.prompt + text, []
+    except BadRecord:
+      yield None

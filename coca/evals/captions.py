@@ -17,7 +17,7 @@ from coca.data.records import BadRecord, Records
 from coca.devices.host import to_host
 from coca.evals.evaluator import Evaluator
 from coca.evals.stream import Stream, own_texts
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 from coca.inference.forward import Forward
 
 
@@ -61,9 +61,8 @@ class Captions(Evaluator):
 
   def _scores(self, captions: dict[int, str]) -> Iterator[tuple[str, float]]:
     unread = [i for i in captions if i not in self._references]
-    with threads() as pool:
-      found = pool.map(lambda i: references(self.records, i, self._texts_of), unread)
-      self._references.update(zip(unread, found, strict=True))
+    found = read_ahead(lambda i: references(self.records, i, self._texts_of), unread)
+    self._references.update(zip(unread, found, strict=True))
     pairs = [(caption, self._references[i]) for i, caption in captions.items() if self._references[i]]
     yield "exact_match", float(np.mean([matches(c, r) for c, r in pairs])) if pairs else math.nan
     yield "bleu1", bleu1([c for c, _ in pairs], [r for _, r in pairs])

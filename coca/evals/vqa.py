@@ -25,7 +25,7 @@ from coca.evals.stream import Batch, Stream
 from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.files import reading
 from coca.files.retries import Unavailable
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 from coca.inference.forward import Forward
 
 
@@ -59,8 +59,7 @@ class Vqa(Evaluator):
       found |= {int(batch.rows["label"][row]): answers[row] for row in np.nonzero(batch.rows["weight"] > 0)[0]}
     if jax.process_index() == 0:
       unread = [i for i in found if i not in self._given]
-      with threads() as pool:
-        self._given.update(zip(unread, pool.map(lambda i: references(self.records, i), unread), strict=True))
+      self._given.update(zip(unread, read_ahead(lambda i: references(self.records, i), unread), strict=True))
       scores = [vqa_accuracy(answer, self._given[i]) for i, answer in found.items() if self._given[i]]
       yield "accuracy", float(np.mean(scores)) if scores else math.nan
       yield "examples", float(len(scores))

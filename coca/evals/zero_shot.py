@@ -22,7 +22,7 @@ from coca.devices.host import Lagged
 from coca.evals.evaluator import Evaluator
 from coca.evals.ranking import ranks, recall
 from coca.evals.stream import Stream
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 from coca.inference.forward import Forward
 
 THUMB = 16  # pixels a side of what the pixel baseline compares
@@ -147,8 +147,7 @@ def _thumbnails(source: Records) -> tuple[np.ndarray, list[str]]:
       logging.log_first_n(logging.WARNING, "pixel baseline leaves out record %d of %s: %s", 3, i, source.name, e)
       return None
 
-  with threads() as pool:
-    found = [x for x in pool.map(load, range(len(source)), chunksize=64) if x is not None]
+  found = [x for x in read_ahead(load, range(len(source))) if x is not None]
   return np.array([x for x, _ in found], np.float32).reshape(len(found), THUMB * THUMB * 3), [t for _, t in found]
 
 
@@ -159,9 +158,7 @@ def _first_texts(source: Records) -> Iterator[str]:
     except BadRecord:
       return ()  # counted where its picture is wanted
 
-  with threads(16) as pool, tqdm(total=len(source), desc="class names", disable=None, delay=5) as bar:
-    for start in range(0, len(source), 1024):
-      for found in pool.map(read, range(start, min(start + 1024, len(source)))):
-        bar.update()
-        for text in found:
-          yield texts.collapse(text.text)
+  found = read_ahead(read, range(len(source)), 16)
+  for first in tqdm(found, "class names", len(source), disable=None, delay=5):
+    for text in first:
+      yield texts.collapse(text.text)

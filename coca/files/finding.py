@@ -14,7 +14,7 @@ import fsspec
 from tqdm import tqdm
 
 from coca.files.reading import File, stamp_of
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 THREADS = 16  # for opening many files: the time goes into waiting
@@ -93,8 +93,7 @@ def find(path: str, suffix: str, make: str) -> tuple[list[File], list[str]]:
   fs, _ = fsspec.core.url_to_fs(path)
   fs.invalidate_cache()
   names = [fsspec.core.url_to_fs(name)[1] for name in braces(path)] if path else []
-  with threads(THREADS) as pool:
-    found = dict(zip(names, pool.map(lambda name: _listing(fs, name, suffix), names), strict=True))
+  found = dict(zip(names, read_ahead(lambda name: _listing(fs, name, suffix), names, THREADS), strict=True))
   files = {info["name"]: info for infos in found.values() for info in infos if info["type"] == "file"}
   missing = [f"{name}: no such file" for name, infos in found.items() if not infos]
   missing += [f"{info['name']}: no regular file, but a pipe or a device; it is left out"
@@ -166,5 +165,5 @@ def braces(pattern: str) -> list[str]:
 def for_each(function: Callable, items: Iterable, label: str) -> Iterator:
   """`function` of each item, on threads and in order, with a progress bar on a terminal if there are many."""
   items = list(items)
-  with threads(THREADS) as pool:
-    yield from tqdm(pool.map(function, items), label, len(items), disable=True if len(items) < 8 else None, unit="file")
+  found = read_ahead(function, items, THREADS)
+  yield from tqdm(found, label, len(items), disable=True if len(items) < 8 else None, unit="file")

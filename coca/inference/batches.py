@@ -1,5 +1,7 @@
 """Many items in batches of few sizes: threads prepare the next ones while the devices work."""
 
+import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -7,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from coca.devices.host import Lagged
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 
 
 def in_batches(items: Sequence, prepare: Callable, function: Callable, sizes: Sequence[int], unit: str,
@@ -29,13 +31,9 @@ def in_batches(items: Sequence, prepare: Callable, function: Callable, sizes: Se
     return np.zeros((0, *shape), np.float32)
   largest = sizes[-1]
   out = Lagged()
-  with (threads() as pool,
+  with (contextlib.closing(read_ahead(prepare, items, ahead=2 * largest)) as prepared,
         tqdm(total=len(items), unit=f" {unit}", disable=None if len(items) > largest else True) as bar):
-    ahead = [pool.submit(prepare, item) for item in items[:2 * largest]]
-    for start in range(0, len(items), largest):
-      rows = [f.result() for f in ahead[:largest]]
-      later = items[start + 2 * largest:start + 3 * largest]
-      ahead = ahead[largest:] + [pool.submit(prepare, item) for item in later]
+    while rows := list(itertools.islice(prepared, largest)):
       size = next(b for b in sizes if b >= len(rows))
       batch = jax.tree.map(lambda *x: np.stack(x), *rows, *rows[:1] * (size - len(rows)))
       out.append(function(batch)[:len(rows)])

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from coca.decoding.settings import Decoding, make_decoding
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 from coca.files.writing import write_atomic
 from coca.inference import images as image_files
 from coca.inference.captioner import identity
@@ -30,12 +30,9 @@ def read_all(model, paths: Sequence[Path | str]) -> Iterator[list[tuple[Path | s
     except ValueError as e:
       return path, None, str(e)
 
-  with threads() as pool:
-    ahead = []
-    for start in range(0, len(paths) + BATCH, BATCH):
-      ahead.append([pool.submit(read, path) for path in paths[start:start + BATCH]])
-      if start:
-        yield [future.result() for future in ahead.pop(0)]
+  found = read_ahead(read, paths, ahead=2 * BATCH)
+  while batch := list(itertools.islice(found, BATCH)):
+    yield batch
 
 
 def expand(images: Sequence[str]) -> list[Path | str]:

@@ -20,7 +20,7 @@ from coca.decoding.decode import own_prompt
 from coca.devices import processes
 from coca.devices.host import from_first
 from coca.files.retries import exists
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 from coca.storage import weights
 from coca.storage.bucket import names
 from coca.storage.workdir import NOT_OURS, parse_run, read_run, read_workdir, saved_steps, tokenizer_path, write_run
@@ -185,9 +185,8 @@ def _fingerprint(source: Records) -> dict:
       return b""
 
   count, sha256 = len(source), hashlib.sha256()
-  with threads(SAMPLE) as pool:
-    for data in pool.map(read, sorted({n * (count - 1) // (SAMPLE - 1) for n in range(SAMPLE)})):
-      sha256.update(len(data).to_bytes(8, "little") + data)
+  for data in read_ahead(read, sorted({n * (count - 1) // (SAMPLE - 1) for n in range(SAMPLE)}), SAMPLE):
+    sha256.update(len(data).to_bytes(8, "little") + data)
   return {"records": count, "sample_sha256": sha256.hexdigest()}
 
 

@@ -4,7 +4,6 @@ import time
 import pytest
 
 from coca.data import feed
-from coca.files.threads import threads
 from coca.training import limits
 
 
@@ -113,21 +112,3 @@ def test_a_loader_that_hangs_is_left_behind(monkeypatch):
   threading.Thread(target=lambda: (batches.close(), closed.set()), daemon=True).start()
   assert closed.wait(60)
   answers.set()
-
-
-def test_work_that_waits_is_not_begun_after_an_error():
-  begun, go = [], threading.Event()
-
-  def work(n):
-    begun.append(n)
-    if n == 0:
-      raise OSError("no disk")
-    go.wait(60)
-
-  with pytest.raises(OSError, match="no disk"), threads(2) as pool:
-    try:
-      for _ in pool.map(work, range(1000)):
-        pass
-    finally:
-      go.set()
-  assert len(begun) < 1000

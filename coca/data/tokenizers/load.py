@@ -17,7 +17,7 @@ from coca.data.records import BadRecord, Records
 from coca.data.tokenizers import clip, wordpiece
 from coca.data.tokenizers.sentencepiece import FILE, SentencePiece
 from coca.files.retries import again
-from coca.files.threads import threads
+from coca.files.threads import read_ahead
 
 FILES = (FILE, clip.FILE, wordpiece.FILE)  # what the tokenizer of a working directory may be called
 _REASONS = 5  # why records can't be used that are told where none can
@@ -80,24 +80,23 @@ def texts_of(sources: dict[str, Records], settings: dict[str, Source], limit: in
 
   share = max(limit // len(sources), 1)
   total = sum(min(len(source), share) for source in sources.values())
-  with threads(16) as pool, tqdm(total=total, desc="texts for the tokenizer", disable=None, delay=5) as bar:
+  with tqdm(total=total, desc="texts for the tokenizer", disable=None, delay=5) as bar:
     for name in sorted(sources):
       source, rng = sources[name], np.random.default_rng([seed, zlib.crc32(name.encode())])
       chosen = rng.choice(len(source), min(len(source), share), replace=False, shuffle=False)
       # In ascending order, because neighbours lie in one file; several at once, because a bucket answers late.
-      for block in np.split(np.sort(chosen), range(1024, len(chosen), 1024)):
-        for record in pool.map(functools.partial(read, source), block.tolist()):
-          bar.update()
-          try:
-            if isinstance(record, BadRecord):
-              raise record
-            rule = settings[name]
-            text = texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
-            any_text = True
-            yield f"{clean(record.question)} {text}" if record.question else text
-          except BadRecord as e:
-            if len(reasons) < _REASONS:
-              reasons.append(str(e) if e is record else f"{name} {record.key}: {e}")
+      for record in read_ahead(functools.partial(read, source), np.sort(chosen).tolist(), 16):
+        bar.update()
+        try:
+          if isinstance(record, BadRecord):
+            raise record
+          rule = settings[name]
+          text = texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
+          any_text = True
+          yield f"{clean(record.question)} {text}" if record.question else text
+        except BadRecord as e:
+          if len(reasons) < _REASONS:
+            reasons.append(str(e) if e is record else f"{name} {record.key}: {e}")
   if not any_text:
     raise ValueError(f"no texts to train the tokenizer on: no record of {', '.join(sorted(sources))} can be used. "
                      "The first reasons:\n" + "\n".join(f"  {reason}" for reason in reasons))
