@@ -15,6 +15,7 @@ and that equal names are positives of each other.
 from coca.commands import arguments
 from coca.config import Eval, Source, default, to_dict
 from coca.recipes import blip as blip_recipes
+from coca.recipes.coca import shorten
 
 
 def get_config(arg=None):
@@ -40,10 +41,6 @@ def get_config(arg=None):
   config.checkpoint.every = "10%"
   if args.runlocal:
     config.name += "_runlocal"
-    config.update(steps="60", log_every="10")
     blip_recipes.tiny(config, layers=2, width=64)
-    config.data.batch = 64
-    for settings in config.evals.values():
-      settings.update(limit=256, batch=64, every="")
-    config.checkpoint.every = "50%"
+    shorten(config)
   return config

@@ -16,6 +16,7 @@ contrastive loss, a sum of both directions beside a mean over tokens, weighs as 
 
 from coca.commands import arguments
 from coca.config import Eval, Source, default, to_dict
+from coca.recipes.coca import shorten
 
 
 def get_config(arg=None):
@@ -52,11 +53,7 @@ def get_config(arg=None):
 
   if args.runlocal:
     config.name += "_runlocal"
-    config.update(steps="60", log_every="10")
     config.model.image.update(layers=2, width=64, mlp=256)
     config.model.text.update(vocab=1000, width=64, mlp=256)
-    config.data.batch = 64
-    for settings in config.evals.values():
-      settings.update(limit=256, batch=64, every="")
-    config.checkpoint.every = "50%"
+    shorten(config)
   return config

@@ -16,6 +16,7 @@ from coca.capfilt.models import Models
 from coca.capfilt.report import evenly
 from coca.capfilt.settings import CapFilt, described, threshold
 from coca.capfilt.stage import Stage, TooManyFailed, failed_images, version
+from coca.config.differing import differing
 from coca.config.typed import to_plain
 from coca.data import sidecars
 from coca.data.records import BadRecord, Records, Shard, split
@@ -67,12 +68,11 @@ def begin(out: str, settings: CapFilt, source: Records, identities: dict) -> lis
     return shards
   old = sidecars.read_manifest(out)
   before, now = _filled_up(old["settings"], described(CapFilt())), manifest["settings"]
-  differing = [f"  config.{name}: {before.get(name)!r} before, {now.get(name)!r} now" for name in sorted(before | now)
-               if before.get(name) != now.get(name)]
-  differing += [f"  {name}: {old[name]} before, {manifest[name]} now" for name in ("captioner", "filter", "version")
-                if old[name] != manifest[name]]
-  if differing:
-    raise ValueError(f"{out} holds a job with other settings:\n" + "\n".join(differing) + "\nGo on with those, or take "
+  lines = [f"  config.{name}: {was!r} before, {is_!r} now" for name, (was, is_) in differing(before, now).items()]
+  lines += [f"  {name}: {old[name]} before, {manifest[name]} now" for name in ("captioner", "filter", "version")
+            if old[name] != manifest[name]]
+  if lines:
+    raise ValueError(f"{out} holds a job with other settings:\n" + "\n".join(lines) + "\nGo on with those, or take "
                      "a new workdir. For another threshold set config.data.sources.<name>.min_matching in training: it "
                      "needs no new job")
   sidecars.check_source(old["shards"], source, out)

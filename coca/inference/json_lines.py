@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from coca.config.differing import differing
 from coca.files.writing import write_atomic
 
 
@@ -45,9 +46,8 @@ class JsonLines:
     except (ValueError, TypeError, RecursionError):
       raise ValueError(f"{self._about} is damaged, so that nobody can tell of what {self._partial} is: delete both to "
                        "begin anew") from None
-    if differing := [f"  {name}: {before.get(name)} before, {about.get(name)} now" for name in sorted(before | about)
-                     if before.get(name) != about.get(name)]:
-      raise ValueError(f"{self._partial} was begun otherwise:\n" + "\n".join(differing) + anew)
+    if lines := [f"  {name}: {was} before, {is_} now" for name, (was, is_) in differing(before, about).items()]:
+      raise ValueError(f"{self._partial} was begun otherwise:\n" + "\n".join(lines) + anew)
     lines = []
     for line, name in zip(self._partial.read_bytes().split(b"\n")[:-1], names, strict=False):
       try:

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from coca.config import Config
+from coca.config.differing import listed
 from coca.devices.trees import path_name
 from coca.models.abstract import abstract_model
 
@@ -129,10 +130,9 @@ def _check(state_dict: Mapping, entries: list[Entry], ours: dict) -> None:
     expected = (len(entry.paths) * part[0], *part[1:]) if part else part
     if entry.key not in state_dict:
       if not all((path, entry.layer) in there for path in entry.paths):
-        differing.append(f"  {entry.key}: missing, {list(expected)} expected")
+        differing.append(f"{entry.key}: missing, {list(expected)} expected")
     elif (found := tuple(state_dict[entry.key].shape)) != expected and not (expected == () and found == (1,)):
-      differing.append(f"  {entry.key}: {list(found)} in the file, {list(expected)} expected")
-  differing += [f"  {key}: unknown" for key in state_dict if key not in seen]
+      differing.append(f"{entry.key}: {list(found)} in the file, {list(expected)} expected")
+  differing += [f"{key}: unknown" for key in state_dict if key not in seen]
   if differing:
-    more = f"\n  and {len(differing) - 12} more" if len(differing) > 12 else ""
-    raise ValueError("the weights are not those of the config:\n" + "\n".join(differing[:12]) + more)
+    raise ValueError(f"the weights are not those of the config:\n  {listed(differing, 12)}")

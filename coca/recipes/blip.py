@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from coca.config import Eval, Source, default, to_dict
 from coca.config.model import MEAN, STD
-from coca.recipes.coca import EMOJI
+from coca.recipes.coca import EMOJI, shorten
 from coca.storage.workdir import read_config
 
 
@@ -67,18 +67,16 @@ def runlocal(config: ConfigDict) -> ConfigDict:
   """Shrinks a pre-training in place to about a minute on two cores, with the built-in corpus as data; returns it."""
   config.name += "_runlocal"
   tiny(config, layers=2, width=64)
-  config.update(steps="60", log_every="10")
   config.optim.update(epoch="5%", warmup="5%")
   config.contrastive.queue = 240
   config.matching.group = 32
-  config.data.update(batch=64, tokenizer="", tokenizer_texts=10_000)
+  config.data.update(tokenizer="", tokenizer_texts=10_000)
   config.data.sources = {
     "web": to_dict(Source(kind="builtin", split="openclipart", weight=0.0)),
     "human": to_dict(Source(kind="builtin", weight=0.0)),
   }
-  unseen = Source(kind="builtin", split="twemoji")
-  config.evals = {"twemoji": to_dict(Eval(kind="zero_shot", source=unseen, limit=256, batch=64))}
-  config.checkpoint.every = "50%"
+  config.evals = {"twemoji": to_dict(Eval(kind="zero_shot", source=Source(kind="builtin", split="twemoji")))}
+  shorten(config)
   return config
 
 
@@ -137,9 +135,7 @@ def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: 
     config.data.update(batch=128, crop=(0.8, 1.0), flip=False, rand_augment=(0, 0))
     config.steps = str(tiny_steps)
   if args.runlocal:
-    config.update(steps="4", log_every="1")
-    config.data.batch = 8
-    config.checkpoint.every = "50%"
+    shorten(config, steps=4, batch=8)
   return config
 
 

@@ -65,6 +65,15 @@ def alt_text_alone() -> ConfigDict:
   return config
 
 
+def shorten(config: ConfigDict, steps: int = 60, batch: int = 64, limit: int = 256) -> None:
+  """Leaves a config, in place, a few steps of a few pairs, and evaluations of a few examples at the end."""
+  config.update(steps=str(steps), log_every=str(max(steps // 6, 1)))
+  config.data.batch = batch
+  for settings in config.evals.values():
+    settings.update(limit=limit, batch=64, every="")
+  config.checkpoint.every = "50%"
+
+
 def runlocal(config: ConfigDict) -> ConfigDict:
   """Shrinks a config in place to about a minute on two cores, with the built-in corpus as data, and returns it.
 
@@ -76,22 +85,20 @@ def runlocal(config: ConfigDict) -> ConfigDict:
   text.update(vocab=1024, length=16, width=64, mlp=256, heads=4, unimodal_layers=min(text.unimodal_layers, 2),
               multimodal_layers=min(text.multimodal_layers, 2))
   poolers.update(n_query=min(poolers.n_query, 8), mlp=min(poolers.mlp, 256))
-  config.update(steps="60", log_every="10")
   config.optim.warmup = "2%"
-  config.data.update(batch=64, tokenizer="", tokenizer_texts=10_000)
+  config.data.update(tokenizer="", tokenizer_texts=10_000)
   emoji = Source(kind="builtin", text="labels", prompts=("a drawing of a {}", "the {}", "{}"))
   if "labels" in config.data.sources:
     config.data.sources = {
       "labels": to_dict(emoji), "alt_text": to_dict(Source(kind="builtin", split="openclipart"))}
   else:
     config.data.sources = {"alt_text": to_dict(emoji)}
-  unseen = Eval(source=Source(kind="builtin", split="twemoji"), limit=256, batch=64)
-  config.evals = {"twemoji": to_dict(unseen)}
+  config.evals = {"twemoji": to_dict(Eval(source=Source(kind="builtin", split="twemoji")))}
   if config.contrastive.weight:
     config.evals.twemoji.pixel_neighbours = next(iter(config.data.sources))  # where the emoji are
   else:
     config.evals.twemoji.kind = "captions"
-  config.checkpoint.every = "50%"
+  shorten(config)
   return config
 
 
@@ -130,12 +137,8 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
       # Equal names: as in the loss.
       config.evals[kind] = to_dict(Eval(kind=kind, source=unseen, every="20%", equal_texts=kind == "retrieval"))
   if runlocal:
-    config.update(steps="4", log_every="1")
     config.optim.warmup = "1"
-    config.data.batch = 8
-    for settings in config.evals.values():
-      settings.update(limit=64, batch=64, every="")
-    config.checkpoint.every = "50%"
+    shorten(config, steps=4, batch=8, limit=64)
   return config
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
+from coca.config.differing import differing, listed
 from coca.files import retries
 from coca.storage.checksums import checksums
 
@@ -123,23 +124,19 @@ def read_record(path) -> dict:
 def compare(arrays: dict, record: dict) -> str | None:
   sums = checksums(arrays)
   wrong = [name for name in arrays if sums[name] != record["leaves"][name][2]]
-  return f"checksum of {_some(wrong)} differs from what was saved" if wrong else None
+  return f"checksum of {listed(wrong, joint=', ')} differs from what was saved" if wrong else None
 
 
 def _check_structure(path, wanted: dict, stored: dict) -> None:
-  differing = [f"  {name}: {_say(stored.get(name))} in the checkpoint, {_say(wanted.get(name))} wanted"
-               for name in sorted(wanted | stored) if wanted.get(name) != stored.get(name)]
-  if differing:
-    raise ValueError(f"{path} was saved with other settings ({len(differing)} arrays differ); go on with those it was "
-                     "made with, or take another workdir:\n" + _some(differing, "\n", "  "))
+  lines = [f"{name}: {_say(there)} in the checkpoint, {_say(here)} wanted"
+           for name, (there, here) in differing(stored, wanted).items()]
+  if lines:
+    raise ValueError(f"{path} was saved with other settings ({len(lines)} arrays differ); go on with those it was "
+                     f"made with, or take another workdir:\n  {listed(lines)}")
 
 
 def _say(leaf) -> str:
   return f"{leaf[1]}{leaf[0]}" if leaf else "none"
-
-
-def _some(items: list[str], joint: str = ", ", indent: str = "", most: int = 8) -> str:
-  return joint.join(items[:most] + ([f"{indent}and {len(items) - most} more"] if len(items) > most else []))
 
 
 def _is_key(x) -> bool:

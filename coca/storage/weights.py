@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from coca.config.differing import listed
 from coca.devices.trees import path_name
 from coca.files.retries import again, exists
 
@@ -47,11 +48,10 @@ def read(path, abstract_params, sha256: str = ""):
     raise ValueError(f"{path} is damaged: it is not what was written (sha256); convert the weights again")
   with Tensors(path) as tensors:
     wanted = {_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(abstract_params)}
-    differing = [f"  {name}: {list(tensors.shape(name)) if name in tensors else 'none'} in the file, {list(x.shape)} "
+    differing = [f"{name}: {list(tensors.shape(name)) if name in tensors else 'none'} in the file, {list(x.shape)} "
                  "wanted" for name, x in wanted.items() if name not in tensors or tensors.shape(name) != x.shape]
     if differing:
-      more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
-      raise ValueError(f"{path} holds other parameters:\n" + "\n".join(differing[:8]) + more)
+      raise ValueError(f"{path} holds other parameters:\n  {listed(differing)}")
 
     def load(path, like):
       value = tensors[_name(path)].astype(like.dtype)

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from coca.config import Config, to_dict
+from coca.config.differing import differing, flat
 from coca.config.special import PAD, Tokenizer
 from coca.data.records import BadRecord, Records
 from coca.data.tokenizers import wordpiece
@@ -192,12 +193,12 @@ def _fingerprint(source: Records) -> dict:
 
 def _check_records(config: Config, old: Config, now: dict, before: dict) -> list[str]:
   """What is said of sources with other records than before. Raises ValueError if such a source has moved."""
-  differing = _differing(old, config)
+  changed = _differing(old, config)
   said = []
   for name in before:
     if name in now and now[name] != before[name]:
       where, (had, has) = f"config.data.sources.{name}", (x[name]["records"] for x in (before, now))
-      moved = [where + place for place in PLACES if f"data.sources.{name}{place}" in differing]
+      moved = [where + place for place in PLACES if f"data.sources.{name}{place}" in changed]
       if moved:
         raise ValueError(f"{' and '.join(moved)} differs from before, and so do the records ({had:,} before, {has:,} "
                          "now): in a run that has begun, data may move but not change. Go on with those, or take a new "
@@ -232,17 +233,8 @@ def _check_tokenizer(config: Config, tokenizer: Tokenizer, path) -> None:
 
 def _differing(old: Config, new: Config) -> dict[str, tuple]:
   """{'model.image.size': (224, 288), ...}, of settings that differ; None where there is no such setting."""
-  old, new = (_flat(json.loads(json.dumps(to_dict(c).to_dict()))) for c in (old, new))
-  return {name: (old.get(name), new.get(name)) for name in sorted(old | new) if old.get(name) != new.get(name)}
+  return differing(*(flat(json.loads(json.dumps(to_dict(c).to_dict()))) for c in (old, new)))
 
 
 def _is_in(name: str, settings) -> bool:
   return any(f"{name}.".startswith(f"{setting}.") for setting in settings)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-  """{'model.image.size': 288, ...}."""
-  out = {}
-  for key, value in tree.items():
-    out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-  return out

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from coca.config import Config
+from coca.config.differing import listed
 from coca.devices.trees import flat, nested
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
@@ -71,13 +72,12 @@ def compare(workdir, config: Config) -> Common:
   skipped, new = (_units(a, b) for a, b in ((there, here), (here, there)))
   resized = [name for name in (IMAGE, TEXT) if name in there and there[name].shape != here[name].shape]
   differing = [
-    f"  {name}: {_say(there.get(name))} there, {_say(here.get(name))} here" for name in sorted(there | here)
+    f"{name}: {_say(there.get(name))} there, {_say(here.get(name))} here" for name in sorted(there | here)
     if not _within(name, skipped + new) and not (name in resized and there[name].shape[1:] == here[name].shape[1:])
     and _say(there.get(name)) != _say(here.get(name))]
   if differing:
-    more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
     raise ValueError(f"config.init_from={workdir} holds another model; parts may be new or gone as a whole, but these "
-                     f"differ inside (take over its config.model):\n" + "\n".join(differing[:8]) + more)
+                     f"differ inside (take over its config.model):\n  {listed(differing)}")
   return Common(old, there, here, source, skipped, new, resized)
 
 

@@ -7,6 +7,7 @@ plain CLIP with a ViT. Whatever else a config asks for is refused by name, becau
 import dataclasses
 
 from coca.config import Captioning, Config, Contrastive, ImageEncoder, Model, Poolers, TextDecoder, parse, to_dict
+from coca.config.differing import differing, flat
 from coca.config.model import MEAN, STD
 from coca.config.typed import entry
 
@@ -161,17 +162,17 @@ def from_config(config: Config) -> dict:
 
 def _check_same(config: Config, again: Config) -> None:
   """`again` is what open_clip would build from what was written for `config`."""
-  here, there = (_flat(dataclasses.asdict(c.model)) for c in (config, again))
+  here, there = (flat(dataclasses.asdict(c.model)) for c in (config, again))
   for side, model in ((here, config.model), (there, again.model)):
     side["embed_dim"] = model.embed_dim or model.text.width
     side["poolers.heads"] = model.poolers.heads or model.image.heads
   if config.model.poolers.kind == again.model.poolers.kind == "class_token":  # no pooler: these mean nothing
     here |= {k: v for k, v in there.items() if k.startswith("poolers.") and not here["poolers.n_query"]}
   free = ("dtype", "remat", "attention", "unroll")
-  differing = [f"  config.model.{k}: {here[k]!r} here, {there[k]!r} there" for k in here
-               if here[k] != there[k] and k not in free]
-  if differing:
-    raise ValueError("open_clip has no such model:\n" + "\n".join(differing))
+  lines = [f"  config.model.{name}: {ours!r} here, {theirs!r} there"
+           for name, (ours, theirs) in differing(here, there).items() if name not in free]
+  if lines:
+    raise ValueError("open_clip has no such model:\n" + "\n".join(lines))
 
 
 def _check_decoder(embed_dim, image, poolers, decoder, text, multimodal) -> None:
@@ -227,10 +228,3 @@ def _colours(preprocess: dict, key: str, default: tuple) -> tuple[float, float, 
       raise ValueError(f"preprocess_cfg.{setting} is {preprocess[setting]!r:.80}; pictures are prepared here with "
                        f"{allowed[0]!r} only")
   return entry(preprocess, f"preprocess_cfg.{key}", default, most=1)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-  out = {}
-  for key, value in tree.items():
-    out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-  return out
