@@ -1,4 +1,4 @@
-"""What the notebooks show with: programs with their output, runs with live curves, pictures with maps over them."""
+"""Displays of the notebooks: programs with their output, runs with live curves, images with maps over them."""
 
 import shlex
 import subprocess
@@ -52,28 +52,28 @@ def _show_curves(shown, workdir) -> None:
     return
 
 
-def show(pictures: Sequence, titles: Sequence[str] = (), maps: Sequence = (), columns: int = 6) -> None:
-  """Pictures in a grid.
+def show(images: Sequence, titles: Sequence[str] = (), maps: Sequence = (), columns: int = 6) -> None:
+  """Images in a grid.
 
   Args:
-    pictures: uint8 arrays [H, W, 3] or PIL images.
+    images: uint8 arrays [H, W, 3] or PIL images.
     titles: a text below each.
     maps: [h, w] for each, such as attention's weights: dark where they are small.
     columns: of the grid.
   """
-  columns = min(columns, len(pictures))
-  rows = -(-len(pictures) // columns)
+  columns = min(columns, len(images))
+  rows = -(-len(images) // columns)
   wrapped = ["\n".join("\n".join(textwrap.wrap(line, 26)) for line in str(title).splitlines()) for title in titles]
   below = 0.1 + 0.15 * max((1 + text.count("\n") for text in wrapped), default=0)  # inches
   figure = plt.figure(figsize=(1.9 * columns, (1.8 + below) * rows))
-  for i, picture in enumerate(pictures):
+  for i, image in enumerate(images):
     row, column = divmod(i, columns)
     left, bottom = (column + 0.03) / columns, 1 - (row + 1 - below / (1.8 + below)) / rows
     panel = figure.add_axes((left, bottom, 0.94 / columns, 1.8 / (1.8 + below) / rows))
     panel.axis("off")
-    picture = np.asarray(picture)
-    extent = (0, picture.shape[1], picture.shape[0], 0)
-    panel.imshow(picture, extent=extent)
+    image = np.asarray(image)
+    extent = (0, image.shape[1], image.shape[0], 0)
+    panel.imshow(image, extent=extent)
     if len(maps):
       shade = 1 - maps[i] / np.max(maps[i])
       panel.imshow(np.zeros_like(shade), cmap="gray", alpha=0.85 * shade, extent=extent, interpolation="bilinear")

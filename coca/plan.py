@@ -1,4 +1,4 @@
-"""What a config costs, before anyone pays.
+"""Tells the costs of a config, before anyone pays.
 
 By arithmetic and shapes alone: parameters, batch, bytes of state; `python -m coca.train --dry_run` prints it. And by
 compiling the training step itself for devices that are not here:

@@ -1,4 +1,4 @@
-r"""BLIP with ViT-B/16 (arXiv 2201.12086, sections 3 and 4.1): 252M parameters, pre-trained on 14M pictures.
+r"""BLIP with ViT-B/16 (arXiv 2201.12086, sections 3 and 4.1): 252M parameters, pre-trained on 14M images.
 
   python -m coca.train --config=configs/blip_base.py --workdir=runs/blip_base
   python -m coca.train --config=configs/blip_base.py --dry_run

@@ -5,7 +5,7 @@ r"""BLIP's fine-tune for captions, which is CapFilt's captioner too (arXiv 2201.
   python -m coca.train --config=configs/blip_caption.py:init_from=DIR,runlocal        # a few steps
 
 DIR is a BLIP model: a run of configs/blip_base.py or what `python -m coca.convert` wrote. LM alone, 5 epochs, rate 1e-5
-(ViT-L 2e-6), batch 256, pictures of 384 pixels, texts of 40 tokens that begin with "a picture of ", which is no part of
+(ViT-L 2e-6), batch 256, images of 384 pixels, texts of 40 tokens that begin with "a picture of ", which is no part of
 the loss. To write captions as for the paper's tables, whose code divides a beam's score by the length with the prompt:
 
   python -m coca.caption photos --model=runs/blip_captioner --strategy=beam --beams=3 --max_length=20 --min_length=5 \

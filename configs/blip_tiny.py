@@ -1,4 +1,4 @@
-r"""BLIP in minutes on two cores: pictures of 48 pixels and their names, from the corpus in the package.
+r"""BLIP in minutes on two cores: images of 48 pixels and their names, from the corpus in the package.
 
   python -m coca.train --config=configs/blip_tiny.py --workdir=runs/blip_tiny
   python -m coca.train --config=configs/blip_tiny.py:runlocal        # a minute, to see that all of it works

@@ -5,7 +5,7 @@ r"""BLIP's fine-tune for visual question answering (arXiv 2201.12086, section 5.
   python -m coca.train --config=configs/blip_vqa.py:init_from=DIR,runlocal            # a few steps
 
 DIR is a BLIP model: a run of configs/blip_base.py or what `python -m coca.convert` wrote. The image-grounded encoder
-reads the question, a decoder of its own the encoder's states; 10 epochs, rate 2e-5, batch 256, pictures of 480 pixels,
+reads the question, a decoder of its own the encoder's states; 10 epochs, rate 2e-5, batch 256, images of 480 pixels,
 questions of 35 tokens. Each answer weighs as many of the annotators as gave it.
 
 It trains on questions that are made of the names in the built-in corpus (coca/data/sources/name_questions.py). On

@@ -9,14 +9,14 @@ starts from the same one and is trained apart: with shared weights it would let 
 (Table 4). Table 14, captioning on COCO: 5 epochs, AdamW with weight decay 0.05, rate 1e-5 (ViT-L: 2e-6; here, what is
 1,024 wide or wider), cosine decay to 0, batch 256. Label smoothing of 0.1 as in the language modelling loss (3.2).
 
-It trains on the built-in corpus, emoji and their names. On one's own pictures, a folder with a captions.jsonl:
+It trains on the built-in corpus, emoji and their names. On one's own images, a folder with a captions.jsonl:
 
   --config.data.sources.pairs.kind=folder --config.data.sources.pairs.path=data/coco_train \
   --config.data.sources.pairs.split='' --config.steps='2.8e6 examples'
 
 (five times COCO's 567,000 captions), and in the same way config.evals.captions.source.
 
-Not BLIP's: pictures stay as large as the model's unless told otherwise (BLIP: 384 pixels; res=384 behind the colon, or
+Not BLIP's: images stay as large as the model's unless told otherwise (BLIP: 384 pixels; res=384 behind the colon, or
 378 for CoCa's patches of 18, resizes the position embeddings); no crops, flips and RandAugment; captions do not begin
 with "a picture of"; weight decay on matrices only; the rate falls each step and not each epoch. The model loses its
 contrastive side: what judges its captions is the filter.

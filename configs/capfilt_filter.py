@@ -10,14 +10,14 @@ BLIP's COCO fine-tune draws them from all GPUs). Table 14, retrieval on COCO: 6 
 rate 1e-5 (ViT-L: 5e-6; here, what is 1,024 wide or wider), cosine decay to 0, batch 256. The filter keeps a text whose
 probability of a match is 0.5 or more: `coca.load("runs/filter").match(images, texts)`.
 
-It trains on the built-in corpus, emoji and their names; other data and sizes of pictures as in capfilt_captioner.py,
+It trains on the built-in corpus, emoji and their names; other data and sizes of images as in capfilt_captioner.py,
 with --config.steps='3.4e6 examples' for six epochs of COCO.
 
 Not BLIP's: the matching head sits on CoCa's causal multimodal decoder, behind a pooler with one query (CoCa section
 4.2.3 and appendix B), since there is no bidirectional text encoder to put it on. Where head and pooler are new, they
 learn at 50 times the rate (5e-4 beside 1e-5; CoCa's Table 10 has new poolers at 20 to 25 times); BLIP's come from
 pre-training. No momentum encoder, queue and soft labels in the contrastive loss; equal names are positives of each
-other, where BLIP knows equal pictures. No crops, flips and RandAugment; weight decay on matrices only; the rate falls
+other, where BLIP knows equal images. No crops, flips and RandAugment; weight decay on matrices only; the rate falls
 each step and not each epoch. The vocabulary head stays in the model and is frozen.
 """
 

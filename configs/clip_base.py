@@ -14,7 +14,7 @@ WebDataset shards (`coca.recipes.coca.pretraining`, also for the evaluations); O
 The paper's (section 2.5, Tables 18 and 20): sizes, batch of 32,768, 32 epochs, Adam with b2 0.98, eps 1e-6 and
 decoupled weight decay 0.2, 5e-4 after 2,000 steps of warm-up, cosine decay, temperature 0.07 and 1 / temperature capped
 at 100. Not the paper's: weight decay on matrices only (there, on embeddings too), crops of 90 % of the area or more
-(there, a square of the resized picture), initialisation, bfloat16.
+(there, a square of the resized image), initialisation, bfloat16.
 """
 
 from coca.commands import arguments

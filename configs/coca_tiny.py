@@ -1,10 +1,10 @@
-r"""CoCa in minutes on two cores: pictures of 48 pixels and their names, from the corpus in the package.
+r"""CoCa in minutes on two cores: images of 48 pixels and their names, from the corpus in the package.
 
   python -m coca.train --config=configs/coca_tiny.py --workdir=runs/tiny
   python -m coca.train --config=configs/coca_tiny.py:runlocal        # a minute, to see that all of it works
 
 Trains on four styles of emoji; tests on a fifth one, twemoji, that it never saw: zero-shot classification among its
-1,940 names (beside what the nearest picture in 16x16 pixels would say), retrieval and captions.
+1,940 names (beside what the nearest image in 16x16 pixels would say), retrieval and captions.
 
 With `web` behind the colon, the clip art of the corpus is mixed in, under the titles it had on the web; with
 `capfilt=DIR` it has the texts that a CapFilt job in DIR kept instead (launch/bootstrap_tiny.sh).
@@ -32,7 +32,7 @@ def get_config(arg=None):
   )
   config.model.unroll = 4
 
-  config.contrastive.equal_texts = "positives"  # a name stands beside up to four pictures
+  config.contrastive.equal_texts = "positives"  # a name stands beside up to four images
   config.contrastive.directions = "sum"  # what its settings were chosen with
   config.optim.update(name="adamw", lr=1.5e-3, b2=0.98, weight_decay=0.05, schedule="cosine", warmup="5%", clip=1.0)
 

@@ -12,7 +12,7 @@ without it the other half of the model may be lost: open_clip's captioning fine-
 0 went from 63.3 to 0.8 % zero-shot on ImageNet. To have the paper's, --config.contrastive.weight=0: what the embeddings
 have for themselves then stays in the model, as it is. Both sides are evaluated.
 
-It trains on the built-in corpus. On one's own pictures, a folder with a captions.jsonl:
+It trains on the built-in corpus. On one's own images, a folder with a captions.jsonl:
 
   --config.data.sources.pairs.kind=folder --config.data.sources.pairs.path=data/coco_train \
   --config.data.sources.pairs.split=''

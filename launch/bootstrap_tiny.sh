@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # BLIP's bootstrapping (arXiv 2201.12086, Figure 3) from beginning to end on two cores, with the corpus in the package:
 # pre-train on human pairs (emoji and their names) and web pairs (clip art and its titles), fine-tune captioner and
-# filter on the human ones, write and filter texts for the web's pictures, pre-train a new model on what is left, compare.
+# filter on the human ones, write and filter texts for the web's images, pre-train a new model on what is left, compare.
 #
 #   bash launch/bootstrap_tiny.sh [FOLDER] [STEPS]
 #
@@ -43,5 +43,5 @@ print(f"\n{'on twemoji, a style never trained on':38}" + "".join(f"{name:>15}" f
 runs = [{k: v for row in read(f"{sys.argv[1]}/{run}/metrics.jsonl") for k, v in row.items()} for run in columns.values()]
 for name in metrics:
   print(f"{name:38}" + "".join(f"{run[f'eval/{name}']:15.3f}" for run in runs))
-print(f"\nThe texts, their scores and the pictures: {sys.argv[1]}/capfilt/report.html")
+print(f"\nThe texts, their scores and the images: {sys.argv[1]}/capfilt/report.html")
 PYTHON

@@ -55,7 +55,7 @@ def test_a_line_for_each_picture_and_a_bad_one_does_not_stop_it(run, model, pict
   assert [line["caption"] for line in good] == model.caption([line["image"] for line in good])
   bad, = (line for line in lines if "error" in line)
   assert bad["image"].endswith("2-broken.jpg") and "2-broken.jpg" in bad["error"]
-  assert "1 of 6 pictures could not be read" in capsys.readouterr().err
+  assert "1 of 6 images could not be read" in capsys.readouterr().err
 
   html = page.read_text(encoding="utf-8")
   assert [html.count(x) for x in ("<figure>", "data:image/jpeg;base64,", "class=\"error\"")] == [6, 5, 1]
@@ -160,7 +160,7 @@ def test_texts_beside_the_pictures(run, model, pictures, tmp_path, capsys):
   texts = {p: p.with_suffix(".txt").read_text() for p in captions}
   assert texts == captions | {tmp_path / "0-red.png": "my own work"}
   assert not (tmp_path / "2-broken.txt").exists()
-  assert "1 text files beside the pictures say something else" in capsys.readouterr().err
+  assert "1 text files beside the images say something else" in capsys.readouterr().err
   run(tmp_path, "--txt", "--overwrite")
   assert (tmp_path / "0-red.txt").read_text() == captions[tmp_path / "0-red.png"]
   assert "say something else" not in capsys.readouterr().err
@@ -180,7 +180,7 @@ def test_urls_and_buckets(run, model, pictures, capsys):
   assert store.cat("/photos/4-yellow.txt").decode() == model.caption(pictures / "4-yellow.png")[0]
   with pytest.raises(SystemExit, match=r"--out gs://bucket/x\.jsonl is a URL; it takes a local path"):
     run(pictures, "--out=gs://bucket/x.jsonl")
-  with pytest.raises(SystemExit, match=r"--txt writes beside the pictures, which https://example\.org/a\.png does not"):
+  with pytest.raises(SystemExit, match=r"--txt writes beside the images, which https://example\.org/a\.png does not"):
     run("https://example.org/a.png", "--txt")
 
 
@@ -201,11 +201,11 @@ def test_settings_are_judged_before_the_model_is_loaded(pictures):
 
 def test_mistakes_are_one_line(run, tmp_path, pictures, capsys):
   (tmp_path / "empty").mkdir()
-  with pytest.raises(SystemExit, match=r"error: no pictures in .*empty"):
+  with pytest.raises(SystemExit, match=r"error: no images in .*empty"):
     run(tmp_path / "empty")
   with pytest.raises(SystemExit) as stop:
     run(pictures / "2-broken.jpg")
-  assert stop.value.code == 1 and "error: can't read the picture" in capsys.readouterr().out
+  assert stop.value.code == 1 and "error: can't read the image" in capsys.readouterr().out
   with pytest.raises(SystemExit, match="strategy is 'best'"):
     run(pictures, "--strategy=best")
 

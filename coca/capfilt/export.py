@@ -53,7 +53,7 @@ class _Sample(NamedTuple):
 
 @dataclasses.dataclass
 class Exported:
-  """What an export wrote, and what it found written."""
+  """The numbers of what an export wrote, and of what it found written."""
 
   files: int = 0
   samples: int = 0
@@ -66,7 +66,7 @@ def export(out: str | os.PathLike, to: str | os.PathLike, format: str = "webdata
            source: Source | None = None) -> Exported:
   """Writes the kept texts of a CapFilt workdir, human, web and synthetic ones alike, with their images.
 
-  The images' bytes stay as they are; what is no picture is never written, whatever a source found there. In names and
+  The images' bytes stay as they are; what is no image is never written, whatever a source found there. In names and
   keys of samples stands the record's number in the source, since keys of sources may hold anything; the record's own
   key is the field `key` (Parquet) or in the JSON.
 
@@ -192,7 +192,7 @@ def _read(source: Records, number: int) -> Record | str:
 
 
 def _not_exported(source: Records, number: int, record: Record, image: int | None) -> str:
-  """Why an image is left out. The same bytes have been decoded when the texts were made, unless there is no checksum:
+  """The reason to leave an image out. Its bytes were decoded when the texts were made, unless there is no checksum:
   then they were not, or the sidecar is an old one."""
   if image is not None:
     return sidecars.changed(source, number, record, 0, image)
@@ -244,7 +244,7 @@ def _write_parquet(path: str, samples: Iterator[_Sample], sample: str) -> int:
 
 
 def _extension(image: bytes) -> str:
-  """What the file with these bytes, which are a picture, is called: jpg, png, webp, ..."""
+  """The ending of the file with these bytes, which are an image: jpg, png, webp, ..."""
   if image.startswith(b"\xff\xd8\xff"):
     return "jpg"
   with Image.open(io.BytesIO(image), formats=images.FORMATS) as opened:

@@ -44,7 +44,7 @@ def check_folder(out: str) -> None:
 
 
 def only_human(source: Records) -> bool:
-  """Whether the first records hold human texts only."""
+  """True if the first records hold human texts only."""
   origins = set()
   for n in range(min(len(source), 8)):
     with contextlib.suppress(BadRecord):
@@ -76,7 +76,7 @@ def begin(out: str, settings: CapFilt, source: Records, identities: dict) -> lis
                      "a new workdir. For another threshold set config.data.sources.<name>.min_matching in training: it "
                      "needs no new job")
   sidecars.check_source(old["shards"], source, out)
-  sidecars.check_pictures(source, sidecars.probes(out, old["shards"]))
+  sidecars.check_images(source, sidecars.probes(out, old["shards"]))
   return old["shards"]
 
 
@@ -170,7 +170,7 @@ def decide(out: str, settings: CapFilt, shards: list[Shard]) -> None:
 
 
 def exists(path: str) -> bool:
-  """Whether a file is there, local or at a URL."""
+  """True if a file is there, local or at a URL."""
   try:
     reading.one(path)
     return True

@@ -106,7 +106,7 @@ class Models:
 
 
 def _check(settings: CapFilt, captioner: Config | str, config: Config | str) -> None:
-  """Of the captioner's and the filter's settings, before the models are loaded; empty: there is none."""
+  """Checks the captioner's and the filter's settings, before the models are loaded; empty: there is none."""
   if captioner:
     check_decoding_model(settings.decoding, captioner)
   if not config:

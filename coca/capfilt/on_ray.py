@@ -222,19 +222,19 @@ def _connected(ray, address: str):
 
 
 def _expected(identities: dict) -> dict:
-  """What must be alike on all nodes, as it is in this process. Fake devices are for tests and are not copied."""
+  """The values, as in this process, that must be alike on all nodes. Fake devices are for tests and are not copied."""
   flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
   return {"identities": identities, "versions": {"coca": version(), "jax": jax.__version__},
           "xla_flags": flags.strip(), "numerics": {name: getattr(jax.config, name) for name in NUMERICS}}
 
 
 def _nodes(ray) -> list[dict[str, float]]:
-  """What each node has, free or not."""
+  """The resources of each node, free or not."""
   return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _room(nodes: list[dict], take: dict) -> int:
-  """How many workers the nodes hold while nobody else works there."""
+  """The number of workers that the nodes hold while nobody else works there."""
   needed = {name: amount for name, amount in take.items() if amount > 0}
   return sum(min((int(node.get(name, 0) / amount + 1e-6) for name, amount in needed.items()), default=1)
              for node in nodes)

@@ -24,7 +24,7 @@ from coca.files.threads import read_ahead
 from coca.files.writing import write_atomic
 from coca.inference.page import SIDE, data_url
 
-PARTS = ("frame.html", "style.css", "counts.js", "thresholds.js", "pictures.js")
+PARTS = ("frame.html", "style.css", "counts.js", "thresholds.js", "images.js")
 SHOWN = ("index", "key", "text", "origin", "matching", "contrastive", "kept", "problem")
 ROWS = 1 << 17  # that are held at once
 COARSE = 10  # bins of contrastive that the page has as one
@@ -35,8 +35,8 @@ def write_report(out, source: Records, limit: int = 400) -> tuple[epath.Path, Ta
 
   Args:
     out: working directory of `python -m coca.capfilt`.
-    source: the source that the run read; its pictures are shown.
-    limit: records with their pictures on the page, spread evenly over the finished shards (20 kB each).
+    source: the source that the run read; its images are shown.
+    limit: records with their images on the page, spread evenly over the finished shards (20 kB each).
 
   Returns:
     the page's path, and the counts on it.
@@ -52,9 +52,9 @@ def write_report(out, source: Records, limit: int = 400) -> tuple[epath.Path, Ta
   for shard, indices in _spread(finished, manifest.get("preview", limit)):
     path = sidecars.path_of(out, shard.name)
     _count(sidecars.read(path), indices, tally, rows)
-  pictures = read_ahead(lambda index: _picture(source, index, rows[index][0]["key"]), rows)
-  records = [{"index": index, "key": rows[index][0]["key"] or "", **picture, "texts": [_text(r) for r in rows[index]]}
-             for index, picture in zip(rows, pictures, strict=True)]
+  images = read_ahead(lambda index: _image(source, index, rows[index][0]["key"]), rows)
+  records = [{"index": index, "key": rows[index][0]["key"] or "", **image, "texts": [_text(r) for r in rows[index]]}
+             for index, image in zip(rows, images, strict=True)]
   data = {
     "name": out.name,
     "manifest": {k: v for k, v in manifest.items() if k != "shards"},
@@ -98,7 +98,7 @@ def _count(table: pa.Table, indices: list[int], tally: Tally, rows: dict[int, li
     rows.setdefault(row["index"], []).append(row)
 
 
-def _picture(source: Records, index: int, key: str | None) -> dict:
+def _image(source: Records, index: int, key: str | None) -> dict:
   """The square that the models saw, as a data URL, or why there is none."""
   try:
     record = source[index]

@@ -45,7 +45,7 @@ class _Item:
 
   @property
   def human(self) -> bool:
-    """Whether its texts are by humans: nothing is written beside them."""
+    """True if its texts are by humans: nothing is written beside them."""
     own = self.record.texts if self.record else ()
     return bool(own) and all(text.origin == "human" for text in own)
 
@@ -196,14 +196,14 @@ def draw_id(key: str) -> int:
 
 
 def failed_images(columns: dict[str, list]) -> tuple[int, int, str]:
-  """How many images have a problem in some row, of how many; and the first of them with its problem."""
+  """The number of images with a problem in some row, that of all, and the first of them with its problem."""
   rows = zip(columns["index"], columns["key"], columns["problem"], strict=True)
   bad = {index: f"{key or f'record {index}'}: {problem}" for index, key, problem in rows if problem}
   return len(bad), len(set(columns["index"])), next(iter(bad.values()), "")
 
 
 def version() -> str:
-  """Of this code, for provenance."""
+  """The version of this code, for provenance."""
   try:
     return f"coca {metadata.version('coca')}"
   except metadata.PackageNotFoundError:

@@ -121,7 +121,7 @@ class Tally:
       self._last_failed[reason] = index
 
   def agreement(self, levels=LEVELS) -> list[dict]:
-    """How alike a threshold of matching and one of contrastive decide that keeps the same share.
+    """The agreement of a threshold of matching with one of contrastive that keeps the same share.
 
     Over the texts that have both scores, human ones aside (those are always kept). The threshold of contrastive is the
     edge of a bin whose share comes nearest.

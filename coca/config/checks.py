@@ -1,4 +1,4 @@
-"""What settings may hold, and which go together: `check` is called before anything is read or compiled."""
+"""Checks of what settings hold and of which go together: `check` is called before anything is read or compiled."""
 
 from collections.abc import Callable, Sequence
 
@@ -121,7 +121,7 @@ def _blip(c: Config) -> None:
        "answering loss; set their weights to 0, or give it layers")
   need(c.answering.weight == 0 or (text.multimodal_layers > 0 and not c.captioning.weight),
        "config.answering.weight needs config.model.text.multimodal_layers above 0 and config.captioning.weight 0: the "
-       "decoder looks at the question's states, not at the picture")
+       "decoder looks at the question's states, not at the image")
   need(not c.contrastive.heads or c.model.embed_dim > 0,
        "config.model.embed_dim is 0: for 'blip' it takes a number (BLIP 256)")
   need(max(text.length, c.answering.length) <= med.positions,

@@ -1,4 +1,4 @@
-"""What command lines with a config file share."""
+"""Parts of the command lines that take a config file."""
 
 import contextlib
 import os

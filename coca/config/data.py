@@ -11,7 +11,7 @@ ORIGINS = get_args(Origin)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-  """Where image-text pairs come from (coca/data/sources).
+  """A source of image-text pairs (coca/data/sources).
 
   From `sidecars` on: texts of a CapFilt workdir in place of the source's own (coca/data/sources/bootstrapped.py).
   """

@@ -1,4 +1,4 @@
-"""What settings of data may hold: sources, what is made of their records, and evaluators; part of `checks`."""
+"""Checks of the settings of data: sources, what is made of their records, and evaluators; part of `checks`."""
 
 import math
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ def read_object(data: bytes | str) -> dict:
 
 
 def entry(values: dict, name: str, default, least: float = 0, most: float = 1 << 20):
-  """What a JSON object that somebody else has written holds, of the type that is expected.
+  """An entry of a JSON object that somebody else has written, of the type that is expected.
 
   Args:
     values: the object.

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 OPERATIONS = ("identity", "autocontrast", "brightness", "sharpness", "equalize", "shear_x", "shear_y", "translate_x",
               "translate_y", "rotate")
 _SMOOTH = np.float32([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's SMOOTH, which its sharpness goes by
-_GREY = (128, 128, 128)  # beyond the picture's edges
+_GREY = (128, 128, 128)  # beyond the image's edges
 
 
 def rand_augment(pixels: np.ndarray, rng: np.random.Generator, count: int, magnitude: int) -> np.ndarray:
@@ -45,8 +45,8 @@ def operate(name: str, pixels: np.ndarray, level: float, sign: int = 1) -> np.nd
 
   Args:
     name: which one.
-    pixels: the picture.
-    level: 0 to 1. Brightness and sharpness go from 0.1 to 1.9 times the picture's, shears to 0.3, translations to 10
+    pixels: the image.
+    level: 0 to 1. Brightness and sharpness go from 0.1 to 1.9 times the image's, shears to 0.3, translations to 10
       pixels, rotations to 30 degrees; the others know no level.
     sign: -1 turns shears, translations and rotations around.
 

@@ -1,8 +1,8 @@
-"""Encoded pictures to uint8 arrays: a fast path for training, an exact one for evaluation.
+"""Encoded images to uint8 arrays: a fast path for training, an exact one for evaluation.
 
 Decoders get hostile input here, so the order is fixed: read the size from the header, refuse what is above the pixel
 cap, wait until there is memory for it beside what other threads decode, decode, and turn whatever a decoder raises into
-a BadRecord. Of animations only the first picture is decoded. Truncated files are refused, not filled with grey:
+a BadRecord. Of animations only the first image is decoded. Truncated files are refused, not filled with grey:
 libjpeg only warns of them, which simplejpeg's strict mode makes an error; Pillow raises by itself. JPEG goes through
 simplejpeg (the same pixels as Pillow in half the time, and it can decode at 1/2, 1/4 and 1/8), all else through Pillow.
 Colour profiles are not applied.
@@ -23,15 +23,15 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 from coca.data.records import BadRecord
 from coca.devices.hardware import cores
 
-cv2.setNumThreads(0)  # the loader's threads work on different pictures; OpenCV's would fight them for the cores
+cv2.setNumThreads(0)  # the loader's threads work on different images; OpenCV's would fight them for the cores
 Image.init()
 # A list of our own, because Pillow would also try formats that start other programs (EPS: Ghostscript).
 FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if f in Image.OPEN)
 _ORIENTATION = 0x0112  # the EXIF tag
-# Bytes a pixel while a picture is decoded and resized, as measured: JPEG through simplejpeg, all else (26 for animated
+# Bytes a pixel while an image is decoded and resized, as measured: JPEG through simplejpeg, all else (26 for animated
 # WebP with transparency). A file of 0.4 MB may hold 100 million pixels, 2 GB, and each thread gets one.
 _JPEG_BYTES, _OTHER_BYTES = 8, 20
-_MEMORY = max(2 << 30, cores() * (64 << 20))  # bytes for all threads together; a single picture may take more
+_MEMORY = max(2 << 30, cores() * (64 << 20))  # bytes for all threads together; a single image may take more
 _MAX_SCANS = 32  # of a JPEG with max_pixels, in proportion more of smaller ones; encoders write about 10
 
 
@@ -45,17 +45,17 @@ def decode_eval(data: bytes, size: int, background=(255, 255, 255), max_pixels: 
   """Decodes in full and resizes the central square, bicubic with antialiasing (Pillow's, as CLIP evaluates).
 
   Args:
-    data: an encoded picture.
+    data: an encoded image.
     size: pixels a side of the result.
     background: red, green, blue under transparent pixels.
-    max_pixels: a picture whose header announces more is not decoded.
-    squash: resizes all of the picture, as BLIP evaluates.
+    max_pixels: an image whose header announces more is not decoded.
+    squash: resizes all of the image, as BLIP evaluates.
 
   Returns:
     uint8 [size, size, 3].
 
   Raises:
-    BadRecord: the bytes are no picture, a truncated or an oversized one.
+    BadRecord: the bytes are no image, a truncated or an oversized one.
   """
   with _decoding() as held:
     jpeg = _jpeg_header(data, max_pixels)
@@ -69,24 +69,24 @@ def decode_train(data: bytes, size: int, rng: np.random.Generator, crop=(1.0, 1.
                  background=(255, 255, 255), max_pixels: int = 100_000_000) -> np.ndarray:
   """Decodes, crops at random, resizes and flips, fast: a JPEG is decoded at the smallest size that the crop allows.
 
-  Where the picture grows, the resizing is cubic; where it shrinks, linear up to a factor of 2 and a mean beyond (a mean
+  Where the image grows, the resizing is cubic; where it shrinks, linear up to a factor of 2 and a mean beyond (a mean
   takes ten times as long and is no nearer to `decode_eval` there). It differs from `decode_eval` by a few grey levels.
 
   Args:
-    data: an encoded picture.
+    data: an encoded image.
     size: pixels a side of the result.
     rng: source of the crop and the flip.
     crop: smallest and largest share of the area that is kept (Inception, arXiv 1409.4842); (1, 1) keeps the central
       square as `decode_eval` does.
     flip: mirror left and right half of the time.
     background: red, green, blue under transparent pixels.
-    max_pixels: a picture whose header announces more is not decoded.
+    max_pixels: an image whose header announces more is not decoded.
 
   Returns:
     uint8 [size, size, 3].
 
   Raises:
-    BadRecord: the bytes are no picture, a truncated or an oversized one.
+    BadRecord: the bytes are no image, a truncated or an oversized one.
   """
   with _decoding() as held:
     jpeg = _jpeg_header(data, max_pixels)
@@ -139,12 +139,12 @@ def random_box(height: int, width: int, crop, rng: np.random.Generator) -> tuple
     w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if 0 < w <= width and 0 < h <= height:
       return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-  w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))  # a very long or tiny picture
+  w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))  # a very long or tiny image
   return (height - h) // 2, (width - w) // 2, h, w
 
 
 def to_rgb(image: Image.Image, background=(255, 255, 255)) -> np.ndarray:
-  """Any Pillow picture as uint8 [H, W, 3]: upright, on `background` where transparent, 16 bits cut to 8.
+  """Any Pillow image as uint8 [H, W, 3]: upright, on `background` where transparent, 16 bits cut to 8.
 
   Raises:
     BadRecord: pixels of a kind with no fixed range (32-bit float), or a file that is damaged, as Pillow finds here.
@@ -196,14 +196,14 @@ _room = _Room(_MEMORY)
 
 @contextmanager
 def _decoding():
-  """Whatever decoders raise becomes a BadRecord. Yields a stack for what is held until the picture is done."""
+  """Whatever decoders raise becomes a BadRecord. Yields a stack for what is held until the image is done."""
   try:
     with ExitStack() as held:
       yield held
   except BadRecord:
     raise
   except UnidentifiedImageError:
-    raise BadRecord("not decodable: no picture, or of a format that is not read") from None
+    raise BadRecord("not decodable: no image, or of a format that is not read") from None
   except Exception as e:  # decoders raise nearly anything on damaged input, MemoryError too
     raise BadRecord(f"not decodable: {type(e).__name__}: {e}") from e
 
@@ -306,7 +306,7 @@ def _tiff_orientation(tiff: bytes) -> int:
 
 
 def _orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
-  """Turns a picture upright: EXIF orientations 2 to 8; others leave it alone."""
+  """Turns an image upright: EXIF orientations 2 to 8; others leave it alone."""
   if orientation in (5, 6, 7, 8):
     pixels = pixels.transpose(1, 0, 2)
   if orientation in (3, 4, 7, 8):

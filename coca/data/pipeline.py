@@ -7,7 +7,7 @@ hosts, threads and restarts, so the step is all that has to be saved to go on:
     -> mix of all sources -> the rows that this host holds -> batch
 
 Grain draws a random_map's numbers from the seed and the position in the source's stream. Nothing in the stream is left
-out or moved: a record that cannot be used becomes a blank picture without text and weight 0, and its reason travels
+out or moved: a record that cannot be used becomes a blank image without text and weight 0, and its reason travels
 with the batch. Threads work on parts of a batch; decoders release the GIL.
 """
 

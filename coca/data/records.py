@@ -1,4 +1,4 @@
-"""What every source of image-text pairs hands over."""
+"""The records that every source of image-text pairs hands over."""
 
 import hashlib
 import itertools
@@ -13,7 +13,7 @@ _LONGEST = 120  # characters of a shard's name; file systems take 255, and somet
 
 @dataclass(frozen=True, slots=True)
 class Text:
-  """One text of a picture and where it comes from."""
+  """One text of an image and where it comes from."""
 
   text: str
   origin: str = "web"  # one of coca.config.data.ORIGINS
@@ -21,7 +21,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-  """One picture with its texts, not decoded yet."""
+  """One image with its texts, not decoded yet."""
 
   key: str  # unique in its source
   image: bytes  # encoded: JPEG, PNG, WebP, ...

@@ -5,7 +5,7 @@
                                 without a text has one row. The file exists when the shard is finished
 
 `kept` is a column, so that other thresholds need no new scores (`keep`). The same columns give the same bytes, with the
-same version of pyarrow. Checksums tell whether a record still has the picture that its texts were made for: files'
+same version of pyarrow. Checksums tell whether a record still has the image that its texts were made for: files'
 times and versions would not, as a copy of the data has others. Paths are local or fsspec URLs.
 """
 
@@ -46,7 +46,7 @@ SCHEMA = pa.schema([
 ])
 LATER = ("image",)  # columns that old sidecars lack; they are read as null
 SCORES = ("matching", "contrastive")
-PROBES = 256  # records whose pictures are compared before any work
+PROBES = 256  # records whose images are compared before any work
 ROW_GROUP = 1 << 17  # fixed, since it decides the bytes
 _PART = re.compile(r"-+\d{5,}$")  # what `coca.data.records.split` puts behind a name
 _ERRORS = (pa.ArrowException, OSError, ValueError)
@@ -57,7 +57,7 @@ class SidecarError(ValueError):
 
 
 def path_of(out: str | os.PathLike, shard: str) -> str:
-  """Where the sidecar of a shard (`Shard.name`) lies in the CapFilt workdir `out`."""
+  """The path of the sidecar of a shard (`Shard.name`) in the CapFilt workdir `out`."""
   return f"{os.fspath(out).rstrip('/')}/texts/{shard}.parquet"
 
 
@@ -111,21 +111,21 @@ def plain(key: str) -> str:
 
 
 def image_checksum(record: Record) -> int:
-  """What the column `image` has for a record that could be decoded."""
+  """The value of the column `image` for a record that could be decoded."""
   return zlib.crc32(record.image)
 
 
 def key_checksum(key: str) -> int:
-  """By which a key is remembered; 0: it is not known."""
+  """The checksum by which a key is remembered; 0: it is not known."""
   return zlib.crc32(plain(key).encode()) if key else 0
 
 
 def changed(source: Records, number: int, record: Record, key: int, image: int) -> str:
-  """What of a source's record is not as it was when its texts were made, by its checksums; empty: nothing."""
+  """The change of a source's record since its texts were made, by its checksums; empty: there is none."""
   if key not in (0, key_checksum(record.key)):
     was = f"record {number} is '{record.key}', which it was not when its texts were made"
   elif image not in (0, image_checksum(record)):
-    was = f"the picture of record {number}, '{record.key}', is not the one that its texts were made for"
+    was = f"the image of record {number}, '{record.key}', is not the one that its texts were made for"
   else:
     return ""
   shard = next((shard.name for shard in source.shards if shard.start <= number < shard.stop), "")
@@ -133,7 +133,7 @@ def changed(source: Records, number: int, record: Record, key: int, image: int) 
           "another workdir")
 
 
-def check_pictures(source: Records, rows: Sequence[tuple[int, int, int]]) -> None:
+def check_images(source: Records, rows: Sequence[tuple[int, int, int]]) -> None:
   """Raises SidecarError if a record is not as it was. `rows`: number and checksums of its key and its image."""
   def look(row):
     try:
@@ -141,13 +141,13 @@ def check_pictures(source: Records, rows: Sequence[tuple[int, int, int]]) -> Non
     except BadRecord:  # counted where it is used
       return ""
 
-  for problem in finding.for_each(look, rows, "comparing pictures"):
+  for problem in finding.for_each(look, rows, "comparing images"):
     if problem:
       raise SidecarError(problem)
 
 
 def probes(out: str | os.PathLike, shards: Sequence[Shard]) -> list[tuple[int, int, int]]:
-  """Rows for `check_pictures`: one of each of at most `PROBES` finished shards, evenly spread."""
+  """Rows for `check_images`: one of each of at most `PROBES` finished shards, evenly spread."""
   rows = []
   for n in range(count := min(PROBES, len(shards))):
     try:
@@ -190,7 +190,7 @@ def read(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pa.Ta
 
 
 def is_complete(path: str | os.PathLike) -> bool:
-  """Whether a whole sidecar is there, as far as its last bytes tell (`read` verifies the checksums of all)."""
+  """True if a whole sidecar is there, as far as its last bytes tell (`read` verifies the checksums of all)."""
   try:
     file = reading.one(path)
     # Python's own reading, which is tried again where the disk fails.
@@ -215,7 +215,7 @@ def _check_schema(schema: pa.Schema) -> None:
 
 
 def keep(table: pa.Table, settings: Source) -> np.ndarray:
-  """Which rows hold a text to train with: bool [rows].
+  """True for rows that hold a text to train with: bool [rows].
 
   Human texts always. Others as `kept` says, or where `settings.min_matching` or `settings.min_contrastive` ask for
   something else, if they have these scores and reach them; a text without the score is not kept. `settings.origins`

@@ -1,4 +1,4 @@
-"""What has to be said of the texts before a run: how many are cut, and how much the tokenizer does not know."""
+"""The texts of a run, looked at before it: how many are cut, and how much the tokenizer does not know."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ UNKNOWN = 0.01  # share of the tokens from which on it is said
 
 
 def survey(config: Config, sources: dict[str, Records], tokenizer: Tokenizer) -> list[str]:
-  """Looks at some texts of each training source, as training draws them; pictures are not decoded.
+  """Looks at some texts of each training source, as training draws them; images are not decoded.
 
   Args:
     config: the run's.

@@ -1,4 +1,4 @@
-"""Which of a record's texts is used, label names as text, and what a row of ids is."""
+"""Texts: the choice among a record's, label names as text, and rows of ids."""
 
 from collections.abc import Mapping, Sequence
 
@@ -67,7 +67,7 @@ def framed(ids: Sequence[int], bos: int, eos: int, length: int, ends: bool = Tru
 
 
 def all_unknown(tokenizer: Tokenizer, ids) -> np.ndarray:
-  """Which texts consist of nothing that the tokenizer knows: equal ids do not make those equal.
+  """True for texts that consist of nothing that the tokenizer knows: equal ids do not make those equal.
 
   Args:
     tokenizer: of any kind.

@@ -1,4 +1,4 @@
-"""What the strategies share: their result, the prompt, and what is done to logits before a token is chosen.
+"""The common part of the strategies: their result, the prompt, and what is done to logits before a token is chosen.
 
 Shapes: B images, K rows of an image, P prompt length, T text length, V vocabulary.
 """

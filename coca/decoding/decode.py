@@ -23,12 +23,12 @@ _WIDTHS = (1, 4, 8, 16, 32)  # of prompts: one compiled program each
 
 def decode(model: TextModel, weights, encoded, decoding: Decoding, length: int, special: Special, *,
            ids=None, prompt=None, lengths=None, seed=0) -> Decoded:
-  """Texts for pictures, by the strategy of `decoding`.
+  """Texts for images, by the strategy of `decoding`.
 
   Args:
     model: with `embed_text` for re-ranking.
     weights: its `decoding_weights`.
-    encoded: tokens [B, S, D], and for re-ranking embedding [B, E], of the pictures.
+    encoded: tokens [B, S, D], and for re-ranking embedding [B, E], of the images.
     decoding: the settings; `seed` is not looked at.
     length: of the model's texts at most, BOS and EOS included.
     special: ids.

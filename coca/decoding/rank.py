@@ -12,7 +12,7 @@ CHUNK = 8  # candidates of each question whose logits are held at once
 
 
 def rank_answers(model, asked, candidates, k: int, smoothing: float):
-  """Which candidate the model thinks likeliest: the k with the likeliest first words are scored whole, as BLIP does.
+  """The candidate that the model thinks likeliest: the k with the likeliest first words are scored whole, as BLIP does.
 
   Args:
     model: with `answer` and `logits`, as `coca.models.blip.Blip` has them.

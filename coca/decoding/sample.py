@@ -106,7 +106,7 @@ def draw(logits, u, decoding: Decoding):
 
 
 def _nucleus(logits, mass, top_p: float):
-  """Which tokens are in the nucleus, bool [..., V]: found by bisection of its least logit, a tenth of a sort's time.
+  """The nucleus of tokens, bool [..., V]: found by bisection of its least logit, a tenth of a sort's time.
 
   Of equal logits at its end the first are in it, as if all were sorted.
   """

@@ -1,4 +1,4 @@
-"""How texts are written."""
+"""Settings of decoding."""
 
 import difflib
 import math
@@ -14,7 +14,7 @@ LengthNormalisation = Literal["generated", "whole"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-  """How texts are written (coca/decoding). Not in the paper; names and meanings are those of transformers' `generate`.
+  """Settings of decoding (coca/decoding). Not in the paper; names and meanings are those of transformers' `generate`.
 
   Raises ValueError when made with values that make no sense, alone or together.
   """
@@ -56,7 +56,7 @@ class Decoding:
 
 
 def answer_decoding(length: int) -> Decoding:
-  """How BLIP writes answers of at most `length` tokens."""
+  """BLIP's settings for answers of at most `length` tokens."""
   return Decoding(strategy="beam", beams=3, max_length=length, length_normalisation="whole")
 
 
@@ -77,7 +77,7 @@ FOREIGN = {
 
 
 def unknown(name: str) -> str:
-  """What to say of a setting that `Decoding` lacks."""
+  """The words for a setting that `Decoding` lacks."""
   known = [field.name for field in fields(Decoding)]
   close = difflib.get_close_matches(name.replace("-", "_"), known, 1)
   if name.replace("-", "_") in FOREIGN:

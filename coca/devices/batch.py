@@ -1,4 +1,4 @@
-"""How a batch is split over devices and micro-batches."""
+"""The split of a batch over devices and micro-batches."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Batch(NamedTuple):
 
 
 def batch_arithmetic(config: Config, n_devices: int) -> Batch:
-  """How the batch is split over devices and micro-batches.
+  """The split of the batch over devices and micro-batches.
 
   Raises:
     ValueError: the mesh does not fit the devices, or the batch cannot be split evenly; the message names one that can.

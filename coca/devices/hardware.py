@@ -1,4 +1,4 @@
-"""What the devices can do, and what they have to be told: peak rates for MFU, memory, compiler options."""
+"""Abilities of the devices, and what they have to be told: peak rates for MFU, memory, compiler options."""
 
 import contextlib
 import ctypes
@@ -74,7 +74,7 @@ def cores() -> int:
 
 
 def platform() -> str:
-  """What is being traced will run on this: the mesh in context, which may be of devices that are not there."""
+  """The platform of what is being traced: the mesh in context, which may be of devices that are not there."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
 

@@ -170,7 +170,7 @@ def _say(text: str) -> None:
 
 
 def _coordinator() -> str:
-  """Whether the coordinator can be reached, while this process has not joined."""
+  """True if the coordinator can be reached, while this process has not joined."""
   address = global_state.coordinator_address
   if _joined.is_set() or not address or not global_state.process_id:
     return ""

@@ -71,7 +71,7 @@ def make_mesh(mesh: settings.Mesh | None = None, devices=None) -> Mesh:
 
 
 def slices_of(devices) -> int:
-  """How many TPU slices the devices are of. jax calls the hosts of a GPU cluster slices too: they are none here."""
+  """The number of TPU slices that there are. jax calls the hosts of a GPU cluster slices too: they are none here."""
   return 1 if devices[0].platform in ("gpu", "cuda") else len({getattr(d, "slice_index", 0) for d in devices})
 
 

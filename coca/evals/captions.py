@@ -1,4 +1,4 @@
-"""How well the decoder writes: the loss of the true captions, and greedy captions beside them."""
+"""The decoder's skill at writing: the loss of the true captions, and greedy captions beside them."""
 
 import functools
 import math
@@ -22,12 +22,12 @@ from coca.inference.forward import Forward
 
 
 class Captions(Evaluator):
-  """Loss per token of each record's first text, and a greedy caption for every picture.
+  """Loss per token of each record's first text, and a greedy caption for every image.
 
   Args:
     config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit.
-    source: pictures and their texts, the references.
+    source: images and their texts, the references.
   """
 
   def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
@@ -78,12 +78,12 @@ def references(source: Records, index: int, texts_of=texts.captions) -> tuple[st
 
 
 def words(text: str) -> list[str]:
-  """Lower-case runs of letters, digits and underscores: punctuation and spacing say nothing about a picture."""
+  """Lower-case runs of letters, digits and underscores: punctuation and spacing say nothing about an image."""
   return re.findall(r"\w+", text.lower())
 
 
 def matches(caption: str, references: Sequence[str]) -> bool:
-  """Whether a caption has the words of a reference, in order (texts without words must be equal as they are)."""
+  """True if a caption has the words of a reference, in order (texts without words must be equal as they are)."""
   return any((words(caption) or caption) == (words(r) or r) for r in references)
 
 

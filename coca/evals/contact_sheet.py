@@ -1,4 +1,4 @@
-"""A contact sheet: held-out pictures, what the model writes about them, and what they are."""
+"""A contact sheet: held-out images, what the model writes about them, and what they are."""
 
 import dataclasses
 import textwrap
@@ -20,12 +20,12 @@ from coca.evals.zero_shot import ZeroShot
 from coca.files.writing import writing
 
 RIGHT, WRONG = "#1a7f37", "#57606a"
-WRAP = 28  # characters a line under a picture
+WRAP = 28  # characters a line under an image
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One picture of the sheet."""
+  """One image of the sheet."""
 
   image: np.ndarray  # uint8 [S, S, 3]
   truth: tuple[str, ...]  # its texts
@@ -35,7 +35,7 @@ class Cell:
 
 
 def write_contact_sheet(evaluators: dict, params, path, count: int = 30) -> None:
-  """Draws what the model makes of the pictures of its first zero-shot evaluator, or of its first one if it has none.
+  """Draws what the model makes of the images of its first zero-shot evaluator, or of its first one if it has none.
 
   All processes call this; the first one writes the file.
 
@@ -43,7 +43,7 @@ def write_contact_sheet(evaluators: dict, params, path, count: int = 30) -> None
     evaluators: from `coca.evals.build.make_evaluators`; without any, nothing is drawn.
     params: of the model.
     path: of the PNG file, or its URL.
-    count: of pictures, spread over the source.
+    count: of images, spread over the source.
   """
   if not evaluators:
     return
@@ -56,7 +56,7 @@ def write_contact_sheet(evaluators: dict, params, path, count: int = 30) -> None
 
 
 def held_out_cells(evaluator, params, count: int) -> list[Cell]:
-  """Looks at pictures spread over an evaluator's source; the first process gets the cells of its own rows."""
+  """Looks at images spread over an evaluator's source; the first process gets the cells of its own rows."""
   stream, zero_shot = evaluator.stream, evaluator if isinstance(evaluator, ZeroShot) else None
   vqa = evaluator if isinstance(evaluator, Vqa) else None
   settings, wants = dataclasses.replace(stream.settings, limit=count), stream.wants._replace(most=1)
@@ -90,7 +90,7 @@ def held_out_cells(evaluator, params, count: int) -> list[Cell]:
 
 
 def contact_sheet(cells: Sequence[Cell], path, columns: int = 6, title: str = "") -> None:
-  """Draws cells as a PNG: the picture, its first text, the caption and the likeliest labels, right ones in green.
+  """Draws cells as a PNG: the image, its first text, the caption and the likeliest labels, right ones in green.
 
   Args:
     cells: at least one.
@@ -102,7 +102,7 @@ def contact_sheet(cells: Sequence[Cell], path, columns: int = 6, title: str = ""
     ValueError: there are no cells.
   """
   if not cells:
-    raise ValueError("a contact sheet needs at least one picture")
+    raise ValueError("a contact sheet needs at least one image")
   rows = -(-len(cells) // columns)
   families, missing = families_for(text for cell in cells for text in (title, *(line for line, *_ in _lines(cell))))
   if missing:
@@ -125,7 +125,7 @@ def contact_sheet(cells: Sequence[Cell], path, columns: int = 6, title: str = ""
 
 
 def _lines(cell: Cell) -> list[tuple[str, str, str]]:
-  """Text, colour and weight of what stands under a picture."""
+  """Text, colour and weight of what stands under an image."""
   lines = [(f"{cell.question} {cell.truth[0]}".strip(), "black", "bold")]
   if cell.caption is not None:
     lines.append((f"“{cell.caption}”", _colour(matches(cell.caption, cell.truth)), "normal"))
@@ -139,7 +139,7 @@ def _draw(axes, cell: Cell, families: Sequence[str]) -> None:
   lines = _lines(cell)
   if len(lines) > 1 and lines[1][1] == RIGHT:
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=RIGHT, linewidth=4))
-  y = -4.0  # points below the picture
+  y = -4.0  # points below the image
   for i, (text, colour, weight) in enumerate(lines):
     wrapped = textwrap.wrap(text, WRAP, max_lines=2 if i < 2 else 1, placeholder="…") or [""]
     # parse_math: a caption with two dollar signs is not a formula.

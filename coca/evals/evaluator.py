@@ -1,4 +1,4 @@
-"""What every evaluator is; those there are stand in `coca.evals.build.KINDS`."""
+"""The protocol of evaluators; those there are stand in `coca.evals.build.KINDS`."""
 
 from collections.abc import Iterator
 from typing import Protocol

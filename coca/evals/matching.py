@@ -1,7 +1,7 @@
-"""How well the matching head tells pairs from non-pairs: accuracy at 0.5 and area under the ROC curve.
+"""The matching head's skill at telling pairs from non-pairs: accuracy at 0.5 and area under the ROC curve.
 
-Each picture is scored with its own text, with the text of another pair of its batch drawn at random, and with the
-hardest one of the batch: the other text whose contrastive embedding is nearest to the picture's. Texts equal to one's
+Each image is scored with its own text, with the text of another pair of its batch drawn at random, and with the
+hardest one of the batch: the other text whose contrastive embedding is nearest to the image's. Texts equal to one's
 own (`coca.evals.stream.Stream.kinds`) are left out: to the head they are the pair itself. A larger batch has harder
 texts: numbers compare at equal `batch` only.
 """
@@ -28,7 +28,7 @@ class Matching(Evaluator):
   Args:
     config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit.
-    source: pictures and their texts, of which the first counts.
+    source: images and their texts, of which the first counts.
   """
 
   def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
@@ -36,7 +36,7 @@ class Matching(Evaluator):
     self.stream = Stream(config, settings, forward, tokenizer, source, wants)
 
   def run(self, params) -> Iterator[tuple[str, float]]:
-    """Yields 'accuracy_random', 'auc_random', 'accuracy_hard', 'auc_hard' and 'examples', the number of pictures.
+    """Yields 'accuracy_random', 'auc_random', 'accuracy_hard', 'auc_hard' and 'examples', the number of images.
 
     Accuracy is over the pairs and as many non-pairs, 0.5 being a match.
     """
@@ -54,7 +54,7 @@ class Matching(Evaluator):
       found.append(to_host(scores.matching)[usable])
     scores = np.concatenate(found)
     if not len(scores):
-      logging.warning("matching: no batch of %s has two pictures with different texts", self.stream.source.name)
+      logging.warning("matching: no batch of %s has two images with different texts", self.stream.source.name)
       return
     pairs, *others = scores.T
     for name, negatives in zip(("random", "hard"), others, strict=True):
@@ -65,10 +65,10 @@ class Matching(Evaluator):
 
 def pick_others(similarity: np.ndarray, kind: np.ndarray, weight: np.ndarray,
                 rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """Another text for each picture, at random and the most similar one.
+  """Another text for each image, at random and the most similar one.
 
   Args:
-    similarity: [B, B], of pictures with texts.
+    similarity: [B, B], of images with texts.
     kind: int [B], of the texts: those of one kind are no others.
     weight: [B]; pairs of weight 0 take no part.
     rng: draws.

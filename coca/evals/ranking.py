@@ -11,12 +11,12 @@ BLOCK = 1024  # queries whose scores are held at once
 
 def ranks(queries: np.ndarray, candidates: np.ndarray, positive: Callable[[int, int], np.ndarray],
           block: int = BLOCK, kind: np.ndarray | None = None) -> np.ndarray:
-  """How many wrong candidates come before the first right one.
+  """The number of wrong candidates before the first right one.
 
   Ties are counted against the model: a wrong candidate whose score equals that of the best right one (within `TIE`)
   comes before it, and so does one whose score is not a number. A model with constant embeddings finds nothing.
 
-  Candidates of one `kind` are the same to any model (a caption that two pictures own, two classes of one name): there a
+  Candidates of one `kind` are the same to any model (a caption that two images own, two classes of one name): there a
   tie says nothing against it. They stay in the order they are given in, as in a stable sort. Published code takes them
   as its sort happens to leave them (`torch.topk` in CLIP_benchmark, `np.argsort` in BLIP and big_vision); over all
   owners of a text the given order finds as many as a random one does on average.

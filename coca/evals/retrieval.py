@@ -1,8 +1,8 @@
 """Image-text retrieval: recall at 1, 5 and 10 in both directions, as in CLIP, CoCa (section 4.2.2) and BLIP.
 
-A query counts if any of its right answers is among the first K: for a picture its own texts, for a text the picture
-that it belongs to, and no other, as CLIP, CoCa and BLIP count. Where a few names stand under many pictures that says
-little: with `config.evals.NAME.equal_texts` every text equal to one of a picture's own is right too, and every picture
+A query counts if any of its right answers is among the first K: for an image its own texts, for a text the image
+that it belongs to, and no other, as CLIP, CoCa and BLIP count. Where a few names stand under many images that says
+little: with `config.evals.NAME.equal_texts` every text equal to one of an image's own is right too, and every image
 that owns an equal text. Texts are equal if their token ids are: that is as far as the model can tell; one whose tokens
 are all unknown equals none. Ties count against the model, but for those between equal texts, which stay in the order of
 the data (`coca.evals.ranking.ranks`). Numbers are shares between 0 and 1.
@@ -29,16 +29,16 @@ from coca.evals.stream import Stream, View, own_texts
 from coca.inference.forward import Forward
 
 DEPTHS = (1, 5, 10)
-TEXTS = 32  # a picture's texts that are scored at once
+TEXTS = 32  # an image's texts that are scored at once
 
 
 class Retrieval(Evaluator):
-  """Embeds every picture and up to `settings.texts_per_image` texts of each, and ranks them against each other.
+  """Embeds every image and up to `settings.texts_per_image` texts of each, and ranks them against each other.
 
   Args:
     config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit, texts_per_image, equal_texts, rerank.
-    source: pictures and their texts.
+    source: images and their texts.
   """
 
   def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
@@ -46,7 +46,7 @@ class Retrieval(Evaluator):
     self.stream = Stream(config, settings, forward, tokenizer, source, wants)
 
   def run(self, params) -> Iterator[tuple[str, float]]:
-    """Yields 'i2t_r1' ... 't2i_r10' and 'examples', the number of pictures.
+    """Yields 'i2t_r1' ... 't2i_r10' and 'examples', the number of images.
 
     These are of the cosines, whatever `settings.rerank`; where it is set, 'i2t_r1_reranked' and so on come after them.
     """
@@ -61,7 +61,7 @@ class Retrieval(Evaluator):
     keep = np.concatenate(keep)
     images = images.concatenate()[keep]
     if not sum(map(len, owners)):
-      logging.warning("retrieval: no record of %s has both a picture and a text", self.stream.source.name)
+      logging.warning("retrieval: no record of %s has both an image and a text", self.stream.source.name)
       return
     ids, owners = np.concatenate(texts), (np.cumsum(keep) - 1)[np.concatenate(owners)]
 
@@ -76,28 +76,28 @@ class Retrieval(Evaluator):
 
 def match_logits(stream: Stream, params, records: np.ndarray, ids: np.ndarray, image: np.ndarray,
                  text: np.ndarray) -> np.ndarray:
-  """What the matching head says of chosen pairs, whichever direction wants them: each is scored once.
+  """The matching head's scores of chosen pairs, whichever direction wants them: each is scored once.
 
-  Goes through the pictures anew, an eighth of a batch at a time: to read and encode one costs far less than to score
-  its texts, so that nothing of the pictures is kept. (The image tokens of COCO's 5,000 test pictures, 577 x 768 each in
-  BLIP, would be 8.9 GB in float32.) Pictures with about as many texts share a batch, and a picture's keys and values
+  Goes through the images anew, an eighth of a batch at a time: to read and encode one costs far less than to score
+  its texts, so that nothing of the images is kept. (The image tokens of COCO's 5,000 test images, 577 x 768 each in
+  BLIP, would be 8.9 GB in float32.) Images with about as many texts share a batch, and an image's keys and values
   are computed once for `TEXTS` texts. COCO with 256 candidates has 7.7 million pairs, 1.2 GB on the host.
 
   Args:
-    stream: of the pictures.
+    stream: of the images.
     params: of the model.
-    records: int [N], where in the stream's source each picture is.
+    records: int [N], where in the stream's source each image is.
     ids: int32 [M, L], the texts' tokens.
-    image: int [P], which of the N pictures a pair has. The same on every process, as `text`.
+    image: int [P], which of the N images a pair has. The same on every process, as `text`.
     text: int [P], which of the M texts.
 
   Returns:
-    float32 [P], NaN where a picture could be read before, but no longer.
+    float32 [P], NaN where an image could be read before, but no longer.
   """
   ids, kind = np.unique(ids, axis=0, return_inverse=True)
   pairs, where = np.unique(image * np.int64(len(ids)) + kind.reshape(-1)[text], return_inverse=True)
-  picture, kind = np.divmod(pairs, len(ids))
-  counts = np.bincount(picture, minlength=len(records))
+  image, kind = np.divmod(pairs, len(ids))
+  counts = np.bincount(image, minlength=len(records))
   first = np.cumsum(counts) - counts
   order = np.argsort(-counts, kind="stable")[:np.count_nonzero(counts)]
 
@@ -138,10 +138,10 @@ def recalls(images: np.ndarray, texts: np.ndarray, kind: np.ndarray, owners: np.
     equal_texts: whether texts equal to an image's own are right for it too.
     block: queries at a time.
     rerank: candidates a query; 0: none.
-    match: (pictures int [P], texts int [P]) -> [P], the logits of these pairs.
+    match: (images int [P], texts int [P]) -> [P], the logits of these pairs.
 
   Yields:
-    'i2t_r1', 'i2t_r5', 'i2t_r10', 't2i_r1', ... with shares; with `rerank` 'i2t_r1_reranked', ... too. Pictures without
+    'i2t_r1', 'i2t_r5', 'i2t_r10', 't2i_r1', ... with shares; with `rerank` 'i2t_r1_reranked', ... too. Images without
     texts are only candidates.
   """
   counts = np.bincount(owners, minlength=len(images))
@@ -150,7 +150,7 @@ def recalls(images: np.ndarray, texts: np.ndarray, kind: np.ndarray, owners: np.
   slot = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
   marks = np.full((len(images), max(counts.max(initial=0), 1)), -1)
   marks[owners, slot] = mark
-  asked = np.flatnonzero(counts)  # the pictures that are queries
+  asked = np.flatnonzero(counts)  # the images that are queries
 
   def right_texts(start, stop):
     return np.logical_or.reduce([marks[asked[start:stop], k, None] == mark for k in range(marks.shape[1])])

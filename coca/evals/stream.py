@@ -1,4 +1,4 @@
-"""What all evaluators share: records in batches over the mesh, and embeddings on the host.
+"""The common part of all evaluators: records in batches over the mesh, and embeddings on the host.
 
 Every process takes part in every call: batches are as many on each, the last one is padded with rows of weight 0, and
 what is computed comes back whole to all of them.

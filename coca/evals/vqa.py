@@ -35,7 +35,7 @@ class Vqa(Evaluator):
   Args:
     config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit, answers, rank.
-    source: pictures with a question each; their texts are the annotators' answers.
+    source: images with a question each; their texts are the annotators' answers.
 
   Raises:
     ValueError: there is no usable file `settings.answers`, or an answer in it is too long for the model.
@@ -74,7 +74,7 @@ class Vqa(Evaluator):
     return {"answers": settings.answers} if settings.answers else {}
 
   def writer(self, params):
-    """What `answer` needs once for many batches."""
+    """The weights that `answer` needs once for many batches."""
     return None if self.candidates else self.stream.forward.writer(params)
 
   def answer(self, params, writer, batch: Batch) -> list[str]:

@@ -1,6 +1,6 @@
 """Zero-shot classification as CLIP (arXiv 2103.00020, section 3.1) and CoCa (section 4.2.2) do it.
 
-A class is embedded through every template, the unit embeddings are averaged and made unit length again; a picture's
+A class is embedded through every template, the unit embeddings are averaged and made unit length again; an image's
 class is the one with the largest cosine. Numbers are shares between 0 and 1.
 """
 
@@ -39,7 +39,7 @@ class ZeroShot(Evaluator):
   Args:
     config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit, templates, pixel_neighbours.
-    source: pictures to classify.
+    source: images to classify.
     neighbours: the source that `settings.pixel_neighbours` names, if any.
 
   Raises:
@@ -116,21 +116,21 @@ def check_names(source: Records, names: Sequence[str]) -> None:
                      "knows; write the classes' names into label.labels.txt of the data set, one a line")
 
 
-def pixel_top1(pictures: Records, neighbours: Records) -> float:
-  """Accuracy of taking over the first text of the nearest training picture.
+def pixel_top1(images: Records, neighbours: Records) -> float:
+  """Accuracy of taking over the first text of the nearest training image.
 
   Nearest: least Euclidean distance of 16x16 RGB pixels (central square, on white, antialiased). Right: the neighbour's
-  first text is the picture's, character by character.
+  first text is the image's, character by character.
 
   Args:
-    pictures: source to classify.
-    neighbours: source of the training pictures.
+    images: source to classify.
+    neighbours: source of the training images.
   """
   train, train_texts = _thumbnails(neighbours)
-  test, test_texts = _thumbnails(pictures)
-  for source, found in ((neighbours, train), (pictures, test)):
+  test, test_texts = _thumbnails(images)
+  for source, found in ((neighbours, train), (images, test)):
     if not len(found):
-      raise ValueError(f"pixel baseline: '{source.name}' has no readable picture with a text")
+      raise ValueError(f"pixel baseline: '{source.name}' has no readable image with a text")
   half_squares = 0.5 * np.square(train).sum(axis=1)
   nearest = np.concatenate([np.argmax(test[i:i + 1024] @ train.T - half_squares, axis=1)
                             for i in range(0, len(test), 1024)])
@@ -156,7 +156,7 @@ def _first_texts(source: Records) -> Iterator[str]:
     try:
       return source[i].texts[:1]
     except BadRecord:
-      return ()  # counted where its picture is wanted
+      return ()  # counted where its image is wanted
 
   found = read_ahead(read, range(len(source)), 16)
   for first in tqdm(found, "class names", len(source), disable=None, delay=5):

@@ -28,7 +28,7 @@ def _real(folder: str) -> str:
 
 
 def is_inside(path: str, folder: str) -> bool:
-  """Whether a local path in a folder lies there when all links on the way are followed."""
+  """True if a local path in a folder lies there when all links on the way are followed."""
   parent, name = os.path.split(path)
   real = os.path.realpath(path) if os.path.islink(path) else os.path.join(_real(parent), name)
   return os.path.join(real, "").startswith(os.path.join(_real(folder), ""))
@@ -140,7 +140,7 @@ def _listing(fs, name: str, suffix: str) -> list[dict]:
 
 
 def _target(fs, info: dict) -> dict:
-  """What a link points at. One that points nowhere counts as a file, which is found broken when it is opened."""
+  """The target of a link. One that points nowhere counts as a file, which is found broken when it is opened."""
   try:
     return fs.info(info["name"]) if info.get("islink") else info
   except FileNotFoundError:

@@ -34,7 +34,7 @@ class Unavailable(OSError):
 
 
 def of_the_system(error: BaseException) -> bool:
-  """Whether an exception, or one that it came from, tells of the system and not of what was read."""
+  """True if an exception, or one that it came from, tells of the system and not of what was read."""
   while error is not None:
     if isinstance(error, (Unavailable, MemoryError, PermissionError, TimeoutError, ConnectionError)):
       return True
@@ -50,7 +50,7 @@ def of_the_system(error: BaseException) -> bool:
 
 
 def again(read: Callable, name: str, may_pass: Callable[[Exception], bool] = of_the_system):
-  """What `read()` returns, tried again after errors that may pass.
+  """The result of `read()`, tried again after errors that may pass.
 
   Args:
     read: without arguments; run from the start each time.
@@ -73,7 +73,7 @@ def again(read: Callable, name: str, may_pass: Callable[[Exception], bool] = of_
 
 
 def _refused(error: Exception) -> bool:
-  """Whether waiting makes no sense: no right to read, by the system, gcsfs, or an HTTP server's status."""
+  """True if waiting makes no sense: no right to read, by the system, gcsfs, or an HTTP server's status."""
   status = _status(error)
   return (isinstance(error, PermissionError) or str(error).startswith("Forbidden") or
           (status is not None and 400 <= status < 500 and status not in (408, 429)))
@@ -86,7 +86,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def exists(path) -> bool:
-  """Whether something is at a path, local or a URL; unlike pathlib's, it does not take an error for absence.
+  """True if something is at a path, local or a URL; unlike pathlib's, it does not take an error for absence.
 
   Raises:
     Unavailable: the system does not say.

@@ -17,7 +17,7 @@ from coca.files.reading import ask_store
 
 
 def cache_directory() -> Path:
-  """Where indexes go that can't lie beside their files: COCA_CACHE, or coca/ in XDG_CACHE_HOME or ~/.cache."""
+  """The folder of indexes that can't lie beside their files: COCA_CACHE, or coca/ in XDG_CACHE_HOME or ~/.cache."""
   own = os.environ.get("COCA_CACHE")
   return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coca"
 

@@ -1,4 +1,4 @@
-"""Captions of many pictures: JSON lines, text files beside the pictures, a page to look at."""
+"""Captions of many images: JSON lines, text files beside the images, a page to look at."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ def read_all(model, paths: Sequence[Path | str]) -> Iterator[list[tuple[Path | s
 
 
 def expand(images: Sequence[str]) -> list[Path | str]:
-  """Files and URLs as they are, folders as the pictures in them (`coca.inference.images.images_in`); each once."""
+  """Files and URLs as they are, folders as the images in them (`coca.inference.images.images_in`); each once."""
   found = [path for image in images for path in (
     image_files.images_in(image) if image_files.is_folder(image)
     else [image if image_files.is_url(image) else Path(image)])]
@@ -47,7 +47,7 @@ def captioned(model, paths: Sequence[Path | str], **settings) -> Iterator[list[t
   """Batches of (line, uint8 [S, S, 3] or None where it can't be read), in order. `settings` of `model.caption`."""
   for batch in read_all(model, paths):
     usable = [(path, pixels) for path, pixels, _ in batch if pixels is not None]
-    # By its path and not by its place, so that a picture's samples are the same in any batch.
+    # By its path and not by its place, so that an image's samples are the same in any batch.
     ids = [zlib.crc32(os.fsencode(path)) for path, _ in usable]
     texts = iter(model.caption([pixels for _, pixels in usable], ids=ids, **settings) if usable else [])
     made = []
@@ -68,22 +68,22 @@ def captions_of(line: dict) -> list[str]:
 
 def caption(model, images: Sequence[str], out=None, html=None, txt: bool = False, overwrite: bool = False,
             **settings) -> tuple[int, int, int]:
-  """Captions pictures and writes the files.
+  """Captions images and writes the files.
 
   Args:
     model: from `coca.load`.
     images: files, folders and URLs.
     out: JSON lines; None: printed. It has its name when it is complete; OUT.partial of a run before is gone on with.
     html: a page; None: none.
-    txt: whether NAME.txt beside each picture gets the caption.
+    txt: whether NAME.txt beside each image gets the caption.
     overwrite: whether it does where there is one that says something else.
     settings: of `model.caption`.
 
   Returns:
-    how many pictures were captioned, how many could not be read, and how many texts beside them were left as they were.
+    how many images were captioned, how many could not be read, and how many texts beside them were left as they were.
 
   Raises:
-    ValueError: OUT.partial is of other settings, another model or other pictures; files that can't be written where
+    ValueError: OUT.partial is of other settings, another model or other images; files that can't be written where
       they are asked for; or as `model.caption`.
   """
   for name, path in (("out", out), ("html", html)):
@@ -100,7 +100,7 @@ def caption(model, images: Sequence[str], out=None, html=None, txt: bool = False
       stack.callback(lines.close)
       done = list(map(json.loads, lines.done))
     bar = stack.enter_context(
-      tqdm(total=len(paths), initial=len(done), unit=" pictures", disable=None if out else True))
+      tqdm(total=len(paths), initial=len(done), unit=" images", disable=None if out else True))
     page = stack.enter_context(Page(html, f"{len(paths)} captions")) if html else None
 
     def show(line, pixels):
@@ -136,15 +136,15 @@ def described(settings: dict) -> dict:
 
 
 def text_files(paths: Sequence[Path | str]) -> dict[str, str]:
-  """A picture's name -> that of the text beside it.
+  """An image's name -> that of the text beside it.
 
   Raises:
-    ValueError: two pictures would have one, or it lies on the web.
+    ValueError: two images would have one, or it lies on the web.
   """
   found, taken = {}, {}
   for name in map(str, paths):
     if name.startswith(image_files.WEB):
-      raise ValueError(f"--txt writes beside the pictures, which {name} does not allow; leave it out")
+      raise ValueError(f"--txt writes beside the images, which {name} does not allow; leave it out")
     found[name] = f"{os.path.splitext(name)[0]}.txt"
     if (other := taken.setdefault(found[name], name)) != name:
       raise ValueError(f"{other} and {name} would both have {found[name]}: rename one of them, or leave --txt out")

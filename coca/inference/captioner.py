@@ -1,4 +1,4 @@
-"""A trained model to use: `coca.load(workdir)` embeds pictures and texts and writes captions.
+"""A trained model to use: `coca.load(workdir)` embeds images and texts and writes captions.
 
     model = coca.load("runs/tiny")
     similarity = model.embed_images(["cat.jpg", "dog.png"]) @ model.embed_texts(["a cat", "a dog"]).T
@@ -36,13 +36,13 @@ from coca.storage.hub import local_folder
 from coca.storage.workdir import read_params, read_workdir
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
-SAID = 20  # broken pictures that are named
+SAID = 20  # broken images that are named
 
 
 class ContrastiveCaptioner:
   """Parameters, tokenizer and compiled functions of one model, on the devices of one process.
 
-  What takes pictures takes `skip_broken` too: a picture that can't be read is then no error. Its row of the result is
+  What takes images takes `skip_broken` too: an image that can't be read is then no error. Its row of the result is
   NaN, its text None, and a warning names it; all others keep their places.
 
   Args:
@@ -57,18 +57,18 @@ class ContrastiveCaptioner:
     self._batches = sorted({round_up(n, forward.mesh) for n in BATCHES})
 
   def embed_images(self, images, skip_broken: bool = False) -> np.ndarray:
-    """Contrastive embeddings of pictures.
+    """Contrastive embeddings of images.
 
     Args:
       images: a path, a URL, a PIL image or a uint8 array [H, W, 3], or a list or iterable of those; an array
-        [N, H, W, 3]; or a folder, whose pictures are taken in the order of `coca.inference.images.images_in`.
+        [N, H, W, 3]; or a folder, whose images are taken in the order of `coca.inference.images.images_in`.
       skip_broken: see above.
 
     Returns:
-      float32 [N, E], unit length; N is 1 for a single picture.
+      float32 [N, E], unit length; N is 1 for a single image.
 
     Raises:
-      ValueError: a picture that cannot be read (names the file), an array of another type or shape, or a model trained
+      ValueError: an image that cannot be read (names the file), an array of another type or shape, or a model trained
         without a contrastive loss.
       ImportError: a URL that takes a package which is not installed.
     """
@@ -93,7 +93,7 @@ class ContrastiveCaptioner:
                      lambda batch: self.forward.embed_texts(self.params, batch["text"]), "texts", self._embedding)
 
   def attention_maps(self, images, query: int | None = None, skip_broken: bool = False) -> np.ndarray:
-    """Where a pooler looks in pictures as the model sees them (`prepare`), by patch.
+    """Maps of a pooler's attention to images as the model sees them (`prepare`), by patch.
 
     Args:
       images, skip_broken: as for `embed_images`.
@@ -121,28 +121,28 @@ class ContrastiveCaptioner:
     return self._see(as_list(images), skip_broken, look, (side, side))[0]
 
   def score(self, images, texts: str | Sequence[str], skip_broken: bool = False) -> np.ndarray:
-    """Cosine similarity of every picture with every text: float32 [N, M]. Arguments and errors as above."""
+    """Cosine similarity of every image with every text: float32 [N, M]. Arguments and errors as above."""
     return self.embed_images(images, skip_broken) @ self.embed_texts(texts).T
 
   def match(self, images, texts: str | Sequence[str], skip_broken: bool = False) -> np.ndarray:
-    """Probability that a picture and a text match, by the matching head: BLIP's filter keeps a text from 0.5 on.
+    """Probability that an image and a text match, by the matching head: BLIP's filter keeps a text from 0.5 on.
 
     Args:
       images, skip_broken: as for `embed_images`.
-      texts: one for each picture.
+      texts: one for each image.
 
     Returns:
       float32 [N], of images[i] with texts[i].
 
     Raises:
-      ValueError: as `embed_images`, a model without a matching head, or not as many texts as pictures.
+      ValueError: as `embed_images`, a model without a matching head, or not as many texts as images.
     """
     if not self.config.matching.weight:
       raise ValueError("this model was trained without a matching loss (config.matching.weight is 0): it has no "
                        "matching head; configs/capfilt_filter.py trains one, and score() compares embeddings")
     images, texts = as_list(images), [texts] if isinstance(texts, str) else list(texts)
     if len(images) != len(texts):
-      raise ValueError(f"{len(images)} pictures and {len(texts)} texts; match takes a text for each picture")
+      raise ValueError(f"{len(images)} images and {len(texts)} texts; match takes a text for each image")
     length = self.config.model.text.length
 
     def prepare(i):
@@ -190,13 +190,13 @@ class ContrastiveCaptioner:
 
     Args:
       images, skip_broken: as for `embed_images`.
-      prompt: what each caption begins with, or a beginning for each picture. None: what the model learned to go on
+      prompt: what each caption begins with, or a beginning for each image. None: what the model learned to go on
         from (`config.data.prompt`, usually nothing), which is then left out of the captions.
-      ids: a number for each picture, from which its samples are drawn wherever it stands; None: its place in `images`.
+      ids: a number for each image, from which its samples are drawn wherever it stands; None: its place in `images`.
       **settings: of `coca.decoding.settings.Decoding`.
 
     Returns:
-      a text for every picture, also for a single one; with n above 1 a list of n texts for every picture.
+      a text for every image, also for a single one; with n above 1 a list of n texts for every image.
 
     Raises:
       ValueError: as `embed_images`, a model without a multimodal decoder, settings that make no sense, or a prompt that
@@ -209,7 +209,7 @@ class ContrastiveCaptioner:
     given = [prompt or own] * len(images) if prompt is None or isinstance(prompt, str) else list(prompt)
     ids = np.arange(len(images)) if ids is None else np.asarray(ids)
     if not len(images) == len(given) == len(ids):
-      raise ValueError(f"{len(images)} pictures, {len(given)} prompts and {len(ids)} ids; give one for each picture")
+      raise ValueError(f"{len(images)} images, {len(given)} prompts and {len(ids)} ids; give one for each image")
     length = decoding.max_length or self.config.model.text.length
     special = Special(self.tokenizer.bos, self.tokenizer.eos)
     starts, lengths = prompts(self.tokenizer, given, length)
@@ -229,20 +229,20 @@ class ContrastiveCaptioner:
 
   def answer(self, images, questions: str | Sequence[str], answers: Sequence[str] = (), rank: int = 128,
              skip_broken: bool = False) -> list[str | None]:
-    """Answers to questions about pictures, of a model that was fine-tuned for them (configs/blip_vqa.py).
+    """Answers to questions about images, of a model that was fine-tuned for them (configs/blip_vqa.py).
 
     Args:
       images, skip_broken: as for `embed_images`.
-      questions: one for all pictures, or one for each.
+      questions: one for all images, or one for each.
       answers: the possible ones, of which the best is taken; without any, an answer is written, by beam search.
       rank: so many of the possible answers, the likeliest by their first token, are scored whole.
 
     Returns:
-      a text for each picture.
+      a text for each image.
 
     Raises:
       ValueError: as `embed_images`, a model that was not trained to answer, an empty question, not as many questions as
-        pictures, or a possible answer that is too long.
+        images, or a possible answer that is too long.
     """
     config, images = self.config, as_list(images)
     if not config.answering.weight:
@@ -250,7 +250,7 @@ class ContrastiveCaptioner:
                        "configs/blip_vqa.py trains one")
     questions = [clean(q) for q in ([questions] * len(images) if isinstance(questions, str) else questions)]
     if len(questions) != len(images) or not all(q.strip() for q in questions):
-      raise ValueError(f"{len(images)} pictures and {len(questions)} questions; give one for each that is not empty")
+      raise ValueError(f"{len(images)} images and {len(questions)} questions; give one for each that is not empty")
     length, decoding = config.model.text.length, answer_decoding(config.answering.length)
     candidates = encode_candidates(answers, self.tokenizer, length) if len(answers) else None
     special = Special(self.tokenizer.bos, self.tokenizer.eos)
@@ -270,8 +270,8 @@ class ContrastiveCaptioner:
     return [None if i in broken else text for i, text in enumerate(texts)]
 
   def _see(self, images: Sequence, skip_broken: bool, function: Callable, shape: tuple,
-           prepare: Callable = lambda i: {}, unit: str = "pictures") -> tuple[np.ndarray, dict[int, str]]:
-    """`_run` over pictures and what `prepare(i)` puts beside the i-th; and why some of them could not be read."""
+           prepare: Callable = lambda i: {}, unit: str = "images") -> tuple[np.ndarray, dict[int, str]]:
+    """`_run` over images and what `prepare(i)` puts beside the i-th; and why some of them could not be read."""
     size, broken = self.config.model.image.size, {}
 
     def row(i):
@@ -287,7 +287,7 @@ class ContrastiveCaptioner:
     for i in sorted(broken)[:SAID]:
       logging.warning("%s", broken[i])
     if len(broken) > SAID:
-      logging.warning("and %d more of %d pictures can't be read", len(broken) - SAID, len(images))
+      logging.warning("and %d more of %d images can't be read", len(broken) - SAID, len(images))
     if broken and np.issubdtype(out.dtype, np.floating):
       out = np.array(out)
       out[list(broken)] = np.nan
@@ -298,11 +298,11 @@ class ContrastiveCaptioner:
     return in_batches(items, prepare, lambda batch: function(self.forward.put(batch)), self._batches, unit, shape)
 
   def prepare(self, image) -> np.ndarray:
-    """Any accepted picture as uint8 [S, S, 3], prepared as in evaluation. Errors as those of `embed_images`."""
+    """Any accepted image as uint8 [S, S, 3], prepared as in evaluation. Errors as those of `embed_images`."""
     return prepared(image, self.config)
 
   def decode(self, image: bytes) -> np.ndarray:
-    """An encoded picture (JPEG, PNG, ...) as uint8 [S, S, 3], as in evaluation. Raises BadRecord."""
+    """An encoded image (JPEG, PNG, ...) as uint8 [S, S, 3], as in evaluation. Raises BadRecord."""
     return decoded(image, self.config)
 
   def _need_embeddings(self) -> None:
@@ -312,7 +312,7 @@ class ContrastiveCaptioner:
 
   @functools.cached_property
   def writer(self):
-    """What `Forward.caption` takes."""
+    """The parameters as `Forward.caption` takes them."""
     return self.forward.writer(self.params)
 
   @property

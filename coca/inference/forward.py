@@ -1,7 +1,7 @@
 """A model's functions, compiled over a mesh: what evaluation and inference call.
 
 `params` is always an argument, a tree of global arrays, so that a training loop can pass its current ones.
-Shapes: B batch, S side in pixels, K texts a picture, T text length, E embedding width.
+Shapes: B batch, S side in pixels, K texts an image, T text length, E embedding width.
 """
 
 import dataclasses
@@ -54,13 +54,13 @@ class Forward:
     return self._call(self._embed_texts, params, text)
 
   def encode(self, params, image) -> Encoded:
-    """All that captions and scores need of pictures: uint8 [B, S, S, 3] -> device arrays, split over the batch."""
+    """All that captions and scores need of images: uint8 [B, S, S, 3] -> device arrays, split over the batch."""
     return self._call(self._encode, params, image)
 
   def score(self, params, encoded: Encoded, text) -> Scores:
-    """How well K texts fit each picture, int32 [B, K, T] -> fp32 [B, K] of each kind that the model has a head for.
+    """The fit of K texts to each image, int32 [B, K, T] -> fp32 [B, K] of each kind that the model has a head for.
 
-    `contrastive` is the cosine, `matching` the probability that picture and text match and `match_logit` the head's
+    `contrastive` is the cosine, `matching` the probability that image and text match and `match_logit` the head's
     logit of it. The scores of a row without text, all padding, mean nothing. An `encoded` without `embedding` gets no
     cosines, at less cost.
     """
@@ -76,14 +76,14 @@ class Forward:
 
   def caption(self, writer, encoded: Encoded, decoding: Decoding | None = None, *, special: Special, ids=None,
               prompt=None, lengths=None) -> Decoded:
-    """Texts for pictures; one program is compiled for each `decoding` (whatever its seed) and each shape.
+    """Texts for images; one program is compiled for each `decoding` (whatever its seed) and each shape.
 
     Args:
       writer: see there.
-      encoded: the pictures, from `encode`.
+      encoded: the images, from `encode`.
       decoding: the settings; None: greedy.
-      ids: uint32 [B], which pictures these are (their numbers, or a hash of their keys): with the seed they decide what
-        is sampled, wherever in whatever batch a picture stands.
+      ids: uint32 [B], which images these are (their numbers, or a hash of their keys): with the seed they decide what
+        is sampled, wherever in whatever batch an image stands.
       prompt: int32 [B, P], the texts' beginnings as `coca.decoding.decode.prompts` makes them; None: BOS.
       lengths: int32 [B], of the prompts without padding.
       special: the tokenizer's ids.
@@ -97,14 +97,14 @@ class Forward:
     decoding = decoding or Decoding()
     check_decoding_model(decoding, self.config, asked=encoded.mask is not None)
     if decoding.strategy == "sample" and ids is None:
-      raise ValueError("sampling needs ids: a number for each picture, which decides what is drawn for it")
+      raise ValueError("sampling needs ids: a number for each image, which decides what is drawn for it")
     if (prompt is None) != (lengths is None):
       raise ValueError("a prompt needs its lengths, and lengths a prompt: take both from coca.decoding.decode.prompts")
     inputs = {"ids": ids, "prompt": prompt, "lengths": lengths}
     return self._call(self._decoder(decoding, special), *writer, encoded, np.uint32(decoding.seed), inputs)
 
   def answer(self, writer, encoded: Encoded, question, decoding: Decoding, *, special: Special) -> Decoded:
-    """Answers to questions int32 [B, T] about pictures, by a model that was trained to answer; as `caption`."""
+    """Answers to questions int32 [B, T] about images, by a model that was trained to answer; as `caption`."""
     return self.caption(writer, self._call(self._ask, writer[0], encoded, question), decoding, special=special)
 
   def rank_answers(self, params, encoded: Encoded, question, candidates, k: int):
@@ -116,7 +116,7 @@ class Forward:
     return self._call(self._rankers[k], params, asked, candidates)
 
   def programs(self, decoding: Decoding, special: Special) -> dict:
-    """What `encode`, `writer`, `caption` and `score` call, by these names: to compile it ahead of time."""
+    """The functions behind `encode`, `writer`, `caption` and `score`, by these names, to compile ahead of time."""
     return {"encode": self._encode, "writer": self._decoding_weights, "caption": self._decoder(decoding, special),
             "score": self._score}
 
@@ -184,7 +184,7 @@ class Forward:
 
     return self._jit(loss)
 
-# Tokens that go through an encoder at once on one CPU device. 16 pictures of 384 pixels take ViT-B/16 10.9 seconds four
+# Tokens that go through an encoder at once on one CPU device. 16 images of 384 pixels take ViT-B/16 10.9 seconds four
 # at a time, whose activations stay in the caches, and 14.7 all at once.
 GROUP = 2500
 

@@ -1,4 +1,4 @@
-"""Pictures as people name them: files, folders and URLs, PIL images and arrays.
+"""Images as people name them: files, folders and URLs, PIL images and arrays.
 
 What has "://" in it is an fsspec URL (gs://bucket/a.png, https://...) and stays as it is given; all else is local.
 """
@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from coca.config import Config
-from coca.data import images as pictures
+from coca.data.images import colour, decode_eval, resize_eval, to_rgb
 from coca.data.records import BadRecord
 from coca.files import finding, reading
 
@@ -21,12 +21,12 @@ WEB = ("http://", "https://")  # of which single files are read, and nothing is 
 
 
 def is_url(name) -> bool:
-  """Whether a name is a URL and no local path."""
+  """True if a name is a URL and no local path."""
   return "://" in os.fspath(name)
 
 
 def as_list(images) -> list:
-  """What a function that takes pictures was given, as a list of single ones.
+  """The argument of a function that takes images, as a list of single ones.
 
   Args:
     images: a path, a URL, a PIL image or an array [H, W, 3]; a list or iterable of those; an array [N, H, W, 3]; or a
@@ -34,7 +34,7 @@ def as_list(images) -> list:
 
   Raises:
     TypeError: something else.
-    ValueError: a folder without pictures, or as `locate`.
+    ValueError: a folder without images, or as `locate`.
     ImportError: as `locate`.
   """
   if isinstance(images, (str, os.PathLike)):
@@ -44,13 +44,13 @@ def as_list(images) -> list:
   images = list(images)
   for image in images:
     if not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
-      raise TypeError(f"a picture is a path, a URL, a PIL image or a uint8 array [height, width, 3], not "
+      raise TypeError(f"an image is a path, a URL, a PIL image or a uint8 array [height, width, 3], not "
                       f"{type(image).__name__}")
   return images
 
 
 def is_folder(name) -> bool:
-  """Whether pictures are to be looked for below a path or URL."""
+  """True if images are to be looked for below a path or URL."""
   if not is_url(name):
     return os.path.isdir(name)
   if os.fspath(name).startswith(WEB):
@@ -60,7 +60,7 @@ def is_folder(name) -> bool:
 
 
 def images_in(folder) -> list[Path] | list[str]:
-  """The pictures in a folder and the folders in it, by the ending of their names, in the order of their paths.
+  """The images in a folder and the folders in it, by the ending of their names, in the order of their paths.
 
   Raises:
     ValueError: there are none, or as `locate`.
@@ -72,7 +72,7 @@ def images_in(folder) -> list[Path] | list[str]:
   else:
     found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
   if not found:
-    raise ValueError(f"no pictures in {folder}; looked for files ending in {', '.join(ENDINGS)}")
+    raise ValueError(f"no images in {folder}; looked for files ending in {', '.join(ENDINGS)}")
   return found
 
 
@@ -106,7 +106,7 @@ def locate(name) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def prepared(image, config: Config) -> np.ndarray:
-  """Any picture of `as_list` as uint8 [S, S, 3], as the model of `config` sees it in evaluation.
+  """Any image of `as_list` as uint8 [S, S, 3], as the model of `config` sees it in evaluation.
 
   Raises:
     ValueError: it can't be read (names the file), an array of another type or shape, or as `locate`.
@@ -115,23 +115,23 @@ def prepared(image, config: Config) -> np.ndarray:
   size, data = config.model.image.size, config.data
   if isinstance(image, np.ndarray):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-      raise ValueError(f"a picture as an array has to be uint8 [height, width, 3] with values from 0 to 255, not "
+      raise ValueError(f"an image as an array has to be uint8 [height, width, 3] with values from 0 to 255, not "
                        f"{image.dtype} {list(image.shape)}")
-    return pictures.resize_eval(image, size, data.squash)
-  background = pictures.colour(data.background)
+    return resize_eval(image, size, data.squash)
+  background = colour(data.background)
   if isinstance(image, Image.Image):
     try:
-      return pictures.resize_eval(pictures.to_rgb(image, background), size, data.squash)
+      return resize_eval(to_rgb(image, background), size, data.squash)
     except (BadRecord, OSError) as e:
       raise ValueError(f"PIL image of mode {image.mode}, {image.width} x {image.height}: {e}") from e
   try:
     return decoded(read(image), config)
   except (BadRecord, OSError) as e:
-    raise ValueError(f"can't read the picture {image}: {e}") from e
+    raise ValueError(f"can't read the image {image}: {e}") from e
 
 
 def decoded(image: bytes, config: Config) -> np.ndarray:
-  """An encoded picture (JPEG, PNG, ...) as uint8 [S, S, 3], as the model of `config` sees it. Raises BadRecord."""
+  """An encoded image (JPEG, PNG, ...) as uint8 [S, S, 3], as the model of `config` sees it. Raises BadRecord."""
   data = config.data
-  size, background = config.model.image.size, pictures.colour(data.background)
-  return pictures.decode_eval(image, size, background, data.max_pixels, data.squash)
+  size, background = config.model.image.size, colour(data.background)
+  return decode_eval(image, size, background, data.max_pixels, data.squash)

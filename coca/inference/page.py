@@ -1,4 +1,4 @@
-"""A web page of pictures and their captions, in one file: nothing is loaded from elsewhere."""
+"""A web page of images and their captions, in one file: nothing is loaded from elsewhere."""
 
 import base64
 import contextlib
@@ -12,7 +12,7 @@ from PIL import Image
 from coca.files.writing import writing
 
 SIDE = 224  # pixels of a thumbnail at most
-MOST = 5000  # pictures: above that a browser takes long to show the page
+MOST = 5000  # images: above that a browser takes long to show the page
 
 HEAD = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
@@ -33,11 +33,11 @@ small {{ opacity: .6; overflow-wrap: anywhere }}
 
 
 class Page:
-  """Writes a page picture by picture; it has its name when it is complete. A context manager.
+  """Writes a page image by image; it has its name when it is complete. A context manager.
 
   Args:
     path: of the HTML file.
-    title: above the pictures.
+    title: above the images.
   """
 
   def __init__(self, path, title: str):
@@ -46,7 +46,7 @@ class Page:
     self._write(HEAD.format(title=html.escape(title)))
 
   def add(self, name: str, pixels: np.ndarray | None, captions: Sequence[str] = (), error: str = "") -> None:
-    """A picture, uint8 [H, W, 3] (None where it could not be read), with its captions, best first, or an error."""
+    """An image, uint8 [H, W, 3] (None where it could not be read), with its captions, best first, or an error."""
     self._count += 1
     if self._count > MOST:
       return

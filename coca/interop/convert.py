@@ -194,7 +194,7 @@ def _params(source, config):
 
 
 def is_blip(source: str, config: str) -> bool:
-  """Whether the source, for which no model of open_clip is named, is BLIP's: by what lies beside it, or its names."""
+  """True if the source, for which no model of open_clip is named, is BLIP's: by what lies beside it, or its names."""
   folder, path = _found(source)
   for described in (Path(config), folder / SETTINGS, folder / "config.json"):
     if described.is_file():
@@ -206,7 +206,7 @@ def is_blip(source: str, config: str) -> bool:
 
 
 def _settings(folder: Path, model: str, config: str) -> tuple[str | Path, dict]:
-  """Where they come from, and open_clip's settings."""
+  """The place of open_clip's settings, and these."""
   if model:
     if model not in open_clip_settings.MODELS:
       raise ValueError(f"--model={model} is not known; these are: {', '.join(open_clip_settings.MODELS)}. For others, "

@@ -56,7 +56,7 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
 
 
 def names(path) -> list[str]:
-  """Of the tensors of a file; raises as `read_state_dict`."""
+  """The names of the tensors of a file; raises as `read_state_dict`."""
   if Path(path).suffix == ".safetensors":
     with weights.Tensors(path) as tensors:
       return list(tensors)
@@ -84,7 +84,7 @@ def write_json(path, contents: dict) -> None:
 
 
 def image_processor(folder: Path) -> dict:
-  """What transformers says of pictures, in the file of its version 4 or 5; empty: nothing."""
+  """The settings of images that transformers keeps, in the file of its version 4 or 5; empty: none."""
   if (folder / "preprocessor_config.json").exists():
     return read_json(folder / "preprocessor_config.json")
   path = folder / "processor_config.json"

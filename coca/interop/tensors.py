@@ -32,13 +32,13 @@ class Entry(NamedTuple):
 
 
 def linear(theirs: str, ours: str, layer: int | None = None) -> Iterator[Entry]:
-  """Of `torch.nn.Linear`."""
+  """The entries of a `torch.nn.Linear`."""
   yield Entry(f"{theirs}.weight", (f"{ours}/kernel",), layer, "transposed")
   yield Entry(f"{theirs}.bias", (f"{ours}/bias",), layer, "same")
 
 
 def norm(theirs: str, ours: str, layer: int | None = None) -> Iterator[Entry]:
-  """Of `torch.nn.LayerNorm`."""
+  """The entries of a `torch.nn.LayerNorm`."""
   yield Entry(f"{theirs}.weight", (f"{ours}/scale",), layer, "same")
   yield Entry(f"{theirs}.bias", (f"{ours}/bias",), layer, "same")
 

@@ -1,4 +1,4 @@
-"""Multi-head attention, over a text or a picture, and over a cache.
+"""Multi-head attention, over a text or an image, and over a cache.
 
 Shapes: B batch, T tokens (queries), S tokens (keys), D width, H heads, K width of a head.
 """
@@ -12,14 +12,14 @@ from coca.models.linear import linear, spread
 
 
 def _one_by_one(q, k) -> bool:
-  """Whether examples take turns: on CPU, the logits of one with many tokens stay in its caches."""
+  """True if examples take turns: on CPU, the logits of one with many tokens stay in its caches."""
   mesh = jax.sharding.get_abstract_mesh()
   alone = mesh.empty or mesh.size == 1
   return alone and platform() == "cpu" and k.shape[0] > 1 and q.shape[1] * k.shape[1] >= 2**16
 
 
 def _usable(implementation: str, q, k, mask) -> bool:
-  """Whether there is such a kernel here: a model goes from the devices that it was trained on to others."""
+  """True if there is such a kernel here: a model goes from the devices that it was trained on to others."""
   t, s, width = q.shape[1], k.shape[1], q.shape[3]
   if implementation == "cudnn":
     # A mask becomes a bias there, one of all queries, and its gradient wants even lengths.
@@ -105,7 +105,7 @@ class Attention(nnx.Module):
     return self.out(y.reshape(*y.shape[:2], -1))
 
   def weights(self, x, context):
-    """How much x [B or 1, T, D] attends to each token of context [B, S, D]: fp32 [B, T, S], the mean over the heads."""
+    """The weights with which x [B or 1, T, D] attends to context [B, S, D]: fp32 [B, T, S], the mean over the heads."""
     q, k = (self._split(y).transpose(0, 2, 1, 3) for y in (self.query(x), self.key(context)))
     return _attention_weights(jnp.broadcast_to(q, (k.shape[0], *q.shape[1:])), k).mean(axis=1)
 

@@ -1,7 +1,7 @@
 """BLIP: an image encoder and a multimodal mixture of encoder and decoder (MED; arXiv 2201.12086, section 3.1).
 
 One text, three readings, told apart by its first token: [CLS], the text encoder; [Encode], the image-grounded
-encoder, which is the text encoder with its cross-attention; [Decode], the image-grounded decoder, causal. The picture's
+encoder, which is the text encoder with its cross-attention; [Decode], the image-grounded decoder, causal. The image's
 embedding comes from the image encoder's class token, and all its tokens are attended to.
 
 Shapes: B batch, S side in pixels, N image tokens, K texts an image, T text length, D text width, E embedding width,
@@ -72,7 +72,7 @@ class Bert(nnx.Module):
 
 
 class CaptionHead(nnx.Module):
-  """What BERT's language model head does before the vocabulary, whose matrix is that of the embedding."""
+  """BERT's language model head before the vocabulary, whose matrix is that of the embedding."""
 
   def __init__(self, model: Model, dtype, rngs: nnx.Rngs):
     self.activation = ACTIVATIONS[model.activation]
@@ -138,7 +138,7 @@ class Blip(nnx.Module):
     return unit(self.text_projection(self.text_encoder(self._begin(text, self.med.cls), key=key)[:, 0]))
 
   def ground(self, words, text, tokens, key=None):
-    """The image-grounded encoder: texts int32 [B, T], or [B, K, T] of K a picture, over image tokens -> [..., T, D]."""
+    """The image-grounded encoder: texts int32 [B, T], or [B, K, T] of K an image, over image tokens -> [..., T, D]."""
     del words
     ids = self._begin(text, self.med.encode)
     return self.text_encoder(ids.reshape(-1, ids.shape[-1]), tokens, key=key).reshape(*ids.shape, -1)
@@ -154,7 +154,7 @@ class Blip(nnx.Module):
     return Encoded(None, self.ground(None, question, tokens, key), mask)
 
   def answer(self, asked: Encoded, answers, key=None):
-    """Of answers int32 [B, K, A], what the softmax predicts their words from: [B * K, A, D]."""
+    """The states from which the softmax predicts the words of answers int32 [B, K, A]: [B * K, A, D]."""
     flat = answers.reshape(-1, answers.shape[2])
     return self.caption_head(self.text_decoder(flat, asked.tokens, asked.mask, causal=True, key=key))
 
@@ -170,7 +170,7 @@ class Blip(nnx.Module):
     return Encoded(self._project(tokens) if self.image_projection else None, tokens)
 
   def score(self, encoded: Encoded, text) -> Scores:
-    """Pictures and K texts of each, int32 [B, K, T]; without an embedding of the pictures there are no cosines."""
+    """Images and K texts of each, int32 [B, K, T]; without an embedding of the images there are no cosines."""
     contrastive = matching = logits = None
     if encoded.embedding is not None:
       embedding = self.embed_text(text.reshape(-1, text.shape[2])).reshape(*text.shape[:2], -1)

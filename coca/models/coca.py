@@ -20,7 +20,7 @@ from coca.models.text_decoder import Embedding, MultimodalDecoder, UnimodalDecod
 
 
 class CoCa(nnx.Module):
-  """What embeddings alone need is built where `config.contrastive.heads`, each decoder half where it has layers."""
+  """Builds what embeddings alone need where `config.contrastive.heads`, each decoder half where it has layers."""
 
   softmax_bias = None
 
@@ -67,7 +67,7 @@ class CoCa(nnx.Module):
       text: int32 [B, T]: BOS, words, EOS, padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
-      match: whether to return what the decoder starts from, to pair pictures and texts anew.
+      match: whether to return what the decoder starts from, to pair images and texts anew.
       patch_noise: [B, N], see `ImageEncoder`.
       parallel: bool [B], the examples whose words are predicted all at once (CapPa), or None.
       key: of `jax.random`, for models with dropout; not looked at.
@@ -78,7 +78,7 @@ class CoCa(nnx.Module):
     return Output(image_embedding, text_embedding, tokens, words, states)
 
   def ground(self, words, text, tokens, key=None):
-    """Unimodal states [B, T, D], or [B, K, T, D] of K texts a picture, over image tokens [B, Q, D]; as `words`."""
+    """Unimodal states [B, T, D], or [B, K, T, D] of K texts an image, over image tokens [B, Q, D]; as `words`."""
     return self.multimodal(words, tokens)
 
   def embed_image(self, image):
@@ -90,7 +90,7 @@ class CoCa(nnx.Module):
     return self._read(text, contrast=True)[1]
 
   def attention_maps(self, image):
-    """Where the poolers look: uint8 [B, S, S, 3] -> fp32 [B, N] of the contrastive query, [B, Q, N] of the others.
+    """Maps of where poolers look: uint8 [B, S, S, 3] -> fp32 [B, N] of the contrastive query, [B, Q, N] of the others.
 
     Means over the heads; a map sums to 1, less what goes to a class token. In cascade the contrastive query looks at
     what the others saw: its weights times theirs. None in place of a pooler that the model lacks.
@@ -115,7 +115,7 @@ class CoCa(nnx.Module):
     return Encoded(*self._pool(self.image_encoder(image), self.temperature is not None, self.multimodal is not None))
 
   def score(self, encoded: Encoded, text) -> Scores:
-    """Pictures and K texts of each, int32 [B, K, T]; a picture's tokens are projected once for all its texts.
+    """Images and K texts of each, int32 [B, K, T]; an image's tokens are projected once for all its texts.
 
     Without `encoded.embedding` there are no cosines, and the texts are not embedded.
     """

@@ -101,7 +101,7 @@ class Layer(nnx.Module):
     return self.norm_context(context) if self.norm_context else context
 
   def context_cache(self, context, reads: int):
-    """What `decode` needs of the image tokens: once an image, whatever the number of decoding steps.
+    """The form of the image tokens that `decode` needs: once an image, whatever the number of decoding steps.
 
     Keys and values; or, where as few queries as `reads` will look, the tokens as they are: then projecting the queries
     is less work than projecting the tokens (half as much by count, since its matrices are small).

@@ -1,4 +1,4 @@
-"""What CoCa and BLIP have in common: results, the temperature, the dtype.
+"""The common part of CoCa and BLIP: results, the temperature, the dtype.
 
 Shapes: B batch, Q image tokens for the decoder, K texts an image, T text length, D text width, E embedding width.
 """
@@ -13,7 +13,7 @@ from coca.config import Config
 
 
 class Output(NamedTuple):
-  """What one forward pass computed; what no loss asked for is None."""
+  """Results of one forward pass; what no loss asked for is None."""
 
   image: jax.Array | None  # [B, E] fp32, unit length
   text: jax.Array | None  # [B, E] fp32, unit length
@@ -23,7 +23,7 @@ class Output(NamedTuple):
 
 
 class Encoded(NamedTuple):
-  """All that the text side needs of pictures."""
+  """All that the text side needs of images."""
 
   embedding: jax.Array | None  # [B, E] fp32, unit length; None: no contrastive side
   tokens: jax.Array | None  # [B, Q, D]; None: no grounded text layers
@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """How well each text fits its picture."""
+  """The fit of each text to its image."""
 
   contrastive: jax.Array | None  # [B, K] fp32, cosine; None: no contrastive side
   matching: jax.Array | None  # [B, K] fp32, the probability that they match; None: no matching head

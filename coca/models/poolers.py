@@ -39,7 +39,7 @@ class AttentionalPooler(nnx.Module):
     return pooled + gathered(self.mlp, self.dtype)(normed) if self.mlp else normed
 
   def weights(self, tokens):
-    """How much each query looks at each of tokens [B, S, kv_width]: fp32 [B, n_query, S], rows sum to 1."""
+    """The weight of each of tokens [B, S, kv_width] to each query: fp32 [B, n_query, S], rows sum to 1."""
     return self.attention.weights(*self._inputs(tokens))
 
   def _inputs(self, tokens, first: int = 0, last: int | None = None):

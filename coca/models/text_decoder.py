@@ -58,7 +58,7 @@ class Embedding(nnx.Module):
     return constrain_batch(words + spread(positions[: ids.shape[1]], words.shape, self.dtype))
 
   def tables(self):
-    """Of the tokens [V, D] and of the positions [T, D], in the compute dtype."""
+    """The embeddings of the tokens [V, D] and of the positions [T, D], in the compute dtype."""
     tokens = gather("embedding/tokens", self.tokens[...], self.dtype)
     return tokens, gather("positions", self.positions[...], self.dtype)
 
@@ -68,7 +68,7 @@ class Embedding(nnx.Module):
 
 
 def unimodal_mask(text, legacy: bool = False):
-  """Who sees whom in the unimodal half, [CLS] last: bool [B, 1, T + 1, T + 1], True may be attended.
+  """The mask of the unimodal half, [CLS] last: bool [B, 1, T + 1, T + 1], True may be attended.
 
   Words see themselves and what stands before; [CLS] sees all words but no padding, and itself. Nothing else sees
   [CLS], since it is last. Padding sees what stands before, so that no row is empty.

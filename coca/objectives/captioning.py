@@ -19,7 +19,7 @@ from coca.devices.sharding import BATCH
 
 
 def next_tokens(text, weight, prompt: int = 0, last=None):
-  """What each position has to predict.
+  """The token that each position has to predict.
 
   Args:
     text: int32 [N, T]: BOS, words, EOS, padding.

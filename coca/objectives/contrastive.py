@@ -44,7 +44,7 @@ def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: c
 
 
 def compare(hashes, all_hashes, all_weight, first, settings):
-  """What each of n rows is to each of N columns; row i's own column is `first` + i.
+  """The relation of each of n rows to each of N columns; row i's own column is `first` + i.
 
   Returns:
     bool [n, N] `valid`, the columns that count at all, and `positive`, those that match.

@@ -1,6 +1,6 @@
 """Image-text matching with hard negatives (BLIP, arXiv 2201.12086, section 3.2; ALBEF, arXiv 2107.07651, section 3.2).
 
-For each picture another pair's text is drawn, and for each text another pair's picture, with probability proportional
+For each image another pair's text is drawn, and for each text another pair's image, with probability proportional
 to the softmax of the contrastive similarities; a two-way head then tells the pair from both. BLIP's pre-training adds
 1e-4 to each probability (`floor`), its fine-tune that makes CapFilt's filter does not.
 
@@ -23,14 +23,14 @@ from coca.devices.sharding import BATCH
 class Negatives(NamedTuple):
   """Rows of the global batch."""
 
-  text: jax.Array  # int32 [N]: whose text each picture gets
-  image: jax.Array  # int32 [N]: whose picture each text gets
+  text: jax.Array  # int32 [N]: whose text each image gets
+  image: jax.Array  # int32 [N]: whose image each text gets
   found: jax.Array  # bool [N]: False where the group has no negative for this pair; text and image mean nothing then
 
 
 def draw_negatives(image, text, hashes, weight, log_scale, key, group: int = 0, floor: float = 0.0,
                    keys=None) -> Negatives:
-  """Draws a text for each picture and a picture for each text.
+  """Draws a text for each image and an image for each text.
 
   Never drawn: one's own pair, a pair with an equal text, a pair of weight 0. The same numbers on any mesh; no gradient.
 
@@ -97,8 +97,8 @@ def matching_loss(logits, weight, found):
   """Cross-entropy over true pairs and their negatives, without its weight.
 
   Args:
-    logits: [N, 3, 2], of no match and of a match: for the true pair, the picture with another text, the text with
-      another picture.
+    logits: [N, 3, 2], of no match and of a match: for the true pair, the image with another text, the text with
+      another image.
     weight: [N].
     found: bool [N]; the negatives of other rows do not count.
 

@@ -1,7 +1,7 @@
 """The contrastive loss with momentum encoders (BLIP, arXiv 2201.12086, section 3.2; ALBEF, arXiv 2107.07651).
 
 A slow copy of both encoders, the average of their parameters over the steps, embeds each batch too. Its embeddings are
-what the texts and pictures of the batch are compared with, they wait in a queue as negatives of later steps, and its
+what the texts and images of the batch are compared with, they wait in a queue as negatives of later steps, and its
 similarities, those of the two slow copies, are a part of the targets.
 
 BLIP compares a GPU's pairs with those of the same GPU and the queue; here all pairs of the global batch are compared.

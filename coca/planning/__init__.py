@@ -1,1 +1,1 @@
-"""What a config costs on devices that are not here."""
+"""The costs of a config on devices that are not here."""

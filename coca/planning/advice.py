@@ -1,4 +1,4 @@
-"""What would make a config fit on a topology, by arithmetic."""
+"""Advice on a config that does not fit on a topology, by arithmetic."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ POLICIES = ("none", "dots", "lean", "full")  # config.model.remat, by how much i
 
 
 def saved_bytes(config: Config, per_device: int, policy: str) -> int:
-  """What a device at least keeps for the backward pass: the layers' inputs, and what the remat policy leaves."""
+  """The least bytes that a device keeps for the backward pass: the layers' inputs, and what the remat policy leaves."""
   model, tensor = config.model, max(config.mesh.tensor, 1)
   image, text = model.image, model.text
   itemsize = 4 if model.dtype == "float32" else 2
@@ -58,7 +58,7 @@ def meshes(config: Config, topology: Topology) -> Iterator[Mesh]:
 
 
 def advice(config: Config, topology: Topology) -> list[str]:
-  """What would make it smaller, what costs least first."""
+  """Changes that would make it smaller, those that cost least first."""
   n, config = len(topology.devices), for_topology(config)
   batch, state = batch_arithmetic(config, n), arithmetic.state_bytes(config, n)
   held = sum(state.values()) + state["params"]

@@ -1,4 +1,4 @@
-"""What a config costs by arithmetic and shapes alone: parameters, batch, bytes of state."""
+"""The costs of a config by arithmetic and shapes alone: parameters, batch, bytes of state."""
 
 import math
 
@@ -47,7 +47,7 @@ def state_bytes(config: Config, n_devices: int) -> dict[str, int]:
 
 
 def first_losses(config: Config) -> dict[str, tuple[float, str]]:
-  """What the losses are at the start, in nats, without their weights: a new model tells nothing apart.
+  """The size of the losses at the start, in nats, without their weights: a new model tells nothing apart.
 
   Returns:
     by name, the size and how it comes about. A loss that is a sum over tokens is given for one.

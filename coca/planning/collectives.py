@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text: what kind, along which mesh axes, how much.
+"""The data a compiled program sends between devices, read from its text: what kind, along which mesh axes, how much.
 
 What stands in a loop counts as often as the loop runs. TPUs write a collective that overlaps with other work several
 times, in the fusions that begin, continue and end it: the one that begins it counts.
@@ -78,7 +78,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, tuple[int, bool]]:
-  """How often each computation runs that is reached from the entry, and whether that is known."""
+  """The number of times that each computation runs that is reached from the entry, and if that is known."""
   runs = {}
 
   def visit(name, times, counted):
@@ -96,7 +96,7 @@ def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, tuple[int
 
 
 def _trips(line: str, condition: list[str]) -> int | None:
-  """How often a while loop runs: as it says, or the one number that its condition compares the counter with."""
+  """The number of a loop's iterations: as it says, or the one number that its condition compares the counter with."""
   if known := _TRIPS.search(line):
     return int(known[1])
   limits = [found[1] for found in map(_LIMIT.search, condition) if found]

@@ -1,4 +1,4 @@
-"""Whether a config fits on devices that are not here: what it holds, what it sends, how long it takes.
+"""A config on devices that are not here, and if it fits: what it holds, what it sends, how long it takes.
 
 `python -m coca.plan` prints what is written here.
 """
@@ -65,7 +65,7 @@ def memory_table(config: Config, topology: Topology, program: Program) -> list[s
 
 
 def collective_table(program: Program, most: int = 12) -> list[str]:
-  """What sends most, a line each, and the rest in one."""
+  """The collectives that send most, a line each, and the rest in one."""
   lines = [f"{'collective':<19}{'along':<12}{'times':>7}  {'largest array on a device':<30}{'MB sent a step':>15}"]
   rest = program.collectives[most:]
   for row in program.collectives[:most]:

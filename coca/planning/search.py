@@ -1,4 +1,4 @@
-"""Which meshes, remat policies and batches of a config fit on a topology."""
+"""The search for meshes, remat policies and batches with which a config fits on a topology."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What BLIP's configs share (arXiv 2201.12086; constants of its code where the paper has none are said so)."""
+"""The common part of BLIP's configs (arXiv 2201.12086; constants of its code where the paper has none are said so)."""
 
 from ml_collections import ConfigDict
 
@@ -11,11 +11,11 @@ from coca.storage.workdir import read_config
 def pretraining(batch: int, lr: float) -> ConfigDict:
   """BLIP's pre-training (sections 3 and 4.1) with ViT-B/16; equal weights of ITC, ITM and LM.
 
-  The 14M pictures and their texts (Table 11) are looked for under these names, each to be replaced as in
+  The 14M images and their texts (Table 11) are looked for under these names, each to be replaced as in
   `--config.data.sources.web.path=...`:
 
     web     WebDataset shards as img2dataset writes them: SBU, CC3M, CC12M
-    human   WebDataset shards of COCO and Visual Genome; a picture's texts in a list, of which one is drawn
+    human   WebDataset shards of COCO and Visual Genome; an image's texts in a list, of which one is drawn
 
   Their weights are the numbers of texts in millions: 15.3 are an epoch (Table 12), and human ones come as often as in
   BLIP, where each is an example.
@@ -92,7 +92,7 @@ def tiny(config: ConfigDict, layers: int, width: int) -> None:
 
 def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: int, tiny_steps: int,
                tiny_lr: float) -> ConfigDict:
-  """What BLIP's fine-tunes share (Table 14): AdamW with weight decay 0.05, cosine decay to 0, batch 256.
+  """The common part of BLIP's fine-tunes (Table 14): AdamW with weight decay 0.05, cosine decay to 0, batch 256.
 
   They train on the built-in corpus, like the fine-tunes of CoCa; other data as `configs/finetune_caption.py` says.
 
@@ -101,7 +101,7 @@ def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: 
     lr: the highest learning rate.
     large_lr: with ViT-L.
     epochs: of the built-in corpus' 5,406 pairs.
-    size: of the pictures, in pixels, for models with pictures of 224 and more; smaller ones keep theirs.
+    size: of the images, in pixels, for models with images of 224 and more; smaller ones keep theirs.
     tiny_steps: in place of the epochs for a model like configs/blip_tiny.py's, of batches of 128.
     tiny_lr: likewise; it has seen no million pairs and has more to learn.
 

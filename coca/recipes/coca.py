@@ -1,4 +1,4 @@
-"""What the configs of the paper's sizes share: CoCa's pre-training, and its small copy for a laptop."""
+"""The common part of the configs of the paper's sizes: CoCa's pre-training, and its small copy for a laptop."""
 
 from ml_collections import ConfigDict
 
@@ -20,8 +20,8 @@ def pretraining(pairs: str = "") -> ConfigDict:
     alt_text    WebDataset shards as img2dataset writes them
 
     imagenet    tfds' imagenet2012; its label.labels.txt holds CLIP's class names
-    coco, flickr  folders of pictures with a captions.jsonl, the captions of a picture in a list: Karpathy's test splits
-                of 5,000 and 1,000 pictures
+    coco, flickr  folders of images with a captions.jsonl, the captions of an image in a list: Karpathy's test splits
+                of 5,000 and 1,000 images
 
   Not in the paper: crops (section 4.1 names no augmentation), where evaluation happens, the split over devices, remat.
 
@@ -103,7 +103,7 @@ def runlocal(config: ConfigDict) -> ConfigDict:
 
 
 def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
-  """What the fine-tunes share: the model in `init_from`, CoCa's Table 10 (MSCOCO), the built-in corpus, both sides
+  """The base of the fine-tunes: the model in `init_from`, CoCa's Table 10 (MSCOCO), the built-in corpus, both sides
   evaluated on a style of drawings that is not trained on.
 
   Args:
@@ -143,10 +143,10 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
 
 
 def bootstrapping(args: ConfigDict, epochs: int, large_lr: float, tiny_steps: int, tiny_lr: float) -> ConfigDict:
-  """What CapFilt's two fine-tunes share: BLIP's Table 14 (arXiv 2201.12086) over the built-in corpus' emoji.
+  """The common part of CapFilt's two fine-tunes: BLIP's Table 14 (arXiv 2201.12086) over the built-in corpus' emoji.
 
   Args:
-    args: of the config file: init_from, runlocal, tiny, and res, the pictures' size (0: the model's).
+    args: of the config file: init_from, runlocal, tiny, and res, the images' size (0: the model's).
     epochs: of the corpus.
     large_lr: the learning rate of ViT-L; smaller models have 1e-5.
     tiny_steps: in place of the epochs for a model like configs/coca_tiny.py's, of batches of 128.

@@ -1,1 +1,1 @@
-"""What a run or a model keeps on disk: checkpoints, weights, workdirs."""
+"""Files of a run or a model: checkpoints, weights, workdirs."""

@@ -76,7 +76,7 @@ def _check(bucket: str, workdir: str) -> None:
 
 
 def names(folder) -> list[str]:
-  """What is in a folder, local or in a bucket; empty where there is none.
+  """The names in a folder, local or in a bucket; empty where there is none.
 
   Raises:
     coca.files.retries.Unavailable: it can't be listed.
@@ -100,7 +100,7 @@ class Object:
     self._generation = _ABSENT
 
   def read(self) -> bytes | None:
-    """What it holds; None: it is not there."""
+    """Its contents; None: it is not there."""
     found = self._answer(self._store.read(self._name))
     self._generation = found.stamp.generation
     return None if found.state == "missing" else found.value

@@ -66,7 +66,7 @@ def locked(workdir):
 
 
 class _Lock:
-  """What the lock of a folder and that of a bucket have in common. Raises Locked."""
+  """The common part of a folder's lock and a bucket's. Raises Locked."""
 
   def __init__(self, workdir):
     self._workdir, self._path = workdir, f"{workdir}/{FILE}"
@@ -80,7 +80,7 @@ class _Lock:
                   f"{other['since']}. Wait for its end or stop it, or take another workdir")
 
   def _is_gone(self, other: dict) -> bool:
-    """Whether the process that the file names, and whose flock is not to be seen from here, has ended."""
+    """True if the process that the file names, and whose flock is not to be seen from here, has ended."""
     if other["place"] == _place():
       return not other["started"] or _started(other["pid"]) != other["started"]
     print(f"{self._path}: process {other['pid']} on {other['host']} was in this workdir; waiting up to "
@@ -107,7 +107,7 @@ class _Lock:
     return found is not None and found | {"beat": 0} == self._me | {"beat": 0}
 
   def _read(self) -> dict | None:
-    """Who the file names; None: nobody."""
+    """The process that the file names; None: there is none."""
     data = self._bytes()
     try:
       found = json.loads(data or b"null")
@@ -144,7 +144,7 @@ class _FileLock(_Lock):
     os.close(self._file)
 
   def _bytes(self) -> bytes | None:
-    """What is in the file. It is opened anew: over NFS that shows what other hosts have written."""
+    """The file's contents. It is opened anew: over NFS that shows what other hosts have written."""
     try:
       return self._file_path.read_bytes()
     except FileNotFoundError:
@@ -158,7 +158,7 @@ class _FileLock(_Lock):
 
 
 class _ObjectLock(_Lock):
-  """Of two that find nobody there, or nobody alive, the store lets one write: the other's condition fails."""
+  """A bucket's. Of two that find nobody, or nobody alive, the store lets one write: the other's condition fails."""
 
   def __init__(self, workdir):
     super().__init__(workdir)
@@ -201,7 +201,7 @@ def _open(path: Path) -> tuple[int, bool | None]:
 
 
 def _place() -> str:
-  """Where a process' number means something: this start of this machine, this container. Empty: it can't be told."""
+  """The scope of a process' number: this start of this machine, this container. Empty: it can't be told."""
   try:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
   except OSError:
@@ -209,7 +209,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-  """When the process with this number started, in the kernel's ticks; empty: there is none."""
+  """The start of the process with this number, in the kernel's ticks; empty: there is none."""
   try:
     return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
   except (OSError, ValueError, IndexError):

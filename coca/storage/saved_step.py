@@ -76,7 +76,7 @@ def _not_orbax(record) -> bool:
 
 @contextmanager
 def one_error():
-  """Of a read or save that fails, only the error that is raised is heard.
+  """A context in which a read or save that fails tells one error, the one that is raised.
 
   Orbax prints it from each of its threads, and closes its loop under the other arrays, each of which then complains.
   """
@@ -95,7 +95,7 @@ def one_error():
 
 
 def _judged(error: Exception, what: str = "") -> Exception:
-  """What an error while reading means: Damaged, or Unavailable where it says nothing of the files themselves."""
+  """The meaning of an error while reading: Damaged, or Unavailable where it says nothing of the files themselves."""
   if isinstance(error, jax.errors.JaxRuntimeError):  # memory of the devices, another process
     raise error
   if retries.of_the_system(error):

@@ -80,12 +80,12 @@ def read_params(workdir, abstract_params, part: str | None = None):
 
 
 def has_params(workdir) -> bool:
-  """Whether there is something for `read_params`."""
+  """True if there is something for `read_params`."""
   return exists(epath.Path(workdir) / weights.FILE) or bool(saved_steps(workdir))
 
 
 def tokenizer_path(workdir):
-  """Where a directory keeps its tokenizer; in one without, where it would be."""
+  """The path of a directory's tokenizer; in one without, that where it would be."""
   workdir = epath.Path(workdir)
   return next((workdir / name for name in FILES if exists(workdir / name)), workdir / FILES[0])
 

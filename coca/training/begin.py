@@ -59,7 +59,7 @@ def check_folder(workdir) -> None:
 
 
 def check_same_run(config: Config, workdir) -> list[str]:
-  """What differs from the settings of the run in this workdir and has to be said, a line each.
+  """Differences to the settings of the run in this workdir that have to be said, a line each.
 
   Raises:
     ValueError: the run has begun, and settings differ that change its past. They are listed.
@@ -89,7 +89,7 @@ def check_same_run(config: Config, workdir) -> list[str]:
 
 
 def _longer(old: Config, new: Config, done: int) -> list[str]:
-  """What is said where `steps` differ. Raises ValueError if more are done."""
+  """The lines that say that `steps` differ. Raises ValueError if more are done."""
   before, now = (c.total_steps for c in (old, new))
   if now < done:
     raise ValueError(f"config.steps is {new.steps}, and {done} are done; it takes {done} or more")
@@ -145,7 +145,7 @@ def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]
 
 
 def _same_tokenizer(config: Config, workdir, saved: dict) -> bool:
-  """Whether `config` would have the tokenizer of the start before."""
+  """True if `config` would have the tokenizer of the start before."""
   try:
     return bool(saved) and not any(_is_in(name, TOKENIZER) for name in _differing(parse_run(workdir, saved), config))
   except ValueError:  # settings that are refused today
@@ -177,7 +177,7 @@ def _remove_tokenizer(workdir, sha256: str) -> None:
 
 
 def _fingerprint(source: Records) -> dict:
-  """How many records a source has, and a hash of some, by which it is known when it has moved."""
+  """The number of a source's records, and a hash of some, by which it is known when it has moved."""
   def read(i):
     try:
       record = source[i]
@@ -192,7 +192,7 @@ def _fingerprint(source: Records) -> dict:
 
 
 def _check_records(config: Config, old: Config, now: dict, before: dict) -> list[str]:
-  """What is said of sources with other records than before. Raises ValueError if such a source has moved."""
+  """The lines that say which sources have other records than before. Raises ValueError if such a source has moved."""
   changed = _differing(old, config)
   said = []
   for name in before:

@@ -1,4 +1,4 @@
-"""Curves of a run as a picture."""
+"""Curves of a run as an image."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which evaluations of a run that goes on are done already."""
+"""The evaluations of a run that goes on, of which some are done already."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from coca.training.metrics import read as read_metrics
 
 
 def evaluated(evaluators: dict, workdir: Path, step: int) -> list[str]:
-  """Which evaluators a run that goes on from `step` has run there already; all processes go by what the first finds."""
+  """The evaluators that a run that goes on from `step` ran there; all processes go by what the first finds."""
   if not evaluators:
     return []
   keys = {key for line in read_metrics(workdir / "metrics.jsonl") if line["step"] == step for key in line}

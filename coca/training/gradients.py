@@ -52,7 +52,7 @@ def make_gradients(config: Config):
     )
 
   def count(batch):
-    """What the losses over words are divided by: of the whole batch, whatever micro-batches it comes in."""
+    """The divisors of the losses over words: of the whole batch, whatever micro-batches it comes in."""
     words = next_tokens(batch["text"], batch["weight"], config.captioning.prompt_tokens)[1].sum()
     texts = batch["weight"].sum()
     return [jnp.maximum(x, 1e-9) for x in (words if config.captioning.tokens == "mean" else texts, texts)]
@@ -78,7 +78,7 @@ def make_gradients(config: Config):
     return losses
 
   def matching(out, model, temperature, batch, key, memory):
-    """The states of the true pairs, and metrics. A picture's two texts share its keys and values."""
+    """The states of the true pairs, and metrics. An image's two texts share its keys and values."""
     text, group = batch["text"], config.matching.group
     keys = (memory["image"], memory["text"]) if config.matching.slow_keys else None
     drawn = draw_negatives(

@@ -4,7 +4,7 @@ What the new model has in common with the old one is loaded. A part (top level o
 or 'contrastive_pooler') may be new or gone as a whole, and so may what makes the text embedding in 'unimodal', which
 comes and goes with the contrastive loss, and [MASK], with parallel prediction; new ones keep their fresh values.
 Inside a part all names and shapes have to agree, or else a setting differs by mistake and an error lists them. Position
-embeddings fit any size of picture or length of text. What BLIP's text encoder and decoder shared and now have apart,
+embeddings fit any size of image or length of text. What BLIP's text encoder and decoder shared and now have apart,
 both start with. The optimizer begins anew.
 """
 
@@ -43,7 +43,7 @@ def start_from(workdir, config: Config, state: dict, mesh):
 
 
 class Common(NamedTuple):
-  """What an old model has in common with a new one; parameters by name as `coca.devices.trees.flat` has them."""
+  """The common ground of an old model and a new one; parameters by name as `coca.devices.trees.flat` has them."""
 
   config: Config  # of the old one
   there: dict  # its parameters' shapes, under the new model's names
@@ -55,7 +55,7 @@ class Common(NamedTuple):
 
 
 def compare(workdir, config: Config) -> Common:
-  """Whether a run of `config` can start from `workdir`; no parameter is read.
+  """Compares the model in `workdir` with that of `config`, which starts from it; no parameter is read.
 
   Raises:
     FileNotFoundError: no model there, or no checkpoint yet.
@@ -161,7 +161,7 @@ def fit_length(positions, fresh, last: int = 0):
 
 
 def _source(name: str, there: dict) -> str:
-  """Which parameter of the old model `name` starts from: one of this name, or the one that it was shared with."""
+  """The parameter of the old model that `name` starts from: one of this name, or the one that it was shared with."""
   part, _, rest = name.partition("/")
   twin = f"{TWINS.get(part)}/{rest}"
   return twin if name not in there and twin in there else name
@@ -186,7 +186,7 @@ def _say(x) -> str:
 
 
 def _report(workdir, there, here, skipped, new, resized) -> str:
-  """What became of each part, with the number of parameters."""
+  """The origin of each part, with the number of parameters."""
   def count(tree, keep):
     return sum(math.prod(x.shape) for name, x in tree.items() if keep(name))
 

@@ -156,7 +156,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
       evaluate(step)
     check(logged, skipped, config, workdir, checkpoints.wait)
 
-    # --- Pictures ---
+    # --- Images ---
     close()
     metrics.flush()
     write_contact_sheet(evaluators, params(), workdir / "contact_sheet.png")
@@ -168,7 +168,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
 
 @contextlib.contextmanager
 def saved(close: Callable) -> Iterator[None]:
-  """Where an error ends the run, what is being saved is saved all the same, and the error is what is told."""
+  """Saves to the end what is being saved, should an error end the run; the error is what is told."""
   try:
     yield
   except Exception:

@@ -1,4 +1,4 @@
-"""What a run says of itself: `metrics.jsonl` (coca/training/metrics_file.py), TensorBoard, and a progress line.
+"""Reports of a run: `metrics.jsonl` (coca/training/metrics_file.py), TensorBoard, and a progress line.
 
 `metrics.jsonl` has one JSON object a line: `step` and named numbers such as `train/loss`. NaN and infinity, which JSON
 does not have, are null. Values of the training step are fetched by a thread, so that the loop never waits for the

@@ -26,7 +26,7 @@ SHOWN = 30  # seconds after which what was written is to be seen in a bucket
 
 
 def open_lines(workdir, resume_step: int):
-  """Where the lines of a start are written that goes on from `resume_step`; those of later steps are cut. 0: all."""
+  """Opens the lines of a start that goes on from `resume_step`; those of later steps are cut. 0: all."""
   return _Parts(workdir, resume_step) if in_bucket(workdir) else _File(workdir, resume_step)
 
 

@@ -115,7 +115,7 @@ def decay_mask(config: Config, params):
 
 
 def idle(config: Config) -> list[str]:
-  """How the paths of those parameters begin that no loss of a weight above 0 has a gradient for."""
+  """The beginnings of the paths of those parameters that no loss of a weight above 0 has a gradient for."""
   contrasts, captions, matches, answers = (
     x.weight > 0 for x in (config.contrastive, config.captioning, config.matching, config.answering))
   paths = []
@@ -134,7 +134,7 @@ def idle(config: Config) -> list[str]:
 def _idle_in_bert(config: Config, contrasts, captions, matches, answers) -> list[str]:
   """`idle` in BLIP's text layers: its decoder's name is that of what encoder and decoder share."""
   shared = SHARED[config.model.med.sharing]
-  looks = matches or answers  # the encoder at pictures
+  looks = matches or answers  # the encoder at images
   paths = [] if looks or contrasts else ["text_encoder/"]
   cross = [part for part in SHARED["all"] if "cross" in part]
   if not looks:

@@ -32,7 +32,7 @@ class Preemption:
       signal.signal(number, handler)
 
   def __call__(self, step: int) -> bool:
-    """Whether to save after `step` and stop: the same answer on every process."""
+    """True if it is time to save after `step` and stop: the same answer on every process."""
     return self._asked.is_set() if self._single else multihost_utils.reached_preemption_sync_point(step)
 
   @property

@@ -25,7 +25,7 @@ def init_state(config: Config, total: int, mesh):
 
 
 def planned_state(config: Config, total: int, mesh):
-  """What `init_state` returns, as ShapeDtypeStructs with shardings; nothing is computed. The mesh may be abstract."""
+  """The result of `init_state` as ShapeDtypeStructs with shardings; nothing is computed. The mesh may be abstract."""
   new, params = _new_state(config, total)
   state = jax.eval_shape(new, params)
   return jax.tree.map(

@@ -11,7 +11,7 @@ def traced(steps: range, folder, paused: Callable, say: Callable) -> Iterator[in
   """The steps; the sixth to the tenth, or of fewer than ten the last five, are recorded in `folder` for TensorBoard."""
   recorded = steps[5:10] if len(steps) >= 10 else steps[-5:]  # the first would show compilation
   options = jax.profiler.ProfileOptions()
-  options.python_tracer_level = 0  # it slows the threads that decode pictures
+  options.python_tracer_level = 0  # it slows the threads that decode images
   with local_folder(folder) as written:
     for step in steps:
       if step == recorded[0]:

@@ -248,7 +248,7 @@ def test_a_job_goes_on_only_with_the_same_settings_models_and_source(done, model
   for path in (tmp_path / "web").glob("*.png"):
     path.write_bytes(path.read_bytes() + b"another")
   replaced = open_source(dataclasses.replace(settings.source, path=str(tmp_path / "web")))
-  with pytest.raises(ValueError, match=r"the picture of record \d+, '.*png', is not the one"):
+  with pytest.raises(ValueError, match=r"the image of record \d+, '.*png', is not the one"):
     job.begin(str(done), settings, replaced, models.identities)
 
 

@@ -318,7 +318,7 @@ def test_the_address_filters(visit, rows):
   assert "disk is on fire" in visit("kept=failed").evaluate("document.querySelector('.hole').textContent")
   assert all_texts(visit, "q=TEXT+4") == [[r["index"], r["origin"], r["kept"] is False] for r in rows
                                           if " text 4" in r.get("text", "")]
-  assert visit("q=no+such+words").evaluate("document.querySelector('#grid p').textContent").startswith("No picture")
+  assert visit("q=no+such+words").evaluate("document.querySelector('#grid p').textContent").startswith("No image")
 
 
 def test_it_sorts(visit, rows):

@@ -178,7 +178,7 @@ def test_rebuild(parquet, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(builder, "SAME_TITLE", 3)
   for name, reverse in (("one", False), ("two", True)):
     rebuild.main([f"--parquet={parquet(name, reverse)}", f"--out={tmp_path}/out {name}"])
-  assert "train: 20 pictures" in capsys.readouterr().out
+  assert "train: 20 images" in capsys.readouterr().out
   one, two = ({f.name: f.read_bytes() for f in (tmp_path / f"out {name}").iterdir()} for name in ("one", "two"))
   assert one == two, "the same rows have to give the same bytes"
   assert len(one) == 4 + 2

@@ -142,7 +142,7 @@ def test_pixel_baseline_puts_transparent_pictures_on_white():
   train_set = Source_([Record("w", png("white"), (Text("white"),)), Record("b", png("black"), (Text("black"),))])
   clear = Record("c", png((0, 0, 0, 0), "RGBA"), (Text("white"),))
   assert zero_shot.pixel_top1(Source_([clear]), train_set) == 1
-  with pytest.raises(ValueError, match="no readable picture"):
+  with pytest.raises(ValueError, match="no readable image"):
     zero_shot.pixel_top1(Source_([None]), train_set)
 
 

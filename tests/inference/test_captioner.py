@@ -103,7 +103,7 @@ def test_match_gives_the_probability_of_each_pair(tmp_path, data, model):
   np.testing.assert_allclose(many, np.resize(found, 70), rtol=1e-4)
   np.testing.assert_allclose(judge.match(paths[2], TEXTS[2]), found[2:3], rtol=1e-4)
   assert judge.match([], []).shape == (0,)
-  with pytest.raises(ValueError, match="4 pictures and 1 texts"):
+  with pytest.raises(ValueError, match="4 images and 1 texts"):
     judge.match(data, "red apple")
   with pytest.raises(ValueError, match=r"config.matching.weight is 0.*capfilt_filter"):
     model.match(data, TEXTS)
@@ -177,7 +177,7 @@ def test_settings_of_captions_that_make_no_sense(model, data):
     model.caption(data, max_length=1)
   with pytest.raises(ValueError, match="strategy is 'best'"):
     model.caption(data, strategy="best")
-  with pytest.raises(ValueError, match="4 pictures, 2 prompts and 4 ids"):
+  with pytest.raises(ValueError, match="4 images, 2 prompts and 4 ids"):
     model.caption(data, ["a", "b"])
   with pytest.raises(ValueError, match="shorten it"):
     model.caption(data, "red apple green pear blue plum dark fig")
@@ -189,7 +189,7 @@ def test_settings_of_captions_that_make_no_sense(model, data):
 
 def test_pictures_that_cannot_be_used_are_named(model, data, tmp_path):
   (tmp_path / "broken.jpg").write_bytes((data / "red.png").read_bytes()[:60])
-  with pytest.raises(ValueError, match=r"can't read the picture .*broken\.jpg"):
+  with pytest.raises(ValueError, match=r"can't read the image .*broken\.jpg"):
     model.embed_images([data / "red.png", tmp_path / "broken.jpg"])
   with pytest.raises(ValueError, match=r"gone\.png"):
     model.caption(tmp_path / "gone.png")
@@ -202,7 +202,7 @@ def test_pictures_that_cannot_be_used_are_named(model, data, tmp_path):
   with pytest.raises(TypeError, match="not bytes"):
     model.embed_texts([b"cat"])
   (tmp_path / "empty").mkdir()
-  with pytest.raises(ValueError, match=r"no pictures in .*empty"):
+  with pytest.raises(ValueError, match=r"no images in .*empty"):
     model.embed_images(tmp_path / "empty")
 
 
@@ -227,7 +227,7 @@ def test_broken_pictures_are_skipped_on_request_and_all_others_keep_their_places
     assert [text is None for text in found] == broken
     assert [found[i] for i in whole] == model.caption(data, **settings_)
   assert "cut.png" in caplog.text
-  with pytest.raises(ValueError, match=r"can't read the picture .*cut\.png"):
+  with pytest.raises(ValueError, match=r"can't read the image .*cut\.png"):
     model.embed_images(tmp_path)
 
 
@@ -240,7 +240,7 @@ def test_urls_stay_what_they_are(model, data):
   np.testing.assert_array_equal(one, model.embed_images(data / "red.png"))
   assert images_in("memory://bucket") == ["memory:///bucket/blue.png", "memory:///bucket/red.png"]
   np.testing.assert_allclose(model.embed_images("memory://bucket")[1:], one, atol=1e-6)
-  with pytest.raises(ValueError, match=r"can't read the picture memory://bucket/gone\.png"):
+  with pytest.raises(ValueError, match=r"can't read the image memory://bucket/gone\.png"):
     model.embed_images(["memory://bucket/gone.png"])
   with pytest.raises(ValueError, match=r"nothing://a/b\.png: Protocol not known"):
     model.embed_images("nothing://a/b.png")

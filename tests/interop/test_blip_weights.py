@@ -149,7 +149,7 @@ def test_answers_to_questions_as_texts(converted, expected):
   possible = ["a", "a picture", "of a picture", "picture"]
   best = forward.rank_answers(model.params, encoded, rows, encode_candidates(possible, model.tokenizer, 9), 3)
   assert model.answer(expected["image"], questions, possible, rank=3) == [possible[i] for i in np.asarray(best)]
-  with pytest.raises(ValueError, match="4 pictures and 2 questions"):
+  with pytest.raises(ValueError, match="4 images and 2 questions"):
     model.answer(expected["image"], ["what", "where"])
   with pytest.raises(ValueError, match="not empty"):
     model.answer(expected["image"], "!!")
@@ -214,8 +214,8 @@ def test_settings_of_other_models_are_refused(change, message):
 
 
 @pytest.mark.parametrize(("preprocess", "message"), [
-  ({"size": {"height": 12, "width": 16}}, "the model's pictures are 12 x 12"),
-  ({"size": {"shortest_edge": 12}}, "the model's pictures are 12 x 12"), ({"size": 24}, "size is 24"),
+  ({"size": {"height": 12, "width": 16}}, "the model's images are 12 x 12"),
+  ({"size": {"shortest_edge": 12}}, "the model's images are 12 x 12"), ({"size": 24}, "size is 24"),
   ({"resample": 2}, "resample is 2; supported: 3"), ({"do_normalize": False}, "do_normalize is False"),
   ({"do_center_crop": True}, "do_center_crop is True"), ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
   ({"rescale_factor": "x"}, "rescale_factor is 'x'; it takes a number"), ({"image_mean": {}}, "it takes 3 numbers"),

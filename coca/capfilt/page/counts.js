@@ -235,7 +235,7 @@ function drawMore() {
       h("p", {class: "say"}, h("button", {class: "link", type: "button", onclick: () => {
         setView({sort: "disagreement"});
         $("browse").scrollIntoView({behavior: "smooth"});
-      }}, "Look at the pictures on which they differ most")));
+      }}, "Look at the images on which they differ most")));
   } else $("agreement").hidden = true;
   if (data.failures.length) {
     $("failures").append(h("h2", {}, "Failures"), table(["Reason", "Images", "Texts"],

@@ -30,8 +30,8 @@ FILES = {
 }
 COLUMNS = ("key", "image", "caption", "tags", "source", "concept", "skin_tone", "licence", "boilerplate_title",
            "file_name")
-CLIPART = 2_500  # pictures
-SAME_TITLE = 100  # pictures at most; 'gramastar' alone names 1,375
+CLIPART = 2_500  # images
+SAME_TITLE = 100  # images at most; 'gramastar' alone names 1,375
 
 
 class CocaBuiltin(tfds.core.GeneratorBasedBuilder):
@@ -88,7 +88,7 @@ class CocaBuiltin(tfds.core.GeneratorBasedBuilder):
 
 def check(path: pathlib.Path) -> None:
   """Raises FileNotFoundError or ValueError, with the file and the columns it needs, if it cannot be used."""
-  wanted = f"it needs the columns {', '.join(COLUMNS)}, with encoded pictures in 'image'"
+  wanted = f"it needs the columns {', '.join(COLUMNS)}, with encoded images in 'image'"
   if not path.is_file():
     raise FileNotFoundError(f"{path} is missing; {wanted}")
   try:
@@ -107,7 +107,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 def select(rows: list[dict], split: str) -> list[dict]:
   """The rows that belong to `split`, each key once; the same ones in whatever order `rows` are."""
-  # Skin tones multiply the pictures and tell nothing apart that a small model could learn.
+  # Skin tones multiply the images and tell nothing apart that a small model could learn.
   rows = sorted((r for r in rows if not r["skin_tone"]), key=lambda r: (r["key"], r["image"]))
   if split in ("train", "unseen_concepts"):
     rows = [r for r in rows if r["source"] in STYLES]
@@ -128,10 +128,10 @@ def select(rows: list[dict], split: str) -> list[dict]:
 
 
 def shrink(encoded: bytes) -> bytes:
-  """An encoded picture as 64 px WebP on white."""
-  picture = Image.open(io.BytesIO(encoded)).convert("RGBA")
-  picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-  picture = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+  """An encoded image as 64 px WebP on white."""
+  image = Image.open(io.BytesIO(encoded)).convert("RGBA")
+  image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+  image = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
   out = io.BytesIO()
-  picture.save(out, "WEBP", quality=QUALITY, method=6)
+  image.save(out, "WEBP", quality=QUALITY, method=6)
   return out.getvalue()

@@ -48,7 +48,7 @@ def rebuild(parquet: pathlib.Path, out: pathlib.Path) -> None:
     sort_fields(path)
   for name, split in builder.info.splits.items():
     size = sum((out / f).stat().st_size for f in split.filenames)
-    print(f"{name}: {split.num_examples} pictures, {size / 1e6:.2f} MB")
+    print(f"{name}: {split.num_examples} images, {size / 1e6:.2f} MB")
   print(f"{out}: {sum(f.stat().st_size for f in out.iterdir()) / 1e6:.2f} MB")
 
 

@@ -28,7 +28,7 @@ def open_source(settings: config.Source, where: str = SETTING) -> Records:
 
 
 def places_of(settings: config.Source, where: str) -> dict[str, str]:
-  """What `open_source` would open, by the names of the settings; nothing for the corpus in the package."""
+  """The places that `open_source` would open, by the names of the settings; none for the corpus in the package."""
   found = {f"{where}.path": "" if settings.kind == "builtin" else settings.path, f"{where}.sidecars": settings.sidecars}
   return {name: path for name, path in found.items() if path}
 

@@ -14,7 +14,7 @@ NAMES = re.compile(r"(captions_.*|dataset(_(?!infos?\.).*)?)\.json", re.IGNORECA
 
 
 def rows(name: str, values: dict, split: str) -> Iterator[tuple[str, dict | str]]:
-  """Where a row stands in the file, and the row or what is wrong with it.
+  """Yields the place of each row in the file, and the row or what is wrong with it.
 
   Args:
     name: of the file.

@@ -23,7 +23,7 @@ COLUMNS = ("index", "key", "image", "text", "origin", "matching", "contrastive",
 
 @dataclasses.dataclass(frozen=True)
 class _Texts:
-  """What of a sidecar is used: N texts."""
+  """The part of a sidecar that is used: N texts."""
 
   index: np.ndarray  # int64 [N], the record's number
   key: np.ndarray  # uint32 [N], checksum of the record's key, 0: unknown
@@ -42,7 +42,7 @@ class Bootstrapped:
 
   Raises:
     SidecarError: no workdir, an unfinished or damaged one, texts that are not decided on, or none that is kept; or the
-      source has changed since, other pictures under the same names included.
+      source has changed since, other images under the same names included.
   """
 
   def __init__(self, source: Records, settings: Source):
@@ -70,7 +70,7 @@ class Bootstrapped:
                          f"{SETTING}.origins, min_matching and min_contrastive")
     probes = np.linspace(0, len(self._index) - 1, min(sidecars.PROBES, len(self._index))).astype(np.int64)
     known = zip(*(values[probes].tolist() for values in (self._index, self._key, self._image)), strict=True)
-    sidecars.check_pictures(source, list(known))
+    sidecars.check_images(source, list(known))
     self.problems = [summary, *source.problems]
 
   def __len__(self) -> int:

@@ -109,7 +109,7 @@ class Folder:
     raise FileNotFoundError(f"{path} (named in the table)" + (packed and f"; {packed}"))
 
   def _packed(self) -> str:
-    """What lies in the folder and may hold the pictures."""
+    """The archives in the folder that may hold the images."""
     name, command = next(((name, command) for name in sorted(self._names) for ending, command in ARCHIVES.items()
                           if name.lower().endswith(ending)), ("", ""))
     if not name:
@@ -157,7 +157,7 @@ class Folder:
     return entries
 
   def _elsewhere(self, names: set[str]) -> str:
-    """What there is in the folder and the ones below that a person may have meant."""
+    """The files in the folder and the ones below that a person may have meant."""
     below = [n for n in names if "/" in n and (n.rpartition("/")[2] in TABLES or tables.is_table(n.rpartition("/")[2]))]
     below.sort(key=lambda name: ("train" not in name, name))
     if below:

@@ -1,6 +1,6 @@
-"""Questions that a picture's name answers: enough to train and test question answering where there is no such data set.
+"""Questions that an image's name answers: enough to train and test question answering where there is no such data set.
 
-Of each picture: what it shows (its name), whether it shows that name (yes), and whether it shows another picture's
+Of each image: what it shows (its name), whether it shows that name (yes), and whether it shows another image's
 (no). The last is as right as names are exclusive: a "grinning face" is called no "smiling face", though it is one.
 Names are cleaned as questions are, since an answer counts only if it is the annotator's to the letter.
 """
@@ -17,10 +17,10 @@ class NameQuestions:
   """Three records for each of `source`: the keys are KEY, KEY#1 and KEY#2, the answers one each.
 
   Args:
-    source: labelled pictures, `label_names` being their names.
+    source: labelled images, `label_names` being their names.
 
   Raises:
-    ValueError: all pictures have the same name.
+    ValueError: all images have the same name.
   """
 
   def __init__(self, source: Records):

@@ -221,7 +221,7 @@ def _choose(schema: pa.Schema, names: tuple[str, ...], fits) -> str:
 
 
 def _type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
-  """Of a column, or of what lies inside it where a dot leads into structs and lists of them."""
+  """The type of a column, or of what lies inside it where a dot leads into structs and lists of them."""
   first, *rest = [name] if schema.get_field_index(name) >= 0 else name.split(".")
   kind = schema.field(first).type if schema.get_field_index(first) >= 0 else None
   for part in rest:

@@ -26,7 +26,7 @@ class TableError(ValueError):
 
 
 def is_table(name: str) -> bool:
-  """Whether a file may be the table of its folder, by its name."""
+  """True if a file may be the table of its folder, by its name."""
   return name.lower().endswith(ENDINGS) or bool(annotations.NAMES.fullmatch(name))
 
 
@@ -85,7 +85,7 @@ def _json_row(line: str) -> dict | str:
 
 
 def separator(name: str, text: str, known: set[str]) -> str:
-  """What separates a CSV's fields: what splits its first line into the most known names, or else the most fields."""
+  """The separator of a CSV's fields: it splits the first line into the most known names, or else the most fields."""
   first = next((line for line in text.splitlines() if line.strip()), "")
   usual = "\t" if name.lower().endswith(".tsv") else ","
 

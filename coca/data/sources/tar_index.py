@@ -1,4 +1,4 @@
-"""Where the members of a WebDataset tar lie, so that its records can be read in any order.
+"""The places of the members of a WebDataset tar, so that its records can be read in any order.
 
 Members `dir/KEY.EXT` with the same `dir/KEY` are one sample; KEY ends at the first dot of the file's name. An index
 is built by reading the tar's headers, once (in a bucket that is most of the tar, if its members are smaller than what a
@@ -90,7 +90,7 @@ class TarIndex:
 
 
 def is_header(block: bytes, checksum: int) -> bool:
-  """Whether the block before a member's bytes is the one that was indexed."""
+  """True if the block before a member's bytes is the one that was indexed."""
   return zlib.crc32(block) == checksum
 
 
@@ -153,7 +153,7 @@ def _load(place: str, file: File) -> TarIndex | None:
 
 
 def _fresh(index: TarIndex, file: File) -> bool:
-  """Whether some members lie where they did; a bucket's version is evidence enough."""
+  """True if some members lie where they did; a bucket's version is evidence enough."""
   count = len(index.offset)
   return not file.local or all(
     is_header(file.read(int(index.offset[m]) - BLOCK, BLOCK), int(index.header[m]))

@@ -169,7 +169,7 @@ class TfdsSource:
     origin, label = self._origin, -1
     if self._builtin:
       label = self._labels[_string(fields, "caption")]
-      # Clip art's titles are what the web had; the emoji's names were written by people for what is in the picture.
+      # Clip art's titles are what the web had; the emoji's names were written by people for what is in the image.
       if not self._given and origin != "label" and _string(fields, "source") != "openclipart":
         origin = "human"
     elif self._label:

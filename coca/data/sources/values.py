@@ -1,4 +1,4 @@
-"""What fields of records and tables hold, as texts."""
+"""Values of the fields of records and tables, as texts."""
 
 from coca.config import Source
 from coca.data.records import Text
@@ -53,7 +53,7 @@ def as_question(value) -> str:
 
 
 def lookup(values: dict, key: str):
-  """What a field holds, None if there is no such; a dot leads into objects and lists of them ("answers.answer")."""
+  """The value of a field, None if there is no such; a dot leads into objects and lists of them ("answers.answer")."""
   first, _, rest = key.partition(".")
   if key in values or not rest:
     return values.get(key)

@@ -53,7 +53,7 @@ class WebDataset:
         self._shards.append((file, index.keys, places, headers, parsed))
         counts.append(len(index.keys))
         lost += [f"{file.name}, {name}" for name in _behind_dots(index, self._image, self._text)]
-        empty.update(picture=int((places[:, 0] < 0).sum()), text=int((places[:, 2] < 0).sum()) if self._field else 0)
+        empty.update(image=int((places[:, 0] < 0).sum()), text=int((places[:, 2] < 0).sum()) if self._field else 0)
         extensions |= set(index.extensions.tolist())
     if not_stored:
       self.problems.append(not_stored)
@@ -61,9 +61,9 @@ class WebDataset:
       raise ValueError(f"{SETTING}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
                        + "\n".join(f"  {problem}" for problem in self.problems[:5]))
     if lost:
-      self.problems.insert(0, f"{len(lost)} pictures are not seen, such as {lost[0]}: the first dot of a file's name "
+      self.problems.insert(0, f"{len(lost)} images are not seen, such as {lost[0]}: the first dot of a file's name "
                               "ends the key (WebDataset's rule); write the tar anew with names that have one dot")
-    for what, names in (("picture", self._image), ("text", (self._text, "json"))):
+    for what, names in (("image", self._image), ("text", (self._text, "json"))):
       if count := empty[what]:
         self.problems.append(f"{count} of {sum(counts)} records have no {what}: no member .{' or .'.join(names)}")
     self._starts = np.cumsum([0, *counts])
@@ -144,9 +144,9 @@ class WebDataset:
 
 
 def _behind_dots(index: TarIndex, images: tuple[str, ...], text: str) -> list[str]:
-  """Pictures whose names have further dots, so that several are one record, and no more than one of them is seen.
+  """Images whose names have further dots, so that several are one record, and no more than one of them is seen.
 
-  One that belongs to a record with another picture, as KEY.mask.png does, is meant so, unless it has a text of its own.
+  One that belongs to a record with another image, as KEY.mask.png does, is meant so, unless it has a text of its own.
   """
   kinds = index.extensions.tolist()
   odd = [k for k, kind in enumerate(kinds) if kind.rpartition(".")[2] in IMAGE_EXTENSIONS and kind not in images]

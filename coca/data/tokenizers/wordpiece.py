@@ -121,7 +121,7 @@ def load(model: bytes) -> WordPiece:
 
 
 def is_json(model: bytes) -> bool:
-  """Whether this is a tokenizer.json of WordPiece, and not one of byte-pair encoding."""
+  """True if this is a tokenizer.json of WordPiece, and not one of byte-pair encoding."""
   try:
     return entry(read_object(model), "model", {}).get("continuing_subword_prefix") == _INSIDE
   except ValueError:

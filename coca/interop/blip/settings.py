@@ -83,7 +83,7 @@ def from_transformers(settings: dict, preprocess: dict, tokens: WordPiece, name:
                      f"{width // 64}: with others their outputs are wrong. Correct config.json (transformers takes 8 "
                      f"where nothing is said), or give --text_heads={heads} if the model was trained with them")
   size = of_image("image_size", 384, most=PIXELS)
-  _check_pictures(preprocess, size)
+  _check_images(preprocess, size)
   for key, default, found in (("bos_token_id", 30_522, tokens.bos), ("sep_token_id", 102, tokens.eos)):
     if (said := of_text(key, default, 0)) != found:
       raise ValueError(f"text_config: {key} is {said}, and {found} in {tokens.file}: this tokenizer belongs to another "
@@ -158,7 +158,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray], tokens: WordPiece, name: str
 
 
 def to_transformers(config: Config, tokens: WordPiece, architecture: str = "") -> tuple[str, dict[str, dict]]:
-  """What transformers builds the same model from: the class, and the contents of files by name.
+  """The means for transformers to build the same model: the class, and the contents of files by name.
 
   Args:
     config: of a model with `config.model.kind` 'blip'.
@@ -246,12 +246,12 @@ def _layers(tensors: Mapping, start: str) -> int:
   return 1 + max(map(int, found), default=-1)
 
 
-def _check_pictures(preprocess: dict, size: int) -> None:
+def _check_images(preprocess: dict, size: int) -> None:
   """`size` is the model's."""
   found = preprocess.get("size", size)
   found = tuple(found.get(side) for side in ("height", "width")) if isinstance(found, dict) else (found, found)
   if found != (size, size):
-    raise ValueError(f"the image processor: size is {preprocess['size']!r:.80}, and the model's pictures are {size} x "
+    raise ValueError(f"the image processor: size is {preprocess['size']!r:.80}, and the model's images are {size} x "
                      f"{size}")
   if abs(entry(preprocess, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
     raise ValueError(f"the image processor: rescale_factor is {preprocess['rescale_factor']}; supported: 1 / 255")

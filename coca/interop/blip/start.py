@@ -1,4 +1,4 @@
-"""Where BLIP's pre-training starts (arXiv 2201.12086, section 4.1): a ViT trained on ImageNet, and BERT.
+"""The start of BLIP's pre-training (arXiv 2201.12086, section 4.1): a ViT trained on ImageNet, and BERT.
 
 The ViT has the names of the timm library (DeiT's, too), BERT those of transformers. Text encoder and decoder both start
 as BERT; cross-attention, projections, matching head and the tokens [DEC] and [ENC] begin anew.

@@ -30,7 +30,7 @@ CLASSES = {  # transformers' classes, and how the names of their tensors begin
   "BlipForQuestionAnswering": ("vision_model.", "text_encoder.", "text_decoder."),
 }
 OTHERS = {  # beginnings of names of models that are not read here
-  "cls_head.": "BLIP's NLVR2 model, which looks at two pictures",
+  "cls_head.": "BLIP's NLVR2 model, which looks at two images",
   "text_model.": "transformers' BlipModel, whose projections are not BLIP's; take one of " + ", ".join(CLASSES),
   "qformer.": "BLIP-2", "Qformer.": "BLIP-2", "query_tokens": "BLIP-2",
 }
@@ -69,7 +69,7 @@ def to_state_dict(params, config: Config, architecture: str) -> dict[str, np.nda
 
 
 def is_original(names) -> bool:
-  """Whether names of tensors are those of the original files."""
+  """True if names of tensors are those of the original files."""
   return any(name.removeprefix("module.").startswith("visual_encoder.") for name in names)
 
 
@@ -89,7 +89,7 @@ def tidy(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def vocabulary(state_dict: Mapping[str, np.ndarray]) -> int:
-  """How many tokens the text side knows. Raises ValueError: it has none."""
+  """The number of tokens that the text side knows. Raises ValueError: it has none."""
   for key, x in state_dict.items():
     if key.endswith(".embeddings.word_embeddings.weight") and x.ndim == 2:
       return len(x)

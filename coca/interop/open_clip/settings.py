@@ -11,7 +11,7 @@ from coca.config.differing import differing, flat
 from coca.config.model import MEAN, STD
 from coca.config.typed import entry
 
-LAYERS, RATIO, PIXELS = 1000, 64, 1 << 14  # at most: of a tower, of a feed-forward to its width, of a picture's side
+LAYERS, RATIO, PIXELS = 1000, 64, 1 << 14  # at most: of a tower, of a feed-forward to its width, of an image's side
 
 # What these settings have to be, where a config has them at all; None stands for any value.
 _BLOCKS = {"block_type": (None, "default"), "ls_init_value": (None,), "act_kwargs": (None, {}),
@@ -115,7 +115,7 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
 
 
 def from_config(config: Config) -> dict:
-  """What open_clip builds the same model from: the contents of open_clip_config.json.
+  """The means for open_clip to build the same model: the contents of open_clip_config.json.
 
   Raises:
     ValueError: open_clip has no such model; the settings that are in the way are listed.
@@ -225,6 +225,6 @@ def _square(cfg: dict, name: str, default: int) -> int:
 def _colours(preprocess: dict, key: str, default: tuple) -> tuple[float, float, float]:
   for setting, allowed in (("interpolation", ("bicubic", "random")), ("resize_mode", ("shortest",))):
     if preprocess.get(setting, allowed[0]) not in allowed:
-      raise ValueError(f"preprocess_cfg.{setting} is {preprocess[setting]!r:.80}; pictures are prepared here with "
+      raise ValueError(f"preprocess_cfg.{setting} is {preprocess[setting]!r:.80}; images are prepared here with "
                        f"{allowed[0]!r} only")
   return entry(preprocess, f"preprocess_cfg.{key}", default, most=1)

@@ -192,7 +192,7 @@ def test_other_pictures_under_the_same_names(tmp_path, kind):
       table = pq.read_table(path)
       other = pa.array([image.as_py()[:-1] + b"?" for image in table["image"]])
       pq.write_table(table.set_column(0, "image", other), path, row_group_size=2)
-  with pytest.raises(SidecarError, match=r"the picture of record \d+, '.*', is not the one that its texts"):
+  with pytest.raises(SidecarError, match=r"the image of record \d+, '.*', is not the one that its texts"):
     opened(copied, tmp_path / "out")
   source._source = open_source(copied)  # replaced while the run goes on
   with pytest.raises(BadRecord, match="is not the one that its texts were made for: the source has changed since"):

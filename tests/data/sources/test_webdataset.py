@@ -74,8 +74,8 @@ def test_pairs_lost_to_dots_in_names_are_told(tmp_path):
   (tmp_path / "0.tar").write_bytes(tar(members))
   source = opened(tmp_path)
   assert len(source) == 3 and len(source.problems) == 3
-  assert source.problems[0].startswith("6 pictures are not seen, such as 0.tar, a.0.jpg: the first dot of a file's")
-  assert source.problems[1].startswith("1 of 3 records have no picture: no member .jpg or .jpeg")
+  assert source.problems[0].startswith("6 images are not seen, such as 0.tar, a.0.jpg: the first dot of a file's")
+  assert source.problems[1].startswith("1 of 3 records have no image: no member .jpg or .jpeg")
   assert source.problems[2] == "1 of 3 records have no text: no member .txt or .json"
   assert len(opened(tmp_path, image_key="0.jpg").problems) == 3
 

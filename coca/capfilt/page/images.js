@@ -1,12 +1,12 @@
-// ---- Pictures -----------------------------------------------------------------------------------------------------
+// ---- Images -----------------------------------------------------------------------------------------------------
 
 const KEPT = {1: "kept", 0: "dropped", failed: "failed", undecided: "undecided"};
 const cards = new Map();
 function card(record) {
   if (!cards.has(record.index)) {
-    const picture = record.image ? h("img", {src: record.image, alt: "", loading: "lazy"}) :
+    const image = record.image ? h("img", {src: record.image, alt: "", loading: "lazy"}) :
       h("div", {class: "hole"}, record.problem);
-    cards.set(record.index, h("article", {class: "card", "data-index": record.index}, picture,
+    cards.set(record.index, h("article", {class: "card", "data-index": record.index}, image,
       h("ul", {}, ...record.texts.map(text => line(text, record))),
       h("footer", {}, `${count(record.index)} · ${record.key}`)));
   }
@@ -61,11 +61,11 @@ function drawGrid() {
     return node;
   }));
   if (!shown.length) {
-    const why = data.records.length ? "No picture has a text that fits these filters." : "No pictures yet.";
+    const why = data.records.length ? "No image has a text that fits these filters." : "No images yet.";
     $("grid").append(h("p", {}, why));
   }
   const images = data.images.reduce((a, b) => a + b, 0);
-  $("found").textContent = `${count(found.length)} of ${count(data.records.length)} pictures` +
+  $("found").textContent = `${count(found.length)} of ${count(data.records.length)} images` +
     (data.records.length < images ? `, an even sample of ${count(images)}` : "");
   $("page").textContent = `${page} / ${pages}`;
   $("previous").disabled = page <= 1;
