@@ -29,3 +29,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the proces
 
 # Traced programs are millions of objects that live on: to walk them all, again and again, is a tenth of the time.
 gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_collection_modifyitems(items):
+  """Files with slow tests come first, so that no worker is left alone with one in the end."""
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)
