@@ -15,11 +15,12 @@ from coca.config.durations import in_steps
 from coca.data.sources import open_source
 from coca.data.tokenizers import sentencepiece, wordpiece
 from coca.devices.batch import batch_arithmetic
-from coca.devices.sharding import batch_sharding, make_mesh
+from coca.devices.sharding import make_mesh
 from coca.evals import build
 from coca.interop.open_clip.settings import MODELS, to_config
 from coca.models.flops import flops_per_pair
 from coca.planning import arithmetic
+from coca.planning.compiled import batch_shapes
 from coca.storage.workdir import write_run
 from coca.training.optim import make_optimizer
 from coca.training.state import planned_state
@@ -137,18 +138,7 @@ def test_lowers_on_8_devices(file, named):
   mesh = make_mesh(config.mesh)
   total = 100
   state = planned_state(config, total, mesh)
-  side, batch = config.model.image.size, config.data.batch
-  rows = {
-    "image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8, sharding=batch_sharding(mesh)),
-    "text": jax.ShapeDtypeStruct((batch, config.model.text.length), jnp.int32, sharding=batch_sharding(mesh)),
-    "hashes": jax.ShapeDtypeStruct((batch, 2), jnp.uint32, sharding=batch_sharding(mesh)),
-    "weight": jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh)),
-  }
-  if config.answering.weight:
-    many = batch, config.answering.answers
-    rows["answers"] = jax.ShapeDtypeStruct((*many, config.answering.length), jnp.int32, sharding=batch_sharding(mesh))
-    rows["answer_weight"] = jax.ShapeDtypeStruct(many, jnp.float32, sharding=batch_sharding(mesh))
-  lowered = make_train_step(config, total, state, mesh).lower(state, rows)
+  lowered = make_train_step(config, total, state, mesh).lower(state, batch_shapes(config, mesh))
   new_state, metrics = lowered.out_info
   assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
   losses = {name for name in ("contrastive", "captioning", "matching", "answering") if getattr(config, name).weight}
