@@ -79,13 +79,14 @@ def files_below(folder: str, follow_links: bool = False) -> tuple[list[str], lis
                          for kind, paths in left.items()]
 
 
-def find(path: str, suffix: str, make: str) -> tuple[list[File], list[str]]:
+def find(path: str, suffix: str, make: str, where: str) -> tuple[list[File], list[str]]:
   """The files that a setting names, sorted by path within each glob; and the named ones that do not exist.
 
   Args:
     path: glob, brace range ("{00000..00099}.tar", "{a,b}/*.tar"), a file or a directory; an fsspec URL or a local path.
     suffix: of the files wanted from a directory, e.g. ".tar".
     make: a command that makes such files, for the error.
+    where: the name of the source's settings, for the error.
 
   Raises:
     FileNotFoundError: nothing there.
@@ -101,10 +102,10 @@ def find(path: str, suffix: str, make: str) -> tuple[list[File], list[str]]:
   if not files:
     if packed := _packed(fs, names, suffix):
       command = UNPACK[packed[0].rpartition(".")[2]]
-      raise FileNotFoundError(f"{SETTING}.path is {path!r}: {len(packed)} packed files are there, which can't be "
+      raise FileNotFoundError(f"{where}.path is {path!r}: {len(packed)} packed files are there, which can't be "
                               f"read at random. Unpack them where they are: {command} {shlex.quote(packed[0])}"
                               + " ..." * (len(packed) > 1))
-    raise FileNotFoundError(f"{SETTING}.path is {path!r}: no file matches. Such files are made by, for example:\n"
+    raise FileNotFoundError(f"{where}.path is {path!r}: no file matches. Such files are made by, for example:\n"
                             f"  {make}")
   return [File(fs, name, info["size"], stamp_of(info)) for name, info in files.items()], missing
 

@@ -48,7 +48,7 @@ def test_writers_of_one_file_do_not_mix(tmp_path):
 def test_pipes_are_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / "0.tar")
   (tmp_path / "1.tar").write_bytes(b"x")
-  found, problems = finding.find(f"{tmp_path}/*.tar", ".tar", "make")
+  found, problems = finding.find(f"{tmp_path}/*.tar", ".tar", "make", "source")
   assert [file.name for file in found] == ["1.tar"]
   assert len(problems) == 1 and "0.tar: no regular file" in problems[0]
   for read in (lambda: reading.read_all(fsspec.filesystem("file"), str(tmp_path / "0.tar")),

@@ -18,13 +18,17 @@ def open_source(settings: config.Source, where: str = SETTING) -> Records:
     ValueError: what is there cannot be read as `settings.kind`, or its sidecars can't be used (`SidecarError`).
   """
   try:
-    return _open(settings)
+    check_source(settings, where)
+    source = _open(settings, where)
+    if not settings.sidecars:
+      return source
+    from coca.data.sources.bootstrapped import Bootstrapped
+    return Bootstrapped(source, settings, where)
   except (FileNotFoundError, ValueError) as e:
-    if where == SETTING:
+    if where == SETTING or where in str(e):
       raise
-    text = str(e).replace(SETTING, where)
     kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
-    raise kind(text if where in text else f"{where}: {text}") from None
+    raise kind(f"{where}: {e}") from None
 
 
 def places_of(settings: config.Source, where: str) -> dict[str, str]:
@@ -52,23 +56,21 @@ def check_places(places: dict[str, str], allow_urls: bool, whose: str) -> None:
                      "your credentials, only with --allow_urls")
 
 
-def _open(settings: config.Source) -> Records:
+def _open(settings: config.Source, where: str) -> Records:
   # Each format imports its own library, and only when it is used.
   if settings.kind == "builtin":
-    from coca.data.sources.tfds import open_builtin as open_
-  elif settings.kind == "tfds":
-    from coca.data.sources.tfds import open_tfds as open_
-  elif settings.kind == "webdataset":
-    from coca.data.sources.webdataset import open_webdataset as open_
-  elif settings.kind == "parquet":
-    from coca.data.sources.parquet import open_parquet as open_
-  elif settings.kind == "folder":
-    from coca.data.sources.folder import open_folder as open_
-  else:
-    raise ValueError(f"source kind {settings.kind!r}; it may be 'builtin', 'tfds', 'webdataset', 'parquet', 'folder'")
-  check_source(settings, SETTING)
-  source = open_(settings)
-  if settings.sidecars:
-    from coca.data.sources.bootstrapped import Bootstrapped
-    return Bootstrapped(source, settings)
-  return source
+    from coca.data.sources.tfds import open_builtin
+    return open_builtin(settings)
+  if settings.kind == "tfds":
+    from coca.data.sources.tfds import open_tfds
+    return open_tfds(settings)
+  if settings.kind == "webdataset":
+    from coca.data.sources.webdataset import open_webdataset
+    return open_webdataset(settings, where)
+  if settings.kind == "parquet":
+    from coca.data.sources.parquet import open_parquet
+    return open_parquet(settings, where)
+  if settings.kind == "folder":
+    from coca.data.sources.folder import open_folder
+    return open_folder(settings, where)
+  raise ValueError(f"source kind {settings.kind!r}; it may be 'builtin', 'tfds', 'webdataset', 'parquet', 'folder'")

@@ -45,20 +45,21 @@ class Bootstrapped:
       source has changed since, other images under the same names included.
   """
 
-  def __init__(self, source: Records, settings: Source):
+  def __init__(self, source: Records, settings: Source, where: str = SETTING):
     out = settings.sidecars
     self.name, self.label_names, self._source = f"{source.name} + {out}", source.label_names, source
     self._parts: list[Shard] = sidecars.read_manifest(out)["shards"]
     sidecars.check_source(self._parts, source, out)
     sidecars.check_finished(self._parts, out)
-    found = list(finding.for_each(functools.partial(_load, settings=settings), self._parts, "reading sidecars"))
+    load = functools.partial(_load, settings=settings, where=where)
+    found = list(finding.for_each(load, self._parts, "reading sidecars"))
     self._index, self._key, self._image, self._origin = (
       np.concatenate([getattr(texts, name) for texts in found]) for name in ("index", "key", "image", "origin"))
     self._texts = pa.chunked_array([chunk for texts in found for chunk in texts.text], pa.string())
     total = sum(texts.all for texts in found)
     for name, least in sidecars.asked_scores(settings).items():
       if not any(texts.scored[name] for texts in found) and total.sum() > total[ORIGINS.index("human")]:
-        raise SidecarError(f"{SETTING}.min_{name} is {least}: no text in {out} has this score")
+        raise SidecarError(f"{where}.min_{name} is {least}: no text in {out} has this score")
     first = np.flatnonzero(np.diff(self._index, prepend=-1))  # text of each image
     self._first = np.append(first, len(self._index)) if settings.sample == "image" else None
     kept = np.bincount(self._origin, minlength=len(ORIGINS))
@@ -67,7 +68,7 @@ class Bootstrapped:
                f"({', '.join(counts) or 'it has none'})")
     if not len(self):
       raise SidecarError(f"{summary}: nothing is left to train on; look at {out}/report.html, and at "
-                         f"{SETTING}.origins, min_matching and min_contrastive")
+                         f"{where}.origins, min_matching and min_contrastive")
     probes = np.linspace(0, len(self._index) - 1, min(sidecars.PROBES, len(self._index))).astype(np.int64)
     known = zip(*(values[probes].tolist() for values in (self._index, self._key, self._image)), strict=True)
     sidecars.check_images(source, list(known))
@@ -102,7 +103,7 @@ class Bootstrapped:
             if ends[2 * n] < ends[2 * n + 1]]
 
 
-def _load(shard: Shard, settings: Source) -> _Texts:
+def _load(shard: Shard, settings: Source, where: str) -> _Texts:
   path = sidecars.path_of(settings.sidecars, shard.name)
   table = sidecars.read(path, COLUMNS)
   index = table["index"].to_numpy()
@@ -114,7 +115,7 @@ def _load(shard: Shard, settings: Source) -> _Texts:
   try:
     rows = sidecars.keep(table, settings)
   except SidecarError as e:
-    raise SidecarError(f"{path}: {e}; finish the stage, or set {SETTING}.min_matching or min_contrastive to a "
+    raise SidecarError(f"{path}: {e}; finish the stage, or set {where}.min_matching or min_contrastive to a "
                        "threshold") from None
   key = np.fromiter(map(sidecars.key_checksum, table["key"].filter(pa.array(rows)).to_pylist()), np.uint32)
   image = table["image"].fill_null(0).to_numpy()[rows]

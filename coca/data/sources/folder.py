@@ -45,8 +45,8 @@ class Folder:
 
   label_names: tuple[str, ...] = ()
 
-  def __init__(self, settings: Source):
-    self.name = settings.path
+  def __init__(self, settings: Source, where: str):
+    self.name, self._where = settings.path, where
     self._origin = settings.origin or "human"
     self.problems: list[str] = []
     self._fs, self._root = fsspec.core.url_to_fs(settings.path)
@@ -55,13 +55,13 @@ class Folder:
     self._local = isinstance(self._fs, LocalFileSystem)
     self._follow_links = settings.follow_links
     if not settings.path or not self._fs.isdir(self._root):
-      raise FileNotFoundError(f"{SETTING}.path is {settings.path!r}: no such directory")
+      raise FileNotFoundError(f"{self._where}.path is {settings.path!r}: no such directory")
     self._names = {info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True)
                    if info["type"] != "directory"}
     if settings.text_key and (table := self._find_table()):
       self._entries = self._from_table(table, settings)
     elif settings.question_key:
-      raise FileNotFoundError(f"{SETTING}.question_key is {settings.question_key!r}: {self.name!r} has no table "
+      raise FileNotFoundError(f"{self._where}.question_key is {settings.question_key!r}: {self.name!r} has no table "
                               f"with questions; one of {', '.join(TABLES)} has to lie in it")
     else:
       self._entries = self._from_files(bool(settings.text_key))
@@ -114,13 +114,13 @@ class Folder:
                           if name.lower().endswith(ending)), ("", ""))
     if not name:
       return ""
-    shards = f"; shards of WebDataset: gunzip, then {SETTING}.kind 'webdataset'" if ".tar." in name else ""
+    shards = f"; shards of WebDataset: gunzip, then {self._where}.kind 'webdataset'" if ".tar." in name else ""
     return f"{name} is not looked into: unpack it there ({command} {shlex.quote(name)}{shards})"
 
   def _read(self, path: str) -> bytes:
     place = f"{self._root}/{path}"
     if self._local and not self._follow_links and not finding.is_inside(place, self._root):
-      raise OSError(f"{path} is a link that leads out of the folder; {SETTING}.follow_links=True follows it")
+      raise OSError(f"{path} is a link that leads out of the folder; {self._where}.follow_links=True follows it")
     return reading.read_all(self._fs, place)
 
   def _find_table(self) -> str:
@@ -129,7 +129,7 @@ class Folder:
       return known[0]
     others = sorted(name for name in self._names if tables.is_table(name))
     if len(others) > 1:
-      raise ValueError(f"{SETTING}.path is {self.name!r}: which of {', '.join(others)} is the table? "
+      raise ValueError(f"{self._where}.path is {self.name!r}: which of {', '.join(others)} is the table? "
                        "Name it captions.csv, captions.tsv or captions.jsonl")
     return others[0] if others else ""
 
@@ -148,8 +148,8 @@ class Folder:
     entries = [_Entry(n, None if with_texts and f"{n.rpartition('.')[0]}.txt" in names else ()) for n in images]
     if not images or (with_texts and all(entry.texts == () for entry in entries)):
       advice = "; or ".join(filter(None, (self._elsewhere(names), MAKE)))
-      raise FileNotFoundError(f"{SETTING}.path is {self.name!r}: {len(images)} images and no captions; {advice}. "
-                              f"For images alone set {SETTING}.text_key to ''"
+      raise FileNotFoundError(f"{self._where}.path is {self.name!r}: {len(images)} images and no captions; {advice}. "
+                              f"For images alone set {self._where}.text_key to ''"
                               + "".join(f"\n  {problem}" for problem in self.problems[:5]))
     if with_texts and (without := [entry.path for entry in entries if entry.texts == ()]):
       self.problems.append(f"{self.name}: {len(without)} of {len(entries)} images have no text beside them, such as "
@@ -163,10 +163,10 @@ class Folder:
     if below:
       path = f"{self.name.rstrip('/')}/{below[0].rpartition('/')[0]}"
       return (f"a table is looked for in the folder itself, and {' and '.join(below[:3])} "
-              f"{'lies' if len(below) == 1 else 'lie'} below it: set {SETTING}.path to {path!r}")
+              f"{'lies' if len(below) == 1 else 'lie'} below it: set {self._where}.path to {path!r}")
     for kind, ending in (("webdataset", ".tar"), ("parquet", ".parquet")):
       if any(name.lower().endswith(ending) for name in self._names):
-        return f"*{ending} is what {SETTING}.kind {kind!r} reads"
+        return f"*{ending} is what {self._where}.kind {kind!r} reads"
     return self._packed()
 
   def _from_table(self, table: str, settings: Source) -> list[_Entry]:
@@ -174,7 +174,7 @@ class Folder:
     wanted = _wanted(settings)
     known = {name for names in wanted.values() for name in names}
     shown, rows = tables.read(table, self._read(table), settings.split, known, notes)
-    (image_key, text_key, question_key), rows = _columns(shown, rows, wanted)
+    (image_key, text_key, question_key), rows = _columns(shown, rows, wanted, self._where)
     for where, row in rows:
       try:
         if isinstance(row, str):
@@ -190,7 +190,7 @@ class Folder:
         wrong.append(f"{self.name}: {where}: {e}")
     if not entries:
       first = wrong[0] if wrong else f"{self.name}: {table}: no rows"
-      raise ValueError(f"{SETTING}.path is {self.name!r}: no row of {table} can be used; the first: {first}")
+      raise ValueError(f"{self._where}.path is {self.name!r}: no row of {table} can be used; the first: {first}")
     if wrong:
       self.problems.append(f"{len(wrong)} rows can't be used; the first: {wrong[0]}")
     self.problems += [f"{self.name}: {note}" for note in notes]
@@ -207,7 +207,7 @@ def _wanted(settings: Source) -> dict[str, tuple[str, ...]]:
   return wanted | ({"question_key": (settings.question_key,)} if settings.question_key else {})
 
 
-def _columns(table: str, rows: Iterator, wanted: dict) -> tuple[tuple[str, str, str], Iterator]:
+def _columns(table: str, rows: Iterator, wanted: dict, where: str) -> tuple[tuple[str, str, str], Iterator]:
   """The columns of images, texts and questions ('': none), and all rows. The first rows may lack some of their fields.
 
   Raises:
@@ -223,7 +223,7 @@ def _columns(table: str, rows: Iterator, wanted: dict) -> tuple[tuple[str, str, 
       break
   for key, names in wanted.items():
     if key not in chosen and seen:
-      raise ValueError(f"{SETTING}.{key}: {table} has no column {' or '.join(names)}; "
+      raise ValueError(f"{where}.{key}: {table} has no column {' or '.join(names)}; "
                        f"it has: {', '.join(map(str, seen))}")
   return tuple(chosen.get(key, "") for key in ("image_key", "text_key", "question_key")), chain(looked_at, rows)
 
@@ -241,7 +241,7 @@ def _inside(path) -> str:
   return "/".join(parts)
 
 
-def open_folder(settings: Source) -> Folder:
+def open_folder(settings: Source, where: str = SETTING) -> Folder:
   """Opens a folder, reading its table or listing its files.
 
   Args:
@@ -256,4 +256,4 @@ def open_folder(settings: Source) -> Folder:
     FileNotFoundError: no such directory, or no captions in it.
     ValueError: the table lacks a column, or no row of it can be used.
   """
-  return Folder(settings)
+  return Folder(settings, where)

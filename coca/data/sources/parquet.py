@@ -53,10 +53,10 @@ class Parquet:
 
   label_names: tuple[str, ...] = ()
 
-  def __init__(self, settings: Source):
+  def __init__(self, settings: Source, where: str):
     self.name = settings.path
     self._origin = settings.origin or "web"
-    found, self.problems = finding.find(settings.path, ".parquet", MAKE)
+    found, self.problems = finding.find(settings.path, ".parquet", MAKE, where)
     self._tables = []
     for table, problem in finding.for_each(functools.partial(_examine, settings=settings), found, "opening Parquet"):
       if problem:
@@ -64,7 +64,7 @@ class Parquet:
       if table is not None and sum(table.rows):
         self._tables.append(table)
     if not self._tables:
-      raise ValueError(f"{SETTING}.path is {settings.path!r}: none of the {len(found)} files can be used:\n"
+      raise ValueError(f"{where}.path is {settings.path!r}: none of the {len(found)} files can be used:\n"
                        + "\n".join(f"  {problem}" for problem in self.problems[:5]))
     self._groups = [(t, g) for t, table in enumerate(self._tables) for g in range(len(table.rows))]
     self._starts = np.cumsum([0, *(n for table in self._tables for n in table.rows)]).tolist()
@@ -254,7 +254,7 @@ def _shown(schema: pa.Schema) -> str:
   return "columns: " + ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
-def open_parquet(settings: Source) -> Parquet:
+def open_parquet(settings: Source, where: str = SETTING) -> Parquet:
   """Opens Parquet files, reading their footers.
 
   Args:
@@ -268,4 +268,4 @@ def open_parquet(settings: Source) -> Parquet:
     FileNotFoundError: no file matches.
     ValueError: no file can be used: damaged, or without the columns.
   """
-  return Parquet(settings)
+  return Parquet(settings, where)

@@ -28,10 +28,10 @@ class WebDataset:
 
   label_names: tuple[str, ...] = ()
 
-  def __init__(self, settings: Source):
+  def __init__(self, settings: Source, where: str):
     self.name = settings.path
     self._origin = settings.origin or "web"
-    tars, self.problems = finding.find(settings.path, ".tar", MAKE)
+    tars, self.problems = finding.find(settings.path, ".tar", MAKE, where)
     tars = [f for f in tars if not f.name.endswith(SUFFIX)]
     self._field, self._question = settings.text_key, settings.question_key
     self._text = "txt" if settings.text_key == DEFAULT_TEXT_KEY else settings.text_key.lower()
@@ -58,7 +58,7 @@ class WebDataset:
     if not_stored:
       self.problems.append(not_stored)
     if not self._shards:
-      raise ValueError(f"{SETTING}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
+      raise ValueError(f"{where}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
                        + "\n".join(f"  {problem}" for problem in self.problems[:5]))
     if lost:
       self.problems.insert(0, f"{len(lost)} images are not seen, such as {lost[0]}: the first dot of a file's name "
@@ -67,7 +67,7 @@ class WebDataset:
       if count := empty[what]:
         self.problems.append(f"{count} of {sum(counts)} records have no {what}: no member .{' or .'.join(names)}")
     self._starts = np.cumsum([0, *counts])
-    self._check(settings, extensions)
+    self._check(settings, extensions, where)
 
   def __len__(self) -> int:
     return int(self._starts[-1])
@@ -114,14 +114,14 @@ class WebDataset:
       raise BadRecord(f"{where}: {e}") from None
     return key, where, image, text, bool(parsed[row])
 
-  def _check(self, settings: Source, extensions: set[str]) -> None:
+  def _check(self, settings: Source, extensions: set[str], where: str) -> None:
     """Raises a ValueError where the settings name an image or text that the tars do not have."""
     holds = f"the tars hold members .{', .'.join(sorted(extensions))}"
     if not any((places[:, 0] >= 0).any() for _, _, places, *_ in self._shards):
-      raise ValueError(f"{SETTING}.image_key is {settings.image_key!r}: no record has a member "
+      raise ValueError(f"{where}.image_key is {settings.image_key!r}: no record has a member "
                        f".{' or .'.join(self._image)}; {holds}")
     if self._field and not any((places[:, 2] >= 0).any() for _, _, places, *_ in self._shards):
-      raise ValueError(f"{SETTING}.text_key is {settings.text_key!r}: no record has a member "
+      raise ValueError(f"{where}.text_key is {settings.text_key!r}: no record has a member "
                        f".{self._text} or .json; {holds}. For images alone set it to ''")
     fields, wanted = set(), (("question_key", self._question), ("text_key", self._field))
     probes = min(PROBES, len(self))
@@ -139,7 +139,7 @@ class WebDataset:
     for name, key in wanted if fields else ():
       if key and key.partition(".")[0] not in fields:
         member = "" if self._question else f"have no member .{self._text}, and "
-        raise ValueError(f"{SETTING}.{name} is {key!r}: {probes} records, spread over all, {member}have no such "
+        raise ValueError(f"{where}.{name} is {key!r}: {probes} records, spread over all, {member}have no such "
                          f"field in their JSON; it has: {', '.join(sorted(fields))}")
 
 
@@ -202,7 +202,7 @@ def _object(data: bytes) -> dict:
   return values
 
 
-def open_webdataset(settings: Source) -> WebDataset:
+def open_webdataset(settings: Source, where: str = SETTING) -> WebDataset:
   """Opens tars, building the missing indexes.
 
   Args:
@@ -215,4 +215,4 @@ def open_webdataset(settings: Source) -> WebDataset:
     FileNotFoundError: no file matches.
     ValueError: no file is a usable tar, or no text is where the settings say.
   """
-  return WebDataset(settings)
+  return WebDataset(settings, where)

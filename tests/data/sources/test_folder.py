@@ -346,6 +346,8 @@ def test_a_table_does_not_lead_out_by_links_either(linked):
                  (5, "leads out")):  # fmt: skip
     with pytest.raises(BadRecord, match=why):
       source[i]
+  with pytest.raises(BadRecord, match=r"; config\.evals\.x\.source\.follow_links=True follows it"):
+    open_source(Source(kind="folder", path=str(linked)), "config.evals.x.source")[2]
   assert opened(linked, follow_links=True)[3].image == picture(9)
   table.rename(linked.parent / "elsewhere.jsonl")
   table.symlink_to(linked.parent / "elsewhere.jsonl")

@@ -30,7 +30,7 @@ def opened(path, **settings):
 
 
 def scanned(path):
-  return tar_index.scan(finding.find(str(path), ".tar", "")[0][0])
+  return tar_index.scan(finding.find(str(path), ".tar", "", "source")[0][0])
 
 
 def records(source):
