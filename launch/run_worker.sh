@@ -4,8 +4,8 @@
 #
 #   bash launch/run_worker.sh [--dry-run] --config=configs/coca_base.py --workdir=/mnt/coca/base [...]
 #
-# The workdir is a folder that all hosts see. A host's output goes to WORKDIR/logs/HOST.log too. Settings, in the
-# environment:
+# The workdir is a folder that all hosts see, or gs://BUCKET/RUN. A host's output goes to WORKDIR/logs/HOST.log too; with
+# a bucket to ~/coca-logs/BUCKET/RUN/HOST.log, on the host, and gcloud has to be there. Settings, in the environment:
 #
 #   COCA_MODULE     coca.train; or coca.evaluate
 #   COCA_MOUNT      mounted at /mnt/coca: HOST:/SHARE over NFS, or gs://BUCKET through gcsfuse; empty: nothing
@@ -32,7 +32,7 @@ for argument in "$@"; do
   previous=
   if [[ $argument == --workdir || $argument == --process_id ]]; then previous="$argument "; fi
 done
-[[ $workdir ]] || fail "give --workdir=FOLDER: one that all hosts see"
+[[ $workdir ]] || fail "give --workdir=FOLDER: one that all hosts see, or gs://BUCKET/RUN"
 
 # --- What the host has ---
 extra=${COCA_EXTRA:-}
@@ -108,15 +108,30 @@ fi
 # --- Run, again and again ---
 cd "$root"
 logs=$workdir/logs
+if [[ $workdir == gs://* ]]; then logs=$HOME/coca-logs/${workdir#gs://}; fi
 host=$HOSTNAME${process:+-$process}
 mkdir -p "$logs"
 touch "$logs/$host.started"  # markers of other hosts count if they are newer
+started=$(date +%s)
 
 say() { echo "[$host $(date +%T)] $*" | tee -a "$logs/$host.log" 2>/dev/null || true; }
-latest() { { ls "$workdir/checkpoints" 2>/dev/null || true; } | { grep -x '[0-9]*' || true; } | sort -n | tail -n 1; }
-marked() { [[ $logs/$1 -nt $logs/$host.started ]]; }
+# The last checkpoint; a marker, `done` or `stopped`, for the other hosts; whether another host, $other, has left one.
+if [[ $workdir == gs://* ]]; then
+  latest() {
+    { gcloud storage ls "$workdir/checkpoints/*/commit_success.txt" 2>/dev/null || true; } |
+      sed -nE 's|.*/([0-9]+)/commit_success.txt|\1|p' | sort -n | tail -n 1
+  }
+  mark() { echo "$(date +%s) $host" | gcloud storage cp - "$workdir/logs/$1" 2>/dev/null || true; }
+  marked() {
+    other=$(gcloud storage cat "$workdir/logs/$1" 2>/dev/null) && ((${other%% *} >= started)) && other=${other#* }
+  }
+else
+  latest() { { ls "$workdir/checkpoints" 2>/dev/null || true; } | { grep -x '[0-9]*' || true; } | sort -n | tail -n 1; }
+  mark() { echo "$host" >"$logs/$1" || true; }
+  marked() { [[ $logs/$1 -nt $logs/$host.started ]] && other=$(<"$logs/$1"); }
+fi
 
-asked='' child=''
+asked='' child='' other=''
 trap 'asked=1; if [[ $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM INT
 tries=0 pause=${COCA_BACKOFF:-10}
 while true; do
@@ -133,11 +148,11 @@ while true; do
 
   case $status in
     0)
-      echo "$host" >"$logs/done" || true
+      mark 'done'
       exit 0 ;;
     1 | 2 | 126 | 127)
       say "ended with status $status: a mistake, which a restart does not mend; see above"
-      echo "$host" >"$logs/stopped" || true
+      mark stopped
       exit 1 ;;
   esac
   if [[ $asked ]]; then
@@ -145,11 +160,10 @@ while true; do
     exit "$status"
   fi
   if marked 'done'; then
-    say "ended with status $status when $(<"$logs/done") had finished: the run is done"
+    say "ended with status $status when $other had finished: the run is done"
     exit 0
   fi
-  if marked stopped; then  # the file is empty where the disk is full
-    other=$(<"$logs/stopped")
+  if marked stopped; then  # by nobody where the disk is full
     say "ended with status $status after ${other:-another host} had stopped; its log says why"
     exit 1
   fi
@@ -164,7 +178,7 @@ while true; do
     fi
     say "ended with status $status, and $((tries - 1)) restarts have brought no new checkpoint (last: ${after:-none});" \
       "gives up"
-    echo "$host" >"$logs/stopped" || true
+    mark stopped
     exit "$status"
   fi
   say "ended with status $status at checkpoint ${after:-none}; restart $tries without a new one in $pause s"

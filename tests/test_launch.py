@@ -347,6 +347,62 @@ def test_it_does_not_restart_after_another_host_has_ended(worker, tmp_path, mark
   assert (tmp_path / "starts").read_text() == "1\n"
 
 
+BUCKET = """#!/bin/bash
+# gcloud storage: the objects of gs:// are files in $FOLDER/store.
+object=${*: -1}
+path=$FOLDER/store/${object#gs://}
+case $2 in
+  ls) for found in ${path}; do [[ -e $found ]] && echo "gs://${found#"$FOLDER/store/"}"; done ;;
+  cp) mkdir -p "${path%/*}" && cat >"$path" ;;
+  cat) cat "$path" ;;
+esac
+"""
+
+
+@pytest.fixture
+def in_bucket(worker, tmp_path):
+  """A worker whose workdir is in a bucket."""
+  tool = tmp_path / "bin" / "gcloud"
+  tool.parent.mkdir()
+  tool.write_text(BUCKET)
+  tool.chmod(stat.S_IRWXU)
+
+  def start(statuses, **more):
+    return worker(statuses, "--workdir=gs://bucket/run", PATH=f"{tool.parent}:{os.environ['PATH']}",
+                  HOME=str(tmp_path), **more)
+
+  return start
+
+
+def test_with_a_workdir_in_a_bucket_it_counts_the_checkpoints_there(in_bucket, tmp_path):
+  steps = tmp_path / "store" / "bucket" / "run" / "checkpoints"
+  for step, name in ((9, "commit_success.txt"), (10, "commit_success.txt"), (11, "_CHECKPOINT_METADATA")):
+    (steps / str(step)).mkdir(parents=True)
+    (steps / str(step) / name).touch()
+  process = in_bucket("70 0")
+  out, _ = process.communicate(timeout=60)
+  assert process.returncode == 0 and "ended with status 70 at checkpoint 10; restart 1" in out, out
+  assert re.fullmatch(r"\d+ \S+\n", (tmp_path / "store/bucket/run/logs/done").read_text())
+  assert "start 2" in next((tmp_path / "coca-logs" / "bucket" / "run").glob("*.log")).read_text()
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("marker", "status"), [("done", 0), ("stopped", 1)])
+def test_a_marker_in_the_bucket_counts_if_it_is_newer(in_bucket, tmp_path, marker, status):
+  logs = tmp_path / "store" / "bucket" / "run" / "logs"
+  logs.mkdir(parents=True)
+  (logs / marker).write_text("1000 host-7\n")
+  assert in_bucket("70 0").wait(60) == 0
+  assert (tmp_path / "starts").read_text() == "2\n"
+  (tmp_path / "starts").unlink()
+  (logs / "done").unlink()
+  (logs / marker).write_text(f"{int(time.time()) + 60} host-7\n")
+  process = in_bucket("70 0")
+  out, _ = process.communicate(timeout=60)
+  assert process.returncode == status and "host-7" in out
+  assert (tmp_path / "starts").read_text() == "1\n"
+
+
 def test_shellcheck():
   shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
   if not shellcheck:
