@@ -2,10 +2,10 @@
 # A job on a slice of TPU VMs of Compute Engine, as a managed instance group: TPU7x and later, also v5p and v6e. The
 # startup script holds all of it, so that a VM which is made again or boots again resumes.
 #
-#   export CLOUDSDK_CORE_PROJECT=my-project NAME=coca ZONE=us-central1-c BUCKET=gs://my-bucket COCA_MOUNT=10.0.0.2:/share
+#   export CLOUDSDK_CORE_PROJECT=my-project NAME=coca ZONE=us-central1-c BUCKET=gs://my-bucket
 #   export MACHINE=tpu7x-standard-4t TOPOLOGY=2x2x4 HOSTS=4
-#   bash launch/mig.sh [--dry-run] create --config=configs/coca_base.py --workdir=/mnt/coca/base
-#   bash launch/mig.sh watch --config=configs/coca_base.py --workdir=/mnt/coca/base
+#   bash launch/mig.sh [--dry-run] create --config=configs/coca_base.py --workdir=gs://my-bucket/base
+#   bash launch/mig.sh watch --config=configs/coca_base.py --workdir=gs://my-bucket/base
 #   bash launch/mig.sh [--dry-run] logs | status | delete
 #
 # The group does not replace lost machines one by one, since they form one slice. `watch` runs on your machine until the

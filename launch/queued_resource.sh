@@ -2,9 +2,9 @@
 # A job on Cloud TPU VMs (v4, v5e, v5p, v6e) that gets its machines from the queue and goes on by itself: the startup
 # script holds all of it, so that a VM which is made again or boots again resumes. TPU7x and later: mig.sh or xpk.sh.
 #
-#   export NAME=coca ZONE=us-east5-b TYPE=v6e-64 BUCKET=gs://my-bucket COCA_MOUNT=10.0.0.2:/share
-#   bash launch/queued_resource.sh [--dry-run] create --config=configs/coca_base.py --workdir=/mnt/coca/base
-#   bash launch/queued_resource.sh watch --config=configs/coca_base.py --workdir=/mnt/coca/base
+#   export NAME=coca ZONE=us-east5-b TYPE=v6e-64 BUCKET=gs://my-bucket
+#   bash launch/queued_resource.sh [--dry-run] create --config=configs/coca_base.py --workdir=gs://my-bucket/base
+#   bash launch/queued_resource.sh watch --config=configs/coca_base.py --workdir=gs://my-bucket/base
 #   bash launch/queued_resource.sh [--dry-run] logs | status | delete
 #
 # `watch` runs on your machine until the run is done: it requests preempted machines again, and deletes them in the end.

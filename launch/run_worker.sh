@@ -71,6 +71,7 @@ install() {
   fi
   local extras=
   if [[ $extra != cpu ]]; then extras="[$extra]"; fi
+  if [[ $workdir == gs://* ]]; then extras="[${extra/cpu/gs},gs]"; fi
   run "$venv/bin/pip" install --quiet --disable-pip-version-check -e "$root$extras"
 }
 
@@ -82,7 +83,7 @@ if [[ ! $python ]]; then
     install
   else
     for try in 1 2 3 4; do  # one process of a host at a time; a network may come late after a boot
-      if flock "$venv.lock" bash -c "$(declare -p venv extra root dry); $(declare -f install run); set -e; install"; then
+      if flock "$venv.lock" bash -c "$(declare -p venv extra root dry workdir); $(declare -f install run); set -e; install"; then
         break
       fi
       if ((try == 4)); then fail "coca could not be installed in $venv"; fi
@@ -108,7 +109,10 @@ fi
 # --- Run, again and again ---
 cd "$root"
 logs=$workdir/logs
-if [[ $workdir == gs://* ]]; then logs=$HOME/coca-logs/${workdir#gs://}; fi
+if [[ $workdir == gs://* ]]; then
+  command -v gcloud >/dev/null || fail "--workdir=$workdir needs gcloud on each host, by which they tell each other of the end"
+  logs=$HOME/coca-logs/${workdir#gs://}
+fi
 host=$HOSTNAME${process:+-$process}
 mkdir -p "$logs"
 touch "$logs/$host.started"  # markers of other hosts count if they are newer
