@@ -116,31 +116,31 @@ def decay_mask(config: Config, params):
 
 def idle(config: Config) -> list[str]:
   """The beginnings of the paths of those parameters that no loss of a weight above 0 has a gradient for."""
-  contrasts, captions, matches, answers = (
+  has_contrastive, has_captioning, has_matching, has_answering = (
     x.weight > 0 for x in (config.contrastive, config.captioning, config.matching, config.answering))
   paths = []
-  if not contrasts:
+  if not has_contrastive:
     paths += ["contrastive_pooler/", "image_projection/", "text_projection/", "temperature/", "unimodal/cls",
               "unimodal/norm/", "unimodal/projection/"]
-  if not (captions or matches):
+  if not (has_captioning or has_matching):
     paths.append("multimodal/")
     if config.model.poolers.kind in ("parallel", "class_token"):
       paths.append("generative_pooler/")
-  if not (captions or answers):
+  if not (has_captioning or has_answering):
     paths += ["softmax/", "caption_head/"]
-  return paths + _idle_in_bert(config, contrasts, captions, matches, answers)
+  return paths + _idle_in_bert(config, has_contrastive, has_captioning, has_matching, has_answering)
 
 
-def _idle_in_bert(config: Config, contrasts, captions, matches, answers) -> list[str]:
+def _idle_in_bert(config: Config, has_contrastive, has_captioning, has_matching, has_answering) -> list[str]:
   """`idle` in BLIP's text layers: its decoder's name is that of what encoder and decoder share."""
   shared = SHARED[config.model.med.sharing]
-  looks = matches or answers  # the encoder at images
-  paths = [] if looks or contrasts else ["text_encoder/"]
+  is_grounded = has_matching or has_answering  # the encoder at images
+  paths = [] if is_grounded or has_contrastive else ["text_encoder/"]
   cross = [part for part in SHARED["all"] if "cross" in part]
-  if not looks:
+  if not is_grounded:
     paths += [f"text_encoder/stack/layers/{part}/" for part in cross]
-  if not (captions or answers):
-    own = [part for part in SHARED["all"] if part not in shared or (part in cross and not looks)]
+  if not (has_captioning or has_answering):
+    own = [part for part in SHARED["all"] if part not in shared or (part in cross and not is_grounded)]
     paths += [f"text_decoder/stack/layers/{part}/" for part in own] if shared else ["text_decoder/"]
   return paths
 

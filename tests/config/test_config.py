@@ -83,6 +83,8 @@ class TestParse:
     ({"model__text__mask": "full", "model__text__multimodal_layers": 0, "captioning__weight": 0.0},
      r"mask 'full' needs config\.model\.text\.pool 'last' or 'eos'"),
     ({"model__poolers__mlp": 64, "model__poolers__norm": False}, r"poolers\.mlp needs config\.model\.poolers\.norm"),
+    ({"matching__weight": 1.0, "matching__slow_keys": True},
+     r"config\.matching\.slow_keys needs config\.contrastive\.momentum above 0"),
     ({"captioning__parallel": 0.75}, r"config\.captioning\.parallel needs a captioner alone"),
     ({"captioning__parallel": 75.0}, r"config\.captioning\.parallel 75\.0 is not a share"),
     ({"data__batch": 0}, r"config\.data\.batch is 0; it takes 1 or more"),

@@ -171,9 +171,9 @@ def to_transformers(config: Config, tokens: WordPiece, architecture: str = "") -
   image, text, med = config.model.image, config.model.text, config.model.med
   if config.model.kind != "blip":
     raise ValueError(f"transformers' BLIP classes are for config.model.kind 'blip', not {config.model.kind!r}")
-  answers = config.answering.weight > 0
-  there = dict(zip(CLASSES, (text.multimodal_layers > 0 and not answers,
-                             config.contrastive.heads and config.matching.weight > 0, answers), strict=True))
+  has_answering = config.answering.weight > 0
+  there = dict(zip(CLASSES, (text.multimodal_layers > 0 and not has_answering,
+                             config.contrastive.heads and config.matching.weight > 0, has_answering), strict=True))
   fitting = [name for name, fits in there.items() if fits]
   if not architecture and len(fitting) == 1:
     architecture = fitting[0]
@@ -184,8 +184,9 @@ def to_transformers(config: Config, tokens: WordPiece, architecture: str = "") -
   for setting, value, only in (
       ("activation", config.model.activation, "gelu"), ("image.norm_pre", image.norm_pre, False),
       ("image.norm_post", image.norm_post, True), ("image.patch_bias", image.patch_bias, True),
-      ("text.width", text.width, image.width if answers else text.width),
-      ("text.unimodal_layers", text.unimodal_layers, text.multimodal_layers if answers else text.unimodal_layers)):
+      ("text.width", text.width, image.width if has_answering else text.width),
+      ("text.unimodal_layers", text.unimodal_layers,
+       text.multimodal_layers if has_answering else text.unimodal_layers)):
     if value != only:
       raise ValueError(f"transformers has no such model: config.model.{setting} is {value!r}; there it is {only!r}")
   layers = text.unimodal_layers if KINDS[architecture] == "retrieval" else text.multimodal_layers

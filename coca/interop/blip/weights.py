@@ -107,14 +107,14 @@ def _entries(config: Config, original: bool) -> Iterator[Entry]:
 
 def original_entries(config: Config) -> Iterator[Entry]:
   """The tensors of an original file."""
-  text, answers = config.model.text, config.answering.weight > 0
+  text, has_answering = config.model.text, config.answering.weight > 0
   yield from _image_encoder(config.model.image.layers)
-  encodes, writes = text.unimodal_layers, text.multimodal_layers
-  shared = SHARED[config.model.med.sharing] if encodes and writes and not answers else ()
-  if encodes:
-    yield from _bert("text_encoder", "text_encoder", encodes, shared)
-  if writes:
-    yield from _bert("text_decoder.bert", "text_decoder", writes, ())
+  n_encoder, n_decoder = text.unimodal_layers, text.multimodal_layers
+  shared = SHARED[config.model.med.sharing] if n_encoder and n_decoder and not has_answering else ()
+  if n_encoder:
+    yield from _bert("text_encoder", "text_encoder", n_encoder, shared)
+  if n_decoder:
+    yield from _bert("text_decoder.bert", "text_decoder", n_decoder, ())
     head = "text_decoder.cls.predictions"
     yield from linear(f"{head}.transform.dense", "caption_head/transform")
     yield from norm(f"{head}.transform.LayerNorm", "caption_head/norm")

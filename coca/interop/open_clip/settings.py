@@ -76,33 +76,33 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
   vision, text = (entry(model, name, dict) for name in ("vision_cfg", "text_cfg"))
   multimodal = entry(model, "multimodal_cfg", {})
   _refuse_others(model, vision, text, multimodal)
-  captions = model.get("multimodal_cfg") is not None
+  has_decoder = model.get("multimodal_cfg") is not None
   embed_dim = entry(model, "model_cfg.embed_dim", int, 1)
   width, text_width = entry(vision, "vision_cfg.width", 768, 1), entry(text, "text_cfg.width", 512, 1)
-  pools = entry(vision, "vision_cfg.attentional_pool", False)
+  has_pooler = entry(vision, "vision_cfg.attentional_pool", False)
   size, patch = (_square(vision, f"vision_cfg.{key}", n) for key, n in (("image_size", 224), ("patch_size", 16)))
   image = ImageEncoder(
     size=size, patch=patch, layers=entry(vision, "vision_cfg.layers", 12, most=LAYERS), width=width,
     mlp=int(width * entry(vision, "vision_cfg.mlp_ratio", 4.0, most=RATIO)),
     heads=width // entry(vision, "vision_cfg.head_width", 64, 1),
     patch_dropout=entry(vision, "vision_cfg.patch_dropout", 0.0, most=1), class_token=True, patch_bias=False,
-    norm_pre=not entry(vision, "vision_cfg.no_ln_pre", False), norm_post=not pools,
+    norm_pre=not entry(vision, "vision_cfg.no_ln_pre", False), norm_post=not has_pooler,
     mean=_colours(preprocess, "mean", MEAN), std=_colours(preprocess, "std", STD))
   poolers = Poolers(kind="class_token", n_query=0)
-  if pools:
+  if has_pooler:
     poolers = Poolers(kind="openclip", n_query=entry(vision, "vision_cfg.attn_pooler_queries", 256),
                       heads=entry(vision, "vision_cfg.attn_pooler_heads", 8, 1), norm_inputs=True)
   decoder = TextDecoder(
     vocab=entry(text, "text_cfg.vocab_size", 49408), length=entry(text, "text_cfg.context_length", 77),
     unimodal_layers=entry(text, "text_cfg.layers", 12, most=LAYERS), width=text_width,
-    multimodal_layers=entry(multimodal, "multimodal_cfg.layers", 12, most=LAYERS) if captions else 0,
+    multimodal_layers=entry(multimodal, "multimodal_cfg.layers", 12, most=LAYERS) if has_decoder else 0,
     mlp=int(text_width * entry(text, "text_cfg.mlp_ratio", 4.0, most=RATIO)), heads=entry(text, "text_cfg.heads", 8))
-  if captions:
+  if has_decoder:
     decoder = dataclasses.replace(decoder, cls_position=True, cls_mask="legacy", feedforwards=2, norm_context=True)
     _check_decoder(embed_dim, image, poolers, decoder, text, multimodal)
   else:
     decoder = dataclasses.replace(decoder, pool="eos")
-    if pools or text.get("embed_cls"):
+    if has_pooler or text.get("embed_cls"):
       raise ValueError("a pooler or a [CLS] without a multimodal decoder (no 'multimodal_cfg') is no known layout")
   biased = model.get("init_logit_bias") is not None
   bias = entry(model, "model_cfg.init_logit_bias", 0.0, -1000, 1000)
@@ -111,7 +111,7 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
     model=Model(image=image, poolers=poolers, text=decoder, embed_dim=embed_dim, norm_eps=1e-5,
                 activation="quick_gelu" if entry(model, "model_cfg.quick_gelu", False) else "gelu"),
     contrastive=Contrastive(loss="sigmoid", bias=bias) if biased else Contrastive(),
-    captioning=Captioning() if captions else Captioning(weight=0.0))))
+    captioning=Captioning() if has_decoder else Captioning(weight=0.0))))
 
 
 def from_config(config: Config) -> dict:

@@ -51,8 +51,8 @@ def to_state_dict(params, config: Config) -> dict[str, np.ndarray]:
 
 
 def _entries(config: Config) -> Iterator[Entry]:
-  model, captions = config.model, config.model.text.multimodal_layers > 0
-  text = "text." if captions else ""
+  model, has_decoder = config.model, config.model.text.multimodal_layers > 0
+  text = "text." if has_decoder else ""
 
   yield Entry("logit_scale", ("temperature/log_scale",), None, "same")
   if config.contrastive.loss != "softmax":
@@ -76,7 +76,7 @@ def _entries(config: Config) -> Iterator[Entry]:
     yield from norm("visual.ln_post", "image_encoder/norm")
   yield Entry("visual.proj", ("image_projection/kernel",), None, "same")
 
-  if captions:
+  if has_decoder:
     yield Entry("text.cls_emb", ("unimodal/cls",), None, "same")
   yield Entry(f"{text}positional_embedding", ("embedding/positions",), None, "same")
   yield Entry(f"{text}token_embedding.weight", ("embedding/tokens",), None, "same")
@@ -84,7 +84,7 @@ def _entries(config: Config) -> Iterator[Entry]:
   yield from norm(f"{text}ln_final", "unimodal/norm")
   yield Entry(f"{text}text_projection", ("unimodal/projection/kernel",), None, "same")
 
-  if captions:
+  if has_decoder:
     layers = model.text.multimodal_layers
     yield from _blocks("text_decoder.resblocks", "multimodal", layers, SELF_BEFORE_CROSS)
     yield from _blocks("text_decoder.cross_attn", "multimodal", layers, CROSS)
