@@ -31,7 +31,7 @@ from coca.config import Source
 from coca.config.command_line import one_line, parse_flags
 from coca.config.typed import from_plain
 from coca.data import sidecars
-from coca.data.records import Records
+from coca.data.records import ShardedRecords
 from coca.data.sources import check_places, open_source, places_of
 from coca.devices.processes import CRASHED, LOCKED
 from coca.storage.checkpoint import CheckpointError
@@ -71,7 +71,7 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
     _run(out, settings, source, models)
 
 
-def _run(out: str, settings: CapFilt, source: Records, models: Models) -> None:
+def _run(out: str, settings: CapFilt, source: ShardedRecords, models: Models) -> None:
   shards = job.begin(out, settings, source, models.identities)
   pending = job.unfinished(out, shards)
   if len(pending) < len(shards):

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from coca.config import Source
 from coca.config.data_checks import check_source
 from coca.config.typed import from_plain, to_plain
 from coca.data import images, sidecars
-from coca.data.records import BadRecord, Record, Records, Shard
+from coca.data.records import BadRecord, Record, Shard, ShardedRecords
 from coca.data.sidecars import SidecarError
 from coca.data.sources import open_source
 from coca.files import finding, reading, writing
@@ -162,7 +162,8 @@ def _chosen(shard: Shard, choice: Source) -> pa.Table:
     raise SidecarError(f"{path}: {e}; finish the stage, or export with a threshold") from None
 
 
-def _samples(source: Records, table: pa.Table, sample: str, problems: list[str]) -> Iterator[_Sample]:
+def _samples(source: ShardedRecords, table: pa.Table, sample: str,
+             problems: list[str]) -> Generator[_Sample, None, None]:
   numbers, starts = np.unique(table["index"].to_numpy(), return_index=True)
   places = list(zip(numbers.tolist(), starts.tolist(), [*starts[1:].tolist(), len(table)], strict=True))
   records = read_ahead(functools.partial(_read, source), numbers.tolist(), finding.THREADS, BLOCK)
@@ -184,14 +185,14 @@ def _samples(source: Records, table: pa.Table, sample: str, problems: list[str])
         yield _Sample(f"{number:09d}_{n}", number, key, record.image, [row])
 
 
-def _read(source: Records, number: int) -> Record | str:
+def _read(source: ShardedRecords, number: int) -> Record | str:
   try:
     return source[number]
   except BadRecord as e:
     return str(e)
 
 
-def _not_exported(source: Records, number: int, record: Record, image: int | None) -> str:
+def _not_exported(source: ShardedRecords, number: int, record: Record, image: int | None) -> str:
   """The reason to leave an image out. Its bytes were decoded when the texts were made, unless there is no checksum:
   then they were not, or the sidecar is an old one."""
   if image is not None:

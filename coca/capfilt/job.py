@@ -19,7 +19,7 @@ from coca.capfilt.stage import Stage, TooManyFailed, failed_images, version
 from coca.config.differing import differing
 from coca.config.typed import to_plain
 from coca.data import sidecars
-from coca.data.records import BadRecord, Records, Shard, split
+from coca.data.records import BadRecord, Shard, ShardedRecords, split
 from coca.data.sources import open_source
 from coca.files import finding, reading, writing
 from coca.storage.workdir import NOT_OURS
@@ -43,7 +43,7 @@ def check_folder(out: str) -> None:
                      f"{', '.join(found[:5])}{', ...' if found[5:] else ''}. Take another --workdir")
 
 
-def only_human(source: Records) -> bool:
+def only_human(source: ShardedRecords) -> bool:
   """True if the first records hold human texts only."""
   origins = set()
   for n in range(min(len(source), 8)):
@@ -52,7 +52,7 @@ def only_human(source: Records) -> bool:
   return origins == {"human"}
 
 
-def begin(out: str, settings: CapFilt, source: Records, identities: dict) -> list[Shard]:
+def begin(out: str, settings: CapFilt, source: ShardedRecords, identities: dict) -> list[Shard]:
   """Writes the manifest of a new job, or checks that of one which goes on.
 
   Returns:
@@ -112,7 +112,7 @@ class Failures:
                           "finished shards stay as they are (delete those that are to be made again), this one is new")
 
 
-def run_local(out: str, settings: CapFilt, models: Models, source: Records, pending: list[Shard]) -> None:
+def run_local(out: str, settings: CapFilt, models: Models, source: ShardedRecords, pending: list[Shard]) -> None:
   """All shards one after the other, on all devices of this process.
 
   Raises:
@@ -128,7 +128,7 @@ def run_local(out: str, settings: CapFilt, models: Models, source: Records, pend
       bar.update(shard.stop - shard.start)
 
 
-def preview(out: str, settings: CapFilt, models: Models, source: Records, count: int) -> str:
+def preview(out: str, settings: CapFilt, models: Models, source: ShardedRecords, count: int) -> str:
   """`count` records, evenly spread, in OUT/preview: a folder with their sidecar, for the report."""
   folder = f"{out}/preview"
   numbers = evenly(count, len(source))  # the report finds them by the same rule

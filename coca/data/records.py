@@ -44,11 +44,20 @@ class Shard:
 
 
 class Records(Protocol):
-  """A source of image-text pairs, opened, with random access; `coca.data.sources.open_source` makes one."""
+  """A source of image-text pairs, or some of its records, with random access."""
 
-  name: str
-  problems: Sequence[str]  # that were found when it was opened, a text each
-  label_names: Sequence[str]  # the classes that `Record.label` indexes; empty: there are none
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def problems(self) -> Sequence[str]:
+    """What was found broken when it was opened, a text each."""
+    ...
+
+  @property
+  def label_names(self) -> Sequence[str]:
+    """The classes that `Record.label` indexes; empty: there are none."""
+    ...
 
   def __len__(self) -> int: ...
 
@@ -59,6 +68,10 @@ class Records(Protocol):
       BadRecord: it can't be read.
     """
     ...
+
+
+class ShardedRecords(Records, Protocol):
+  """A whole source, as `coca.data.sources.open_source` opens it."""
 
   @property
   def shards(self) -> Sequence[Shard]:

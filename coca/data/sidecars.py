@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from coca.config import Source
 from coca.config.data import ORIGINS
 from coca.config.typed import entry, read_object
-from coca.data.records import BadRecord, Record, Records, Shard
+from coca.data.records import BadRecord, Record, Shard, ShardedRecords
 from coca.files import finding, reading, writing
 from coca.files.retries import Unavailable
 
@@ -120,7 +120,7 @@ def key_checksum(key: str) -> int:
   return zlib.crc32(plain(key).encode()) if key else 0
 
 
-def changed(source: Records, number: int, record: Record, key: int, image: int) -> str:
+def changed(source: ShardedRecords, number: int, record: Record, key: int, image: int) -> str:
   """The change of a source's record since its texts were made, by its checksums; empty: there is none."""
   if key not in (0, key_checksum(record.key)):
     was = f"record {number} is '{record.key}', which it was not when its texts were made"
@@ -133,7 +133,7 @@ def changed(source: Records, number: int, record: Record, key: int, image: int) 
           "another workdir")
 
 
-def check_images(source: Records, rows: Sequence[tuple[int, int, int]]) -> None:
+def check_images(source: ShardedRecords, rows: Sequence[tuple[int, int, int]]) -> None:
   """Raises SidecarError if a record is not as it was. `rows`: number and checksums of its key and its image."""
   def look(row):
     try:
@@ -288,7 +288,7 @@ def _shard(values) -> Shard:
   raise ValueError(f"{values!r:.80} is no shard; it takes a name, a start and a stop")
 
 
-def check_source(shards: Sequence[Shard], source: Records, out: str | os.PathLike) -> None:
+def check_source(shards: Sequence[Shard], source: ShardedRecords, out: str | os.PathLike) -> None:
   """Raises SidecarError if `shards` of a manifest are not those of `source` or parts of them; it names the first."""
   now, rest = source.shards, deque(shards)
   names = {shard.name for shard in now}

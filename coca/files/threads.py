@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], count: int | None = None,
-               ahead: int = 256) -> Iterator[Result]:
+               ahead: int = 256) -> Generator[Result, None, None]:
   """`function` of each item, in their order, while threads are at work on those that come next.
 
   What waits is not begun once one has failed or the iterator is closed. An executor alone does all of it first: on a

@@ -1,12 +1,12 @@
-"""Sources of image-text pairs, one module a format: `coca.data.records.Records` is what they have in common."""
+"""Sources of image-text pairs, one module a format: `coca.data.records.ShardedRecords` is what they have in common."""
 
 from coca import config
 from coca.config.data_checks import check_source
-from coca.data.records import Records
+from coca.data.records import ShardedRecords
 from coca.files.finding import SETTING
 
 
-def open_source(settings: config.Source, where: str = SETTING) -> Records:
+def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords:
   """Opens the source that `settings` describe.
 
   Args:
@@ -56,7 +56,7 @@ def check_places(places: dict[str, str], allow_urls: bool, whose: str) -> None:
                      "your credentials, only with --allow_urls")
 
 
-def _open(settings: config.Source, where: str) -> Records:
+def _open(settings: config.Source, where: str) -> ShardedRecords:
   # Each format imports its own library, and only when it is used.
   if settings.kind == "builtin":
     from coca.data.sources.tfds import open_builtin

@@ -13,7 +13,7 @@ import pyarrow as pa
 from coca.config import Source
 from coca.config.data import ORIGINS
 from coca.data import sidecars
-from coca.data.records import BadRecord, Record, Records, Shard, Text
+from coca.data.records import BadRecord, Record, Shard, ShardedRecords, Text
 from coca.data.sidecars import SidecarError
 from coca.files import finding
 from coca.files.finding import SETTING
@@ -45,7 +45,7 @@ class Bootstrapped:
       source has changed since, other images under the same names included.
   """
 
-  def __init__(self, source: Records, settings: Source, where: str = SETTING):
+  def __init__(self, source: ShardedRecords, settings: Source, where: str = SETTING):
     out = settings.sidecars
     self.name, self.label_names, self._source = f"{source.name} + {out}", source.label_names, source
     self._parts: list[Shard] = sidecars.read_manifest(out)["shards"]

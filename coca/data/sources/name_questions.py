@@ -10,7 +10,7 @@ import dataclasses
 import zlib
 
 from coca.data.questions import clean
-from coca.data.records import Record, Records, Shard, Text
+from coca.data.records import Record, Shard, ShardedRecords, Text
 
 
 class NameQuestions:
@@ -23,7 +23,7 @@ class NameQuestions:
     ValueError: all images have the same name.
   """
 
-  def __init__(self, source: Records):
+  def __init__(self, source: ShardedRecords):
     self._names = sorted({clean(name) for name in source.label_names})
     if len(self._names) < 2:
       raise ValueError(f"source question_key 'name': {source.name} has a single name, and no other to ask for")
