@@ -7,6 +7,7 @@ several hosts, start the same command on each. In the workdir: config.json, toke
 metrics.jsonl, tensorboard/, and in the end curves.png and contact_sheet.png.
 """
 
+import signal
 import sys
 import time
 
@@ -28,6 +29,7 @@ from coca.training.loop import run
 
 def main(argv) -> None:
   if FLAGS.help_settings:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a pager may end before the text
     with one_line(ValueError):
       print(described(argv[1:]))
     return

@@ -173,7 +173,14 @@ def test_dry_run_prints_and_reads_nothing(environment, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_help_settings_needs_no_config(environment):
+  code, out, err = finish(start(environment, "--help_settings", "config.model.text.pool", "mesh.data"))
+  assert code == 0, err
+  assert out.startswith("model.text.pool: 'cls', 'eos', 'last'; default 'cls'\n  ") and "\nmesh.data: int" in out
+
+
 @pytest.mark.parametrize("arguments, said", [
+  ((), ("--config", "--help_settings")),
   ((f"--config={ROOT}/configs/coca_tiny.py:runlokal",), ("runlokal", "runlocal")),
   ((TINY, "--config.optim.name=sgd"), ("config.optim.name", "'adafactor', 'adamw'")),
   ((TINY, "--config.data.sources.emoji.kind=folder", "--config.data.sources.emoji.path=/nowhere"), ("/nowhere",)),
