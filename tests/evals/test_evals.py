@@ -9,9 +9,12 @@ import pytest
 from PIL import Image
 
 from coca.config import Config, Data, Eval, Source
-from coca.data.records import Record, Text
+from coca.data.pipeline import Wants
+from coca.data.records import BadRecord, Record, Text
 from coca.data.tokenizers.sentencepiece import train
 from coca.evals import build, captions, contact_sheet, fonts, ranking, retrieval, zero_shot
+from coca.evals.evaluator import Evaluator
+from coca.evals.stream import Stream
 from support.evals import CONFIG, NAMES, FakeForward, Source_, embeddings, green, png, rank64, recalls64, record, unit
 
 
@@ -317,6 +320,45 @@ def test_each_kind_says_which_texts_it_wants(tokenizer, kind, rule, texts):
   found = [[tokenizer.decode(ids) for ids in row[weight > 0]]
            for row, weight in zip(rows["text"], rows["text_weight"], strict=True)]
   assert found[:3] == [*texts, []] and rows["weight"][:3].tolist() == [1, 1, 0]
+
+
+class Brightness(Evaluator):
+  """An evaluator as somebody may add one: how bright the images of the second class are."""
+
+  def __init__(self, config, settings, forward, tokenizer, source):
+    self.stream = Stream(config, settings, forward, tokenizer, source, Wants(self.second))
+
+  @staticmethod
+  def check(settings, source, neighbours):
+    if len(source.label_names) < 2:
+      raise ValueError("there is no second class")
+
+  @staticmethod
+  def places(settings):
+    return {"answers": "gs://bucket/bulb"}
+
+  @staticmethod
+  def second(record):
+    if record.label != 1:
+      raise BadRecord("another class")
+    return [record.key]
+
+  def run(self, params):
+    yield "brightness", float(np.mean([batch.local["image"][batch.rows["weight"] > 0] for batch in self.stream]))
+
+
+def test_a_new_evaluator_is_a_class_and_a_line(tokenizer, monkeypatch):
+  monkeypatch.setitem(build.KINDS, "brightness", Brightness)
+  config = Config(model=CONFIG.model, evals={"x": Eval(kind="brightness", source=Source(path="there"))})
+  assert build.places(config) == {"config.evals.x.source.path": "there", "config.evals.x.answers": "gs://bucket/bulb"}
+  records = [Record(str(n), png((n, n, n)), (), label=n % 2) for n in range(8)]
+  for names, source in (((), Source_(records)), (("a", "b"), Source_(records, ("a", "b")))):
+    monkeypatch.setattr(build, "open_source", lambda *_, source=source: source)
+    if not names:
+      with pytest.raises(ValueError, match=r"config\.evals\.x: there is no second class"):
+        build.open_sources(config)
+  made = build.make_evaluators(config, FakeForward(tokenizer, None), tokenizer, *build.open_sources(config))
+  assert dict(build.run_all(made, None)) == {"eval/x/brightness": 4.0}
 
 
 def test_run_all_prefixes_names(tokenizer):
