@@ -11,7 +11,7 @@ config's steps take at an assumed MFU. No accelerator is used. For TPUs `pip ins
 
     --topology     v5e-256 (chips); v4-4096, v5p-12288 (TensorCores, two a chip, as Google Cloud counts); h100-256
                    (GPUs); or a shape: v4:8x16x16 chips along each axis, h100:32x8 hosts x GPUs
-    --slices=2     so many of them, joined along the data axis
+    --slices=2     number of them, joined along the data axis
     --search       which meshes, remat policies and batches fit, best first
     --capfilt      captioner and filter of the config's model in place of training, on one device
 
@@ -69,7 +69,7 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "a file in configs/, as configs/coca_giant.py")
   flags.DEFINE_string("topology", None, "devices to plan for: v5e-256, v4:8x16x16, h100-256")
-  flags.DEFINE_integer("slices", 1, "so many such slices, joined along the data axis", lower_bound=1)
+  flags.DEFINE_integer("slices", 1, "number of such slices, joined along the data axis", lower_bound=1)
   flags.DEFINE_string("mesh", "", "devices along each axis, as data=32,fsdp=64; empty: config.mesh")
   flags.DEFINE_float("mfu", 0.5, "share of the peak FLOP/s that the run is assumed to reach", 0.01, 1.0)
   flags.DEFINE_bool("search", False, "try meshes, remat policies and batches")

@@ -8,7 +8,7 @@ manifest.json; and in the end report.html. Training reads them with
 
     --config.data.sources.web.sidecars=runs/capfilt
 
-    --preview=64    a look at so many pairs, in WORKDIR/preview/report.html, before anyone pays for the rest
+    --preview=64    a look at 64 pairs, in WORKDIR/preview/report.html, before anyone pays for the rest
     --report        writes report.html anew, of what is finished
     --export=DIR    writes the kept texts with their images, as WebDataset tars or (--export_format=parquet) Parquet
 """
@@ -126,7 +126,7 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "a file in configs/, as configs/capfilt.py")
   flags.DEFINE_string("workdir", None, "where sidecars and report are kept")
-  flags.DEFINE_integer("preview", 0, "only so many records, for a look", lower_bound=0)
+  flags.DEFINE_integer("preview", 0, "number of records for a look; 0: all, and no preview", lower_bound=0)
   flags.DEFINE_bool("report", False, "write report.html anew")
   flags.DEFINE_string("export", "", "folder for a copy of the kept pairs, with images")
   flags.DEFINE_enum("export_format", "webdataset", sorted(SUFFIXES), "of the copy")

@@ -38,10 +38,15 @@ class _Item:
 
   index: int
   record: Record | None = None
-  image: dict | None = None  # prepared for each model
+  image: dict | None = None  # prepared for each model, until it is on the device
   checksum: int | None = None  # of the encoded image, if it could be prepared
   problem: str | None = None
   written: list[str] = field(default_factory=list)
+
+  @property
+  def is_usable(self) -> bool:
+    """True if its image could be prepared."""
+    return self.checksum is not None
 
   @property
   def human(self) -> bool:
@@ -121,17 +126,17 @@ class Stage:
       keys = [item.record.key if item.record else "" for item in batch.items]
       batch.tokens = self.models.write(batch.encoded, np.array([draw_id(key) for key in keys], np.uint32))
     for item in batch.items:
-      item.image = item.image and True  # the pixels are on the device
+      item.image = None  # the pixels are on the device
     return batch
 
   def _score(self, batch: _Batch) -> _Batch:
     """Waits for the captions and starts the devices on the scores."""
     if batch.tokens is not None:
       for item, texts in zip(batch.items, self.models.read(batch.tokens), strict=False):
-        if item.image and not item.human:
+        if item.is_usable and not item.human:
           item.written = [collapse(text) for text in texts]
       batch.tokens = None
-    texts = [_texts(item) if item.image else [] for item in batch.items]
+    texts = [_texts(item) if item.is_usable else [] for item in batch.items]
     if self.models.filter and batch.encoded and any(texts):
       batch.scores = self.models.score(batch.encoded, [[text for text, _ in pairs] for pairs in texts])
     batch.encoded = None
@@ -142,9 +147,11 @@ class Stage:
     if batch.scores is not None:
       scores = {name: to_host(getattr(batch.scores, name)) for name in SCORES
                 if getattr(batch.scores, name) is not None}
-    return [row for n, item in enumerate(batch.items)
-            # Those of a blank in the place of an image would look like any other.
-            for row in self._of_image(item, {name: values[n] for name, values in scores.items()} if item.image else {})]
+    rows = []
+    for n, item in enumerate(batch.items):
+      # Those of a blank in the place of an image would look like any other.
+      rows += self._of_image(item, {name: values[n] for name, values in scores.items()} if item.is_usable else {})
+    return rows
 
   def _of_image(self, item: _Item, scores: dict[str, np.ndarray]) -> list[dict]:
     """The rows of a record: its own texts, then the best of those that were written."""

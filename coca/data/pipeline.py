@@ -147,7 +147,7 @@ class Wants(NamedTuple):
   """The part of each record that an evaluation goes by, besides its image and its label."""
 
   texts: Callable[[Record], Sequence[str]]  # raises BadRecord where a record is of no use
-  most: int = 1  # so many of these texts, the first ones
+  most: int = 1  # the number of these texts that count, the first ones
   ends: bool = True  # a text that has to be cut ends with EOS all the same
 
 

@@ -35,8 +35,8 @@ def weighed_answers(answers: Sequence[str], most: int) -> list[tuple[str, float]
 
   Args:
     answers: one an annotator.
-    most: so many different ones are kept, the most frequent; of equally frequent ones those that came first. Kept ones
-      keep their share: it is of all annotators.
+    most: the number of different ones that are kept, the most frequent; of equally frequent ones those that came first.
+      They keep their share: it is of all annotators.
 
   Returns:
     answers and shares, the most frequent first.

@@ -51,7 +51,7 @@ class Records(Protocol):
 
   @property
   def problems(self) -> Sequence[str]:
-    """What was found broken when it was opened, a text each."""
+    """Problems that were found when it was opened, a text each."""
     ...
 
   @property

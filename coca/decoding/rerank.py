@@ -1,4 +1,4 @@
-"""The texts of an image in the order of the contrastive head's liking.
+"""Orders the texts of an image by their cosine with it (the contrastive head).
 
 Shapes: B images, n texts each, T text length, L the text length of the model, E embedding width.
 """

@@ -127,7 +127,7 @@ def _check(d: Decoding) -> None:
 
 
 def check_decoding_model(decoding: Decoding, config: Config, asked: bool = False) -> None:
-  """Raises ValueError: the model of `config` has not what `decoding` needs. `asked`: whether it answers a question."""
+  """Raises ValueError if the model of `config` lacks what `decoding` needs. `asked`: it is to answer a question."""
   text = config.model.text
   if config.answering.weight and not asked:
     raise ValueError("this model answers questions (config.answering.weight is above 0) and writes no captions")

@@ -21,7 +21,7 @@ def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], count:
     function: of one item.
     items: asked for as they are wanted, so that there may be more than memory holds.
     count: threads; None: as `ThreadPoolExecutor` has it.
-    ahead: so many results at most are made before they are asked for.
+    ahead: the most results that are made before they are asked for.
   """
   items = iter(items)
   with ThreadPoolExecutor(count) as pool:

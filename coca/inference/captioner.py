@@ -235,7 +235,7 @@ class ContrastiveCaptioner:
       images, skip_broken: as for `embed_images`.
       questions: one for all images, or one for each.
       answers: the possible ones, of which the best is taken; without any, an answer is written, by beam search.
-      rank: so many of the possible answers, the likeliest by their first token, are scored whole.
+      rank: the number of possible answers, the likeliest by their first token, that are scored whole.
 
     Returns:
       a text for each image.

@@ -190,7 +190,7 @@ GROUP = 2500
 
 
 def in_groups(function, x, tokens: int):
-  """function(x [B, ...]), a tree of [B, ...]; on one CPU device some rows at a time, each of so many tokens."""
+  """function(x [B, ...]), a tree of [B, ...]; on one CPU device some rows at a time, `tokens` in each."""
   mesh = jax.sharding.get_abstract_mesh()
   most = max(1, GROUP // tokens)
   if platform() != "cpu" or mesh.size > 1 or len(x) <= most:

@@ -20,7 +20,7 @@ from coca.models.text_decoder import Embedding, MultimodalDecoder, UnimodalDecod
 
 
 class CoCa(nnx.Module):
-  """Builds what embeddings alone need where `config.contrastive.heads`, each decoder half where it has layers."""
+  """The parts of embeddings are there if `config.contrastive.heads`, each half of the decoder if it has layers."""
 
   softmax_bias = None
 

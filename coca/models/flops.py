@@ -112,7 +112,7 @@ def _blip(config: Config) -> dict[str, float]:
     return ("text_decoder" if is_shared else tower) not in frozen
 
   def bert(tower, length, context=None, texts=1, contexts=1):
-    """The FLOPs of `texts` of a length over so many `contexts`, and whether the states have a gradient.
+    """The FLOPs of `texts` of a length over `contexts`, and True if the states have a gradient.
 
     `context`: tokens, width, and whether they have a gradient; None: no cross-attention.
     """
@@ -190,7 +190,7 @@ def _layer(
 ):
   """A transformer layer over `tokens`, with cross-attention to `context` tokens if there are any.
 
-  `is_trained`: its weights want gradients; `has_grad`: its input does; `texts` of so many tokens look at `contexts`.
+  `is_trained`: its weights want gradients; `has_grad`: its input does; `texts` of these tokens look at `contexts`.
   """
   d = tower.width
   has_grad |= context_has_grad

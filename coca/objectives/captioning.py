@@ -24,7 +24,7 @@ def next_tokens(text, weight, prompt: int = 0, last=None):
   Args:
     text: int32 [N, T]: BOS, words, EOS, padding.
     weight: [N].
-    prompt: so many words at the beginning are no labels.
+    prompt: the number of words at the beginning that are no labels.
     last: int32 [N], the last token as a label: where a text was cut, the word that EOS took the place of, since EOS
       would teach the decoder to stop in mid-word. None: as in `text`.
 

@@ -1,4 +1,4 @@
-"""The common part of BLIP's configs (arXiv 2201.12086; constants of its code where the paper has none are said so)."""
+"""The common part of BLIP's configs (arXiv 2201.12086). Constants that the paper lacks are its code's, marked so."""
 
 from ml_collections import ConfigDict
 

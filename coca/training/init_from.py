@@ -1,11 +1,11 @@
 """Starting a run from parameters that are there (`config.init_from`): a run's workdir, or a model directory.
 
-What the new model has in common with the old one is loaded. A part (top level of the parameters, such as 'multimodal'
-or 'contrastive_pooler') may be new or gone as a whole, and so may what makes the text embedding in 'unimodal', which
-comes and goes with the contrastive loss, and [MASK], with parallel prediction; new ones keep their fresh values.
-Inside a part all names and shapes have to agree, or else a setting differs by mistake and an error lists them. Position
-embeddings fit any size of image or length of text. What BLIP's text encoder and decoder shared and now have apart,
-both start with. The optimizer begins anew.
+Parameters that both models have are loaded. A part (top level of the parameters, such as 'multimodal' or
+'contrastive_pooler') may be new or gone as a whole. So may the text embedding's parameters in 'unimodal', which belong
+to the contrastive loss, and [MASK], of parallel prediction. New parameters keep their fresh values. Inside a part all
+names and shapes have to agree: if not, a setting differs by mistake, and an error lists them. Position embeddings fit
+any size of image or length of text. If BLIP's text encoder and decoder shared a parameter and now have one each, both
+start from it. The optimizer begins anew.
 """
 
 import math

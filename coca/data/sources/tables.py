@@ -15,7 +15,7 @@ from coca.files.finding import IMAGE_EXTENSIONS
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
-LINES = 10  # of a text in a CSV: so many are told of
+LINES = 10  # of a text in a CSV that are told of
 
 _ROW_INSIDE = re.compile(rf"\n.*\.({'|'.join(IMAGE_EXTENSIONS)})\b", re.IGNORECASE)
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')

@@ -119,7 +119,7 @@ def find(folder, vocab: int) -> ClipTokenizer:
 
   Args:
     folder: with tokenizer.json, or vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz; or one of these files.
-    vocab: the model's, special tokens included; so many merges are taken from the .gz file, which has more.
+    vocab: the model's, special tokens included; it decides how many merges are taken from the .gz file, which has more.
 
   Raises:
     FileNotFoundError: none of these files is there.

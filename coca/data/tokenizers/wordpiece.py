@@ -196,7 +196,7 @@ def train(texts: Iterable[str], vocab: int) -> WordPiece:
 
 
 def _repeated(words: dict[str, int]) -> Iterator[str]:
-  """Texts that hold each word so many times; the library's trainer takes no counts."""
+  """Texts that hold each word as often as counted; the library's trainer takes no counts."""
   for word, n in words.items():
     for done in range(0, n, 1000):
       yield " ".join([word] * min(n - done, 1000))
