@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 FAULTY = f'''
 import os, sys, time, types
@@ -39,6 +41,7 @@ fuzz.main()
 '''
 
 
+@pytest.mark.slow
 def test_damaged_files_of_every_format(tmp_path):
   done = subprocess.run([sys.executable, BENCHMARKS / "fuzz.py", f"--out={tmp_path}", "--mutants=15", "--limit=300"],
                         capture_output=True, text=True)

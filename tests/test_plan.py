@@ -301,6 +301,7 @@ def traced_step_flops(c: Config, monkeypatch) -> int:
     return matmul_flops(jax.make_jaxpr(steps[-1])(state, shapes).jaxpr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", BLIP)
 def test_flops_of_blip_are_those_of_the_traced_step(variant, monkeypatch):
   c = BLIP[variant]()

@@ -155,6 +155,7 @@ def test_sigterm_and_ctrl_c_save_and_stop(environment, finished, without_evals, 
     np.testing.assert_array_equal(x, found[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_same_workdir_are_refused(environment, finished):
   workdir, _ = finished
   code, _, err = finish(start(environment, TINY, f"--workdir={workdir}", *SMALL, "--config.optim.lr=0.5"))
@@ -179,16 +180,22 @@ def test_help_settings_needs_no_config(environment):
   assert out.startswith("model.text.pool: 'cls', 'eos', 'last'; default 'cls'\n  ") and "\nmesh.data: int" in out
 
 
-@pytest.mark.parametrize("arguments, said", [
+MISTAKES = [  # each is a start of Python and jax
   ((), ("--config", "--help_settings")),
   ((f"--config={ROOT}/configs/coca_tiny.py:runlokal",), ("runlokal", "runlocal")),
   ((TINY, "--config.optim.name=sgd"), ("config.optim.name", "'adafactor', 'adamw'")),
+  ((f"--config={ROOT}/configs/coca_base.py",), ("config.data.sources.alt_text.path", "img2dataset")),
+]
+MORE_MISTAKES = [
   ((TINY, "--config.data.sources.emoji.kind=folder", "--config.data.sources.emoji.path=/nowhere"), ("/nowhere",)),
   ((TINY, "--config.mesh.data=3"), ("config.mesh", "1 devices")),
   ((TINY, "--config.init_from=/nowhere"), ("/nowhere", "config.json")),
-  ((f"--config={ROOT}/configs/coca_base.py",), ("config.data.sources.alt_text.path", "img2dataset")),
   ((f"--config={ROOT}/configs/coca_base.py:pairs=s3://bucket/*.tar",), ("s3fs",)),
-])
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+  *MISTAKES, *(pytest.param(*mistake, marks=pytest.mark.slow) for mistake in MORE_MISTAKES)])
 def test_mistakes_are_named_with_their_fix(environment, tmp_path, arguments, said):
   code, out, err = finish(start(environment, *arguments, f"--workdir={tmp_path}"))
   assert code != 0

@@ -84,6 +84,7 @@ def test_beams_by_the_whole_length_are_those_of_blips_authors(d, prompted):
     assert d.early_stop or (text[:, 0] != other[0][:, 0]).any()
 
 
+@pytest.mark.slow
 def test_no_ngram_comes_twice_the_prompt_included():
   prompt, lengths = some_prompts()
   for d in (Decoding(repetition_penalty=0.5, no_repeat_ngram_size=2),

@@ -180,6 +180,7 @@ def model():
   return settings, tokenizer, params, Source_(records), (images, texts[flat], flat, owners), logits[:, flat]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "batch", "k"), [(1, 13, 12), (8, 13, 12), (8, 100, 1000), (1, 8, 1)])
 def test_retrieval_is_brute_force_over_the_models_own_scores(model, monkeypatch, devices, batch, k):
   settings, tokenizer, params, source, pairs, logits = model

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 from coca.storage.checkpoint import Checkpoints
 from coca.training.preemption import Preemption
@@ -39,6 +40,7 @@ for step in range(first + 1, 10_000):
 """
 
 
+@pytest.mark.slow
 def test_killed_while_saving_goes_on_from_an_exact_state(tmp_path):
   rng, last = np.random.default_rng(int.from_bytes(os.urandom(4))), 0
   for _ in range(3):
@@ -123,6 +125,7 @@ print("stopped at", step, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_damage_and_on_when_to_stop(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   for step in (1, 2):

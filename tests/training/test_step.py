@@ -271,6 +271,7 @@ def test_weight_decay_is_for_what_a_loss_reaches(make, changes):
   assert spared == without_gradient(settings) | {name for name in flat(params) if name.startswith("temperature/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_heads_that_are_kept_without_a_loss_stay_as_they_are(optimizer, batches):
   settings = tiny(contrastive__weight=0.0, contrastive__keep=True, optim__decay_mask="all", optim__name=optimizer,
