@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 
 from coca.devices.host import to_host
 from coca.evals.captions import matches, references
+from coca.evals.evaluator import Evaluator
 from coca.evals.fonts import families_for
 from coca.evals.stream import Stream
 from coca.evals.vqa import Vqa
@@ -34,7 +35,7 @@ class Cell:
   question: str = ""  # texts and caption are then answers to it
 
 
-def write_contact_sheet(evaluators: dict, params, path, count: int = 30) -> None:
+def write_contact_sheet(evaluators: dict[str, Evaluator], params, path, count: int = 30) -> None:
   """Draws what the model makes of the images of its first zero-shot evaluator, or of its first one if it has none.
 
   All processes call this; the first one writes the file.
@@ -55,7 +56,7 @@ def write_contact_sheet(evaluators: dict, params, path, count: int = 30) -> None
     contact_sheet(cells, path, title=title)
 
 
-def held_out_cells(evaluator, params, count: int) -> list[Cell]:
+def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
   """Looks at images spread over an evaluator's source; the first process gets the cells of its own rows."""
   stream, zero_shot = evaluator.stream, evaluator if isinstance(evaluator, ZeroShot) else None
   vqa = evaluator if isinstance(evaluator, Vqa) else None
