@@ -4,8 +4,8 @@
 #
 #   bash launch/run_worker.sh [--dry-run] --config=configs/coca_base.py --workdir=/mnt/coca/base [...]
 #
-# The workdir is a folder that all hosts see, or gs://BUCKET/RUN. A host's output goes to WORKDIR/logs/HOST.log too; with
-# a bucket to ~/coca-logs/BUCKET/RUN/HOST.log, on the host, and gcloud has to be there. Settings, in the environment:
+# The workdir is a folder that all hosts see, or gs://BUCKET/RUN. A host's output goes to WORKDIR/logs/HOST.log too,
+# with a bucket to ~/coca-logs/BUCKET/RUN/HOST.log on the host, which needs gcloud then. Settings, in the environment:
 #
 #   COCA_MODULE     coca.train; or coca.evaluate
 #   COCA_MOUNT      mounted at /mnt/coca: HOST:/SHARE over NFS, or gs://BUCKET through gcsfuse; empty: nothing
@@ -110,7 +110,7 @@ fi
 cd "$root"
 logs=$workdir/logs
 if [[ $workdir == gs://* ]]; then
-  command -v gcloud >/dev/null || fail "--workdir=$workdir needs gcloud on each host, by which they tell each other of the end"
+  command -v gcloud >/dev/null || fail "--workdir=$workdir needs gcloud here: by it hosts tell each other of the end"
   logs=$HOME/coca-logs/${workdir#gs://}
 fi
 host=$HOSTNAME${process:+-$process}

@@ -36,7 +36,8 @@ class Unavailable(OSError):
 def of_the_system(error: BaseException) -> bool:
   """True if an exception, or one that it came from, tells of the system and not of what was read."""
   while error is not None:
-    if isinstance(error, (Unavailable, MemoryError, PermissionError, TimeoutError, ConnectionError)):
+    if isinstance(error, (Unavailable, MemoryError, PermissionError, TimeoutError, ConnectionError)) or \
+       _forbidden(error):
       return True
     number = getattr(error, "errno", None)
     if isinstance(error, OSError) and isinstance(number, int):
@@ -67,7 +68,7 @@ def again(read: Callable, name: str, may_pass: Callable[[Exception], bool] = of_
       if not may_pass(e):
         raise
       if pause is None or _refused(e):
-        raise Unavailable(f"{name}: {e}") from e
+        raise Unavailable(f"{name}: {' '.join(str(e).splitlines())}") from e
       logging.warning("%s: %s; another try in %g s", name, e, pause)
     time.sleep(pause)
 
@@ -75,8 +76,13 @@ def again(read: Callable, name: str, may_pass: Callable[[Exception], bool] = of_
 def _refused(error: Exception) -> bool:
   """True if waiting makes no sense: no right to read, by the system, gcsfs, or an HTTP server's status."""
   status = _status(error)
-  return (isinstance(error, PermissionError) or str(error).startswith("Forbidden") or
+  return (isinstance(error, PermissionError) or _forbidden(error) or
           (status is not None and 400 <= status < 500 and status not in (408, 429)))
+
+
+def _forbidden(error: BaseException) -> bool:
+  """Whether it is what gcsfs makes of the status 403."""
+  return type(error) is OSError and str(error).startswith("Forbidden")
 
 
 def _status(error: BaseException) -> int | None:

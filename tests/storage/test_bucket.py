@@ -157,6 +157,17 @@ def test_an_error_of_the_store_is_no_damage(store, monkeypatch):
   assert not [name for name in store.names() if checkpoint.DAMAGED in name]
 
 
+def test_a_save_that_the_store_refuses_is_told(store):
+  saved(f"{RUN}/checkpoints", (1,))
+  checkpoints = Checkpoints(f"{RUN}/checkpoints")
+  store.asked = lambda method, path: 403 if method == "POST" and "checkpoints/2/state/ocdbt" in path else None
+  with pytest.raises(CheckpointError, match=r"a save in the background to gs://bucket/run/.*(403|Forbidden)"):
+    checkpoints.save(2, with_key(arrays(2)), {"step": 2})
+    checkpoints.wait()
+  checkpoints.close()
+  assert saved_steps(RUN) == [1]
+
+
 # --- Metrics ---
 
 
@@ -203,6 +214,14 @@ def test_tensorboard_reads_parts(workdir, store, monkeypatch, tmp_path):
   found = events(tmp_path)
   assert [e.step for e in found if e.session_log.status == e.session_log.START] == [4]
   assert {e.step: v.simple_value for e in found for v in e.summary.value} == {4: 2, 5: 2.5, 6: 3}
+
+
+def test_what_only_writes_to_folders_is_copied(workdir, store):
+  with bucket.local_folder(workdir / "tensorboard") as folder:
+    (folder / "plugins" / "profile").mkdir(parents=True)
+    (folder / "plugins" / "profile" / "x.pb").write_bytes(b"trace")
+  assert store.names() == ["run/tensorboard/plugins/profile/x.pb"]
+  assert store.read("run/tensorboard/plugins/profile/x.pb") == b"trace"
 
 
 # --- One run at a time ---
@@ -350,6 +369,30 @@ def test_the_command_says_it_in_one_line(store):
     ended = process(store, train, f"--workdir={url}", **more)
     out = ended.communicate()[0].splitlines()
     assert ended.returncode == status and out[-1].startswith(f"error: --workdir={url}") and "Traceback" not in out, out
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_model_that_may_not_be_read_is_one_line_at_once(store, monkeypatch, status):
+  monkeypatch.setattr(time, "sleep", None)  # whoever tries again fails
+  store.asked = lambda method, path: status
+  with pytest.raises(retries.Unavailable, match=r"gs://bucket/run/config\.json: ") as raised:
+    coca.load(RUN)
+  assert "\n" not in str(raised.value)
+
+
+def test_checkpoints_of_another_store_are_refused():
+  with pytest.raises(ValueError, match="from a folder or gs://"):
+    load_params("s3://bucket/run/checkpoints", {})
+
+
+def test_errors_of_a_stores_client_are_the_systems():
+  import aiohttp
+  from gcsfs.retry import HttpError
+  for error, is_ours in ((HttpError({"code": 503, "message": "Service Unavailable"}), True),
+                         (HttpError({"code": "429", "message": "slow down"}), True),
+                         (HttpError({"code": 404, "message": "Not Found"}), False),
+                         (aiohttp.ServerDisconnectedError(), True), (ValueError("no JSON"), False)):
+    assert retries.of_the_system(error) is is_ours, error
 
 
 # --- A run ---
