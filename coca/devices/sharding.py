@@ -15,7 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coca import config as settings
+from coca import config
 from coca.devices.trees import path_name
 
 AXES = ("data", "fsdp", "tensor")
@@ -51,14 +51,14 @@ PARAMETERS = {
 }
 
 
-def make_mesh(mesh: settings.Mesh | None = None, devices=None) -> Mesh:
+def make_mesh(mesh: config.Mesh | None = None, devices=None) -> Mesh:
   """The device mesh; several TPU slices are joined along the data axis, over the slow links.
 
   Raises:
     ValueError: the axes' product is not the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  shape = mesh_shape(mesh or settings.Mesh(), len(devices))
+  shape = mesh_shape(mesh or config.Mesh(), len(devices))
   slices = slices_of(devices)
   if slices > 1:
     if shape[0] % slices:
@@ -75,7 +75,7 @@ def slices_of(devices) -> int:
   return 1 if devices[0].platform in ("gpu", "cuda") else len({getattr(d, "slice_index", 0) for d in devices})
 
 
-def mesh_shape(mesh: settings.Mesh, n_devices: int) -> tuple[int, int, int]:
+def mesh_shape(mesh: config.Mesh, n_devices: int) -> tuple[int, int, int]:
   """Devices along data, fsdp and tensor. Raises ValueError if their product is not the number of devices."""
   shape = [mesh.data, mesh.fsdp, mesh.tensor]
   known = math.prod(n for n in shape if n != -1)

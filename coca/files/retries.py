@@ -81,7 +81,7 @@ def _refused(error: Exception) -> bool:
 
 
 def _forbidden(error: BaseException) -> bool:
-  """Whether it is what gcsfs makes of the status 403."""
+  """True if it is what gcsfs makes of the status 403."""
   return type(error) is OSError and str(error).startswith("Forbidden")
 
 

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from coca.config import Source
 from coca.config.special import Tokenizer
-from coca.data import texts as texts_
 from coca.data.questions import clean
 from coca.data.records import BadRecord, Records
+from coca.data.texts import choose
 from coca.data.tokenizers import clip, wordpiece
 from coca.data.tokenizers.sentencepiece import FILE, SentencePiece
 from coca.files.retries import again
@@ -91,7 +91,7 @@ def texts_of(sources: dict[str, Records], settings: dict[str, Source], limit: in
           if isinstance(record, BadRecord):
             raise record
           rule = settings[name]
-          text = texts_.choose(record, rule.text, rule.prompts, rng, rule.origins)
+          text = choose(record, rule.text, rule.prompts, rng, rule.origins)
           any_text = True
           yield f"{clean(record.question)} {text}" if record.question else text
         except BadRecord as e:

@@ -14,7 +14,7 @@ import numpy as np
 import sentencepiece
 
 from coca.config.special import PAD
-from coca.data import texts as texts_
+from coca.data.texts import collapse, framed
 from coca.files.writing import write_atomic
 
 BOS, EOS, UNK = 1, 2, 3  # of a SentencePiece model
@@ -61,7 +61,7 @@ class SentencePiece:
 
     Without `ends` that is a word: a text that was cut does not end there.
     """
-    return texts_.framed(self.tokens(text), BOS, EOS, length, ends)
+    return framed(self.tokens(text), BOS, EOS, length, ends)
 
   def decode(self, ids) -> str:
     """The text up to the first EOS; special ids and those that no piece has are left out."""
@@ -88,7 +88,7 @@ def train(texts: Iterable[str], vocab: int) -> SentencePiece:
   Raises:
     ValueError: no usable texts, or a vocabulary too small for them.
   """
-  texts = [t for t in (texts_.collapse(text)[:_LONGEST] for text in texts) if t]
+  texts = [t for t in (collapse(text)[:_LONGEST] for text in texts) if t]
   if not texts:
     raise ValueError("no texts to train the tokenizer on: every caption of config.data.sources is empty or unreadable; "
                      "check text_key and split, or give a model in config.data.tokenizer")
