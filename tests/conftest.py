@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 
+from jaxtyping import install_import_hook
+
 FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
          "--xla_llvm_disable_expensive_passes=true", "--xla_cpu_use_fusion_emitters=false",
          "--xla_llvm_force_inline_before_split=false", "--xla_cpu_parallel_codegen_split_count=1")
@@ -29,6 +31,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the proces
 
 # Traced programs are millions of objects that live on: to walk them all, again and again, is a tenth of the time.
 gc.set_threshold(20_000, 20, 20)
+
+# Each call there is checked against its annotations; modules that are imported before this are not.
+install_import_hook(["coca.models", "coca.objectives"], "beartype.beartype")
 
 
 def pytest_collection_modifyitems(items):

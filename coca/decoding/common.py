@@ -60,7 +60,7 @@ def put_at(x, values, position):
   return jax.lax.dynamic_update_index_in_dim(x, values, position, axis=-1)
 
 
-def process(logits, text, length, decoding: Decoding, special: Special, log_normalizer=0.0):
+def process(logits, text, length, decoding: Decoding, special: Special, log_normalizer: jax.Array | float = 0.0):
   """Repetition penalty, then the tokens that may not come next, as transformers' processors of these names.
 
   Args:

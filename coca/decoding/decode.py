@@ -41,7 +41,7 @@ def decode(model: TextModel, weights, encoded, decoding: Decoding, length: int, 
     texts [B, n, T], T being decoding.max_length or `length`.
   """
   batch, longest = len(encoded.tokens), decoding.max_length or length
-  if prompt is None:
+  if prompt is None or lengths is None:
     prompt, lengths = jnp.full((batch, 1), special.bos, jnp.int32), jnp.ones((batch,), jnp.int32)
   lengths = jnp.minimum(lengths, longest)
   masked = {} if encoded.mask is None else {"context_mask": encoded.mask}

@@ -9,7 +9,7 @@ from coca.config import Config
 from coca.models import make_model
 
 
-def abstract_model(config: Config):
+def abstract_model(config: Config) -> tuple[nnx.GraphDef, dict]:
   """The model's graph definition, and its parameters as a nested dict of ShapeDtypeStructs; nothing is computed."""
   parts = config.model, config.contrastive, config.captioning, config.matching, config.answering
   graphdef, params = _abstract_model(*parts)

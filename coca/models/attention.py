@@ -3,12 +3,19 @@
 Shapes: B batch, T tokens (queries), S tokens (keys), D width, H heads, K width of a head.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from coca.devices.hardware import platform
 from coca.models.linear import linear, spread
+
+KeysValues = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
+CachedKeysValues = tuple[Float[Array, "B H S K"], Float[Array, "B H S K"]]
 
 
 def _one_by_one(q, k) -> bool:
@@ -30,26 +37,26 @@ def _usable(implementation: str, q, k, mask) -> bool:
     q.shape[2] % tensor == 0)
 
 
-def dropout(x, rate: float, key):
+def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray) -> Float[Array, "*shape"]:
   """Zeroes values of x with probability `rate` and scales the others up; 16 random bits a value are precise enough."""
   kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
   return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
-def dot_product_attention(q, k, v, mask=None, implementation: str = "xla", drop=None):
+def dot_product_attention(
+  q: Float[Array, "#B T H K"], k: Float[Array, "B S H K"], v: Float[Array, "B S H K"],
+  mask: Bool[Array, "#B #H #T #S"] | None = None, implementation: str = "xla", drop: Callable | None = None,
+) -> Float[Array, "B T H K"]:
   """Softmax attention.
 
   Args:
-    q: [B, T, H, K]; B may be 1 where k and v have more (shared queries).
-    k: [B, S, H, K].
-    v: [B, S, H, K].
-    mask: bool, broadcastable to [B, H, T, S]; True may be attended. Each row must allow something.
+    q: the queries; those of one example where k and v have more are shared.
+    k: the keys.
+    v: the values.
+    mask: True may be attended. Each row must allow something.
     implementation: 'xla'; 'cudnn', on NVIDIA GPUs in half precision; 'flash', on TPUs without a mask and with at least
       128 tokens. Elsewhere, and where weights are dropped out, both are as 'xla'.
     drop: a function of the softmax' weights [B, H, T, S], dropout; None: none.
-
-  Returns:
-    [B, T, H, K].
   """
   if len(q) < len(k):
     q = spread(q, (len(k), *q.shape[1:]), q.dtype)
@@ -86,7 +93,8 @@ def _attention_weights(q, k, mask=None):
 class Attention(nnx.Module):
   """Multi-head attention; queries of width `width`, keys and values from tokens of width `kv_width`."""
 
-  def __init__(self, width, heads, dtype, rngs, *, kv_width=None, inner=None, out=None, implementation="xla"):
+  def __init__(self, width: int, heads: int, dtype: DTypeLike, rngs: nnx.Rngs, *, kv_width: int | None = None,
+               inner: int | None = None, out: int | None = None, implementation: str = "xla"):
     inner = inner or width
     self.heads, self.implementation = heads, implementation
     self.query = linear(width, inner, dtype, rngs)
@@ -95,31 +103,41 @@ class Attention(nnx.Module):
     self.value = linear(kv_width or width, inner, dtype, rngs, keep=keep)
     self.out = linear(inner, out or width, dtype, rngs)
 
-  def keys_values(self, x):
-    """x [B, S, D] -> keys and values [B, S, H, K]."""
+  def keys_values(self, x: Float[Array, "B S kv_width"]) -> KeysValues:
     return self._split(self.key(x)), self._split(self.value(x))
 
-  def __call__(self, x, kv, mask=None, drop=None):
-    """x [B, T, D] attends to `kv`, a pair as `keys_values` returns it -> [B, T, D]."""
+  def __call__(
+    self, x: Float[Array, "#B T D"], kv: KeysValues,
+    mask: Bool[Array, "#B #H #T #S"] | None = None, drop: Callable | None = None,
+  ) -> Float[Array, "B T out"]:
+    """x attends to `kv`, a pair as `keys_values` returns it."""
     y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation, drop)
     return self.out(y.reshape(*y.shape[:2], -1))
 
-  def weights(self, x, context):
-    """The weights with which x [B or 1, T, D] attends to context [B, S, D]: fp32 [B, T, S], the mean over the heads."""
+  def weights(
+    self, x: Float[Array, "#B T D"], context: Float[Array, "B S kv_width"]
+  ) -> Float32[Array, "B T S"]:
+    """The weights with which x attends to the context, the mean over the heads."""
     q, k = (self._split(y).transpose(0, 2, 1, 3) for y in (self.query(x), self.key(context)))
     return _attention_weights(jnp.broadcast_to(q, (k.shape[0], *q.shape[1:])), k).mean(axis=1)
 
-  def cached_keys_values(self, x):
-    """x [B, S, D] -> keys and values [B, H, S, K], the layout that is read without a copy in each step of decoding."""
-    return tuple(y.transpose(0, 2, 1, 3) for y in self.keys_values(x))
+  def cached_keys_values(self, x: Float[Array, "B S kv_width"]) -> CachedKeysValues:
+    """Keys and values in the layout that is read without a copy in each step of decoding."""
+    k, v = self.keys_values(x)
+    return k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
-  def over_cache(self, x, kv, mask=None):
-    """x [B, T, D] attends to `kv`, keys and values [B, H, S, K] -> [B, T, D]."""
+  def over_cache(
+    self, x: Float[Array, "B T D"], kv: CachedKeysValues, mask: Bool[Array, "#B #H #T #S"] | None = None
+  ) -> Float[Array, "B T D"]:
+    """x attends to `kv`, a pair as `cached_keys_values` returns it."""
     y = _attend(self._split(self.query(x)).transpose(0, 2, 1, 3), *kv, mask)
     return self.out(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
-  def over_tokens(self, x, tokens, mask=None):
-    """As `over_cache`, but from tokens [B, S, kv_width] without their keys and values; with kernels turned [E, D].
+  def over_tokens(
+    self, x: Float[Array, "B T D"], tokens: Float[Array, "B S kv_width"],
+    mask: Bool[Array, "#B #H #T #S"] | None = None,
+  ) -> Float[Array, "B T D"]:
+    """As `over_cache`, but from tokens without their keys and values; with kernels turned [E, D].
 
     The projections are moved to the few queries: q (k W) = (q W) k, and the sum of weighted tokens is projected once.
     The key's bias adds the same to all of a query's logits.
@@ -128,7 +146,8 @@ class Attention(nnx.Module):
     q = jnp.einsum("bthk,hkd->bhtd", self._split(self.query(x)), key) * (key.shape[2] / key.shape[1]) ** 0.5
     y = _attend(q.reshape(len(x), 1, -1, key.shape[2]), tokens[:, None], tokens[:, None], mask)
     y = jnp.einsum("bhtd,hkd->bthk", y.reshape(q.shape), value).reshape(*x.shape[:2], -1)
-    return self.out(y + self.value.bias[...].astype(y.dtype))
+    bias = self.value.bias
+    return self.out(y if bias is None else y + bias[...].astype(y.dtype))
 
   def _split(self, x):
     return x.reshape(*x.shape[:2], self.heads, -1)

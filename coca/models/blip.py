@@ -8,9 +8,13 @@ Shapes: B batch, S side in pixels, N image tokens, K texts an image, T text leng
 V vocabulary, L layers.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, UInt8
 
 from coca.config import Config, Model
 from coca.config.special import PAD
@@ -21,6 +25,9 @@ from coca.models.layers import ACTIVATIONS, Layer, Stack
 from coca.models.linear import layer_norm, linear
 from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
 from coca.models.text_decoder import Embedding, causal_mask
+
+# Parts that a config has no use for are None; coca/config/checks.py says what needs what, and pyright can't know it.
+# pyright: reportOptionalCall=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
 SHARED = {  # by `config.model.med.sharing`, parts of a layer that encoder and decoder have in common
   "all": ("norm_self", "self_attention", "norm_cross", "cross_attention", "norm_mlp", "mlp"),
@@ -33,7 +40,7 @@ SHARED = {  # by `config.model.med.sharing`, parts of a layer that encoder and d
 class Bert(nnx.Module):
   """BERT's embedding and layers (arXiv 1810.04805), with cross-attention to tokens [B, N, kv_width]."""
 
-  def __init__(self, model: Model, layers: int, kv_width: int, dtype, rngs: nnx.Rngs):
+  def __init__(self, model: Model, layers: int, kv_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
     text, med = model.text, model.med
     self.dropout = med.dropout
     self.embedding = Embedding(model, dtype, rngs, positions=med.positions)
@@ -42,18 +49,18 @@ class Bert(nnx.Module):
       layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width, bert=med), model, dtype, rngs
     )
 
-  def __call__(self, ids, context=None, context_mask=None, *, causal=False, key=None):
+  def __call__(
+    self, ids: Int32[Array, "BK T"], context: Float[Array, "B N kv_width"] | None = None,
+    context_mask: Bool[Array, "B 1 1 N"] | None = None, *, causal: bool = False, key: PRNGKeyArray | None = None,
+  ) -> Float[Array, "BK T D"]:
     """States of texts.
 
     Args:
-      ids: int32 [B * K, T].
-      context: [B, N, kv_width]; None: no cross-attention.
-      context_mask: bool [B, 1, 1, N]; None: all of them.
+      ids: of B * K texts, K an image.
+      context: None: no cross-attention.
+      context_mask: which of it may be attended; None: all.
       causal: whether a word sees only itself and those before it; otherwise all but padding.
       key: for dropout; None: none.
-
-    Returns:
-      [B * K, T, D].
     """
     length = ids.shape[1]
     mask = causal_mask(length) if causal else (ids != PAD)[:, None, None]
@@ -63,7 +70,7 @@ class Bert(nnx.Module):
       key = jax.random.fold_in(key, 1)
     return self.stack(x, mask, context, context_mask, key=key)
 
-  def share(self, other: "Bert", parts) -> None:
+  def share(self, other: "Bert", parts: Iterable[str]) -> None:
     """Makes parts of the layers, and the embedding, those of `other`."""
     if parts:
       self.embedding, self.norm = other.embedding, other.norm
@@ -74,13 +81,13 @@ class Bert(nnx.Module):
 class CaptionHead(nnx.Module):
   """BERT's language model head before the vocabulary, whose matrix is that of the embedding."""
 
-  def __init__(self, model: Model, dtype, rngs: nnx.Rngs):
+  def __init__(self, model: Model, dtype: DTypeLike, rngs: nnx.Rngs):
     self.activation = ACTIVATIONS[model.activation]
     self.transform = linear(model.text.width, model.text.width, dtype, rngs)
     self.norm = layer_norm(model.text.width, model.med.norm_eps, dtype, rngs)
     self.bias = nnx.Param(jnp.zeros(model.text.vocab))
 
-  def __call__(self, states):
+  def __call__(self, states: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
     return self.norm(self.activation(self.transform(states)))
 
 
@@ -110,84 +117,95 @@ class Blip(nnx.Module):
     self.temperature = Temperature(config) if has_embeddings else None
     self.matching_head = linear(text.width, 2, jnp.float32, rngs) if has_matching else None
 
-  def __call__(self, image, text, *, contrast=True, caption=True, match=False, patch_noise=None, key=None) -> Output:
+  def __call__(
+    self, image: UInt8[Array, "B S S 3"], text: Int32[Array, "B T"], *, contrast: bool = True, caption: bool = True,
+    match: bool = False, patch_noise: Float[Array, "B N"] | None = None, key: PRNGKeyArray | None = None,
+  ) -> Output:
     """One pass over each tower that the losses need.
 
     Args:
-      image: uint8 [B, S, S, 3].
-      text: int32 [B, T]: [Decode], words, [SEP], padding.
+      image: pixels of 0 to 255.
+      text: [Decode], words, [SEP], padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
       match: not looked at: `ground` starts from the text.
-      patch_noise: [B, N], see `ImageEncoder`.
-      key: of `jax.random`, for dropout; None: none.
+      patch_noise: see `ImageEncoder`.
+      key: for dropout; None: none.
     """
     del match
     key, more = (None, None) if key is None else jax.random.split(key)
     tokens = self.image_encoder(image, patch_noise)
     states = self.caption_head(self.text_decoder(text, tokens, causal=True, key=more)) if caption else None
-    image, text = (self._project(tokens), self.embed_text(text, key)) if contrast else (None, None)
-    return Output(image, text, tokens, None, states)
+    embeddings = (self._project(tokens), self.embed_text(text, key)) if contrast else (None, None)
+    return Output(*embeddings, tokens, None, states)
 
-  def embed_image(self, image):
-    """uint8 [B, S, S, 3] -> [B, E] fp32, unit length."""
+  def embed_image(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
+    """Embeddings of unit length."""
     return self._project(self.image_encoder(image))
 
-  def embed_text(self, text, key=None):
-    """int32 [B, T] -> [B, E] fp32, unit length."""
+  def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
+    """Embeddings of unit length."""
     return unit(self.text_projection(self.text_encoder(self._begin(text, self.med.cls), key=key)[:, 0]))
 
-  def ground(self, words, text, tokens, key=None):
-    """The image-grounded encoder: texts int32 [B, T], or [B, K, T] of K an image, over image tokens -> [..., T, D]."""
+  def ground(
+    self, words: None, text: Int32[Array, "B *K T"], tokens: Float[Array, "B N kv_width"],
+    key: PRNGKeyArray | None = None,
+  ) -> Float[Array, "B *K T D"]:
+    """The image-grounded encoder: texts, one or K an image, over image tokens."""
     del words
     ids = self._begin(text, self.med.encode)
     return self.text_encoder(ids.reshape(-1, ids.shape[-1]), tokens, key=key).reshape(*ids.shape, -1)
 
-  def match(self, states, text):
-    """`ground`'s states [B, K, T, D] -> fp32 logits [B, K, 2]: of no match, and of a match."""
+  def match(self, states: Float[Array, "B K T D"], text: Int32[Array, "B K T"]) -> Float32[Array, "B K 2"]:
+    """`ground`'s states -> logits: of no match, and of a match."""
     del text
     return self.matching_head(states[..., 0, :].astype(jnp.float32))
 
-  def ask(self, tokens, question, key=None) -> Encoded:
-    """Image tokens [B, N, D] and questions int32 [B, T] as what answers look at: the grounded encoder's states."""
+  def ask(
+    self, tokens: Float[Array, "B N kv_width"], question: Int32[Array, "B T"], key: PRNGKeyArray | None = None
+  ) -> Encoded:
+    """Image tokens and questions as what answers look at: the grounded encoder's states."""
     mask = (question != PAD).at[:, 0].set(True)[:, None, None]
     return Encoded(None, self.ground(None, question, tokens, key), mask)
 
-  def answer(self, asked: Encoded, answers, key=None):
-    """The states from which the softmax predicts the words of answers int32 [B, K, A]: [B * K, A, D]."""
+  def answer(
+    self, asked: Encoded, answers: Int32[Array, "B K A"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "BK A D"]:
+    """The states from which the softmax predicts the words of answers."""
     flat = answers.reshape(-1, answers.shape[2])
     return self.caption_head(self.text_decoder(flat, asked.tokens, asked.mask, causal=True, key=key))
 
-  def logits(self, states):
-    """States [..., D] of `answer` or of a forward pass -> fp32 [..., V]."""
+  def logits(self, states: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
+    """Of states of `answer` or of a forward pass."""
     return jnp.dot(states, self.softmax_kernel().astype(states.dtype), preferred_element_type=jnp.float32) + (
       self.softmax_bias
     )
 
-  def encode(self, image) -> Encoded:
-    """uint8 [B, S, S, 3] -> the embedding, where the model has one, and all image tokens."""
+  def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
+    """The embedding, where the model has one, and all image tokens."""
     tokens = self.image_encoder(image)
     return Encoded(self._project(tokens) if self.image_projection else None, tokens)
 
-  def score(self, encoded: Encoded, text) -> Scores:
-    """Images and K texts of each, int32 [B, K, T]; without an embedding of the images there are no cosines."""
+  def score(self, encoded: Encoded, text: Int32[Array, "B K T"]) -> Scores:
+    """Images and K texts of each; without an embedding of the images there are no cosines."""
     contrastive = matching = logits = None
     if encoded.embedding is not None:
       embedding = self.embed_text(text.reshape(-1, text.shape[2])).reshape(*text.shape[:2], -1)
       contrastive = jnp.sum(encoded.embedding[:, None] * embedding, axis=-1)
     if self.matching_head is not None:
+      assert encoded.tokens is not None
       logits = self.match(self.ground(None, text, encoded.tokens), text)
       matching, logits = jax.nn.softmax(logits)[..., 1], logits[..., 1]
     return Scores(contrastive, matching, logits)
 
   # --- Writing ---
 
-  def softmax_kernel(self):
-    """The vocabulary head [D, V]: states @ kernel + `softmax_bias` are the logits."""
+  def softmax_kernel(self) -> Float[Array, "D V"]:
+    """The vocabulary head: states @ kernel + `softmax_bias` are the logits."""
     return self.text_decoder.embedding.tokens[...].T
 
   @property
-  def softmax_bias(self):
+  def softmax_bias(self) -> Float[Array, " V"]:
     return self.caption_head.bias[...]
 
   def decoding_weights(self) -> dict:
@@ -195,7 +213,8 @@ class Blip(nnx.Module):
     tokens, positions = self.text_decoder.embedding.tables()
     return {"tokens": tokens, "positions": positions, "stack": self.text_decoder.stack.decoding_weights()}
 
-  def start_decoding(self, weights: dict, image_tokens, length: int, rows: int, prefix, context_mask=None):
+  def start_decoding(self, weights: dict, image_tokens: Float[Array, "B S kv_width"], length: int, rows: int,
+                     prefix: Int32[Array, "B P"], context_mask: Bool[Array, "B 1 1 S"] | None = None):
     """The decoding protocol of `coca.decoding`. `context_mask`: as in `Bert`."""
     decoder, head = self.text_decoder, self.caption_head
     layers = decoder.stack.decoding_layers(weights["stack"])

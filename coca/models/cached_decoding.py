@@ -3,28 +3,35 @@
 Shapes: B images, K rows of an image, P tokens of a prefix, T text length, D widths, H heads, V vocabulary.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from coca.devices.sharding import constrain_batch
+from coca.models.layers import Layer
 from coca.models.linear import few_rows_dot_general
 
 
-def start_layers(layers, contexts, context_mask, embed, predict, length: int, rows: int, prefix):
+def start_layers(
+  layers: Sequence[Layer], contexts: Sequence, context_mask: Bool[Array, "#B 1 1 S"] | None, embed: Callable,
+  predict: Callable, length: int, rows: int, prefix: Int32[Array, "B P"],
+) -> tuple[Callable, tuple]:
   """`start_decoding` of `coca.decoding` for a model whose text goes through one list of layers.
 
   The cache is a pair [B, H, length * rows, K] for each layer, apart from each other, so that a step writes them in
   place.
 
   Args:
-    layers: `Layer`s of `Stack.decoding_layers`.
+    layers: of `Stack.decoding_layers`.
     contexts: for each, what it looks at (`Layer.context_cache`), or None.
     context_mask: as in `Layer`.
     embed: (ids int32 [B, N], their positions int32 [N] or []) -> [B, N, D].
     predict: states [n, D] of the last layer -> logits fp32 [n, V].
     length: T.
     rows: K.
-    prefix: int32 [B, P].
+    prefix: the tokens that all rows begin with.
   """
   batch, n = prefix.shape
 
@@ -51,6 +58,6 @@ def start_layers(layers, contexts, context_mask, embed, predict, length: int, ro
   return step, caches
 
 
-def vocabulary_logits(states, head):
-  """states [n, D] times a turned vocabulary head [V, D] -> fp32 [n, V]."""
+def vocabulary_logits(states: Float[Array, "n D"], head: Float[Array, "V D"]) -> Float32[Array, "n V"]:
+  """States times a turned vocabulary head."""
   return few_rows_dot_general(states, head, None, preferred_element_type=jnp.float32)

@@ -4,9 +4,12 @@ Shapes: B batch, S side in pixels, N patches, Q image tokens for the decoder, K 
 D text width, E embedding width, V vocabulary, L layers.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, UInt8
 
 from coca.config import Config
 from coca.config.special import PAD
@@ -17,6 +20,9 @@ from coca.models.linear import linear
 from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
 from coca.models.poolers import AttentionalPooler
 from coca.models.text_decoder import Embedding, MultimodalDecoder, UnimodalDecoder
+
+# Parts that a config has no use for are None; coca/config/checks.py says what needs what, and pyright can't know it.
+# pyright: reportOptionalCall=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
 
 class CoCa(nnx.Module):
@@ -58,39 +64,46 @@ class CoCa(nnx.Module):
     self.matching_head = linear(text_width, 2, jnp.float32, rngs) if has_matching else None
 
   def __call__(
-    self, image, text, *, contrast=True, caption=True, match=False, patch_noise=None, parallel=None, key=None
+    self, image: UInt8[Array, "B S S 3"], text: Int32[Array, "B T"], *, contrast: bool = True, caption: bool = True,
+    match: bool = False, patch_noise: Float[Array, "B N"] | None = None, parallel: Bool[Array, " B"] | None = None,
+    key: PRNGKeyArray | None = None,
   ) -> Output:
     """One forward pass for all losses, or for some of them.
 
     Args:
-      image: uint8 [B, S, S, 3].
-      text: int32 [B, T]: BOS, words, EOS, padding.
+      image: pixels of 0 to 255.
+      text: BOS, words, EOS, padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
       match: whether to return what the decoder starts from, to pair images and texts anew.
-      patch_noise: [B, N], see `ImageEncoder`.
-      parallel: bool [B], the examples whose words are predicted all at once (CapPa), or None.
-      key: of `jax.random`, for models with dropout; not looked at.
+      patch_noise: see `ImageEncoder`.
+      parallel: the examples whose words are predicted all at once (CapPa).
+      key: for models with dropout; not looked at.
     """
     image_embedding, tokens = self._pool(self.image_encoder(image, patch_noise), contrast, caption or match)
     words, text_embedding = self._read(text, contrast, parallel)
     states = self.multimodal(words, tokens, parallel) if caption else None
     return Output(image_embedding, text_embedding, tokens, words, states)
 
-  def ground(self, words, text, tokens, key=None):
-    """Unimodal states [B, T, D], or [B, K, T, D] of K texts an image, over image tokens [B, Q, D]; as `words`."""
+  def ground(
+    self, words: Float[Array, "B *K T D"], text: Int32[Array, "B *K T"] | None, tokens: Float[Array, "B Q kv_width"],
+    key: PRNGKeyArray | None = None,
+  ) -> Float[Array, "B *K T D"]:
+    """Unimodal states, of one text or K texts an image, over image tokens."""
     return self.multimodal(words, tokens)
 
-  def embed_image(self, image):
-    """uint8 [B, S, S, 3] -> [B, E] fp32, unit length."""
+  def embed_image(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
+    """Embeddings of unit length."""
     return self._pool(self.image_encoder(image), contrast=True, caption=False)[0]
 
-  def embed_text(self, text):
-    """int32 [B, T] -> [B, E] fp32, unit length."""
+  def embed_text(self, text: Int32[Array, "B T"]) -> Float32[Array, "B E"]:
+    """Embeddings of unit length."""
     return self._read(text, contrast=True)[1]
 
-  def attention_maps(self, image):
-    """Maps of where poolers look: uint8 [B, S, S, 3] -> fp32 [B, N] of the contrastive query, [B, Q, N] of the others.
+  def attention_maps(
+    self, image: UInt8[Array, "B S S 3"]
+  ) -> tuple[Float32[Array, "B N"] | None, Float32[Array, "B Q N"] | None]:
+    """Maps of where poolers look: over the patches, of the contrastive query and of the others.
 
     Means over the heads; a map sums to 1, less what goes to a class token. In cascade the contrastive query looks at
     what the others saw: its weights times theirs. None in place of a pooler that the model lacks.
@@ -110,12 +123,12 @@ class CoCa(nnx.Module):
       contrastive = self.contrastive_pooler.weights(tokens)[:, 0, -patches:]
     return contrastive, generative
 
-  def encode(self, image) -> Encoded:
-    """uint8 [B, S, S, 3] -> the embedding and the decoder's tokens, each where the model has use for it."""
+  def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
+    """The embedding and the decoder's tokens, each where the model has use for it."""
     return Encoded(*self._pool(self.image_encoder(image), self.temperature is not None, self.multimodal is not None))
 
-  def score(self, encoded: Encoded, text) -> Scores:
-    """Images and K texts of each, int32 [B, K, T]; an image's tokens are projected once for all its texts.
+  def score(self, encoded: Encoded, text: Int32[Array, "B K T"]) -> Scores:
+    """Images and K texts of each; an image's tokens are projected once for all its texts.
 
     Without `encoded.embedding` there are no cosines, and the texts are not embedded.
     """
@@ -124,21 +137,22 @@ class CoCa(nnx.Module):
     if embedding is not None:
       contrastive = jnp.sum(encoded.embedding[:, None] * embedding.reshape(*text.shape[:2], -1), axis=-1)
     if self.matching_head is not None:
+      assert encoded.tokens is not None
       states = self.multimodal(words.reshape(*text.shape, -1), encoded.tokens)
       logits = self.match(states, text)
       matching, match_logit = jax.nn.softmax(logits)[..., 1], logits[..., 1]
     return Scores(contrastive, matching, match_logit)
 
-  def match(self, states, text):
-    """Decoder states [B, K, T, D] of texts [B, K, T] -> fp32 logits [B, K, 2]: of no match, and of a match."""
+  def match(self, states: Float[Array, "B K T D"], text: Int32[Array, "B K T"]) -> Float32[Array, "B K 2"]:
+    """The decoder's states of texts -> logits: of no match, and of a match."""
     # The first token is never padding, and counts even in a row that holds no text: a softmax needs something.
     words = (text != PAD) | (jnp.arange(text.shape[2]) == 0)
     mask = words.reshape(-1, 1, 1, text.shape[2])
     pooled = self.matching_pooler(states.reshape(-1, *states.shape[2:]), mask=mask)
     return self.matching_head(pooled.astype(jnp.float32)).reshape(*text.shape[:2], 2)
 
-  def softmax_kernel(self):
-    """The vocabulary head [D, V]: states @ kernel are the logits."""
+  def softmax_kernel(self) -> Float[Array, "D V"]:
+    """The vocabulary head: states @ kernel are the logits."""
     return self.embedding.tokens[...].T if self.softmax is None else self.softmax.kernel[...]
 
   def decoding_weights(self) -> dict:
@@ -148,7 +162,8 @@ class CoCa(nnx.Module):
     stacks = [half.stack.decoding_weights() if half else [] for half in (self.unimodal, self.multimodal)]
     return {"tokens": tokens, "positions": positions, "stacks": stacks, "head": head}
 
-  def start_decoding(self, weights: dict, image_tokens, length: int, rows: int, prefix):
+  def start_decoding(self, weights: dict, image_tokens: Float[Array, "B S kv_width"], length: int, rows: int,
+                     prefix: Int32[Array, "B P"]):
     """The decoding protocol of `coca.decoding`; [CLS] is left out, since no word ever sees it."""
     unimodal, multimodal = weights["stacks"]
     layers = self.unimodal.stack.decoding_layers(unimodal) if self.unimodal else []
@@ -163,7 +178,7 @@ class CoCa(nnx.Module):
 
     return start_layers([*layers, *grounded], contexts, None, embed, predict, length, rows, prefix)
 
-  def _read(self, text, contrast: bool, parallel=None):
+  def _read(self, text, contrast: bool, parallel=None) -> tuple[Any, Any]:
     """Text [B, T] -> unimodal states [B, T, D] and, where asked for, the embedding [B, E], unit length."""
     embedded = self.embedding(text, parallel)
     if not contrast:
@@ -171,9 +186,9 @@ class CoCa(nnx.Module):
     words, embedding = self.unimodal(embedded, text, self.embedding.cls_position(text.shape[1]))
     return words, unit(embedding)
 
-  def _pool(self, encoded, contrast: bool, caption: bool):
+  def _pool(self, encoded, contrast: bool, caption: bool) -> tuple[Any, Any]:
     """Encoded image [B, N, D] -> the embedding [B, E] and the decoder's tokens [B, Q, D], each where asked for."""
-    embedding = tokens = None
+    embedding, tokens = None, encoded
     if self.kind == "openclip":
       pooled = self.generative_pooler(encoded, 0 if contrast else 1, None if caption else 1)
       embedding = unit(self.image_projection(pooled[:, 0])) if contrast else None

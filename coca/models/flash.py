@@ -4,23 +4,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, SegmentIds, flash_attention
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
 
 from coca.devices.sharding import BATCH
 
 TILE, MOST = 128, 512  # tokens of a block: a multiple of the first, and no more than the second
 
 
-def flash(q, k, v):
-  """Softmax attention without a mask; the logits of all tokens are never held at once.
-
-  Args:
-    q: [B, T, H, K].
-    k: [B, S, H, K].
-    v: [B, S, H, K].
-
-  Returns:
-    [B, T, H, K].
-  """
+def flash(
+  q: Float[Array, "B T H K"], k: Float[Array, "B S H K"], v: Float[Array, "B S H K"]
+) -> Float[Array, "B T H K"]:
+  """Softmax attention without a mask; the logits of all tokens are never held at once."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return _local(q, k, v)

@@ -53,15 +53,15 @@ def _coca(config: Config) -> dict[str, float]:
     flops["image_projection"] = _product(width * embed_dim, is_trained, has_grad)
     return has_grad or is_trained
 
-  image_tokens = encoded
+  image_tokens, image_has_grad = encoded, False
   if kind == "openclip":
     first, last = 0 if has_contrastive else 1, model.poolers.n_query if has_decoder else 1
     n, out, has_grad = pool("generative_pooler", last - first, text.width, *encoded)
     image_tokens = (n - has_contrastive, out, has_grad)
-    image_has_grad = project(text.width, has_grad) if has_contrastive else None
+    image_has_grad = has_contrastive and project(text.width, has_grad)
   else:
     if kind == "class_token":
-      image_has_grad = project(width, encoded[2]) if has_contrastive else None
+      image_has_grad = has_contrastive and project(width, encoded[2])
       image_tokens = encoded = (tokens - 1, width, encoded[2])
     if has_generative and (has_decoder or is_cascade):
       image_tokens = pool("generative_pooler", model.poolers.n_query, text.width, *encoded)

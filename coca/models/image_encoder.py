@@ -6,6 +6,8 @@ Shapes: B batch, S side in pixels, N patches, D width.
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
 
 from coca.config import Model
 from coca.devices.sharding import constrain_batch, gather
@@ -14,7 +16,7 @@ from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread
 
 
 class ImageEncoder(nnx.Module):
-  def __init__(self, model: Model, dtype, rngs: nnx.Rngs):
+  def __init__(self, model: Model, dtype: DTypeLike, rngs: nnx.Rngs):
     image = model.image
     self.patch, self.dtype, self.mean, self.std = image.patch, dtype, image.mean, image.std
     self.keep = image.kept
@@ -25,16 +27,13 @@ class ImageEncoder(nnx.Module):
     self.stack = Stack(image.layers, lambda r: Layer(image, model, dtype, r), model, dtype, rngs)
     self.norm = layer_norm(image.width, model.norm_eps, dtype, rngs) if image.norm_post else None
 
-  def __call__(self, image, patch_noise=None):
-    """Image tokens.
+  def __call__(
+    self, image: UInt8[Array, "B S S 3"], patch_noise: Float[Array, "B N"] | None = None
+  ) -> Float[Array, "B kept D"]:
+    """Image tokens: all N, or those kept; the class token, where there is one, comes before them.
 
-    Args:
-      image: uint8 [B, S, S, 3].
-      patch_noise: float [B, N] or None. With noise, the patches with the smallest values stay, as many as the config's
-        `patch_dropout` leaves (FLIP section 3).
-
-    Returns:
-      [B, N, D], or [B, kept, D]; the class token, where there is one, comes before them.
+    With noise, the patches with the smallest values stay, as many as the config's `patch_dropout` leaves (FLIP
+    section 3).
     """
     x = self._normalized(image)
     batch, side = x.shape[0], x.shape[1] // self.patch

@@ -5,14 +5,20 @@ Parameters are fp32; activations have the dtype that the tower is built with; no
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from coca import config
 from coca.devices.sharding import constrain_batch, gather_layer
-from coca.models.attention import Attention, dropout
+from coca.models.attention import Attention, CachedKeysValues, dropout
 from coca.models.linear import few_rows_dot_general, layer_norm, linear
+
+Cache = tuple[Float[Array, "B H slots K"], Float[Array, "B H slots K"]]  # keys and values of a text's tokens
 
 ACTIVATIONS = {
   "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -23,12 +29,12 @@ ACTIVATIONS = {
 
 
 class Mlp(nnx.Module):
-  def __init__(self, width, hidden, activation, dtype, rngs):
+  def __init__(self, width: int, hidden: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs):
     self.activation = activation
     self.up = linear(width, hidden, dtype, rngs)
     self.down = linear(hidden, width, dtype, rngs)
 
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
     return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
@@ -40,35 +46,37 @@ class Layer(nnx.Module):
   LayerNorm on what it looks at.
   """
 
-  def __init__(self, tower, model, dtype, rngs, *, kv_width=None, bert=None):
+  def __init__(self, tower: config.ImageEncoder | config.TextDecoder, model: config.Model, dtype: DTypeLike,
+               rngs: nnx.Rngs, *, kv_width: int | None = None, bert: config.Med | None = None):
     self.post_norm, self.dropout = bert is not None, bert.dropout if bert else 0.0
     norm = functools.partial(layer_norm, tower.width, bert.norm_eps if bert else model.norm_eps, dtype, rngs)
     attention = functools.partial(Attention, tower.width, tower.heads, dtype, rngs, implementation=model.attention)
     self.norm_self, self.self_attention = norm(), attention()
-    crosses = kv_width is not None
     mlp = functools.partial(Mlp, tower.width, tower.mlp, model.activation, dtype, rngs)
-    two = crosses and tower.feedforwards == 2
+    two = kv_width is not None and isinstance(tower, config.TextDecoder) and tower.feedforwards == 2
     self.norm_self_mlp, self.self_mlp = (norm(), mlp()) if two else (None, None)
-    if crosses:
+    if kv_width is not None:
       self.norm_cross, self.cross_attention = norm(), attention(kv_width=kv_width)
-      self.norm_context = layer_norm(kv_width, model.norm_eps, dtype, rngs) if tower.norm_context else None
+      norms = isinstance(tower, config.TextDecoder) and tower.norm_context
+      self.norm_context = layer_norm(kv_width, model.norm_eps, dtype, rngs) if norms else None
     self.norm_mlp, self.mlp = norm(), mlp()
 
-  def __call__(self, x, mask=None, context=None, context_mask=None, key=None):
+  def __call__(
+    self, x: Float[Array, "BK T D"], mask: Bool[Array, "#BK #H #T T"] | None = None,
+    context: Float[Array, "B S kv_width"] | None = None, context_mask: Bool[Array, "#B 1 1 S"] | None = None,
+    key: PRNGKeyArray | None = None,
+  ) -> Float[Array, "BK T D"]:
     """One layer.
 
     Args:
-      x: [B, T, D]; or [B * K, T, D], an image's K texts in a row, which share its keys and values.
+      x: one text an image, or B * K, an image's K texts in a row, which share its keys and values.
       mask: as in `dot_product_attention`.
-      context: [B, S, kv_width]; None: the cross-attention is passed over.
-      context_mask: bool [B, 1, 1, S], what of it may be attended.
-      key: of `jax.random`, for dropout; None: none.
-
-    Returns:
-      [B, T, D].
+      context: None: the cross-attention is passed over.
+      context_mask: what of it may be attended.
+      key: for dropout; None: none.
     """
     drops = key is not None and self.dropout > 0
-    keys = iter(jax.random.split(key, 6) if drops else ())  # two attentions with their weights, two feed-forwards
+    keys = iter(() if key is None else jax.random.split(key, 6))  # two attentions with their weights, two feed-forwards
 
     def drop(x):
       return dropout(x, self.dropout, next(keys)) if drops else x
@@ -79,15 +87,15 @@ class Layer(nnx.Module):
     def attend(y):
       return self.self_attention(y, self.self_attention.keys_values(y), mask, drop if drops else None)
 
-    def look(y):
-      kv = self.cross_attention.keys_values(self._context(context))
-      queries = y.reshape(len(context), -1, y.shape[-1])  # of one attention: they don't see each other
-      return self.cross_attention(queries, kv, context_mask, drop if drops else None).reshape(y.shape)
-
     x = add(self.norm_self, x, attend)
     if self.self_mlp:
       x = add(self.norm_self_mlp, x, self.self_mlp)
     if context is not None:
+      def look(y):
+        kv = self.cross_attention.keys_values(self._context(context))
+        queries = y.reshape(len(context), -1, y.shape[-1])  # of one attention: they don't see each other
+        return self.cross_attention(queries, kv, context_mask, drop if drops else None).reshape(y.shape)
+
       x = add(self.norm_cross, x, look)
     return constrain_batch(add(self.norm_mlp, x, self.mlp))
 
@@ -100,7 +108,9 @@ class Layer(nnx.Module):
   def _context(self, context):
     return self.norm_context(context) if self.norm_context else context
 
-  def context_cache(self, context, reads: int):
+  def context_cache(
+    self, context: Float[Array, "B S kv_width"], reads: int
+  ) -> CachedKeysValues | Float[Array, "B S kv_width"]:
     """The form of the image tokens that `decode` needs: once an image, whatever the number of decoding steps.
 
     Keys and values; or, where as few queries as `reads` will look, the tokens as they are: then projecting the queries
@@ -110,39 +120,47 @@ class Layer(nnx.Module):
     few = 2 * reads * attention.heads <= attention.query.out_features
     return context if few else attention.cached_keys_values(context)
 
-  def empty_cache(self, batch: int, slots: int):
-    """Keys and values of no tokens yet: a pair [B, H, slots, K] of zeros."""
+  def empty_cache(self, batch: int, slots: int) -> CachedKeysValues:
+    """Keys and values of no tokens yet: zeros."""
     query, heads = self.self_attention.query, self.self_attention.heads
-    return (jnp.zeros((batch, heads, slots, query.out_features // heads), query.dtype),) * 2
+    zeros = jnp.zeros((batch, heads, slots, query.out_features // heads), query.dtype)
+    return zeros, zeros
 
-  def decode(self, x, cache, context, context_mask, first, mask, spread: int = 1):
+  def decode(
+    self, x: Float[Array, "B N D"], cache: Cache, context: CachedKeysValues | Float[Array, "B S kv_width"] | None,
+    context_mask: Bool[Array, "#B 1 1 S"] | None, first: Int[Array, ""] | int, mask: Bool[Array, "B 1 N slots"],
+    spread: int = 1,
+  ) -> tuple[Float[Array, "B N D"], Cache]:
     """Tokens of an image's texts, with their keys and values kept for the tokens to come.
 
     Args:
-      x: [B, N, D], the new tokens.
-      cache: a pair [B, H, slots, K].
+      x: the new tokens.
+      cache: of the tokens before.
       context: from `context_cache`; None in layers without cross-attention.
       context_mask: as in `__call__`.
-      first: int32 [], the slot of the first of the N.
-      mask: bool [B, 1, N, slots], what each may attend, its own slot among them.
+      first: the slot of the first of the N.
+      mask: what each may attend, its own slot among them.
       spread: from one of the N slots to the next.
 
     Returns:
-      [B, N, D] and the new cache.
+      the states, and the new cache.
     """
     y = self._before(self.norm_self, x)
     new = self.self_attention.cached_keys_values(y)
     if spread > 1:
       new = [jax.lax.pad(k, jnp.zeros((), k.dtype), [(0, 0, 0)] * 2 + [(0, 0, spread - 1), (0, 0, 0)]) for k in new]
-    cache = tuple(
+    keys, values = (
       jax.lax.dynamic_update_slice_in_dim(a, b.astype(a.dtype), first, axis=2) for a, b in zip(cache, new, strict=True)
     )
+    cache = keys, values
     x = self._after(self.norm_self, x, self.self_attention.over_cache(y, cache, mask))
     if self.self_mlp:
       x = self._after(self.norm_self_mlp, x, self.self_mlp(self._before(self.norm_self_mlp, x)))
     if context is not None:
-      look = self.cross_attention.over_cache if isinstance(context, tuple) else self.cross_attention.over_tokens
-      x = self._after(self.norm_cross, x, look(self._before(self.norm_cross, x), context, context_mask))
+      y, attention = self._before(self.norm_cross, x), self.cross_attention
+      y = (attention.over_cache(y, context, context_mask) if isinstance(context, tuple) else
+           attention.over_tokens(y, context, context_mask))
+      x = self._after(self.norm_cross, x, y)
     return self._after(self.norm_mlp, x, self.mlp(self._before(self.norm_mlp, x))), cache
 
 
@@ -158,15 +176,18 @@ REMAT = {
 class Stack(nnx.Module):
   """Equal layers, parameters stacked along a leading dimension [L, ...], run by one `jax.lax.scan`."""
 
-  def __init__(self, layers: int, make, model, dtype, rngs: nnx.Rngs):
+  def __init__(self, layers: int, make: Callable[[nnx.Rngs], Layer], model: config.Model, dtype: DTypeLike,
+               rngs: nnx.Rngs):
     """`make(rngs)` builds one layer."""
     self.remat, self.unroll, self.dtype = model.remat, min(model.unroll, layers), dtype
     keys = jax.random.split(rngs.params(), layers)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     self.layers = nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key))))(keys))
 
-  def __call__(self, x, *args, key=None):
-    """Each layer as `layer(x, *args)`: x [B, T, D] -> [B, T, D]. `key`, for dropout, gives each one of its own."""
+  def __call__(
+    self, x: Float[Array, "BK T D"], *args, key: PRNGKeyArray | None = None
+  ) -> Float[Array, "BK T D"]:
+    """Each layer as `layer(x, *args)`. `key`, for dropout, gives each one of its own."""
     graphdef, state = nnx.split(self.layers)
     keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(state)[0]))
 
@@ -187,7 +208,7 @@ class Stack(nnx.Module):
       ) for i in range(layers)
     ]
 
-  def decoding_layers(self, weights: list) -> list:
+  def decoding_layers(self, weights: list) -> list[Layer]:
     """The layers with parameters of `decoding_weights`, for `Layer.decode`."""
     layers = [nnx.merge(nnx.graphdef(self.layers), state) for state in weights]
     for layer in layers:

@@ -1,11 +1,14 @@
 """Linear layers and norms: how they are initialised, multiplied and gathered."""
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from coca.devices.sharding import gather_layer
 
@@ -13,9 +16,14 @@ from coca.devices.sharding import gather_layer
 KERNEL_INIT = nnx.initializers.xavier_uniform()
 EMBED_INIT = nnx.initializers.normal(0.02)
 
+M = TypeVar("M", bound=nnx.Module)
 
-def flat_dot_general(x, kernel, dimension_numbers, keep="matmul", **options):
-  """x [..., D] @ kernel [D, E] as a product of two matrices: twice as fast backward on CPU as over [B, T, D].
+
+def flat_dot_general(
+  x: Float[Array, "*rows D"], kernel: Float[Array, "D E"], dimension_numbers: tuple | None, keep: str = "matmul",
+  **options,
+) -> Float[Array, "*rows E"]:
+  """x @ kernel as a product of two matrices: twice as fast backward on CPU as over [B, T, D].
 
   `keep` names the result for `REMAT`.
   """
@@ -25,8 +33,10 @@ def flat_dot_general(x, kernel, dimension_numbers, keep="matmul", **options):
   return y.reshape(*x.shape[:-1], -1)
 
 
-def few_rows_dot_general(x, kernel, dimension_numbers, **options):
-  """x [..., D] with a turned kernel [E, D]: the faster order on CPU for a step of decoding.
+def few_rows_dot_general(
+  x: Float[Array, "*rows D"], kernel: Float[Array, "E D"], dimension_numbers: tuple | None, **options
+) -> Float[Array, "*rows E"]:
+  """x with a turned kernel: the faster order on CPU for a step of decoding.
 
   The barrier keeps it: XLA would turn the product around again, and be slower by a quarter at 16 rows.
   """
@@ -36,8 +46,8 @@ def few_rows_dot_general(x, kernel, dimension_numbers, **options):
   return y.reshape(*x.shape[:-1], -1)
 
 
-def spread(x, shape, dtype):
-  """x, a parameter or what comes of some, broadcast to many rows [..., D] in the compute dtype.
+def spread(x: Float[Array, "..."], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
+  """x, a parameter or what comes of some, broadcast to many rows in the compute dtype.
 
   Its gradient is their sum, in fp32: in bfloat16 a sum of many numbers stops growing where one of them is less than a
   256th of it.
@@ -48,23 +58,23 @@ def spread(x, shape, dtype):
 class Linear(nnx.Linear):
   """With the bias as `spread` has it."""
 
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows E"]:
     y = self.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype), None)
     return y if self.bias is None else y + spread(self.bias[...], y.shape, y.dtype)
 
 
-def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, bias: bool = True, keep: str = "matmul") -> Linear:
+def linear(n_in: int, n_out: int, dtype: DTypeLike, rngs: nnx.Rngs, bias: bool = True, keep: str = "matmul") -> Linear:
   dot_general = functools.partial(flat_dot_general, keep=keep)
   return Linear(
     n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, dot_general=dot_general, rngs=rngs
   )
 
 
-def gathered(module: nnx.Module, dtype, prefix: str = "") -> nnx.Module:
+def gathered(module: M, dtype: DTypeLike, prefix: str = "") -> M:
   """The module with its kernels in the compute dtype, gathered over fsdp; `prefix`: of their paths, as 'patches/'."""
   graphdef, state = nnx.split(module)
   return nnx.merge(graphdef, gather_layer(state, dtype, prefix))
 
 
-def layer_norm(width: int, eps: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
   return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32
 
 from coca.config import Config
 
@@ -15,27 +17,27 @@ from coca.config import Config
 class Output(NamedTuple):
   """Results of one forward pass; what no loss asked for is None."""
 
-  image: jax.Array | None  # [B, E] fp32, unit length
-  text: jax.Array | None  # [B, E] fp32, unit length
-  tokens: jax.Array | None  # [B, Q, D]: what the grounded text layers attend to
-  words: jax.Array | None  # [B, T, D]: what they start from, where that is more than the text's ids
-  states: jax.Array | None  # [B, T, D]: the softmax over them predicts the next token
+  image: Float32[Array, "B E"] | None  # unit length
+  text: Float32[Array, "B E"] | None  # unit length
+  tokens: Float[Array, "B Q D"] | None  # what the grounded text layers attend to
+  words: Float[Array, "B T D"] | None  # what they start from, where that is more than the text's ids
+  states: Float[Array, "B T D"] | None  # the softmax over them predicts the next token
 
 
 class Encoded(NamedTuple):
   """All that the text side needs of images."""
 
-  embedding: jax.Array | None  # [B, E] fp32, unit length; None: no contrastive side
-  tokens: jax.Array | None  # [B, Q, D]; None: no grounded text layers
-  mask: jax.Array | None = None  # bool [B, 1, 1, Q], which tokens count; None: all
+  embedding: Float32[Array, "B E"] | None  # unit length; None: no contrastive side
+  tokens: Float[Array, "B Q D"] | None  # None: no grounded text layers
+  mask: Bool[Array, "B 1 1 Q"] | None = None  # which tokens count; None: all
 
 
 class Scores(NamedTuple):
   """The fit of each text to its image."""
 
-  contrastive: jax.Array | None  # [B, K] fp32, cosine; None: no contrastive side
-  matching: jax.Array | None  # [B, K] fp32, the probability that they match; None: no matching head
-  match_logit: jax.Array | None  # [B, K] fp32, the head's logit of a match, alone: what BLIP's retrieval adds up
+  contrastive: Float32[Array, "B K"] | None  # cosine; None: no contrastive side
+  matching: Float32[Array, "B K"] | None  # the probability that they match; None: no matching head
+  match_logit: Float32[Array, "B K"] | None  # the head's logit of a match, alone: what BLIP's retrieval adds up
 
 
 class Temperature(nnx.Module):
@@ -47,7 +49,7 @@ class Temperature(nnx.Module):
       self.logit_bias = nnx.Param(jnp.float32(config.contrastive.bias))
 
 
-def compute_dtype(config: Config):
+def compute_dtype(config: Config) -> np.dtype:
   """The activations' dtype: 'auto' is bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
   name = config.model.dtype
   if name == "auto":
@@ -55,7 +57,7 @@ def compute_dtype(config: Config):
   return jnp.dtype(name)
 
 
-def unit(x):
-  """x [..., E] in fp32, divided by its length."""
+def unit(x: Float[Array, "*rows E"]) -> Float32[Array, "*rows E"]:
+  """x in fp32, divided by its length."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))

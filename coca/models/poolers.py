@@ -6,6 +6,8 @@ Vision Transformers" (arXiv 2106.04560, appendix A), SigLIP's.
 """
 
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32
 
 from coca.config import Model
 from coca.models.attention import Attention
@@ -16,7 +18,7 @@ from coca.models.linear import EMBED_INIT, gathered, layer_norm
 class AttentionalPooler(nnx.Module):
   """Pools tokens [B, S, kv_width] to [B, n_query, out]."""
 
-  def __init__(self, model: Model, n_query: int, kv_width: int, out: int, dtype, rngs: nnx.Rngs):
+  def __init__(self, model: Model, n_query: int, kv_width: int, out: int, dtype: DTypeLike, rngs: nnx.Rngs):
     width = model.text.width
     heads = model.poolers.heads or model.image.heads
     self.dtype = dtype
@@ -30,7 +32,10 @@ class AttentionalPooler(nnx.Module):
     self.norm = layer_norm(out, model.norm_eps, dtype, rngs) if model.poolers.norm else None
     self.mlp = Mlp(out, model.poolers.mlp, model.activation, dtype, rngs) if model.poolers.mlp else None
 
-  def __call__(self, tokens, first: int = 0, last: int | None = None, mask=None):
+  def __call__(
+    self, tokens: Float[Array, "B S kv_width"], first: int = 0, last: int | None = None,
+    mask: Bool[Array, "#B #H #n S"] | None = None,
+  ) -> Float[Array, "B n out"]:
     """Pools with the queries from `first` up to `last`: no query sees another. mask: as in `dot_product_attention`."""
     queries, tokens = self._inputs(tokens, first, last)
     attention = gathered(self.attention, self.dtype)
@@ -38,8 +43,8 @@ class AttentionalPooler(nnx.Module):
     normed = self.norm(pooled) if self.norm else pooled
     return pooled + gathered(self.mlp, self.dtype)(normed) if self.mlp else normed
 
-  def weights(self, tokens):
-    """The weight of each of tokens [B, S, kv_width] to each query: fp32 [B, n_query, S], rows sum to 1."""
+  def weights(self, tokens: Float[Array, "B S kv_width"]) -> Float32[Array, "B n_query S"]:
+    """The weight of each of the tokens to each query; rows sum to 1."""
     return self.attention.weights(*self._inputs(tokens))
 
   def _inputs(self, tokens, first: int = 0, last: int | None = None):

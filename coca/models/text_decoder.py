@@ -7,6 +7,8 @@ Shapes: B batch, T text length (BOS, words, EOS, padding), D width, V vocabulary
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int32
 
 from coca.config import Model
 from coca.config.special import PAD
@@ -16,8 +18,8 @@ from coca.models.linear import EMBED_INIT, layer_norm, linear, spread
 
 
 @jax.custom_vjp
-def look_up(table, ids):
-  """Rows of a table [V, D], ids [...] -> [..., D]; the table's gradient is summed in fp32, see `spread`."""
+def look_up(table: Float[Array, "V D"], ids: Int32[Array, "*ids"]) -> Float[Array, "*ids D"]:
+  """Rows of a table; its gradient is summed in fp32, see `spread`."""
   return table[ids]
 
 
@@ -40,7 +42,7 @@ class Embedding(nnx.Module):
   With `masks`, there is [MASK] too, which stands for every word of an example that is predicted in parallel.
   """
 
-  def __init__(self, model: Model, dtype, rngs: nnx.Rngs, *, masks: bool = False, positions: int = 0):
+  def __init__(self, model: Model, dtype: DTypeLike, rngs: nnx.Rngs, *, masks: bool = False, positions: int = 0):
     """`positions`: 0 for as many as a text has tokens."""
     text = model.text
     self.dtype = dtype
@@ -49,26 +51,29 @@ class Embedding(nnx.Module):
     self.positions = nnx.Param(EMBED_INIT(rngs.params(), (positions or text.length + text.cls_position, text.width)))
     self.mask = nnx.Param(EMBED_INIT(rngs.params(), (text.width,))) if masks else None
 
-  def __call__(self, ids, parallel=None):
-    """ids [B, T] -> [B, T, D]; parallel: bool [B], which examples are all [MASK]."""
+  def __call__(
+    self, ids: Int32[Array, "B T"], parallel: Bool[Array, " B"] | None = None
+  ) -> Float[Array, "B T D"]:
+    """The words' embeddings; parallel: which examples are all [MASK]."""
     tokens, positions = self.tables()
     words = look_up(tokens, ids)
     if parallel is not None:
+      assert self.mask is not None, "made without `masks`"
       words = jnp.where(parallel[:, None, None], spread(self.mask[...], words.shape, self.dtype), words)
     return constrain_batch(words + spread(positions[: ids.shape[1]], words.shape, self.dtype))
 
-  def tables(self):
-    """The embeddings of the tokens [V, D] and of the positions [T, D], in the compute dtype."""
+  def tables(self) -> tuple[Float[Array, "V D"], Float[Array, "positions D"]]:
+    """The embeddings of the tokens and of the positions, in the compute dtype."""
     tokens = gather("embedding/tokens", self.tokens[...], self.dtype)
     return tokens, gather("positions", self.positions[...], self.dtype)
 
-  def cls_position(self, length: int):
-    """The embedding of [CLS]' position after `length` words [D]; None: it has none."""
+  def cls_position(self, length: int) -> Float[Array, " D"] | None:
+    """The embedding of [CLS]' position after `length` words; None: it has none."""
     return self.positions[...][length].astype(self.dtype) if self.has_cls_position else None
 
 
-def unimodal_mask(text, legacy: bool = False):
-  """The mask of the unimodal half, [CLS] last: bool [B, 1, T + 1, T + 1], True may be attended.
+def unimodal_mask(text: Int32[Array, "B T"], legacy: bool = False) -> Bool[Array, "B 1 T+1 T+1"]:
+  """The mask of the unimodal half, [CLS] last; True may be attended.
 
   Words see themselves and what stands before; [CLS] sees all words but no padding, and itself. Nothing else sees
   [CLS], since it is last. Padding sees what stands before, so that no row is empty.
@@ -84,8 +89,8 @@ def unimodal_mask(text, legacy: bool = False):
   return (causal & ~is_cls[:, None] | is_cls[:, None] & seen_by_cls[:, None, :])[:, None]
 
 
-def causal_mask(length: int):
-  """Each position sees itself and what stands before: bool [1, 1, T, T]."""
+def causal_mask(length: int) -> Bool[Array, "1 1 {length} {length}"]:
+  """Each position sees itself and what stands before."""
   return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
@@ -97,7 +102,7 @@ class UnimodalDecoder(nnx.Module):
   no decoder but an encoder, bidirectional (SigLIP).
   """
 
-  def __init__(self, model: Model, embed_dim: int, dtype, rngs: nnx.Rngs):
+  def __init__(self, model: Model, embed_dim: int, dtype: DTypeLike, rngs: nnx.Rngs):
     text = model.text
     self.dtype = dtype
     self.stack = Stack(text.unimodal_layers, lambda r: Layer(text, model, dtype, r), model, dtype, rngs)
@@ -107,8 +112,10 @@ class UnimodalDecoder(nnx.Module):
       self.norm = layer_norm(text.width, model.norm_eps, dtype, rngs)
       self.projection = linear(text.width, embed_dim, dtype, rngs, bias=text.projection_bias)
 
-  def __call__(self, embedded, text, cls_position=None):
-    """Embedded words [B, T, D], ids [B, T] and `Embedding.cls_position` -> states [B, T, D], text embedding [B, E].
+  def __call__(
+    self, embedded: Float[Array, "B T D"], text: Int32[Array, "B T"], cls_position: Float[Array, " D"] | None = None
+  ) -> tuple[Float[Array, "B T D"], Float[Array, "B E"]]:
+    """Embedded words, ids and `Embedding.cls_position` -> states, and the text embedding.
 
     The states are the words', and go to the multimodal half as they are; the final norm is the embedding's only.
     """
@@ -126,25 +133,28 @@ class UnimodalDecoder(nnx.Module):
     states = constrain_batch(states)
     return constrain_batch(states[:, :-1]), self.projection(self.norm(states[:, -1]))
 
-  def states(self, embedded):
-    """The words' states alone [B, T, D]: without [CLS], the causal triangle is all the mask there is, if any."""
+  def states(self, embedded: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The words' states alone: without [CLS], the causal triangle is all the mask there is, if any."""
     return self.stack(embedded, causal_mask(embedded.shape[1]) if self.causal else None)
 
 
 class MultimodalDecoder(nnx.Module):
   """Causal text layers with cross-attention to the image tokens [B, S, kv_width]."""
 
-  def __init__(self, model: Model, kv_width: int, dtype, rngs: nnx.Rngs):
+  def __init__(self, model: Model, kv_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
     text = model.text
     self.stack = Stack(
       text.multimodal_layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width), model, dtype, rngs
     )
     self.norm = layer_norm(text.width, model.norm_eps, dtype, rngs)
 
-  def __call__(self, states, image_tokens, parallel=None):
-    """Unimodal states [B, T, D], or [B, K, T, D] of K texts an image -> states for the softmax, of the same shape.
+  def __call__(
+    self, states: Float[Array, "B *K T D"], image_tokens: Float[Array, "B S kv_width"],
+    parallel: Bool[Array, " B"] | None = None,
+  ) -> Float[Array, "B *K T D"]:
+    """Unimodal states, of one text or K texts an image -> states for the softmax.
 
-    parallel: bool [B], which examples are all [MASK] and have no causal mask (CapPa); not with K texts.
+    parallel: which examples are all [MASK] and have no causal mask (CapPa); not with K texts.
     """
     length, width = states.shape[-2:]
     mask = causal_mask(length) if parallel is None else causal_mask(length) | parallel[:, None, None, None]

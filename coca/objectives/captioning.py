@@ -12,25 +12,28 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Float32, Int32
 
 from coca import config
 from coca.config.special import PAD
 from coca.devices.sharding import BATCH
 
 
-def next_tokens(text, weight, prompt: int = 0, last=None):
+def next_tokens(
+  text: Int32[Array, "N T"], weight: Float[Array, " N"], prompt: int = 0, last: Int32[Array, " N"] | None = None
+) -> tuple[Int32[Array, "N T"], Float32[Array, "N T"]]:
   """The token that each position has to predict.
 
   Args:
-    text: int32 [N, T]: BOS, words, EOS, padding.
-    weight: [N].
+    text: BOS, words, EOS, padding.
+    weight: of the texts.
     prompt: the number of words at the beginning that are no labels.
-    last: int32 [N], the last token as a label: where a text was cut, the word that EOS took the place of, since EOS
-      would teach the decoder to stop in mid-word. None: as in `text`.
+    last: the last token as a label: where a text was cut, the word that EOS took the place of, since EOS would teach
+      the decoder to stop in mid-word. None: as in `text`.
 
   Returns:
-    int32 [N, T], the text shifted by one, and fp32 [N, T]: the text's weight where the label is a word or EOS, 0 where
-    it is padding or there is none.
+    the text shifted by one, and the text's weight where the label is a word or EOS, 0 where it is padding or there is
+    none.
   """
   last = text[:, -1] if last is None else last
   labels = jnp.concatenate([text[:, 1:-1], last[:, None], jnp.full_like(last, PAD)[:, None]], axis=1)
@@ -38,23 +41,25 @@ def next_tokens(text, weight, prompt: int = 0, last=None):
   return labels, jnp.where(learned, weight[:, None], 0).astype(jnp.float32)
 
 
-def captioning_loss(states, kernel, text, weight, settings: config.Captioning, bias=None, last=None):
+def captioning_loss(
+  states: Float[Array, "N T D"], kernel: Float[Array, "D V"], text: Int32[Array, "N T"], weight: Float[Array, " N"],
+  settings: config.Captioning, bias: Float[Array, " V"] | None = None, last: Int32[Array, " N"] | None = None,
+) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
   """Sum of the weighted negative log-likelihoods, and what to divide it by.
 
   Two sums rather than their quotient, so that micro-batches add up to one batch.
 
   Args:
-    states: [N, T, D] of the multimodal decoder, split over the batch axes of the mesh in context.
-    kernel: [D, V], the vocabulary head, split over the fsdp and tensor axes.
-    text: int32 [N, T].
-    weight: [N].
+    states: of the multimodal decoder, split over the batch axes of the mesh in context.
+    kernel: the vocabulary head, split over the fsdp and tensor axes.
+    text: BOS, words, EOS, padding.
+    weight: of the texts.
     settings: see `coca.config.Captioning`.
-    bias: [V], of the vocabulary head; None: none.
-    last: int32 [N], see `next_tokens`.
+    bias: of the vocabulary head; None: none.
+    last: see `next_tokens`.
 
   Returns:
-    fp32 []: nll in nats, with 'per_text' each text's by its number of tokens, and fp32 []: the number of tokens
-    ('mean'), or of texts.
+    nll in nats, with 'per_text' each text's by its number of tokens; and the number of tokens ('mean'), or of texts.
   """
   labels, weights = next_tokens(text, weight, settings.prompt_tokens, last)
   count = weights.sum() if settings.tokens == "mean" else weight.astype(jnp.float32).sum()

@@ -10,24 +10,28 @@ Shapes: N pairs of the global batch, n pairs of one device, E embedding width.
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt32
 
 from coca import config
 from coca.devices.sharding import BATCH
 
 
-def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: config.Contrastive):
+def contrastive_loss(
+  image: Float[Array, "N E"], text: Float[Array, "N E"], hashes: UInt32[Array, "N 2"], weight: Float[Array, " N"],
+  temperature: dict, settings: config.Contrastive,
+) -> Float32[Array, ""]:
   """The loss that `settings.loss` names, without its weight.
 
   Args:
-    image: [N, E], unit length.
-    text: [N, E], unit length.
-    hashes: uint32 [N, 2], the same for equal texts (`coca.data.pipeline.equality`).
-    weight: [N]; a pair of weight 0 is no query and no negative.
+    image: embeddings of unit length.
+    text: likewise.
+    hashes: the same for equal texts (`coca.data.pipeline.equality`).
+    weight: a pair of weight 0 is no query and no negative.
     temperature: {'log_scale': []} and, for the sigmoid, 'logit_bias'.
     settings: see `coca.config.Contrastive`.
 
   Returns:
-    fp32 []: a mean over the pairs of the global batch.
+    a mean over the pairs of the global batch.
   """
   scale = jnp.exp(temperature["log_scale"])
   bias = temperature.get("logit_bias", jnp.float32(0))
@@ -43,11 +47,14 @@ def contrastive_loss(image, text, hashes, weight, temperature: dict, settings: c
   )
 
 
-def compare(hashes, all_hashes, all_weight, first, settings):
+def compare(
+  hashes: UInt32[Array, "n 2"], all_hashes: UInt32[Array, "N 2"], all_weight: Float[Array, " N"],
+  first: Int[Array, ""], settings: config.Contrastive,
+) -> tuple[Bool[Array, "n N"], Bool[Array, "n N"]]:
   """The relation of each of n rows to each of N columns; row i's own column is `first` + i.
 
   Returns:
-    bool [n, N] `valid`, the columns that count at all, and `positive`, those that match.
+    `valid`, the columns that count at all, and `positive`, those that match.
   """
   own = jnp.arange(len(hashes))[:, None] + first == jnp.arange(len(all_hashes))
   equal = (hashes[:, None] == all_hashes).all(-1)
@@ -59,7 +66,8 @@ def compare(hashes, all_hashes, all_weight, first, settings):
   return valid, own
 
 
-def everyone(x):
+def everyone(x: Shaped[Array, "n ..."]) -> Shaped[Array, "N ..."]:
+  """The rows of all devices, inside `shard_map`."""
   # One by one: over both axes at once, TPUs make all-reduces of the gathered size of it and of its gradient.
   for axis in reversed(BATCH):
     x = jax.lax.all_gather(x, axis, tiled=True)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree, Shaped, UInt32
 
 from coca.devices.sharding import BATCH
 
@@ -23,28 +24,31 @@ from coca.devices.sharding import BATCH
 class Negatives(NamedTuple):
   """Rows of the global batch."""
 
-  text: jax.Array  # int32 [N]: whose text each image gets
-  image: jax.Array  # int32 [N]: whose image each text gets
-  found: jax.Array  # bool [N]: False where the group has no negative for this pair; text and image mean nothing then
+  text: Int32[Array, " N"]  # whose text each image gets
+  image: Int32[Array, " N"]  # whose image each text gets
+  found: Bool[Array, " N"]  # False where the group has no negative for this pair; text and image mean nothing then
 
 
-def draw_negatives(image, text, hashes, weight, log_scale, key, group: int = 0, floor: float = 0.0,
-                   keys=None) -> Negatives:
+def draw_negatives(
+  image: Float[Array, "N E"], text: Float[Array, "N E"], hashes: UInt32[Array, "N 2"], weight: Float[Array, " N"],
+  log_scale: Float[Array, ""], key: PRNGKeyArray, group: int = 0, floor: float = 0.0,
+  keys: tuple[Float[Array, "N E"], Float[Array, "N E"]] | None = None,
+) -> Negatives:
   """Draws a text for each image and an image for each text.
 
   Never drawn: one's own pair, a pair with an equal text, a pair of weight 0. The same numbers on any mesh; no gradient.
 
   Args:
-    image: [N, E], unit length.
-    text: [N, E], unit length.
-    hashes: uint32 [N, 2], the same for equal texts.
-    weight: [N].
-    log_scale: [], the logarithm of 1 / temperature.
-    key: of `jax.random`.
+    image: embeddings of unit length.
+    text: likewise.
+    hashes: the same for equal texts.
+    weight: of the pairs.
+    log_scale: the logarithm of 1 / temperature.
+    key: of this draw.
     group: size of the groups of consecutive pairs that are drawn from; 0: the whole batch.
     floor: added to each probability, before one's own pair and equal texts are left out.
-    keys: images and texts [N, E] that texts and images are compared with, where these are not `image` and `text`: those
-      of momentum encoders.
+    keys: images and texts that texts and images are compared with, where these are not `image` and `text`: those of
+      momentum encoders.
   """
   group = group or len(image)
   keys = keys or (image, text)
@@ -76,8 +80,10 @@ def draw_negatives(image, text, hashes, weight, log_scale, key, group: int = 0, 
   )
 
 
-def take_rows(arrays, rows, group: int = 0):
-  """`x[rows]` of each x [N, ...] in a tree; `rows`, int32 [N], stay within their groups, as `draw_negatives`' do."""
+def take_rows(
+  arrays: PyTree[Shaped[Array, "N ..."]], rows: Int32[Array, " N"], group: int = 0
+) -> PyTree[Shaped[Array, "N ..."]]:
+  """`x[rows]` of each x in a tree; `rows` stay within their groups, as `draw_negatives`' do."""
 
   def sharded(arrays, rows):
     reach, first = _reach(len(rows), group or len(rows) * jax.lax.axis_size(BATCH))
@@ -93,18 +99,20 @@ def _reach(n: int, group: int):
   return lambda x: jax.lax.all_gather(x, BATCH, tiled=True), 0
 
 
-def matching_loss(logits, weight, found):
+def matching_loss(
+  logits: Float[Array, "N 3 2"], weight: Float[Array, " N"], found: Bool[Array, " N"]
+) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
   """Cross-entropy over true pairs and their negatives, without its weight.
 
   Args:
-    logits: [N, 3, 2], of no match and of a match: for the true pair, the image with another text, the text with
-      another image.
-    weight: [N].
-    found: bool [N]; the negatives of other rows do not count.
+    logits: of no match and of a match: for the true pair, the image with another text, the text with another
+      image.
+    weight: of the pairs.
+    found: the negatives of other rows do not count.
 
   Returns:
-    fp32 []: the mean over all that count (3 N where each pair has negatives and weight 1), in nats; and fp32 []: the
-    share of them that the head gets right, a tie being wrong.
+    the mean over all that count (3 N where each pair has negatives and weight 1), in nats; and the share of them that
+    the head gets right, a tie being wrong.
   """
   is_pair = jnp.arange(3) == 0
   margin = (logits[..., 1] - logits[..., 0]).astype(jnp.float32)

@@ -13,6 +13,7 @@ Shapes: N pairs of the global batch, n pairs of one device, E embedding width, Q
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt32
 
 from coca import config
 from coca.devices.sharding import BATCH
@@ -22,7 +23,7 @@ from coca.objectives.contrastive import compare, everyone
 PARTS = ("image_encoder", "image_projection", "text_encoder", "text_projection")
 
 
-def momentum_params(params) -> dict:
+def momentum_params(params: dict) -> dict:
   """The parameters that the embeddings come from: without the cross-attention and what is the decoder's alone."""
   leaves = flat(params)
 
@@ -35,12 +36,12 @@ def momentum_params(params) -> dict:
   return nested({name: x for name, x in leaves.items() if wanted(name)})
 
 
-def with_momentum(params, momentum: dict):
+def with_momentum(params: dict, momentum: dict) -> dict:
   """`params` with those of `momentum_params` in place of their own."""
   return nested(flat(params) | flat(momentum))
 
 
-def empty_queue(settings: config.Contrastive, width: int, key) -> dict:
+def empty_queue(settings: config.Contrastive, width: int, key: PRNGKeyArray) -> dict:
   """Queues of random unit vectors, as the authors begin; `hashes` of 0 are those of no text."""
   image, text = jax.random.normal(key, (2, settings.queue, width))
   image, text = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
@@ -48,8 +49,11 @@ def empty_queue(settings: config.Contrastive, width: int, key) -> dict:
           "weight": jnp.ones(settings.queue), "next": jnp.int32(0)}
 
 
-def enqueue(queue: dict, image, text, hashes, weight) -> dict:
-  """The queue with a batch in place of its oldest entries; a batch may be of any size. image and text: [N, E]."""
+def enqueue(
+  queue: dict, image: Float[Array, "N E"], text: Float[Array, "N E"], hashes: UInt32[Array, "N 2"],
+  weight: Float[Array, " N"],
+) -> dict:
+  """The queue with a batch in place of its oldest entries; a batch may be of any size."""
   size, batch = len(queue["weight"]), len(weight)
   new = {"image": image, "text": text, "hashes": hashes, "weight": weight}
   last = min(size, batch)
@@ -58,24 +62,27 @@ def enqueue(queue: dict, image, text, hashes, weight) -> dict:
   return out | {"next": (queue["next"] + batch) % max(size, 1)}
 
 
-def momentum_contrastive_loss(image, text, slow_image, slow_text, queue: dict, hashes, weight, log_scale, alpha,
-                              settings: config.Contrastive):
+def momentum_contrastive_loss(
+  image: Float[Array, "N E"], text: Float[Array, "N E"], slow_image: Float[Array, "N E"],
+  slow_text: Float[Array, "N E"], queue: dict, hashes: UInt32[Array, "N 2"], weight: Float[Array, " N"],
+  log_scale: Float[Array, ""], alpha: Float[Array, ""], settings: config.Contrastive,
+) -> Float32[Array, ""]:
   """The loss without its weight.
 
   Args:
-    image: [N, E], unit length.
-    text: [N, E], unit length.
-    slow_image: [N, E], of the momentum encoder, unit length; no gradient.
+    image: embeddings of unit length.
+    text: likewise.
+    slow_image: of the momentum encoder, unit length; no gradient.
     slow_text: likewise.
     queue: of earlier steps.
-    hashes: uint32 [N, 2], the same for equal texts, in the batch and the queue.
-    weight: [N]; a pair of weight 0 is no query and no negative.
-    log_scale: [], the logarithm of 1 / temperature.
-    alpha: [], the share of the soft targets.
+    hashes: the same for equal texts, in the batch and the queue.
+    weight: a pair of weight 0 is no query and no negative.
+    log_scale: the logarithm of 1 / temperature.
+    alpha: the share of the soft targets.
     settings: equal_texts and directions are read.
 
   Returns:
-    fp32 []: a mean over the pairs of the global batch.
+    a mean over the pairs of the global batch.
   """
 
   def sharded(image, text, slow_image, slow_text, hashes, weight, queue, scale, alpha):

@@ -93,8 +93,8 @@ def test_match_gives_the_probability_of_each_pair(tmp_path, data, model):
   found = judge.match(data, TEXTS)
   assert found.shape == (4,) and found.dtype == np.float32
   assert ((found > 0) & (found < 1)).all() and np.ptp(found) > 1e-3
-  pixels = np.stack([pictures.decode_eval(p.read_bytes(), 16) for p in paths])
-  ids = np.stack([judge.tokenizer.encode(t, 12) for t in TEXTS])
+  pixels = jnp.stack([pictures.decode_eval(p.read_bytes(), 16) for p in paths])
+  ids = jnp.stack([judge.tokenizer.encode(t, 12) for t in TEXTS])
   module = nnx.merge(judge.forward.graphdef, jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), judge.params))
   states = module(pixels, ids, contrast=False).states
   want = jax.nn.softmax(module.match(states[:, None], ids[:, None]))[:, 0, 1]

@@ -77,8 +77,8 @@ def test_embeddings_and_matching_are_those_of_transformers(converted, expected):
   forward, image, text = model.forward, expected["image"], expected["text"]
   similarity = forward.embed_images(model.params, image) @ forward.embed_texts(model.params, text).T
   np.testing.assert_allclose(similarity, expected["similarity"], rtol=0, atol=2e-6)
-  logits = run(model, lambda m, image, text: m.match(m.ground(None, text, m.image_encoder(image)), text[:, None]),
-               image, text)
+  logits = run(model, lambda m, image, text: m.match(m.ground(None, text, m.image_encoder(image)), text), image,
+               text[:, None])
   np.testing.assert_allclose(logits.reshape(4, 2), expected["matching"], rtol=0, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from coca.decoding.rank import rank_answers
 from coca.decoding.settings import Decoding
 from coca.devices.trees import flat, nested
 from coca.inference.forward import Forward
-from coca.models import attention, blip
+from coca.models import attention, blip, layers
 from coca.models.abstract import abstract_model
 from coca.objectives.momentum import momentum_params
 from coca.planning import arithmetic
@@ -258,9 +258,9 @@ def test_dropout_is_in_all_the_places_of_bert(monkeypatch):
     calls.append(place)
     return x * factor(place, x.shape).astype(np.float32)
 
-  monkeypatch.setattr(attention, "dropout", in_layer)
+  monkeypatch.setattr(layers, "dropout", in_layer)
   monkeypatch.setattr(blip, "dropout", lambda x, rate, key: x * factor("embedding", x.shape).astype(np.float32))
-  model = nnx.merge(abstract_model(settings)[0], params)
+  model = nnx.merge(abstract_model(settings)[0], jax.tree.map(jnp.asarray, params))
   tokens = model.image_encoder(batch["image"])
   found = {True: model.logits(model.caption_head(
     model.text_decoder(batch["text"], tokens, causal=True, key=jax.random.key(0))))}

@@ -136,8 +136,9 @@ def test_cascade_reads_the_generative_pooler_and_parallel_does_not():
 
 def test_queries_shared_by_the_batch_attend_like_copied_ones():
   rng = np.random.default_rng(0)
-  q, k, v = (rng.normal(size=(b, t, 2, 4)).astype(np.float32) for b, t in ((1, 3), (5, 7), (5, 7)))
-  np.testing.assert_allclose(dot_product_attention(q, k, v), dot_product_attention(np.repeat(q, 5, 0), k, v), atol=1e-6)
+  q, k, v = (jnp.asarray(rng.normal(size=(b, t, 2, 4)), jnp.float32) for b, t in ((1, 3), (5, 7), (5, 7)))
+  copied = dot_product_attention(jnp.repeat(q, 5, 0), k, v)
+  np.testing.assert_allclose(dot_product_attention(q, k, v), copied, atol=1e-6)
 
 
 # --- Who sees whom --------------------------------------------------------------------------------------------------

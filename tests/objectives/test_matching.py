@@ -215,7 +215,7 @@ def gradients_of(group, mesh, captioning=2.0):
 def test_loss_and_gradients_are_those_of_whole_forward_passes():
   """Of each true pair, each picture with its drawn text and each text with its drawn picture, one batch each."""
   settings = match_settings()
-  params, batch = random_params(settings), pairs(settings)
+  params, batch = jax.tree.map(jnp.asarray, (random_params(settings), pairs(settings)))
   graphdef, _ = abstract_model(settings)
   image, text, weight = batch["image"], batch["text"], batch["weight"]
 
@@ -388,7 +388,7 @@ def test_a_pictures_keys_and_values_are_computed_once(scorer):
   def score(params, encoded, text):
     return nnx.merge(graphdef, params).score(encoded, text)
 
-  encoded = jax.eval_shape(lambda params: nnx.merge(graphdef, params).encode(batch["image"]), params)
+  encoded = jax.eval_shape(lambda params, image: nnx.merge(graphdef, params).encode(image), params, batch["image"])
   shapes = shapes_in(jax.make_jaxpr(score)(params, encoded, several(batch["text"], 3)).jaxpr)
   assert (8 * 5, 48) in shapes  # 5 image tokens of 8 pictures
   assert (8 * 3 * 5, 48) not in shapes and (8 * 3, 5, 48) not in shapes
