@@ -55,7 +55,7 @@ def groups(kind: type = Config, name: str = "") -> Iterator[Group]:
       continue
     type_, text = written[field.name]
     takes = ", ".join(map(repr, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else type_
-    default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+    default = field.default_factory() if callable(field.default_factory) else field.default
     own.append(Setting(path, takes, repr(default), text))
   yield Group(name, kind, own)
   for value, path in inner:
@@ -67,7 +67,7 @@ def page() -> str:
   parts, named = [INTRODUCTION], {}
   for name, kind, settings in groups():
     where = named.setdefault(kind, name)
-    text = inspect.cleandoc(kind.__doc__) if where == name else f"As `{where}`."
+    text = inspect.cleandoc(kind.__doc__ or "") if where == name else f"As `{where}`."
     parts.append(f"## {f'`{name}`' if name else 'The run'}\n\n{text}\n")
     if where == name and settings:
       rows = [f"| `{s.name.removeprefix(f'{name}.')}` | {s.takes} | `{s.default}` | {s.text} |" for s in settings]
@@ -104,8 +104,8 @@ def _written(kind: type) -> dict[str, tuple[str, str]]:
   """The type of each field, as it is written, and the comment above it in one line; empty without one."""
   lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
   found = {}
-  for node in ast.parse("\n".join(lines)).body[0].body:
-    if isinstance(node, ast.AnnAssign):
+  for node in ast.iter_child_nodes(ast.parse("\n".join(lines)).body[0]):
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
       first = node.lineno - 1
       while lines[first - 1].lstrip().startswith("#"):
         first -= 1

@@ -1,5 +1,7 @@
 """Settings to and from the dicts of ml_collections and JSON."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from coca.config.checks import check
@@ -7,7 +9,7 @@ from coca.config.settings import Config
 from coca.config.typed import from_plain, to_plain
 
 
-def default() -> ConfigDict:
+def default() -> Any:  # a ConfigDict, whose attributes have no types
   """Every setting at its default: what a file in configs/ starts from."""
   config = to_dict(Config())
   config.lock()
@@ -16,7 +18,7 @@ def default() -> ConfigDict:
   return config
 
 
-def to_dict(settings) -> ConfigDict:
+def to_dict(settings) -> Any:
   """A settings object (`Config`, `Source`, ...) as a ConfigDict."""
   return ConfigDict(to_plain(settings))
 

@@ -7,6 +7,8 @@ import math
 import re
 import types
 import typing
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -30,7 +32,7 @@ def read_object(data: bytes | str) -> dict:
   return values
 
 
-def entry(values: dict, name: str, default, least: float = 0, most: float = 1 << 20):
+def entry(values: dict, name: str, default, least: float = 0, most: float = 1 << 20) -> Any:
   """An entry of a JSON object that somebody else has written, of the type that is expected.
 
   Args:
@@ -55,11 +57,12 @@ def entry(values: dict, name: str, default, least: float = 0, most: float = 1 <<
       return type(x) in {int, kind} and least <= x <= most  # NaN is neither
     return type(x) is kind
 
-  if kind is tuple and isinstance(value, list) and len(value) == len(default) and all(fits(x, float) for x in value):
+  numbers = default if isinstance(default, tuple) else ()
+  if numbers and isinstance(value, list) and len(value) == len(numbers) and all(fits(x, float) for x in value):
     return tuple(float(x) for x in value)
-  if kind is tuple or not fits(value, kind):
+  if numbers or not fits(value, kind):
     what = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list",
-            dict: "an object ({...})"}.get(kind) or f"{len(default)} numbers"
+            dict: "an object ({...})"}.get(kind) or f"{len(numbers)} numbers"
     between = f" from {least:,} to {most:,}" if kind in (int, float, tuple) else ""
     raise ValueError(f"{name} is {'missing' if value is None else f'{value!r:.80}'}; it takes {what}{between}")
   return kind(value)
@@ -124,7 +127,7 @@ def _check_names(value, where: str, names: str = "") -> None:
     raise ValueError(f"{where} is {value!r}; it takes settings by name{names}")
 
 
-def lookup(value, path: list[str], where: str):
+def lookup(value, path: list[str], where: str) -> Iterator[tuple[str, Any]]:
   """Yields (name, value) of what lies at `path`, in which '*' is every name of a dict."""
   if not path:
     yield where, value

@@ -31,6 +31,7 @@ from coca.data.texts import all_unknown
 from coca.devices.hardware import cores
 
 Batch = dict[str, np.ndarray]
+Rows = Sequence[int] | np.ndarray  # of a global batch
 _PART = 32  # rows that a thread works on at a time
 
 
@@ -59,7 +60,7 @@ def open_sources(config: Config) -> dict[str, Records]:
   return sources
 
 
-def train_batches(config: Config, sources: dict[str, Records], tokenizer: Tokenizer, rows: Sequence[int],
+def train_batches(config: Config, sources: dict[str, Records], tokenizer: Tokenizer, rows: Rows,
                   start_step: int = 0) -> Iterator[tuple[Batch, list[str]]]:
   """This host's part of the endless stream of training batches.
 
@@ -151,7 +152,7 @@ class Wants(NamedTuple):
   ends: bool = True  # a text that has to be cut ends with EOS all the same
 
 
-def eval_batches(config: Config, source: Records, wants: Wants, tokenizer: Tokenizer, rows: Sequence[int],
+def eval_batches(config: Config, source: Records, wants: Wants, tokenizer: Tokenizer, rows: Rows,
                  batch: int) -> Iterator[tuple[Batch, list[str]]]:
   """This host's part of one pass over a source, in its order.
 
@@ -211,7 +212,7 @@ class _Parts:
     steps: batches there are.
   """
 
-  def __init__(self, example: Callable[[int], tuple[Batch, str]], rows: Sequence[int], batch: int, steps: int):
+  def __init__(self, example: Callable[[int], tuple[Batch, str]], rows: Rows, batch: int, steps: int):
     self.example, self.batch, self.steps = example, batch, steps
     self.parts = [part.tolist() for part in np.array_split(np.asarray(rows), -(-len(rows) // _PART))]
 

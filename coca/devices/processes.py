@@ -62,8 +62,8 @@ def initialize(coordinator: str = "", processes: int | None = None, process_id: 
   if None in (address, n, i) and (address, n, i) != (None,) * 3:
     raise ValueError(f"{', '.join(name for name, x in given.items() if x is None)} is missing; give all of "
                      f"{', '.join(given)}, or none")
-  if address:
-    n, i = int(n), int(i)
+  n, i = (None if x is None else int(x) for x in (n, i))
+  if address and n is not None and i is not None:
     if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
       raise ValueError(f"--coordinator {address} is no HOST:PORT")
     if not 0 <= i < n:

@@ -8,6 +8,7 @@ splits it. Optimizer state and moving averages follow their parameter.
 import fnmatch
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,8 @@ def mesh_shape(mesh: config.Mesh, n_devices: int) -> tuple[int, int, int]:
       f"config.mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit {n_devices} devices: "
       "the product must be that number; one axis may be -1"
     )
-  return tuple(shape)
+  data, fsdp, tensor = shape
+  return data, fsdp, tensor
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -154,7 +156,7 @@ def state_shardings(state, params, mesh: Mesh):
   return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def gather(path: str, x, dtype):
+def gather(path: str, x, dtype) -> Any:  # an array: a custom_vjp made by `partial` has no type
   """A parameter in the compute dtype, gathered over fsdp (tensor stays split); its gradient goes back to the shards.
 
   Without it the partitioner may move activations instead, or gather all scanned layers at once. Without a mesh in

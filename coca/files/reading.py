@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -110,7 +111,7 @@ def _descriptor(path: str, stamp: str) -> _Descriptor:
   return _Descriptor(path)
 
 
-def ask_store(read: Callable, url: str):
+def ask_store(read: Callable, url: str) -> Any:
   """Asks a store, whose client has exceptions of its own."""
   return retries.again(read, url, lambda e: not isinstance(e, (FileNotFoundError, NotADirectoryError,
                                                                IsADirectoryError)))

@@ -9,9 +9,12 @@ import os
 import re
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from absl import logging
 from etils import epath
+
+T = TypeVar("T")
 
 PAUSES = (0.25, 1, 4, 16)  # seconds before the second try, the third, ...
 
@@ -33,7 +36,7 @@ class Unavailable(OSError):
   """A file or a store failed in several tries: an error of the system, which does not mean damage."""
 
 
-def of_the_system(error: BaseException) -> bool:
+def of_the_system(error: BaseException | None) -> bool:
   """True if an exception, or one that it came from, tells of the system and not of what was read."""
   while error is not None:
     if isinstance(error, (Unavailable, MemoryError, PermissionError, TimeoutError, ConnectionError)) or \
@@ -50,7 +53,7 @@ def of_the_system(error: BaseException) -> bool:
   return False
 
 
-def again(read: Callable, name: str, may_pass: Callable[[Exception], bool] = of_the_system):
+def again(read: Callable[[], T], name: str, may_pass: Callable[[Exception], bool] = of_the_system) -> T:
   """The result of `read()`, tried again after errors that may pass.
 
   Args:
@@ -61,12 +64,14 @@ def again(read: Callable, name: str, may_pass: Callable[[Exception], bool] = of_
   Raises:
     Unavailable: the error did not pass.
   """
-  for pause in (*PAUSES, None):
+  pauses = iter(PAUSES)
+  while True:
     try:
       return read()
     except Exception as e:
       if not may_pass(e):
         raise
+      pause = next(pauses, None)
       if pause is None or _refused(e):
         raise Unavailable(f"{name}: {' '.join(str(e).splitlines())}") from e
       logging.warning("%s: %s; another try in %g s", name, e, pause)

@@ -8,7 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -23,7 +23,7 @@ def cache_directory() -> Path:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def writing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
   """A file to write, which is at `path` (local, or an fsspec URL) when the block ends: as a whole, or not at all.
 
   Others may write the same one meanwhile. Folders are made.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import fsspec
+import fsspec.config
 import tensorstore
 from etils import epath
 
@@ -59,7 +59,7 @@ def _check(bucket: str, workdir: str) -> None:
   except ImportError as e:
     raise ImportError(f"{install} ({e})") from None
   try:
-    found = storage.Client().get_bucket(bucket, timeout=SECONDS, retry=None)
+    found = storage.Client().get_bucket(bucket, timeout=SECONDS, retry=None)  # pyright: ignore[reportArgumentType]
   except DefaultCredentialsError as e:
     raise ValueError(f"--workdir={workdir}: no credentials for gs:// here: gcloud auth application-default login, or a "
                      "service account with a role for the bucket") from e

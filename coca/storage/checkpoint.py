@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -255,7 +256,7 @@ def _worst(found: int) -> int:
   return int(multihost_utils.process_allgather(np.array(found)).max()) if jax.process_count() > 1 else found
 
 
-def _by_all(read: Callable, path):
+def _by_all(read: Callable, path) -> Any:
   """`read()` on every process; on all of them again where an error of the system stops one.
 
   Raises, on every process:

@@ -32,7 +32,7 @@ def local_folder(path, torch: bool = False) -> Path | str:
   except ImportError:
     raise ImportError(f"{path} needs huggingface_hub: pip install -e '.[hub]'") from None
   try:
-    folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
+    folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FILES)))
     if torch and not any(folder.glob("*.safetensors")):
       snapshot_download(name, revision=revision or None, allow_patterns="*.bin")
     return folder

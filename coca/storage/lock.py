@@ -19,7 +19,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,6 +69,9 @@ def locked(workdir):
 
 class _Lock:
   """The common part of a folder's lock and a bucket's. Raises Locked."""
+
+  _bytes: Callable[[], Any]  # what the file holds; None: it is not there
+  _write: Callable[[], Any]
 
   def __init__(self, workdir):
     self._workdir, self._path = workdir, f"{workdir}/{FILE}"

@@ -112,7 +112,7 @@ def short(error: Exception) -> str:
 
 def read_record(path) -> dict:
   try:
-    record = ocp.JsonCheckpointHandler().restore(path / "meta")
+    record = dict(ocp.JsonCheckpointHandler().restore(path / "meta"))
     sound = record["sha256"] == digest(record)
   except Exception as e:  # of many types, where the JSON is another one than was written
     raise _judged(e, "meta: ") from e

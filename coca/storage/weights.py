@@ -113,7 +113,7 @@ class Tensors(Mapping):
 def sha256_of(path) -> str:
   def read():
     with epath.Path(path).open("rb") as f:
-      return hashlib.file_digest(f, "sha256").hexdigest()
+      return hashlib.file_digest(f, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
 
   return again(read, str(path))
 

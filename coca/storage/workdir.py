@@ -43,7 +43,7 @@ def read_workdir(workdir) -> tuple[Config, Tokenizer]:
     ValueError: its config or tokenizer is damaged, or from another version.
   """
   workdir = epath.Path(workdir)
-  config, run = read_config(workdir), read_run(workdir)
+  config, run = read_config(workdir), read_run(workdir) or {}
   return config, load(tokenizer_path(workdir), run.get("tokenizer_sha256", ""))
 
 
@@ -57,7 +57,7 @@ def read_config(workdir) -> Config:
         f"tokenizer and checkpoints/ or model.safetensors; make one with: python -m coca.train "
         f"--config=configs/coca_tiny.py --workdir={workdir}, or from open_clip's or BLIP's weights with: python -m "
         "coca.convert")
-  return parse_run(workdir, read_run(workdir))
+  return parse_run(workdir, read_run(workdir) or {})
 
 
 def read_params(workdir, abstract_params, part: str | None = None):

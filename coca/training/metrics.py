@@ -76,7 +76,7 @@ class Metrics:
 
   def say(self, text: str) -> None:
     """Prints a line, above the progress bar where there is one."""
-    if self._main:
+    if self._progress:
       self._progress.say(text)
 
   @contextmanager
@@ -122,7 +122,7 @@ class Metrics:
       self.flush()
     finally:
       self._fetcher.shutdown(wait=False)
-      if self._main:
+      if self._progress:
         self._progress.close()
         self._board.close()
         self._lines.close()
@@ -152,7 +152,7 @@ class Metrics:
         values["perf/peak_memory_gib"] = memory / 2**30
     self._last = step, there
     self._write(step, values)
-    if self._main:
+    if self._progress:
       self._progress.update(step, there, values)
 
   def _write(self, step: int, values: dict) -> None:

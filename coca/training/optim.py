@@ -54,15 +54,22 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
       f"config.optim.lr_scale names {', '.join(sorted(unknown))}; the model's parts are {', '.join(params)}"
     )
   if o.name == "adafactor":
-    second = optax.scale_by_factored_rms(decay_rate_fn=lambda i, p: jnp.minimum(o.b2, 1 - (i + 1.0) ** -p))
+    def decay_rate(i, p):
+      return jnp.minimum(o.b2, 1 - (i + 1.0) ** -p)
+
+    second = optax.scale_by_factored_rms(decay_rate_fn=decay_rate)
     rule = unless_skipped(optax.chain(second, optax.ema(o.b1, debias=False, accumulator_dtype=jnp.bfloat16)))
   else:
     rule = adam_in_place(o.b1, o.b2, o.eps)
   schedule = make_schedule(config, total)
+
+  def scale(updates, _):
+    return {k: _scaled(u, o.lr_scale.get(k, 1.0)) for k, u in updates.items()}
+
   steps = [
     rule,
     optax.add_decayed_weights(o.weight_decay, mask=decay_mask(config, params)),
-    optax.stateless(lambda updates, _: {k: _scaled(u, o.lr_scale.get(k, 1.0)) for k, u in updates.items()}),
+    optax.stateless(scale),
     optax.scale_by_learning_rate(schedule),
   ]
   if o.clip:
@@ -79,11 +86,11 @@ def adam_in_place(b1: float, b2: float, eps: float) -> optax.GradientTransformat
   again as the moments take.
   """
 
-  def update(gradients, state, params=None, *, finite=True, **_):
+  def update(updates, state, params=None, *, finite=True, **_):
     del params
 
     def moment(decay, old, power):
-      return jax.tree.map(lambda g, m: jnp.where(finite, decay * m + (1 - decay) * g**power, m), gradients, old)
+      return jax.tree.map(lambda g, m: jnp.where(finite, decay * m + (1 - decay) * g**power, m), updates, old)
 
     count = state.count + jnp.int32(finite)
     mu, nu = jax.lax.optimization_barrier((moment(b1, state.mu, 1), moment(b2, state.nu, 2)))
@@ -97,8 +104,8 @@ def adam_in_place(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 def unless_skipped(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
   """`rule`, whose state stays as it is where `finite` is False."""
 
-  def update(gradients, state, params=None, *, finite=True, **_):
-    updates, new = rule.update(gradients, state, params)
+  def update(updates, state, params=None, *, finite=True, **_):
+    updates, new = rule.update(updates, state, params)
     return updates, jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
 
   return optax.GradientTransformationExtraArgs(rule.init, update)

@@ -38,7 +38,7 @@ class TensorBoard:
     """Numbers of a step, by name."""
     if self._writer is None:
       return
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboardX.summary import scalar
     with self._or_none():
       for name, value in values.items():
@@ -61,7 +61,7 @@ class TensorBoard:
 
   def _begin(self) -> None:
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
     folder = Path(self._scratch.name if self._scratch else self._folder)
     folder.mkdir(exist_ok=True)
     self._writer = EventsWriter(str(folder / "events"), f".{self._parts}" if self._parts else "")
