@@ -363,24 +363,32 @@ def test_planned_state_is_that_of_a_real_one():
   assert arithmetic.state_bytes(c, 2) == held
 
 
-@pytest.mark.parametrize("contrastive", [
-  Contrastive(), Contrastive(directions="sum"), Contrastive(loss="sigmoid", bias=-3.0),
-  Contrastive(loss="sigmoid_ring", bias=0.5)])
+@pytest.fixture(scope="module")
+def contrastive_losses():
+  """Settings, and the loss of embeddings that are all zeros."""
+  found, hashes = [], jnp.arange(32, dtype=jnp.uint32).reshape(16, 2)
+  for c in (Contrastive(), Contrastive(directions="sum"), Contrastive(loss="sigmoid", bias=-3.0),
+            Contrastive(loss="sigmoid_ring", bias=0.5)):
+    temperature = {"log_scale": jnp.float32(2), "logit_bias": jnp.float32(c.bias)}
+    loss = jax.jit(lambda x, c=c, t=temperature: contrastive_loss(x, x, hashes, jnp.ones(16), t, c))
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+      found.append((c, float(loss(jnp.zeros((16, 4))))))
+  return found
+
+
 @pytest.mark.parametrize("tokens", ["mean", "per_text", "sum"])
-def test_first_losses_are_those_of_a_model_that_tells_nothing_apart(contrastive, tokens):
-  c = small(data=Data(batch=16), contrastive=contrastive, captioning=Captioning(tokens=tokens))
-  length, zeros = c.model.text.length, jnp.zeros((16, 4))
-  hashes = np.arange(32, dtype=np.uint32).reshape(16, 2)
-  temperature = {"log_scale": jnp.float32(2), "logit_bias": jnp.float32(contrastive.bias)}
+def test_first_losses_are_those_of_a_model_that_tells_nothing_apart(contrastive_losses, tokens):
+  captioning, text = Captioning(tokens=tokens), small().model.text
   with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
-    found = contrastive_loss(zeros, zeros, hashes, jnp.ones(16), temperature, contrastive)
-    nll, count = captioning_loss(jnp.zeros((16, length, 4)), jnp.zeros((4, c.model.text.vocab)),
-                                 jnp.ones((16, length), jnp.int32), jnp.ones(16), c.captioning)
-  first = arithmetic.first_losses(c)
-  np.testing.assert_allclose(first["contrastive"][0], found, rtol=1e-5)
-  each = length - 1 if tokens == "sum" else 1
-  np.testing.assert_allclose(first["captioning"][0] * each, nll / count, rtol=1e-5)
-  assert ("each token" in first["captioning"][1]) == (tokens == "sum")
+    nll, count = jax.jit(lambda states, kernel: captioning_loss(
+      states, kernel, jnp.ones((16, text.length), jnp.int32), jnp.ones(16), captioning))(
+        jnp.zeros((16, text.length, 4)), jnp.zeros((4, text.vocab)))
+  each = text.length - 1 if tokens == "sum" else 1
+  for contrastive, loss in contrastive_losses:
+    first = arithmetic.first_losses(small(data=Data(batch=16), contrastive=contrastive, captioning=captioning))
+    np.testing.assert_allclose(first["contrastive"][0], loss, rtol=1e-5)
+    np.testing.assert_allclose(first["captioning"][0] * each, nll / count, rtol=1e-5)
+    assert ("each token" in first["captioning"][1]) == (tokens == "sum")
 
 
 def test_description_needs_no_devices():
