@@ -258,11 +258,9 @@ BLIP = {"captioning__weight": 0.0, "matching__weight": 0.0}
   (tiny, CONTRASTS | {"model__poolers__kind": "parallel"}),
   (tiny, CAPTIONS | {"model__poolers__kind": "openclip", "model__text__cls_position": True}),
   (tiny, CONTRASTS | {"model__poolers__kind": "class_token", "model__image__class_token": True}),
-  (tiny_blip, {}), (tiny_blip, BLIP), (tiny_blip, BLIP | {"model__med__sharing": "none"}),
-  (tiny_blip, {"captioning__weight": 0.0}), (tiny_blip, {"matching__weight": 0.0}),
-  (tiny_blip, CAPTIONS | {"matching__weight": 0.0}),
-  (tiny_blip, CAPTIONS | {"matching__weight": 0.0, "model__med__sharing": "all"}),
-  (tiny_blip, ANSWERS),
+  *(pytest.param(tiny_blip, changes, marks=pytest.mark.slow) for changes in (
+    {}, BLIP, BLIP | {"model__med__sharing": "none"}, {"captioning__weight": 0.0}, {"matching__weight": 0.0},
+    CAPTIONS | {"matching__weight": 0.0}, CAPTIONS | {"matching__weight": 0.0, "model__med__sharing": "all"}, ANSWERS)),
 ])
 def test_weight_decay_is_for_what_a_loss_reaches(make, changes):
   settings = make(optim__decay_mask="all", **changes)
