@@ -41,7 +41,7 @@ def each(pages):
 
 
 # Programs of others, whose flags are theirs to know; tests/test_launch.py has those that the scripts of launch/ call.
-OTHERS = {"diff", "git", "pre-commit", "pytest", "ray", "ruff", "sbatch", "sky", "tensorboard", "xpk"}
+OTHERS = {"diff", "git", "pre-commit", "pyright", "pytest", "ray", "ruff", "sbatch", "sky", "tensorboard", "xpk"}
 # What commands start from, and a config of such a model.
 MODELS = {"runs/tiny": ("coca_tiny", "runlocal"), "models/coca_b32": ("coca_tiny", None),
           "runs/blip": ("blip_tiny", None), "models/start": ("blip_tiny", None)}

@@ -65,7 +65,7 @@ def enqueue(
 def momentum_contrastive_loss(
   image: Float[Array, "N E"], text: Float[Array, "N E"], slow_image: Float[Array, "N E"],
   slow_text: Float[Array, "N E"], queue: dict, hashes: UInt32[Array, "N 2"], weight: Float[Array, " N"],
-  log_scale: Float[Array, ""], alpha: Float[Array, ""], settings: config.Contrastive,
+  log_scale: Float[Array, ""], alpha: Float[Array, ""] | float, settings: config.Contrastive,
 ) -> Float32[Array, ""]:
   """The loss without its weight.
 

@@ -70,7 +70,7 @@ def _check(bucket: str, workdir: str) -> None:
     raise OSError(f"--workdir={workdir} can't be reached: {type(e).__name__}: {e}") from e
   if getattr(found, "hierarchical_namespace_enabled", False):
     try:
-      from google.cloud import storage_control_v2  # noqa: F401
+      from google.cloud import storage_control_v2  # noqa: F401  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError:
       raise ImportError(f"{install}; this bucket has folders: pip install google-cloud-storage-control") from None
 
