@@ -176,7 +176,7 @@ class Blip(nnx.Module):
     return self.caption_head(self.text_decoder(flat, asked.tokens, asked.mask, causal=True, key=key))
 
   def logits(self, states: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
-    """Of states of `answer` or of a forward pass."""
+    """Logits of states of `answer` or of a forward pass."""
     return jnp.dot(states, self.softmax_kernel().astype(states.dtype), preferred_element_type=jnp.float32) + (
       self.softmax_bias
     )
