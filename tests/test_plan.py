@@ -30,6 +30,7 @@ from coca.models.abstract import abstract_model
 from coca.models.flops import flops_per_pair
 from coca.objectives.captioning import captioning_loss
 from coca.objectives.contrastive import contrastive_loss
+from coca.objectives.terms import terms
 from coca.planning import arithmetic
 from coca.training.gradients import make_gradients
 from coca.training.state import init_state, planned_state
@@ -385,7 +386,8 @@ def test_first_losses_are_those_of_a_model_that_tells_nothing_apart(contrastive_
         jnp.zeros((16, text.length, 4)), jnp.zeros((4, text.vocab)))
   each = text.length - 1 if tokens == "sum" else 1
   for contrastive, loss in contrastive_losses:
-    first = arithmetic.first_losses(small(data=Data(batch=16), contrastive=contrastive, captioning=captioning))
+    settings = small(data=Data(batch=16), contrastive=contrastive, captioning=captioning)
+    first = {term.name: term.at_start() for term in terms(settings)}
     np.testing.assert_allclose(first["contrastive"][0], loss, rtol=1e-5)
     np.testing.assert_allclose(first["captioning"][0] * each, nll / count, rtol=1e-5)
     assert ("each token" in first["captioning"][1]) == (tokens == "sum")

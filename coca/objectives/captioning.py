@@ -41,6 +41,13 @@ def next_tokens(
   return labels, jnp.where(learned, weight[:, None], 0).astype(jnp.float32)
 
 
+def label_count(
+  weights: Float[Array, "N T"], weight: Float[Array, " N"], settings: config.Captioning
+) -> Float32[Array, ""]:
+  """The loss' divisor, of `next_tokens`' weights and the texts': tokens ('mean') or texts."""
+  return weights.sum() if settings.tokens == "mean" else weight.astype(jnp.float32).sum()
+
+
 def captioning_loss(
   states: Float[Array, "N T D"], kernel: Float[Array, "D V"], text: Int32[Array, "N T"], weight: Float[Array, " N"],
   settings: config.Captioning, bias: Float[Array, " V"] | None = None, last: Int32[Array, " N"] | None = None,
@@ -62,7 +69,7 @@ def captioning_loss(
     nll in nats, with 'per_text' each text's by its number of tokens; and the number of tokens ('mean'), or of texts.
   """
   labels, weights = next_tokens(text, weight, settings.prompt_tokens, last)
-  count = weights.sum() if settings.tokens == "mean" else weight.astype(jnp.float32).sum()
+  count = label_count(weights, weight, settings)
   if settings.tokens == "per_text":
     weights /= jnp.maximum((weights > 0).sum(1, keepdims=True), 1)
 

@@ -11,6 +11,7 @@ compared and taken is gathered from all: image tokens and text states of the who
 Shapes: N pairs of the global batch, n pairs of one device, G pairs of a group, E embedding width.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, PyTree, Shaped, UInt32
 
+from coca import config
 from coca.devices.sharding import BATCH
+from coca.objectives.term import Pass, Stream, Triples
 
 
 class Negatives(NamedTuple):
@@ -97,6 +100,22 @@ def _reach(n: int, group: int):
   if n % group == 0:
     return lambda x: x, jax.lax.axis_index(BATCH) * n
   return lambda x: jax.lax.all_gather(x, BATCH, tiled=True), 0
+
+
+def ground_triples(passed: Pass, batch: dict, settings: config.Matching) -> Pass:
+  """The pass with its `triples`, grounded: an image's own and drawn text share its keys and values."""
+  text, group, memory = batch["text"], settings.group, passed.memory
+  keys = (memory["image"], memory["text"]) if settings.slow_keys else None
+  drawn = draw_negatives(passed.image, passed.text, batch["hashes"], batch["weight"], passed.temperature["log_scale"],
+                         passed.key, group, settings.floor, keys)
+  own = passed.words, text
+  two = jax.tree.map(lambda *x: jnp.stack(x, axis=1), own, take_rows(own, drawn.text, group))
+  states = passed.model.ground(*two, passed.tokens, passed.stream(Stream.TEXTS))
+  images = take_rows(passed.tokens, drawn.image, group)
+  other_states = passed.model.ground(*own, images, passed.stream(Stream.IMAGES))
+  triples = Triples(jnp.concatenate([states, other_states[:, None]], axis=1),
+                    jnp.concatenate([two[1], text[:, None]], axis=1), drawn.found)
+  return replace(passed, triples=triples)
 
 
 def matching_loss(

@@ -3,7 +3,6 @@
 import math
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh
 
 from coca.config import Config
@@ -11,6 +10,7 @@ from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import AXES, mesh_shape
 from coca.models.abstract import abstract_model
 from coca.models.flops import flops_per_pair
+from coca.objectives.terms import terms
 from coca.training.state import planned_state
 
 PARTS = (  # in the order in which a pair goes through them
@@ -46,30 +46,6 @@ def state_bytes(config: Config, n_devices: int) -> dict[str, int]:
   return {k: sum(map(size, jax.tree.leaves(state[k]))) for k in parts if k in state}
 
 
-def first_losses(config: Config) -> dict[str, tuple[float, str]]:
-  """The size of the losses at the start, in nats, without their weights: a new model tells nothing apart.
-
-  Returns:
-    by name, the size and how it comes about. A loss that is a sum over tokens is given for one.
-  """
-  c, vocab, out = config.contrastive, config.model.text.vocab, {}
-  if c.weight and c.loss == "softmax":
-    keys, directions = config.data.batch + (c.queue if c.momentum else 0), 2 if c.directions == "sum" else 1
-    out["contrastive"] = directions * math.log(keys), f"{'2 ' if directions == 2 else ''}ln {keys:,}"
-  elif c.weight:
-    others = config.data.batch - 1
-    size = np.logaddexp(0, -c.bias) + others * np.logaddexp(0, c.bias)
-    out["contrastive"] = size, f"a pair's and {others:,} others' with bias {c.bias:g}"
-  if config.captioning.weight:
-    each = " for each token of a text" if config.captioning.tokens == "sum" else ""
-    out["captioning"] = math.log(vocab), f"ln {vocab:,}{each}"
-  if config.matching.weight:
-    out["matching"] = math.log(2), "ln 2"
-  if config.answering.weight:
-    out["answering"] = math.log(vocab), f"ln {vocab:,} for each token of an answer"
-  return out
-
-
 def describe(config: Config, n_devices: int) -> str:
   """All of this as text.
 
@@ -87,8 +63,8 @@ def describe(config: Config, n_devices: int) -> str:
   steps = config.total_steps
   mesh = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, mesh_shape(config.mesh, n_devices), strict=True))
   mib = {name: f"{size / 2**20:,.1f} MiB" for name, size in memory.items()}
-  losses = [f"{name} {getattr(config, name).weight:g} x {size:.2f} ({why})"
-            for name, (size, why) in first_losses(config).items()]
+  starts = [(term, *term.at_start()) for term in terms(config)]
+  losses = [f"{term.name} {term.weight:g} x {size:.2f} ({why})" for term, size, why in starts]
   more = {"ema": "moving average", "momentum": "momentum encoders", "queue": "queue"}
   rest = "".join(f", {name} {mib[part]}" for part, name in more.items() if part in mib)
   lines += [

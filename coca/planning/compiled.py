@@ -17,6 +17,7 @@ from coca.config.special import Special
 from coca.decoding.settings import Decoding
 from coca.devices.sharding import batch_sharding, make_mesh
 from coca.inference.forward import Forward
+from coca.objectives.terms import terms
 from coca.planning.collectives import Collective, collectives
 from coca.planning.topology import Topology
 from coca.training.state import planned_state
@@ -59,12 +60,11 @@ def compile_step(config: Config, topology: Topology) -> Program:
 
 def batch_shapes(config: Config, mesh) -> dict:
   """A batch of `make_train_step` as ShapeDtypeStructs."""
-  image, text, batch, answering = config.model.image, config.model.text, config.data.batch, config.answering
+  image, text, batch = config.model.image, config.model.text, config.data.batch
   shapes = {"image": ((image.size, image.size, 3), jnp.uint8), "text": ((text.length,), jnp.int32),
             "last": ((), jnp.int32), "hashes": ((2,), jnp.uint32), "weight": ((), jnp.float32)}
-  if answering.weight:
-    shapes |= {"answers": ((answering.answers, answering.length), jnp.int32),
-               "answer_weight": ((answering.answers,), jnp.float32)}
+  for term in terms(config):
+    shapes |= term.arrays()
   sharding = batch_sharding(mesh)
   return {name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding)
           for name, (shape, dtype) in shapes.items()}

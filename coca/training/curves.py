@@ -6,10 +6,10 @@ import numpy as np
 from etils import epath
 
 from coca.files.writing import writing
+from coca.objectives.terms import LOSSES
 from coca.training import metrics
 
-SHOWN = ("train/loss", "train/contrastive", "train/captioning", "train/answering", "train/matching",
-         "train/matching_accuracy", "train/temperature")
+SHOWN = ("train/loss", *(f"train/{name}" for loss in LOSSES for name in loss.metrics))
 
 
 def plot_curves(workdir) -> epath.Path:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from coca.devices.hardware import device_memory, peak_flops
+from coca.objectives.terms import LOSSES
 from coca.training.metrics_file import FILE, open_lines, read  # noqa: F401  (both are asked for here)
 from coca.training.tensorboard import TensorBoard
 
@@ -206,8 +207,8 @@ def describe(step: int, total: int, values: dict, seconds_left: float | None = N
   if seconds_left is not None:
     minutes, seconds = divmod(round(seconds_left), 60)
     parts += [f"eta {minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"eta {minutes}m{seconds:02}s"]
-  parts += [f"{name} {values[key]:.4g}" for name in ("loss", "contrastive", "captioning", "matching", "answering")
-            if (key := f"train/{name}") in values]
+  losses = ("loss", *(loss.name for loss in LOSSES))
+  parts += [f"{name} {values[key]:.4g}" for name in losses if (key := f"train/{name}") in values]
   if "perf/pairs_per_second" in values:
     parts += [f"{values['perf/pairs_per_second']:.4g} pairs/s"]
     parts += [f"mfu {values['perf/mfu']:.0%}"] if "perf/mfu" in values else []
