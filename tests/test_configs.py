@@ -23,8 +23,8 @@ from coca.planning import arithmetic
 from coca.planning.compiled import batch_shapes
 from coca.storage.workdir import write_run
 from coca.training.optim import make_optimizer
-from coca.training.state import planned_state
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep
 from support.common import tiny
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -136,11 +136,11 @@ def test_unknown_arguments_are_refused(file, named):
 def test_lowers_on_8_devices(file, named):
   config = named(file.stem)
   mesh = make_mesh(config.mesh)
-  total = 100
-  state = planned_state(config, total, mesh)
-  lowered = make_train_step(config, total, state, mesh).lower(state, batch_shapes(config, mesh))
+  setup = Setup(config, mesh)
+  lowered = TrainStep(setup).lower(setup.planned, batch_shapes(config, mesh))
   new_state, metrics = lowered.out_info
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), setup.planned)
   losses = {name for name in ("contrastive", "captioning", "matching", "answering") if getattr(config, name).weight}
   assert {"loss", "grad_norm", *losses} <= set(metrics)
 

@@ -33,8 +33,8 @@ from coca.objectives.contrastive import contrastive_loss
 from coca.objectives.terms import terms
 from coca.planning import arithmetic
 from coca.training.gradients import make_gradients
-from coca.training.state import init_state, planned_state
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep, make_step
 
 TABLE_1 = {  # image layers, image MLP, decoder layers (each half), decoder MLP, width, heads
   "base": (12, 3072, 12, 3072, 768, 12),
@@ -286,27 +286,23 @@ BLIP = {
 }
 
 
-def traced_step_flops(c: Config, monkeypatch) -> int:
+def traced_step_flops(c: Config) -> int:
   """Those of the whole step for a batch: gradients, momentum encoders, optimizer."""
-  steps, jit, mesh = [], jax.jit, make_mesh(devices=jax.devices()[:1])
+  setup = Setup(c, make_mesh(devices=jax.devices()[:1]))
   shapes, answering = batch_shapes(c), c.answering
   if answering.weight:
     n = c.data.batch, answering.answers
     shapes |= {"answers": jax.ShapeDtypeStruct((*n, answering.length), jnp.int32),
                "answer_weight": jax.ShapeDtypeStruct(n, jnp.float32)}
-  state = planned_state(c, 10, mesh)
-  with monkeypatch.context() as patch:
-    patch.setattr(jax, "jit", lambda f, **k: steps.append(f) or jit(f, **k))
-    make_train_step(c, 10, state, mesh)
-  with jax.set_mesh(mesh):
-    return matmul_flops(jax.make_jaxpr(steps[-1])(state, shapes).jaxpr)
+  with jax.set_mesh(setup.mesh):
+    return matmul_flops(jax.make_jaxpr(make_step(setup))(setup.planned, shapes).jaxpr)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", BLIP)
-def test_flops_of_blip_are_those_of_the_traced_step(variant, monkeypatch):
+def test_flops_of_blip_are_those_of_the_traced_step(variant):
   c = BLIP[variant]()
-  assert traced_step_flops(c, monkeypatch) == c.data.batch * flops_per_pair(c)["total"]
+  assert traced_step_flops(c) == c.data.batch * flops_per_pair(c)["total"]
 
 
 def test_parts_of_blip_come_in_the_order_of_the_paper():
@@ -330,10 +326,8 @@ def test_flops_against_xla():
     text=TextDecoder(vocab=512, length=16, unimodal_layers=2, multimodal_layers=2, width=128, mlp=512, heads=4),
     embed_dim=0, unroll=2,  # a loop's body would be counted once
   )
-  mesh = make_mesh(devices=jax.devices()[:1])
-  state = planned_state(c, 10, mesh)
-  step = make_train_step(c, 10, state, mesh)
-  cost = step.lower(state, batch_shapes(c)).compile().cost_analysis()
+  setup = Setup(c, make_mesh(devices=jax.devices()[:1]))
+  cost = TrainStep(setup).lower(setup.planned, batch_shapes(c)).compile().cost_analysis()
   # XLA counts elementwise work and the optimizer too.
   assert 1.0 < cost["flops"] / (16 * flops_per_pair(c)["total"]) < 1.06
 
@@ -351,7 +345,8 @@ def test_batch_arithmetic():
 def test_planned_state_is_that_of_a_real_one():
   c = small(optim=Optim(ema=0.9), mesh=Mesh(data=1, fsdp=2), steps="10")
   mesh = make_mesh(c.mesh, jax.devices()[:2])
-  planned, real = planned_state(c, 10, mesh), init_state(c, 10, mesh)
+  setup = Setup(c, mesh)
+  planned, real = setup.planned, setup.init_state()
   assert jax.tree.structure(planned) == jax.tree.structure(real)
   for p, r in zip(jax.tree.leaves(planned), jax.tree.leaves(real), strict=True):
     assert (p.shape, p.dtype) == (r.shape, r.dtype)
@@ -360,7 +355,7 @@ def test_planned_state_is_that_of_a_real_one():
   def on_first_device(x):
     return sum(shard.data.nbytes for shard in x.addressable_shards if shard.device == mesh.devices.flat[0])
 
-  held = {name: sum(map(on_first_device, jax.tree.leaves(real[name]))) for name in ("params", "opt", "ema")}
+  held = {name: sum(map(on_first_device, jax.tree.leaves(getattr(real, name)))) for name in ("params", "opt", "ema")}
   assert arithmetic.state_bytes(c, 2) == held
 
 

@@ -11,7 +11,7 @@ from coca.devices.sharding import AXES, mesh_shape
 from coca.models.abstract import abstract_model
 from coca.models.flops import flops_per_pair
 from coca.objectives.terms import terms
-from coca.training.state import planned_state
+from coca.training.state import Setup
 
 PARTS = (  # in the order in which a pair goes through them
   "image_encoder", "generative_pooler", "contrastive_pooler", "image_projection", "embedding", "unimodal", "multimodal",
@@ -37,13 +37,13 @@ def state_bytes(config: Config, n_devices: int) -> dict[str, int]:
     ValueError: the mesh does not fit the devices, or does not divide a parameter.
   """
   mesh = AbstractMesh(mesh_shape(config.mesh, n_devices), AXES)
-  state = planned_state(config, config.total_steps, mesh)
+  state = Setup(config, mesh).planned
 
   def size(x):
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
-  parts = ("params", "opt", "ema", "momentum", "queue")
-  return {k: sum(map(size, jax.tree.leaves(state[k]))) for k in parts if k in state}
+  held = {name: getattr(state, name) for name in ("params", "opt", "ema", "momentum", "queue")}
+  return {name: sum(map(size, jax.tree.leaves(tree))) for name, tree in held.items() if tree is not None}
 
 
 def describe(config: Config, n_devices: int) -> str:

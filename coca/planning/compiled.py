@@ -20,8 +20,8 @@ from coca.inference.forward import Forward
 from coca.objectives.terms import terms
 from coca.planning.collectives import Collective, collectives
 from coca.planning.topology import Topology
-from coca.training.state import planned_state
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep
 
 
 class Program(NamedTuple):
@@ -52,14 +52,13 @@ def compile_step(config: Config, topology: Topology) -> Program:
     DoesNotFit: it needs more memory than a device has.
   """
   mesh, config = make_mesh(config.mesh, topology.devices), for_topology(config)
-  total = config.total_steps
-  state = planned_state(config, total, mesh)
-  lowered = make_train_step(config, total, state, mesh).lower(state, batch_shapes(config, mesh))
+  setup = Setup(config, mesh)
+  lowered = TrainStep(setup).lower(setup.planned, batch_shapes(config, mesh))
   return _compile(lowered, topology, dict(mesh.shape))
 
 
 def batch_shapes(config: Config, mesh) -> dict:
-  """A batch of `make_train_step` as ShapeDtypeStructs."""
+  """A batch of `TrainStep` as ShapeDtypeStructs."""
   image, text, batch = config.model.image, config.model.text, config.data.batch
   shapes = {"image": ((image.size, image.size, 3), jnp.uint8), "text": ((text.length,), jnp.int32),
             "last": ((), jnp.int32), "hashes": ((2,), jnp.uint32), "weight": ((), jnp.float32)}

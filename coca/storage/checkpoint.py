@@ -205,7 +205,7 @@ def load_params(directory, abstract_params, part: str | None = None):
 
   Args:
     directory: of `Checkpoints`.
-    abstract_params: pytree as `state["params"]` was, of `jax.ShapeDtypeStruct`s with shardings: any devices.
+    abstract_params: pytree as the state's `params` was, of `jax.ShapeDtypeStruct`s with shardings: any devices.
     part: top-level entry of the state; None: 'ema' where the checkpoint has one, else 'params'.
 
   Raises:

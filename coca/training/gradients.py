@@ -14,17 +14,18 @@ from coca.objectives.term import Pass, Stream
 from coca.objectives.terms import terms
 
 
-def make_gradients(config: Config):
+def make_gradients(config: Config, graphdef=None):
   """(params, batch, patch_noise, key, memory) -> (gradients, metrics), over one batch or over micro-batches.
 
   The result is the same for both. Where the batch has 'parallel', bool [B], the words of those examples are predicted
   all at once (CapPa). The random key draws the negatives of the matching loss and what is dropped out; without them it
-  may be left out. `memory`: of the momentum encoders, see `coca.training.step`.
+  may be left out. `memory`: of the momentum encoders, see `coca.training.step`. `graphdef`: of the model, where it is
+  there already.
 
   Raises:
     ValueError: a loss that can't be cut into the micro-batches that the config asks for.
   """
-  graphdef, _ = abstract_model(config)
+  graphdef = graphdef or abstract_model(config)[0]
   losses = terms(config)
   frozen = frozen_parts(config)
   if config.optim.accumulate > 1:

@@ -10,6 +10,7 @@ start from it. The optimizer begins anew.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -23,23 +24,24 @@ from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
 from coca.objectives.momentum import momentum_params
 from coca.storage.workdir import has_params, read_config, read_params
+from coca.training.state import TrainState
 
 IMAGE, TEXT = "image_encoder/positions", "embedding/positions"
 TWINS = {"text_encoder": "text_decoder", "text_decoder": "text_encoder"}
 OPTIONAL = ("unimodal/cls", "unimodal/norm", "unimodal/projection", "embedding/mask")
 
 
-def start_from(workdir, config: Config, state: dict, mesh):
+def start_from(workdir, config: Config, state: TrainState, mesh) -> tuple[TrainState, str]:
   """A fresh training state with parameters, their average and momentum encoders from `workdir`; see `initial_params`.
 
   Returns:
     the state, and the report of what was loaded.
   """
-  params, report = initial_params(workdir, config, state["params"], mesh)
-  copies = {"ema": params, "momentum": momentum_params(params) if "momentum" in state else None}
+  params, report = initial_params(workdir, config, state.params, mesh)
   # Copies, since the step is given each part of the state to write over.
-  copies = {name: jax.tree.map(jnp.copy, x) for name, x in copies.items() if name in state}
-  return state | copies | {"params": params}, report
+  ema, momentum = (None if old is None else jax.tree.map(jnp.copy, new) for old, new in (
+    (state.ema, params), (state.momentum, momentum_params(params) if state.momentum else None)))
+  return replace(state, params=params, ema=ema, momentum=momentum), report
 
 
 class Common(NamedTuple):

@@ -27,8 +27,8 @@ from coca.training.init_from import compare, start_from
 from coca.training.limits import Skipped, check
 from coca.training.metrics import Metrics
 from coca.training.preemption import Preemption
-from coca.training.state import init_state, planned_state
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep
 from coca.training.trace import traced
 
 
@@ -48,16 +48,17 @@ def run(config: Config, workdir: Path, profile: bool = False) -> int:
     Locked: another run is in the workdir.
     Stop, TooManySkipped, CheckpointError: the run cannot go on.
   """
-  total = config.total_steps
   mesh = sharding.make_mesh(config.mesh)
   batch_arithmetic(config, mesh.size)
-  planned = planned_state(config, total, mesh)
+  setup = Setup(config, mesh)
   check_folder(workdir)
   with locked(workdir):
-    return _run(config, workdir, profile, total, mesh, planned)
+    return _run(setup, workdir, profile)
 
 
-def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned) -> int:
+def _run(setup: Setup, workdir: Path, profile: bool) -> int:
+  config, mesh, total = setup.config, setup.mesh, setup.config.total_steps
+
   # --- Data: all is judged before anything is written ---
   check_same_run(config, workdir)
   if config.init_from and not saved_steps(workdir):
@@ -76,19 +77,16 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
     workdir / "checkpoints", config.checkpoint.keep, in_steps(config.checkpoint.keep_every, config.data.batch, total)
   )
   with processes.waiting("all processes to read the checkpoint"):
-    restored = checkpoints.restore(planned)
+    restored = checkpoints.restore(setup.planned)
   if restored:
     state, _, start = restored
   else:
-    state, start = init_state(config, total, mesh), 0
+    state, start = setup.init_state(), 0
     if config.init_from:
       state, loaded = start_from(config.init_from, config, state, mesh)
       said.append(loaded)
-  skipped = Skipped(config.data.max_skipped, config.data.batch, start, int(state["unusable"]))
-  step_fn = make_train_step(config, total, state, mesh)
-
-  def params():
-    return state.get("ema", state["params"])
+  skipped = Skipped(config.data.max_skipped, config.data.batch, start, int(state.unusable))
+  step_fn = TrainStep(setup)
 
   def save(step):
     meta = {"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256,
@@ -111,7 +109,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
         with processes.waiting(f"step {step}"):
           jax.block_until_ready(state)
         with paused():
-          values = {f"eval/{name}/{key}": float(value) for key, value in evaluator.run(params())}
+          values = {f"eval/{name}/{key}": float(value) for key, value in evaluator.run(state.best_params)}
         metrics.write(step, values)
         metrics.say(f"step {step}/{total}  " + "  ".join(f"{key[5:]} {value:.4g}" for key, value in values.items()))
 
@@ -159,7 +157,7 @@ def _run(config: Config, workdir: Path, profile: bool, total: int, mesh, planned
     # --- Images ---
     close()
     metrics.flush()
-    write_contact_sheet(evaluators, params(), workdir / "contact_sheet.png")
+    write_contact_sheet(evaluators, state.best_params, workdir / "contact_sheet.png")
     if jax.process_index() == 0:
       made = ["metrics.jsonl", plot_curves(workdir).name] + ["contact_sheet.png"] * bool(evaluators)
       metrics.say(f"done: {', '.join(made)} and the model are in {workdir}; use it with coca.load({str(workdir)!r})")

@@ -110,6 +110,8 @@ def writing(model, args):
 
 
 def training(folder: Path, args):
+  from dataclasses import replace
+
   from train_step import changed
 
   from coca.config import parse, to_dict
@@ -117,8 +119,8 @@ def training(folder: Path, args):
   from coca.devices.host import put_batch
   from coca.storage.workdir import read_config
   from coca.training.init_from import initial_params
-  from coca.training.state import init_state
-  from coca.training.step import make_train_step
+  from coca.training.state import Setup
+  from coca.training.step import TrainStep
 
   config = to_dict(read_config(folder))
   config.model.med.dropout = 0.0
@@ -127,9 +129,10 @@ def training(folder: Path, args):
   config.data.batch = args.batch
   config = parse(changed(config, args.set))
   mesh = sharding.make_mesh(config.mesh)
-  state = init_state(config, 1000, mesh)
-  state["params"], _ = initial_params(folder, config, state["params"], mesh)
-  train_step = make_train_step(config, 1000, state, mesh)
+  setup = Setup(config, mesh)
+  state = setup.init_state()
+  state = replace(state, params=initial_params(folder, config, state.params, mesh)[0])
+  train_step = TrainStep(setup)
   batch = put_batch({"image": pictures(args.batch), "text": texts(args.batch).astype(np.int32),
                      "hashes": np.arange(2 * args.batch, dtype=np.uint32).reshape(-1, 2),
                      "weight": np.ones(args.batch, np.float32)}, mesh)

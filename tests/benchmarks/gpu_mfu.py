@@ -27,8 +27,8 @@ from train_step import changed
 from coca import config
 from coca.devices import hardware, sharding
 from coca.devices.host import put_batch
-from coca.training.state import init_state
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -51,8 +51,9 @@ def seconds_a_step(c, steps: int) -> float:
     "hashes": rng.integers(2**32, size=(c.data.batch, 2), dtype=np.uint32),
     "weight": np.ones(c.data.batch, np.float32),
   }, mesh)
-  state = init_state(c, 1000, mesh)
-  step, seconds = make_train_step(c, 1000, state, mesh), []
+  setup = Setup(c, mesh)
+  state = setup.init_state()
+  step, seconds = TrainStep(setup), []
   for _ in range(2 + steps):
     began = time.perf_counter()
     state, metrics = jax.block_until_ready(step(state, batch))

@@ -19,8 +19,8 @@ from coca import config
 from coca.devices import sharding
 from coca.devices.host import put_batch
 from coca.models.flops import flops_per_pair
-from coca.training.state import init_state
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep
 
 
 def settings(batch: int, contrastive: bool, captioning: bool):
@@ -46,7 +46,8 @@ def main() -> None:
   runs = {}
   for name, losses in {"contrastive": (1, 0), "captioning": (0, 1), "both": (1, 1)}.items():
     c = settings(args.batch, *map(bool, losses))
-    state = init_state(c, 1000, mesh)
+    setup = Setup(c, mesh)
+    state = setup.init_state()
     size, text = c.model.image.size, c.model.text
     batch = put_batch({
       "image": rng.integers(0, 256, (args.batch, size, size, 3), np.uint8),
@@ -54,7 +55,7 @@ def main() -> None:
       "hashes": rng.integers(2**32, size=(args.batch, 2), dtype=np.uint32),
       "weight": np.ones(args.batch, np.float32),
     }, mesh)
-    step = make_train_step(c, 1000, state, mesh)
+    step = TrainStep(setup)
     state, _ = jax.block_until_ready(step(state, batch))
     runs[name] = [step, state, batch, [], flops_per_pair(c)["total"]]
   for _ in range(args.rounds):

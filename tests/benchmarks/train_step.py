@@ -59,13 +59,14 @@ def work(args) -> None:
   from coca.devices import sharding
   from coca.devices.host import put_batch
   from coca.planning import arithmetic
-  from coca.training.state import init_state
-  from coca.training.step import make_train_step
+  from coca.training.state import Setup
+  from coca.training.step import TrainStep
 
-  config, total = settings(args.batch, args.same_flops, args.set), 1000
+  config = settings(args.batch, args.same_flops, args.set)
   mesh = sharding.make_mesh()
-  state = init_state(config, total, mesh)
-  step_fn = make_train_step(config, total, state, mesh)
+  setup = Setup(config, mesh)
+  state = setup.init_state()
+  step_fn = TrainStep(setup)
   rng, size, text = np.random.default_rng(0), config.model.image.size, config.model.text
   batch = put_batch({
     "image": rng.integers(0, 256, (args.batch, size, size, 3), np.uint8),

@@ -1,6 +1,7 @@
 """Two real processes, four devices each, joined over gloo, train as one process with eight devices does; how
 processes find each other, and what becomes of one that waits in vain."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,8 +18,8 @@ import pytest
 
 from coca.devices import processes, sharding
 from coca.devices.host import put_batch
-from coca.training.state import planned_state
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep
 from support.common import pairs, random_params, tiny
 from support.processes import environment, free_port
 
@@ -29,12 +30,14 @@ def train():
   """The metrics of three steps, each process with the rows of its devices."""
   settings = tiny(mesh__data=1, mesh__fsdp=4, mesh__tensor=2, model__image__patch_dropout=0.4)
   mesh = sharding.make_mesh(settings.mesh)
-  planned = planned_state(settings, TOTAL, mesh)
-  values = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), planned) | {"params": random_params(settings)}
+  setup = Setup(settings, mesh)
+  values = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), setup.planned)
+  values = dataclasses.replace(values, params=random_params(settings))
   state = jax.tree.map(
-    lambda x, value: jax.make_array_from_callback(x.shape, x.sharding, lambda index: value[index]), planned, values
+    lambda x, value: jax.make_array_from_callback(x.shape, x.sharding, lambda index: value[index]),
+    setup.planned, values
   )
-  step = make_train_step(settings, TOTAL, state, mesh)
+  step = TrainStep(setup)
 
   def put(batch):
     n = len(batch["weight"])

@@ -14,7 +14,7 @@ from coca.devices import sharding
 from coca.devices.sharding import gather_layer, param_shardings, param_spec
 from coca.devices.trees import path_name
 from coca.models.abstract import abstract_model
-from coca.training.state import planned_state
+from coca.training.state import Setup
 from support.common import make_mesh, tiny
 
 WIRINGS = [
@@ -123,11 +123,11 @@ def test_the_hosts_of_a_gpu_cluster_are_no_slices():
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
 def test_moments_and_averages_are_split_as_their_parameters(optimizer):
   mesh = make_mesh(1, 4, 2)
-  state = planned_state(tiny(optim__name=optimizer, optim__ema=0.9), 20, mesh)
-  params = by_path(state["params"])
-  assert by_path(state["ema"]) == params
+  state = Setup(tiny(optim__name=optimizer, optim__ema=0.9), mesh).planned
+  params = by_path(state.params)
+  assert by_path(state.ema) == params
   followed = 0
-  for path, x in by_path(state["opt"]).items():
+  for path, x in by_path(state.opt).items():
     owner = next((p for p in params if path.endswith("/" + p) and params[p].shape == x.shape), None)
     if owner:
       assert x.sharding == params[owner].sharding, path
@@ -136,11 +136,11 @@ def test_moments_and_averages_are_split_as_their_parameters(optimizer):
       assert x.sharding.spec == P(), path
   assert followed >= 2 * len(params)
   for counter in ("step", "skipped", "skipped_in_a_row"):
-    assert state[counter].sharding.spec == P()
+    assert getattr(state, counter).sharding.spec == P()
 
 
 def test_fsdp_leaves_each_device_its_share():
-  state = planned_state(tiny(optim__name="adamw", optim__ema=0.9), 20, make_mesh(1, 8, 1))
+  state = Setup(tiny(optim__name="adamw", optim__ema=0.9), make_mesh(1, 8, 1)).planned
   whole = sum(x.size for x in jax.tree.leaves(state))
   held = sum(np.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state))
   vectors = sum(x.size for x in jax.tree.leaves(state) if not any(x.sharding.spec))

@@ -3,6 +3,7 @@
 CLIP's outputs are compared with open_clip's in test_open_clip.py.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -16,7 +17,8 @@ from coca.devices.host import put_batch
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
 from coca.training.gradients import make_gradients
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep
 from support.common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, new_state, pairs, random_params, tiny
 from support.reference import GELU, attend, encode, linear, norm, tower, unit
 
@@ -135,9 +137,9 @@ def first_step(mesh, accumulate=1, step=0, seed=0):
   """The captioning loss of one step, and Adam's first moment after it: a tenth of the gradient."""
   settings = tiny(**CAPPA, optim__accumulate=accumulate, optim__name="adamw", seed=seed)
   state = new_state(settings, mesh, random_params(settings))
-  state["step"] = jax.device_put(np.int32(step), state["step"].sharding)
-  state, metrics = make_train_step(settings, 20, state, mesh)(state, put_batch(pairs(settings), mesh))
-  return float(metrics["captioning"]), jax.tree.map(np.asarray, optax.tree_utils.tree_get(state["opt"], "mu"))
+  state = dataclasses.replace(state, step=jax.device_put(np.int32(step), state.step.sharding))
+  state, metrics = TrainStep(Setup(settings, mesh))(state, put_batch(pairs(settings), mesh))
+  return float(metrics["captioning"]), jax.tree.map(np.asarray, optax.tree_utils.tree_get(state.opt, "mu"))
 
 
 @functools.cache

@@ -16,8 +16,8 @@ from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
 from coca.objectives.matching import draw_negatives, matching_loss, take_rows
 from coca.training.gradients import make_gradients
-from coca.training.state import init_state
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep
 from support.common import BOS, EOS, PAD, assert_trees_close, hashes, make_mesh, pairs, random_params, shapes_in, tiny
 from support.reference import attend, encode, linear, norm, pool, tower
 
@@ -285,9 +285,10 @@ def trained():
   settings = tiny(matching__weight=1.0, captioning__weight=0.0, optim__name="adamw", optim__lr=3e-3, steps="150",
                   optim__clip=1.0, model__text__unimodal_layers=1, model__text__multimodal_layers=1)
   mesh = make_mesh()
-  first = jax.tree.map(np.asarray, init_state(settings, 150, mesh))
+  setup = Setup(settings, mesh)
+  first = jax.tree.map(np.asarray, setup.init_state())
   state = jax.tree.map(jnp.asarray, first)
-  step, batch, history = make_train_step(settings, 150, state, mesh), put_batch(pairs(settings), mesh), []
+  step, batch, history = TrainStep(setup), put_batch(pairs(settings), mesh), []
   for _ in range(150):
     state, metrics = step(state, batch)
     history.append(jax.tree.map(float, metrics))
@@ -302,8 +303,8 @@ def test_training_tells_pairs_from_others(trained):
   assert last[0] < 0.2  # a head that only knows that two of three don't match: 0.64; ln 2: 0.69
   assert last[1] > 0.95
   forward = Forward(settings, make_mesh())
-  encoded = forward.encode(state["params"], batch["image"])
-  right, wrong = (forward.score(state["params"], encoded, np.roll(batch["text"], shift, axis=0)[:, None]).matching[:, 0]
+  encoded = forward.encode(state.params, batch["image"])
+  right, wrong = (forward.score(state.params, encoded, np.roll(batch["text"], shift, axis=0)[:, None]).matching[:, 0]
                   for shift in (0, 2))
   used = np.asarray(batch["weight"]) > 0
   assert np.median(right[used]) > 0.9 and np.median(wrong[used]) < 0.1

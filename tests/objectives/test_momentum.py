@@ -1,5 +1,6 @@
 """Momentum distillation: the loss against float64 NumPy, the queue, the order of a step, meshes, and resume."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,8 +15,8 @@ from coca.devices.trees import flat, nested
 from coca.inference.forward import Forward
 from coca.objectives.momentum import empty_queue, enqueue, momentum_contrastive_loss, with_momentum
 from coca.storage.checkpoint import Checkpoints
-from coca.training.state import init_state, planned_state
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep
 from support.blip_reference import log_softmax, tiny_blip
 from support.common import assert_trees_close, make_mesh, numeric_gradient, pairs
 
@@ -168,17 +169,17 @@ def settings_of(**changes):
 
 @functools.cache
 def first_state():
-  return jax.tree.map(np.asarray, init_state(settings_of(), TOTAL, make_mesh()))
+  return jax.tree.map(np.asarray, Setup(settings_of(), make_mesh()).init_state())
 
 
 def put(state, settings, mesh):
-  return jax.device_put(state, jax.tree.map(lambda x: x.sharding, planned_state(settings, TOTAL, mesh)))
+  return jax.device_put(state, Setup(settings, mesh).shardings)
 
 
 @functools.cache
 def stepper(mesh=(1, 1, 1), **changes):
   settings, mesh = settings_of(**changes), make_mesh(*mesh)
-  step = make_train_step(settings, TOTAL, planned_state(settings, TOTAL, mesh), mesh)
+  step = TrainStep(Setup(settings, mesh))
 
   def run(state, batch):
     state, metrics = step(state, put_batch(batch, mesh))
@@ -213,10 +214,10 @@ def equal(a, b):
 
 def test_a_new_state_has_copies_and_a_full_queue():
   state = first_state()
-  assert state["queue"]["text"].shape == (QUEUE, 24)
-  momentum = with_momentum(state["params"], state["momentum"])
-  assert equal(momentum, state["params"])
-  assert 0 < len(jax.tree.leaves(state["momentum"])) < len(jax.tree.leaves(state["params"]))
+  assert state.queue["text"].shape == (QUEUE, 24)
+  momentum = with_momentum(state.params, state.momentum)
+  assert equal(momentum, state.params)
+  assert 0 < len(jax.tree.leaves(state.momentum)) < len(jax.tree.leaves(state.params))
 
 
 @functools.cache
@@ -226,18 +227,18 @@ def forward():
 
 def expected_step(before, batch, alpha):
   """The momentum parameters, embeddings of the batch by them, and the contrastive loss."""
-  params = flat(before["params"])
-  average = nested({name: DECAY * m + (1 - DECAY) * params[name] for name, m in flat(before["momentum"]).items()})
+  params = flat(before.params)
+  average = nested({name: DECAY * m + (1 - DECAY) * params[name] for name, m in flat(before.momentum).items()})
 
   def embed(params):
     embedded = forward().embed_images(params, batch["image"]), forward().embed_texts(params, batch["text"])
     return [np.asarray(x, np.float64) for x in embedded]
 
-  slow = embed(with_momentum(before["params"], average))
-  names = [tuple(h) for h in np.concatenate([batch["hashes"], before["queue"]["hashes"]])]
+  slow = embed(with_momentum(before.params, average))
+  names = [tuple(h) for h in np.concatenate([batch["hashes"], before.queue["hashes"]])]
   ids = np.array([names.index(name) for name in names])
-  loss = reference(*embed(before["params"]), *slow, before["queue"] | {"ids": ids[16:]}, ids[:16],
-                   batch["weight"].astype(np.float64), before["params"]["temperature"]["log_scale"], alpha,
+  loss = reference(*embed(before.params), *slow, before.queue | {"ids": ids[16:]}, ids[:16],
+                   batch["weight"].astype(np.float64), before.params["temperature"]["log_scale"], alpha,
                    settings_of().contrastive)
   return average, slow, loss
 
@@ -247,10 +248,10 @@ def test_momentum_moves_then_embeds_and_its_embeddings_enter_the_queue_after_the
   for i in (0, 1, 2, 4, 5):
     before, after, batch = states[i], states[i + 1], batch_at(i)
     average, slow, loss = expected_step(before, batch, 0.4 * min(1, i / RAMP))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after["momentum"], average)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.momentum, average)
     np.testing.assert_allclose(metrics[i]["contrastive"], loss, rtol=2e-5)
 
-    old, new = before["queue"], after["queue"]
+    old, new = before.queue, after.queue
     places = (np.arange(16) + old["next"]) % QUEUE
     kept = np.setdiff1d(np.arange(QUEUE), places)
     entered = {"image": slow[0], "text": slow[1], "hashes": batch["hashes"],
@@ -259,24 +260,25 @@ def test_momentum_moves_then_embeds_and_its_embeddings_enter_the_queue_after_the
       np.testing.assert_allclose(new[name][places], x, atol=5e-6)
       np.testing.assert_array_equal(new[name][kept], old[name][kept])
     assert new["next"] == (old["next"] + 16) % QUEUE
-  assert states[-1]["queue"]["next"] == 0 and QUEUE % 16  # round and round
+  assert states[-1].queue["next"] == 0 and QUEUE % 16  # round and round
 
 
 def test_a_step_that_is_not_finite_leaves_momentum_and_queue(history):
   states, metrics = history
   assert not np.isfinite(metrics[3]["loss"]) and metrics[5]["skipped"] == 1
+  before, skipped, after = states[3:6]
   for name in ("params", "momentum", "queue"):
-    assert equal(states[3][name], states[4][name])
-    assert not equal(states[4][name], states[5][name])
+    assert equal(getattr(before, name), getattr(skipped, name))
+    assert not equal(getattr(skipped, name), getattr(after, name))
 
 
 def test_the_temperature_stays_between_its_limits():
   settings, mesh, run = stepper()
   for start, end in ((np.log(50), 20), (np.log(1.1), 2)):
     state = first_state()
-    state = state | {"params": state["params"] | {"temperature": {"log_scale": np.float32(start)}}}
+    state = dataclasses.replace(state, params=state.params | {"temperature": {"log_scale": np.float32(start)}})
     state, metrics = run(put(state, settings, mesh), batch_at(0))
-    np.testing.assert_allclose(np.exp(state["params"]["temperature"]["log_scale"]), end, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(state.params["temperature"]["log_scale"]), end, rtol=1e-6)
     np.testing.assert_allclose(metrics["temperature"], np.exp(-start), rtol=1e-5)
 
 
@@ -291,15 +293,14 @@ def test_any_mesh_keeps_what_one_device_keeps(mesh, ramp, step, history):
   """Without a ramp the soft targets are there at once."""
   settings, mesh, run = stepper(mesh, **CONTRASTIVE, contrastive__soft_ramp=ramp)
   states, metrics = history
-  planned = planned_state(settings, TOTAL, mesh)
-  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), planned)
-  state |= {name: states[step][name] for name in ("momentum", "queue", "step")}
-  state["params"] = {name: states[step]["params"][name] for name in state["params"]}
+  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), Setup(settings, mesh).planned)
+  state = dataclasses.replace(state, params={name: states[step].params[name] for name in state.params},
+                              **{name: getattr(states[step], name) for name in ("momentum", "queue", "step")})
   state, values = run(put(state, settings, mesh), batch_at(step))
   loss = metrics[2]["contrastive"] if step else expected_step(states[0], batch_at(0), 0.4)[2]
   np.testing.assert_allclose(values["contrastive"], loss, rtol=1e-5)
   for name in ("momentum", "queue"):
-    assert_trees_close(state[name], states[step + 1][name], 1e-5)
+    assert_trees_close(getattr(state, name), getattr(states[step + 1], name), 1e-5)
 
 
 def test_a_resumed_run_is_the_same_and_goes_on_on_other_devices(history, tmp_path):
@@ -314,7 +315,7 @@ def test_a_resumed_run_is_the_same_and_goes_on_on_other_devices(history, tmp_pat
 
   def restored(path, mesh):
     checkpoints = Checkpoints(path)
-    state, _, _ = checkpoints.restore(planned_state(settings, TOTAL, mesh))
+    state, _, _ = checkpoints.restore(Setup(settings, mesh).planned)
     checkpoints.close()
     return state
 
@@ -325,7 +326,7 @@ def test_a_resumed_run_is_the_same_and_goes_on_on_other_devices(history, tmp_pat
   assert equal(state, states[6])
 
   state = restored(saved(2), make_mesh(8))
-  assert equal(state, states[2]) and state["queue"]["text"].sharding.num_devices == 8
+  assert equal(state, states[2]) and state.queue["text"].sharding.num_devices == 8
   _, others, run = stepper((2, 2, 2))
   state, values = run(put(jax.tree.map(np.asarray, state), settings, others), batch_at(2))
   for name, value in metrics[2].items():

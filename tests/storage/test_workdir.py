@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 import coca
-from coca.config.durations import in_steps
 from coca.devices.sharding import make_mesh
 from coca.inference import identity
 from coca.storage.checkpoint import Checkpoints
 from coca.storage.workdir import read_workdir, saved_steps
 from coca.training.begin import check_same_run
 from coca.training.metrics import read
-from coca.training.state import planned_state
+from coca.training.state import Setup
 
 # As `coca.inference.identity` had it when the workdir was made.
 IDENTITY = "sha256:a51d7e72604e8f6a00422688dfc62fa393c7e633c475504451eebf26e6f6ef7f"
@@ -42,8 +41,7 @@ def test_its_run_goes_on(workdir):
   config, _ = read_workdir(workdir)
   assert not check_same_run(config, workdir) and saved_steps(workdir) == [2]
   checkpoints = Checkpoints(workdir / "checkpoints")
-  total = in_steps(config.steps, config.data.batch)
-  state, meta, step = checkpoints.restore(planned_state(config, total, make_mesh(config.mesh, jax.devices()[:1])))
+  state, meta, step = checkpoints.restore(Setup(config, make_mesh(config.mesh, jax.devices()[:1])).planned)
   checkpoints.close()
-  assert step == int(state["step"]) == 2 and meta["data"] == {"seed": config.seed, "step": 2}
+  assert step == int(state.step) == 2 and meta["data"] == {"seed": config.seed, "step": 2}
   assert [line["step"] for line in read(workdir / "metrics.jsonl") if "train/loss" in line] == [1, 2]

@@ -1,5 +1,6 @@
 """What tests of the model and the step share: a CoCa that compiles in seconds, pairs for it, float64 derivatives."""
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -14,7 +15,7 @@ from coca.devices import sharding
 from coca.devices.trees import path_name
 from coca.models.abstract import abstract_model
 from coca.training.gradients import make_gradients
-from coca.training.state import planned_state
+from coca.training.state import Setup
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIAL = Special(BOS, EOS)
@@ -83,13 +84,12 @@ def random_params(settings: config.Config, seed=0):
   return jax.tree_util.tree_map_with_path(one, abstract_model(settings)[1])
 
 
-def new_state(settings: config.Config, mesh, params, total=20):
+def new_state(settings: config.Config, mesh, params):
   """A state with these parameters and all else zeros, as `init_state` makes it of its own after a compilation."""
-  planned = planned_state(settings, total, mesh)
-  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), planned) | {"params": params}
-  if settings.optim.ema:
-    state["ema"] = params
-  return jax.device_put(state, jax.tree.map(lambda x: x.sharding, planned))
+  setup = Setup(settings, mesh)
+  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), setup.planned)
+  state = dataclasses.replace(state, params=params, ema=params if settings.optim.ema else None)
+  return jax.device_put(state, setup.shardings)
 
 
 def numeric_gradient(f, x, eps=1e-5):

@@ -12,6 +12,7 @@ from coca.config import Eval, Source, parse, to_dict
 from coca.data.records import Record, Text
 from coca.training import begin, limits, loop
 from coca.training.init_from import compare
+from coca.training.state import Setup
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,8 +98,8 @@ def nothing_done(monkeypatch):
   def fail(*_, **__):
     raise AssertionError("judged too late")
 
-  for module, name in ((begin, "train"), (begin, "texts_of"), (begin, "write_run"), (loop, "init_state"),
-                       (loop, "Checkpoints"), (loop, "make_train_step")):
+  for module, name in ((begin, "train"), (begin, "texts_of"), (begin, "write_run"), (Setup, "init_state"),
+                       (loop, "Checkpoints"), (loop, "TrainStep")):
     monkeypatch.setattr(module, name, fail)
 
 

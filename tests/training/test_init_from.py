@@ -40,7 +40,7 @@ def save(folder, settings, params, tokens, as_run=False):
 
 def start(folder, settings, mesh=None):
   mesh = mesh or make_mesh()
-  fresh = new_state(settings, mesh, random_params(settings, 1))["params"]
+  fresh = new_state(settings, mesh, random_params(settings, 1)).params
   params, report = initial_params(folder, settings, fresh, mesh)
   assert jax.tree.structure(params) == jax.tree.structure(fresh)
   assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, fresh)
@@ -72,14 +72,15 @@ def test_average_and_momentum_encoders_start_as_the_loaded_parameters(tokens, tm
   settings = tiny_blip(contrastive__momentum=0.995, contrastive__queue=16, optim__ema=0.9)
   old = random_params(settings)
   fresh = new_state(settings, make_mesh(), random_params(settings, 1))
-  names, count = flat(fresh["momentum"]).keys(), len(jax.tree.leaves(fresh["opt"]))
+  names, count = flat(fresh.momentum).keys(), len(jax.tree.leaves(fresh.opt))
   state, report = start_from(save(tmp_path / "m", settings, old, tokens), settings, fresh, make_mesh())
-  assert "parameters)" in report and len(jax.tree.leaves(state["opt"])) == count
-  params, average, momentum = (flat(state[part]) for part in ("params", "ema", "momentum"))
+  assert "parameters)" in report and len(jax.tree.leaves(state.opt)) == count
+  params, average, momentum = (flat(part) for part in (state.params, state.ema, state.momentum))
   assert params.keys() == average.keys() and momentum.keys() == names and names < params.keys()
   for name, x in flat(old).items():
     assert same(params[name], x) and same(average[name], x) and (name not in names or same(momentum[name], x)), name
-  buffers = [x.unsafe_buffer_pointer() for part in ("params", "ema", "momentum") for x in jax.tree.leaves(state[part])]
+  parts = state.params, state.ema, state.momentum
+  buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(parts)]
   assert len(set(buffers)) == len(buffers)  # each is written over for itself
 
 

@@ -1,5 +1,6 @@
 """The step: the same on any mesh and in micro-batches, and what happens to parameters that a step leaves alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,8 +15,8 @@ from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
 from coca.training.gradients import make_gradients
 from coca.training.optim import decay_mask
-from coca.training.state import init_state, planned_state
-from coca.training.step import make_train_step
+from coca.training.state import Setup
+from coca.training.step import TrainStep
 from support.blip_reference import ANSWERS, tiny_blip
 from support.common import assert_trees_close, make_mesh, new_state, pairs, random_params, shapes_in, tiny
 
@@ -35,23 +36,24 @@ def batches():
 @functools.cache
 def first_params():
   """A new model's parameters, as numpy arrays."""
-  return jax.tree.map(np.asarray, init_state(tiny(), TOTAL, make_mesh())["params"])
+  return jax.tree.map(np.asarray, Setup(tiny(), make_mesh()).init_state().params)
 
 
 def first_state(settings, mesh):
-  return new_state(settings, mesh, first_params(), TOTAL)
+  return new_state(settings, mesh, first_params())
 
 
 @pytest.mark.slow
 def test_parameters_do_not_depend_on_the_mesh():
   settings, mesh = tiny(optim__ema=0.9), make_mesh(2, 2, 2)
-  state, planned = init_state(settings, TOTAL, mesh), planned_state(settings, TOTAL, mesh)
+  setup = Setup(settings, mesh)
+  state, planned = setup.init_state(), setup.planned
 
   def agree(array, plan):
     assert (array.shape, array.dtype, array.sharding) == (plan.shape, plan.dtype, plan.sharding)
 
   jax.tree.map(agree, state, planned)
-  jax.tree.map(np.testing.assert_array_equal, state["params"], first_params())
+  jax.tree.map(np.testing.assert_array_equal, state.params, first_params())
   jax.tree.map(np.testing.assert_array_equal, state, first_state(settings, mesh))
 
 
@@ -71,14 +73,14 @@ def train(mesh, batches, **changes):
   """Three steps of AdamW with dropped patches: the metrics of each, and the gradient of the first."""
   settings = tiny(**WITH_DROPOUT, **changes)
   state = first_state(settings, mesh)
-  step, metrics, gradient = make_train_step(settings, TOTAL, state, mesh), [], None
+  step, metrics, gradient = TrainStep(Setup(settings, mesh)), [], None
   for batch in batches:
     state, values = step(state, put_batch(batch, mesh))
     metrics.append(jax.tree.map(float, values))
     if gradient is None:  # Adam's first moment after one step is a tenth of it
-      moment = optax.tree_utils.tree_get(state["opt"], "mu")
+      moment = optax.tree_utils.tree_get(state.opt, "mu")
       gradient = jax.tree.map(lambda x: np.asarray(x) / (1 - settings.optim.b1), moment)
-  assert state["step"] == 3
+  assert state.step == 3
   return metrics, gradient
 
 
@@ -180,7 +182,7 @@ def trained(batches):
   settings = tiny(optim__ema=0.9, optim__clip=0.5, optim__lr_scale={"embedding": 0.0}, optim__max_nonfinite=3)
   mesh = make_mesh()
   state = first_state(settings, mesh)
-  step = make_train_step(settings, TOTAL, state, mesh)
+  step = TrainStep(Setup(settings, mesh))
   states, metrics, donated = [jax.tree.map(np.array, state)], [], []
   for i in range(6):
     batch = dict(batches[0])
@@ -203,35 +205,35 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
   for i in (2, 3):
     assert not np.isfinite(metrics[i]["loss"])
     for name in ("params", "ema"):
-      assert equal(states[i + 1][name], states[i][name])
-    moments = [[x for x in jax.tree.leaves(s["opt"]) if x.ndim] for s in states[i:i + 2]]
+      assert equal(getattr(states[i + 1], name), getattr(states[i], name))
+    moments = [[x for x in jax.tree.leaves(s.opt) if x.ndim] for s in states[i:i + 2]]
     assert equal(*moments)  # the schedule's clock goes on with the step
   for i in (0, 1, 4, 5):
     assert np.isfinite(metrics[i]["loss"])
     for name in ("params", "opt", "ema"):
-      assert not equal(states[i + 1][name], states[i][name])
+      assert not equal(getattr(states[i + 1], name), getattr(states[i], name))
   assert [m["skipped"] for m in metrics] == [0, 0, 1, 2, 2, 2]
   assert [m["skipped_in_a_row"] for m in metrics] == [0, 0, 1, 2, 0, 0]
-  assert [int(s["step"]) for s in states] == [0, 1, 2, 3, 4, 5, 6]
+  assert [int(s.step) for s in states] == [0, 1, 2, 3, 4, 5, 6]
   assert metrics[5]["loss"] < metrics[0]["loss"]
 
 
 def test_moving_average(trained):
   states, _, _ = trained
-  assert equal(states[0]["ema"], states[0]["params"])
+  assert equal(states[0].ema, states[0].params)
   for before, after in ((states[0], states[1]), (states[4], states[5])):
-    expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, before["ema"], after["params"])
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after["ema"], expected)
+    expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, before.ema, after.params)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.ema, expected)
 
 
 def test_a_frozen_part_stays_and_has_no_moments(trained):
   states, _, _ = trained
-  assert equal(states[-1]["params"]["embedding"], states[0]["params"]["embedding"])
-  paths = [jax.tree_util.keystr(path) for path, x in jax.tree_util.tree_leaves_with_path(states[0]["opt"]) if x.ndim]
+  assert equal(states[-1].params["embedding"], states[0].params["embedding"])
+  paths = [jax.tree_util.keystr(path) for path, x in jax.tree_util.tree_leaves_with_path(states[0].opt) if x.ndim]
   assert any("unimodal" in path for path in paths)
   assert not any("embedding" in path for path in paths)
-  for part in set(states[0]["params"]) - {"embedding"}:
-    assert not equal(states[-1]["params"][part], states[0]["params"][part]), part
+  for part in set(states[0].params) - {"embedding"}:
+    assert not equal(states[-1].params[part], states[0].params[part]), part
 
 
 def without_gradient(settings):
@@ -276,17 +278,17 @@ def test_heads_that_are_kept_without_a_loss_stay_as_they_are(optimizer, batches)
                   optim__weight_decay=0.1, optim__clip=1.0)
   mesh = make_mesh()
   state = first_state(settings, mesh)
-  before = jax.tree.map(np.array, state["params"])
-  step, forward = make_train_step(settings, TOTAL, state, mesh), Forward(settings, mesh)
+  before = jax.tree.map(np.array, state.params)
+  step, forward = TrainStep(Setup(settings, mesh)), Forward(settings, mesh)
   for i in range(5):
     state, metrics = step(state, put_batch(batches[i % 3], mesh))
   assert "contrastive" not in metrics
-  before, after = (flat(jax.tree.map(np.asarray, x)) for x in (before, state["params"]))
+  before, after = (flat(jax.tree.map(np.asarray, x)) for x in (before, state.params))
   heads = {name for name in before if name.startswith((
     "contrastive_pooler", "temperature", "unimodal/cls", "unimodal/norm", "unimodal/projection"))}
   assert {name for name in before if np.array_equal(before[name], after[name])} == heads
-  for embedding in (forward.embed_images(state["params"], batches[0]["image"]),
-                    forward.embed_texts(state["params"], batches[0]["text"])):
+  for embedding in (forward.embed_images(state.params, batches[0]["image"]),
+                    forward.embed_texts(state.params, batches[0]["text"])):
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
 
 
@@ -304,11 +306,11 @@ def test_the_temperature_stops_at_the_cap_and_can_come_back(batches):
   settings = tiny(contrastive__max_scale=20.0, optim__lr=0.05, optim__warmup="0")
   mesh = make_mesh()
   state = first_state(settings, mesh)
-  state["params"] = {**state["params"], "temperature": {"log_scale": jnp.float32(np.log(50))}}
-  step = make_train_step(settings, TOTAL, state, mesh)
+  state = dataclasses.replace(state, params=state.params | {"temperature": {"log_scale": jnp.float32(np.log(50))}})
+  step = TrainStep(Setup(settings, mesh))
   temperatures = []
   for _ in range(3):
     state, _ = step(state, put_batch(batches[0], mesh))
-    temperatures.append(float(np.exp(-state["params"]["temperature"]["log_scale"])))
+    temperatures.append(float(np.exp(-state.params["temperature"]["log_scale"])))
   assert temperatures[0] == pytest.approx(1 / 20, rel=1e-6)
   assert temperatures[-1] > 1 / 20 * 1.01  # noise is learned best with a higher temperature
