@@ -1,12 +1,10 @@
 """The one training loop, for every config; `python -m coca.train` calls it."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
-from coca.config import Config, to_dict
+from coca.config import Config
 from coca.config.durations import in_steps
 from coca.data.feed import DeviceFeed
 from coca.data.pipeline import open_sources, rows_of, train_batches
@@ -17,19 +15,19 @@ from coca.evals import build
 from coca.evals.contact_sheet import write_contact_sheet
 from coca.inference.forward import Forward
 from coca.models.flops import flops_per_pair
-from coca.storage.checkpoint import Checkpoints
 from coca.storage.lock import locked
 from coca.storage.workdir import saved_steps
 from coca.training.begin import begin, check_folder, check_same_run
 from coca.training.curves import plot_curves
-from coca.training.evaluation import evaluated
-from coca.training.init_from import compare, start_from
+from coca.training.evaluation import Evaluation, evaluated
+from coca.training.init_from import compare
 from coca.training.limits import Skipped, check
 from coca.training.metrics import Metrics
 from coca.training.preemption import Preemption
+from coca.training.saving import Saving
 from coca.training.state import Setup
 from coca.training.step import TrainStep
-from coca.training.trace import traced
+from coca.training.trace import Trace
 
 
 def run(config: Config, workdir: Path, profile: bool = False) -> int:
@@ -73,89 +71,51 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
     said += [f"data: {line}" for line in survey(config, sources, tokenizer)]
   forward = Forward(config, mesh)
   evaluators = build.make_evaluators(config, forward, tokenizer, *eval_sources)
-  checkpoints = Checkpoints(
-    workdir / "checkpoints", config.checkpoint.keep, in_steps(config.checkpoint.keep_every, config.data.batch, total)
-  )
-  with processes.waiting("all processes to read the checkpoint"):
-    restored = checkpoints.restore(setup.planned)
-  if restored:
-    state, _, start = restored
-  else:
-    state, start = setup.init_state(), 0
-    if config.init_from:
-      state, loaded = start_from(config.init_from, config, state, mesh)
-      said.append(loaded)
+  saving = Saving(setup, workdir, tokenizer.sha256)
+  state, start, loaded = saving.first_state()
   skipped = Skipped(config.data.max_skipped, config.data.batch, start, int(state.unusable))
-  step_fn = TrainStep(setup)
-
-  def save(step):
-    meta = {"config": to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256,
-            "data": {"seed": config.seed, "step": step}}
-    with processes.waiting(f"all processes to save step {step}"):
-      metrics.flush()
-      checkpoints.save(step, state, meta)
-
-  def close():
-    with processes.waiting("the last checkpoint to be written"):
-      checkpoints.close()
-
-  def paused():
-    return metrics.paused(state)
-
-  def evaluate(step, done=()):
-    for name, evaluator in evaluators.items():
-      every = in_steps(config.evals[name].every, config.data.batch, total)
-      if name not in done and (step == total or (every and step and step % every == 0)):
-        with processes.waiting(f"step {step}"):
-          jax.block_until_ready(state)
-        with paused():
-          values = {f"eval/{name}/{key}": float(value) for key, value in evaluator.run(state.best_params)}
-        metrics.write(step, values)
-        metrics.say(f"step {step}/{total}  " + "  ".join(f"{key[5:]} {value:.4g}" for key, value in values.items()))
+  train_step = TrainStep(setup)
 
   # --- Loop ---
-  log_every = in_steps(config.log_every, config.data.batch, total)
-  save_every = in_steps(config.checkpoint.every, config.data.batch, total)
-  flops = flops_per_pair(config)["total"]
   rows = rows_of(sharding.batch_sharding(mesh), config.data.batch)
   batches = train_batches(config, sources, tokenizer, rows, start)
-  numbers = {}
-  logged = None  # step and numbers of the log before, which are there by now
+  steps, numbers = range(start + 1, total + 1), {}
   with (
-    saved(close),
-    Metrics(workdir, start, total, config.data.batch, flops) as metrics,
+    saving.finished(),
+    Metrics(workdir, start, total, config.data.batch, flops_per_pair(config)["total"]) as metrics,
     DeviceFeed(batches, forward.put) as feed,
     Preemption() as preempted,
+    Trace(steps if profile else (), workdir / "tensorboard", metrics) as trace,
   ):
+    evaluation, logging = Evaluation(config, evaluators, metrics), Logging(config, start, metrics)
     metrics.say(f"{'going on from step ' + str(start) if start else 'starting'}: {total} steps of {config.data.batch} "
                 f"pairs on {mesh.size} {mesh.devices.flat[0].device_kind} device(s); workdir {workdir}")
-    for line in said:
+    for line in [*said, *loaded]:
       metrics.say(line)
-    evaluate(start, evaluated(evaluators, workdir, start))
-    steps = range(start + 1, total + 1)
-    for step in traced(steps, workdir / "tensorboard", paused, metrics.say) if profile else steps:
+    evaluation.run(start, state, evaluated(evaluators, workdir, start))
+    for step in steps:
+      trace.before(step, state)
       with processes.waiting(f"step {step}"):
         with metrics.waiting(numbers.get("loss")):
           batch, problems = next(feed)
         skipped.add(problems)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
-          state, numbers = step_fn(state, batch)
-        if step % log_every == 0 or step in (start + 1, total):
-          metrics.log(step, {name if "/" in name else f"train/{name}": x for name, x in numbers.items()})
-          check(logged, skipped, config, workdir, checkpoints.wait)
-          logged = step, numbers
+          state, numbers = train_step(state, batch)
+        if logging.due(step):
+          check(logging.log(step, numbers), skipped, config, workdir, saving.wait)
         stop = preempted(step)
-      if step == total or stop or (save_every and step % save_every == 0):
-        save(step)
+      if saving.due(step) or stop:
+        saving.save(step, state, metrics)
       if stop and step < total:
-        close()
+        saving.close()
         metrics.say(f"stopped at step {step} and saved; the same command goes on from here")
         return preempted.status
-      evaluate(step)
-    check(logged, skipped, config, workdir, checkpoints.wait)
+      evaluation.run(step, state)
+      trace.after(step, state)
+    check(logging.last, skipped, config, workdir, saving.wait)
 
     # --- Images ---
-    close()
+    saving.close()
     metrics.flush()
     write_contact_sheet(evaluators, state.best_params, workdir / "contact_sheet.png")
     if jax.process_index() == 0:
@@ -164,12 +124,19 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   return 0
 
 
-@contextlib.contextmanager
-def saved(close: Callable) -> Iterator[None]:
-  """Saves to the end what is being saved, should an error end the run; the error is what is told."""
-  try:
-    yield
-  except Exception:
-    with contextlib.suppress(Exception):
-      close()
-    raise
+class Logging:
+  """Logs a step's numbers every `config.log_every`, at the first step and at the end."""
+
+  def __init__(self, config: Config, start: int, metrics: Metrics):
+    self._every, self._metrics = in_steps(config.log_every, config.data.batch, config.total_steps), metrics
+    self._always = start + 1, config.total_steps
+    self.last: tuple[int, dict] | None = None  # the step that was logged last, and its numbers
+
+  def due(self, step: int) -> bool:
+    return step % self._every == 0 or step in self._always
+
+  def log(self, step: int, numbers: dict) -> tuple[int, dict] | None:
+    """Takes numbers that need not be computed yet. Returns those of the call before, which are there by now."""
+    self._metrics.log(step, {name if "/" in name else f"train/{name}": x for name, x in numbers.items()})
+    before, self.last = self.last, (step, numbers)
+    return before
