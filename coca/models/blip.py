@@ -135,7 +135,7 @@ class Blip(nnx.Module):
     del match
     key, more = (None, None) if key is None else jax.random.split(key)
     tokens = self.image_encoder(image, patch_noise)
-    states = self.caption_head(self.text_decoder(text, tokens, causal=True, key=more)) if caption else None
+    states = self._decode(text, tokens, key=more) if caption else None
     embeddings = (self._project(tokens), self.embed_text(text, key)) if contrast else (None, None)
     return Output(*embeddings, tokens, None, states)
 
@@ -143,10 +143,12 @@ class Blip(nnx.Module):
     """Embeddings of unit length."""
     return self._project(self.image_encoder(image))
 
+  @jax.named_scope("text_encoder")
   def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
     """Embeddings of unit length."""
     return unit(self.text_projection(self.text_encoder(self._begin(text, self.med.cls), key=key)[:, 0]))
 
+  @jax.named_scope("image_grounded_encoder")
   def ground(
     self, words: None, text: Int32[Array, "B *K T"], tokens: Float[Array, "B N kv_width"],
     key: PRNGKeyArray | None = None,
@@ -173,7 +175,7 @@ class Blip(nnx.Module):
   ) -> Float[Array, "BK A D"]:
     """The states from which the softmax predicts the words of answers."""
     flat = answers.reshape(-1, answers.shape[2])
-    return self.caption_head(self.text_decoder(flat, asked.tokens, asked.mask, causal=True, key=key))
+    return self._decode(flat, asked.tokens, asked.mask, key)
 
   def logits(self, states: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
     """Logits of states of `answer` or of a forward pass."""
@@ -227,6 +229,11 @@ class Blip(nnx.Module):
       return vocabulary_logits(head(states), weights["tokens"]) + head.bias[...]
 
     return start_layers(layers, contexts, context_mask, embed, predict, length, rows, prefix)
+
+  @jax.named_scope("image_grounded_decoder")
+  def _decode(self, text, context, mask=None, key=None):
+    """The states [..., T, D] of texts that the softmax predicts the next token from."""
+    return self.caption_head(self.text_decoder(text, context, mask, causal=True, key=key))
 
   def _begin(self, text, token: int):
     """Texts [..., T] with another first token."""

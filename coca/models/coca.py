@@ -148,7 +148,8 @@ class CoCa(nnx.Module):
     # The first token is never padding, and counts even in a row that holds no text: a softmax needs something.
     words = (text != PAD) | (jnp.arange(text.shape[2]) == 0)
     mask = words.reshape(-1, 1, 1, text.shape[2])
-    pooled = self.matching_pooler(states.reshape(-1, *states.shape[2:]), mask=mask)
+    with jax.named_scope("matching_pooler"):
+      pooled = self.matching_pooler(states.reshape(-1, *states.shape[2:]), mask=mask)
     return self.matching_head(pooled.astype(jnp.float32)).reshape(*text.shape[:2], 2)
 
   def softmax_kernel(self) -> Float[Array, "D V"]:
@@ -178,6 +179,7 @@ class CoCa(nnx.Module):
 
     return start_layers([*layers, *grounded], contexts, None, embed, predict, length, rows, prefix)
 
+  @jax.named_scope("unimodal_decoder")
   def _read(self, text, contrast: bool, parallel=None) -> tuple[Any, Any]:
     """Text [B, T] -> unimodal states [B, T, D] and, where asked for, the embedding [B, E], unit length."""
     embedded = self.embedding(text, parallel)
@@ -190,7 +192,8 @@ class CoCa(nnx.Module):
     """Encoded image [B, N, D] -> the embedding [B, E] and the decoder's tokens [B, Q, D], each where asked for."""
     embedding, tokens = None, encoded
     if self.kind == "openclip":
-      pooled = self.generative_pooler(encoded, 0 if contrast else 1, None if caption else 1)
+      with jax.named_scope("generative_pooler"):
+        pooled = self.generative_pooler(encoded, 0 if contrast else 1, None if caption else 1)
       embedding = unit(self.image_projection(pooled[:, 0])) if contrast else None
       return embedding, pooled[:, 1 if contrast else 0:] if caption else None
     if self.kind == "class_token":
@@ -198,7 +201,9 @@ class CoCa(nnx.Module):
       encoded = encoded[:, 1:]
     is_cascade = self.kind == "cascade" and contrast
     if caption or is_cascade:
-      tokens = self.generative_pooler(encoded) if self.generative_pooler else encoded
+      with jax.named_scope("generative_pooler"):
+        tokens = self.generative_pooler(encoded) if self.generative_pooler else encoded
     if contrast and self.kind != "class_token":
-      embedding = unit(self.contrastive_pooler(tokens if is_cascade else encoded)[:, 0])
+      with jax.named_scope("contrastive_pooler"):
+        embedding = unit(self.contrastive_pooler(tokens if is_cascade else encoded)[:, 0])
     return embedding, tokens if caption else None

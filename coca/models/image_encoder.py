@@ -3,6 +3,7 @@
 Shapes: B batch, S side in pixels, N patches, D width.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -27,6 +28,7 @@ class ImageEncoder(nnx.Module):
     self.stack = Stack(image.layers, lambda r: Layer(image, model, dtype, r), model, dtype, rngs)
     self.norm = layer_norm(image.width, model.norm_eps, dtype, rngs) if image.norm_post else None
 
+  @jax.named_scope("image_encoder")
   def __call__(
     self, image: UInt8[Array, "B S S 3"], patch_noise: Float[Array, "B N"] | None = None
   ) -> Float[Array, "B kept D"]:

@@ -148,6 +148,7 @@ class MultimodalDecoder(nnx.Module):
     )
     self.norm = layer_norm(text.width, model.norm_eps, dtype, rngs)
 
+  @jax.named_scope("multimodal_decoder")
   def __call__(
     self, states: Float[Array, "B *K T D"], image_tokens: Float[Array, "B S kv_width"],
     parallel: Bool[Array, " B"] | None = None,

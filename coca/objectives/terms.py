@@ -15,7 +15,7 @@ from coca.objectives.term import Pass, Stream, Term
 
 
 class Contrastive(Term):
-  """Of the whole batch: CoCa equation 2, the sigmoid in its place, or BLIP's with momentum encoders."""
+  """CoCa equation 2 over the whole batch, the sigmoid in its place, or BLIP's with momentum encoders."""
 
   name, metrics = "contrastive", ("contrastive", "temperature")
   asks = frozenset({"contrast"})
@@ -69,7 +69,7 @@ class Captioning(Term):
     return jnp.maximum(label_count(weights, batch["weight"], self.settings), 1e-9)
 
   def at_start(self):
-    """Where the loss is a sum over tokens, that of one."""
+    """The loss of one token where it is a sum over them."""
     each = " for each token of a text" if self.settings.tokens == "sum" else ""
     return math.log(self.vocab), f"ln {self.vocab:,}{each}"
 

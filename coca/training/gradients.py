@@ -47,7 +47,11 @@ def make_gradients(config: Config, graphdef=None):
     return ground_triples(passed, batch, config.matching) if "match" in asks else passed
 
   def evaluate(losses, passed, batch, divisors):
-    return {name: x / divisors[term.name] for term in losses for name, x in term.value(passed, batch).items()}
+    values = {}
+    for term in losses:
+      with jax.named_scope(f"{term.name}_loss"):
+        values |= {name: x / divisors[term.name] for name, x in term.value(passed, batch).items()}
+    return values
 
   def total(losses, values):
     return sum(term.weight * values[term.name] for term in losses)

@@ -63,6 +63,7 @@ def make_step(setup: Setup):
   gradients = make_gradients(config, setup.graphdef)
   ramp = in_steps(config.contrastive.soft_ramp, config.data.batch, config.total_steps)
 
+  @jax.named_scope("momentum")
   def remember(state, batch, key):
     """The momentum encoders' parameters, moved on, and what the contrastive loss takes of them and of the queue."""
     decay = config.contrastive.momentum
@@ -87,8 +88,9 @@ def make_step(setup: Setup):
     metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
-    updates, opt = optimizer.update(grads, state.opt, state.params, finite=finite)
-    new = {"params": optax.apply_updates(state.params, updates)}
+    with jax.named_scope("optimizer"):
+      updates, opt = optimizer.update(grads, state.opt, state.params, finite=finite)
+      new = {"params": optax.apply_updates(state.params, updates)}
     if config.contrastive.weight:
       # The parameter itself, as CLIP does: a cap in the loss would have no gradient beyond it, and no way back.
       limits = config.contrastive.min_scale, config.contrastive.max_scale
@@ -96,7 +98,8 @@ def make_step(setup: Setup):
       temperature = new["params"]["temperature"]
       temperature["log_scale"] = jnp.clip(temperature["log_scale"], lowest, highest)
     if config.optim.ema:
-      new["ema"] = optax.incremental_update(new["params"], state.ema, 1 - config.optim.ema)
+      with jax.named_scope("ema"):
+        new["ema"] = optax.incremental_update(new["params"], state.ema, 1 - config.optim.ema)
     if memory:
       new["momentum"] = slow
       new["queue"] = momentum.enqueue(state.queue, memory["image"], memory["text"], batch["hashes"], batch["weight"])

@@ -10,7 +10,7 @@ import pytest
 
 from coca.config import Eval, Source, parse, to_dict
 from coca.data.records import Record, Text
-from coca.training import begin, limits, loop
+from coca.training import begin, limits, loop, saving
 from coca.training.init_from import compare
 from coca.training.state import Setup
 
@@ -99,7 +99,7 @@ def nothing_done(monkeypatch):
     raise AssertionError("judged too late")
 
   for module, name in ((begin, "train"), (begin, "texts_of"), (begin, "write_run"), (Setup, "init_state"),
-                       (loop, "Checkpoints"), (loop, "TrainStep")):
+                       (saving, "Checkpoints"), (loop, "TrainStep")):
     monkeypatch.setattr(module, name, fail)
 
 
