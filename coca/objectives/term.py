@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
 
 from coca.config import Config
 
@@ -22,9 +23,9 @@ class Stream(IntEnum):
 class Triples(NamedTuple):
   """True pairs and their hard negatives: own image and text, a drawn text, a drawn image."""
 
-  states: jax.Array  # [B, 3, T, D]: texts grounded in images
-  text: jax.Array  # int32 [B, 3, T]
-  found: jax.Array  # bool [B]: whether there was something to draw
+  states: Float[Array, "B 3 T D"]  # of texts grounded in images
+  text: Int32[Array, "B 3 T"]
+  found: Bool[Array, " B"]  # False where there was nothing to draw
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,23 @@ class Pass:
   Shapes: B batch, Q image tokens for the decoder, T text length, D text width, E embedding width.
   """
 
-  image: jax.Array | None = None  # [B, E] fp32, unit length
-  text: jax.Array | None = None  # [B, E] fp32, unit length
-  tokens: jax.Array | None = None  # [B, Q, D]
-  words: jax.Array | None = None  # [B, T, D]
-  states: jax.Array | None = None  # [B, T, D]: the softmax over them predicts the next token
+  image: Float32[Array, "B E"] | None = None  # unit length
+  text: Float32[Array, "B E"] | None = None  # unit length
+  tokens: Float[Array, "B Q kv_width"] | None = None
+  words: Float[Array, "B T D"] | None = None
+  states: Float[Array, "B T D"] | None = None  # the softmax over them predicts the next token
   triples: Triples | None = None
   temperature: dict | None = None  # {'log_scale': []} and, for the sigmoid, 'logit_bias'
   memory: dict | None = None  # of the momentum encoders: 'image' and 'text' [B, E], 'queue', 'alpha'
   model: Any = None
-  key: jax.Array | None = None  # of `jax.random`
+  key: PRNGKeyArray | None = None
 
-  def stream(self, stream: Stream):
+  def stream(self, stream: Stream) -> PRNGKeyArray | None:
     """The key of one random stream; None where there is none."""
     return None if self.key is None else jax.random.fold_in(self.key, stream)
 
 
+@runtime_checkable
 class Term(Protocol):
   """A loss. To add one, write its class in a file of `coca.objectives` and name it in `coca.objectives.terms.LOSSES`.
 
