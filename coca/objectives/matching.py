@@ -104,8 +104,9 @@ def _reach(n: int, group: int):
 
 def ground_triples(passed: Pass, batch: dict, settings: config.Matching) -> Pass:
   """The pass with its `triples`, grounded: an image's own and drawn text share its keys and values."""
+  assert passed.image is not None and passed.text is not None and passed.temperature and passed.key is not None
   text, group, memory = batch["text"], settings.group, passed.memory
-  keys = (memory["image"], memory["text"]) if settings.slow_keys else None
+  keys = (memory["image"], memory["text"]) if memory and settings.slow_keys else None
   drawn = draw_negatives(passed.image, passed.text, batch["hashes"], batch["weight"], passed.temperature["log_scale"],
                          passed.key, group, settings.floor, keys)
   own = passed.words, text

@@ -25,6 +25,7 @@ class Contrastive(Term):
     self.cut = "no" if self.settings.momentum else "by_embeddings"
 
   def value(self, passed: Pass, batch: dict):
+    assert passed.image is not None and passed.text is not None and passed.temperature  # it asks for them
     pairs = passed.image, passed.text
     given = batch["hashes"], batch["weight"]
     log_scale, memory = passed.temperature["log_scale"], passed.memory
@@ -59,7 +60,9 @@ class Captioning(Term):
 
   def value(self, passed: Pass, batch: dict):
     model = passed.model
-    states = passed.states if self.asks else passed.triples.states[:, 0]
+    triples = passed.triples
+    states = passed.states if self.asks or triples is None else triples.states[:, 0]
+    assert states is not None
     nll, _ = captioning_loss(states, model.softmax_kernel(), batch["text"], batch["weight"], self.settings,
                              model.softmax_bias, batch.get("last"))
     return {"captioning": nll}
@@ -86,6 +89,7 @@ class Matching(Term):
 
   def value(self, passed: Pass, batch: dict):
     triples = passed.triples
+    assert triples is not None
     logits = passed.model.match(triples.states, triples.text)
     loss, accuracy = matching_loss(logits, batch["weight"], triples.found)
     return {"matching": loss, "matching_accuracy": accuracy}

@@ -80,7 +80,7 @@ def make_gradients(config: Config, graphdef=None):
     split = *split, None if key is None else jax.random.split(key, k)
 
     def embed(_, part):
-      passed = forward(params, *part, compared)
+      passed = forward(params, *part, losses=compared)
       return None, (passed.image, passed.text)
 
     def compare(embeddings, temperature):
@@ -103,9 +103,10 @@ def make_gradients(config: Config, graphdef=None):
       part, pulls = inputs
 
       def loss(params):
-        passed = forward(params, *part, losses)
+        passed = forward(params, *part, losses=losses)
         shares = evaluate(shared, passed, part[0], divisors)
-        pulled = [jnp.vdot(x, pull) for x, pull in zip((passed.image, passed.text), pulls, strict=True) if compared]
+        pulled = [jnp.vdot(x, pull) for x, pull in zip((passed.image, passed.text), pulls, strict=True)
+                  if compared and x is not None]
         return total(shared, shares) + sum(pulled), shares
 
       return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(params)), None

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from enum import IntEnum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def make_step(setup: Setup):
     key, noise = jax.random.fold_in(jax.random.key(config.seed), state.step), None
     if config.model.image.patch_dropout:
       noise = jax.random.uniform(key, (len(batch["image"]), config.model.image.tokens))
-    memory = None
+    slow = memory = None
     if config.contrastive.momentum:
       slow, memory = remember(state, batch, jax.random.fold_in(key, Stream.MOMENTUM))
     if config.captioning.parallel:
@@ -90,17 +91,17 @@ def make_step(setup: Setup):
 
     with jax.named_scope("optimizer"):
       updates, opt = optimizer.update(grads, state.opt, state.params, finite=finite)
-      new = {"params": optax.apply_updates(state.params, updates)}
+      new: dict[str, Any] = {"params": optax.apply_updates(state.params, updates)}
     if config.contrastive.weight:
       # The parameter itself, as CLIP does: a cap in the loss would have no gradient beyond it, and no way back.
       limits = config.contrastive.min_scale, config.contrastive.max_scale
       lowest, highest = (math.log(x) if x else None for x in limits)
       temperature = new["params"]["temperature"]
       temperature["log_scale"] = jnp.clip(temperature["log_scale"], lowest, highest)
-    if config.optim.ema:
+    if config.optim.ema and state.ema is not None:
       with jax.named_scope("ema"):
         new["ema"] = optax.incremental_update(new["params"], state.ema, 1 - config.optim.ema)
-    if memory:
+    if memory and state.queue is not None:
       new["momentum"] = slow
       new["queue"] = momentum.enqueue(state.queue, memory["image"], memory["text"], batch["hashes"], batch["weight"])
     # After a step that is not finite all of these stay as they were; the optimizer has seen to its own moments.
