@@ -332,4 +332,4 @@ def test_a_resumed_run_is_the_same_and_goes_on_on_other_devices(history, tmp_pat
   for name, value in metrics[2].items():
     np.testing.assert_allclose(values[name], value, rtol=3e-5, err_msg=name)
   for name in ("momentum", "queue"):
-    assert_trees_close(state[name], states[3][name], 1e-5)
+    assert_trees_close(getattr(state, name), getattr(states[3], name), 1e-5)
