@@ -13,6 +13,7 @@ from coca.interop import files
 from coca.interop.blip import settings as blip_settings
 from coca.interop.blip import start as blip_start
 from coca.interop.blip import weights as blip_weights
+from coca.interop.blip.transformers_files import transformers_files
 from coca.interop.open_clip import settings as open_clip_settings
 from coca.interop.open_clip import weights as open_clip_weights
 from coca.storage import weights
@@ -152,7 +153,7 @@ def to_transformers(source, out, architecture: str = "") -> str:
   out = Path(out)
   files.check_new(out)
   config, tokens = read_workdir(source)
-  architecture, described = blip_settings.to_transformers(config, tokens, architecture)
+  architecture, described = transformers_files(config, tokens, architecture)
   state_dict = blip_weights.to_state_dict(_params(source, config), config, architecture)
   if "text_encoder." in blip_weights.CLASSES[architecture] and config.model.med.encode != config.model.med.cls:
     print("note: transformers leaves [CLS] in front of a text to match or a question, and this model has [ENC] there: "

@@ -23,6 +23,7 @@ from coca.decoding.settings import Decoding, answer_decoding
 from coca.interop import convert
 from coca.interop.blip import settings as blip_settings
 from coca.interop.blip import weights as blip_weights
+from coca.interop.blip.transformers_files import transformers_files
 from coca.storage.workdir import read_config, read_workdir
 from support.common import tiny
 
@@ -457,7 +458,7 @@ def test_each_system_refuses_the_others_models(converted, published, tmp_path):
   with pytest.raises(ValueError, match=r"no model like that of config.model.kind 'blip'"):
     convert.to_open_clip(converted / "captioner", tmp_path / "out")
   with pytest.raises(ValueError, match=r"are for config.model.kind 'blip', not 'coca'"):
-    blip_settings.to_transformers(tiny(), wordpiece.load(VOCAB.read_bytes()))
+    transformers_files(tiny(), wordpiece.load(VOCAB.read_bytes()))
   with pytest.raises(ValueError, match="is there already"):
     convert.from_blip(published / "vqa", converted / "vqa", **HEADS)
 
