@@ -47,8 +47,10 @@ def main(argv=None) -> None:
     make_decoding(**{field.name: args[field.name] for field in dataclasses.fields(Decoding)})
     good, bad, left = caption(inference.load(args.pop("model")), **args)
   if left:
-    print(f"{left} text files beside the images say something else and were left as they are; --overwrite replaces "
-          "them", file=sys.stderr)
+    print(
+      f"{left} text files beside the images say something else and were left as they are; --overwrite replaces them",
+      file=sys.stderr,
+    )
   if bad:
     print(f"{bad} of {good + bad} images could not be read; each has an error in its line", file=sys.stderr)
   if not good:

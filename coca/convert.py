@@ -32,13 +32,21 @@ def main() -> None:
   parser.add_argument("--config", default="", help="a file like open_clip_config.json, or transformers' config.json")
   parser.add_argument("--tokenizer", default="", help="CLIP's or BERT's tokenizer files, if not beside the weights")
   parser.add_argument("--bert", default="", help="BLIP: uncased BERT as transformers has it; the source is timm's ViT")
-  parser.add_argument("--matching_token", default="enc", choices=("enc", "cls"), help="BLIP: what a text to match and "
-                      "a question begin with; cls is what transformers has there")
+  parser.add_argument(
+    "--matching_token",
+    default="enc",
+    choices=("enc", "cls"),
+    help="BLIP: what a text to match and a question begin with; cls is what transformers has there",
+  )
   for side in ("image", "text"):
     parser.add_argument(f"--{side}_heads", type=int, default=0, help="BLIP: attention heads, if not of width 64")
   parser.add_argument("--to", default="coca", choices=("coca", "open_clip", "transformers"))
-  parser.add_argument("--architecture", default="", choices=("", *blip_weights.CLASSES),
-                      help="transformers: its class, for a model with the parts of several")
+  parser.add_argument(
+    "--architecture",
+    default="",
+    choices=("", *blip_weights.CLASSES),
+    help="transformers: its class, for a model with the parts of several",
+  )
   args = parser.parse_args()
   with one_line(ValueError, OSError, ImportError, CheckpointError):
     args.source, args.bert = (local_folder(path, torch=True) for path in (args.source, args.bert))
@@ -51,8 +59,15 @@ def main() -> None:
     elif args.bert:
       from_vit_and_bert(args.source, args.bert, args.out, args.tokenizer)
     elif not args.model and is_blip(args.source, args.config):
-      from_blip(args.source, args.out, args.config, args.tokenizer, matching_token=args.matching_token,
-                image_heads=args.image_heads, text_heads=args.text_heads)
+      from_blip(
+        args.source,
+        args.out,
+        args.config,
+        args.tokenizer,
+        matching_token=args.matching_token,
+        image_heads=args.image_heads,
+        text_heads=args.text_heads,
+      )
     else:
       from_open_clip(args.source, args.out, args.model, args.config, args.tokenizer)
   print(f"wrote {args.out}; use it with {use}")

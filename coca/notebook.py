@@ -26,8 +26,9 @@ def train(config: str, workdir, *flags: str, every: float = 5.0) -> None:
   shown = display(Pretty("starting"), display_id=True)
   with tempfile.TemporaryFile("w+") as output:
     # In a session of its own: Jupyter interrupts all processes of the kernel's.
-    with subprocess.Popen([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT,
-                          start_new_session=True) as process:
+    with subprocess.Popen(
+      [sys.executable, *command], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
       try:
         while process.poll() is None:
           try:
@@ -78,8 +79,17 @@ def show(images: Sequence, titles: Sequence[str] = (), maps: Sequence = (), colu
       shade = 1 - maps[i] / np.max(maps[i])
       panel.imshow(np.zeros_like(shade), cmap="gray", alpha=0.85 * shade, extent=extent, interpolation="bilinear")
     if wrapped:
-      panel.annotate(wrapped[i], (0.5, 0), (0, -2), xycoords="axes fraction", textcoords="offset points", va="top",
-                     ha="center", fontsize=8, parse_math=False)
+      panel.annotate(
+        wrapped[i],
+        (0.5, 0),
+        (0, -2),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="top",
+        ha="center",
+        fontsize=8,
+        parse_math=False,
+      )
   plt.show()
   plt.close(figure)
 
@@ -97,4 +107,3 @@ def run(*command: str) -> None:
   print(text.replace(f"{Path.cwd()}/", "").strip())
   if done.returncode:
     raise RuntimeError(f"exit status {done.returncode}")
-

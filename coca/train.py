@@ -37,9 +37,12 @@ def main(argv) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   status = 0
-  with (processes.together(), one_line(CheckpointError, OSError, status=processes.CRASHED),
-        one_line(Locked, status=processes.LOCKED),
-        one_line(ValueError, FileNotFoundError, ImportError, Stop, TooManySkipped)):
+  with (
+    processes.together(),
+    one_line(CheckpointError, OSError, status=processes.CRASHED),
+    one_line(Locked, status=processes.LOCKED),
+    one_line(ValueError, FileNotFoundError, ImportError, Stop, TooManySkipped),
+  ):
     config = parse(FLAGS.config)
     if FLAGS.dry_run:
       print(arithmetic.describe(config, jax.device_count()))
@@ -62,12 +65,18 @@ if __name__ == "__main__":
   flags.DEFINE_string("workdir", "", "where everything of the run is kept; empty: a new dated folder in runs/")
   flags.DEFINE_bool("dry_run", False, "print parameters, batch and FLOPs, and exit")
   flags.DEFINE_bool("profile", False, "write a trace of steps 6 to 10 for TensorBoard's profiler, in the workdir")
-  flags.DEFINE_string("coordinator", "", "host:port of the first of several processes, where no cluster is detected "
-                      "(coca/devices/processes.py)")
+  flags.DEFINE_string(
+    "coordinator",
+    "",
+    "host:port of the first of several processes, where no cluster is detected (coca/devices/processes.py)",
+  )
   flags.DEFINE_integer("processes", None, "how many there are", lower_bound=1)
   flags.DEFINE_integer("process_id", None, "which this one is, from 0", lower_bound=0)
   flags.DEFINE_integer("timeout", processes.TIMEOUT, "seconds that a process waits for another", lower_bound=1)
   flags.DEFINE_bool("help_settings", False, "print all settings, or those named behind it, as model.text, and exit")
-  flags.register_validator("config", lambda config: config is not None or FLAGS["help_settings"].value,
-                           "it takes a file in configs/; --help_settings prints what may be in one")
+  flags.register_validator(
+    "config",
+    lambda config: config is not None or FLAGS["help_settings"].value,
+    "it takes a file in configs/; --help_settings prints what may be in one",
+  )
   app.run(main, flags_parser=parse_flags)

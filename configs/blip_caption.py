@@ -24,8 +24,7 @@ from coca.storage.workdir import read_workdir
 
 def get_config(arg=None):
   args = arguments(arg, runlocal=False, init_from="", tiny=False)
-  config = blip_recipes.finetuning(args, lr=1e-5, large_lr=2e-6, epochs=5, size=384, tiny_steps=200,
-                                   tiny_lr=3e-4)
+  config = blip_recipes.finetuning(args, lr=1e-5, large_lr=2e-6, epochs=5, size=384, tiny_steps=200, tiny_lr=3e-4)
   config.name = "blip_caption" + "_runlocal" * args.runlocal
   config.model.text.unimodal_layers = 0
   if config.model.image.size >= 224:

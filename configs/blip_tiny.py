@@ -26,8 +26,9 @@ def get_config(arg=None):
   blip_recipes.model(config)
   blip_recipes.tiny(config, layers=4, width=128)
   config.model.med.dropout = 0.0
-  config.contrastive.update(weight=1.0, equal_texts="positives", momentum=0.995, queue=1024,
-                            max_scale=1000.0, min_scale=2.0)
+  config.contrastive.update(
+    weight=1.0, equal_texts="positives", momentum=0.995, queue=1024, max_scale=1000.0, min_scale=2.0
+  )
   config.captioning.update(weight=1.0, label_smoothing=0.1)
   config.matching.update(weight=1.0, floor=1e-4, slow_keys=True)
   config.optim.update(name="adamw", lr=1.5e-3, b2=0.98, weight_decay=0.05, schedule="cosine", warmup="5%", clip=1.0)

@@ -27,9 +27,7 @@ def get_config(arg=None):
 
   config.model.image.update(size=48, patch=12, layers=4, width=128, mlp=512, heads=4)
   config.model.poolers.n_query = 8
-  config.model.text.update(
-    vocab=1600, length=12, unimodal_layers=1, multimodal_layers=1, width=128, mlp=512, heads=4
-  )
+  config.model.text.update(vocab=1600, length=12, unimodal_layers=1, multimodal_layers=1, width=128, mlp=512, heads=4)
   config.model.unroll = 4
 
   config.contrastive.equal_texts = "positives"  # a name stands beside up to four images
@@ -44,9 +42,7 @@ def get_config(arg=None):
   config.data.update(batch=128, crop=(0.8, 1.0), flip=False, threads=1)
 
   unseen_style = Source(kind="builtin", split="twemoji")
-  config.evals.twemoji = to_dict(
-    Eval(kind="zero_shot", source=unseen_style, every="20%", pixel_neighbours="emoji")
-  )
+  config.evals.twemoji = to_dict(Eval(kind="zero_shot", source=unseen_style, every="20%", pixel_neighbours="emoji"))
   config.evals.retrieval = to_dict(Eval(kind="retrieval", source=unseen_style, equal_texts=True))
   config.evals.captions = to_dict(Eval(kind="captions", source=unseen_style))
   config.checkpoint.every = "10%"

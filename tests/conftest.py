@@ -12,9 +12,14 @@ import sys
 
 from jaxtyping import install_import_hook
 
-FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
-         "--xla_llvm_disable_expensive_passes=true", "--xla_cpu_use_fusion_emitters=false",
-         "--xla_llvm_force_inline_before_split=false", "--xla_cpu_parallel_codegen_split_count=1")
+FLAGS = (
+  "--xla_force_host_platform_device_count=8",
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
+  "--xla_cpu_use_fusion_emitters=false",
+  "--xla_llvm_force_inline_before_split=false",
+  "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 
 def known(flags):

@@ -46,8 +46,13 @@ def test_corruption(share):
   assert all(by_kind[kind] in (count // 4, -(-count // 4)) for kind in noise.KINDS)
   of_source = {source: {c for c, s in zip(CAPTIONS, SOURCES, strict=True) if s == source} for source in set(SOURCES)}
   for new, kind, source in zip(captions, kinds, SOURCES, strict=True):
-    holds = {"": True, "any": new in CAPTIONS, "source": new in of_source[source], "boilerplate": new in TITLES,
-             "file_name": "." in new and new not in CAPTIONS}
+    holds = {
+      "": True,
+      "any": new in CAPTIONS,
+      "source": new in of_source[source],
+      "boilerplate": new in TITLES,
+      "file_name": "." in new and new not in CAPTIONS,
+    }
     assert holds[kind]
   assert (captions, kinds) == noise.corrupt(CAPTIONS, SOURCES, TITLES, share, seed=3)
   if count:
@@ -92,15 +97,21 @@ def test_wilson():
 
 
 def test_quality():
-  truth = {"key": list("abcde"), "kind": ["", "", "any", "source", ""], "boilerplate": [False] * 4 + [True],
-           "original": ["cat", "dog", "cow", "ant", "title"]}
+  truth = {
+    "key": list("abcde"),
+    "kind": ["", "", "any", "source", ""],
+    "boilerplate": [False] * 4 + [True],
+    "original": ["cat", "dog", "cow", "ant", "title"],
+  }
   scores = [0.9, 0.4, 0.6, 0.1, 0.9]
-  rows = [{"index": i, "key": "abcde"[i], "text": "x", "origin": "web", "matching": s, "contrastive": 1 - s,
-           "kept": s >= 0.5} for i, s in enumerate(scores)]
-  rows += [{"index": 0, "key": "a", "text": "cat", "origin": "synthetic", "matching": 0.9, "contrastive": 0.0,
-            "kept": True},
-           {"index": 1, "key": "b", "text": "cat", "origin": "synthetic", "matching": 0.2, "contrastive": 0.0,
-            "kept": False}]
+  rows = [
+    {"index": i, "key": "abcde"[i], "text": "x", "origin": "web", "matching": s, "contrastive": 1 - s, "kept": s >= 0.5}
+    for i, s in enumerate(scores)
+  ]
+  rows += [
+    {"index": 0, "key": "a", "text": "cat", "origin": "synthetic", "matching": 0.9, "contrastive": 0.0, "kept": True},
+    {"index": 1, "key": "b", "text": "cat", "origin": "synthetic", "matching": 0.2, "contrastive": 0.0, "kept": False},
+  ]
   found = noise.quality(rows, truth)
   assert found["auc"] == 0.75 and found["auc_contrastive"] == 0.25
   assert found["auc_any"] == 0.5 and found["auc_source"] == 1.0 and math.isnan(found["auc_file_name"])

@@ -53,12 +53,12 @@ def test_a_line_for_each_picture_and_a_bad_one_does_not_stop_it(run, model, pict
   assert [line["image"] for line in lines] == [str(p) for p in paths]
   good = [line for line in lines if "caption" in line]
   assert [line["caption"] for line in good] == model.caption([line["image"] for line in good])
-  bad, = (line for line in lines if "error" in line)
+  (bad,) = (line for line in lines if "error" in line)
   assert bad["image"].endswith("2-broken.jpg") and "2-broken.jpg" in bad["error"]
   assert "1 of 6 images could not be read" in capsys.readouterr().err
 
   html = page.read_text(encoding="utf-8")
-  assert [html.count(x) for x in ("<figure>", "data:image/jpeg;base64,", "class=\"error\"")] == [6, 5, 1]
+  assert [html.count(x) for x in ("<figure>", "data:image/jpeg;base64,", 'class="error"')] == [6, 5, 1]
   assert len(re.findall("src=|href=|url", html)) == 5  # nothing but the pictures' own data
   assert not list(tmp_path.glob("*.partial"))
 
@@ -129,6 +129,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(run, pictures, tmp_pa
 
 def test_lines_of_half_a_batch_are_made_again(tmp_path):
   """In another batch a caption may come out otherwise, by the rounding."""
+
   def lines(names="abcde"):
     return JsonLines(tmp_path / "x", {"seed": 1}, "k", names, 2)
 
@@ -184,10 +185,15 @@ def test_urls_and_buckets(run, model, pictures, capsys):
     run("https://example.org/a.png", "--txt")
 
 
-@pytest.mark.parametrize(("flag", "ours"), [
-  ("--num_beams=3", "num_beams is called beams, with strategy 'beam'"), ("--do-sample", "strategy 'sample'"),
-  ("--max_new_tokens=20", "max_length, which counts BOS"), ("--length-penalty=2", "did you mean length_penalty"),
-])
+@pytest.mark.parametrize(
+  ("flag", "ours"),
+  [
+    ("--num_beams=3", "num_beams is called beams, with strategy 'beam'"),
+    ("--do-sample", "strategy 'sample'"),
+    ("--max_new_tokens=20", "max_length, which counts BOS"),
+    ("--length-penalty=2", "did you mean length_penalty"),
+  ],
+)
 def test_other_peoples_flags_are_answered_with_ours(run, pictures, capsys, flag, ours):
   with pytest.raises(SystemExit):
     run(pictures, flag)

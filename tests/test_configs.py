@@ -85,9 +85,20 @@ def named(model, blip):
 
 
 def test_all_are_here():
-  assert {f.stem for f in FILES} >= {"coca_tiny", "coca_base", "coca_large", "coca_giant", "coca_base_hires",
-                                     "clip_base", "siglip_base", "cap_base", "blip_base", "blip_large", "blip_tiny",
-                                     *FROM_BLIP}
+  assert {f.stem for f in FILES} >= {
+    "coca_tiny",
+    "coca_base",
+    "coca_large",
+    "coca_giant",
+    "coca_base_hires",
+    "clip_base",
+    "siglip_base",
+    "cap_base",
+    "blip_base",
+    "blip_large",
+    "blip_tiny",
+    *FROM_BLIP,
+  }
 
 
 @every_file
@@ -109,7 +120,8 @@ def test_builds(file, arg, tmp_path, monkeypatch, named):
 def test_the_papers_models_on_pairs_of_ones_own(name, named):
   config = named(name, "pairs=gs://bucket/pairs/*.tar")
   assert [(source.kind, source.path) for source in config.data.sources.values()] == [
-    ("webdataset", "gs://bucket/pairs/*.tar")]
+    ("webdataset", "gs://bucket/pairs/*.tar")
+  ]
   assert not config.evals and config.mesh.fsdp == -1
 
 
@@ -140,7 +152,8 @@ def test_lowers_on_8_devices(file, named):
   lowered = TrainStep(setup).lower(setup.planned, batch_shapes(config, mesh))
   new_state, metrics = lowered.out_info
   assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
-    lambda x: (x.shape, x.dtype), setup.planned)
+    lambda x: (x.shape, x.dtype), setup.planned
+  )
   losses = {name for name in ("contrastive", "captioning", "matching", "answering") if getattr(config, name).weight}
   assert {"loss", "grad_norm", *losses} <= set(metrics)
 
@@ -217,7 +230,8 @@ def test_weight_decay_is_a_step_s_at_the_highest_rate(name, named):
 def test_clip_is_the_model_that_open_clips_weights_are_read_into(named):
   c, converted = named("clip_base"), to_config(MODELS["ViT-B-16-quickgelu"])
   assert dataclasses.replace(c.model, embed_dim=c.model.text.width, remat="none") == dataclasses.replace(
-    converted.model, poolers=c.model.poolers)
+    converted.model, poolers=c.model.poolers
+  )
   assert c.model.poolers.kind == converted.model.poolers.kind == "class_token"
   assert c.model.poolers.n_query == converted.model.poolers.n_query == 0
   assert in_steps(c.steps, c.data.batch) == 32 * 400e6 // 32_768
@@ -303,8 +317,11 @@ def test_blip_is_that_of_the_paper_and_its_code(named):
 def test_blips_fine_tunes_are_those_of_table_14(tmp_path, named, blip):
   """And ViT-L's rates."""
   pairs = len(open_source(named("blip_caption").data.sources["pairs"]))
-  for name, lr, large_lr, epochs in (("blip_retrieval", 1e-5, 5e-6, 6), ("blip_caption", 1e-5, 2e-6, 5),
-                                     ("blip_vqa", 2e-5, 2e-5, 10)):
+  for name, lr, large_lr, epochs in (
+    ("blip_retrieval", 1e-5, 5e-6, 6),
+    ("blip_caption", 1e-5, 2e-6, 5),
+    ("blip_vqa", 2e-5, 2e-5, 10),
+  ):
     c = named(name)
     assert (c.init_from, c.data.batch, in_steps(c.steps, 256)) == (str(blip), 256, round(epochs * pairs / 256))
     assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule) == ("adamw", lr, 0.05, "cosine")

@@ -34,8 +34,9 @@ def published(tmp_path_factory):
   """A folder as people publish it: open_clip's config, weights, and a tokenizer that has fewer words than the model."""
   folder = tmp_path_factory.mktemp("published") / "tiny_coca"
   shutil.copytree(GOLDEN / "coca", folder)
-  tokens = convert.clip.find(TOKENIZERS / "tokenizer", json.loads(
-    (TOKENIZERS / "tokenizer" / "cases.json").read_text())["vocab"])
+  tokens = convert.clip.find(
+    TOKENIZERS / "tokenizer", json.loads((TOKENIZERS / "tokenizer" / "cases.json").read_text())["vocab"]
+  )
   tokens.save(folder / "tokenizer.json")
   return folder
 
@@ -64,7 +65,8 @@ def test_back_again_is_the_same_bits(converted, published, tmp_path):
   before = safetensors.numpy.load_file(published / "open_clip_model.safetensors")
   after = safetensors.numpy.load_file(tmp_path / "back" / "open_clip_model.safetensors")
   assert {k: (x.dtype, x.shape, x.tobytes()) for k, x in after.items()} == {
-    k: (x.dtype, x.shape, x.tobytes()) for k, x in before.items()}
+    k: (x.dtype, x.shape, x.tobytes()) for k, x in before.items()
+  }
   assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (published / "tokenizer.json").read_bytes()
   settings = json.loads((tmp_path / "back" / "open_clip_config.json").read_text())
   assert open_clip_settings.to_config(settings).model == read_config(converted).model
@@ -205,11 +207,17 @@ def test_weights_alone_with_a_config_and_a_tokenizer(published, converted, tmp_p
 
 def test_a_killed_conversion_leaves_nothing_that_looks_complete(published, tmp_path):
   """Killed at the very last moment, after everything was written and before the directory got its name."""
-  code = ("import os, sys; from coca.interop import convert; "
-          "os.replace = lambda a, b: os.kill(os.getpid(), 9) if str(b).endswith('out') else os.rename(a, b);"
-          "convert.from_open_clip(sys.argv[1], sys.argv[2])")
-  ended = subprocess.run([sys.executable, "-c", code, str(published), str(tmp_path / "out")], capture_output=True,
-                         cwd=Path(__file__).parents[1], text=True)
+  code = (
+    "import os, sys; from coca.interop import convert; "
+    "os.replace = lambda a, b: os.kill(os.getpid(), 9) if str(b).endswith('out') else os.rename(a, b);"
+    "convert.from_open_clip(sys.argv[1], sys.argv[2])"
+  )
+  ended = subprocess.run(
+    [sys.executable, "-c", code, str(published), str(tmp_path / "out")],
+    capture_output=True,
+    cwd=Path(__file__).parents[1],
+    text=True,
+  )
   assert ended.returncode == -9, ended.stderr
   assert not (tmp_path / "out").exists() and list(tmp_path.glob(".out.*"))
   with pytest.raises(FileNotFoundError):
@@ -219,8 +227,13 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(published, tmp_p
 
 def test_the_command_says_one_line(published, tmp_path):
   def run(*args):
-    return subprocess.run([sys.executable, "-m", "coca.convert", *map(str, args)], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1], env=os.environ | {"COCA_TRACEBACK": ""})
+    return subprocess.run(
+      [sys.executable, "-m", "coca.convert", *map(str, args)],
+      capture_output=True,
+      text=True,
+      cwd=Path(__file__).parents[1],
+      env=os.environ | {"COCA_TRACEBACK": ""},
+    )
 
   wrong = run(tmp_path / "gone", tmp_path / "out")
   assert wrong.returncode == 1 and wrong.stderr == f"error: no such file or folder: {tmp_path / 'gone'}\n"

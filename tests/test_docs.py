@@ -43,8 +43,12 @@ def each(pages):
 # Programs of others, whose flags are theirs to know; tests/test_launch.py has those that the scripts of launch/ call.
 OTHERS = {"diff", "git", "pre-commit", "pyright", "pytest", "ray", "ruff", "sbatch", "sky", "tensorboard", "xpk"}
 # What commands start from, and a config of such a model.
-MODELS = {"runs/tiny": ("coca_tiny", "runlocal"), "models/coca_b32": ("coca_tiny", None),
-          "runs/blip": ("blip_tiny", None), "models/start": ("blip_tiny", None)}
+MODELS = {
+  "runs/tiny": ("coca_tiny", "runlocal"),
+  "models/coca_b32": ("coca_tiny", None),
+  "runs/blip": ("blip_tiny", None),
+  "models/start": ("blip_tiny", None),
+}
 
 
 def text_of(page: Path) -> str:
@@ -232,8 +236,11 @@ def test_links_lead_somewhere(page):
 # A path within the repository; {a,b} and * are the shell's. Scripts unpack the repository as coca/.
 PATH = re.compile(r"(?<![\w/.:$}~@-])(?:coca/)?((?:coca|configs|docs|launch|notebooks|tests)/[\w./*{},-]*[\w/}*])")
 NAME = re.compile(r"`(coca(?:\.\w+)+)")
-CODE = [path for pattern in ("coca/**/*.py", "configs/*.py", "launch/*[!md]", "tests/benchmarks/*.py")
-        for path in ROOT.glob(pattern)]
+CODE = [
+  path
+  for pattern in ("coca/**/*.py", "configs/*.py", "launch/*[!md]", "tests/benchmarks/*.py")
+  for path in ROOT.glob(pattern)
+]
 
 
 def braces(path: str) -> list[str]:
@@ -243,9 +250,13 @@ def braces(path: str) -> list[str]:
 
 
 def test_paths_that_are_named_are_there():
-  absent = [f"{page.relative_to(ROOT)}: {path}" for page in [*PAGES, *NOTEBOOKS, *CODE]
-            for found in PATH.findall(text_of(page)) for path in braces(re.sub(r"\{\w+\}", "*", found))
-            if not any(ROOT.glob(path.rstrip("/")))]
+  absent = [
+    f"{page.relative_to(ROOT)}: {path}"
+    for page in [*PAGES, *NOTEBOOKS, *CODE]
+    for found in PATH.findall(text_of(page))
+    for path in braces(re.sub(r"\{\w+\}", "*", found))
+    if not any(ROOT.glob(path.rstrip("/")))
+  ]
   assert not absent
 
 

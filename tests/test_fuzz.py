@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
-FAULTY = f'''
+FAULTY = f"""
 import os, sys, time, types
 import numpy as np
 sys.path.insert(0, {str(BENCHMARKS)!r})
@@ -38,13 +38,16 @@ form = types.SimpleNamespace(
 sys.modules["fuzz_formats"] = types.SimpleNamespace(FORMATS={{"faults": form}})
 import fuzz
 fuzz.main()
-'''
+"""
 
 
 @pytest.mark.slow
 def test_damaged_files_of_every_format(tmp_path):
-  done = subprocess.run([sys.executable, BENCHMARKS / "fuzz.py", f"--out={tmp_path}", "--mutants=15", "--limit=300"],
-                        capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, BENCHMARKS / "fuzz.py", f"--out={tmp_path}", "--mutants=15", "--limit=300"],
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   assert done.stdout.count("| 15 |") >= 30  # formats
   assert list(tmp_path.iterdir()) == []
@@ -54,8 +57,9 @@ def test_what_the_fuzzer_looks_for(tmp_path):
   """Nine mutants of a reader, each with a fault of its own at this seed: it is found, counted and kept."""
   script, out = tmp_path / "faulty.py", tmp_path / "out"
   script.write_text(FAULTY)
-  done = subprocess.run([sys.executable, script, f"--out={out}", "--mutants=9", "--limit=12", "--seed=4180"],
-                        capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, script, f"--out={out}", "--mutants=9", "--limit=12", "--seed=4180"], capture_output=True, text=True
+  )
   assert done.returncode == 1, done.stdout + done.stderr
   row = next(line for line in done.stdout.splitlines() if line.startswith("| faults |"))
   assert [int(cell) for cell in row.split("|")[2:13]] == [9, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1], done.stdout

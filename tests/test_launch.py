@@ -21,14 +21,17 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 RECORDED = Path(__file__).parent / "golden" / "launch_dry_runs.txt"
-ODD = ["--config=configs/coca base.py:it's", "--workdir=/mnt/coca/$HOME run",
-       '--config.data.sources.a.path="{00..09}.tar"*']
+ODD = [
+  "--config=configs/coca base.py:it's",
+  "--workdir=/mnt/coca/$HOME run",
+  '--config.data.sources.a.path="{00..09}.tar"*',
+]
 
 SETTINGS = {
   "tpu_vm.sh": "NAME=coca ZONE=us-east5-b TYPE=v6e-16 COCA_MOUNT=10.0.0.2:/share",
   "queued_resource.sh": "NAME=coca ZONE=us-west4-a TYPE=v5litepod-64 BUCKET=gs://bucket SPOT=1",
   "mig.sh": "NAME=coca ZONE=us-central1-c MACHINE=tpu7x-standard-4t TOPOLOGY=2x2x4 HOSTS=4 BUCKET=gs://bucket "
-            "CLOUDSDK_CORE_PROJECT=project HOST=coca-1wjb MODEL=SPOT",
+  "CLOUDSDK_CORE_PROJECT=project HOST=coca-1wjb MODEL=SPOT",
   "xpk.sh": "NAME=coca CLUSTER=tpus ZONE=us-central1-c TYPE=tpu7x-32 STORAGE=runs SHARE=gs://bucket SLICES=2",
   "slurm.sbatch": "",
   "run_worker.sh": "COCA_PYTHON=python COCA_EXTRA=tpu COCA_MOUNT=10.0.0.2:/share",
@@ -38,14 +41,15 @@ CALLS = [
   *(("queued_resource.sh", verb) for verb in ("create", "logs", "status", "delete")),
   *(("mig.sh", verb) for verb in ("create", "logs", "status", "delete")),
   *(("xpk.sh", verb) for verb in ("cluster", "storage", "run", "status", "logs", "delete")),
-  ("slurm.sbatch", ""), ("run_worker.sh", ""),
+  ("slurm.sbatch", ""),
+  ("run_worker.sh", ""),
 ]
 XPK = {
   "cluster create": "--cluster --zone --project --tpu-type --num-slices --on-demand --spot --reservation "
-                    "--enable-workload-identity --enable-gcsfuse-csi-driver",
+  "--enable-workload-identity --enable-gcsfuse-csi-driver",
   "storage attach": "--cluster --zone --project --type --bucket --mount-point --readonly --size --auto-mount",
   "workload create": "--cluster --zone --project --workload --tpu-type --num-slices --base-docker-image --script-dir "
-                     "--max-restarts --storage --command",
+  "--max-restarts --storage --command",
   "workload list": "--cluster --zone --project",
   "workload delete": "--cluster --zone --project --workload",
 }
@@ -127,8 +131,14 @@ def calls(tools):
 
 
 def script(name, tools, *arguments, **more):
-  return subprocess.run(["bash", f"launch/{name}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                        env=environment(name, **tools, **more))
+  return subprocess.run(
+    ["bash", f"launch/{name}", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    env=environment(name, **tools, **more),
+  )
 
 
 @pytest.mark.parametrize("name", ["tpu_vm.sh", "queued_resource.sh", "mig.sh", "xpk.sh"])
@@ -146,17 +156,25 @@ def test_what_a_dry_run_prints_is_what_is_called(tools, name):
 
 
 def test_an_unknown_flag_would_be_noticed(tools):
-  done = subprocess.run(["gcloud", "compute", "tpus", "tpu-vm", "delete", "x", "--zones=a"], env=tools, text=True,
-                        capture_output=True)
+  done = subprocess.run(
+    ["gcloud", "compute", "tpus", "tpu-vm", "delete", "x", "--zones=a"], env=tools, text=True, capture_output=True
+  )
   assert done.returncode == 1 and "no flag --zones=a" in done.stderr
 
 
-@pytest.mark.parametrize(("name", "verb", "said"), [
-  ("tpu_vm.sh", "create", "NAME is not set; the head of tpu_vm.sh"), ("mig.sh", "", "NAME is not set"),
-  ("xpk.sh", "run", "CLUSTER is not set"), ("run_worker.sh", "", "give --workdir=FOLDER")])
+@pytest.mark.parametrize(
+  ("name", "verb", "said"),
+  [
+    ("tpu_vm.sh", "create", "NAME is not set; the head of tpu_vm.sh"),
+    ("mig.sh", "", "NAME is not set"),
+    ("xpk.sh", "run", "CLUSTER is not set"),
+    ("run_worker.sh", "", "give --workdir=FOLDER"),
+  ],
+)
 def test_a_missing_setting_is_named(name, verb, said):
-  done = subprocess.run(["bash", f"launch/{name}", verb], cwd=ROOT, env={"PATH": os.environ["PATH"]}, text=True,
-                        capture_output=True)
+  done = subprocess.run(
+    ["bash", f"launch/{name}", verb], cwd=ROOT, env={"PATH": os.environ["PATH"]}, text=True, capture_output=True
+  )
   assert done.returncode == 1 and said in done.stderr
 
 
@@ -208,22 +226,29 @@ def test_a_startup_script_runs_the_job_and_tells_how_it_ended(tools, fake_worker
 def test_xpk_hands_the_arguments_on(tools, fake_worker, tmp_path):
   script("xpk.sh", tools, "run", *ODD, COCA_MOUNT="x y")
   command = calls(tools)[-1][-1].removeprefix("--command=")
-  subprocess.run(["bash", "-c", f"({command}) & wait $!"], cwd=tmp_path / "home" / "coca", env={**tools, **fake_worker},
-                 check=True)
+  subprocess.run(
+    ["bash", "-c", f"({command}) & wait $!"], cwd=tmp_path / "home" / "coca", env={**tools, **fake_worker}, check=True
+  )
   assert said_to_worker(fake_worker) == ["x y", *ODD]
 
 
-@pytest.mark.parametrize(("name", "describe", "lost"), [
-  ("queued_resource.sh", "queued-resources describe", "SUSPENDED"), ("mig.sh", "list-instances", "STOPPING")])
+@pytest.mark.parametrize(
+  ("name", "describe", "lost"),
+  [("queued_resource.sh", "queued-resources describe", "SUSPENDED"), ("mig.sh", "list-instances", "STOPPING")],
+)
 def test_watch_makes_lost_machines_again_and_deletes_them_when_the_run_is_done(tools, name, describe, lost):
   not_yet = "storage cat\t1\t"
-  Path(tools["CALLS"]).with_name("answers").write_text("\n".join([
-    *[not_yet] * 4, f"{describe}\t0\tACTIVE", f"{describe}\t0\t{lost}", "storage cat\t0\thost-0: status 0"]) + "\n")
+  Path(tools["CALLS"]).with_name("answers").write_text(
+    "\n".join([*[not_yet] * 4, f"{describe}\t0\tACTIVE", f"{describe}\t0\t{lost}", "storage cat\t0\thost-0: status 0"])
+    + "\n"
+  )
   done = script(name, tools, "watch", *ODD, WATCH_SECONDS="0")
   assert done.returncode == 0, done.stderr
   words = [" ".join(call[3:5]) for call in calls(tools) if {"create", "delete"} & set(call[:5])]
-  again = {"queued_resource.sh": ["queued-resources delete", "queued-resources create"],
-           "mig.sh": ["managed delete", "managed create"]}[name]
+  again = {
+    "queued_resource.sh": ["queued-resources delete", "queued-resources create"],
+    "mig.sh": ["managed delete", "managed create"],
+  }[name]
   assert words[:3] == [*again, again[0]]
   assert "host-0: status 0" in done.stdout and "the run is done" in done.stdout
 
@@ -246,15 +271,33 @@ def test_slurm_goes_back_into_the_queue_when_its_time_is_over(tools, status, req
 
 def test_slurm_options():
   options = re.findall(r"^#SBATCH (--[a-z-]+)", (ROOT / "launch" / "slurm.sbatch").read_text(), re.M)
-  assert set(options) == {"--job-name", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time",
-                          "--exclusive", "--requeue", "--signal", "--open-mode", "--output"}
+  assert set(options) == {
+    "--job-name",
+    "--nodes",
+    "--ntasks-per-node",
+    "--gpus-per-node",
+    "--cpus-per-task",
+    "--time",
+    "--exclusive",
+    "--requeue",
+    "--signal",
+    "--open-mode",
+    "--output",
+  }
 
 
 def test_skypilot_tells_each_node_where_it_is(fake_worker, tmp_path):
   task = yaml.safe_load((ROOT / "launch" / "skypilot.yaml").read_text())
   assert task.keys() == {"name", "resources", "num_nodes", "workdir", "envs", "file_mounts", "run"}
-  environment = {**os.environ, **fake_worker, "ARGS": shlex.join(ODD), "COCA_MOUNT": "", "SKYPILOT_NUM_NODES": "2",
-                 "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+  environment = {
+    **os.environ,
+    **fake_worker,
+    "ARGS": shlex.join(ODD),
+    "COCA_MOUNT": "",
+    "SKYPILOT_NUM_NODES": "2",
+    "SKYPILOT_NODE_RANK": "1",
+    "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+  }
   subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path / "home" / "coca", env=environment, check=True)
   assert said_to_worker(fake_worker)[1:] == [*ODD, "--coordinator=10.0.0.1:8476", "--processes=2", "--process_id=1"]
 
@@ -287,24 +330,44 @@ def worker(tmp_path):
 
   def start(statuses, *arguments, **more):
     return subprocess.Popen(
-      ["bash", "launch/run_worker.sh", f"--workdir={tmp_path / 'run'}", *arguments], cwd=ROOT, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-      env={"PATH": os.environ["PATH"], "FOLDER": str(tmp_path), "STATUSES": statuses, "COCA_PYTHON": str(python),
-           "COCA_EXTRA": "cpu", "COCA_BACKOFF": "0", "COCA_RESTARTS": "3", **more})
+      ["bash", "launch/run_worker.sh", f"--workdir={tmp_path / 'run'}", *arguments],
+      cwd=ROOT,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      env={
+        "PATH": os.environ["PATH"],
+        "FOLDER": str(tmp_path),
+        "STATUSES": statuses,
+        "COCA_PYTHON": str(python),
+        "COCA_EXTRA": "cpu",
+        "COCA_BACKOFF": "0",
+        "COCA_RESTARTS": "3",
+        **more,
+      },
+    )
 
   return start
 
 
-@pytest.mark.parametrize(("statuses", "starts", "status", "said"), [
-  ("0", 1, 0, ""),
-  ("70 134 0", 3, 0, "ended with status 134 at checkpoint none; restart 2"),
-  ("1", 1, 1, "a mistake, which a restart does not mend"),
-  ("70", 4, 70, "3 restarts have brought no new checkpoint (last: none); gives up"),
-  ("70 70 70+10 70 70 75+20 0", 7, 0, "at checkpoint 20; restart 1"),
-  ("73 73 0", 3, 0, "ended with status 73"),
-  ("73+10 73+20 73+30 73+40", 4, 73, "another run was in the workdir at each of 4 tries"),  # and its checkpoints go on
-  ("143 0", 2, 0, "restart 1"),  # another host was asked to stop
-])
+@pytest.mark.parametrize(
+  ("statuses", "starts", "status", "said"),
+  [
+    ("0", 1, 0, ""),
+    ("70 134 0", 3, 0, "ended with status 134 at checkpoint none; restart 2"),
+    ("1", 1, 1, "a mistake, which a restart does not mend"),
+    ("70", 4, 70, "3 restarts have brought no new checkpoint (last: none); gives up"),
+    ("70 70 70+10 70 70 75+20 0", 7, 0, "at checkpoint 20; restart 1"),
+    ("73 73 0", 3, 0, "ended with status 73"),
+    (
+      "73+10 73+20 73+30 73+40",
+      4,
+      73,
+      "another run was in the workdir at each of 4 tries",
+    ),  # and its checkpoints go on
+    ("143 0", 2, 0, "restart 1"),  # another host was asked to stop
+  ],
+)
 def test_it_restarts_what_may_pass_and_nothing_else(worker, tmp_path, statuses, starts, status, said):
   process = worker(statuses)
   out, _ = process.communicate(timeout=60)
@@ -368,8 +431,9 @@ def in_bucket(worker, tmp_path):
   tool.chmod(stat.S_IRWXU)
 
   def start(statuses, **more):
-    return worker(statuses, "--workdir=gs://bucket/run", PATH=f"{tool.parent}:{os.environ['PATH']}",
-                  HOME=str(tmp_path), **more)
+    return worker(
+      statuses, "--workdir=gs://bucket/run", PATH=f"{tool.parent}:{os.environ['PATH']}", HOME=str(tmp_path), **more
+    )
 
   return start
 

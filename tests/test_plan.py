@@ -45,10 +45,12 @@ TABLE_1 = {  # image layers, image MLP, decoder layers (each half), decoder MLP,
 
 def table_1(name: str) -> Config:
   layers, mlp, decoder, decoder_mlp, width, heads = TABLE_1[name]
-  return Config(model=Model(
-    image=ImageEncoder(layers=layers, mlp=mlp, width=width, heads=heads),
-    text=TextDecoder(unimodal_layers=decoder, multimodal_layers=decoder, mlp=decoder_mlp, width=width, heads=heads),
-  ))
+  return Config(
+    model=Model(
+      image=ImageEncoder(layers=layers, mlp=mlp, width=width, heads=heads),
+      text=TextDecoder(unimodal_layers=decoder, multimodal_layers=decoder, mlp=decoder_mlp, width=width, heads=heads),
+    )
+  )
 
 
 def small(**changes) -> Config:
@@ -148,7 +150,8 @@ def parallel(c):
 def open_clip(c, **text):
   """The layout of open_clip's CoCa."""
   return model_with(
-    c, image=dataclasses.replace(c.model.image, class_token=True, norm_pre=True, norm_post=False, patch_bias=False),
+    c,
+    image=dataclasses.replace(c.model.image, class_token=True, norm_pre=True, norm_post=False, patch_bias=False),
     poolers=Poolers(kind="openclip", n_query=7, norm_inputs=True),
     text=dataclasses.replace(
       c.model.text, cls_position=True, cls_mask="legacy", feedforwards=2, norm_context=True, **text
@@ -159,8 +162,10 @@ def open_clip(c, **text):
 def clip(c, **text):
   """The layout of CLIP, with the decoder that it may be given."""
   return model_with(
-    c, image=dataclasses.replace(c.model.image, class_token=True, norm_pre=True, patch_bias=False),
-    poolers=Poolers(kind="class_token", n_query=0), text=dataclasses.replace(c.model.text, pool="eos", **text),
+    c,
+    image=dataclasses.replace(c.model.image, class_token=True, norm_pre=True, patch_bias=False),
+    poolers=Poolers(kind="class_token", n_query=0),
+    text=dataclasses.replace(c.model.text, pool="eos", **text),
   )
 
 
@@ -180,8 +185,11 @@ def siglip(c):
 
 def cap(c, **captioning):
   text, poolers = dataclasses.replace(c.model.text, unimodal_layers=0), Poolers(n_query=0)
-  return dataclasses.replace(model_with(c, text=text, poolers=poolers), contrastive=Contrastive(weight=0.0),
-                             captioning=Captioning(chunk=4096, **captioning))
+  return dataclasses.replace(
+    model_with(c, text=text, poolers=poolers),
+    contrastive=Contrastive(weight=0.0),
+    captioning=Captioning(chunk=4096, **captioning),
+  )
 
 
 def matching(c):
@@ -214,20 +222,29 @@ VARIANTS = {
   "CLIP with a decoder": lambda c: dropping(clip(c)),
   "SigLIP": lambda c: siglip(c),
   "SigLIP, frozen image encoder": lambda c: dataclasses.replace(
-    siglip(c), optim=Optim(lr_scale={"image_encoder": 0.0})),
+    siglip(c), optim=Optim(lr_scale={"image_encoder": 0.0})
+  ),
   "SigLIP, frozen text": lambda c: dataclasses.replace(
-    siglip(c), optim=Optim(lr_scale={"embedding": 0.0, "unimodal": 0.0})),
+    siglip(c), optim=Optim(lr_scale={"embedding": 0.0, "unimodal": 0.0})
+  ),
   "feed-forwards in both poolers": lambda c: model_with(c, poolers=Poolers(n_query=7, mlp=56)),
   "Cap": lambda c: cap(c),
   "Cap, frozen image encoder and embedding": lambda c: dataclasses.replace(
-    cap(c), optim=Optim(lr_scale={"image_encoder": 0.0, "embedding": 0.0})),
+    cap(c), optim=Optim(lr_scale={"image_encoder": 0.0, "embedding": 0.0})
+  ),
   "CapPa": lambda c: cap(c, parallel=0.75),
   "matching": lambda c: matching(c),
   "matching, no captioning": lambda c: contrastive_only(matching(c)),
   "matching, no captioning, open_clip": lambda c: contrastive_only(matching(open_clip(c))),
-  "matching, only its head and pooler": lambda c: dataclasses.replace(matching(c), optim=Optim(lr_scale=dict.fromkeys(
-    ("image_encoder", "generative_pooler", "contrastive_pooler", "embedding", "unimodal", "multimodal", "softmax"), 0.0
-  ))),
+  "matching, only its head and pooler": lambda c: dataclasses.replace(
+    matching(c),
+    optim=Optim(
+      lr_scale=dict.fromkeys(
+        ("image_encoder", "generative_pooler", "contrastive_pooler", "embedding", "unimodal", "multimodal", "softmax"),
+        0.0,
+      )
+    ),
+  ),
   "frozen text": lambda c: dataclasses.replace(c, optim=Optim(lr_scale={"embedding": 0.0, "unimodal": 0.0})),
 }
 
@@ -240,7 +257,8 @@ def test_flops_are_those_of_the_traced_step(variant):
   queries = c.model.poolers.n_query * ("generative_pooler" in flops) + ("contrastive_pooler" in flops)
   if c.model.poolers.kind == "openclip":  # one query for the embedding, the others for the decoder: those in use
     queries = (c.contrastive.weight > 0) + (c.model.poolers.n_query - 1) * (
-      c.captioning.weight > 0 or c.matching.weight > 0)
+      c.captioning.weight > 0 or c.matching.weight > 0
+    )
   queries *= "generative_pooler" not in c.optim.lr_scale or 1 / 3  # frozen, it is projected forward only
   queries += "matching_pooler" in flops
   assert traced_flops(c) == c.data.batch * flops["total"] + 6 * queries * c.model.text.width**2
@@ -264,22 +282,28 @@ def sharing(c, name):
   return model_with(c, med=dataclasses.replace(c.model.med, sharing=name))
 
 
-ANSWERS = {"contrastive": Contrastive(weight=0.0), "captioning": Captioning(weight=0.0, chunk=4096),
-           "matching": Matching(), "answering": Answering(weight=1.0, answers=3, length=5)}
+ANSWERS = {
+  "contrastive": Contrastive(weight=0.0),
+  "captioning": Captioning(weight=0.0, chunk=4096),
+  "matching": Matching(),
+  "answering": Answering(weight=1.0, answers=3, length=5),
+}
 BLIP = {
   "all losses": blip,
   "no momentum": lambda: blip(momentum=0.0),
   "patch dropout": lambda: dropping(blip()),
   "captioner": lambda: blip(contrastive=Contrastive(weight=0.0), matching=Matching()),
   "retrieval": lambda: blip(captioning=Captioning(weight=0.0)),
-  "contrastive alone, no decoder": lambda: contrastive_only(model_with(
-    blip(matching=Matching()), text=dataclasses.replace(blip().model.text, multimodal_layers=0))),
+  "contrastive alone, no decoder": lambda: contrastive_only(
+    model_with(blip(matching=Matching()), text=dataclasses.replace(blip().model.text, multimodal_layers=0))
+  ),
   "answers": lambda: blip(**ANSWERS),
   "answers, frozen image encoder": lambda: blip(**ANSWERS, optim=frozen("image_encoder")),
   "shared: all": lambda: sharing(blip(), "all"),
   "shared: none": lambda: sharing(blip(), "none"),
   "shared: all but cross-attention, frozen text encoder": lambda: sharing(
-    blip(optim=frozen("text_encoder")), "all_but_cross_attention"),
+    blip(optim=frozen("text_encoder")), "all_but_cross_attention"
+  ),
   "frozen text encoder": lambda: blip(optim=frozen("text_encoder")),
   "frozen image encoder": lambda: blip(optim=frozen("image_encoder")),
   "frozen image encoder and projection": lambda: blip(optim=frozen("image_encoder", "image_projection")),
@@ -292,8 +316,10 @@ def traced_step_flops(c: Config) -> int:
   shapes, answering = batch_shapes(c), c.answering
   if answering.weight:
     n = c.data.batch, answering.answers
-    shapes |= {"answers": jax.ShapeDtypeStruct((*n, answering.length), jnp.int32),
-               "answer_weight": jax.ShapeDtypeStruct(n, jnp.float32)}
+    shapes |= {
+      "answers": jax.ShapeDtypeStruct((*n, answering.length), jnp.int32),
+      "answer_weight": jax.ShapeDtypeStruct(n, jnp.float32),
+    }
   with jax.set_mesh(setup.mesh):
     return matmul_flops(jax.make_jaxpr(make_step(setup))(setup.planned, shapes).jaxpr)
 
@@ -307,11 +333,30 @@ def test_flops_of_blip_are_those_of_the_traced_step(variant):
 
 def test_parts_of_blip_come_in_the_order_of_the_paper():
   assert [part for part, _ in arithmetic.parameter_table(blip())] == [
-    "image_encoder", "image_projection", "text_encoder", "text_projection", "text_decoder", "caption_head",
-    "temperature", "matching_head", "total"]
+    "image_encoder",
+    "image_projection",
+    "text_encoder",
+    "text_projection",
+    "text_decoder",
+    "caption_head",
+    "temperature",
+    "matching_head",
+    "total",
+  ]
   flops = flops_per_pair(blip())
-  assert set(flops) == {"image_encoder", "image_projection", "text_encoder", "text_projection", "text_decoder",
-                        "caption_head", "softmax", "matching_head", "momentum", "contrastive_loss", "total"}
+  assert set(flops) == {
+    "image_encoder",
+    "image_projection",
+    "text_encoder",
+    "text_projection",
+    "text_decoder",
+    "caption_head",
+    "softmax",
+    "matching_head",
+    "momentum",
+    "contrastive_loss",
+    "total",
+  }
   text = arithmetic.describe(blip(), 2)
   held = arithmetic.state_bytes(blip(), 2)
   assert held["queue"] == 22 * (2 * 40 * 4 + 2 * 4 + 4) + 4  # embeddings, hashes, weights, the next place
@@ -324,7 +369,8 @@ def test_flops_against_xla():
     small(data=Data(batch=16)),
     image=ImageEncoder(size=48, patch=8, layers=2, width=128, mlp=512, heads=4),
     text=TextDecoder(vocab=512, length=16, unimodal_layers=2, multimodal_layers=2, width=128, mlp=512, heads=4),
-    embed_dim=0, unroll=2,  # a loop's body would be counted once
+    embed_dim=0,
+    unroll=2,  # a loop's body would be counted once
   )
   setup = Setup(c, make_mesh(devices=jax.devices()[:1]))
   cost = TrainStep(setup).lower(setup.planned, batch_shapes(c)).compile().cost_analysis()
@@ -363,8 +409,12 @@ def test_planned_state_is_that_of_a_real_one():
 def contrastive_losses():
   """Settings, and the loss of embeddings that are all zeros."""
   found, hashes = [], jnp.arange(32, dtype=jnp.uint32).reshape(16, 2)
-  for c in (Contrastive(), Contrastive(directions="sum"), Contrastive(loss="sigmoid", bias=-3.0),
-            Contrastive(loss="sigmoid_ring", bias=0.5)):
+  for c in (
+    Contrastive(),
+    Contrastive(directions="sum"),
+    Contrastive(loss="sigmoid", bias=-3.0),
+    Contrastive(loss="sigmoid_ring", bias=0.5),
+  ):
     temperature = {"log_scale": jnp.float32(2), "logit_bias": jnp.float32(c.bias)}
     loss = jax.jit(lambda x, c=c, t=temperature: contrastive_loss(x, x, hashes, jnp.ones(16), t, c))
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
@@ -376,9 +426,11 @@ def contrastive_losses():
 def test_first_losses_are_those_of_a_model_that_tells_nothing_apart(contrastive_losses, tokens):
   captioning, text = Captioning(tokens=tokens), small().model.text
   with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
-    nll, count = jax.jit(lambda states, kernel: captioning_loss(
-      states, kernel, jnp.ones((16, text.length), jnp.int32), jnp.ones(16), captioning))(
-        jnp.zeros((16, text.length, 4)), jnp.zeros((4, text.vocab)))
+    nll, count = jax.jit(
+      lambda states, kernel: captioning_loss(
+        states, kernel, jnp.ones((16, text.length), jnp.int32), jnp.ones(16), captioning
+      )
+    )(jnp.zeros((16, text.length, 4)), jnp.zeros((4, text.vocab)))
   each = text.length - 1 if tokens == "sum" else 1
   for contrastive, loss in contrastive_losses:
     settings = small(data=Data(batch=16), contrastive=contrastive, captioning=captioning)
@@ -391,9 +443,15 @@ def test_first_losses_are_those_of_a_model_that_tells_nothing_apart(contrastive_
 def test_description_needs_no_devices():
   c = dataclasses.replace(table_1("base"), name="CoCa-Base", mesh=Mesh(fsdp=64))
   text = arithmetic.describe(c, 2048)
-  for expected in ("CoCa-Base", "85,999,872", "2048 devices", "data 32 x fsdp 64 x tensor 1",
-                   "32 per device x 2,048 devices x 1 accumulated = 65,536", "500,000 steps, 32,768,000,000 pairs",
-                   "contrastive 1 x 11.09 (ln 65,536), captioning 2 x 11.07 (ln 64,000)"):
+  for expected in (
+    "CoCa-Base",
+    "85,999,872",
+    "2048 devices",
+    "data 32 x fsdp 64 x tensor 1",
+    "32 per device x 2,048 devices x 1 accumulated = 65,536",
+    "500,000 steps, 32,768,000,000 pairs",
+    "contrastive 1 x 11.09 (ln 65,536), captioning 2 x 11.07 (ln 64,000)",
+  ):
     assert expected in text
   with pytest.raises(ValueError, match=r"768 cannot be split over 2048 devices; choose a config.mesh.fsdp"):
     arithmetic.describe(dataclasses.replace(c, mesh=Mesh(data=1, fsdp=-1)), 2048)

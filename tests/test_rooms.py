@@ -25,8 +25,10 @@ LINES = 400  # of a file
 
 def modules(root: Path) -> dict[str, Path]:
   """Files by their modules' names: 'coca.data.sources'."""
-  return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
-          for path in sorted((root / "coca").rglob("*.py"))}
+  return {
+    ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((root / "coca").rglob("*.py"))
+  }
 
 
 def imported(path: Path, known) -> set[str]:
@@ -49,8 +51,12 @@ def room(module: str) -> str:
 
 def upward(arrows: dict[str, set[str]]) -> list[str]:
   """Imports of a room that is not below, a text each."""
-  return [f"{module} imports {other}" for module, others in arrows.items() for other in sorted(others)
-          if room(other) != room(module) and FLOOR[room(other)] >= FLOOR[room(module)]]
+  return [
+    f"{module} imports {other}"
+    for module, others in arrows.items()
+    for other in sorted(others)
+    if room(other) != room(module) and FLOOR[room(other)] >= FLOOR[room(module)]
+  ]
 
 
 def circle(arrows: dict[str, set[str]]) -> list[str]:
@@ -59,7 +65,7 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
 
   def visit(module, path):
     if module in path:
-      return path[path.index(module):]
+      return path[path.index(module) :]
     if module in done:
       return []
     found = next(filter(None, (visit(other, [*path, module]) for other in sorted(arrows[module]))), [])
@@ -99,9 +105,11 @@ def test_tests_have_the_same_rooms_and_do_not_import_each_other():
 
 def test_what_is_looked_for_is_found(tmp_path):
   for path, text in {
-    "coca/__init__.py": "", "coca/models/__init__.py": "",
+    "coca/__init__.py": "",
+    "coca/models/__init__.py": "",
     "coca/models/a.py": "def f():\n  from coca.training import b\n",
-    "coca/training/__init__.py": "", "coca/training/b.py": "import coca.models.a\nfrom coca.training.c import x\n",
+    "coca/training/__init__.py": "",
+    "coca/training/b.py": "import coca.models.a\nfrom coca.training.c import x\n",
     "coca/training/c.py": "from coca.training import b\n",
   }.items():
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

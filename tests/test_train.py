@@ -24,9 +24,13 @@ SMALL = (*SHORT, *(f"--config.evals.{name}.limit=32" for name in ("twemoji", "re
 def environment(tmp_path_factory):
   """One device, and a compilation cache for all runs of this file."""
   cache = tmp_path_factory.mktemp("xla")
-  return {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
-          "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-          "PYTHONPATH": str(ROOT)}
+  return {
+    **os.environ,
+    "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "PYTHONPATH": str(ROOT),
+  }
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,14 @@ def get_config():
 
 
 def start(environment, *arguments, cwd=None):
-  return subprocess.Popen([sys.executable, "-m", "coca.train", *arguments], env=environment, cwd=cwd,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen(
+    [sys.executable, "-m", "coca.train", *arguments],
+    env=environment,
+    cwd=cwd,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def finish(process, timeout=300):
@@ -54,6 +64,7 @@ def finish(process, timeout=300):
 
 def parameters(workdir):
   import jax
+
   model = coca.load(workdir)
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(model.params)}
 
@@ -72,12 +83,25 @@ def test_a_run_leaves_numbers_pictures_and_a_model(finished):
   assert "starting: 12 steps of 16 pairs" in out and "step 12/12" in out
   lines = metrics.read(workdir / "metrics.jsonl")
   last = {key: value for line in lines for key, value in line.items()}
-  for key in ("train/loss", "train/contrastive", "train/captioning", "train/temperature", "train/grad_norm",
-              "perf/pairs_per_second", "perf/data_wait", "data/skipped", "eval/twemoji/top1", "eval/twemoji/top5",
-              "eval/twemoji/pixel_top1", "eval/retrieval/i2t_r1", "eval/captions/nll"):
+  for key in (
+    "train/loss",
+    "train/contrastive",
+    "train/captioning",
+    "train/temperature",
+    "train/grad_norm",
+    "perf/pairs_per_second",
+    "perf/data_wait",
+    "data/skipped",
+    "eval/twemoji/top1",
+    "eval/twemoji/top5",
+    "eval/twemoji/pixel_top1",
+    "eval/retrieval/i2t_r1",
+    "eval/captions/nll",
+  ):
     assert np.isfinite(last[key]), key
   assert last["train/loss"] == pytest.approx(last["train/contrastive"] + 2 * last["train/captioning"], rel=1e-5)
   from PIL import Image
+
   for name in ("curves.png", "contact_sheet.png"):
     assert Image.open(workdir / name).size[0] > 300
   model = coca.load(workdir)
@@ -167,8 +191,16 @@ def test_other_settings_in_the_same_workdir_are_refused(environment, finished):
 def test_dry_run_prints_and_reads_nothing(environment, tmp_path):
   code, out, err = finish(start(environment, f"--config={ROOT}/configs/coca_base.py", "--dry_run", cwd=tmp_path))
   assert code == 0, err
-  for part in ("image_encoder", "generative_pooler", "contrastive_pooler", "embedding", "unimodal", "multimodal",
-               "softmax", "total"):
+  for part in (
+    "image_encoder",
+    "generative_pooler",
+    "contrastive_pooler",
+    "embedding",
+    "unimodal",
+    "multimodal",
+    "softmax",
+    "total",
+  ):
     assert part in out
   assert "65,536" in out
   assert not list(tmp_path.iterdir())
@@ -194,8 +226,9 @@ MORE_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-  *MISTAKES, *(pytest.param(*mistake, marks=pytest.mark.slow) for mistake in MORE_MISTAKES)])
+@pytest.mark.parametrize(
+  ("arguments", "said"), [*MISTAKES, *(pytest.param(*mistake, marks=pytest.mark.slow) for mistake in MORE_MISTAKES)]
+)
 def test_mistakes_are_named_with_their_fix(environment, tmp_path, arguments, said):
   code, out, err = finish(start(environment, *arguments, f"--workdir={tmp_path}"))
   assert code != 0
@@ -206,6 +239,7 @@ def test_mistakes_are_named_with_their_fix(environment, tmp_path, arguments, sai
 def traced_steps(workdir):
   """Numbers of the steps in the traces that TensorBoard finds in a workdir."""
   import jax
+
   files = (workdir / "tensorboard").glob("plugins/profile/*/*.xplane.pb")
   planes = [plane for file in files for plane in jax.profiler.ProfileData.from_file(str(file)).planes]
   events = [event for plane in planes for line in plane.lines for event in line.events]
@@ -216,9 +250,20 @@ def traced_steps(workdir):
 def test_a_run_from_another_ones_parameters_at_a_higher_resolution(environment, finished, without_evals, tmp_path):
   """The tokenizer is the other run's, position embeddings are resized, all else is taken as it is."""
   source, _ = finished
-  code, _, err = finish(start(environment, without_evals, f"--workdir={tmp_path}", *SHORT,
-                              f"--config.init_from={source}", "--config.model.image.size=96", "--config.optim.lr=0.0",
-                              "--config.steps=1", "--config.optim.weight_decay=0.0", "--profile"))
+  code, _, err = finish(
+    start(
+      environment,
+      without_evals,
+      f"--workdir={tmp_path}",
+      *SHORT,
+      f"--config.init_from={source}",
+      "--config.model.image.size=96",
+      "--config.optim.lr=0.0",
+      "--config.steps=1",
+      "--config.optim.weight_decay=0.0",
+      "--profile",
+    )
+  )
   assert code == 0, err
   assert traced_steps(tmp_path) == [1]
   run, before = json.loads((tmp_path / "config.json").read_text()), json.loads((source / "config.json").read_text())
@@ -235,6 +280,7 @@ def test_a_run_from_another_ones_parameters_at_a_higher_resolution(environment, 
 @pytest.mark.slow
 def test_too_many_broken_records_end_the_run(environment, without_evals, tmp_path):
   from PIL import Image
+
   folder = tmp_path / "pictures"
   folder.mkdir()
   rows = []
@@ -245,9 +291,19 @@ def test_too_many_broken_records_end_the_run(environment, without_evals, tmp_pat
       path.write_bytes(path.read_bytes()[:50])
     rows.append(json.dumps({"file_name": path.name, "caption": f"red {i}"}))
   (folder / "captions.jsonl").write_text("\n".join(rows))
-  code, _, err = finish(start(environment, without_evals, f"--workdir={tmp_path / 'run'}", *SHORT, "--config.steps=40",
-                                "--config.data.sources.emoji.kind=folder", f"--config.data.sources.emoji.path={folder}",
-                                "--config.data.sources.emoji.split=", "--config.checkpoint.every=1"))
+  code, _, err = finish(
+    start(
+      environment,
+      without_evals,
+      f"--workdir={tmp_path / 'run'}",
+      *SHORT,
+      "--config.steps=40",
+      "--config.data.sources.emoji.kind=folder",
+      f"--config.data.sources.emoji.path={folder}",
+      "--config.data.sources.emoji.split=",
+      "--config.checkpoint.every=1",
+    )
+  )
   assert code == 1
   assert "error: " in err and "config.data.max_skipped" in err and ".png" in err and "Traceback" not in err
   # What was being saved is there whole.

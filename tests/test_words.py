@@ -21,7 +21,11 @@ def test_docstrings_are_statements():
 
 
 def test_an_image_is_called_an_image():
-  wrong = [f"{path.relative_to(COCA)}: {line.strip()}" for ending in ("py", "js", "html", "css")
-           for path in sorted(COCA.rglob(f"*.{ending}")) for line in path.read_text().splitlines()
-           if "picture" in PICTURE.sub("", line).lower()]
+  wrong = [
+    f"{path.relative_to(COCA)}: {line.strip()}"
+    for ending in ("py", "js", "html", "css")
+    for path in sorted(COCA.rglob(f"*.{ending}"))
+    for line in path.read_text().splitlines()
+    if "picture" in PICTURE.sub("", line).lower()
+  ]
   assert not wrong

@@ -55,11 +55,17 @@ def run(out: str, settings: CapFilt, preview: int = 0) -> None:
   for problem in source.problems:
     print(f"source: {problem}", flush=True)
   if job.only_human(source):
-    print("warning: the source's texts count as written by humans: nothing is written beside them, and all are kept. "
-          "If they are the web's, say --config.source.origin=web", flush=True)
+    print(
+      "warning: the source's texts count as written by humans: nothing is written beside them, and all are kept. "
+      "If they are the web's, say --config.source.origin=web",
+      flush=True,
+    )
   if settings.filter and settings.filter == settings.captioner:
-    print("warning: captioner and filter are one model: it lets its own mistakes pass (confirmation bias, BLIP Table "
-          "4: 8 % of its texts thrown out instead of 25 %)", flush=True)
+    print(
+      "warning: captioner and filter are one model: it lets its own mistakes pass (confirmation bias, BLIP Table "
+      "4: 8 % of its texts thrown out instead of 25 %)",
+      flush=True,
+    )
   if settings.engine == "ray" and not preview:
     jax.config.update("jax_platforms", "cpu")  # for the models' identities; the devices here may be a worker's
   models = Models(settings)
@@ -84,9 +90,11 @@ def _run(out: str, settings: CapFilt, source: ShardedRecords, models: Models) ->
   else:
     job.run_local(out, settings, models, source, pending)
   if set_aside:
-    raise Stop(f"{len(set_aside)} of {len(shards)} shards failed {settings.attempts} times and were set aside:\n"
-               + "\n".join(f"  {name}: {reason}" for name, reason in set_aside.items())
-               + "\nThe others are finished. Start again to try them once more")
+    raise Stop(
+      f"{len(set_aside)} of {len(shards)} shards failed {settings.attempts} times and were set aside:\n"
+      + "\n".join(f"  {name}: {reason}" for name, reason in set_aside.items())
+      + "\nThe others are finished. Start again to try them once more"
+    )
   job.decide(out, settings, shards)
   path, counts = write_report(out, source)
   print(f"{counts}\ndone: texts/ and {path.name} are in {out}; train with --config.data.sources.NAME.sidecars={out}")
@@ -102,14 +110,19 @@ def main(argv) -> None:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
   out = FLAGS.workdir if "://" in FLAGS.workdir else os.path.abspath(FLAGS.workdir)
-  with (one_line(OSError, CheckpointError, status=CRASHED), one_line(Locked, status=LOCKED),
-        one_line(ValueError, FileNotFoundError, ImportError, TooManyFailed, WorkersFailed, Stop)):
+  with (
+    one_line(OSError, CheckpointError, status=CRASHED),
+    one_line(Locked, status=LOCKED),
+    one_line(ValueError, FileNotFoundError, ImportError, TooManyFailed, WorkersFailed, Stop),
+  ):
     if FLAGS.export:
       check_places(places_of(manifest_source(out), "source"), FLAGS.allow_urls, f"{out}/manifest.json")
       done = export(out, FLAGS.export, FLAGS.export_format)
       print("\n".join(done.problems[:20]), end="\n" * bool(done.problems))
-      print(f"{done.samples:,} samples in {done.files} files are in {FLAGS.export}"
-            + f", beside {done.found} from before" * bool(done.found))
+      print(
+        f"{done.samples:,} samples in {done.files} files are in {FLAGS.export}"
+        + f", beside {done.found} from before" * bool(done.found)
+      )
     elif FLAGS.report:
       source = manifest_source(out)
       check_places(places_of(source, "source"), FLAGS.allow_urls, f"{out}/manifest.json")
@@ -130,7 +143,10 @@ if __name__ == "__main__":
   flags.DEFINE_bool("report", False, "write report.html anew")
   flags.DEFINE_string("export", "", "folder for a copy of the kept pairs, with images")
   flags.DEFINE_enum("export_format", "webdataset", sorted(SUFFIXES), "of the copy")
-  flags.DEFINE_bool("allow_urls", False, "with --report and --export: open a source in a bucket or on the web, too, "
-                    "that the workdir names")
+  flags.DEFINE_bool(
+    "allow_urls",
+    False,
+    "with --report and --export: open a source in a bucket or on the web, too, that the workdir names",
+  )
   flags.mark_flag_as_required("workdir")
   app.run(main, flags_parser=parse_flags)

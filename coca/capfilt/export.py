@@ -61,9 +61,17 @@ class Exported:
   problems: list[str] = dataclasses.field(default_factory=list)  # images that could not be read, one text each
 
 
-def export(out: str | os.PathLike, to: str | os.PathLike, format: str = "webdataset", *, sample: str = "text",
-           min_matching: float = -1.0, min_contrastive: float = -2.0, origins: dict[str, float] | None = None,
-           source: Source | None = None) -> Exported:
+def export(
+  out: str | os.PathLike,
+  to: str | os.PathLike,
+  format: str = "webdataset",
+  *,
+  sample: str = "text",
+  min_matching: float = -1.0,
+  min_contrastive: float = -2.0,
+  origins: dict[str, float] | None = None,
+  source: Source | None = None,
+) -> Exported:
   """Writes the kept texts of a CapFilt workdir, human, web and synthetic ones alike, with their images.
 
   The images' bytes stay as they are; what is no image is never written, whatever a source found there. In names and
@@ -96,18 +104,26 @@ def export(out: str | os.PathLike, to: str | os.PathLike, format: str = "webdata
   out, to = os.fspath(out).rstrip("/"), os.fspath(to).rstrip("/")
   manifest = sidecars.read_manifest(out)
   settings = source or from_plain(Source, manifest.get("source", {}), f"{out}/manifest.json: source")
-  choice = Source(sidecars=out, sample=sample, min_matching=min_matching, min_contrastive=min_contrastive,
-                  origins=origins or {})
+  choice = Source(
+    sidecars=out, sample=sample, min_matching=min_matching, min_contrastive=min_contrastive, origins=origins or {}
+  )
   check_source(choice, "export")
   opened = open_source(settings)
   sidecars.check_source(manifest["shards"], opened, out)
   sidecars.check_finished(manifest["shards"], out)
-  _begin(to, {"format": format, **{k: v for k, v in to_plain(choice).items() if k in (
-    "sample", "min_matching", "min_contrastive", "origins")}, "manifest": _manifest_sha256(out)})
+  _begin(
+    to,
+    {
+      "format": format,
+      **{k: v for k, v in to_plain(choice).items() if k in ("sample", "min_matching", "min_contrastive", "origins")},
+      "manifest": _manifest_sha256(out),
+    },
+  )
   done, write = Exported(), _write_tar if format == "webdataset" else _write_parquet
   there = set(_names(to))
-  with tqdm(total=sum(s.stop - s.start for s in manifest["shards"]), desc=f"export to {to}", unit="image",
-            disable=None) as bar:
+  with tqdm(
+    total=sum(s.stop - s.start for s in manifest["shards"]), desc=f"export to {to}", unit="image", disable=None
+  ) as bar:
     for shard in manifest["shards"]:
       name = shard.name + SUFFIXES[format]
       if name in there:
@@ -141,8 +157,9 @@ def _begin(to: str, settings: dict) -> None:
   if "export.json" in names:
     file = reading.one(path)
     if file.read(0, file.size) != text:
-      raise ValueError(f"{to} holds an export with other settings or of another workdir (export.json); export to an "
-                       "empty folder")
+      raise ValueError(
+        f"{to} holds an export with other settings or of another workdir (export.json); export to an empty folder"
+      )
   else:
     writing.write_atomic(path, text)
   fs, folder = fsspec.core.url_to_fs(to)
@@ -162,8 +179,9 @@ def _chosen(shard: Shard, choice: Source) -> pa.Table:
     raise SidecarError(f"{path}: {e}; finish the stage, or export with a threshold") from None
 
 
-def _samples(source: ShardedRecords, table: pa.Table, sample: str,
-             problems: list[str]) -> Generator[_Sample, None, None]:
+def _samples(
+  source: ShardedRecords, table: pa.Table, sample: str, problems: list[str]
+) -> Generator[_Sample, None, None]:
   numbers, starts = np.unique(table["index"].to_numpy(), return_index=True)
   places = list(zip(numbers.tolist(), starts.tolist(), [*starts[1:].tolist(), len(table)], strict=True))
   records = read_ahead(functools.partial(_read, source), numbers.tolist(), finding.THREADS, BLOCK)
@@ -174,8 +192,10 @@ def _samples(source: ShardedRecords, table: pa.Table, sample: str,
       continue
     key = sidecars.plain(record.key)
     if rows[0]["key"] not in ("", key):
-      problems.append(f"{source.name}: record {number} is '{key}' and was '{rows[0]['key']}' when its texts were "
-                      "made; the source has changed since")
+      problems.append(
+        f"{source.name}: record {number} is '{key}' and was '{rows[0]['key']}' when its texts were "
+        "made; the source has changed since"
+      )
     elif problem := _not_exported(source, number, record, rows[0]["image"]):
       problems.append(problem)
     elif sample == "image":
@@ -207,6 +227,7 @@ def _not_exported(source: ShardedRecords, number: int, record: Record, image: in
 def _write_tar(path: str, samples: Iterator[_Sample], sample: str) -> int:
   count = 0
   with writing.writing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+
     def add(name: str, data: bytes) -> None:
       info = tarfile.TarInfo(name)  # of 1970 and nobody: the same bytes each time
       info.size, info.mode = len(data), 0o644
@@ -236,9 +257,15 @@ def _write_parquet(path: str, samples: Iterator[_Sample], sample: str) -> int:
   count = 0
   with writing.writing(path) as file, pq.ParquetWriter(file, schema, compression="zstd", version="2.6") as writer:
     while part := list(itertools.islice(samples, ROW_GROUP)):
-      rows = [{"key": s.key, "jpg": s.image, "index": s.number, **{
-        name: [row[of] for row in s.rows] if sample == "image" else s.rows[0][of] for name, of in columns.items()}}
-        for s in part]
+      rows = [
+        {
+          "key": s.key,
+          "jpg": s.image,
+          "index": s.number,
+          **{name: [row[of] for row in s.rows] if sample == "image" else s.rows[0][of] for name, of in columns.items()},
+        }
+        for s in part
+      ]
       writer.write_table(pa.Table.from_pylist(rows, schema))
       count += len(part)
   return count

@@ -39,8 +39,10 @@ def check_folder(out: str) -> None:
   names = {path.rstrip("/").rpartition("/")[2] for path in fs.ls(folder, detail=False)} if fs.isdir(folder) else set()
   found = sorted(name for name in names if name != "preview" and not NOT_OURS.fullmatch(name))
   if found and "manifest.json" not in names:
-    raise ValueError(f"{out} is neither empty nor the workdir of a CapFilt job (it has no manifest.json): it holds "
-                     f"{', '.join(found[:5])}{', ...' if found[5:] else ''}. Take another --workdir")
+    raise ValueError(
+      f"{out} is neither empty nor the workdir of a CapFilt job (it has no manifest.json): it holds "
+      f"{', '.join(found[:5])}{', ...' if found[5:] else ''}. Take another --workdir"
+    )
 
 
 def only_human(source: ShardedRecords) -> bool:
@@ -69,12 +71,17 @@ def begin(out: str, settings: CapFilt, source: ShardedRecords, identities: dict)
   old = sidecars.read_manifest(out)
   before, now = _filled_up(old["settings"], described(CapFilt())), manifest["settings"]
   lines = [f"  config.{name}: {was!r} before, {is_!r} now" for name, (was, is_) in differing(before, now).items()]
-  lines += [f"  {name}: {old[name]} before, {manifest[name]} now" for name in ("captioner", "filter", "version")
-            if old[name] != manifest[name]]
+  lines += [
+    f"  {name}: {old[name]} before, {manifest[name]} now"
+    for name in ("captioner", "filter", "version")
+    if old[name] != manifest[name]
+  ]
   if lines:
-    raise ValueError(f"{out} holds a job with other settings:\n" + "\n".join(lines) + "\nGo on with those, or take "
-                     "a new workdir. For another threshold set config.data.sources.<name>.min_matching in training: it "
-                     "needs no new job")
+    raise ValueError(
+      f"{out} holds a job with other settings:\n" + "\n".join(lines) + "\nGo on with those, or take "
+      "a new workdir. For another threshold set config.data.sources.<name>.min_matching in training: it "
+      "needs no new job"
+    )
   sidecars.check_source(old["shards"], source, out)
   sidecars.check_images(source, sidecars.probes(out, old["shards"]))
   return old["shards"]
@@ -82,6 +89,7 @@ def begin(out: str, settings: CapFilt, source: ShardedRecords, identities: dict)
 
 def _filled_up(values: dict, defaults: dict) -> dict:
   """A setting that is newer than the job has its default."""
+
   def both(value, default):
     return _filled_up(value, default) if isinstance(value, dict) and isinstance(default, dict) else value
 
@@ -107,9 +115,11 @@ class Failures:
     """Raises TooManyFailed."""
     self.bad, self.images = self.bad + bad, self.images + images
     if self.images >= ENOUGH and self.bad > self.most * self.images:
-      raise TooManyFailed(f"{self.bad} of {self.images} images failed, more than config.max_failed {self.most} allows, "
-                          f"such as: {example}\nRepair them, or raise config.max_failed, and start the job again: the "
-                          "finished shards stay as they are (delete those that are to be made again), this one is new")
+      raise TooManyFailed(
+        f"{self.bad} of {self.images} images failed, more than config.max_failed {self.most} allows, "
+        f"such as: {example}\nRepair them, or raise config.max_failed, and start the job again: the "
+        "finished shards stay as they are (delete those that are to be made again), this one is new"
+      )
 
 
 def run_local(out: str, settings: CapFilt, models: Models, source: ShardedRecords, pending: list[Shard]) -> None:
@@ -179,8 +189,15 @@ def exists(path: str) -> bool:
 
 
 def _manifest(settings: CapFilt, identities: dict, shards: list[Shard]) -> dict:
-  return {"settings": described(settings), "captioner": identities["captioner"], "filter": identities["filter"],
-          "version": version(), "source": to_plain(settings.source), "shards": shards, "threshold": threshold(settings)}
+  return {
+    "settings": described(settings),
+    "captioner": identities["captioner"],
+    "filter": identities["filter"],
+    "version": version(),
+    "source": to_plain(settings.source),
+    "shards": shards,
+    "threshold": threshold(settings),
+  }
 
 
 def _write_manifest(out: str, manifest: dict) -> None:

@@ -78,7 +78,7 @@ class Models:
 
   def read(self, text) -> list[list[str]]:
     """Tokens [B, n, T] as texts."""
-    return [[self.captioner.tokenizer.decode(row[self._begins:]) for row in rows] for rows in to_host(text)]
+    return [[self.captioner.tokenizer.decode(row[self._begins :]) for row in rows] for rows in to_host(text)]
 
   def score(self, encoded: dict, texts: list[list[str]]):
     """Starts to score each image's texts: device arrays [B, K], K rounded up, which makes few programs."""
@@ -90,8 +90,10 @@ class Models:
     for row, of_image in zip(ids, texts, strict=False):
       for k, text in enumerate(of_image):
         row[k] = model.tokenizer.encode(text, length)
-    scores = [model.forward.score(model.params, encoded[self._filter_name], model.forward.put(ids[:, k:k + MOST_TEXTS]))
-              for k in range(0, slots, MOST_TEXTS)]
+    scores = [
+      model.forward.score(model.params, encoded[self._filter_name], model.forward.put(ids[:, k : k + MOST_TEXTS]))
+      for k in range(0, slots, MOST_TEXTS)
+    ]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *scores) if len(scores) > 1 else scores[0]
 
   @property
@@ -119,9 +121,12 @@ def _check(settings: CapFilt, captioner: Config | str, config: Config | str) -> 
     raise ValueError(
       f"config.filter {settings.filter} has no matching head. Train one: python -m coca.train "
       f"--config=configs/{file}.py:init_from={settings.filter} --workdir=runs/filter; or filter by the cosine "
-      "alone: --config.min_matching=-1. --config.min_contrastive=0.3 --config.rank_by=contrastive")
+      "alone: --config.min_matching=-1. --config.min_contrastive=0.3 --config.rank_by=contrastive"
+    )
   if "contrastive" in needed and not config.contrastive.heads:
-    raise ValueError(f"config.filter {settings.filter} was trained without a contrastive loss: it has no cosine; use "
-                     "its matching score alone: --config.min_contrastive=-2. --config.rank_by=matching")
+    raise ValueError(
+      f"config.filter {settings.filter} was trained without a contrastive loss: it has no cosine; use "
+      "its matching score alone: --config.min_contrastive=-2. --config.rank_by=matching"
+    )
   if not (config.matching.weight or config.contrastive.heads):
     raise ValueError(f"config.filter {settings.filter} has neither a matching nor a contrastive head: it can't score")

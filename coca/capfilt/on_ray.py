@@ -25,8 +25,13 @@ from coca.data.records import Shard
 POLL = 30.0  # seconds without news until the cluster is looked at
 PATIENCE = 600.0  # seconds for another node to join when no node is left that could hold a worker
 HOPELESS = 10  # shards set aside, and none finished: something is wrong with all of them
-NUMERICS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable",
-            "jax_numpy_dtype_promotion")  # settings of jax that change what is computed
+NUMERICS = (
+  "jax_default_matmul_precision",
+  "jax_enable_x64",
+  "jax_default_prng_impl",
+  "jax_threefry_partitionable",
+  "jax_numpy_dtype_promotion",
+)  # settings of jax that change what is computed
 
 
 class WorkersFailed(RuntimeError):
@@ -48,8 +53,10 @@ class Worker:
       source = open_job_source(settings)
       models = Models(settings, devices=jax.local_devices())
       if models.identities != expected["identities"]:
-        raise ValueError(f"it has other models at {settings.captioner!r} and {settings.filter!r}: copy them anew, or "
-                         "name a place that all nodes see")
+        raise ValueError(
+          f"it has other models at {settings.captioner!r} and {settings.filter!r}: copy them anew, or "
+          "name a place that all nodes see"
+        )
       self.out, self.stage = out, Stage(models, source)
       return ""
     except Exception as e:  # whatever it is, it stands in the driver's message
@@ -133,8 +140,13 @@ def _run(ray, out: str, settings: CapFilt, identities: dict, pending: list[Shard
   if count > room:
     print(f"there is room for {room} of {count} workers; the others start when nodes join", flush=True)
   rest = {name: amount for name, amount in take.items() if name not in ("CPU", "GPU")}
-  remote = ray.remote(num_cpus=take.get("CPU", 0), num_gpus=take.get("GPU", 0), resources=rest, max_restarts=0,
-                      scheduling_strategy="SPREAD")(Worker)
+  remote = ray.remote(
+    num_cpus=take.get("CPU", 0),
+    num_gpus=take.get("GPU", 0),
+    resources=rest,
+    max_restarts=0,
+    scheduling_strategy="SPREAD",
+  )(Worker)
   expected = _expected(identities)
 
   def make():
@@ -160,8 +172,10 @@ def _run(ray, out: str, settings: CapFilt, identities: dict, pending: list[Shard
         elif not _room(_nodes(ray), take) and time.monotonic() - waiting > PATIENCE:
           raise WorkersFailed(_no_room(_nodes(ray), take) + f" for {PATIENCE:.0f} s. Start again when there are some")
         else:
-          tqdm.write(f"no worker is ready since {time.monotonic() - waiting:.0f} s; free in the cluster: "
-                     + _amounts(ray.available_resources(), take))
+          tqdm.write(
+            f"no worker is ready since {time.monotonic() - waiting:.0f} s; free in the cluster: "
+            + _amounts(ray.available_resources(), take)
+          )
         for ref in done:
           if ref in workers.starting:
             workers.started(ref)
@@ -182,8 +196,10 @@ def _run(ray, out: str, settings: CapFilt, identities: dict, pending: list[Shard
               continue
             set_aside[shard.name] = _reason(e)
             if not finished and len(set_aside) >= HOPELESS:
-              raise WorkersFailed(f"all of the first {HOPELESS} shards failed {settings.attempts} times:\n" + "\n".join(
-                f"  {name}: {reason}" for name, reason in set_aside.items())) from None
+              raise WorkersFailed(
+                f"all of the first {HOPELESS} shards failed {settings.attempts} times:\n"
+                + "\n".join(f"  {name}: {reason}" for name, reason in set_aside.items())
+              ) from None
           else:
             workers.idle.append(worker)
             finished += 1
@@ -224,8 +240,12 @@ def _connected(ray, address: str):
 def _expected(identities: dict) -> dict:
   """The values, as in this process, that must be alike on all nodes. Fake devices are for tests and are not copied."""
   flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
-  return {"identities": identities, "versions": {"coca": version(), "jax": jax.__version__},
-          "xla_flags": flags.strip(), "numerics": {name: getattr(jax.config, name) for name in NUMERICS}}
+  return {
+    "identities": identities,
+    "versions": {"coca": version(), "jax": jax.__version__},
+    "xla_flags": flags.strip(),
+    "numerics": {name: getattr(jax.config, name) for name in NUMERICS},
+  }
 
 
 def _nodes(ray) -> list[dict[str, float]]:
@@ -236,8 +256,9 @@ def _nodes(ray) -> list[dict[str, float]]:
 def _room(nodes: list[dict], take: dict) -> int:
   """The number of workers that the nodes hold while nobody else works there."""
   needed = {name: amount for name, amount in take.items() if amount > 0}
-  return sum(min((int(node.get(name, 0) / amount + 1e-6) for name, amount in needed.items()), default=1)
-             for node in nodes)
+  return sum(
+    min((int(node.get(name, 0) / amount + 1e-6) for name, amount in needed.items()), default=1) for node in nodes
+  )
 
 
 def _no_room(nodes: list[dict], take: dict) -> str:

@@ -53,16 +53,28 @@ def write_report(out, source: Records, limit: int = 400) -> tuple[epath.Path, Ta
     path = sidecars.path_of(out, shard.name)
     _count(sidecars.read(path), indices, tally, rows)
   images = read_ahead(lambda index: _image(source, index, rows[index][0]["key"]), rows)
-  records = [{"index": index, "key": rows[index][0]["key"] or "", **image, "texts": [_text(r) for r in rows[index]]}
-             for index, image in zip(rows, images, strict=True)]
+  records = [
+    {"index": index, "key": rows[index][0]["key"] or "", **image, "texts": [_text(r) for r in rows[index]]}
+    for index, image in zip(rows, images, strict=True)
+  ]
   data = {
     "name": out.name,
     "manifest": {k: v for k, v in manifest.items() if k != "shards"},
     "shards": {"finished": len(finished), "all": len(manifest["shards"])},
     "identities": {name: values.most_common(20) for name, values in tally.identities.items()},
-    "origins": {name: {"kept": o.kept, "dropped": o.dropped, "failed": o.failed, "undecided": o.undecided,
-                       "repeating": o.repeating, "repeating_kept": o.repeating_kept, "joint": _coarse(o.joint)}
-                for name, o in tally.origins.items() if o.texts},
+    "origins": {
+      name: {
+        "kept": o.kept,
+        "dropped": o.dropped,
+        "failed": o.failed,
+        "undecided": o.undecided,
+        "repeating": o.repeating,
+        "repeating_kept": o.repeating_kept,
+        "joint": _coarse(o.joint),
+      }
+      for name, o in tally.origins.items()
+      if o.texts
+    },
     "images": tally.images,
     "bins": {"matching": M, "contrastive": C // COARSE},
     "phrase": PHRASE,
@@ -86,8 +98,10 @@ def _spread(shards: list, limit: int) -> list:
   ends = np.cumsum([0, *(shard.stop - shard.start for shard in shards)])
   chosen = np.array(evenly(limit, int(ends[-1])), np.int64)
   cuts = np.searchsorted(chosen, ends)
-  return [(shard, (chosen[a:b] - end + shard.start).tolist())
-          for shard, end, a, b in zip(shards, ends, cuts, cuts[1:], strict=False)]
+  return [
+    (shard, (chosen[a:b] - end + shard.start).tolist())
+    for shard, end, a, b in zip(shards, ends, cuts, cuts[1:], strict=False)
+  ]
 
 
 def _count(table: pa.Table, indices: list[int], tally: Tally, rows: dict[int, list[dict]]) -> None:

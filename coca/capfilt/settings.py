@@ -88,25 +88,44 @@ def parse(config: ConfigDict | dict) -> CapFilt:
     if not ok:
       raise ValueError(message)
 
-  check(settings.captioner or settings.filter,
-        "config.captioner and config.filter are empty: name at least one model, such as runs/captioner and runs/filter")
+  check(
+    settings.captioner or settings.filter,
+    "config.captioner and config.filter are empty: name at least one model, such as runs/captioner and runs/filter",
+  )
   check_source(settings.source, "config.source")
-  check(not settings.source.sidecars, "config.source.sidecars: the texts of a job before are not filtered again; leave "
-        "it empty")
+  check(
+    not settings.source.sidecars,
+    "config.source.sidecars: the texts of a job before are not filtered again; leave it empty",
+  )
   check(not settings.source.question_key, "config.source.question_key: answers are no captions; leave it empty")
-  for name, least in (("best", 1), ("top", 0), ("batch", 1), ("shard", 1), ("threads", 0), ("workers", 0),
-                      ("attempts", 1)):
+  for name, least in (
+    ("best", 1),
+    ("top", 0),
+    ("batch", 1),
+    ("shard", 1),
+    ("threads", 0),
+    ("workers", 0),
+    ("attempts", 1),
+  ):
     check(getattr(settings, name) >= least, f"config.{name} is {getattr(settings, name)}; it takes {least} or more")
-  check(settings.best <= settings.decoding.n,
-        f"config.best {settings.best} is more than config.decoding.n {settings.decoding.n} texts that are written")
-  check(settings.filter or settings.best == settings.decoding.n or settings.decoding.rerank,
-        "config.best below config.decoding.n needs config.filter, or config.decoding.rerank")
+  check(
+    settings.best <= settings.decoding.n,
+    f"config.best {settings.best} is more than config.decoding.n {settings.decoding.n} texts that are written",
+  )
+  check(
+    settings.filter or settings.best == settings.decoding.n or settings.decoding.rerank,
+    "config.best below config.decoding.n needs config.filter, or config.decoding.rerank",
+  )
   for name in ("share", "max_failed"):
     check(0 <= getattr(settings, name) <= 1, f"config.{name} is {getattr(settings, name)}; it is a share, 0 to 1")
-  check(settings.min_matching == -1 or 0 <= settings.min_matching <= 1,
-        f"config.min_matching is {settings.min_matching}; it is a probability, or -1: it does not count")
-  check(settings.min_contrastive == -2 or -1 <= settings.min_contrastive <= 1,
-        f"config.min_contrastive is {settings.min_contrastive}; it is a cosine, or -2: it does not count")
+  check(
+    settings.min_matching == -1 or 0 <= settings.min_matching <= 1,
+    f"config.min_matching is {settings.min_matching}; it is a probability, or -1: it does not count",
+  )
+  check(
+    settings.min_contrastive == -2 or -1 <= settings.min_contrastive <= 1,
+    f"config.min_contrastive is {settings.min_contrastive}; it is a cosine, or -2: it does not count",
+  )
   check(not (settings.share and settings.top), "config.share and config.top are both set; leave one of them at 0")
   check(settings.filter or not (settings.share or settings.top), "config.share and config.top need config.filter")
   return settings

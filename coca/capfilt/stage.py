@@ -97,10 +97,14 @@ class Stage:
   def _batches(self, shards) -> Iterator[_Batch | None]:
     """Batches whose images are read, and None twice at the end, which empties the pipeline."""
     size = self.models.batch
-    parts, ahead = itertools.tee((name, numbers[start:start + size], start + size >= len(numbers))
-                                 for name, numbers in shards for start in range(0, max(len(numbers), 1), size))
-    items = read_ahead(self._read, (int(n) for _, numbers, _ in ahead for n in numbers),
-                       self.settings.threads or cores(), AHEAD * size)
+    parts, ahead = itertools.tee(
+      (name, numbers[start : start + size], start + size >= len(numbers))
+      for name, numbers in shards
+      for start in range(0, max(len(numbers), 1), size)
+    )
+    items = read_ahead(
+      self._read, (int(n) for _, numbers, _ in ahead for n in numbers), self.settings.threads or cores(), AHEAD * size
+    )
     for name, numbers, last in parts:
       yield _Batch(name, list(itertools.islice(items, len(numbers))), last)
     yield None
@@ -145,8 +149,9 @@ class Stage:
   def _rows(self, batch: _Batch) -> list[dict]:
     scores = {}
     if batch.scores is not None:
-      scores = {name: to_host(getattr(batch.scores, name)) for name in SCORES
-                if getattr(batch.scores, name) is not None}
+      scores = {
+        name: to_host(getattr(batch.scores, name)) for name in SCORES if getattr(batch.scores, name) is not None
+      }
     rows = []
     for n, item in enumerate(batch.items):
       # Those of a blank in the place of an image would look like any other.
@@ -165,16 +170,22 @@ class Stage:
       if origin == "synthetic":
         made |= {"decoding": self._decoding, "captioner": self.models.identities["captioner"]}
         if not text:
-          made |= {"text": None, "origin": None, "kept": False, "problem": "the captioner wrote no word",
-                   **dict.fromkeys(scores)}
+          made |= {
+            "text": None,
+            "origin": None,
+            "kept": False,
+            "problem": "the captioner wrote no word",
+            **dict.fromkeys(scores),
+          }
       (own if k < len(item.record.texts) else written).append(made)
     if self.settings.best < len(written) and not self.settings.decoding.rerank:
+
       def rank(made):
         score = made.get(self.settings.rank_by)
         return -np.inf if score is None or made["text"] is None else score
 
       written.sort(key=rank, reverse=True)
-    return own + written[:self.settings.best]
+    return own + written[: self.settings.best]
 
   def _judged(self, scores: dict[str, float], origin: str, problem: str | None) -> dict:
     """Scores, whether the text is kept, and why there is no score where one is missing."""
@@ -187,8 +198,9 @@ class Stage:
       return judged | {"kept": False}
     if self.threshold is None:
       return judged | {"kept": None}
-    return judged | {"kept": all(np.float32(judged[name]) >= np.float32(least)
-                                 for name, least in self.threshold.items())}
+    return judged | {
+      "kept": all(np.float32(judged[name]) >= np.float32(least) for name, least in self.threshold.items())
+    }
 
 
 def _texts(item: _Item) -> list[tuple[str, str]]:

@@ -93,9 +93,12 @@ class Tally:
 
   def __str__(self):
     """Kept texts by origin, for the terminal."""
-    lines = [f"  {name:15} {o.kept:,} of {o.texts:,} kept ({o.kept / o.texts:.1%})"
-             + f", {o.repeating_kept:,} of them repeat themselves" * bool(o.repeating_kept)
-             for name, o in self.origins.items() if o.texts]
+    lines = [
+      f"  {name:15} {o.kept:,} of {o.texts:,} kept ({o.kept / o.texts:.1%})"
+      + f", {o.repeating_kept:,} of them repeat themselves" * bool(o.repeating_kept)
+      for name, o in self.origins.items()
+      if o.texts
+    ]
     return "\n".join(lines + [f"  {'without a text':15} {self.textless:,}"] * bool(self.textless))
 
   def _count_images(self, index: np.ndarray, kept: np.ndarray) -> None:
@@ -136,13 +139,21 @@ class Tally:
     keeps = np.append(np.cumsum(joint.sum(0)[::-1])[::-1], 0)  # at each threshold of contrastive
     rows = []
     for level in levels if total else ():
-      above = joint[round(level * M):]
+      above = joint[round(level * M) :]
       a = int(above.sum())
       edge = int(np.argmin(np.abs(keeps - a)))
       b, both = int(keeps[edge]), int(above[:, edge:].sum())
-      rows.append({"matching": level, "contrastive": round(edge / C * 2 - 1, 4), "matching_keeps": a,
-                   "contrastive_keeps": b, "of": total, "agree": (total - a - b + 2 * both) / total,
-                   "chance": (a * b + (total - a) * (total - b)) / total**2})
+      rows.append(
+        {
+          "matching": level,
+          "contrastive": round(edge / C * 2 - 1, 4),
+          "matching_keeps": a,
+          "contrastive_keeps": b,
+          "of": total,
+          "agree": (total - a - b + 2 * both) / total,
+          "chance": (a * b + (total - a) * (total - b)) / total**2,
+        }
+      )
     return rows
 
 
@@ -168,7 +179,7 @@ def repeats(column: pa.Array) -> np.ndarray:
     again = np.flatnonzero(ids[phrase:] == ids[:-phrase])  # the same word so many words later
     again = again[rows[again] == rows[again + phrase]]
     more = 2 * phrase - 1  # of them right behind one: three phrases
-    starts, ends = again[:max(len(again) - more, 0)], again[more:]
+    starts, ends = again[: max(len(again) - more, 0)], again[more:]
     found[rows[starts[ends - starts == more]]] = True
   return found
 

@@ -8,6 +8,23 @@ from coca.config.parsing import default, parse, to_dict
 from coca.config.settings import Checkpoint, Config, Mesh
 
 __all__ = [
-  "Answering", "Captioning", "Checkpoint", "Config", "Contrastive", "Data", "Eval", "ImageEncoder", "Matching",
-  "Med", "Mesh", "Model", "Optim", "Poolers", "Source", "TextDecoder", "default", "parse", "to_dict",
+  "Answering",
+  "Captioning",
+  "Checkpoint",
+  "Config",
+  "Contrastive",
+  "Data",
+  "Eval",
+  "ImageEncoder",
+  "Matching",
+  "Med",
+  "Mesh",
+  "Model",
+  "Optim",
+  "Poolers",
+  "Source",
+  "TextDecoder",
+  "default",
+  "parse",
+  "to_dict",
 ]

@@ -9,29 +9,81 @@ from coca.config.typed import lookup
 
 # The least that a number may be, by path.
 LEAST = {
-  1: ("data.batch", "data.prefetch", "data.max_pixels", "data.tokenizer_texts", "optim.accumulate",
-      "optim.max_nonfinite", "model.unroll", "evals.*.batch", "evals.*.rank", "evals.*.texts_per_image",
-      "answering.answers", "captioning.chunk", "checkpoint.keep", "model.text.vocab", "model.med.positions",
-      "model.image.size", "model.image.patch",
-      *(f"model.{tower}.{size}" for tower in ("image", "text") for size in ("width", "heads", "mlp"))),
+  1: (
+    "data.batch",
+    "data.prefetch",
+    "data.max_pixels",
+    "data.tokenizer_texts",
+    "optim.accumulate",
+    "optim.max_nonfinite",
+    "model.unroll",
+    "evals.*.batch",
+    "evals.*.rank",
+    "evals.*.texts_per_image",
+    "answering.answers",
+    "captioning.chunk",
+    "checkpoint.keep",
+    "model.text.vocab",
+    "model.med.positions",
+    "model.image.size",
+    "model.image.patch",
+    *(f"model.{tower}.{size}" for tower in ("image", "text") for size in ("width", "heads", "mlp")),
+  ),
   2: ("model.text.length",),
-  0: ("seed", "model.image.layers", "model.text.unimodal_layers", "model.text.multimodal_layers", "model.embed_dim",
-      "model.poolers.n_query", "model.poolers.heads", "model.poolers.mlp", "model.med.cls", "model.med.encode",
-      "contrastive.weight", "contrastive.max_scale", "contrastive.min_scale", "contrastive.queue", "captioning.weight",
-      "captioning.prompt_tokens", "matching.weight", "matching.floor", "matching.group", "answering.weight", "optim.lr",
-      "optim.final_lr", "optim.weight_decay", "optim.clip", "optim.lr_scale.*", "data.threads", "data.sources.*.weight",
-      "evals.*.limit", "evals.*.rerank"),
+  0: (
+    "seed",
+    "model.image.layers",
+    "model.text.unimodal_layers",
+    "model.text.multimodal_layers",
+    "model.embed_dim",
+    "model.poolers.n_query",
+    "model.poolers.heads",
+    "model.poolers.mlp",
+    "model.med.cls",
+    "model.med.encode",
+    "contrastive.weight",
+    "contrastive.max_scale",
+    "contrastive.min_scale",
+    "contrastive.queue",
+    "captioning.weight",
+    "captioning.prompt_tokens",
+    "matching.weight",
+    "matching.floor",
+    "matching.group",
+    "answering.weight",
+    "optim.lr",
+    "optim.final_lr",
+    "optim.weight_decay",
+    "optim.clip",
+    "optim.lr_scale.*",
+    "data.threads",
+    "data.sources.*.weight",
+    "evals.*.limit",
+    "evals.*.rerank",
+  ),
 }
-ABOVE_0 = ("model.norm_eps", "model.med.norm_eps", "contrastive.temperature", "optim.eps", "optim.lr_decay",
-           "data.sources.*.answer_weight")
+ABOVE_0 = (
+  "model.norm_eps",
+  "model.med.norm_eps",
+  "contrastive.temperature",
+  "optim.eps",
+  "optim.lr_decay",
+  "data.sources.*.answer_weight",
+)
 SHARES = ("captioning.parallel", "contrastive.soft_targets", "data.max_skipped")  # 0 to 1
-DECAYS = ("model.image.patch_dropout", "model.med.dropout", "captioning.label_smoothing", "contrastive.momentum",
-          "optim.b1", "optim.b2", "optim.ema")  # from 0 to below 1
+DECAYS = (
+  "model.image.patch_dropout",
+  "model.med.dropout",
+  "captioning.label_smoothing",
+  "contrastive.momentum",
+  "optim.b1",
+  "optim.b2",
+  "optim.ema",
+)  # from 0 to below 1
 
 
 def check(c: Config) -> None:
-  """Raises ValueError, which names the setting, if one holds what it may not; types and choices are `typed`'s to check.
-  """
+  """Raises ValueError, which names the setting, if one holds what it may not; `typed` checks types and choices."""
   for least, paths in LEAST.items():
     _each(c, paths, lambda x, least=least: x >= least, f"is {{}}; it takes {least} or more")
   _each(c, ABOVE_0, lambda x: x > 0, "{} has to be above 0")
@@ -56,99 +108,154 @@ def _towers(c: Config) -> None:
   image, text, poolers = c.model.image, c.model.text, c.model.poolers
   need(image.size % image.patch == 0, f"config.model.image.size {image.size} is no multiple of patch {image.patch}")
   for name, tower in (("image", image), ("text", text)):
-    need(tower.width % tower.heads == 0,
-         f"config.model.{name}.width {tower.width} is no multiple of heads {tower.heads}")
+    need(
+      tower.width % tower.heads == 0, f"config.model.{name}.width {tower.width} is no multiple of heads {tower.heads}"
+    )
   heads, has_matching = poolers.heads or image.heads, c.matching.weight > 0
   has_pooler = poolers.kind != "class_token" or poolers.n_query or has_matching
-  need(c.model.kind == "blip" or text.width % heads == 0 or not has_pooler,
-       f"config.model.poolers.heads {heads} does not divide the text width {text.width}")
+  need(
+    c.model.kind == "blip" or text.width % heads == 0 or not has_pooler,
+    f"config.model.poolers.heads {heads} does not divide the text width {text.width}",
+  )
   need(min(image.std) > 0, f"config.model.image.std {image.std} has to be above 0")
-  need(poolers.kind != "class_token" or image.class_token,
-       "config.model.poolers.kind 'class_token' needs config.model.image.class_token")
-  need(poolers.kind != "openclip" or poolers.n_query > 1,
-       "config.model.poolers.kind 'openclip' needs config.model.poolers.n_query above 1: the first query is the image "
-       "embedding's")
+  need(
+    poolers.kind != "class_token" or image.class_token,
+    "config.model.poolers.kind 'class_token' needs config.model.image.class_token",
+  )
+  need(
+    poolers.kind != "openclip" or poolers.n_query > 1,
+    "config.model.poolers.kind 'openclip' needs config.model.poolers.n_query above 1: the first query is the image "
+    "embedding's",
+  )
   need(not poolers.mlp or poolers.norm, "config.model.poolers.mlp needs config.model.poolers.norm: it reads the norm")
-  need(text.mask == "causal" or text.multimodal_layers == 0,
-       "config.model.text.mask 'full' needs config.model.text.multimodal_layers 0: the decoder would see the words "
-       "that it has to predict")
-  need(text.mask == "causal" or text.pool != "cls",
-       "config.model.text.mask 'full' needs config.model.text.pool 'last' or 'eos': there is no mask for [CLS] in it")
+  need(
+    text.mask == "causal" or text.multimodal_layers == 0,
+    "config.model.text.mask 'full' needs config.model.text.multimodal_layers 0: the decoder would see the words "
+    "that it has to predict",
+  )
+  need(
+    text.mask == "causal" or text.pool != "cls",
+    "config.model.text.mask 'full' needs config.model.text.pool 'last' or 'eos': there is no mask for [CLS] in it",
+  )
 
 
 def _losses(c: Config) -> None:
   text, is_blip, has_matching = c.model.text, c.model.kind == "blip", c.matching.weight > 0
   has_answering = c.answering.weight > 0
   need(c.contrastive.weight > 0 or c.captioning.weight > 0 or has_answering, "all loss weights are 0: nothing to train")
-  need(not c.contrastive.heads or text.unimodal_layers > 0,
-       "config.contrastive.weight needs config.model.text.unimodal_layers above 0; or set the weight to 0 (and "
-       "config.contrastive.keep to False)")
-  need(c.captioning.parallel == 0 or (not is_blip and c.captioning.weight > 0 and text.unimodal_layers == 0),
-       "config.captioning.parallel needs a captioner alone, of kind 'coca': config.captioning.weight above 0 and "
-       "config.model.text.unimodal_layers 0")
-  need(c.captioning.weight == 0 or text.multimodal_layers > 0,
-       "config.captioning.weight needs config.model.text.multimodal_layers above 0; or set the weight to 0")
-  need(is_blip or not has_matching or text.multimodal_layers > 0,
-       "config.matching.weight needs config.model.text.multimodal_layers above 0: the head reads the multimodal "
-       "decoder's outputs")
-  need(not has_matching or c.contrastive.weight > 0,
-       "config.matching.weight needs config.contrastive.weight above 0: negatives are drawn by the contrastive "
-       "similarities")
-  need(not has_matching or c.optim.accumulate == 1,
-       f"config.matching.weight needs config.optim.accumulate 1, not {c.optim.accumulate}: a micro-batch does not "
-       "hold the negatives that are drawn from the whole batch; use more devices, or config.model.remat, instead")
-  need(c.answering.length > 2,
-       f"config.answering.length {c.answering.length} holds BOS, EOS and no answer; it takes 3 or more")
+  need(
+    not c.contrastive.heads or text.unimodal_layers > 0,
+    "config.contrastive.weight needs config.model.text.unimodal_layers above 0; or set the weight to 0 (and "
+    "config.contrastive.keep to False)",
+  )
+  need(
+    c.captioning.parallel == 0 or (not is_blip and c.captioning.weight > 0 and text.unimodal_layers == 0),
+    "config.captioning.parallel needs a captioner alone, of kind 'coca': config.captioning.weight above 0 and "
+    "config.model.text.unimodal_layers 0",
+  )
+  need(
+    c.captioning.weight == 0 or text.multimodal_layers > 0,
+    "config.captioning.weight needs config.model.text.multimodal_layers above 0; or set the weight to 0",
+  )
+  need(
+    is_blip or not has_matching or text.multimodal_layers > 0,
+    "config.matching.weight needs config.model.text.multimodal_layers above 0: the head reads the multimodal "
+    "decoder's outputs",
+  )
+  need(
+    not has_matching or c.contrastive.weight > 0,
+    "config.matching.weight needs config.contrastive.weight above 0: negatives are drawn by the contrastive "
+    "similarities",
+  )
+  need(
+    not has_matching or c.optim.accumulate == 1,
+    f"config.matching.weight needs config.optim.accumulate 1, not {c.optim.accumulate}: a micro-batch does not "
+    "hold the negatives that are drawn from the whole batch; use more devices, or config.model.remat, instead",
+  )
+  need(
+    c.answering.length > 2,
+    f"config.answering.length {c.answering.length} holds BOS, EOS and no answer; it takes 3 or more",
+  )
   need(is_blip or not has_answering, "config.answering.weight needs config.model.kind 'blip'")
   if c.contrastive.momentum:
-    need(is_blip and c.contrastive.loss == "softmax" and c.contrastive.weight > 0 and c.optim.accumulate == 1,
-         "config.contrastive.momentum needs config.model.kind 'blip', config.contrastive.loss 'softmax' with a weight "
-         "above 0, and config.optim.accumulate 1")
-  need(c.contrastive.momentum or not c.matching.slow_keys,
-       "config.matching.slow_keys needs config.contrastive.momentum above 0")
+    need(
+      is_blip and c.contrastive.loss == "softmax" and c.contrastive.weight > 0 and c.optim.accumulate == 1,
+      "config.contrastive.momentum needs config.model.kind 'blip', config.contrastive.loss 'softmax' with a weight "
+      "above 0, and config.optim.accumulate 1",
+    )
+  need(
+    c.contrastive.momentum or not c.matching.slow_keys,
+    "config.matching.slow_keys needs config.contrastive.momentum above 0",
+  )
   group = c.matching.group
-  need(group == 0 or (group > 1 and c.data.batch % group == 0),
-       f"config.matching.group {group} has to be above 1 and divide config.data.batch {c.data.batch}; 0 is the whole "
-       "batch")
+  need(
+    group == 0 or (group > 1 and c.data.batch % group == 0),
+    f"config.matching.group {group} has to be above 1 and divide config.data.batch {c.data.batch}; 0 is the whole "
+    "batch",
+  )
 
 
 def _blip(c: Config) -> None:
   image, text, med = c.model.image, c.model.text, c.model.med
   needs_encoder = max(x.weight for x in (c.contrastive, c.matching, c.answering)) > 0
   need(image.class_token, "config.model.kind 'blip' needs config.model.image.class_token")
-  need(text.unimodal_layers > 0 or not needs_encoder,
-       "config.model.text.unimodal_layers is 0: a text encoder is needed by the contrastive, the matching and the "
-       "answering loss; set their weights to 0, or give it layers")
-  need(c.answering.weight == 0 or (text.multimodal_layers > 0 and not c.captioning.weight),
-       "config.answering.weight needs config.model.text.multimodal_layers above 0 and config.captioning.weight 0: the "
-       "decoder looks at the question's states, not at the image")
-  need(not c.contrastive.heads or c.model.embed_dim > 0,
-       "config.model.embed_dim is 0: for 'blip' it takes a number (BLIP 256)")
-  need(max(text.length, c.answering.length) <= med.positions,
-       f"config.model.text.length {text.length} or config.answering.length {c.answering.length} is more than "
-       f"config.model.med.positions {med.positions}")
-  need(max(med.cls, med.encode) < text.vocab,
-       f"config.model.med.cls {med.cls} and encode {med.encode} have to be below config.model.text.vocab "
-       f"{text.vocab}")
-  need(med.sharing == "none" or not text.unimodal_layers or not text.multimodal_layers or c.answering.weight > 0
-       or text.unimodal_layers == text.multimodal_layers,
-       f"config.model.med.sharing {med.sharing!r} needs as many unimodal_layers ({text.unimodal_layers}) as "
-       f"multimodal_layers ({text.multimodal_layers}) in config.model.text; or 'none'")
+  need(
+    text.unimodal_layers > 0 or not needs_encoder,
+    "config.model.text.unimodal_layers is 0: a text encoder is needed by the contrastive, the matching and the "
+    "answering loss; set their weights to 0, or give it layers",
+  )
+  need(
+    c.answering.weight == 0 or (text.multimodal_layers > 0 and not c.captioning.weight),
+    "config.answering.weight needs config.model.text.multimodal_layers above 0 and config.captioning.weight 0: the "
+    "decoder looks at the question's states, not at the image",
+  )
+  need(
+    not c.contrastive.heads or c.model.embed_dim > 0,
+    "config.model.embed_dim is 0: for 'blip' it takes a number (BLIP 256)",
+  )
+  need(
+    max(text.length, c.answering.length) <= med.positions,
+    f"config.model.text.length {text.length} or config.answering.length {c.answering.length} is more than "
+    f"config.model.med.positions {med.positions}",
+  )
+  need(
+    max(med.cls, med.encode) < text.vocab,
+    f"config.model.med.cls {med.cls} and encode {med.encode} have to be below config.model.text.vocab {text.vocab}",
+  )
+  need(
+    med.sharing == "none"
+    or not text.unimodal_layers
+    or not text.multimodal_layers
+    or c.answering.weight > 0
+    or text.unimodal_layers == text.multimodal_layers,
+    f"config.model.med.sharing {med.sharing!r} needs as many unimodal_layers ({text.unimodal_layers}) as "
+    f"multimodal_layers ({text.multimodal_layers}) in config.model.text; or 'none'",
+  )
 
 
 def _optimizer(c: Config) -> None:
   need(c.seed < 2**32, f"config.seed is {c.seed}; it has to be below 2 ** 32")
-  need(c.data.batch % c.optim.accumulate == 0,
-       f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}")
-  need(c.contrastive.max_scale == 0 or c.contrastive.min_scale <= c.contrastive.max_scale,
-       f"config.contrastive.min_scale {c.contrastive.min_scale} is above max_scale {c.contrastive.max_scale}")
+  need(
+    c.data.batch % c.optim.accumulate == 0,
+    f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}",
+  )
+  need(
+    c.contrastive.max_scale == 0 or c.contrastive.min_scale <= c.contrastive.max_scale,
+    f"config.contrastive.min_scale {c.contrastive.min_scale} is above max_scale {c.contrastive.max_scale}",
+  )
 
 
 def _durations(c: Config) -> None:
-  for where, value in (("steps", c.steps), ("log_every", c.log_every), ("optim.warmup", c.optim.warmup),
-                       ("optim.epoch", c.optim.epoch), ("contrastive.soft_ramp", c.contrastive.soft_ramp),
-                       ("checkpoint.every", c.checkpoint.every), ("checkpoint.keep_every", c.checkpoint.keep_every),
-                       *((f"evals.{k}.every", e.every) for k, e in c.evals.items())):
+  for where, value in (
+    ("steps", c.steps),
+    ("log_every", c.log_every),
+    ("optim.warmup", c.optim.warmup),
+    ("optim.epoch", c.optim.epoch),
+    ("contrastive.soft_ramp", c.contrastive.soft_ramp),
+    ("checkpoint.every", c.checkpoint.every),
+    ("checkpoint.keep_every", c.checkpoint.keep_every),
+    *((f"evals.{k}.every", e.every) for k, e in c.evals.items()),
+  ):
     try:
       in_steps(value, c.data.batch, None if where == "steps" else 1)
     except ValueError as e:
@@ -158,5 +265,8 @@ def _durations(c: Config) -> None:
     warmup, epoch = (in_steps(duration, c.data.batch, c.total_steps) for duration in (c.optim.warmup, c.optim.epoch))
     need(epoch > 0, "config.optim.schedule 'epochs' needs config.optim.epoch, how long one is, e.g. '14e6 examples'")
     need(c.optim.lr_decay <= 1, f"config.optim.lr_decay {c.optim.lr_decay} is not in (0, 1]")
-    need(warmup <= epoch, f"config.optim.warmup {c.optim.warmup!r} is longer than config.optim.epoch "
-         f"{c.optim.epoch!r} ({warmup} and {epoch} steps): schedule 'epochs' wants it within the first epoch")
+    need(
+      warmup <= epoch,
+      f"config.optim.warmup {c.optim.warmup!r} is longer than config.optim.epoch "
+      f"{c.optim.epoch!r} ({warmup} and {epoch} steps): schedule 'epochs' wants it within the first epoch",
+    )

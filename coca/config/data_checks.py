@@ -18,82 +18,126 @@ def need(ok, message: str) -> None:
 def check_data(c: Config) -> None:
   """Raises ValueError if `data` or `evals` hold what they may not."""
   data, has_answering = c.data, c.answering.weight > 0
-  need(0 < data.crop[0] <= data.crop[1] <= 1,
-       f"config.data.crop is {data.crop}; it takes the smallest and largest share of the area, in (0, 1]")
+  need(
+    0 < data.crop[0] <= data.crop[1] <= 1,
+    f"config.data.crop is {data.crop}; it takes the smallest and largest share of the area, in (0, 1]",
+  )
   count, magnitude = data.rand_augment
-  need(count >= 0 and 0 <= magnitude <= 10,
-       f"config.data.rand_augment is {data.rand_augment}; it takes a number of operations (0: none) and their "
-       "magnitude, 0 to 10")
+  need(
+    count >= 0 and 0 <= magnitude <= 10,
+    f"config.data.rand_augment is {data.rand_augment}; it takes a number of operations (0: none) and their "
+    "magnitude, 0 to 10",
+  )
   try:
     ImageColor.getcolor(data.background, "RGB")
   except ValueError:
-    raise ValueError(f"config.data.background is {data.background!r}; it takes a colour such as 'white' or "
-                     "'#ffffff'") from None
+    raise ValueError(
+      f"config.data.background is {data.background!r}; it takes a colour such as 'white' or '#ffffff'"
+    ) from None
   for name, source in data.sources.items():
     where = f"config.data.sources.{name}"
     check_source(source, where)
-    need(bool(source.question_key) == has_answering, f"{where}.question_key is {source.question_key!r} and "
-         f"config.answering.weight {c.answering.weight}: batches of questions need both, others neither")
+    need(
+      bool(source.question_key) == has_answering,
+      f"{where}.question_key is {source.question_key!r} and "
+      f"config.answering.weight {c.answering.weight}: batches of questions need both, others neither",
+    )
   weights = [data.sources[name].weight for name in sorted(data.sources)]
-  need(not any(weights) or min(weights) > 0,
-       f"config.data.sources.*.weight are {weights}; they have to be above 0, or 0 for all")
+  need(
+    not any(weights) or min(weights) > 0,
+    f"config.data.sources.*.weight are {weights}; they have to be above 0, or 0 for all",
+  )
   for name, e in c.evals.items():
     check_source(e.source, f"config.evals.{name}.source")
     _evaluator(c, e, f"config.evals.{name}")
 
 
 def _evaluator(c: Config, e: Eval, where: str) -> None:
-  need(bool(e.source.question_key) == (e.kind == "vqa"), f"{where}.source.question_key is "
-       f"{e.source.question_key!r} and kind {e.kind!r}: a vqa evaluator needs questions, others take none")
-  need(c.contrastive.heads or e.kind not in ("zero_shot", "retrieval", "matching"),
-       f"{where}: a {e.kind} evaluator compares embeddings, and without a contrastive loss "
-       "(config.contrastive.weight is 0) the model makes none")
-  need(e.kind != "captions" or (c.model.text.multimodal_layers and not c.answering.weight),
-       f"{where}: a captions evaluator needs config.model.text.multimodal_layers above 0 and config.answering.weight "
-       "0: this model writes no captions")
-  need(e.kind != "matching" or c.matching.weight,
-       f"{where}: a matching evaluator needs config.matching.weight above 0: the model has no matching head")
-  need(e.kind != "vqa" or c.answering.weight,
-       f"{where}: a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer")
+  need(
+    bool(e.source.question_key) == (e.kind == "vqa"),
+    f"{where}.source.question_key is "
+    f"{e.source.question_key!r} and kind {e.kind!r}: a vqa evaluator needs questions, others take none",
+  )
+  need(
+    c.contrastive.heads or e.kind not in ("zero_shot", "retrieval", "matching"),
+    f"{where}: a {e.kind} evaluator compares embeddings, and without a contrastive loss "
+    "(config.contrastive.weight is 0) the model makes none",
+  )
+  need(
+    e.kind != "captions" or (c.model.text.multimodal_layers and not c.answering.weight),
+    f"{where}: a captions evaluator needs config.model.text.multimodal_layers above 0 and config.answering.weight "
+    "0: this model writes no captions",
+  )
+  need(
+    e.kind != "matching" or c.matching.weight,
+    f"{where}: a matching evaluator needs config.matching.weight above 0: the model has no matching head",
+  )
+  need(
+    e.kind != "vqa" or c.answering.weight,
+    f"{where}: a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer",
+  )
   if e.kind == "zero_shot":
     need(e.templates, f"{where}: a zero_shot evaluator needs templates; ('{{}}',) takes the bare class names")
     check_prompts(e.templates, f"{where}.templates")
-  need(not e.pixel_neighbours or e.pixel_neighbours in c.data.sources,
-       f"{where}.pixel_neighbours is '{e.pixel_neighbours}', which is no training source; config.data.sources has: "
-       f"{', '.join(c.data.sources) or 'none'}")
-  need(not e.pixel_neighbours or e.kind == "zero_shot",
-       f"{where}.pixel_neighbours {e.pixel_neighbours!r} is for kind 'zero_shot', not '{e.kind}'")
+  need(
+    not e.pixel_neighbours or e.pixel_neighbours in c.data.sources,
+    f"{where}.pixel_neighbours is '{e.pixel_neighbours}', which is no training source; config.data.sources has: "
+    f"{', '.join(c.data.sources) or 'none'}",
+  )
+  need(
+    not e.pixel_neighbours or e.kind == "zero_shot",
+    f"{where}.pixel_neighbours {e.pixel_neighbours!r} is for kind 'zero_shot', not '{e.kind}'",
+  )
   need(not e.rerank or e.kind == "retrieval", f"{where}.rerank {e.rerank} is for kind 'retrieval', not '{e.kind}'")
-  need(not e.rerank or c.matching.weight > 0, f"{where}.rerank {e.rerank} needs a matching head "
-       "(config.matching.weight above 0); 0 ranks by cosines alone")
+  need(
+    not e.rerank or c.matching.weight > 0,
+    f"{where}.rerank {e.rerank} needs a matching head (config.matching.weight above 0); 0 ranks by cosines alone",
+  )
 
 
 def check_source(s: Source, where: str) -> None:
   """Raises ValueError if the settings make no sense together; `where` is its name."""
   check_prompts(s.prompts, f"{where}.prompts")
-  need(not s.question_key or s.text_key,
-       f"{where}.question_key is {s.question_key!r}; set {where}.text_key to what holds the answers")
-  need(not s.question_key or not s.sidecars,
-       f"{where}.question_key and {where}.sidecars are both set: sidecars hold captions, no answers")
+  need(
+    not s.question_key or s.text_key,
+    f"{where}.question_key is {s.question_key!r}; set {where}.text_key to what holds the answers",
+  )
+  need(
+    not s.question_key or not s.sidecars,
+    f"{where}.question_key and {where}.sidecars are both set: sidecars hold captions, no answers",
+  )
   default = Source()
-  changed = [name for name in ("sample", "origins", "min_matching", "min_contrastive")
-             if getattr(s, name) != getattr(default, name)]
+  changed = [
+    name
+    for name in ("sample", "origins", "min_matching", "min_contrastive")
+    if getattr(s, name) != getattr(default, name)
+  ]
   if changed and not s.sidecars:
     raise ValueError(f"{where}.{changed[0]} chooses among a CapFilt workdir's texts; set {where}.sidecars to one")
   for name in s.origins:
     need(name in ORIGINS, f"{where}.origins.{name}: no such origin; known: {', '.join(ORIGINS)}")
   values = s.origins.values()
-  need(not values or (all(0 <= v < math.inf for v in values) and any(values)),
-       f"{where}.origins is {s.origins}: weights are 0 or above, and one has to be above 0")
-  need(s.sample != "text" or set(values) <= {0.0, 1.0},
-       f"{where}.origins is {s.origins}: with sample 'text' (each kept text is an example) it takes 0 and 1. To weigh "
-       "origins, list a source for each and set their weights, or say sample 'image'")
-  need(s.sample != "image" or s.text != "first" or len(set(values) - {0.0}) <= 1,
-       f"{where}.text 'first' draws nothing, so {where}.origins can't weigh; say text 'random'")
-  need(s.min_matching == -1 or 0 <= s.min_matching <= 1,
-       f"{where}.min_matching {s.min_matching} is no probability; -1: as the sidecars have it")
-  need(s.min_contrastive == -2 or -1 <= s.min_contrastive <= 1,
-       f"{where}.min_contrastive {s.min_contrastive} is no cosine; -2: as the sidecars have it")
+  need(
+    not values or (all(0 <= v < math.inf for v in values) and any(values)),
+    f"{where}.origins is {s.origins}: weights are 0 or above, and one has to be above 0",
+  )
+  need(
+    s.sample != "text" or set(values) <= {0.0, 1.0},
+    f"{where}.origins is {s.origins}: with sample 'text' (each kept text is an example) it takes 0 and 1. To weigh "
+    "origins, list a source for each and set their weights, or say sample 'image'",
+  )
+  need(
+    s.sample != "image" or s.text != "first" or len(set(values) - {0.0}) <= 1,
+    f"{where}.text 'first' draws nothing, so {where}.origins can't weigh; say text 'random'",
+  )
+  need(
+    s.min_matching == -1 or 0 <= s.min_matching <= 1,
+    f"{where}.min_matching {s.min_matching} is no probability; -1: as the sidecars have it",
+  )
+  need(
+    s.min_contrastive == -2 or -1 <= s.min_contrastive <= 1,
+    f"{where}.min_contrastive {s.min_contrastive} is no cosine; -2: as the sidecars have it",
+  )
 
 
 def check_prompts(prompts: Sequence[str], where: str) -> None:

@@ -13,8 +13,7 @@ def flat(settings: dict, prefix: str = "") -> dict:
 
 def differing(before: dict, now: dict) -> dict[str, tuple]:
   """Both values of what differs, by name: {'model.image.size': (224, 288), ...}; None where a name is missing."""
-  return {name: (before.get(name), now.get(name)) for name in sorted(before | now)
-          if before.get(name) != now.get(name)}
+  return {name: (before.get(name), now.get(name)) for name in sorted(before | now) if before.get(name) != now.get(name)}
 
 
 def listed(items: Sequence[str], most: int = 8, joint: str = "\n  ") -> str:

@@ -1,5 +1,4 @@
-"""All settings as text and as a page, made of the comments above them: `python -m coca.config.help > docs/settings.md`.
-"""
+"""All settings as text and as a page, made of their comments: `python -m coca.config.help > docs/settings.md`."""
 
 import ast
 import dataclasses
@@ -88,11 +87,14 @@ def described(names: Sequence[str]) -> str:
     below = [s for s in settings if _lies_below(s.name, path)]
     if not below:
       close = difflib.get_close_matches(path, [s.name for s in settings], 3)
-      raise ValueError(f"no such setting: {name}; " + (f"did you mean {', '.join(close)}?" if close else
-                                                       "--help_settings without a name prints all"))
+      raise ValueError(
+        f"no such setting: {name}; "
+        + (f"did you mean {', '.join(close)}?" if close else "--help_settings without a name prints all")
+      )
     found += below
-  return "\n".join(f"{s.name}: {s.takes}; default {s.default}\n" + textwrap.indent(textwrap.fill(s.text, 100), "  ")
-                   for s in found)
+  return "\n".join(
+    f"{s.name}: {s.takes}; default {s.default}\n" + textwrap.indent(textwrap.fill(s.text, 100), "  ") for s in found
+  )
 
 
 def _lies_below(name: str, path: str) -> bool:
@@ -109,7 +111,7 @@ def _written(kind: type) -> dict[str, tuple[str, str]]:
       first = node.lineno - 1
       while lines[first - 1].lstrip().startswith("#"):
         first -= 1
-      comment = " ".join(line.strip(" #") for line in lines[first:node.lineno - 1])
+      comment = " ".join(line.strip(" #") for line in lines[first : node.lineno - 1])
       found[node.target.id] = ast.unparse(node.annotation), comment
   return found
 

@@ -18,6 +18,7 @@ def read_object(data: bytes | str) -> dict:
 
   NaN and Infinity, which Python writes and JSON has not, are damage too, and numbers that become infinite.
   """
+
   def number(text: str) -> float:
     if not math.isfinite(value := float(text)):
       raise ValueError(f"{text[:80]} is no number that a setting can be")
@@ -61,8 +62,14 @@ def entry(values: dict, name: str, default, least: float = 0, most: float = 1 <<
   if numbers and isinstance(value, list) and len(value) == len(numbers) and all(fits(x, float) for x in value):
     return tuple(float(x) for x in value)
   if numbers or not fits(value, kind):
-    what = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list",
-            dict: "an object ({...})"}.get(kind) or f"{len(numbers)} numbers"
+    what = {
+      int: "a whole number",
+      float: "a number",
+      bool: "true or false",
+      str: "a text",
+      list: "a list",
+      dict: "an object ({...})",
+    }.get(kind) or f"{len(numbers)} numbers"
     between = f" from {least:,} to {most:,}" if kind in (int, float, tuple) else ""
     raise ValueError(f"{name} is {'missing' if value is None else f'{value!r:.80}'}; it takes {what}{between}")
   return kind(value)

@@ -14,8 +14,18 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-OPERATIONS = ("identity", "autocontrast", "brightness", "sharpness", "equalize", "shear_x", "shear_y", "translate_x",
-              "translate_y", "rotate")
+OPERATIONS = (
+  "identity",
+  "autocontrast",
+  "brightness",
+  "sharpness",
+  "equalize",
+  "shear_x",
+  "shear_y",
+  "translate_x",
+  "translate_y",
+  "rotate",
+)
 _SMOOTH = np.float32([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13  # Pillow's SMOOTH, which its sharpness goes by
 _GREY = (128, 128, 128)  # beyond the image's edges
 

@@ -25,8 +25,9 @@ class DeviceFeed:
     self._queue = queue.Queue(max(depth - 1, 1))  # and one more in the thread's hands
     self._stop = threading.Event()
     self._batches, self._ended = batches, False
-    self._thread = threading.Thread(target=_feed, args=(batches, put, self._queue, self._stop), daemon=True,
-                                    name="device-feed")
+    self._thread = threading.Thread(
+      target=_feed, args=(batches, put, self._queue, self._stop), daemon=True, name="device-feed"
+    )
     self._thread.start()
 
   def __iter__(self):

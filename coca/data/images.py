@@ -40,8 +40,9 @@ def colour(name: str) -> tuple[int, int, int]:
   return ImageColor.getcolor(name, "RGB")
 
 
-def decode_eval(data: bytes, size: int, background=(255, 255, 255), max_pixels: int = 100_000_000,
-                squash: bool = False) -> np.ndarray:
+def decode_eval(
+  data: bytes, size: int, background=(255, 255, 255), max_pixels: int = 100_000_000, squash: bool = False
+) -> np.ndarray:
   """Decodes in full and resizes the central square, bicubic with antialiasing (Pillow's, as CLIP evaluates).
 
   Args:
@@ -65,8 +66,15 @@ def decode_eval(data: bytes, size: int, background=(255, 255, 255), max_pixels: 
     return resize_eval(pixels, size, squash)
 
 
-def decode_train(data: bytes, size: int, rng: np.random.Generator, crop=(1.0, 1.0), flip: bool = False,
-                 background=(255, 255, 255), max_pixels: int = 100_000_000) -> np.ndarray:
+def decode_train(
+  data: bytes,
+  size: int,
+  rng: np.random.Generator,
+  crop=(1.0, 1.0),
+  flip: bool = False,
+  background=(255, 255, 255),
+  max_pixels: int = 100_000_000,
+) -> np.ndarray:
   """Decodes, crops at random, resizes and flips, fast: a JPEG is decoded at the smallest size that the crop allows.
 
   Where the image grows, the resizing is cubic; where it shrinks, linear up to a factor of 2 and a mean beyond (a mean
@@ -105,7 +113,7 @@ def decode_train(data: bytes, size: int, rng: np.random.Generator, crop=(1.0, 1.
     else:
       pixels = _other(data, background, max_pixels, held)
       y, x, h, w = random_box(*pixels.shape[:2], crop, rng)
-    pixels = pixels[y:y + h, x:x + w]
+    pixels = pixels[y : y + h, x : x + w]
     h, w = pixels.shape[:2]
     if (h, w) != (size, size):
       method = cv2.INTER_CUBIC if min(h, w) < size else cv2.INTER_LINEAR if max(h, w) < 2 * size else cv2.INTER_AREA
@@ -268,8 +276,10 @@ def _other(data: bytes, background, max_pixels: int, held: ExitStack) -> np.ndar
 
 def _webp_size(data: bytes) -> tuple[int, int]:
   """Width and height from a WebP header (RFC 9649)."""
+
   def number(at, length):
-    return int.from_bytes(data[at:at + length], "little")
+    return int.from_bytes(data[at : at + length], "little")
+
   kind = data[12:16]
   if kind == b"VP8X":
     return number(24, 3) + 1, number(27, 3) + 1
@@ -281,13 +291,13 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 def jpeg_orientation(data: bytes) -> int:
   """The EXIF orientation, 1 to 8, of a JPEG; 1 where there is none."""
   at = 2
-  while data[at:at + 1] == b"\xff" and data[at + 1:at + 2] not in (b"", b"\xda", b"\xd9"):
+  while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda", b"\xd9"):
     if data[at + 1] == 0xFF:  # padding
       at += 1
       continue
-    length = int.from_bytes(data[at + 2:at + 4], "big")
-    if data[at + 1] == 0xE1 and data[at + 4:at + 10] == b"Exif\0\0":
-      return _tiff_orientation(data[at + 10:at + 2 + length])
+    length = int.from_bytes(data[at + 2 : at + 4], "big")
+    if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+      return _tiff_orientation(data[at + 10 : at + 2 + length])
     at += 2 + length
   return 1
 
@@ -295,9 +305,9 @@ def jpeg_orientation(data: bytes) -> int:
 def _tiff_orientation(tiff: bytes) -> int:
   order = "little" if tiff[:2] == b"II" else "big"
   directory = int.from_bytes(tiff[4:8], order)
-  count = int.from_bytes(tiff[directory:directory + 2], order)
+  count = int.from_bytes(tiff[directory : directory + 2], order)
   for k in range(count):
-    entry = tiff[directory + 2 + 12 * k:directory + 14 + 12 * k]
+    entry = tiff[directory + 2 + 12 * k : directory + 14 + 12 * k]
     if len(entry) < 12:
       break
     if int.from_bytes(entry[:2], order) == _ORIENTATION:

@@ -60,8 +60,9 @@ def open_sources(config: Config) -> dict[str, Records]:
   return sources
 
 
-def train_batches(config: Config, sources: dict[str, Records], tokenizer: Tokenizer, rows: Rows,
-                  start_step: int = 0) -> Iterator[tuple[Batch, list[str]]]:
+def train_batches(
+  config: Config, sources: dict[str, Records], tokenizer: Tokenizer, rows: Rows, start_step: int = 0
+) -> Iterator[tuple[Batch, list[str]]]:
   """This host's part of the endless stream of training batches.
 
   Args:
@@ -95,11 +96,18 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
   data, settings, answering = config.data, config.data.sources[name], config.answering
   size, length = config.model.image.size, config.model.text.length
   background = images.colour(data.background)
-  unusable = {"image": _blank(config), "text": np.zeros(length, np.int32), "last": np.int32(0),
-              "hashes": np.zeros(2, np.uint32), "weight": np.float32(0)}
+  unusable = {
+    "image": _blank(config),
+    "text": np.zeros(length, np.int32),
+    "last": np.int32(0),
+    "hashes": np.zeros(2, np.uint32),
+    "weight": np.float32(0),
+  }
   if answering.weight:
-    unusable |= {"answers": np.zeros((answering.answers, answering.length), np.int32),
-                 "answer_weight": np.zeros(answering.answers, np.float32)}
+    unusable |= {
+      "answers": np.zeros((answering.answers, answering.length), np.int32),
+      "answer_weight": np.zeros(answering.answers, np.float32),
+    }
 
   def example(index: int, rng: np.random.Generator) -> tuple[Batch, str]:
     where, out, names = name, {"weight": np.float32(1)}, ()
@@ -109,7 +117,8 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
       if answering.weight:
         text = questions.question_of(record)
         out["answers"], out["answer_weight"] = questions.encode_answers(
-          record, answering, settings.answer_weight, tokenizer)
+          record, answering, settings.answer_weight, tokenizer
+        )
       else:
         text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
         names = texts.label_names(record) if settings.text == "labels" else ()
@@ -152,8 +161,9 @@ class Wants(NamedTuple):
   ends: bool = True  # a text that has to be cut ends with EOS all the same
 
 
-def eval_batches(config: Config, source: Records, wants: Wants, tokenizer: Tokenizer, rows: Rows,
-                 batch: int) -> Iterator[tuple[Batch, list[str]]]:
+def eval_batches(
+  config: Config, source: Records, wants: Wants, tokenizer: Tokenizer, rows: Rows, batch: int
+) -> Iterator[tuple[Batch, list[str]]]:
   """This host's part of one pass over a source, in its order.
 
   Every host gets as many batches; the last ones are filled up with rows of weight 0.
@@ -176,8 +186,13 @@ def eval_batches(config: Config, source: Records, wants: Wants, tokenizer: Token
   blank = _blank(config)
 
   def example(n: int) -> tuple[Batch, str]:
-    out = {"image": blank, "text": np.zeros((k, length), np.int32), "text_weight": np.zeros(k, np.float32),
-           "label": np.int32(-1), "weight": np.float32(0)}
+    out = {
+      "image": blank,
+      "text": np.zeros((k, length), np.int32),
+      "text_weight": np.zeros(k, np.float32),
+      "label": np.int32(-1),
+      "weight": np.float32(0),
+    }
     if n >= count:
       return out, ""
     where = source.name
@@ -233,7 +248,7 @@ def _read(example, rows, batch: int, start: int, steps: int, config: Config) -> 
   threads = config.data.threads or cores()
   buffer = max(config.data.prefetch * len(parts.parts), threads)
   # Grain cannot slice off everything.
-  dataset = grain.MapDataset.source(parts)[start * len(parts.parts):] if start < steps else None
+  dataset = grain.MapDataset.source(parts)[start * len(parts.parts) :] if start < steps else None
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
 
   def batches():

@@ -44,8 +44,9 @@ def weighed_answers(answers: Sequence[str], most: int) -> list[tuple[str, float]
   return [(answer, count / len(answers)) for answer, count in Counter(answers).most_common(most)]
 
 
-def encode_answers(record: Record, settings: Answering, weight: float,
-                   tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def encode_answers(
+  record: Record, settings: Answering, weight: float, tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
   """A record's different answers and their weights in the loss: int32 [K, A] and float32 [K], 0 where there is none.
 
   An answer that is cut has no EOS.
@@ -76,8 +77,10 @@ def encode_candidates(answers: Sequence[str], tokenizer: Tokenizer, length: int)
   """
   ids = np.stack([tokenizer.encode(answer, length + 1) for answer in answers])
   tokens = np.count_nonzero(ids, axis=1)
-  for wrong, what in ((tokens > length, f"more than the {length} tokens of config.model.text.length"),
-                      (tokens < 3, "no token that the tokenizer knows")):
+  for wrong, what in (
+    (tokens > length, f"more than the {length} tokens of config.model.text.length"),
+    (tokens < 3, "no token that the tokenizer knows"),
+  ):
     if wrong.any():
       raise ValueError(f"answers: {answers[int(wrong.argmax())]!r} has {what}; take it out")
-  return ids[:, :tokens.max()]
+  return ids[:, : tokens.max()]

@@ -97,8 +97,11 @@ def shards_of(names: Sequence[str], counts: Sequence[int]) -> list[Shard]:
   short = [re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[-_LONGEST:] for name in full]
   alike = Counter(name.lower() for name in short)  # some file systems know no case
   ends = list(itertools.accumulate(counts))
-  return [Shard(s if s and alike[s.lower()] == 1 else f"{s}-{hashlib.sha256(f.encode()).hexdigest()[:8]}", end - n, end)
-          for s, f, n, end in zip(short, full, counts, ends, strict=True) if n]
+  return [
+    Shard(s if s and alike[s.lower()] == 1 else f"{s}-{hashlib.sha256(f.encode()).hexdigest()[:8]}", end - n, end)
+    for s, f, n, end in zip(short, full, counts, ends, strict=True)
+    if n
+  ]
 
 
 def split(shards: Sequence[Shard], most: int) -> list[Shard]:

@@ -29,21 +29,23 @@ from coca.files import finding, reading, writing
 from coca.files.retries import Unavailable
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema([
-  ("index", pa.int64()),  # number of the record in the source, not in the shard
-  ("key", pa.string()),  # the record's; "" where it can't be told
-  ("image", pa.uint32()),  # checksum (CRC-32) of the encoded image; null: it could not be read or decoded
-  ("text", pa.string()),  # null: none
-  ("origin", _NAME),  # of the text, one of coca.config.data.ORIGINS; null without one
-  ("matching", pa.float32()),  # P(match) that the filter gives; null: no score
-  ("contrastive", pa.float32()),  # cosine of the filter's embeddings, likewise
-  ("kept", pa.bool_()),  # null: not decided yet
-  ("problem", pa.string()),  # why there is no text or score; null: nothing is wrong
-  ("decoding", _NAME),  # JSON of the settings that a synthetic text was written with; else null
-  ("captioner", _NAME),  # identity of the model that wrote it; else null
-  ("filter", _NAME),  # identity of the model that gave the scores
-  ("version", _NAME),  # of the code
-])
+SCHEMA = pa.schema(
+  [
+    ("index", pa.int64()),  # number of the record in the source, not in the shard
+    ("key", pa.string()),  # the record's; "" where it can't be told
+    ("image", pa.uint32()),  # checksum (CRC-32) of the encoded image; null: it could not be read or decoded
+    ("text", pa.string()),  # null: none
+    ("origin", _NAME),  # of the text, one of coca.config.data.ORIGINS; null without one
+    ("matching", pa.float32()),  # P(match) that the filter gives; null: no score
+    ("contrastive", pa.float32()),  # cosine of the filter's embeddings, likewise
+    ("kept", pa.bool_()),  # null: not decided yet
+    ("problem", pa.string()),  # why there is no text or score; null: nothing is wrong
+    ("decoding", _NAME),  # JSON of the settings that a synthetic text was written with; else null
+    ("captioner", _NAME),  # identity of the model that wrote it; else null
+    ("filter", _NAME),  # identity of the model that gave the scores
+    ("version", _NAME),  # of the code
+  ]
+)
 LATER = ("image",)  # columns that old sidecars lack; they are read as null
 SCORES = ("matching", "contrastive")
 PROBES = 256  # records whose images are compared before any work
@@ -88,8 +90,16 @@ def write(path: str | os.PathLike, columns: dict[str, Sequence]) -> None:
     if pc.any(pc.invert(pc.is_finite(table[name]))).as_py():
       raise ValueError(f"{path}: a score in '{name}' is not finite; where there is none, it is null, with a problem")
   with writing.writing(path) as file:
-    pq.write_table(table, file, row_group_size=ROW_GROUP, compression="zstd", compression_level=3, version="2.6",
-                   data_page_version="1.0", write_page_checksum=True)
+    pq.write_table(
+      table,
+      file,
+      row_group_size=ROW_GROUP,
+      compression="zstd",
+      compression_level=3,
+      version="2.6",
+      data_page_version="1.0",
+      write_page_checksum=True,
+    )
 
 
 def _check_rows(table: pa.Table) -> None:
@@ -129,12 +139,15 @@ def changed(source: ShardedRecords, number: int, record: Record, key: int, image
   else:
     return ""
   shard = next((shard.name for shard in source.shards if shard.start <= number < shard.stop), "")
-  return (f"{source.name}, {shard}: {was}: the source has changed since; restore it, or run CapFilt on it as it is in "
-          "another workdir")
+  return (
+    f"{source.name}, {shard}: {was}: the source has changed since; restore it, or run CapFilt on it as it is in "
+    "another workdir"
+  )
 
 
 def check_images(source: ShardedRecords, rows: Sequence[tuple[int, int, int]]) -> None:
   """Raises SidecarError if a record is not as it was. `rows`: number and checksums of its key and its image."""
+
   def look(row):
     try:
       return changed(source, row[0], source[row[0]], *row[1:])
@@ -267,23 +280,32 @@ def read_manifest(out: str | os.PathLike) -> dict:
     found = {"captioner": None, "filter": None, **manifest}
     for name in ("captioner", "filter", "preview"):  # that may be null or missing
       entry(manifest, name, 0 if name == "preview" else "", most=1 << 53)
-    return found | {"settings": entry(manifest, "settings", {}), "source": entry(manifest, "source", {}),
-                     "version": entry(manifest, "version", ""),
-                     "shards": [_shard(shard) for shard in entry(manifest, "shards", list)]}
+    return found | {
+      "settings": entry(manifest, "settings", {}),
+      "source": entry(manifest, "source", {}),
+      "version": entry(manifest, "version", ""),
+      "shards": [_shard(shard) for shard in entry(manifest, "shards", list)],
+    }
   except FileNotFoundError:
-    raise SidecarError(f"{out} is no CapFilt workdir: it has no manifest.json; python -m coca.capfilt makes "
-                       "one") from None
+    raise SidecarError(
+      f"{out} is no CapFilt workdir: it has no manifest.json; python -m coca.capfilt makes one"
+    ) from None
   except Unavailable:
     raise
   except (OSError, ValueError) as e:
-    raise SidecarError(f"{path} can't be read ({type(e).__name__}: {e}); restore it, or run CapFilt in another "
-                       "workdir") from None
+    raise SidecarError(
+      f"{path} can't be read ({type(e).__name__}: {e}); restore it, or run CapFilt in another workdir"
+    ) from None
 
 
 def _shard(values) -> Shard:
   """Raises ValueError. A name becomes that of a file, so it may not lead out of the folder."""
-  if (isinstance(values, list) and [type(value) for value in values] == [str, int, int]
-      and re.fullmatch(r"[\w-][\w.-]*", values[0], re.ASCII) and 0 <= values[1] <= values[2] < 1 << 53):
+  if (
+    isinstance(values, list)
+    and [type(value) for value in values] == [str, int, int]
+    and re.fullmatch(r"[\w-][\w.-]*", values[0], re.ASCII)
+    and 0 <= values[1] <= values[2] < 1 << 53
+  ):
     return Shard(*values)
   raise ValueError(f"{values!r:.80} is no shard; it takes a name, a start and a stop")
 
@@ -295,14 +317,16 @@ def check_source(shards: Sequence[Shard], source: ShardedRecords, out: str | os.
   wrong = ""
   for shard in now:
     parts = []
-    while rest and (rest[0].name == shard.name or
-                    (rest[0].name not in names and _PART.sub("", rest[0].name) == shard.name)):
+    while rest and (
+      rest[0].name == shard.name or (rest[0].name not in names and _PART.sub("", rest[0].name) == shard.name)
+    ):
       parts.append(rest.popleft())
     ends = [shard.start, *(part.stop for part in parts)]
     if ends[-1] != shard.stop or [part.start for part in parts] != ends[:-1]:
       if parts:
-        wrong = (f"'{shard.name}' was records {parts[0].start} to {parts[-1].stop} and is now {shard.start} to "
-                 f"{shard.stop}")
+        wrong = (
+          f"'{shard.name}' was records {parts[0].start} to {parts[-1].stop} and is now {shard.start} to {shard.stop}"
+        )
       elif rest and names.isdisjoint((rest[0].name, _PART.sub("", rest[0].name))):
         wrong = f"'{rest[0].name}' is gone"
       else:
@@ -311,8 +335,10 @@ def check_source(shards: Sequence[Shard], source: ShardedRecords, out: str | os.
   if not wrong and rest:
     wrong = f"'{rest[0].name}' is gone"
   if wrong:
-    raise SidecarError(f"{source.name} is not the source that {out} was made from, or has changed since: {wrong}. "
-                       "Restore it, or run CapFilt on it as it is in another workdir")
+    raise SidecarError(
+      f"{source.name} is not the source that {out} was made from, or has changed since: {wrong}. "
+      "Restore it, or run CapFilt on it as it is in another workdir"
+    )
 
 
 def check_finished(shards: Sequence[Shard], out: str | os.PathLike) -> None:
@@ -322,5 +348,7 @@ def check_finished(shards: Sequence[Shard], out: str | os.PathLike) -> None:
   there = {path.rpartition("/")[2] for path in fs.ls(folder, detail=False)} if fs.isdir(folder) else set()
   missing = [shard.name for shard in shards if f"{shard.name}.parquet" not in there]
   if missing:
-    raise SidecarError(f"{out}: {len(missing)} of {len(shards)} shards are not finished, such as '{missing[0]}'. The "
-                       f"command that began goes on with them: python -m coca.capfilt --config=... --workdir={out}")
+    raise SidecarError(
+      f"{out}: {len(missing)} of {len(shards)} shards are not finished, such as '{missing[0]}'. The "
+      f"command that began goes on with them: python -m coca.capfilt --config=... --workdir={out}"
+    )

@@ -34,8 +34,9 @@ def survey(config: Config, sources: dict[str, Records], tokenizer: Tokenizer) ->
     read = [kinds for kinds in _texts(name, sources[name], config, max(PLACES // len(sources), 2)) if kinds]
     kinds = [("texts", [text for text, _ in read], config.model.text.length, "config.model.text.length")]
     if config.answering.weight:
-      kinds.append(("answers", [a for _, given in read for a in given], config.answering.length,
-                    "config.answering.length"))
+      kinds.append(
+        ("answers", [a for _, given in read for a in given], config.answering.length, "config.answering.length")
+      )
     for what, found, length, setting in kinds:
       if found:
         lines += [f"{name}: {line}" for line in _said(what, found, length, setting, tokenizer)]
@@ -48,18 +49,22 @@ def _said(what: str, found: list[str], length: int, setting: str, tokenizer: Tok
   if cut := int((needed > length).sum()):
     most, longest = int(np.quantile(needed, 0.99, method="higher")), needed.max()
     enough = f"{most} do for 99 % of them, " if most > length else ""
-    before, after = len(set(map(tuple, ids))), len({tuple(i[:length - 2]) for i in ids})
+    before, after = len(set(map(tuple, ids))), len({tuple(i[: length - 2]) for i in ids})
     equal = f". {before} different ones become {after}" if after < before else ""
-    yield (f"{cut} of {len(found)} {what} that were looked at are cut, for they have more than the {length} tokens of "
-           f"{setting}; {enough}{longest} for all{equal}")
+    yield (
+      f"{cut} of {len(found)} {what} that were looked at are cut, for they have more than the {length} tokens of "
+      f"{setting}; {enough}{longest} for all{equal}"
+    )
   counts = Counter(token for i in ids for token in i if token == tokenizer.unknown or token != tokenizer.blank)
   unknown = counts[tokenizer.unknown] / max(counts.total(), 1)
   nothing = [text for text, i in zip(found, ids, strict=True) if i and all_unknown(tokenizer, i)]
   if unknown >= UNKNOWN or nothing:
     only = f", and {len(nothing)} of {len(found)} {what} hold nothing else, such as {nothing[0]!r}" if nothing else ""
-    yield (f"{unknown:.1%} of the tokens of {what} are unknown to the tokenizer, and all alike to the model{only}. "
-           "Name one that knows them in config.data.tokenizer, or have one trained with a larger "
-           "config.model.text.vocab (from 8192 on, SentencePiece spells in bytes what it has no piece for)")
+    yield (
+      f"{unknown:.1%} of the tokens of {what} are unknown to the tokenizer, and all alike to the model{only}. "
+      "Name one that knows them in config.data.tokenizer, or have one trained with a larger "
+      "config.model.text.vocab (from 8192 on, SentencePiece spells in bytes what it has no piece for)"
+    )
 
 
 def _texts(name: str, source: Records, config: Config, places: int) -> Iterator[tuple[str, list[str]] | None]:

@@ -9,8 +9,13 @@ from coca.data.prompts import in_prompt
 from coca.data.records import BadRecord, Record
 
 
-def choose(record: Record, rule: str, prompts: Sequence[str], rng: np.random.Generator,
-           origins: Mapping[str, float] | None = None) -> str:
+def choose(
+  record: Record,
+  rule: str,
+  prompts: Sequence[str],
+  rng: np.random.Generator,
+  origins: Mapping[str, float] | None = None,
+) -> str:
   """One text of a record, white space collapsed.
 
   Args:
@@ -60,9 +65,9 @@ def framed(ids: Sequence[int], bos: int, eos: int, length: int, ends: bool = Tru
 
   Without `ends`, one that has to be cut is without EOS, and has a word more.
   """
-  ids = [*ids[:length - 2], eos] if ends else [*ids, eos][:length - 1]
+  ids = [*ids[: length - 2], eos] if ends else [*ids, eos][: length - 1]
   out = np.zeros(length, np.int32)
-  out[:len(ids) + 1] = bos, *ids
+  out[: len(ids) + 1] = bos, *ids
   return out
 
 

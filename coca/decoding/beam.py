@@ -25,8 +25,9 @@ class _State(NamedTuple):
   cache: tuple
 
 
-def beam_search(start: Start, image_tokens, prompt, lengths, length: int, decoding: Decoding,
-                special: Special) -> Decoded:
+def beam_search(
+  start: Start, image_tokens, prompt, lengths, length: int, decoding: Decoding, special: Special
+) -> Decoded:
   """The texts with the best scores that a search with K beams finds, as transformers' `generate` searches.
 
   In each step the 2K most probable continuations of all beams are looked at: those of the first K that end are kept as
@@ -97,15 +98,22 @@ def beam_search(start: Start, image_tokens, prompt, lengths, length: int, decodi
     if whole:
       cut = last & ~ended[:, None] & ~given
       done_text, done_score = _best(
-        done_text, done_score, text, jnp.where(cut, score / norm_of(following + 1), -jnp.inf))
+        done_text, done_score, text, jnp.where(cut, score / norm_of(following + 1), -jnp.inf)
+      )
     return _State(following, text, score, ancestors, done_text, done_score, ended, cache)
 
   # A prompt as long as the text leaves nothing to write.
   ended = lengths >= length
   only_first = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf).astype(jnp.float32)
   state = _State(
-    position, text, jnp.broadcast_to(only_first, (batch, beams)), ancestors,
-    jnp.where(ended[:, None, None], text, PAD), jnp.where(ended[:, None], only_first, -jnp.inf), ended, cache,
+    position,
+    text,
+    jnp.broadcast_to(only_first, (batch, beams)),
+    ancestors,
+    jnp.where(ended[:, None, None], text, PAD),
+    jnp.where(ended[:, None], only_first, -jnp.inf),
+    ended,
+    cache,
   )
   state = jax.lax.while_loop(goes_on, body, state)
   return Decoded(state.done_text[:, : decoding.n], state.done_score[:, : decoding.n])

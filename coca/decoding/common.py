@@ -81,7 +81,8 @@ def process(logits, text, length, decoding: Decoding, special: Special, log_norm
     logits = jnp.put_along_axis(logits, text, seen, axis=-1, inplace=False)
   if decoding.no_repeat_ngram_size:
     logits = jnp.put_along_axis(
-      logits, _completing(text, length, decoding.no_repeat_ngram_size), -jnp.inf, axis=-1, inplace=False)
+      logits, _completing(text, length, decoding.no_repeat_ngram_size), -jnp.inf, axis=-1, inplace=False
+    )
   ids = jnp.arange(logits.shape[-1])
   barred = (ids == PAD) | (ids == special.bos) | (ids == special.eos) & (length < decoding.min_length)
   return jnp.where(barred, -jnp.inf, logits)

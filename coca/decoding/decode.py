@@ -21,8 +21,19 @@ from coca.decoding.text_model import TextModel
 _WIDTHS = (1, 4, 8, 16, 32)  # of prompts: one compiled program each
 
 
-def decode(model: TextModel, weights, encoded, decoding: Decoding, length: int, special: Special, *,
-           ids=None, prompt=None, lengths=None, seed=0) -> Decoded:
+def decode(
+  model: TextModel,
+  weights,
+  encoded,
+  decoding: Decoding,
+  length: int,
+  special: Special,
+  *,
+  ids=None,
+  prompt=None,
+  lengths=None,
+  seed=0,
+) -> Decoded:
   """Texts for images, by the strategy of `decoding`.
 
   Args:
@@ -97,8 +108,10 @@ def prompts(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[np
     row = np.asarray(tokenizer.encode(text, length + 2))
     row = row[: np.flatnonzero(row == tokenizer.eos)[0]]
     if len(row) >= length:
-      raise ValueError(f"the prompt {text!r} has {len(row)} tokens with BOS; texts have {length} with EOS: shorten it, "
-                       "or raise max_length")
+      raise ValueError(
+        f"the prompt {text!r} has {len(row)} tokens with BOS; texts have {length} with EOS: shorten it, "
+        "or raise max_length"
+      )
     encoded.append(row)
   lengths = np.array([len(row) for row in encoded], np.int32)
   longest = lengths.max(initial=1)

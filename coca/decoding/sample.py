@@ -15,8 +15,9 @@ _CANDIDATES = 256  # tokens among which a nucleus is looked for before all are
 _BLOCK = 256
 
 
-def sample(start: Start, image_tokens, prompt, lengths, keys, length: int, decoding: Decoding,
-           special: Special) -> Decoded:
+def sample(
+  start: Start, image_tokens, prompt, lengths, keys, length: int, decoding: Decoding, special: Special
+) -> Decoded:
   """Greedy texts (strategy 'greedy') or samples of the model's distribution ('sample'), until all have ended.
 
   Logits are processed in the order of transformers: repetition penalty, minimal length, temperature, top-k, nucleus.
@@ -71,6 +72,7 @@ def image_keys(seed, ids):
 
 def uniforms(keys, position, rows: int):
   """Two numbers from [0, 1) for each sample of each image: fp32 [B, K, 2]."""
+
   def one(key, row):
     return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, position), row), (2,))
 

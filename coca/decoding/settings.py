@@ -105,23 +105,39 @@ def _check(d: Decoding) -> None:
   kinds = get_args(Strategy)
   check_choice(Strategy, d.strategy, "decoding: strategy")
   check_choice(LengthNormalisation, d.length_normalisation, "decoding: length_normalisation")
-  for name, least in (("n", 1), ("beams", 1), ("max_length", 0), ("min_length", 0), ("top_k", 0), ("seed", 0),
-                      ("no_repeat_ngram_size", 0)):
+  for name, least in (
+    ("n", 1),
+    ("beams", 1),
+    ("max_length", 0),
+    ("min_length", 0),
+    ("top_k", 0),
+    ("seed", 0),
+    ("no_repeat_ngram_size", 0),
+  ):
     check(getattr(d, name) >= least, f"{name} is {getattr(d, name)}; it takes {least} or more")
   check(d.seed < 2**32, f"seed is {d.seed}; it has to be below 2 ** 32")
   check(d.max_length != 1, "max_length is 1; it counts BOS, so a text needs at least 2")
-  check(d.max_length == 0 or d.min_length < d.max_length,
-        f"min_length {d.min_length} tokens and EOS don't fit in max_length {d.max_length}")
+  check(
+    d.max_length == 0 or d.min_length < d.max_length,
+    f"min_length {d.min_length} tokens and EOS don't fit in max_length {d.max_length}",
+  )
   for name in ("temperature", "repetition_penalty"):
     check(0 < getattr(d, name) < math.inf, f"{name} is {getattr(d, name)}; it has to be above 0")
   check(0 < d.top_p <= 1, f"top_p is {d.top_p}; it is a probability above 0, 1 for all tokens")
   check(math.isfinite(d.length_penalty), f"length_penalty is {d.length_penalty}; it has to be finite")
-  for name, off, where in (("n", 1, kinds[1:]), ("temperature", 1, kinds[1:2]), ("top_k", 0, kinds[1:2]),
-                           ("top_p", 1, kinds[1:2]), ("early_stop", False, kinds[2:]),
-                           ("length_normalisation", "generated", kinds[2:])):
-    check(getattr(d, name) == off or d.strategy in where,
-          f"{name} {getattr(d, name)} has no effect with strategy {d.strategy!r}; leave it out or set "
-          f"{' or '.join(map(repr, where))}")
+  for name, off, where in (
+    ("n", 1, kinds[1:]),
+    ("temperature", 1, kinds[1:2]),
+    ("top_k", 0, kinds[1:2]),
+    ("top_p", 1, kinds[1:2]),
+    ("early_stop", False, kinds[2:]),
+    ("length_normalisation", "generated", kinds[2:]),
+  ):
+    check(
+      getattr(d, name) == off or d.strategy in where,
+      f"{name} {getattr(d, name)} has no effect with strategy {d.strategy!r}; leave it out or set "
+      f"{' or '.join(map(repr, where))}",
+    )
   check(d.strategy != "beam" or d.n <= d.beams, f"n {d.n} is more than beams {d.beams}: only so many texts are kept")
   check(not d.rerank or d.n > 1, "rerank orders the texts of an image, and n is 1; ask for more texts")
 
@@ -132,14 +148,19 @@ def check_decoding_model(decoding: Decoding, config: Config, asked: bool = False
   if config.answering.weight and not asked:
     raise ValueError("this model answers questions (config.answering.weight is above 0) and writes no captions")
   if not text.multimodal_layers:
-    raise ValueError("this model has no multimodal decoder (config.model.text.multimodal_layers is 0): it writes no "
-                     "texts")
+    raise ValueError(
+      "this model has no multimodal decoder (config.model.text.multimodal_layers is 0): it writes no texts"
+    )
   longest = decoding.max_length or text.length
   if longest > text.length:
-    raise ValueError(f"decoding: max_length {longest} is more than the {text.length} tokens that the model can read "
-                     "(config.model.text.length)")
+    raise ValueError(
+      f"decoding: max_length {longest} is more than the {text.length} tokens that the model can read "
+      "(config.model.text.length)"
+    )
   if decoding.min_length >= longest:
     raise ValueError(f"decoding: min_length {decoding.min_length} tokens and EOS don't fit in the {longest} of a text")
   if decoding.rerank and not config.contrastive.heads:
-    raise ValueError("decoding: rerank needs the contrastive head, and this model was trained without one "
-                     "(config.contrastive.weight is 0)")
+    raise ValueError(
+      "decoding: rerank needs the contrastive head, and this model was trained without one "
+      "(config.contrastive.weight is 0)"
+    )

@@ -31,8 +31,9 @@ class Step(Protocol):
     fp32 [B, K, V], the logits of the tokens at `position` + 1, and the cache.
   """
 
-  def __call__(self, cache: Tree, ids: jax.Array, position: jax.Array, ancestors: jax.Array
-               ) -> tuple[jax.Array, Tree]: ...
+  def __call__(
+    self, cache: Tree, ids: jax.Array, position: jax.Array, ancestors: jax.Array
+  ) -> tuple[jax.Array, Tree]: ...
 
 
 class TextModel(Protocol):
@@ -45,8 +46,9 @@ class TextModel(Protocol):
     """
     ...
 
-  def start_decoding(self, weights: Tree, image_tokens: jax.Array, length: int, rows: int, prefix: jax.Array
-                     ) -> tuple[Step, Tree]:
+  def start_decoding(
+    self, weights: Tree, image_tokens: jax.Array, length: int, rows: int, prefix: jax.Array
+  ) -> tuple[Step, Tree]:
     """Reads the prefix, and makes what is done once a batch: a step is the body of a loop.
 
     Args:

@@ -91,9 +91,11 @@ OPTIONS = {
   # temporaries than in the order that holds least.
   "cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
   # All-gathers of fsdp's parameters run while the matrix products of the layer before do, instead of before them.
-  "tpu": {"xla_tpu_enable_async_collective_fusion": True,
-          "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-          "xla_tpu_overlap_compute_collective_tc": True},
+  "tpu": {
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+  },
   # The same on GPUs, where it is off by default: collectives are scheduled as early as their inputs allow.
   "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
 }

@@ -37,8 +37,9 @@ _waits = []
 _joined, _alone = threading.Event(), threading.Event()
 
 
-def initialize(coordinator: str = "", processes: int | None = None, process_id: int | None = None,
-               timeout: int = TIMEOUT) -> None:
+def initialize(
+  coordinator: str = "", processes: int | None = None, process_id: int | None = None, timeout: int = TIMEOUT
+) -> None:
   """Joins the processes of a job; before anything else of jax.
 
   Args:
@@ -60,8 +61,9 @@ def initialize(coordinator: str = "", processes: int | None = None, process_id: 
   if address and n is i is None:
     n, i = mpi
   if None in (address, n, i) and (address, n, i) != (None,) * 3:
-    raise ValueError(f"{', '.join(name for name, x in given.items() if x is None)} is missing; give all of "
-                     f"{', '.join(given)}, or none")
+    raise ValueError(
+      f"{', '.join(name for name, x in given.items() if x is None)} is missing; give all of {', '.join(given)}, or none"
+    )
   n, i = (None if x is None else int(x) for x in (n, i))
   if address and n is not None and i is not None:
     if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
@@ -77,8 +79,10 @@ def initialize(coordinator: str = "", processes: int | None = None, process_id: 
     if "should be defined" not in str(e):  # what jax says where it detects no cluster
       raise
     if mpi[0] and int(mpi[0]) > 1:
-      raise ValueError(f"this is rank {mpi[1]} of {mpi[0]} of an MPI that jax does not detect: give --coordinator="
-                       "HOST:PORT with the host of rank 0") from None
+      raise ValueError(
+        f"this is rank {mpi[1]} of {mpi[0]} of an MPI that jax does not detect: give --coordinator="
+        "HOST:PORT with the host of rank 0"
+      ) from None
   _joined.set()
   if not _several():
     _alone.set()
@@ -152,8 +156,10 @@ def _watch() -> None:
         wait.say *= 2
         _say(f"waiting for {wait.what}, {waited:.0f} s so far")
       if waited >= (_timeout if wait.limit is None else wait.limit):
-        _say(f"error: waited {waited:.0f} s for {wait.what}, and gives up.{_coordinator()} A process that is stuck or "
-             "was never started has no such line in its log. This one's threads:")
+        _say(
+          f"error: waited {waited:.0f} s for {wait.what}, and gives up.{_coordinator()} A process that is stuck or "
+          "was never started has no such line in its log. This one's threads:"
+        )
         faulthandler.dump_traceback()
         os._exit(STALLED)
 

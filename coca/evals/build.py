@@ -18,7 +18,12 @@ from coca.inference.forward import Forward
 # The kinds of evaluators by what `config.evals.NAME.kind` calls them. A new one is named here and in
 # `coca.config.Eval`.
 KINDS: dict[str, type[Evaluator]] = {
-  "zero_shot": ZeroShot, "retrieval": Retrieval, "captions": Captions, "matching": Matching, "vqa": Vqa}
+  "zero_shot": ZeroShot,
+  "retrieval": Retrieval,
+  "captions": Captions,
+  "matching": Matching,
+  "vqa": Vqa,
+}
 
 
 def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[dict[str, Records], dict[str, Records]]:
@@ -43,8 +48,9 @@ def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[di
       train_sources[neighbours] = open_source(config.data.sources[neighbours], f"config.data.sources.{neighbours}")
     with _naming(name):
       if not len(sources[name]):
-        raise ValueError(f"evaluation source '{sources[name].name}' holds no records. "
-                         f"{'; '.join(sources[name].problems[:5])}".rstrip())
+        raise ValueError(
+          f"evaluation source '{sources[name].name}' holds no records. {'; '.join(sources[name].problems[:5])}".rstrip()
+        )
       KINDS[settings.kind].check(settings, sources[name], train_sources.get(neighbours))
   return sources, train_sources
 
@@ -55,8 +61,9 @@ def places(config: Config, names: Iterable[str] | None = None) -> dict[str, str]
   for name, settings in _named(config, names).items():
     found |= places_of(settings.source, f"config.evals.{name}.source")
     if settings.pixel_neighbours:
-      found |= places_of(config.data.sources[settings.pixel_neighbours],
-                         f"config.data.sources.{settings.pixel_neighbours}")
+      found |= places_of(
+        config.data.sources[settings.pixel_neighbours], f"config.data.sources.{settings.pixel_neighbours}"
+      )
     found |= {f"config.evals.{name}.{setting}": path for setting, path in KINDS[settings.kind].places(settings).items()}
   return found
 
@@ -76,8 +83,13 @@ def _naming(name: str):
     raise ValueError(f"config.evals.{name}: {e}") from None
 
 
-def make_evaluators(config: Config, forward: Forward, tokenizer: Tokenizer, sources: dict[str, Records],
-                    train_sources: dict[str, Records] | None = None) -> dict[str, Evaluator]:
+def make_evaluators(
+  config: Config,
+  forward: Forward,
+  tokenizer: Tokenizer,
+  sources: dict[str, Records],
+  train_sources: dict[str, Records] | None = None,
+) -> dict[str, Evaluator]:
   """The evaluators of `config.evals` that have a source.
 
   Args:

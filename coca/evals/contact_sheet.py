@@ -66,8 +66,7 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
   cells = []
   writes = vqa or (stream.forward if config.model.text.multimodal_layers else None)
   writer = writes.writer(params) if writes else None
-  few = Stream(config, settings, stream.forward, stream.tokenizer, source, wants, lambda index, _: index,
-               stream.batch)
+  few = Stream(config, settings, stream.forward, stream.tokenizer, source, wants, lambda index, _: index, stream.batch)
   for batch in few:
     captions = top = None
     if vqa:
@@ -107,14 +106,17 @@ def contact_sheet(cells: Sequence[Cell], path, columns: int = 6, title: str = ""
   rows = -(-len(cells) // columns)
   families, missing = families_for(text for cell in cells for text in (title, *(line for line, *_ in _lines(cell))))
   if missing:
-    title = (f"{title}\nBoxes are characters that no font here has, as U+{ord(missing[0]):04X}; Noto fonts have them "
-             "(Debian: fonts-noto-core, fonts-noto-cjk)").strip()
+    title = (
+      f"{title}\nBoxes are characters that no font here has, as U+{ord(missing[0]):04X}; Noto fonts have them "
+      "(Debian: fonts-noto-core, fonts-noto-cjk)"
+    ).strip()
   width, height, top = 2.2 * columns, 3.3 * rows, 0.5 if title else 0.1  # inches
   figure = Figure(figsize=(width, height + top), dpi=100)
   FigureCanvasAgg(figure)  # not pyplot: no display, no global state, any thread
   if title:
-    figure.text(0.5, 1 - 0.25 / (height + top), title, ha="center", va="center", fontsize=9 if missing else 12,
-                family=families)
+    figure.text(
+      0.5, 1 - 0.25 / (height + top), title, ha="center", va="center", fontsize=9 if missing else 12, family=families
+    )
   for i, cell in enumerate(cells):
     left, below = 2.2 * (i % columns), 3.3 * (rows - 1 - i // columns)
     place = [(left + 0.1) / width, (below + 1.2) / (height + top), 2.0 / width, 2.0 / (height + top)]
@@ -144,8 +146,19 @@ def _draw(axes, cell: Cell, families: Sequence[str]) -> None:
   for i, (text, colour, weight) in enumerate(lines):
     wrapped = textwrap.wrap(text, WRAP, max_lines=2 if i < 2 else 1, placeholder="…") or [""]
     # parse_math: a caption with two dollar signs is not a formula.
-    axes.annotate("\n".join(wrapped), (0, 0), (0, y), xycoords="axes fraction", textcoords="offset points", va="top",
-                  fontsize=8, color=colour, weight=weight, parse_math=False, family=families)
+    axes.annotate(
+      "\n".join(wrapped),
+      (0, 0),
+      (0, y),
+      xycoords="axes fraction",
+      textcoords="offset points",
+      va="top",
+      fontsize=8,
+      color=colour,
+      weight=weight,
+      parse_math=False,
+      family=families,
+    )
     y -= 11.0 * len(wrapped)
 
 

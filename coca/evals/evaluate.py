@@ -13,8 +13,9 @@ from coca.files.writing import write_atomic
 from coca.storage.workdir import read_workdir
 
 
-def evaluate(workdir, names: list[str] | None = None, ema: bool | None = None,
-             allow_urls: bool = False) -> dict[str, float]:
+def evaluate(
+  workdir, names: list[str] | None = None, ema: bool | None = None, allow_urls: bool = False
+) -> dict[str, float]:
   """Runs evaluators on the newest checkpoint of a working directory.
 
   Args:

@@ -29,8 +29,9 @@ class Evaluator(Protocol):
 
   stream: Stream  # of all its records; the contact sheet is drawn from it
 
-  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records,
-               *neighbours: Records): ...
+  def __init__(
+    self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records, *neighbours: Records
+  ): ...
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields names and numbers, on all processes alike; the first process may get more of them."""

@@ -63,8 +63,9 @@ class Matching(Evaluator):
     yield "examples", float(len(scores))
 
 
-def pick_others(similarity: np.ndarray, kind: np.ndarray, weight: np.ndarray,
-                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def pick_others(
+  similarity: np.ndarray, kind: np.ndarray, weight: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Another text for each image, at random and the most similar one.
 
   Args:

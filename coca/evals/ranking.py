@@ -9,8 +9,13 @@ TIE = 1e-6  # cosines closer than this are equal: more than float32 rounding of 
 BLOCK = 1024  # queries whose scores are held at once
 
 
-def ranks(queries: np.ndarray, candidates: np.ndarray, positive: Callable[[int, int], np.ndarray],
-          block: int = BLOCK, kind: np.ndarray | None = None) -> np.ndarray:
+def ranks(
+  queries: np.ndarray,
+  candidates: np.ndarray,
+  positive: Callable[[int, int], np.ndarray],
+  block: int = BLOCK,
+  kind: np.ndarray | None = None,
+) -> np.ndarray:
   """The number of wrong candidates before the first right one.
 
   Ties are counted against the model: a wrong candidate whose score equals that of the best right one (within `TIE`)
@@ -48,8 +53,14 @@ class Nearest(NamedTuple):
   right: np.ndarray  # bool [N, k]
 
 
-def nearest(queries: np.ndarray, candidates: np.ndarray, positive: Callable[[int, int], np.ndarray], k: int,
-            block: int = BLOCK, kind: np.ndarray | None = None) -> Nearest:
+def nearest(
+  queries: np.ndarray,
+  candidates: np.ndarray,
+  positive: Callable[[int, int], np.ndarray],
+  k: int,
+  block: int = BLOCK,
+  kind: np.ndarray | None = None,
+) -> Nearest:
   """The k candidates of the highest cosine.
 
   Ties are counted against the model here too: where a right candidate's cosine is within `TIE` of a wrong one's, the

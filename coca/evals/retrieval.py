@@ -69,13 +69,21 @@ class Retrieval(Evaluator):
       return match_logits(self.stream, params, np.flatnonzero(keep), ids, image, text)
 
     settings = self.stream.settings
-    yield from recalls(images, self.stream.embed_texts(params, ids), self.stream.kinds(ids), owners,
-                       settings.equal_texts, rerank=settings.rerank, match=match)
+    yield from recalls(
+      images,
+      self.stream.embed_texts(params, ids),
+      self.stream.kinds(ids),
+      owners,
+      settings.equal_texts,
+      rerank=settings.rerank,
+      match=match,
+    )
     yield "examples", float(len(images))
 
 
-def match_logits(stream: Stream, params, records: np.ndarray, ids: np.ndarray, image: np.ndarray,
-                 text: np.ndarray) -> np.ndarray:
+def match_logits(
+  stream: Stream, params, records: np.ndarray, ids: np.ndarray, image: np.ndarray, text: np.ndarray
+) -> np.ndarray:
   """The matching head's scores of chosen pairs, whichever direction wants them: each is scored once.
 
   Goes through the images anew, an eighth of a batch at a time: to read and encode one costs far less than to score
@@ -99,19 +107,18 @@ def match_logits(stream: Stream, params, records: np.ndarray, ids: np.ndarray, i
   image, kind = np.divmod(pairs, len(ids))
   counts = np.bincount(image, minlength=len(records))
   first = np.cumsum(counts) - counts
-  order = np.argsort(-counts, kind="stable")[:np.count_nonzero(counts)]
+  order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
 
   settings = dataclasses.replace(stream.settings, batch=max(stream.batch // 8, 1), limit=0)
   view = View(stream.source, records[order], lambda index, record: record.label)
   view.name = f"{view.name}, matching"
-  again = Stream(stream.config, settings, stream.forward, stream.tokenizer, view,
-                 stream.wants._replace(most=1))
+  again = Stream(stream.config, settings, stream.forward, stream.tokenizer, view, stream.wants._replace(most=1))
   width, places, logits = min(TEXTS, len(ids)), [], Lagged()
   for i, batch in enumerate(again):
     encoded = stream.forward.encode(params, batch.device["image"])._replace(embedding=None)
-    rows = order[i * again.batch:(i + 1) * again.batch]
+    rows = order[i * again.batch : (i + 1) * again.batch]
     begin, count = np.zeros((2, again.batch, 1), np.int64)
-    begin[:len(rows), 0], count[:len(rows), 0] = first[rows], counts[rows]
+    begin[: len(rows), 0], count[: len(rows), 0] = first[rows], counts[rows]
     count[batch.rows["weight"] == 0] = 0
     for start in range(0, count.max(), width):
       slot = start + np.arange(width)
@@ -125,9 +132,16 @@ def match_logits(stream: Stream, params, records: np.ndarray, ids: np.ndarray, i
   return out[where.reshape(-1)]
 
 
-def recalls(images: np.ndarray, texts: np.ndarray, kind: np.ndarray, owners: np.ndarray, equal_texts: bool = False,
-            block: int = BLOCK, rerank: int = 0,
-            match: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None) -> Iterator[tuple[str, float]]:
+def recalls(
+  images: np.ndarray,
+  texts: np.ndarray,
+  kind: np.ndarray,
+  owners: np.ndarray,
+  equal_texts: bool = False,
+  block: int = BLOCK,
+  rerank: int = 0,
+  match: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> Iterator[tuple[str, float]]:
   """Recalls of embeddings, and of the matching head's order of the best candidates.
 
   Args:
@@ -164,14 +178,23 @@ def recalls(images: np.ndarray, texts: np.ndarray, kind: np.ndarray, owners: np.
   if not rerank:
     return
   # Another processor may round a cosine differently, and all processes have to score the same pairs.
-  of_image, of_text = from_first((nearest(images[asked], texts, right_texts, rerank, block, kind),
-                                  nearest(texts, images, right_images, rerank, block)))
-  logits = match(np.concatenate([np.repeat(asked, of_image.index.shape[1]), of_text.index.reshape(-1)]),
-                 np.concatenate([of_image.index.reshape(-1), np.repeat(np.arange(len(texts)), of_text.index.shape[1])]))
-  image_scores = logits[:of_image.index.size].reshape(of_image.index.shape) + of_image.cosine
-  text_scores = logits[of_image.index.size:].reshape(of_text.index.shape) + of_text.cosine
-  yield from _at_depths(reranked(image_ranks, image_scores, of_image.right, kind[of_image.index]),
-                        reranked(text_ranks, text_scores, of_text.right), "_reranked")
+  of_image, of_text = from_first(
+    (
+      nearest(images[asked], texts, right_texts, rerank, block, kind),
+      nearest(texts, images, right_images, rerank, block),
+    )
+  )
+  logits = match(
+    np.concatenate([np.repeat(asked, of_image.index.shape[1]), of_text.index.reshape(-1)]),
+    np.concatenate([of_image.index.reshape(-1), np.repeat(np.arange(len(texts)), of_text.index.shape[1])]),
+  )
+  image_scores = logits[: of_image.index.size].reshape(of_image.index.shape) + of_image.cosine
+  text_scores = logits[of_image.index.size :].reshape(of_text.index.shape) + of_text.cosine
+  yield from _at_depths(
+    reranked(image_ranks, image_scores, of_image.right, kind[of_image.index]),
+    reranked(text_ranks, text_scores, of_text.right),
+    "_reranked",
+  )
 
 
 def _at_depths(image_ranks: np.ndarray, text_ranks: np.ndarray, suffix: str) -> Iterator[tuple[str, float]]:

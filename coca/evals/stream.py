@@ -84,8 +84,17 @@ class Stream:
     batch: of another stream, for which the functions are compiled; 0: as the settings say.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records,
-               wants: Wants, label: Callable[[int, Record], int] | None = None, batch: int = 0):
+  def __init__(
+    self,
+    config: Config,
+    settings: Eval,
+    forward: Forward,
+    tokenizer: Tokenizer,
+    source: Records,
+    wants: Wants,
+    label: Callable[[int, Record], int] | None = None,
+    batch: int = 0,
+  ):
     self.config, self.settings, self.forward, self.tokenizer = config, settings, forward, tokenizer
     self.wants = wants
     self.source = View(source, spread(len(source), settings.limit), label or (lambda index, record: record.label))
@@ -96,8 +105,9 @@ class Stream:
   def __iter__(self) -> Iterator[Batch]:
     batches = eval_batches(self.config, self.source, self.wants, self.tokenizer, self.host_rows, self.batch)
     found, quiet = [], True if jax.process_index() else None  # None: no bar where there is no terminal
-    for local, problems in tqdm(batches, self.source.name, -(-len(self.source) // self.batch), leave=False, delay=2,
-                                disable=quiet):
+    for local, problems in tqdm(
+      batches, self.source.name, -(-len(self.source) // self.batch), leave=False, delay=2, disable=quiet
+    ):
       found += problems
       device = self.forward.put(local)
       rows = {k: to_host(device[k]) if jax.process_count() > 1 else local[k] for k in local if k != "image"}
@@ -131,7 +141,7 @@ class Stream:
     """Token ids [N, L], the same on every host -> float32 [N, E], unit length."""
     out = Lagged()
     for start in range(0, len(ids), self.batch):
-      chunk = ids[start:start + self.batch]
+      chunk = ids[start : start + self.batch]
       padded = np.concatenate([chunk, np.repeat(chunk[:1], self.batch - len(chunk), axis=0)])
       out.append(self.forward.embed_texts(params, self.forward.put({"text": padded[self.host_rows]})["text"]))
-    return out.concatenate()[:len(ids)]
+    return out.concatenate()[: len(ids)]

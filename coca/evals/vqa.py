@@ -100,8 +100,10 @@ def read_answers(path: str) -> list[str]:
   except Unavailable:
     raise
   except (OSError, ValueError) as e:
-    raise ValueError(f"answers: {path!r} can't be read ({e}); it takes a text file with one possible answer a line, or "
-                     "nothing: answers are then generated") from None
+    raise ValueError(
+      f"answers: {path!r} can't be read ({e}); it takes a text file with one possible answer a line, or "
+      "nothing: answers are then generated"
+    ) from None
   answers = [answer for answer in dict.fromkeys(map(collapse, lines)) if answer]
   if not answers:
     raise ValueError(f"answers: {path} holds none; write one possible answer a line")

@@ -16,10 +16,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = ("a", "an", "the")
-NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
-           "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+NUMBERS = {
+  "none": "0",
+  "zero": "0",
+  "one": "1",
+  "two": "2",
+  "three": "3",
+  "four": "4",
+  "five": "5",
+  "six": "6",
+  "seven": "7",
+  "eight": "8",
+  "nine": "9",
+  "ten": "10",
+}
 # By ending. A contraction is also known with any one of its apostrophes left out.
 _STEMS = {
   "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
@@ -32,8 +44,12 @@ _STEMS = {
   "'re": "there they what why you",
   "": "ma'am o'clock 'ow's'at 'twas y'all y'all'll y'all'd've",
 }
-CONTRACTIONS = {whole[:m.start()] + whole[m.end():]: whole for ending, stems in _STEMS.items()
-                for whole in (stem + ending for stem in stems.split()) for m in re.finditer("'", whole)}
+CONTRACTIONS = {
+  whole[: m.start()] + whole[m.end() :]: whole
+  for ending, stems in _STEMS.items()
+  for whole in (stem + ending for stem in stems.split())
+  for m in re.finditer("'", whole)
+}
 
 
 def normalise(answer: str) -> str:

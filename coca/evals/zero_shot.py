@@ -46,16 +46,24 @@ class ZeroShot(Evaluator):
     ValueError: no classes, or names that say nothing.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records,
-               neighbours: Records | None = None):
+  def __init__(
+    self,
+    config: Config,
+    settings: Eval,
+    forward: Forward,
+    tokenizer: Tokenizer,
+    source: Records,
+    neighbours: Records | None = None,
+  ):
     self.names = tuple(source.label_names) or tuple(dict.fromkeys(_first_texts(source)))
     if not self.names:
       raise ValueError(f"'{source.name}' has neither label_names nor texts: there are no classes to choose from")
     check_names(source, self.names)
     self._class_of = None if source.label_names else {name: i for i, name in enumerate(self.names)}
     self.templates, self.length = settings.templates, config.model.text.length
-    self.stream = Stream(config, settings, forward, tokenizer, source, Wants(_labelled),
-                         lambda _, record: self.class_of(record))
+    self.stream = Stream(
+      config, settings, forward, tokenizer, source, Wants(_labelled), lambda _, record: self.class_of(record)
+    )
     self.neighbours = neighbours
     self._pixel_top1 = None
     self._kind = self.stream.kinds(np.stack([tokenizer.encode(name, self.length) for name in self.names]))
@@ -64,8 +72,10 @@ class ZeroShot(Evaluator):
   @staticmethod
   def check(settings: Eval, source: Records, neighbours: Records | None) -> None:
     if neighbours is not None and len(neighbours) > MAX_NEIGHBOURS:
-      raise ValueError(f"pixel_neighbours: '{neighbours.name}' has {len(neighbours)} records, the baseline looks at "
-                       f"no more than {MAX_NEIGHBOURS}; leave it out")
+      raise ValueError(
+        f"pixel_neighbours: '{neighbours.name}' has {len(neighbours)} records, the baseline looks at "
+        f"no more than {MAX_NEIGHBOURS}; leave it out"
+      )
     check_names(source, source.label_names)
 
   def class_of(self, record: Record) -> int:
@@ -77,8 +87,9 @@ class ZeroShot(Evaluator):
   def classes(self, params) -> np.ndarray:
     """Embeddings of `names`: float32 [C, E], unit length."""
     if self._ids is None:
-      self._ids = np.stack([self.stream.tokenizer.encode(text, self.length)
-                            for text in in_templates(self.names, self.templates)])
+      self._ids = np.stack(
+        [self.stream.tokenizer.encode(text, self.length) for text in in_templates(self.names, self.templates)]
+      )
     return ensemble(self.stream.embed_texts(params, self._ids), len(self.templates))
 
   def run(self, params) -> Iterator[tuple[str, float]]:
@@ -91,8 +102,12 @@ class ZeroShot(Evaluator):
     labels = np.concatenate(labels)
     known = labels >= 0
     labels = labels[known]
-    rank = ranks(embedded.concatenate()[known], classes,
-                 lambda start, stop: labels[start:stop, None] == np.arange(len(classes)), kind=self._kind)
+    rank = ranks(
+      embedded.concatenate()[known],
+      classes,
+      lambda start, stop: labels[start:stop, None] == np.arange(len(classes)),
+      kind=self._kind,
+    )
     yield "top1", recall(rank, 1)
     yield "top5", recall(rank, 5)
     yield "examples", float(len(rank))
@@ -112,8 +127,10 @@ def _labelled(record: Record) -> tuple[str, ...]:
 def check_names(source: Records, names: Sequence[str]) -> None:
   """Raises ValueError if the names of a source's classes say nothing."""
   if names and all(re.fullmatch(r"n\d{8}", name) for name in names):
-    raise ValueError(f"the label names of '{source.name}' are WordNet ids ({names[0]}, ...), which no text tower "
-                     "knows; write the classes' names into label.labels.txt of the data set, one a line")
+    raise ValueError(
+      f"the label names of '{source.name}' are WordNet ids ({names[0]}, ...), which no text tower "
+      "knows; write the classes' names into label.labels.txt of the data set, one a line"
+    )
 
 
 def pixel_top1(images: Records, neighbours: Records) -> float:
@@ -132,13 +149,15 @@ def pixel_top1(images: Records, neighbours: Records) -> float:
     if not len(found):
       raise ValueError(f"pixel baseline: '{source.name}' has no readable image with a text")
   half_squares = 0.5 * np.square(train).sum(axis=1)
-  nearest = np.concatenate([np.argmax(test[i:i + 1024] @ train.T - half_squares, axis=1)
-                            for i in range(0, len(test), 1024)])
+  nearest = np.concatenate(
+    [np.argmax(test[i : i + 1024] @ train.T - half_squares, axis=1) for i in range(0, len(test), 1024)]
+  )
   return float(np.mean([test_texts[i] == train_texts[n] for i, n in enumerate(nearest)]))
 
 
 def _thumbnails(source: Records) -> tuple[np.ndarray, list[str]]:
   """Pixels float32 [N, 16 * 16 * 3] around 0 and first texts of the records that have both."""
+
   def load(i):
     try:
       record = source[i]

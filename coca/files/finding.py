@@ -75,8 +75,9 @@ def files_below(folder: str, follow_links: bool = False) -> tuple[list[str], lis
         found.append(path)
       else:
         left.setdefault("entries that are no regular files (pipes, devices, links to folders)", []).append(path)
-  return sorted(found), [f"{folder}: {len(paths)} {kind} are left out, such as {min(paths)}"
-                         for kind, paths in left.items()]
+  return sorted(found), [
+    f"{folder}: {len(paths)} {kind} are left out, such as {min(paths)}" for kind, paths in left.items()
+  ]
 
 
 def find(path: str, suffix: str, make: str, where: str) -> tuple[list[File], list[str]]:
@@ -97,16 +98,22 @@ def find(path: str, suffix: str, make: str, where: str) -> tuple[list[File], lis
   found = dict(zip(names, read_ahead(lambda name: _listing(fs, name, suffix), names, THREADS), strict=True))
   files = {info["name"]: info for infos in found.values() for info in infos if info["type"] == "file"}
   missing = [f"{name}: no such file" for name, infos in found.items() if not infos]
-  missing += [f"{info['name']}: no regular file, but a pipe or a device; it is left out"
-              for infos in found.values() for info in infos if info["type"] not in ("file", "directory")]
+  missing += [
+    f"{info['name']}: no regular file, but a pipe or a device; it is left out"
+    for infos in found.values()
+    for info in infos
+    if info["type"] not in ("file", "directory")
+  ]
   if not files:
     if packed := _packed(fs, names, suffix):
       command = UNPACK[packed[0].rpartition(".")[2]]
-      raise FileNotFoundError(f"{where}.path is {path!r}: {len(packed)} packed files are there, which can't be "
-                              f"read at random. Unpack them where they are: {command} {shlex.quote(packed[0])}"
-                              + " ..." * (len(packed) > 1))
-    raise FileNotFoundError(f"{where}.path is {path!r}: no file matches. Such files are made by, for example:\n"
-                            f"  {make}")
+      raise FileNotFoundError(
+        f"{where}.path is {path!r}: {len(packed)} packed files are there, which can't be "
+        f"read at random. Unpack them where they are: {command} {shlex.quote(packed[0])}" + " ..." * (len(packed) > 1)
+      )
+    raise FileNotFoundError(
+      f"{where}.path is {path!r}: no file matches. Such files are made by, for example:\n  {make}"
+    )
   return [File(fs, name, info["size"], stamp_of(info)) for name, info in files.items()], missing
 
 

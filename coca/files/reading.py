@@ -113,8 +113,9 @@ def _descriptor(path: str, stamp: str) -> _Descriptor:
 
 def ask_store(read: Callable, url: str) -> Any:
   """Asks a store, whose client has exceptions of its own."""
-  return retries.again(read, url, lambda e: not isinstance(e, (FileNotFoundError, NotADirectoryError,
-                                                               IsADirectoryError)))
+  return retries.again(
+    read, url, lambda e: not isinstance(e, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+  )
 
 
 def open_regular(path: str | os.PathLike) -> int:
@@ -140,6 +141,7 @@ def read_all(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     coca.files.retries.Unavailable: it can't be read, in several tries.
   """
   if isinstance(fs, LocalFileSystem):
+
     def read():
       with open(open_regular(path), "rb") as file:
         return file.read()

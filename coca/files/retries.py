@@ -19,13 +19,27 @@ T = TypeVar("T")
 PAUSES = (0.25, 1, 4, 16)  # seconds before the second try, the third, ...
 
 # These come of what a file or a path holds; any other number is the system's.
-_EVIDENCE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ,
-             errno.ENXIO, errno.EFBIG, errno.EOVERFLOW, errno.ERANGE, errno.EDOM}
+_EVIDENCE = {
+  errno.ENOENT,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.ELOOP,
+  errno.ENAMETOOLONG,
+  errno.EINVAL,
+  errno.EILSEQ,
+  errno.ENXIO,
+  errno.EFBIG,
+  errno.EOVERFLOW,
+  errno.ERANGE,
+  errno.EDOM,
+}
 # Libraries in C++ give an error's words only, and gRPC's name of its kind, where they read from a store.
 _WORDS = re.compile(
-  "(?:^|: )(?:" + "|".join(re.escape(os.strerror(n)) for n in sorted(errno.errorcode) if n not in _EVIDENCE)
+  "(?:^|: )(?:"
+  + "|".join(re.escape(os.strerror(n)) for n in sorted(errno.errorcode) if n not in _EVIDENCE)
   + r")(?=$|[\n;,.]| \[)|\b(?:RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|"
-  r"CANCELLED|ABORTED)\b")
+  r"CANCELLED|ABORTED)\b"
+)
 
 
 # Those of stores have exceptions of their own, also for what does not answer.
@@ -39,8 +53,9 @@ class Unavailable(OSError):
 def of_the_system(error: BaseException | None) -> bool:
   """True if an exception, or one that it came from, tells of the system and not of what was read."""
   while error is not None:
-    if isinstance(error, (Unavailable, MemoryError, PermissionError, TimeoutError, ConnectionError)) or \
-       _forbidden(error):
+    if isinstance(error, (Unavailable, MemoryError, PermissionError, TimeoutError, ConnectionError)) or _forbidden(
+      error
+    ):
       return True
     number = getattr(error, "errno", None)
     if isinstance(error, OSError) and isinstance(number, int):
@@ -81,8 +96,11 @@ def again(read: Callable[[], T], name: str, may_pass: Callable[[Exception], bool
 def _refused(error: Exception) -> bool:
   """True if waiting makes no sense: no right to read, by the system, gcsfs, or an HTTP server's status."""
   status = _status(error)
-  return (isinstance(error, PermissionError) or _forbidden(error) or
-          (status is not None and 400 <= status < 500 and status not in (408, 429)))
+  return (
+    isinstance(error, PermissionError)
+    or _forbidden(error)
+    or (status is not None and 400 <= status < 500 and status not in (408, 429))
+  )
 
 
 def _forbidden(error: BaseException) -> bool:

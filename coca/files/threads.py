@@ -10,8 +10,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], count: int | None = None,
-               ahead: int = 256) -> Generator[Result, None, None]:
+def read_ahead(
+  function: Callable[[Item], Result], items: Iterable[Item], count: int | None = None, ahead: int = 256
+) -> Generator[Result, None, None]:
   """`function` of each item, in their order, while threads are at work on those that come next.
 
   What waits is not begun once one has failed or the iterator is closed. An executor alone does all of it first: on a

@@ -12,8 +12,9 @@ from coca.devices.host import Lagged
 from coca.files.threads import read_ahead
 
 
-def in_batches(items: Sequence, prepare: Callable, function: Callable, sizes: Sequence[int], unit: str,
-               shape: tuple) -> np.ndarray:
+def in_batches(
+  items: Sequence, prepare: Callable, function: Callable, sizes: Sequence[int], unit: str, shape: tuple
+) -> np.ndarray:
   """`function` over padded batches of what `prepare` makes of the items, while threads prepare the next ones.
 
   Args:
@@ -31,11 +32,13 @@ def in_batches(items: Sequence, prepare: Callable, function: Callable, sizes: Se
     return np.zeros((0, *shape), np.float32)
   largest = sizes[-1]
   out = Lagged()
-  with (contextlib.closing(read_ahead(prepare, items, ahead=2 * largest)) as prepared,
-        tqdm(total=len(items), unit=f" {unit}", disable=None if len(items) > largest else True) as bar):
+  with (
+    contextlib.closing(read_ahead(prepare, items, ahead=2 * largest)) as prepared,
+    tqdm(total=len(items), unit=f" {unit}", disable=None if len(items) > largest else True) as bar,
+  ):
     while rows := list(itertools.islice(prepared, largest)):
       size = next(b for b in sizes if b >= len(rows))
       batch = jax.tree.map(lambda *x: np.stack(x), *rows, *rows[:1] * (size - len(rows)))
-      out.append(function(batch)[:len(rows)])
+      out.append(function(batch)[: len(rows)])
       bar.update(len(rows))
   return out.concatenate()

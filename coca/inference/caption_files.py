@@ -24,6 +24,7 @@ BATCH = 64
 
 def read_all(model, paths: Sequence[Path | str]) -> Iterator[list[tuple[Path | str, object, str]]]:
   """Batches of (path, uint8 [S, S, 3] or None, why not), in order; threads prepare the next batch meanwhile."""
+
   def read(path):
     try:
       return path, model.prepare(path), ""
@@ -37,9 +38,15 @@ def read_all(model, paths: Sequence[Path | str]) -> Iterator[list[tuple[Path | s
 
 def expand(images: Sequence[str]) -> list[Path | str]:
   """Files and URLs as they are, folders as the images in them (`coca.inference.images.images_in`); each once."""
-  found = [path for image in images for path in (
-    image_files.images_in(image) if image_files.is_folder(image)
-    else [image if image_files.is_url(image) else Path(image)])]
+  found = [
+    path
+    for image in images
+    for path in (
+      image_files.images_in(image)
+      if image_files.is_folder(image)
+      else [image if image_files.is_url(image) else Path(image)]
+    )
+  ]
   return list(dict.fromkeys(found))
 
 
@@ -66,8 +73,9 @@ def captions_of(line: dict) -> list[str]:
   return line.get("captions") or ([line["caption"]] if "caption" in line else [])
 
 
-def caption(model, images: Sequence[str], out=None, html=None, txt: bool = False, overwrite: bool = False,
-            **settings) -> tuple[int, int, int]:
+def caption(
+  model, images: Sequence[str], out=None, html=None, txt: bool = False, overwrite: bool = False, **settings
+) -> tuple[int, int, int]:
   """Captions images and writes the files.
 
   Args:
@@ -99,8 +107,7 @@ def caption(model, images: Sequence[str], out=None, html=None, txt: bool = False
       lines = JsonLines(out, about, "image", list(map(str, paths)), BATCH)
       stack.callback(lines.close)
       done = list(map(json.loads, lines.done))
-    bar = stack.enter_context(
-      tqdm(total=len(paths), initial=len(done), unit=" images", disable=None if out else True))
+    bar = stack.enter_context(tqdm(total=len(paths), initial=len(done), unit=" images", disable=None if out else True))
     page = stack.enter_context(Page(html, f"{len(paths)} captions")) if html else None
 
     def show(line, pixels):
@@ -111,10 +118,12 @@ def caption(model, images: Sequence[str], out=None, html=None, txt: bool = False
       if txt and "caption" in line:
         left += not write_text(beside[line["image"]], line["caption"], overwrite)
 
-    seen = (pixels for batch in read_all(model, paths[:min(len(done), MOST)] if page else ()) for _, pixels, _ in batch)
+    seen = (
+      pixels for batch in read_all(model, paths[: min(len(done), MOST)] if page else ()) for _, pixels, _ in batch
+    )
     for line, pixels in zip(done, itertools.chain(seen, itertools.repeat(None)), strict=False):
       show(line, pixels)
-    for batch in captioned(model, paths[len(done):], **settings):
+    for batch in captioned(model, paths[len(done) :], **settings):
       for line, pixels in batch:
         show(line, pixels)
         for text in () if lines else captions_of(line) or [f"error: {line['error']}"]:
@@ -131,8 +140,9 @@ def described(settings: dict) -> dict:
   """The settings that decide what is written, without defaults: one that is newer than a run does not change it."""
   default, prompt = Decoding(), {"prompt": settings["prompt"]} if settings.get("prompt") else {}
   decoding = make_decoding(**{name: value for name, value in settings.items() if name != "prompt"})
-  return prompt | {name: value for name, value in dataclasses.asdict(decoding).items()
-                   if value != getattr(default, name)}
+  return prompt | {
+    name: value for name, value in dataclasses.asdict(decoding).items() if value != getattr(default, name)
+  }
 
 
 def text_files(paths: Sequence[Path | str]) -> dict[str, str]:

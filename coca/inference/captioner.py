@@ -73,8 +73,12 @@ class ContrastiveCaptioner:
       ImportError: a URL that takes a package which is not installed.
     """
     self._need_embeddings()
-    return self._see(as_list(images), skip_broken,
-                     lambda batch: self.forward.embed_images(self.params, batch["image"]), self._embedding)[0]
+    return self._see(
+      as_list(images),
+      skip_broken,
+      lambda batch: self.forward.embed_images(self.params, batch["image"]),
+      self._embedding,
+    )[0]
 
   def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
     """Contrastive embeddings of a text or several: float32 [N, E], unit length. Long texts are cut.
@@ -89,8 +93,13 @@ class ContrastiveCaptioner:
       if not isinstance(text, str):
         raise TypeError(f"embed_texts takes texts, not {type(text).__name__}")
     length = self.config.model.text.length
-    return self._run(texts, lambda text: {"text": self.tokenizer.encode(text, length)},
-                     lambda batch: self.forward.embed_texts(self.params, batch["text"]), "texts", self._embedding)
+    return self._run(
+      texts,
+      lambda text: {"text": self.tokenizer.encode(text, length)},
+      lambda batch: self.forward.embed_texts(self.params, batch["text"]),
+      "texts",
+      self._embedding,
+    )
 
   def attention_maps(self, images, query: int | None = None, skip_broken: bool = False) -> np.ndarray:
     """Maps of a pooler's attention to images as the model sees them (`prepare`), by patch.
@@ -107,8 +116,9 @@ class ContrastiveCaptioner:
     """
     kind, poolers, text = self.config.model.kind, self.config.model.poolers, self.config.model.text
     if kind != "coca" or (query is None and (poolers.kind == "class_token" or not self.config.contrastive.heads)):
-      raise ValueError("this model has no contrastive pooler to look through; its embedding is that of a class token, "
-                       "or it has none")
+      raise ValueError(
+        "this model has no contrastive pooler to look through; its embedding is that of a class token, or it has none"
+      )
     queries = poolers.n_query - (poolers.kind == "openclip") if text.multimodal_layers else 0
     if query is not None and not 0 <= query < queries:
       raise ValueError(f"query {query}: this model has {queries} generative ones, counted from 0")
@@ -138,8 +148,10 @@ class ContrastiveCaptioner:
       ValueError: as `embed_images`, a model without a matching head, or not as many texts as images.
     """
     if not self.config.matching.weight:
-      raise ValueError("this model was trained without a matching loss (config.matching.weight is 0): it has no "
-                       "matching head; configs/capfilt_filter.py trains one, and score() compares embeddings")
+      raise ValueError(
+        "this model was trained without a matching loss (config.matching.weight is 0): it has no "
+        "matching head; configs/capfilt_filter.py trains one, and score() compares embeddings"
+      )
     images, texts = as_list(images), [texts] if isinstance(texts, str) else list(texts)
     if len(images) != len(texts):
       raise ValueError(f"{len(images)} images and {len(texts)} texts; match takes a text for each image")
@@ -154,8 +166,9 @@ class ContrastiveCaptioner:
 
     return self._see(images, skip_broken, match, (), prepare, "pairs")[0]
 
-  def classify(self, images, labels: Sequence[str], templates: Sequence[str] = ("{}",),
-               skip_broken: bool = False) -> np.ndarray:
+  def classify(
+    self, images, labels: Sequence[str], templates: Sequence[str] = ("{}",), skip_broken: bool = False
+  ) -> np.ndarray:
     """Probabilities of labels, zero-shot: the softmax over labels of cosine / learned temperature (CLIP section 3.1.2).
 
     Args:
@@ -180,8 +193,15 @@ class ContrastiveCaptioner:
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 
-  def caption(self, images, prompt: str | Sequence[str] | None = None, *, ids: Sequence[int] | None = None,
-              skip_broken: bool = False, **settings):
+  def caption(
+    self,
+    images,
+    prompt: str | Sequence[str] | None = None,
+    *,
+    ids: Sequence[int] | None = None,
+    skip_broken: bool = False,
+    **settings,
+  ):
     """Captions: greedy, sampled (`strategy="sample"`) or by beam search (`strategy="beam"`).
 
         model.caption("cat.jpg")
@@ -227,8 +247,14 @@ class ContrastiveCaptioner:
     texts = [rows[0] for rows in texts] if decoding.n == 1 else texts
     return [None if i in broken else text for i, text in enumerate(texts)]
 
-  def answer(self, images, questions: str | Sequence[str], answers: Sequence[str] = (), rank: int = 128,
-             skip_broken: bool = False) -> list[str | None]:
+  def answer(
+    self,
+    images,
+    questions: str | Sequence[str],
+    answers: Sequence[str] = (),
+    rank: int = 128,
+    skip_broken: bool = False,
+  ) -> list[str | None]:
     """Answers to questions about images, of a model that was fine-tuned for them (configs/blip_vqa.py).
 
     Args:
@@ -246,8 +272,9 @@ class ContrastiveCaptioner:
     """
     config, images = self.config, as_list(images)
     if not config.answering.weight:
-      raise ValueError("this model was not trained to answer questions (config.answering.weight is 0); "
-                       "configs/blip_vqa.py trains one")
+      raise ValueError(
+        "this model was not trained to answer questions (config.answering.weight is 0); configs/blip_vqa.py trains one"
+      )
     questions = [clean(q) for q in ([questions] * len(images) if isinstance(questions, str) else questions)]
     if len(questions) != len(images) or not all(q.strip() for q in questions):
       raise ValueError(f"{len(images)} images and {len(questions)} questions; give one for each that is not empty")
@@ -269,8 +296,15 @@ class ContrastiveCaptioner:
     texts = [answers[i] for i in found] if len(answers) else [self.tokenizer.decode(row[1:]) for row in found]
     return [None if i in broken else text for i, text in enumerate(texts)]
 
-  def _see(self, images: Sequence, skip_broken: bool, function: Callable, shape: tuple,
-           prepare: Callable = lambda i: {}, unit: str = "images") -> tuple[np.ndarray, dict[int, str]]:
+  def _see(
+    self,
+    images: Sequence,
+    skip_broken: bool,
+    function: Callable,
+    shape: tuple,
+    prepare: Callable = lambda i: {},
+    unit: str = "images",
+  ) -> tuple[np.ndarray, dict[int, str]]:
     """`_run` over images and what `prepare(i)` puts beside the i-th; and why some of them could not be read."""
     size, broken = self.config.model.image.size, {}
 
@@ -307,8 +341,9 @@ class ContrastiveCaptioner:
 
   def _need_embeddings(self) -> None:
     if not self.config.contrastive.heads:
-      raise ValueError("this model was trained without a contrastive loss (config.contrastive.weight is 0): it makes "
-                       "no embeddings")
+      raise ValueError(
+        "this model was trained without a contrastive loss (config.contrastive.weight is 0): it makes no embeddings"
+      )
 
   @functools.cached_property
   def writer(self):

@@ -74,8 +74,17 @@ class Forward:
     """The parameters made ready for `caption`: once for many batches. They take the decoder's memory once more."""
     return params, self._call(self._decoding_weights, params)
 
-  def caption(self, writer, encoded: Encoded, decoding: Decoding | None = None, *, special: Special, ids=None,
-              prompt=None, lengths=None) -> Decoded:
+  def caption(
+    self,
+    writer,
+    encoded: Encoded,
+    decoding: Decoding | None = None,
+    *,
+    special: Special,
+    ids=None,
+    prompt=None,
+    lengths=None,
+  ) -> Decoded:
     """Texts for images; one program is compiled for each `decoding` (whatever its seed) and each shape.
 
     Args:
@@ -117,8 +126,12 @@ class Forward:
 
   def programs(self, decoding: Decoding, special: Special) -> dict:
     """The functions behind `encode`, `writer`, `caption` and `score`, by these names, to compile ahead of time."""
-    return {"encode": self._encode, "writer": self._decoding_weights, "caption": self._decoder(decoding, special),
-            "score": self._score}
+    return {
+      "encode": self._encode,
+      "writer": self._decoding_weights,
+      "caption": self._decoder(decoding, special),
+      "score": self._score,
+    }
 
   def _decoder(self, decoding: Decoding, special: Special):
     decoding = dataclasses.replace(decoding, seed=0)
@@ -183,6 +196,7 @@ class Forward:
       return captioning_loss(out.states, kernel, batch["text"], batch["weight"], settings, bias)
 
     return self._jit(loss)
+
 
 # Tokens that go through an encoder at once on one CPU device. 16 images of 384 pixels take ViT-B/16 10.9 seconds four
 # at a time, whose activations stay in the caches, and 14.7 all at once.

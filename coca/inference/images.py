@@ -44,8 +44,9 @@ def as_list(images) -> list:
   images = list(images)
   for image in images:
     if not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
-      raise TypeError(f"an image is a path, a URL, a PIL image or a uint8 array [height, width, 3], not "
-                      f"{type(image).__name__}")
+      raise TypeError(
+        f"an image is a path, a URL, a PIL image or a uint8 array [height, width, 3], not {type(image).__name__}"
+      )
   return images
 
 
@@ -99,8 +100,9 @@ def locate(name) -> tuple[fsspec.AbstractFileSystem, str]:
   try:
     return fsspec.core.url_to_fs(os.fspath(name))
   except ImportError as e:
-    raise ImportError(f"{name}: {e}. https:// takes pip install aiohttp requests, gs:// pip install -e '.[gs]', s3:// "
-                      "'.[s3]'") from None
+    raise ImportError(
+      f"{name}: {e}. https:// takes pip install aiohttp requests, gs:// pip install -e '.[gs]', s3:// '.[s3]'"
+    ) from None
   except ValueError as e:
     raise ValueError(f"{name}: {e}") from None
 
@@ -115,8 +117,10 @@ def prepared(image, config: Config) -> np.ndarray:
   size, data = config.model.image.size, config.data
   if isinstance(image, np.ndarray):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-      raise ValueError(f"an image as an array has to be uint8 [height, width, 3] with values from 0 to 255, not "
-                       f"{image.dtype} {list(image.shape)}")
+      raise ValueError(
+        f"an image as an array has to be uint8 [height, width, 3] with values from 0 to 255, not "
+        f"{image.dtype} {list(image.shape)}"
+      )
     return resize_eval(image, size, data.squash)
   background = colour(data.background)
   if isinstance(image, Image.Image):

@@ -44,8 +44,9 @@ class JsonLines:
     try:
       before = dict(json.loads(self._about.read_bytes()))
     except (ValueError, TypeError, RecursionError):
-      raise ValueError(f"{self._about} is damaged, so that nobody can tell of what {self._partial} is: delete both to "
-                       "begin anew") from None
+      raise ValueError(
+        f"{self._about} is damaged, so that nobody can tell of what {self._partial} is: delete both to begin anew"
+      ) from None
     if lines := [f"  {name}: {was} before, {is_} now" for name, (was, is_) in differing(before, about).items()]:
       raise ValueError(f"{self._partial} was begun otherwise:\n" + "\n".join(lines) + anew)
     lines = []
@@ -57,7 +58,7 @@ class JsonLines:
       if found != name:
         raise ValueError(f"{self._partial}: line {len(lines) + 1} is of {found}, which is {name} now" + anew)
       lines.append(line)
-    return lines if len(lines) == len(names) else lines[:len(lines) // batch * batch]
+    return lines if len(lines) == len(names) else lines[: len(lines) // batch * batch]
 
   def add(self, lines: Sequence[dict]) -> None:
     """Writes a batch; it is on the disk when this returns."""

@@ -156,8 +156,10 @@ def to_transformers(source, out, architecture: str = "") -> str:
   architecture, described = transformers_files(config, tokens, architecture)
   state_dict = blip_weights.to_state_dict(_params(source, config), config, architecture)
   if "text_encoder." in blip_weights.CLASSES[architecture] and config.model.med.encode != config.model.med.cls:
-    print("note: transformers leaves [CLS] in front of a text to match or a question, and this model has [ENC] there: "
-          f"put the id {config.model.med.encode} in its place to get the same outputs")
+    print(
+      "note: transformers leaves [CLS] in front of a text to match or a question, and this model has [ENC] there: "
+      f"put the id {config.model.med.encode} in its place to get the same outputs"
+    )
   with files.directory(out) as partial:
     weights.save(partial / weights.FILE, state_dict)
     tokens.save(partial / tokens.file)
@@ -210,11 +212,14 @@ def _settings(folder: Path, model: str, config: str) -> tuple[str | Path, dict]:
   """The place of open_clip's settings, and these."""
   if model:
     if model not in open_clip_settings.MODELS:
-      raise ValueError(f"--model={model} is not known; these are: {', '.join(open_clip_settings.MODELS)}. For others, "
-                       "give open_clip's config with --config=FILE")
+      raise ValueError(
+        f"--model={model} is not known; these are: {', '.join(open_clip_settings.MODELS)}. For others, "
+        "give open_clip's config with --config=FILE"
+      )
     return f"--model={model}", open_clip_settings.MODELS[model]
   path = Path(config or folder / SETTINGS)
   if not path.exists():
-    raise FileNotFoundError(f"no {path}: say which model this is, with --model=NAME "
-                            f"({', '.join(open_clip_settings.MODELS)}) or --config=FILE")
+    raise FileNotFoundError(
+      f"no {path}: say which model this is, with --model=NAME ({', '.join(open_clip_settings.MODELS)}) or --config=FILE"
+    )
   return path, files.read_json(path)

@@ -14,9 +14,16 @@ from coca.config.typed import entry, read_object
 from coca.files.retries import of_the_system
 from coca.storage import weights
 
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors",
-           "open_clip_pytorch_model.bin", "pytorch_model.bin", "open_clip_model.bin", "open_clip_pytorch_model.pt",
-           "pytorch_model.pt")
+WEIGHTS = (
+  "open_clip_model.safetensors",
+  "open_clip_pytorch_model.safetensors",
+  "model.safetensors",
+  "open_clip_pytorch_model.bin",
+  "pytorch_model.bin",
+  "open_clip_model.bin",
+  "open_clip_pytorch_model.pt",
+  "pytorch_model.pt",
+)
 TORCH = (".bin", ".pt", ".pth")
 OLDEST_TORCH = (2, 10)  # before, a file could run code in spite of `weights_only`, or write beyond its memory
 
@@ -36,12 +43,16 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
   try:
     import torch
   except ImportError:
-    raise ValueError("reading it takes torch, which is not installed: pip install torch, or take the .safetensors file "
-                     "of these weights") from None
+    raise ValueError(
+      "reading it takes torch, which is not installed: pip install torch, or take the .safetensors file "
+      "of these weights"
+    ) from None
   version = re.match(r"(\d+)\.(\d+)", torch.__version__)
   if not version or tuple(map(int, version.groups())) < OLDEST_TORCH:
-    raise ValueError(f"torch {torch.__version__} is installed, and a file of weights can run code in it: pip install "
-                     "'torch>=2.10', or take the .safetensors file of these weights")
+    raise ValueError(
+      f"torch {torch.__version__} is installed, and a file of weights can run code in it: pip install "
+      "'torch>=2.10', or take the .safetensors file of these weights"
+    )
   try:
     saved = torch.load(path, map_location="cpu", weights_only=True)
     saved = saved.get("state_dict", saved.get("model", saved))  # of open_clip's training; of BLIP's
@@ -50,9 +61,11 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
     if of_the_system(e):
       raise
     reason = str(e).partition("\n")[0].partition(". ")[0][:160]
-    raise ValueError(f"no file of weights alone, or a damaged one ({type(e).__name__}: {reason}); archives of "
-                     "TorchScript and files that hold code are not read: load such a file with what wrote it and save "
-                     "its state_dict as .safetensors") from None
+    raise ValueError(
+      f"no file of weights alone, or a damaged one ({type(e).__name__}: {reason}); archives of "
+      "TorchScript and files that hold code are not read: load such a file with what wrote it and save "
+      "its state_dict as .safetensors"
+    ) from None
 
 
 def names(path) -> list[str]:
@@ -67,8 +80,9 @@ def weights_in(folder: Path) -> Path:
   for name in WEIGHTS:
     if (folder / name).exists():
       return folder / name
-  raise FileNotFoundError(f"no weights in {folder}: looked for {', '.join(WEIGHTS)}; name another file instead of the "
-                          "folder")
+  raise FileNotFoundError(
+    f"no weights in {folder}: looked for {', '.join(WEIGHTS)}; name another file instead of the folder"
+  )
 
 
 def read_json(path) -> dict:

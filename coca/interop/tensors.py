@@ -67,14 +67,17 @@ def to_params(state_dict: Mapping[str, np.ndarray], config: Config, entries: Ite
     value = np.asarray(state_dict[entry.key]).astype(np.float32)
     if not np.isfinite(value).all():
       raise ValueError(f"'{entry.key}' holds values that are not finite: the file is damaged, or the training diverged")
-    for path, part in zip(entry.paths, np.split(value, len(entry.paths)) if len(entry.paths) > 1 else [value],
-                          strict=True):
+    for path, part in zip(
+      entry.paths, np.split(value, len(entry.paths)) if len(entry.paths) > 1 else [value], strict=True
+    ):
       target = _of_layer(ours[path], entry)
       part = _to_ours(part, entry.kind).reshape(target.shape)
       first = filled.setdefault((path, entry.layer), entry.key)
       if first != entry.key and not np.array_equal(target, part):
-        raise ValueError(f"'{first}' and '{entry.key}' are one parameter here, and differ in the file: these weights "
-                         "were trained without sharing them")
+        raise ValueError(
+          f"'{first}' and '{entry.key}' are one parameter here, and differ in the file: these weights "
+          "were trained without sharing them"
+        )
       target[...] = part
   return jax.tree.unflatten(treedef, list(ours.values()))
 

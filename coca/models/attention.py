@@ -33,8 +33,13 @@ def _usable(implementation: str, q, k, mask) -> bool:
     fits = mask is None or (mask.shape[2] == t and t % 2 == s % 2 == 0)
     return platform() in ("gpu", "cuda") and q.dtype.itemsize == 2 and fits and width % 8 == 0 and width <= 128
   tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-  return implementation == "flash" and platform() == "tpu" and mask is None and min(t, s) >= 128 and (
-    q.shape[2] % tensor == 0)
+  return (
+    implementation == "flash"
+    and platform() == "tpu"
+    and mask is None
+    and min(t, s) >= 128
+    and (q.shape[2] % tensor == 0)
+  )
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray) -> Float[Array, "*shape"]:
@@ -44,8 +49,12 @@ def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray) -> Float[
 
 
 def dot_product_attention(
-  q: Float[Array, "#B T H K"], k: Float[Array, "B S H K"], v: Float[Array, "B S H K"],
-  mask: Bool[Array, "#B #H #T #S"] | None = None, implementation: str = "xla", drop: Callable | None = None,
+  q: Float[Array, "#B T H K"],
+  k: Float[Array, "B S H K"],
+  v: Float[Array, "B S H K"],
+  mask: Bool[Array, "#B #H #T #S"] | None = None,
+  implementation: str = "xla",
+  drop: Callable | None = None,
 ) -> Float[Array, "B T H K"]:
   """Softmax attention.
 
@@ -63,9 +72,11 @@ def dot_product_attention(
   if drop is None and _usable(implementation, q, k, mask):
     if implementation == "flash":
       from coca.models.flash import flash  # Pallas is slow to import
+
       return flash(q, k, v)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
   if mask is None and drop is None and _one_by_one(q, k):
+
     def attend(x):
       return dot_product_attention(*(y[None] for y in x))[0]
 
@@ -93,8 +104,18 @@ def _attention_weights(q, k, mask=None):
 class Attention(nnx.Module):
   """Multi-head attention; queries of width `width`, keys and values from tokens of width `kv_width`."""
 
-  def __init__(self, width: int, heads: int, dtype: DTypeLike, rngs: nnx.Rngs, *, kv_width: int | None = None,
-               inner: int | None = None, out: int | None = None, implementation: str = "xla"):
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    *,
+    kv_width: int | None = None,
+    inner: int | None = None,
+    out: int | None = None,
+    implementation: str = "xla",
+  ):
     inner = inner or width
     self.heads, self.implementation = heads, implementation
     self.query = linear(width, inner, dtype, rngs)
@@ -107,16 +128,17 @@ class Attention(nnx.Module):
     return self._split(self.key(x)), self._split(self.value(x))
 
   def __call__(
-    self, x: Float[Array, "#B T D"], kv: KeysValues,
-    mask: Bool[Array, "#B #H #T #S"] | None = None, drop: Callable | None = None,
+    self,
+    x: Float[Array, "#B T D"],
+    kv: KeysValues,
+    mask: Bool[Array, "#B #H #T #S"] | None = None,
+    drop: Callable | None = None,
   ) -> Float[Array, "B T out"]:
     """x attends to `kv`, a pair as `keys_values` returns it."""
     y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation, drop)
     return self.out(y.reshape(*y.shape[:2], -1))
 
-  def weights(
-    self, x: Float[Array, "#B T D"], context: Float[Array, "B S kv_width"]
-  ) -> Float32[Array, "B T S"]:
+  def weights(self, x: Float[Array, "#B T D"], context: Float[Array, "B S kv_width"]) -> Float32[Array, "B T S"]:
     """The weights with which x attends to the context, the mean over the heads."""
     q, k = (self._split(y).transpose(0, 2, 1, 3) for y in (self.query(x), self.key(context)))
     return _attention_weights(jnp.broadcast_to(q, (k.shape[0], *q.shape[1:])), k).mean(axis=1)
@@ -134,7 +156,9 @@ class Attention(nnx.Module):
     return self.out(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
   def over_tokens(
-    self, x: Float[Array, "B T D"], tokens: Float[Array, "B S kv_width"],
+    self,
+    x: Float[Array, "B T D"],
+    tokens: Float[Array, "B S kv_width"],
     mask: Bool[Array, "#B #H #T #S"] | None = None,
   ) -> Float[Array, "B T D"]:
     """As `over_cache`, but from tokens without their keys and values; with kernels turned [E, D].

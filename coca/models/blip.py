@@ -45,13 +45,16 @@ class Bert(nnx.Module):
     self.dropout = med.dropout
     self.embedding = Embedding(model, dtype, rngs, positions=med.positions)
     self.norm = layer_norm(text.width, med.norm_eps, dtype, rngs)
-    self.stack = Stack(
-      layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width, bert=med), model, dtype, rngs
-    )
+    self.stack = Stack(layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width, bert=med), model, dtype, rngs)
 
   def __call__(
-    self, ids: Int32[Array, "BK T"], context: Float[Array, "B N kv_width"] | None = None,
-    context_mask: Bool[Array, "B 1 1 N"] | None = None, *, causal: bool = False, key: PRNGKeyArray | None = None,
+    self,
+    ids: Int32[Array, "BK T"],
+    context: Float[Array, "B N kv_width"] | None = None,
+    context_mask: Bool[Array, "B 1 1 N"] | None = None,
+    *,
+    causal: bool = False,
+    key: PRNGKeyArray | None = None,
   ) -> Float[Array, "BK T D"]:
     """States of texts.
 
@@ -118,8 +121,15 @@ class Blip(nnx.Module):
     self.matching_head = linear(text.width, 2, jnp.float32, rngs) if has_matching else None
 
   def __call__(
-    self, image: UInt8[Array, "B S S 3"], text: Int32[Array, "B T"], *, contrast: bool = True, caption: bool = True,
-    match: bool = False, patch_noise: Float[Array, "B N"] | None = None, key: PRNGKeyArray | None = None,
+    self,
+    image: UInt8[Array, "B S S 3"],
+    text: Int32[Array, "B T"],
+    *,
+    contrast: bool = True,
+    caption: bool = True,
+    match: bool = False,
+    patch_noise: Float[Array, "B N"] | None = None,
+    key: PRNGKeyArray | None = None,
   ) -> Output:
     """One pass over each tower that the losses need.
 
@@ -150,7 +160,10 @@ class Blip(nnx.Module):
 
   @jax.named_scope("image_grounded_encoder")
   def ground(
-    self, words: None, text: Int32[Array, "B *K T"], tokens: Float[Array, "B N kv_width"],
+    self,
+    words: None,
+    text: Int32[Array, "B *K T"],
+    tokens: Float[Array, "B N kv_width"],
     key: PRNGKeyArray | None = None,
   ) -> Float[Array, "B *K T D"]:
     """The image-grounded encoder: texts, one or K an image, over image tokens."""
@@ -215,8 +228,15 @@ class Blip(nnx.Module):
     tokens, positions = self.text_decoder.embedding.tables()
     return {"tokens": tokens, "positions": positions, "stack": self.text_decoder.stack.decoding_weights()}
 
-  def start_decoding(self, weights: dict, image_tokens: Float[Array, "B S kv_width"], length: int, rows: int,
-                     prefix: Int32[Array, "B P"], context_mask: Bool[Array, "B 1 1 S"] | None = None):
+  def start_decoding(
+    self,
+    weights: dict,
+    image_tokens: Float[Array, "B S kv_width"],
+    length: int,
+    rows: int,
+    prefix: Int32[Array, "B P"],
+    context_mask: Bool[Array, "B 1 1 S"] | None = None,
+  ):
     """The decoding protocol of `coca.decoding`. `context_mask`: as in `Bert`."""
     decoder, head = self.text_decoder, self.caption_head
     layers = decoder.stack.decoding_layers(weights["stack"])

@@ -15,8 +15,14 @@ from coca.models.linear import few_rows_dot_general
 
 
 def start_layers(
-  layers: Sequence[Layer], contexts: Sequence, context_mask: Bool[Array, "#B 1 1 S"] | None, embed: Callable,
-  predict: Callable, length: int, rows: int, prefix: Int32[Array, "B P"],
+  layers: Sequence[Layer],
+  contexts: Sequence,
+  context_mask: Bool[Array, "#B 1 1 S"] | None,
+  embed: Callable,
+  predict: Callable,
+  length: int,
+  rows: int,
+  prefix: Int32[Array, "B P"],
 ) -> tuple[Callable, tuple]:
   """`start_decoding` of `coca.decoding` for a model whose text goes through one list of layers.
 

@@ -64,8 +64,15 @@ class CoCa(nnx.Module):
     self.matching_head = linear(text_width, 2, jnp.float32, rngs) if has_matching else None
 
   def __call__(
-    self, image: UInt8[Array, "B S S 3"], text: Int32[Array, "B T"], *, contrast: bool = True, caption: bool = True,
-    match: bool = False, patch_noise: Float[Array, "B N"] | None = None, parallel: Bool[Array, " B"] | None = None,
+    self,
+    image: UInt8[Array, "B S S 3"],
+    text: Int32[Array, "B T"],
+    *,
+    contrast: bool = True,
+    caption: bool = True,
+    match: bool = False,
+    patch_noise: Float[Array, "B N"] | None = None,
+    parallel: Bool[Array, " B"] | None = None,
     key: PRNGKeyArray | None = None,
   ) -> Output:
     """One forward pass for all losses, or for some of them.
@@ -86,7 +93,10 @@ class CoCa(nnx.Module):
     return Output(image_embedding, text_embedding, tokens, words, states)
 
   def ground(
-    self, words: Float[Array, "B *K T D"], text: Int32[Array, "B *K T"] | None, tokens: Float[Array, "B Q kv_width"],
+    self,
+    words: Float[Array, "B *K T D"],
+    text: Int32[Array, "B *K T"] | None,
+    tokens: Float[Array, "B Q kv_width"],
     key: PRNGKeyArray | None = None,
   ) -> Float[Array, "B *K T D"]:
     """Unimodal states, of one text or K texts an image, over image tokens."""
@@ -163,8 +173,9 @@ class CoCa(nnx.Module):
     stacks = [half.stack.decoding_weights() if half else [] for half in (self.unimodal, self.multimodal)]
     return {"tokens": tokens, "positions": positions, "stacks": stacks, "head": head}
 
-  def start_decoding(self, weights: dict, image_tokens: Float[Array, "B S kv_width"], length: int, rows: int,
-                     prefix: Int32[Array, "B P"]):
+  def start_decoding(
+    self, weights: dict, image_tokens: Float[Array, "B S kv_width"], length: int, rows: int, prefix: Int32[Array, "B P"]
+  ):
     """The decoding protocol of `coca.decoding`; [CLS] is left out, since no word ever sees it."""
     unimodal, multimodal = weights["stacks"]
     layers = self.unimodal.stack.decoding_layers(unimodal) if self.unimodal else []
@@ -195,7 +206,7 @@ class CoCa(nnx.Module):
       with jax.named_scope("generative_pooler"):
         pooled = self.generative_pooler(encoded, 0 if contrast else 1, None if caption else 1)
       embedding = unit(self.image_projection(pooled[:, 0])) if contrast else None
-      return embedding, pooled[:, 1 if contrast else 0:] if caption else None
+      return embedding, pooled[:, 1 if contrast else 0 :] if caption else None
     if self.kind == "class_token":
       embedding = unit(self.image_projection(encoded[:, 0])) if contrast else None
       encoded = encoded[:, 1:]

@@ -26,15 +26,27 @@ def _local(q, k, v):
   (t, s), scale = (q.shape[1], k.shape[1]), q.shape[-1] ** -0.5
   block_q, blocks_q = _blocks(t)
   block_k, blocks_k = _blocks(s)
-  q, k, v = (jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, n - x.shape[1]), (0, 0)))
-             for x, n in ((q, block_q * blocks_q), (k, block_k * blocks_k), (v, block_k * blocks_k)))
+  q, k, v = (
+    jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, n - x.shape[1]), (0, 0)))
+    for x, n in ((q, block_q * blocks_q), (k, block_k * blocks_k), (v, block_k * blocks_k))
+  )
   segments = None
   if k.shape[2] > s:  # what is filled up is of another segment, which no query looks at
     of_k = jnp.broadcast_to((jnp.arange(k.shape[2]) >= s).astype(jnp.int32), (len(k), k.shape[2]))
     segments = SegmentIds(jnp.zeros((len(q), q.shape[2]), jnp.int32), of_k)
   sizes = BlockSizes(
-    block_q=block_q, block_k_major=block_k, block_k=block_k, block_b=1, block_q_major_dkv=block_q, block_q_dkv=block_q,
-    block_k_major_dkv=block_k, block_k_dkv=block_k, block_q_dq=block_q, block_k_major_dq=block_k, block_k_dq=block_k)
+    block_q=block_q,
+    block_k_major=block_k,
+    block_k=block_k,
+    block_b=1,
+    block_q_major_dkv=block_q,
+    block_q_dkv=block_q,
+    block_k_major_dkv=block_k,
+    block_k_dkv=block_k,
+    block_q_dq=block_q,
+    block_k_major_dq=block_k,
+    block_k_dq=block_k,
+  )
   y = flash_attention(q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes)
   return y[:, :, :t].transpose(0, 2, 1, 3)
 

@@ -123,7 +123,8 @@ def _blip(config: Config) -> dict[str, float]:
     has_grad = is_trained(tower, "embedding") or is_attention_trained or is_mlp_trained
     has_grad |= bool(context) and (is_cross_trained or context[2])
     flops = texts * (
-      _product(length * 4 * d * d, is_attention_trained, has_grad) + _attention(length * length * d, has_grad)
+      _product(length * 4 * d * d, is_attention_trained, has_grad)
+      + _attention(length * length * d, has_grad)
       + _product(length * 2 * d * text.mlp, is_mlp_trained, has_grad)
     )
     if context:

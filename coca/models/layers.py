@@ -46,8 +46,16 @@ class Layer(nnx.Module):
   LayerNorm on what it looks at.
   """
 
-  def __init__(self, tower: config.ImageEncoder | config.TextDecoder, model: config.Model, dtype: DTypeLike,
-               rngs: nnx.Rngs, *, kv_width: int | None = None, bert: config.Med | None = None):
+  def __init__(
+    self,
+    tower: config.ImageEncoder | config.TextDecoder,
+    model: config.Model,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    *,
+    kv_width: int | None = None,
+    bert: config.Med | None = None,
+  ):
     self.post_norm, self.dropout = bert is not None, bert.dropout if bert else 0.0
     norm = functools.partial(layer_norm, tower.width, bert.norm_eps if bert else model.norm_eps, dtype, rngs)
     attention = functools.partial(Attention, tower.width, tower.heads, dtype, rngs, implementation=model.attention)
@@ -62,8 +70,11 @@ class Layer(nnx.Module):
     self.norm_mlp, self.mlp = norm(), mlp()
 
   def __call__(
-    self, x: Float[Array, "BK T D"], mask: Bool[Array, "#BK #H #T T"] | None = None,
-    context: Float[Array, "B S kv_width"] | None = None, context_mask: Bool[Array, "#B 1 1 S"] | None = None,
+    self,
+    x: Float[Array, "BK T D"],
+    mask: Bool[Array, "#BK #H #T T"] | None = None,
+    context: Float[Array, "B S kv_width"] | None = None,
+    context_mask: Bool[Array, "#B 1 1 S"] | None = None,
     key: PRNGKeyArray | None = None,
   ) -> Float[Array, "BK T D"]:
     """One layer.
@@ -91,6 +102,7 @@ class Layer(nnx.Module):
     if self.self_mlp:
       x = add(self.norm_self_mlp, x, self.self_mlp)
     if context is not None:
+
       def look(y):
         kv = self.cross_attention.keys_values(self._context(context))
         queries = y.reshape(len(context), -1, y.shape[-1])  # of one attention: they don't see each other
@@ -127,8 +139,13 @@ class Layer(nnx.Module):
     return zeros, zeros
 
   def decode(
-    self, x: Float[Array, "B N D"], cache: Cache, context: CachedKeysValues | Float[Array, "B S kv_width"] | None,
-    context_mask: Bool[Array, "#B 1 1 S"] | None, first: Int[Array, ""] | int, mask: Bool[Array, "B 1 N slots"],
+    self,
+    x: Float[Array, "B N D"],
+    cache: Cache,
+    context: CachedKeysValues | Float[Array, "B S kv_width"] | None,
+    context_mask: Bool[Array, "#B 1 1 S"] | None,
+    first: Int[Array, ""] | int,
+    mask: Bool[Array, "B 1 N slots"],
     spread: int = 1,
   ) -> tuple[Float[Array, "B N D"], Cache]:
     """Tokens of an image's texts, with their keys and values kept for the tokens to come.
@@ -158,8 +175,11 @@ class Layer(nnx.Module):
       x = self._after(self.norm_self_mlp, x, self.self_mlp(self._before(self.norm_self_mlp, x)))
     if context is not None:
       y, attention = self._before(self.norm_cross, x), self.cross_attention
-      y = (attention.over_cache(y, context, context_mask) if isinstance(context, tuple) else
-           attention.over_tokens(y, context, context_mask))
+      y = (
+        attention.over_cache(y, context, context_mask)
+        if isinstance(context, tuple)
+        else attention.over_tokens(y, context, context_mask)
+      )
       x = self._after(self.norm_cross, x, y)
     return self._after(self.norm_mlp, x, self.mlp(self._before(self.norm_mlp, x))), cache
 
@@ -176,17 +196,16 @@ REMAT = {
 class Stack(nnx.Module):
   """Equal layers, parameters stacked along a leading dimension [L, ...], run by one `jax.lax.scan`."""
 
-  def __init__(self, layers: int, make: Callable[[nnx.Rngs], Layer], model: config.Model, dtype: DTypeLike,
-               rngs: nnx.Rngs):
+  def __init__(
+    self, layers: int, make: Callable[[nnx.Rngs], Layer], model: config.Model, dtype: DTypeLike, rngs: nnx.Rngs
+  ):
     """`make(rngs)` builds one layer."""
     self.remat, self.unroll, self.dtype = model.remat, min(model.unroll, layers), dtype
     keys = jax.random.split(rngs.params(), layers)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     self.layers = nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key))))(keys))
 
-  def __call__(
-    self, x: Float[Array, "BK T D"], *args, key: PRNGKeyArray | None = None
-  ) -> Float[Array, "BK T D"]:
+  def __call__(self, x: Float[Array, "BK T D"], *args, key: PRNGKeyArray | None = None) -> Float[Array, "BK T D"]:
     """Each layer as `layer(x, *args)`. `key`, for dropout, gives each one of its own."""
     graphdef, state = nnx.split(self.layers)
     keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(state)[0]))
@@ -205,7 +224,8 @@ class Stack(nnx.Module):
     return [
       jax.tree.map(
         lambda x: x.T if x.ndim > 1 else x, gather_layer(jax.tree.map(lambda x, i=i: x[i], state), self.dtype)
-      ) for i in range(layers)
+      )
+      for i in range(layers)
     ]
 
   def decoding_layers(self, weights: list) -> list[Layer]:

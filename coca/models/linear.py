@@ -20,7 +20,10 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def flat_dot_general(
-  x: Float[Array, "*rows D"], kernel: Float[Array, "D E"], dimension_numbers: tuple | None, keep: str = "matmul",
+  x: Float[Array, "*rows D"],
+  kernel: Float[Array, "D E"],
+  dimension_numbers: tuple | None,
+  keep: str = "matmul",
   **options,
 ) -> Float[Array, "*rows E"]:
   """x @ kernel as a product of two matrices: twice as fast backward on CPU as over [B, T, D].
@@ -65,9 +68,7 @@ class Linear(nnx.Linear):
 
 def linear(n_in: int, n_out: int, dtype: DTypeLike, rngs: nnx.Rngs, bias: bool = True, keep: str = "matmul") -> Linear:
   dot_general = functools.partial(flat_dot_general, keep=keep)
-  return Linear(
-    n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, dot_general=dot_general, rngs=rngs
-  )
+  return Linear(n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, dot_general=dot_general, rngs=rngs)
 
 
 def gathered(module: M, dtype: DTypeLike, prefix: str = "") -> M:

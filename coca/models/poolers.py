@@ -23,9 +23,7 @@ class AttentionalPooler(nnx.Module):
     heads = model.poolers.heads or model.image.heads
     self.dtype = dtype
     self.queries = nnx.Param(EMBED_INIT(rngs.params(), (n_query, width)))
-    self.attention = Attention(
-      width, heads, dtype, rngs, kv_width=kv_width, out=out, implementation=model.attention
-    )
+    self.attention = Attention(width, heads, dtype, rngs, kv_width=kv_width, out=out, implementation=model.attention)
     norms = model.poolers.norm_inputs
     self.norm_queries = layer_norm(width, model.norm_eps, dtype, rngs) if norms else None
     self.norm_tokens = layer_norm(kv_width, model.norm_eps, dtype, rngs) if norms else None
@@ -33,7 +31,10 @@ class AttentionalPooler(nnx.Module):
     self.mlp = Mlp(out, model.poolers.mlp, model.activation, dtype, rngs) if model.poolers.mlp else None
 
   def __call__(
-    self, tokens: Float[Array, "B S kv_width"], first: int = 0, last: int | None = None,
+    self,
+    tokens: Float[Array, "B S kv_width"],
+    first: int = 0,
+    last: int | None = None,
     mask: Bool[Array, "#B #H #n S"] | None = None,
   ) -> Float[Array, "B n out"]:
     """Pools with the queries from `first` up to `last`: no query sees another. mask: as in `dot_product_attention`."""

@@ -51,9 +51,7 @@ class Embedding(nnx.Module):
     self.positions = nnx.Param(EMBED_INIT(rngs.params(), (positions or text.length + text.cls_position, text.width)))
     self.mask = nnx.Param(EMBED_INIT(rngs.params(), (text.width,))) if masks else None
 
-  def __call__(
-    self, ids: Int32[Array, "B T"], parallel: Bool[Array, " B"] | None = None
-  ) -> Float[Array, "B T D"]:
+  def __call__(self, ids: Int32[Array, "B T"], parallel: Bool[Array, " B"] | None = None) -> Float[Array, "B T D"]:
     """The words' embeddings; parallel: which examples are all [MASK]."""
     tokens, positions = self.tables()
     words = look_up(tokens, ids)
@@ -150,7 +148,9 @@ class MultimodalDecoder(nnx.Module):
 
   @jax.named_scope("multimodal_decoder")
   def __call__(
-    self, states: Float[Array, "B *K T D"], image_tokens: Float[Array, "B S kv_width"],
+    self,
+    states: Float[Array, "B *K T D"],
+    image_tokens: Float[Array, "B S kv_width"],
     parallel: Bool[Array, " B"] | None = None,
   ) -> Float[Array, "B *K T D"]:
     """Unimodal states, of one text or K texts an image -> states for the softmax.

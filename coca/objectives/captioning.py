@@ -49,8 +49,13 @@ def label_count(
 
 
 def captioning_loss(
-  states: Float[Array, "N T D"], kernel: Float[Array, "D V"], text: Int32[Array, "N T"], weight: Float[Array, " N"],
-  settings: config.Captioning, bias: Float[Array, " V"] | None = None, last: Int32[Array, " N"] | None = None,
+  states: Float[Array, "N T D"],
+  kernel: Float[Array, "D V"],
+  text: Int32[Array, "N T"],
+  weight: Float[Array, " N"],
+  settings: config.Captioning,
+  bias: Float[Array, " V"] | None = None,
+  last: Int32[Array, " N"] | None = None,
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
   """Sum of the weighted negative log-likelihoods, and what to divide it by.
 

@@ -17,8 +17,12 @@ from coca.devices.sharding import BATCH
 
 
 def contrastive_loss(
-  image: Float[Array, "N E"], text: Float[Array, "N E"], hashes: UInt32[Array, "N 2"], weight: Float[Array, " N"],
-  temperature: dict, settings: config.Contrastive,
+  image: Float[Array, "N E"],
+  text: Float[Array, "N E"],
+  hashes: UInt32[Array, "N 2"],
+  weight: Float[Array, " N"],
+  temperature: dict,
+  settings: config.Contrastive,
 ) -> Float32[Array, ""]:
   """The loss that `settings.loss` names, without its weight.
 
@@ -48,8 +52,11 @@ def contrastive_loss(
 
 
 def compare(
-  hashes: UInt32[Array, "n 2"], all_hashes: UInt32[Array, "N 2"], all_weight: Float[Array, " N"],
-  first: Int[Array, ""], settings: config.Contrastive,
+  hashes: UInt32[Array, "n 2"],
+  all_hashes: UInt32[Array, "N 2"],
+  all_weight: Float[Array, " N"],
+  first: Int[Array, ""],
+  settings: config.Contrastive,
 ) -> tuple[Bool[Array, "n N"], Bool[Array, "n N"]]:
   """The relation of each of n rows to each of N columns; row i's own column is `first` + i.
 

@@ -33,8 +33,14 @@ class Negatives(NamedTuple):
 
 
 def draw_negatives(
-  image: Float[Array, "N E"], text: Float[Array, "N E"], hashes: UInt32[Array, "N 2"], weight: Float[Array, " N"],
-  log_scale: Float[Array, ""], key: PRNGKeyArray, group: int = 0, floor: float = 0.0,
+  image: Float[Array, "N E"],
+  text: Float[Array, "N E"],
+  hashes: UInt32[Array, "N 2"],
+  weight: Float[Array, " N"],
+  log_scale: Float[Array, ""],
+  key: PRNGKeyArray,
+  group: int = 0,
+  floor: float = 0.0,
   keys: tuple[Float[Array, "N E"], Float[Array, "N E"]] | None = None,
 ) -> Negatives:
   """Draws a text for each image and an image for each text.
@@ -107,15 +113,27 @@ def ground_triples(passed: Pass, batch: dict, settings: config.Matching) -> Pass
   assert passed.image is not None and passed.text is not None and passed.temperature and passed.key is not None
   text, group, memory = batch["text"], settings.group, passed.memory
   keys = (memory["image"], memory["text"]) if memory and settings.slow_keys else None
-  drawn = draw_negatives(passed.image, passed.text, batch["hashes"], batch["weight"], passed.temperature["log_scale"],
-                         passed.key, group, settings.floor, keys)
+  drawn = draw_negatives(
+    passed.image,
+    passed.text,
+    batch["hashes"],
+    batch["weight"],
+    passed.temperature["log_scale"],
+    passed.key,
+    group,
+    settings.floor,
+    keys,
+  )
   own = passed.words, text
   two = jax.tree.map(lambda *x: jnp.stack(x, axis=1), own, take_rows(own, drawn.text, group))
   states = passed.model.ground(*two, passed.tokens, passed.stream(Stream.TEXTS))
   images = take_rows(passed.tokens, drawn.image, group)
   other_states = passed.model.ground(*own, images, passed.stream(Stream.IMAGES))
-  triples = Triples(jnp.concatenate([states, other_states[:, None]], axis=1),
-                    jnp.concatenate([two[1], text[:, None]], axis=1), drawn.found)
+  triples = Triples(
+    jnp.concatenate([states, other_states[:, None]], axis=1),
+    jnp.concatenate([two[1], text[:, None]], axis=1),
+    drawn.found,
+  )
   return replace(passed, triples=triples)
 
 

@@ -45,12 +45,20 @@ def empty_queue(settings: config.Contrastive, width: int, key: PRNGKeyArray) -> 
   """Queues of random unit vectors, as the authors begin; `hashes` of 0 are those of no text."""
   image, text = jax.random.normal(key, (2, settings.queue, width))
   image, text = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
-  return {"image": image, "text": text, "hashes": jnp.zeros((settings.queue, 2), jnp.uint32),
-          "weight": jnp.ones(settings.queue), "next": jnp.int32(0)}
+  return {
+    "image": image,
+    "text": text,
+    "hashes": jnp.zeros((settings.queue, 2), jnp.uint32),
+    "weight": jnp.ones(settings.queue),
+    "next": jnp.int32(0),
+  }
 
 
 def enqueue(
-  queue: dict, image: Float[Array, "N E"], text: Float[Array, "N E"], hashes: UInt32[Array, "N 2"],
+  queue: dict,
+  image: Float[Array, "N E"],
+  text: Float[Array, "N E"],
+  hashes: UInt32[Array, "N 2"],
   weight: Float[Array, " N"],
 ) -> dict:
   """The queue with a batch in place of its oldest entries; a batch may be of any size."""
@@ -58,14 +66,21 @@ def enqueue(
   new = {"image": image, "text": text, "hashes": hashes, "weight": weight}
   last = min(size, batch)
   slots = (queue["next"] + batch - last + jnp.arange(last)) % max(size, 1)
-  out = {name: queue[name].at[slots].set(x[batch - last:]) for name, x in new.items()}
+  out = {name: queue[name].at[slots].set(x[batch - last :]) for name, x in new.items()}
   return out | {"next": (queue["next"] + batch) % max(size, 1)}
 
 
 def momentum_contrastive_loss(
-  image: Float[Array, "N E"], text: Float[Array, "N E"], slow_image: Float[Array, "N E"],
-  slow_text: Float[Array, "N E"], queue: dict, hashes: UInt32[Array, "N 2"], weight: Float[Array, " N"],
-  log_scale: Float[Array, ""], alpha: Float[Array, ""] | float, settings: config.Contrastive,
+  image: Float[Array, "N E"],
+  text: Float[Array, "N E"],
+  slow_image: Float[Array, "N E"],
+  slow_text: Float[Array, "N E"],
+  queue: dict,
+  hashes: UInt32[Array, "N 2"],
+  weight: Float[Array, " N"],
+  log_scale: Float[Array, ""],
+  alpha: Float[Array, ""] | float,
+  settings: config.Contrastive,
 ) -> Float32[Array, ""]:
   """The loss without its weight.
 

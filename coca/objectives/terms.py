@@ -63,8 +63,15 @@ class Captioning(Term):
     triples = passed.triples
     states = passed.states if self.asks or triples is None else triples.states[:, 0]
     assert states is not None
-    nll, _ = captioning_loss(states, model.softmax_kernel(), batch["text"], batch["weight"], self.settings,
-                             model.softmax_bias, batch.get("last"))
+    nll, _ = captioning_loss(
+      states,
+      model.softmax_kernel(),
+      batch["text"],
+      batch["weight"],
+      self.settings,
+      model.softmax_bias,
+      batch.get("last"),
+    )
     return {"captioning": nll}
 
   def divisor(self, batch: dict):
@@ -114,8 +121,14 @@ class Answering(Term):
     asked = model.ask(passed.tokens, batch["text"], passed.stream(Stream.QUESTION))
     states = model.answer(asked, answers, passed.stream(Stream.ANSWER))
     weight = (batch["weight"][:, None] * batch["answer_weight"]).reshape(-1)
-    nll, _ = captioning_loss(states, model.softmax_kernel(), answers.reshape(-1, answers.shape[-1]), weight,
-                             self.captioning, model.softmax_bias)
+    nll, _ = captioning_loss(
+      states,
+      model.softmax_kernel(),
+      answers.reshape(-1, answers.shape[-1]),
+      weight,
+      self.captioning,
+      model.softmax_bias,
+    )
     return {"answering": nll}
 
   def divisor(self, batch: dict):

@@ -67,12 +67,16 @@ def advice(config: Config, topology: Topology) -> list[str]:
   larger = [mesh for mesh in meshes(config, topology) if mesh.fsdp > fsdp]
   if larger and held > 0.1 * (topology.memory or 0):
     better = arithmetic.state_bytes(dataclasses.replace(config, mesh=larger[0]), n)
-    lines.append(f"  --mesh=data={larger[0].data},fsdp={larger[0].fsdp}: state and gradients "
-                 f"{(sum(better.values()) + better['params']) / GIB:.2f} GiB instead of {held / GIB:.2f}")
+    lines.append(
+      f"  --mesh=data={larger[0].data},fsdp={larger[0].fsdp}: state and gradients "
+      f"{(sum(better.values()) + better['params']) / GIB:.2f} GiB instead of {held / GIB:.2f}"
+    )
   kept = saved_bytes(config, batch.per_device, config.model.remat)
-  for policy in POLICIES[POLICIES.index(config.model.remat) + 1:]:
-    lines.append(f"  --config.model.remat={policy}: at least {saved_bytes(config, batch.per_device, policy) / GIB:.2f} "
-                 f"GiB kept for the backward pass instead of {kept / GIB:.2f}")
+  for policy in POLICIES[POLICIES.index(config.model.remat) + 1 :]:
+    lines.append(
+      f"  --config.model.remat={policy}: at least {saved_bytes(config, batch.per_device, policy) / GIB:.2f} "
+      f"GiB kept for the backward pass instead of {kept / GIB:.2f}"
+    )
   k = 2 * batch.accumulate
   if batch.per_device % 2 == 0:
     with contextlib.suppress(ValueError):  # not with every loss
@@ -84,8 +88,10 @@ def advice(config: Config, topology: Topology) -> list[str]:
   words = batch.per_device * config.model.text.length
   logits = 12 * min(config.captioning.chunk, words) * config.model.text.vocab // max(config.mesh.tensor, 1)
   if config.captioning.weight and logits > 0.05 * (topology.memory or 0):
-    lines.append(f"  --config.captioning.chunk={min(config.captioning.chunk, words) // 2}: half of about "
-                 f"{logits / GIB:.2f} GiB for logits")
+    lines.append(
+      f"  --config.captioning.chunk={min(config.captioning.chunk, words) // 2}: half of about "
+      f"{logits / GIB:.2f} GiB for logits"
+    )
   return [*lines, "  more devices; --search tries meshes, remat and batches"]
 
 

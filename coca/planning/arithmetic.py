@@ -14,8 +14,20 @@ from coca.objectives.terms import terms
 from coca.training.state import Setup
 
 PARTS = (  # in the order in which a pair goes through them
-  "image_encoder", "generative_pooler", "contrastive_pooler", "image_projection", "embedding", "unimodal", "multimodal",
-  "text_encoder", "text_projection", "text_decoder", "caption_head", "softmax", "temperature", "matching_pooler",
+  "image_encoder",
+  "generative_pooler",
+  "contrastive_pooler",
+  "image_projection",
+  "embedding",
+  "unimodal",
+  "multimodal",
+  "text_encoder",
+  "text_projection",
+  "text_decoder",
+  "caption_head",
+  "softmax",
+  "temperature",
+  "matching_pooler",
   "matching_head",
 )
 

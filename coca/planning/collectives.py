@@ -13,8 +13,10 @@ import numpy as np
 
 BITS = {"pred": 8, "c64": 64, "c128": 128}  # others have it in their names: bf16, s32, u4, f8e4m3fn
 
-_KIND = re.compile(r" (all-gather|all-reduce|reduce-scatter|ragged-all-to-all|all-to-all|collective-permute|"
-                   r"collective-broadcast)(-start)?\(")
+_KIND = re.compile(
+  r" (all-gather|all-reduce|reduce-scatter|ragged-all-to-all|all-to-all|collective-permute|"
+  r"collective-broadcast)(-start)?\("
+)
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.-]+)")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")

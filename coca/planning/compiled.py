@@ -60,13 +60,19 @@ def compile_step(config: Config, topology: Topology) -> Program:
 def batch_shapes(config: Config, mesh) -> dict:
   """A batch of `TrainStep` as ShapeDtypeStructs."""
   image, text, batch = config.model.image, config.model.text, config.data.batch
-  shapes = {"image": ((image.size, image.size, 3), jnp.uint8), "text": ((text.length,), jnp.int32),
-            "last": ((), jnp.int32), "hashes": ((2,), jnp.uint32), "weight": ((), jnp.float32)}
+  shapes = {
+    "image": ((image.size, image.size, 3), jnp.uint8),
+    "text": ((text.length,), jnp.int32),
+    "last": ((), jnp.int32),
+    "hashes": ((2,), jnp.uint32),
+    "weight": ((), jnp.float32),
+  }
   for term in terms(config):
     shapes |= term.arrays()
   sharding = batch_sharding(mesh)
-  return {name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding)
-          for name, (shape, dtype) in shapes.items()}
+  return {
+    name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
+  }
 
 
 def compile_capfilt(config: Config, topology: Topology, batch: int, decoding: Decoding) -> dict[str, Program]:
@@ -119,8 +125,12 @@ def _compile(lowered, topology: Topology, mesh: dict[str, int]) -> Program:
   memory = compiled.memory_analysis()
   if topology.memory and memory.peak_memory_in_bytes > topology.memory:  # on GPUs the compiler does not look
     raise DoesNotFit(f"it takes {memory.peak_memory_in_bytes / 2**30:.2f} GiB")
-  return Program(memory.peak_memory_in_bytes, memory.argument_size_in_bytes, collectives(compiled.as_text(), mesh),
-                 time.monotonic() - start)
+  return Program(
+    memory.peak_memory_in_bytes,
+    memory.argument_size_in_bytes,
+    collectives(compiled.as_text(), mesh),
+    time.monotonic() - start,
+  )
 
 
 @contextlib.contextmanager

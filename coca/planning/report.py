@@ -14,8 +14,13 @@ from coca.planning.arithmetic import parameter_table, state_bytes
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step, for_topology, progress
 from coca.planning.topology import Topology
 
-HELD = {"params": "parameters", "opt": "optimizer", "ema": "moving average", "momentum": "momentum encoders",
-        "queue": "queue"}
+HELD = {
+  "params": "parameters",
+  "opt": "optimizer",
+  "ema": "moving average",
+  "momentum": "momentum encoders",
+  "queue": "queue",
+}
 
 
 def fit(config: Config, topology: Topology, mfu: float) -> tuple[str, bool]:
@@ -31,8 +36,14 @@ def fit(config: Config, topology: Topology, mfu: float) -> tuple[str, bool]:
       program = compile_step(config, topology)
   except DoesNotFit as e:
     return "\n".join([*lines, "", refusal(e, topology), "", *advice(config, topology)]), False
-  lines += ["", *memory_table(config, topology, program), "", *collective_table(program), "",
-            *cost(config, topology, mfu, program)]
+  lines += [
+    "",
+    *memory_table(config, topology, program),
+    "",
+    *collective_table(program),
+    "",
+    *cost(config, topology, mfu, program),
+  ]
   return "\n".join(lines), True
 
 
@@ -40,11 +51,13 @@ def heading(config: Config, topology: Topology) -> str:
   n = len(topology.devices)
   batch, shape = batch_arithmetic(config, n), mesh_shape(config.mesh, n)
   limit = f", {topology.memory / GIB:.2f} GiB each" if topology.memory else ""
-  return (f"{config.name} ({dict(parameter_table(config))['total'] / 1e6:,.0f}M parameters) on {topology.name}: "
-          f"{topology.chips:,} chips, {n:,} devices ({topology.kind}{limit})\n"
-          f"mesh: {' x '.join(f'{axis} {k}' for axis, k in zip(AXES, shape, strict=True))}; remat "
-          f"{config.model.remat}; batch: {batch.per_device:,} per device x {batch.shards:,} x {batch.accumulate} "
-          f"accumulated = {batch.total:,} pairs")
+  return (
+    f"{config.name} ({dict(parameter_table(config))['total'] / 1e6:,.0f}M parameters) on {topology.name}: "
+    f"{topology.chips:,} chips, {n:,} devices ({topology.kind}{limit})\n"
+    f"mesh: {' x '.join(f'{axis} {k}' for axis, k in zip(AXES, shape, strict=True))}; remat "
+    f"{config.model.remat}; batch: {batch.per_device:,} per device x {batch.shards:,} x {batch.accumulate} "
+    f"accumulated = {batch.total:,} pairs"
+  )
 
 
 def memory_table(config: Config, topology: Topology, program: Program) -> list[str]:
@@ -88,8 +101,10 @@ def cost(config: Config, topology: Topology, mfu: float, program: Program) -> li
     rate = mfu * peak * len(topology.devices) / flops
     hours = steps * batch / rate / 3600
     sent = sum(row.sent for row in program.collectives)
-    lines.append(f"at an MFU of {mfu:g} (--mfu, an assumption): {rate:,.0f} pairs/s, {batch / rate:.2f} s a step; "
-                 f"{steps:,} steps take {hours / 24:,.1f} days, {hours * topology.chips:,.0f} chip-hours")
+    lines.append(
+      f"at an MFU of {mfu:g} (--mfu, an assumption): {rate:,.0f} pairs/s, {batch / rate:.2f} s a step; "
+      f"{steps:,} steps take {hours / 24:,.1f} days, {hours * topology.chips:,.0f} chip-hours"
+    )
     lines.append(f"to hide what it sends behind that, a device has to send {sent * rate / batch / 1e9:,.1f} GB/s")
   return lines
 
@@ -108,8 +123,11 @@ def fit_capfilt(config: Config, topology: Topology, batch: int) -> tuple[str, bo
       programs = compile_capfilt(config, topology, batch, NUCLEUS)
   except DoesNotFit as e:
     return f"{head}\n{refusal(e, topology)}; --capfilt_batch: fewer images at once", False
-  rows = [(f"parameters of the {name}", parameters) for name, part in (("captioner", "caption"), ("filter", "score"))
-          if part in programs]
+  rows = [
+    (f"parameters of the {name}", parameters)
+    for name, part in (("captioner", "caption"), ("filter", "score"))
+    if part in programs
+  ]
   if "caption" in programs:
     rows.append(("decoder, made ready for writing, and images", programs["caption"].arguments))
   part = max(programs, key=lambda name: programs[name].peak - programs[name].arguments)

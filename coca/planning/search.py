@@ -53,8 +53,9 @@ def search(config: Config, topology: Topology, batches: list[int], say: Callable
           policies.remove(policy)  # for more pairs too
           continue
         smallest = smallest or mesh.fsdp
-        one = dataclasses.replace(with_batch(config, batch), mesh=mesh,
-                                  model=dataclasses.replace(config.model, remat=policy))
+        one = dataclasses.replace(
+          with_batch(config, batch), mesh=mesh, model=dataclasses.replace(config.model, remat=policy)
+        )
         name = f"data={mesh.data} fsdp={mesh.fsdp} remat={policy} batch={batch:,}"
         compiled += 1
         try:
@@ -73,12 +74,17 @@ def search(config: Config, topology: Topology, batches: list[int], say: Callable
 def search_table(found: list[Found], topology: Topology) -> list[str]:
   if not found:
     return ["nothing that was tried fits; there are smaller batches (--batches), --config.mesh.tensor, more devices"]
-  lines = ["what fits, best first: the least computed again, then the fewest bytes sent for a pair",
-           f"{'mesh':<24}{'remat':<7}{'batch':>9}{'GiB':>8}{'GiB left':>10}{'MB sent a pair':>16}"]
+  lines = [
+    "what fits, best first: the least computed again, then the fewest bytes sent for a pair",
+    f"{'mesh':<24}{'remat':<7}{'batch':>9}{'GiB':>8}{'GiB left':>10}{'MB sent a pair':>16}",
+  ]
   for f in found:
     mesh = f"data={f.config.mesh.data},fsdp={f.config.mesh.fsdp}" + f",tensor={f.config.mesh.tensor}" * (
-      f.config.mesh.tensor > 1)
+      f.config.mesh.tensor > 1
+    )
     left = f"{(topology.memory - f.program.peak) / GIB:.2f}" if topology.memory else ""
-    lines.append(f"{mesh:<24}{f.config.model.remat:<7}{f.config.data.batch:>9,}{f.program.peak / GIB:>8.2f}{left:>10}"
-                 f"{f.order[1] * len(topology.devices) / 1e6:>16,.2f}")
+    lines.append(
+      f"{mesh:<24}{f.config.model.remat:<7}{f.config.data.batch:>9,}{f.program.peak / GIB:>8.2f}{left:>10}"
+      f"{f.order[1] * len(topology.devices) / 1e6:>16,.2f}"
+    )
   return lines

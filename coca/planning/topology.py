@@ -1,9 +1,9 @@
 """Devices of machines that are not here, to compile for: TPUs by libtpu, GPUs by JAX's CUDA plugin.
 
-    v5e-16, v6e-256       TPU chips
-    v4-4096, v5p-12288    TensorCores, two a chip, as Google Cloud names these versions: 2,048 and 6,144 chips
-    v4:8x16x16            the chips along each axis of the torus; with any version libtpu knows, such as tpu7x:2x2x1
-    h100-256, h100:32x8   GPUs, eight a host; hosts x GPUs of each. h100, h200, a100
+v5e-16, v6e-256       TPU chips
+v4-4096, v5p-12288    TensorCores, two a chip, as Google Cloud names these versions: 2,048 and 6,144 chips
+v4:8x16x16            the chips along each axis of the torus; with any version libtpu knows, such as tpu7x:2x2x1
+h100-256, h100:32x8   GPUs, eight a host; hosts x GPUs of each. h100, h200, a100
 """
 
 import importlib.util
@@ -24,12 +24,33 @@ LARGEST = {"v2": 256, "v3": 1024, "v4": 4096, "v5p": 8960, "v5e": 256, "v6e": 25
 
 # What XLA has to know of a card: NVIDIA's data sheets and CUDA's table of compute capabilities.
 GPUS = {
-  "a100": {"name": "NVIDIA A100-SXM4-80GB", "capability": (8, 0), "cores": 108, "shared": 163, "l2": 40, "ghz": 1.41,
-           "bandwidth": 2039e9},
-  "h100": {"name": "NVIDIA H100 80GB HBM3", "capability": (9, 0), "cores": 132, "shared": 227, "l2": 50, "ghz": 1.98,
-           "bandwidth": 3352e9},
-  "h200": {"name": "NVIDIA H200", "capability": (9, 0), "cores": 132, "shared": 227, "l2": 50, "ghz": 1.98,
-           "bandwidth": 4800e9},
+  "a100": {
+    "name": "NVIDIA A100-SXM4-80GB",
+    "capability": (8, 0),
+    "cores": 108,
+    "shared": 163,
+    "l2": 40,
+    "ghz": 1.41,
+    "bandwidth": 2039e9,
+  },
+  "h100": {
+    "name": "NVIDIA H100 80GB HBM3",
+    "capability": (9, 0),
+    "cores": 132,
+    "shared": 227,
+    "l2": 50,
+    "ghz": 1.98,
+    "bandwidth": 3352e9,
+  },
+  "h200": {
+    "name": "NVIDIA H200",
+    "capability": (9, 0),
+    "cores": 132,
+    "shared": 227,
+    "l2": 50,
+    "ghz": 1.98,
+    "bandwidth": 4800e9,
+  },
 }
 
 
@@ -74,17 +95,22 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
     if chips * cores == int(match[2]) and (shape := _torus(chips, axes)) and chips <= LARGEST[version]:
       return version, shape
     unit = "TensorCores, two a chip" if cores == 2 else "chips"
-    raise ValueError(f"--topology {name}: no slice has {match[2]} {unit}; sizes double: {version}-{8 * cores}, "
-                     f"{version}-{16 * cores}, ... up to {LARGEST[version] * cores}. Any other is a topology, as "
-                     f"{version}:{'4x4x12' if axes == 3 else '4x12'}")
+    raise ValueError(
+      f"--topology {name}: no slice has {match[2]} {unit}; sizes double: {version}-{8 * cores}, "
+      f"{version}-{16 * cores}, ... up to {LARGEST[version] * cores}. Any other is a topology, as "
+      f"{version}:{'4x4x12' if axes == 3 else '4x12'}"
+    )
   if match and version in GPUS:
     n = int(match[2])
     if 0 < n < 8 or n % 8 == 0 < n:
       return version, (max(n // 8, 1), min(n, 8))
-    raise ValueError(f"--topology {name}: hosts have 8 GPUs; {n} is no multiple of that, say hosts x GPUs as "
-                     f"{version}:{n}x1")
-  raise ValueError(f"--topology {name!r} is not known: TPUs {', '.join(f'{v}-N' for v in TPUS)}, GPUs "
-                   f"{', '.join(f'{v}-N' for v in GPUS)}, or a topology such as v5e:4x8, v4:8x16x16, h100:32x8")
+    raise ValueError(
+      f"--topology {name}: hosts have 8 GPUs; {n} is no multiple of that, say hosts x GPUs as {version}:{n}x1"
+    )
+  raise ValueError(
+    f"--topology {name!r} is not known: TPUs {', '.join(f'{v}-N' for v in TPUS)}, GPUs "
+    f"{', '.join(f'{v}-N' for v in GPUS)}, or a topology such as v5e:4x8, v4:8x16x16, h100:32x8"
+  )
 
 
 def _torus(chips: int, axes: int) -> tuple[int, ...] | None:
@@ -98,11 +124,17 @@ def _torus(chips: int, axes: int) -> tuple[int, ...] | None:
 
 def _tpus(version: str, shape: tuple[int, ...], slices: int) -> Topology:
   if importlib.util.find_spec("libtpu") is None:
-    raise ModuleNotFoundError("to plan for TPUs their compiler has to be installed, no TPU: pip install -e '.[plan]' "
-                              "(libtpu, 0.7 GB)")
+    raise ModuleNotFoundError(
+      "to plan for TPUs their compiler has to be installed, no TPU: pip install -e '.[plan]' (libtpu, 0.7 GB)"
+    )
   # Without these libtpu looks for a machine around it, writes logs to /tmp, and lets one process use it at a time.
-  for variable, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_LOG_DIR": "disabled", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-                          "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+  for variable, value in {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_LOG_DIR": "disabled",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+  }.items():
     os.environ.setdefault(variable, value)
   chips = math.prod(shape)
   name = f"{version}:{'x'.join(map(str, shape))}"
@@ -120,36 +152,64 @@ def _tpus(version: str, shape: tuple[int, ...], slices: int) -> Topology:
 
 def _gpus(version: str, shape: tuple[int, ...], slices: int) -> Topology:
   if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
-    raise ModuleNotFoundError("to plan for GPUs JAX's CUDA plugin has to be installed, no GPU: pip install -e "
-                              "'.[plan_gpu]'")
+    raise ModuleNotFoundError(
+      "to plan for GPUs JAX's CUDA plugin has to be installed, no GPU: pip install -e '.[plan_gpu]'"
+    )
   if len(shape) != 2:
     raise ValueError(f"--topology {version}: a shape of GPUs is hosts x GPUs of each, as {version}:4x8")
   card, layout = GPUS[version], f"{slices}x{shape[0]}x{shape[1]}"
   topology = topologies.get_topology_desc(
-    platform="cuda", topology_name=version, topology=layout, target_config=_target(card))
+    platform="cuda", topology_name=version, topology=layout, target_config=_target(card)
+  )
   # JAX takes three quarters of a card unless told otherwise.
   share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
   # What needs the card itself: timing kernels, and Triton's, which are chosen by that.
-  options = hardware.known_options({"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
-                                   topology.devices[0])
-  return Topology(f"{version}:{layout}", topology.devices, math.prod(shape) * slices,
-                  int(share * hardware.memory(card["name"])), options)
+  options = hardware.known_options(
+    {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}, topology.devices[0]
+  )
+  return Topology(
+    f"{version}:{layout}",
+    topology.devices,
+    math.prod(shape) * slices,
+    int(share * hardware.memory(card["name"])),
+    options,
+  )
 
 
 def _target(card: dict) -> str:
   """A GPU as a text proto of XLA's GpuTargetConfig."""
   major, minor = card["capability"]
   info = {
-    "threads_per_block_limit": 1024, "threads_per_warp": 32, "threads_per_core_limit": 2048, "fpus_per_core": 128,
-    "shared_memory_per_block": 48 * 2**10, "shared_memory_per_block_optin": card["shared"] * 2**10,
-    "shared_memory_per_core": (card["shared"] + 1) * 2**10, "core_count": card["cores"],
-    "registers_per_core_limit": 65536, "registers_per_block_limit": 65536, "l2_cache_size": card["l2"] * 2**20,
-    "block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65535, "block_dim_limit_z": 65535,
-    "memory_bandwidth": int(card["bandwidth"]), "clock_rate_ghz": card["ghz"],
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "threads_per_core_limit": 2048,
+    "fpus_per_core": 128,
+    "shared_memory_per_block": 48 * 2**10,
+    "shared_memory_per_block_optin": card["shared"] * 2**10,
+    "shared_memory_per_core": (card["shared"] + 1) * 2**10,
+    "core_count": card["cores"],
+    "registers_per_core_limit": 65536,
+    "registers_per_block_limit": 65536,
+    "l2_cache_size": card["l2"] * 2**20,
+    "block_dim_limit_x": 2**31 - 1,
+    "block_dim_limit_y": 65535,
+    "block_dim_limit_z": 65535,
+    "memory_bandwidth": int(card["bandwidth"]),
+    "clock_rate_ghz": card["ghz"],
     "device_memory_size": hardware.memory(card["name"]),
   }
-  lines = [*(f"  {name}: {value}" for name, value in info.items()),
-           f"  cuda_compute_capability {{ major: {major} minor: {minor} }}"]
-  return "\n".join(["gpu_device_info {", *lines, "}", 'platform_name: "CUDA"',
-                    "dnn_version_info { major: 9 minor: 8 }", "runtime_version { major: 12 minor: 9 }",
-                    f'device_description_str: "{card["name"]}"'])
+  lines = [
+    *(f"  {name}: {value}" for name, value in info.items()),
+    f"  cuda_compute_capability {{ major: {major} minor: {minor} }}",
+  ]
+  return "\n".join(
+    [
+      "gpu_device_info {",
+      *lines,
+      "}",
+      'platform_name: "CUDA"',
+      "dnn_version_info { major: 9 minor: 8 }",
+      "runtime_version { major: 12 minor: 9 }",
+      f'device_description_str: "{card["name"]}"',
+    ]
+  )

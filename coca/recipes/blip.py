@@ -29,15 +29,25 @@ def pretraining(batch: int, lr: float) -> ConfigDict:
   config = default()
   config.steps = "3.06e8 examples"  # 20 epochs
   model(config)
-  config.contrastive.update(weight=1.0, equal_texts="negatives", momentum=0.995, max_scale=1000.0,
-                            min_scale=2.0)
+  config.contrastive.update(weight=1.0, equal_texts="negatives", momentum=0.995, max_scale=1000.0, min_scale=2.0)
   config.captioning.update(weight=1.0, label_smoothing=0.1)
   # A GPU's pairs are each other's negatives: 32 GPUs.
   config.matching.update(weight=1.0, floor=1e-4, slow_keys=True, group=batch // 32)
-  config.optim.update(name="adamw", lr=lr, b2=0.999, weight_decay=0.05, decay_mask="all", schedule="epochs",
-                      epoch="15.3e6 examples", lr_decay=0.85, final_lr=1e-6 / lr, warmup="3000")
-  config.data.update(batch=batch, crop=(0.2, 1.0), flip=True, rand_augment=(2, 5), squash=True,
-                     tokenizer="data/bert/vocab.txt")
+  config.optim.update(
+    name="adamw",
+    lr=lr,
+    b2=0.999,
+    weight_decay=0.05,
+    decay_mask="all",
+    schedule="epochs",
+    epoch="15.3e6 examples",
+    lr_decay=0.85,
+    final_lr=1e-6 / lr,
+    warmup="3000",
+  )
+  config.data.update(
+    batch=batch, crop=(0.2, 1.0), flip=True, rand_augment=(2, 5), squash=True, tokenizer="data/bert/vocab.txt"
+  )
   for name, millions in (("web", 13.96), ("human", 1.34)):
     path = f"data/{name}/*.tar"
     config.data.sources[name] = to_dict(Source(kind="webdataset", path=path, origin=name, weight=millions))
@@ -52,10 +62,12 @@ def pretraining(batch: int, lr: float) -> ConfigDict:
 def model(config: ConfigDict) -> None:
   """BLIP's model with ViT-B/16 and BERT-base, at 224 pixels and 30 tokens."""
   config.model.update(kind="blip", activation="gelu", norm_eps=1e-6, embed_dim=256)
-  config.model.image.update(size=224, patch=16, layers=12, width=768, mlp=3072, heads=12, class_token=True, mean=MEAN,
-                            std=STD)
-  config.model.text.update(vocab=30_524, length=30, unimodal_layers=12, multimodal_layers=12, width=768, mlp=3072,
-                           heads=12)
+  config.model.image.update(
+    size=224, patch=16, layers=12, width=768, mlp=3072, heads=12, class_token=True, mean=MEAN, std=STD
+  )
+  config.model.text.update(
+    vocab=30_524, length=30, unimodal_layers=12, multimodal_layers=12, width=768, mlp=3072, heads=12
+  )
 
 
 def large(config: ConfigDict) -> None:
@@ -83,15 +95,17 @@ def runlocal(config: ConfigDict) -> ConfigDict:
 def tiny(config: ConfigDict, layers: int, width: int) -> None:
   """A small model, with the ids of a WordPiece that is trained on the run's own texts."""
   config.model.image.update(size=48, patch=12, layers=layers, width=width, mlp=4 * width, heads=4)
-  config.model.text.update(vocab=1200, length=12, unimodal_layers=2, multimodal_layers=2, width=width, mlp=4 * width,
-                           heads=4)
+  config.model.text.update(
+    vocab=1200, length=12, unimodal_layers=2, multimodal_layers=2, width=width, mlp=4 * width, heads=4
+  )
   config.model.med.update(cls=2, encode=6, positions=12)
   config.model.embed_dim = width
   config.model.unroll = 4
 
 
-def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: int, tiny_steps: int,
-               tiny_lr: float) -> ConfigDict:
+def finetuning(
+  args: ConfigDict, lr: float, large_lr: float, epochs: int, size: int, tiny_steps: int, tiny_lr: float
+) -> ConfigDict:
   """The common part of BLIP's fine-tunes (Table 14): AdamW with weight decay 0.05, cosine decay to 0, batch 256.
 
   They train on the built-in corpus, like the fine-tunes of CoCa; other data as `configs/finetune_caption.py` says.
@@ -110,12 +124,16 @@ def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: 
     FileNotFoundError: nothing there.
   """
   if not args.init_from:
-    raise ValueError("a fine-tune starts from a model: --config=FILE:init_from=DIR, where DIR is a run's workdir or "
-                     "what python -m coca.convert wrote")
+    raise ValueError(
+      "a fine-tune starts from a model: --config=FILE:init_from=DIR, where DIR is a run's workdir or "
+      "what python -m coca.convert wrote"
+    )
   old = read_config(args.init_from)
   if old.model.kind != "blip":
-    raise ValueError(f"{args.init_from} holds a model of kind {old.model.kind!r}; this is a recipe for 'blip', and "
-                     "configs/finetune_caption.py or configs/capfilt_filter.py for others")
+    raise ValueError(
+      f"{args.init_from} holds a model of kind {old.model.kind!r}; this is a recipe for 'blip', and "
+      "configs/finetune_caption.py or configs/capfilt_filter.py for others"
+    )
   config = default()
   config.init_from = args.init_from
   config.model.update(to_dict(old.model))
@@ -123,8 +141,14 @@ def finetuning(args: ConfigDict, lr: float, large_lr: float, epochs: int, size: 
     config.model.image.size = size
   config.contrastive.weight = config.captioning.weight = 0.0
   config.captioning.label_smoothing = 0.1
-  config.optim.update(name="adamw", lr=large_lr if old.model.image.width >= 1024 else lr, schedule="cosine", warmup="0",
-                      weight_decay=0.05, decay_mask="all")
+  config.optim.update(
+    name="adamw",
+    lr=large_lr if old.model.image.width >= 1024 else lr,
+    schedule="cosine",
+    warmup="0",
+    weight_decay=0.05,
+    decay_mask="all",
+  )
   # BLIP's code: every fine-tune crops to half the area and more, flips, and has RandAugment.
   config.data.update(batch=256, crop=(0.5, 1.0), flip=True, rand_augment=(2, 5), squash=True)
   config.steps = f"{epochs * EMOJI} examples"

@@ -42,13 +42,15 @@ def pretraining(pairs: str = "") -> ConfigDict:
     config.data.sources = {"pairs": to_dict(Source(kind="webdataset", path=pairs))}
     return config
 
-  config.evals.imagenet = to_dict(Eval(
-    kind="zero_shot",
-    source=Source(kind="tfds", path="imagenet2012", split="validation", text="labels", text_key="label"),
-    every="5%",
-    batch=4096,
-    templates=CLIP_IMAGENET,
-  ))
+  config.evals.imagenet = to_dict(
+    Eval(
+      kind="zero_shot",
+      source=Source(kind="tfds", path="imagenet2012", split="validation", text="labels", text_key="label"),
+      every="5%",
+      batch=4096,
+      templates=CLIP_IMAGENET,
+    )
+  )
   for name, path in (("coco", "data/coco_test"), ("flickr", "data/flickr30k_test")):
     source = Source(kind="folder", path=path)
     config.evals[f"{name}_retrieval"] = to_dict(Eval(kind="retrieval", source=source, every="5%", batch=4096))
@@ -82,15 +84,21 @@ def runlocal(config: ConfigDict) -> ConfigDict:
   config.name += "_runlocal"
   image, text, poolers = config.model.image, config.model.text, config.model.poolers
   image.update(size=image.size // image.patch // 4 * image.patch, layers=2, width=64, mlp=256, heads=4)
-  text.update(vocab=1024, length=16, width=64, mlp=256, heads=4, unimodal_layers=min(text.unimodal_layers, 2),
-              multimodal_layers=min(text.multimodal_layers, 2))
+  text.update(
+    vocab=1024,
+    length=16,
+    width=64,
+    mlp=256,
+    heads=4,
+    unimodal_layers=min(text.unimodal_layers, 2),
+    multimodal_layers=min(text.multimodal_layers, 2),
+  )
   poolers.update(n_query=min(poolers.n_query, 8), mlp=min(poolers.mlp, 256))
   config.optim.warmup = "2%"
   config.data.update(tokenizer="", tokenizer_texts=10_000)
   emoji = Source(kind="builtin", text="labels", prompts=("a drawing of a {}", "the {}", "{}"))
   if "labels" in config.data.sources:
-    config.data.sources = {
-      "labels": to_dict(emoji), "alt_text": to_dict(Source(kind="builtin", split="openclipart"))}
+    config.data.sources = {"labels": to_dict(emoji), "alt_text": to_dict(Source(kind="builtin", split="openclipart"))}
   else:
     config.data.sources = {"alt_text": to_dict(emoji)}
   config.evals = {"twemoji": to_dict(Eval(source=Source(kind="builtin", split="twemoji")))}
@@ -115,8 +123,10 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
     FileNotFoundError: nothing there.
   """
   if not init_from:
-    raise ValueError("a fine-tune starts from a model: --config=FILE:init_from=DIR, where DIR is a run's workdir or "
-                     "what python -m coca.convert wrote")
+    raise ValueError(
+      "a fine-tune starts from a model: --config=FILE:init_from=DIR, where DIR is a run's workdir or "
+      "what python -m coca.convert wrote"
+    )
   old = read_config(init_from)
   config = default()
   config.init_from = init_from
@@ -131,8 +141,11 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
 
   unseen = Source(kind="builtin", split="twemoji")
   text = old.model.text
-  for kind, has in (("zero_shot", text.unimodal_layers), ("retrieval", text.unimodal_layers),
-                    ("captions", text.multimodal_layers)):
+  for kind, has in (
+    ("zero_shot", text.unimodal_layers),
+    ("retrieval", text.unimodal_layers),
+    ("captions", text.multimodal_layers),
+  ):
     if has:
       # Equal names: as in the loss.
       config.evals[kind] = to_dict(Eval(kind=kind, source=unseen, every="20%", equal_texts=kind == "retrieval"))
@@ -158,11 +171,14 @@ def bootstrapping(args: ConfigDict, epochs: int, large_lr: float, tiny_steps: in
   """
   config = finetuning(args.init_from, args.runlocal)
   if config.model.kind == "blip":
-    raise ValueError(f"{args.init_from} is a BLIP: its captioner is configs/blip_caption.py, its filter "
-                     "configs/blip_retrieval.py")
+    raise ValueError(
+      f"{args.init_from} is a BLIP: its captioner is configs/blip_caption.py, its filter configs/blip_retrieval.py"
+    )
   if not config.model.text.multimodal_layers:
-    raise ValueError(f"{args.init_from} has no multimodal decoder (config.model.text.multimodal_layers is 0): "
-                     "captioner and filter need a pre-trained one; configs/finetune_caption.py can add and train it")
+    raise ValueError(
+      f"{args.init_from} has no multimodal decoder (config.model.text.multimodal_layers is 0): "
+      "captioner and filter need a pre-trained one; configs/finetune_caption.py can add and train it"
+    )
   config.model.image.size = args.res or config.model.image.size
   large = config.model.image.width >= 1024
   config.optim.update(name="adamw", lr=large_lr if large else 1e-5, weight_decay=0.05, warmup="0", clip=0.0)

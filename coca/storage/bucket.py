@@ -39,8 +39,10 @@ def workdir_path(workdir: str):
   if not in_bucket(workdir):
     return Path(workdir).absolute()
   if not workdir.startswith("gs://"):
-    raise ValueError(f"--workdir={workdir}: checkpoints can be written to a folder or to gs:// and to no other store, "
-                     "since Orbax can't. Give a folder on a disk that all hosts see")
+    raise ValueError(
+      f"--workdir={workdir}: checkpoints can be written to a folder or to gs:// and to no other store, "
+      "since Orbax can't. Give a folder on a disk that all hosts see"
+    )
   path = epath.Path(workdir)
   if len(path.parts) < 4:  # /, gs, bucket, run
     raise ValueError(f"--workdir={workdir} names no folder in a bucket; give gs://BUCKET/RUN")
@@ -61,11 +63,15 @@ def _check(bucket: str, workdir: str) -> None:
   try:
     found = storage.Client().get_bucket(bucket, timeout=SECONDS, retry=None)  # pyright: ignore[reportArgumentType]
   except DefaultCredentialsError as e:
-    raise ValueError(f"--workdir={workdir}: no credentials for gs:// here: gcloud auth application-default login, or a "
-                     "service account with a role for the bucket") from e
+    raise ValueError(
+      f"--workdir={workdir}: no credentials for gs:// here: gcloud auth application-default login, or a "
+      "service account with a role for the bucket"
+    ) from e
   except ClientError as e:
-    raise ValueError(f"--workdir={workdir}: the bucket can't be used: {e.code} {e.message.splitlines()[0]}. Is its "
-                     "name right? The roles needed are storage.objectUser and storage.bucketViewer") from e
+    raise ValueError(
+      f"--workdir={workdir}: the bucket can't be used: {e.code} {e.message.splitlines()[0]}. Is its "
+      "name right? The roles needed are storage.objectUser and storage.bucketViewer"
+    ) from e
   except Exception as e:  # of requests, urllib3 or google.auth
     raise OSError(f"--workdir={workdir} can't be reached: {type(e).__name__}: {e}") from e
   if getattr(found, "hierarchical_namespace_enabled", False):

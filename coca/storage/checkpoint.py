@@ -65,13 +65,16 @@ class Checkpoints:
       raise ValueError(f"checkpoint.keep is {keep}, keep_every {keep_every}: keep at least 1, every 0 (none) or more")
     self.directory, self._timeout, self._begun, self._saving = _path(directory), timeout, 0.0, ExitStack()
     preserve = [policies.LatestN(keep)] + [policies.EveryNSteps(keep_every)] * (keep_every > 0)
-    self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
-      save_decision_policy=policies.FixedIntervalPolicy(1),  # the caller decides when
-      preservation_policy=policies.AnyPreservationPolicy(preserve),
-      async_options=ocp.AsyncOptions(timeout_secs=_NEVER),
-      cleanup_tmp_directories=True,
-      lightweight_initialize=True,  # reads no step's files, so that a damaged one is met in restore()
-    ))
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(
+        save_decision_policy=policies.FixedIntervalPolicy(1),  # the caller decides when
+        preservation_policy=policies.AnyPreservationPolicy(preserve),
+        async_options=ocp.AsyncOptions(timeout_secs=_NEVER),
+        cleanup_tmp_directories=True,
+        lightweight_initialize=True,  # reads no step's files, so that a damaged one is met in restore()
+      ),
+    )
 
   def save(self, step: int, state, meta: dict) -> bool:
     """Copies `state` off the devices and writes it in the background; `state` may be donated afterwards.
@@ -96,14 +99,17 @@ class Checkpoints:
       if not isinstance(x, jax.Array):
         raise TypeError(f"state leaf '{name}' is a {type(x).__name__}, no jax.Array; put it on the devices or in meta")
     sums = checksums(arrays)
-    record = {"meta": json.loads(json.dumps(meta)),
-              "leaves": {name: [*describe(x), sums[name]] for name, x in arrays.items()}}
+    record = {
+      "meta": json.loads(json.dumps(meta)),
+      "leaves": {name: [*describe(x), sums[name]] for name, x in arrays.items()},
+    }
     record["sha256"] = digest(record)
     written = {name: x for name, x in arrays.items() if x.size}  # Orbax refuses empty arrays
     with self._named_errors(f"saving step {step}"):
       self._saving.enter_context(one_error())
-      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(written),
-                                                       meta=ocp.args.JsonSave(record)), force=True)
+      self._manager.save(
+        step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(written), meta=ocp.args.JsonSave(record)), force=True
+      )
     self._begun = time.monotonic()
     return True
 
@@ -138,8 +144,10 @@ class Checkpoints:
       else:  # removed meanwhile: no damage
         gone.add(step)
     if lost := sorted(name for name in _names(self.directory) if DAMAGED in name):
-      raise CheckpointError(f"no usable checkpoint in {self.directory}, only {', '.join(lost)}. Copy one back from "
-                            "elsewhere, or remove these to start from the first step")
+      raise CheckpointError(
+        f"no usable checkpoint in {self.directory}, only {', '.join(lost)}. Copy one back from "
+        "elsewhere, or remove these to start from the first step"
+      )
     return None
 
   def latest_step(self) -> int | None:
@@ -180,14 +188,18 @@ class Checkpoints:
       # jax's runtime: another process is gone. tensorstore's errors of the disk begin alike.
       if re.match("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED): ", str(e)) and not re.search("tensorstore|os_error", str(e)):
         raise
-      raise CheckpointError(f"{doing} to {self.directory} failed: {type(e).__name__}: {short(e)}. Is the disk full, "
-                            "or the directory gone or not writable?") from e
+      raise CheckpointError(
+        f"{doing} to {self.directory} failed: {type(e).__name__}: {short(e)}. Is the disk full, "
+        "or the directory gone or not writable?"
+      ) from e
 
   def _set_aside(self, step: int, damage: str) -> None:
     path = self.directory / str(step)
     if _newest(self.directory, {step}) < 0:
-      raise CheckpointError(f"{path} is damaged: {damage}. It is the only one, and is left as it is: copy a sound one "
-                            "back from elsewhere, or remove it to start from the first step")
+      raise CheckpointError(
+        f"{path} is damaged: {damage}. It is the only one, and is left as it is: copy a sound one "
+        "back from elsewhere, or remove it to start from the first step"
+      )
     target, n = f"{path}{DAMAGED}", 1
     while epath.Path(target).exists():
       target, n = f"{path}{DAMAGED}{n}", n + 1
@@ -213,6 +225,7 @@ def load_params(directory, abstract_params, part: str | None = None):
     CheckpointError: each one is damaged, or the system can't read them.
     ValueError: other parameters than `abstract_params`; the first differing ones are listed.
   """
+
   def read(path):
     has_ema = any(name.startswith("ema.") for name in read_record(path)["leaves"])
     return read_arrays(path, flatten(abstract_params, part or ("ema" if has_ema else "params")), whole=False)
@@ -280,9 +293,11 @@ def _by_all(read: Callable, path) -> Any:
     if worst == _DAMAGE:
       raise Damaged(problem)
     if pause is None:
-      raise CheckpointError(f"{path} can't be read: {problem}. That is an error of the system and no damage, and "
-                            "nothing was changed: look at the disk, the network, and the limits of memory and of open "
-                            "files; the same command then goes on")
+      raise CheckpointError(
+        f"{path} can't be read: {problem}. That is an error of the system and no damage, and "
+        "nothing was changed: look at the disk, the network, and the limits of memory and of open "
+        "files; the same command then goes on"
+      )
     logging.warning("%s can't be read: %s; another try in %g s", path, problem, pause)
     time.sleep(pause)
 
@@ -292,6 +307,7 @@ def _newest(directory, without: Collection[int] = ()) -> int:
 
   Orbax' own lists take a directory at which the system fails for absent.
   """
+
   def newest():
     return max((step for step in complete(directory) if step not in without), default=-1)
 
@@ -309,8 +325,10 @@ def _path(directory):
   if not in_bucket(directory):
     return epath.Path(os.path.abspath(directory))
   if not str(directory).startswith("gs://"):
-    raise ValueError(f"{directory}: checkpoints are read from a folder or gs:// and from no other store, since Orbax "
-                     "can't; copy the workdir to a folder")
+    raise ValueError(
+      f"{directory}: checkpoints are read from a folder or gs:// and from no other store, since Orbax "
+      "can't; copy the workdir to a folder"
+    )
   return epath.Path(directory)
 
 

@@ -34,9 +34,7 @@ def _checksum(sharding):
     used = [name for a in axes if a for name in (a if isinstance(a, tuple) else (a,))]
     return jax.lax.psum(_sums(x, starts), used) if used else _sums(x)
 
-  return jax.jit(
-    jax.shard_map(sharded, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=PartitionSpec())
-  )
+  return jax.jit(jax.shard_map(sharded, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=PartitionSpec()))
 
 
 def _sums(x, starts=()):
@@ -63,5 +61,8 @@ def _sums(x, starts=()):
       place = place * jnp.uint32(m2) + jnp.expand_dims(index, [i for i in range(bits.ndim) if i != axis])
     mixed.append(mix(bits ^ place, m1, m2))
   # One reduction of both: two of them make XLA on CPU hold an array of mixed values for each.
-  return jnp.stack(jax.lax.reduce(mixed, [np.uint32(0)] * 2, lambda a, b: [i + j for i, j in zip(a, b, strict=True)],
-                                  tuple(range(bits.ndim))))
+  return jnp.stack(
+    jax.lax.reduce(
+      mixed, [np.uint32(0)] * 2, lambda a, b: [i + j for i, j in zip(a, b, strict=True)], tuple(range(bits.ndim))
+    )
+  )

@@ -39,8 +39,10 @@ def local_folder(path, torch: bool = False) -> Path | str:
   except RepositoryNotFoundError:
     raise FileNotFoundError(f"{path}: the hub has no such repository, or it is private (then: hf auth login)") from None
   except LocalEntryNotFoundError:
-    raise FileNotFoundError(f"{path}: the hub can't be reached and {constants.HF_HUB_CACHE} holds no copy; download it "
-                            "where there is a network and give the folder") from None
+    raise FileNotFoundError(
+      f"{path}: the hub can't be reached and {constants.HF_HUB_CACHE} holds no copy; download it "
+      "where there is a network and give the folder"
+    ) from None
   except (HfHubHTTPError, ValueError) as e:
     if getattr(getattr(e, "response", None), "status_code", 0) in (429, 500, 502, 503, 504):
       raise Unavailable(f"{path}: the hub fails at the moment: {str(e).splitlines()[0]}") from None

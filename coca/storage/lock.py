@@ -75,21 +75,33 @@ class _Lock:
 
   def __init__(self, workdir):
     self._workdir, self._path = workdir, f"{workdir}/{FILE}"
-    self._me = {"host": socket.gethostname(), "place": _place(), "pid": os.getpid(), "started": _started(os.getpid()),
-                "since": time.strftime("%Y-%m-%d %H:%M:%S %z"), "beat": 0}
+    self._me = {
+      "host": socket.gethostname(),
+      "place": _place(),
+      "pid": os.getpid(),
+      "started": _started(os.getpid()),
+      "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+      "beat": 0,
+    }
     self._over = threading.Event()
     self._thread = threading.Thread(target=self._live, name="lock", daemon=True)
 
   def _held_by(self, other: dict) -> Locked:
-    return Locked(f"another run is in {self._workdir}: process {other['pid']} on {other['host']}, since "
-                  f"{other['since']}. Wait for its end or stop it, or take another workdir")
+    return Locked(
+      f"another run is in {self._workdir}: process {other['pid']} on {other['host']}, since "
+      f"{other['since']}. Wait for its end or stop it, or take another workdir"
+    )
 
   def _is_gone(self, other: dict) -> bool:
     """True if the process that the file names, and whose flock is not to be seen from here, has ended."""
     if other["place"] == _place():
       return not other["started"] or _started(other["pid"]) != other["started"]
-    print(f"{self._path}: process {other['pid']} on {other['host']} was in this workdir; waiting up to "
-          f"{PATIENCE:.0f} s for a sign of its life", file=sys.stderr, flush=True)
+    print(
+      f"{self._path}: process {other['pid']} on {other['host']} was in this workdir; waiting up to "
+      f"{PATIENCE:.0f} s for a sign of its life",
+      file=sys.stderr,
+      flush=True,
+    )
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
       time.sleep(PATIENCE / 30)
@@ -102,8 +114,12 @@ class _Lock:
       with contextlib.suppress(OSError):  # the next one may come through
         found = self._read()
         if found and not self._is_mine(found):
-          print(f"error: {self._path} was taken by process {found['pid']} on {found['host']}, which saw no sign of "
-                f"this run's life for {PATIENCE:.0f} s. This run ends", file=sys.stderr, flush=True)
+          print(
+            f"error: {self._path} was taken by process {found['pid']} on {found['host']}, which saw no sign of "
+            f"this run's life for {PATIENCE:.0f} s. This run ends",
+            file=sys.stderr,
+            flush=True,
+          )
           os._exit(processes.LOCKED)
         self._me["beat"] += 1
         self._write()

@@ -27,8 +27,9 @@ def read_arrays(path, wanted: dict, whole: bool = True):
   stored = {name: leaf[:2] for name, leaf in record["leaves"].items() if whole or name in wanted}
   _check_structure(path, {name: describe(x) for name, x in wanted.items()}, stored)
   written = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in wanted.items() if x.size}
-  args = ocp.args.PyTreeRestore(written, restore_args=ocp.checkpoint_utils.construct_restore_args(written),
-                                partial_restore=not whole)
+  args = ocp.args.PyTreeRestore(
+    written, restore_args=ocp.checkpoint_utils.construct_restore_args(written), partial_restore=not whole
+  )
   try:
     # The handler rather than the manager: it has no barrier between processes in which the others would wait for
     # one that failed.
@@ -39,11 +40,15 @@ def read_arrays(path, wanted: dict, whole: bool = True):
   arrays = arrays if isinstance(arrays, dict) else {}
   for name, x in written.items():  # from damaged metadata come other types, or other shapes
     found = arrays.get(name)
-    if not isinstance(found, jax.Array) or (found.shape, found.dtype) != (x.shape, x.dtype) or \
-       not found.sharding.is_equivalent_to(x.sharding, len(x.shape)):
+    if (
+      not isinstance(found, jax.Array)
+      or (found.shape, found.dtype) != (x.shape, x.dtype)
+      or not found.sharding.is_equivalent_to(x.sharding, len(x.shape))
+    ):
       raise Damaged(f"{name}: {type(found).__name__} {getattr(found, 'shape', '')} is read")
-  return {name: arrays[name] if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding)
-          for name, x in wanted.items()}, record
+  return {
+    name: arrays[name] if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding) for name, x in wanted.items()
+  }, record
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -128,11 +133,15 @@ def compare(arrays: dict, record: dict) -> str | None:
 
 
 def _check_structure(path, wanted: dict, stored: dict) -> None:
-  lines = [f"{name}: {_say(there)} in the checkpoint, {_say(here)} wanted"
-           for name, (there, here) in differing(stored, wanted).items()]
+  lines = [
+    f"{name}: {_say(there)} in the checkpoint, {_say(here)} wanted"
+    for name, (there, here) in differing(stored, wanted).items()
+  ]
   if lines:
-    raise ValueError(f"{path} was saved with other settings ({len(lines)} arrays differ); go on with those it was "
-                     f"made with, or take another workdir:\n  {listed(lines)}")
+    raise ValueError(
+      f"{path} was saved with other settings ({len(lines)} arrays differ); go on with those it was "
+      f"made with, or take another workdir:\n  {listed(lines)}"
+    )
 
 
 def _say(leaf) -> str:
@@ -154,16 +163,21 @@ def flatten(tree, prefix: str = "") -> dict:
       raise ValueError(f"two leaves of the state are called '{name}'; rename the entry with a dot in its name")
     if hasattr(x, "dtype") and _is_key(x):
       data = jax.eval_shape(jax.random.key_data, x)
-      x = jax.random.key_data(x) if isinstance(x, jax.Array) else jax.ShapeDtypeStruct(
-        data.shape, data.dtype, sharding=x.sharding)
+      x = (
+        jax.random.key_data(x)
+        if isinstance(x, jax.Array)
+        else jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=x.sharding)
+      )
     arrays[name] = x
   return arrays
 
 
 def unflatten(abstract, arrays: dict):
   leaves, treedef = jax.tree.flatten(abstract)
-  restored = [jax.random.wrap_key_data(x, impl=_key_impl(leaf)) if _is_key(leaf) else x
-              for leaf, x in zip(leaves, arrays.values(), strict=True)]
+  restored = [
+    jax.random.wrap_key_data(x, impl=_key_impl(leaf)) if _is_key(leaf) else x
+    for leaf, x in zip(leaves, arrays.values(), strict=True)
+  ]
   return jax.tree.unflatten(treedef, restored)
 
 

@@ -48,8 +48,11 @@ def read(path, abstract_params, sha256: str = ""):
     raise ValueError(f"{path} is damaged: it is not what was written (sha256); convert the weights again")
   with Tensors(path) as tensors:
     wanted = {_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(abstract_params)}
-    differing = [f"{name}: {list(tensors.shape(name)) if name in tensors else 'none'} in the file, {list(x.shape)} "
-                 "wanted" for name, x in wanted.items() if name not in tensors or tensors.shape(name) != x.shape]
+    differing = [
+      f"{name}: {list(tensors.shape(name)) if name in tensors else 'none'} in the file, {list(x.shape)} wanted"
+      for name, x in wanted.items()
+      if name not in tensors or tensors.shape(name) != x.shape
+    ]
     if differing:
       raise ValueError(f"{path} holds other parameters:\n  {listed(differing)}")
 
@@ -96,8 +99,10 @@ class Tensors(Mapping):
       raise KeyError(name)
     dtype = self._file.get_slice(name).get_dtype()
     if dtype not in DTYPES:
-      raise ValueError(f"{self.path}: '{name}' is stored as {dtype}; {', '.join(DTYPES)} are read. Quantised weights "
-                       "mean nothing without their scales: take the file that they were made from, or save BF16")
+      raise ValueError(
+        f"{self.path}: '{name}' is stored as {dtype}; {', '.join(DTYPES)} are read. Quantised weights "
+        "mean nothing without their scales: take the file that they were made from, or save BF16"
+      )
     return self._file.get_tensor(name)
 
   def __iter__(self):

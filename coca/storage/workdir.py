@@ -56,7 +56,8 @@ def read_config(workdir) -> Config:
         f"{workdir} is no working directory of a run: it has no {' or '.join(files)}. One holds config.json, a "
         f"tokenizer and checkpoints/ or model.safetensors; make one with: python -m coca.train "
         f"--config=configs/coca_tiny.py --workdir={workdir}, or from open_clip's or BLIP's weights with: python -m "
-        "coca.convert")
+        "coca.convert"
+      )
   return parse_run(workdir, read_run(workdir) or {})
 
 
@@ -109,8 +110,10 @@ def read_run(workdir) -> dict | None:
   except ValueError as e:
     raise ValueError(f"{path} can't be read ({e}); restore it, or take another workdir") from None
   if "config" not in run:
-    raise ValueError(f"{path} is not that of a run or a converted model; take another folder. A model of transformers "
-                     "or open_clip converts: python -m coca.convert")
+    raise ValueError(
+      f"{path} is not that of a run or a converted model; take another folder. A model of transformers "
+      "or open_clip converts: python -m coca.convert"
+    )
   return run
 
 
@@ -119,6 +122,7 @@ def parse_run(workdir, run: dict) -> Config:
     return parse(entry(run, "config", dict))
   except ValueError as e:
     raise ValueError(f"{workdir / 'config.json'} can't be used: {e}") from None
+
 
 # What others put into the folder of a run before it begins: launchers their logs, file systems hidden files.
 NOT_OURS = re.compile(r"\..*|lost\+found|logs|xla_cache|.*\.(log|out|err)|log(\.txt)?|std(out|err)")

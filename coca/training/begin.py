@@ -31,9 +31,23 @@ from coca.training.optim import make_schedule
 # dropout other words are dropped in other micro-batches. What may change too, and is said at the start: `steps`, as
 # long as they are no fewer than are done; where the data are, as long as the records are the same; and what a run that
 # has begun does not read again. Before the first checkpoint there is no past, and everything may change.
-FREE = ("name", "log_every", "evals", "mesh", "checkpoint", "model.remat", "model.attention", "model.unroll",
-        "optim.accumulate", "optim.max_nonfinite", "captioning.chunk", "data.threads", "data.prefetch",
-        "data.max_skipped", "data.tokenizer_texts")
+FREE = (
+  "name",
+  "log_every",
+  "evals",
+  "mesh",
+  "checkpoint",
+  "model.remat",
+  "model.attention",
+  "model.unroll",
+  "optim.accumulate",
+  "optim.max_nonfinite",
+  "captioning.chunk",
+  "data.threads",
+  "data.prefetch",
+  "data.max_skipped",
+  "data.tokenizer_texts",
+)
 READ_ONCE = ("init_from", "data.tokenizer")
 PLACES = (".path", ".sidecars")  # of a source
 # What decides a tokenizer that is trained.
@@ -45,8 +59,10 @@ def check_folder(workdir) -> None:
   """Raises ValueError unless a run can be trained here: in a new or an empty folder, or in that of a run."""
   workdir = epath.Path(workdir)
   if exists(workdir / weights.FILE):
-    raise ValueError(f"{workdir} holds a model, which a run would not change; take another --workdir, and "
-                     f"--config.init_from={workdir} to start from that model")
+    raise ValueError(
+      f"{workdir} holds a model, which a run would not change; take another --workdir, and "
+      f"--config.init_from={workdir} to start from that model"
+    )
   if exists(workdir / "config.json") or not exists(workdir):
     return
   try:
@@ -54,8 +70,10 @@ def check_folder(workdir) -> None:
   except NotADirectoryError:
     raise ValueError(f"--workdir={workdir} is a file; name a folder") from None
   if found:
-    raise ValueError(f"{workdir} is neither empty nor the workdir of a run (it has no config.json): it holds "
-                     f"{', '.join(found[:5])}{', ...' if found[5:] else ''}. Take another --workdir")
+    raise ValueError(
+      f"{workdir} is neither empty nor the workdir of a run (it has no config.json): it holds "
+      f"{', '.join(found[:5])}{', ...' if found[5:] else ''}. Take another --workdir"
+    )
 
 
 def check_same_run(config: Config, workdir) -> list[str]:
@@ -83,8 +101,10 @@ def check_same_run(config: Config, workdir) -> list[str]:
     else:
       refused.append(f"  {line}")
   if refused:
-    raise ValueError(f"{workdir} holds a run with other settings:\n" + "\n".join(refused) + "\nGo on with those, or "
-                     f"take a new workdir (config.init_from={workdir} starts from these parameters)")
+    raise ValueError(
+      f"{workdir} holds a run with other settings:\n" + "\n".join(refused) + "\nGo on with those, or "
+      f"take a new workdir (config.init_from={workdir} starts from these parameters)"
+    )
   return said
 
 
@@ -96,8 +116,10 @@ def _longer(old: Config, new: Config, done: int) -> list[str]:
   past = np.arange(done)
   if np.allclose(*(make_schedule(c, total)(past) for c, total in ((old, before), (new, now))), rtol=1e-6):
     return [f"config.steps: {before} before, {now} now"]
-  return [f"config.steps: {before} before, {now} now; the learning rate is that of a run of {now} steps from here on, "
-          f"and was that of one of {before} in the {done} that are done"]
+  return [
+    f"config.steps: {before} before, {now} now; the learning rate is that of a run of {now} steps from here on, "
+    f"and was that of one of {before} in the {done} that are done"
+  ]
 
 
 def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]:
@@ -126,8 +148,9 @@ def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]
     if begun:
       said += _check_records(config, parse_run(workdir, saved), records, saved.get("sources", {}))
     if begun and not exists(tokenizer_path(workdir)):
-      raise FileNotFoundError(f"{workdir} has lost its tokenizer ({', '.join(FILES)}); copy it back from elsewhere, or "
-                              "take a new workdir")
+      raise FileNotFoundError(
+        f"{workdir} has lost its tokenizer ({', '.join(FILES)}); copy it back from elsewhere, or take a new workdir"
+      )
     if begun or (exists(tokenizer_path(workdir)) and _same_tokenizer(config, workdir, saved)):
       tokenizer = load(tokenizer_path(workdir), saved.get("tokenizer_sha256", ""))
       _check_tokenizer(config, tokenizer, tokenizer_path(workdir))
@@ -170,14 +193,17 @@ def _remove_tokenizer(workdir, sha256: str) -> None:
   found = [path for path in (workdir / name for name in FILES) if exists(path)]
   for path in found:
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-      raise ValueError(f"{path} is not what the run in {workdir} wrote; move it elsewhere (config.data.tokenizer names "
-                       "one that is to be used), or take another workdir")
+      raise ValueError(
+        f"{path} is not what the run in {workdir} wrote; move it elsewhere (config.data.tokenizer names "
+        "one that is to be used), or take another workdir"
+      )
   for path in found:
     path.unlink()
 
 
 def _fingerprint(source: Records) -> dict:
   """The number of a source's records, and a hash of some, by which it is known when it has moved."""
+
   def read(i):
     try:
       record = source[i]
@@ -200,11 +226,15 @@ def _check_records(config: Config, old: Config, now: dict, before: dict) -> list
       where, (had, has) = f"config.data.sources.{name}", (x[name]["records"] for x in (before, now))
       moved = [where + place for place in PLACES if f"data.sources.{name}{place}" in changed]
       if moved:
-        raise ValueError(f"{' and '.join(moved)} differs from before, and so do the records ({had:,} before, {has:,} "
-                         "now): in a run that has begun, data may move but not change. Go on with those, or take a new "
-                         "workdir")
-      said.append(f"{where} has other records than when the run began ({had:,} then, {has:,} now): from here on it "
-                  "is trained on these")
+        raise ValueError(
+          f"{' and '.join(moved)} differs from before, and so do the records ({had:,} before, {has:,} "
+          "now): in a run that has begun, data may move but not change. Go on with those, or take a new "
+          "workdir"
+        )
+      said.append(
+        f"{where} has other records than when the run began ({had:,} then, {has:,} now): from here on it "
+        "is trained on these"
+      )
   return said
 
 
@@ -215,20 +245,28 @@ def _check_tokenizer(config: Config, tokenizer: Tokenizer, path) -> None:
   med, caption = config.model.med, config.captioning
   if config.model.kind == "blip":
     if not isinstance(tokenizer, wordpiece.WordPiece):
-      raise ValueError(f"{path}: a model of kind 'blip' takes BERT's vocab.txt or tokenizer.json in "
-                       "config.data.tokenizer; leave it empty to train one")
+      raise ValueError(
+        f"{path}: a model of kind 'blip' takes BERT's vocab.txt or tokenizer.json in "
+        "config.data.tokenizer; leave it empty to train one"
+      )
     # transformers leaves [CLS] where BLIP has [Encode].
     if med.cls != tokenizer.cls or med.encode not in (tokenizer.enc, tokenizer.cls):
-      raise ValueError(f"config.model.med.cls {med.cls} and encode {med.encode} are not those of {path}: set them to "
-                       f"{tokenizer.cls} and {tokenizer.enc}")
+      raise ValueError(
+        f"config.model.med.cls {med.cls} and encode {med.encode} are not those of {path}: set them to "
+        f"{tokenizer.cls} and {tokenizer.enc}"
+      )
   if config.data.prompt and tokenizer.encode(config.data.prompt, config.model.text.length)[-1] != PAD:
-    raise ValueError(f"config.data.prompt {config.data.prompt!r} leaves no room for a text in config.model.text.length "
-                     f"{config.model.text.length} tokens; shorten it")
+    raise ValueError(
+      f"config.data.prompt {config.data.prompt!r} leaves no room for a text in config.model.text.length "
+      f"{config.model.text.length} tokens; shorten it"
+    )
   if caption.weight and caption.prompt_tokens:
     found = own_prompt(config, tokenizer, 1)[1] - 1
     if found != caption.prompt_tokens:
-      raise ValueError(f"config.captioning.prompt_tokens is {caption.prompt_tokens}, and config.data.prompt "
-                       f"{config.data.prompt!r} has {found} tokens in {path}: set it to that; 0 learns them too")
+      raise ValueError(
+        f"config.captioning.prompt_tokens is {caption.prompt_tokens}, and config.data.prompt "
+        f"{config.data.prompt!r} has {found} tokens in {path}: set it to that; 0 learns them too"
+      )
 
 
 def _differing(old: Config, new: Config) -> dict[str, tuple]:

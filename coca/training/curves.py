@@ -36,8 +36,15 @@ def plot_curves(workdir) -> epath.Path:
     is_eval = name.startswith("eval/")
     colour = "tab:orange" if is_eval else "tab:blue"
     many = len(points) > 100
-    panel.plot(steps, values, color=colour, alpha=0.3 if many else 1, linewidth=0.8 if many else 1.5,
-               marker="o" if len(points) < 20 else None, markersize=3)
+    panel.plot(
+      steps,
+      values,
+      color=colour,
+      alpha=0.3 if many else 1,
+      linewidth=0.8 if many else 1.5,
+      marker="o" if len(points) < 20 else None,
+      markersize=3,
+    )
     if many:
       panel.plot(steps, _smooth(values), color=colour, linewidth=1.5)
     last = next((v for v in reversed(values) if not math.isnan(v)), math.nan)
@@ -45,7 +52,7 @@ def plot_curves(workdir) -> epath.Path:
     panel.tick_params(labelsize=7)
     panel.grid(alpha=0.3)
     panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-  for panel in panels[len(curves):]:
+  for panel in panels[len(curves) :]:
     panel.set_axis_off()
   figure.supxlabel("step", fontsize=8)
   path = folder / "curves.png"
@@ -57,8 +64,10 @@ def plot_curves(workdir) -> epath.Path:
 def _curves(lines: list[dict]) -> dict[str, list[tuple[int, float]]]:
   evaluated = {k for line in lines for k in line if k.startswith("eval/") and not k.endswith("/examples")}
   names = dict.fromkeys(SHOWN) | dict.fromkeys(sorted(evaluated))
-  found = {name: [(line["step"], math.nan if line[name] is None else line[name]) for line in lines if name in line]
-           for name in names}
+  found = {
+    name: [(line["step"], math.nan if line[name] is None else line[name]) for line in lines if name in line]
+    for name in names
+  }
   # One point is no curve: what was measured once stands in metrics.jsonl.
   curves = {name: points for name, points in found.items() if len(points) > 1}
   return curves or {name: points for name, points in found.items() if points}

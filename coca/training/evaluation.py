@@ -29,8 +29,9 @@ class Evaluation:
 
   def due(self, step: int) -> list[str]:
     """The names of the evaluators whose turn it is."""
-    return [name for name, every in self._every.items()
-            if step == self._total or (every and step and step % every == 0)]
+    return [
+      name for name, every in self._every.items() if step == self._total or (every and step and step % every == 0)
+    ]
 
   def run(self, step: int, state: TrainState, done=()) -> None:
     """Runs those that are due and not done."""
@@ -43,8 +44,9 @@ class Evaluation:
         found = self._evaluators[name].run(state.best_params)
         values = {f"eval/{name}/{key}": float(value) for key, value in found}
       self._metrics.write(step, values)
-      self._metrics.say(f"step {step}/{self._total}  "
-                        + "  ".join(f"{key[5:]} {value:.4g}" for key, value in values.items()))
+      self._metrics.say(
+        f"step {step}/{self._total}  " + "  ".join(f"{key[5:]} {value:.4g}" for key, value in values.items())
+      )
 
 
 def evaluated(evaluators: dict, workdir: Path, step: int) -> list[str]:

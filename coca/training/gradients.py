@@ -39,7 +39,10 @@ def make_gradients(config: Config, graphdef=None):
     asks = frozenset().union(*(term.asks for term in losses))
     passed = Pass(temperature=params.get("temperature"), memory=memory, model=nnx.merge(graphdef, params), key=key)
     out = passed.model(
-      batch["image"], batch["text"], patch_noise=noise, key=passed.stream(Stream.DROPOUT),
+      batch["image"],
+      batch["text"],
+      patch_noise=noise,
+      key=passed.stream(Stream.DROPOUT),
       **{name: name in asks for name in ("contrast", "caption", "match")},
       **{name: batch[name] for name in ("parallel",) if name in batch},
     )
@@ -105,8 +108,11 @@ def make_gradients(config: Config, graphdef=None):
       def loss(params):
         passed = forward(params, *part, losses=losses)
         shares = evaluate(shared, passed, part[0], divisors)
-        pulled = [jnp.vdot(x, pull) for x, pull in zip((passed.image, passed.text), pulls, strict=True)
-                  if compared and x is not None]
+        pulled = [
+          jnp.vdot(x, pull)
+          for x, pull in zip((passed.image, passed.text), pulls, strict=True)
+          if compared and x is not None
+        ]
         return total(shared, shares) + sum(pulled), shares
 
       return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(params)), None

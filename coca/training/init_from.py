@@ -39,8 +39,10 @@ def start_from(workdir, config: Config, state: TrainState, mesh) -> tuple[TrainS
   """
   params, report = initial_params(workdir, config, state.params, mesh)
   # Copies, since the step is given each part of the state to write over.
-  ema, momentum = (None if old is None else jax.tree.map(jnp.copy, new) for old, new in (
-    (state.ema, params), (state.momentum, momentum_params(params) if state.momentum else None)))
+  ema, momentum = (
+    None if old is None else jax.tree.map(jnp.copy, new)
+    for old, new in ((state.ema, params), (state.momentum, momentum_params(params) if state.momentum else None))
+  )
   return replace(state, params=params, ema=ema, momentum=momentum), report
 
 
@@ -70,16 +72,22 @@ def compare(workdir, config: Config) -> Common:
   source = {name: _source(name, there) for name in here}
   used = set(source.values())
   there = {name: x for name, x in there.items() if name not in used} | {
-    name: there[old] for name, old in source.items() if old in there}
+    name: there[old] for name, old in source.items() if old in there
+  }
   skipped, new = (_units(a, b) for a, b in ((there, here), (here, there)))
   resized = [name for name in (IMAGE, TEXT) if name in there and there[name].shape != here[name].shape]
   differing = [
-    f"{name}: {_say(there.get(name))} there, {_say(here.get(name))} here" for name in sorted(there | here)
-    if not _within(name, skipped + new) and not (name in resized and there[name].shape[1:] == here[name].shape[1:])
-    and _say(there.get(name)) != _say(here.get(name))]
+    f"{name}: {_say(there.get(name))} there, {_say(here.get(name))} here"
+    for name in sorted(there | here)
+    if not _within(name, skipped + new)
+    and not (name in resized and there[name].shape[1:] == here[name].shape[1:])
+    and _say(there.get(name)) != _say(here.get(name))
+  ]
   if differing:
-    raise ValueError(f"config.init_from={workdir} holds another model; parts may be new or gone as a whole, but these "
-                     f"differ inside (take over its config.model):\n  {listed(differing)}")
+    raise ValueError(
+      f"config.init_from={workdir} holds another model; parts may be new or gone as a whole, but these "
+      f"differ inside (take over its config.model):\n  {listed(differing)}"
+    )
   return Common(old, there, here, source, skipped, new, resized)
 
 
@@ -171,6 +179,7 @@ def _source(name: str, there: dict) -> str:
 
 def _units(a: dict, b: dict) -> list[str]:
   """Parts, and what of `OPTIONAL`, that `a` has and `b` lacks."""
+
   def gone(unit):
     there, here = (any(_within(name, [unit]) for name in tree) for tree in (a, b))
     return there and not here
@@ -189,6 +198,7 @@ def _say(x) -> str:
 
 def _report(workdir, there, here, skipped, new, resized) -> str:
   """The origin of each part, with the number of parameters."""
+
   def count(tree, keep):
     return sum(math.prod(x.shape) for name, x in tree.items() if keep(name))
 

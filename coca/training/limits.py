@@ -54,8 +54,10 @@ class Skipped:
       reasons = list(self.reasons.values()) or ["(the other hosts name them)"]
       raise TooManySkipped(
         f"{count} of {'the latest ' if gone else ''}{total} examples are unusable, more than config.data.max_skipped "
-        f"{self.max_skipped} allows, such as:\n  " + "\n  ".join(reasons)
-        + "\nRepair or remove them, or raise config.data.max_skipped.")
+        f"{self.max_skipped} allows, such as:\n  "
+        + "\n  ".join(reasons)
+        + "\nRepair or remove them, or raise config.data.max_skipped."
+      )
 
 
 class Stop(RuntimeError):
@@ -78,11 +80,17 @@ def check(logged, skipped: Skipped, config: Config, workdir: Path, written: Call
   skipped.check(step, int(numbers["data/skipped"]))
   if (row := int(numbers["skipped_in_a_row"])) >= config.optim.max_nonfinite:
     written()
-    said = (f"{row} steps in a row up to step {step} had a non-finite loss or gradient (config.optim.max_nonfinite "
-            f"allows {config.optim.max_nonfinite}); they changed no parameter. ")
+    said = (
+      f"{row} steps in a row up to step {step} had a non-finite loss or gradient (config.optim.max_nonfinite "
+      f"allows {config.optim.max_nonfinite}); they changed no parameter. "
+    )
     if steps := saved_steps(workdir):
-      raise Stop(f"{said}Start a new run from the newest checkpoint (there are those of {', '.join(map(str, steps))}; "
-                 f"move out of {workdir / 'checkpoints'} what is not to count): another --workdir, "
-                 f"--config.init_from={workdir}, and a lower config.optim.lr or config.optim.clip set")
-    raise Stop(f"{said}No checkpoint was written before, so start again, in this workdir if you like, with a lower "
-               "config.optim.lr or config.optim.clip set")
+      raise Stop(
+        f"{said}Start a new run from the newest checkpoint (there are those of {', '.join(map(str, steps))}; "
+        f"move out of {workdir / 'checkpoints'} what is not to count): another --workdir, "
+        f"--config.init_from={workdir}, and a lower config.optim.lr or config.optim.clip set"
+      )
+    raise Stop(
+      f"{said}No checkpoint was written before, so start again, in this workdir if you like, with a lower "
+      "config.optim.lr or config.optim.clip set"
+    )

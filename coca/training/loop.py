@@ -88,8 +88,10 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
     Trace(steps if profile else (), workdir / "tensorboard", metrics) as trace,
   ):
     evaluation, logging = Evaluation(config, evaluators, metrics), Logging(config, start, metrics)
-    metrics.say(f"{'going on from step ' + str(start) if start else 'starting'}: {total} steps of {config.data.batch} "
-                f"pairs on {mesh.size} {mesh.devices.flat[0].device_kind} device(s); workdir {workdir}")
+    metrics.say(
+      f"{'going on from step ' + str(start) if start else 'starting'}: {total} steps of {config.data.batch} "
+      f"pairs on {mesh.size} {mesh.devices.flat[0].device_kind} device(s); workdir {workdir}"
+    )
     for line in [*said, *loaded]:
       metrics.say(line)
     evaluation.run(start, state, evaluated(evaluators, workdir, start))

@@ -171,8 +171,14 @@ class Progress:
     self._total, self._first, self._bar = total_steps, None, None
     if sys.stdout.isatty() and shutil.get_terminal_size((0, 0)).lines:  # tqdm shows nothing where no size is set
       from tqdm import tqdm
-      self._bar = tqdm(total=total_steps, initial=first_step, file=sys.stdout, dynamic_ncols=True,
-                       bar_format="{percentage:3.0f}%|{bar:10}| {desc}")
+
+      self._bar = tqdm(
+        total=total_steps,
+        initial=first_step,
+        file=sys.stdout,
+        dynamic_ncols=True,
+        bar_format="{percentage:3.0f}%|{bar:10}| {desc}",
+      )
 
   def update(self, step: int, when: float, values: dict) -> None:
     """Shows that `step` was done at `when` (seconds of any clock)."""

@@ -92,7 +92,7 @@ class _File:
     def append():
       nonlocal rest
       while rest:  # a full disk takes a part
-        rest = rest[self._file.write(rest):]
+        rest = rest[self._file.write(rest) :]
 
     again(append, str(self.path))
 

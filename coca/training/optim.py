@@ -54,6 +54,7 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
       f"config.optim.lr_scale names {', '.join(sorted(unknown))}; the model's parts are {', '.join(params)}"
     )
   if o.name == "adafactor":
+
     def decay_rate(i, p):
       return jnp.minimum(o.b2, 1 - (i + 1.0) ** -p)
 
@@ -124,11 +125,19 @@ def decay_mask(config: Config, params):
 def idle(config: Config) -> list[str]:
   """The beginnings of the paths of those parameters that no loss of a weight above 0 has a gradient for."""
   has_contrastive, has_captioning, has_matching, has_answering = (
-    x.weight > 0 for x in (config.contrastive, config.captioning, config.matching, config.answering))
+    x.weight > 0 for x in (config.contrastive, config.captioning, config.matching, config.answering)
+  )
   paths = []
   if not has_contrastive:
-    paths += ["contrastive_pooler/", "image_projection/", "text_projection/", "temperature/", "unimodal/cls",
-              "unimodal/norm/", "unimodal/projection/"]
+    paths += [
+      "contrastive_pooler/",
+      "image_projection/",
+      "text_projection/",
+      "temperature/",
+      "unimodal/cls",
+      "unimodal/norm/",
+      "unimodal/projection/",
+    ]
   if not (has_captioning or has_matching):
     paths.append("multimodal/")
     if config.model.poolers.kind in ("parallel", "class_token"):

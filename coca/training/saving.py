@@ -25,7 +25,8 @@ class Saving:
     config = setup.config
     self._setup, self._tokenizer_sha256, self._total = setup, tokenizer_sha256, config.total_steps
     self._every, keep_every = (
-      in_steps(x, config.data.batch, self._total) for x in (config.checkpoint.every, config.checkpoint.keep_every))
+      in_steps(x, config.data.batch, self._total) for x in (config.checkpoint.every, config.checkpoint.keep_every)
+    )
     self._checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, keep_every)
     self.wait = self._checkpoints.wait
 
@@ -49,8 +50,11 @@ class Saving:
   def save(self, step: int, state: TrainState, metrics: Metrics) -> None:
     """Begins to write; the numbers up to this step are in their file before."""
     config = self._setup.config
-    meta = {"config": to_dict(config).to_dict(), "tokenizer_sha256": self._tokenizer_sha256,
-            "data": {"seed": config.seed, "step": step}}
+    meta = {
+      "config": to_dict(config).to_dict(),
+      "tokenizer_sha256": self._tokenizer_sha256,
+      "data": {"seed": config.seed, "step": step},
+    }
     with processes.waiting(f"all processes to save step {step}"):
       metrics.flush()
       self._checkpoints.save(step, state, meta)

@@ -57,8 +57,9 @@ class Setup:
     self.optimizer = make_optimizer(config, config.total_steps, self.abstract_params)
     state = jax.eval_shape(self._new_state, self.abstract_params)
     self.planned = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state,
-      state_shardings(state, self.abstract_params, mesh)
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      state,
+      state_shardings(state, self.abstract_params, mesh),
     )
 
   @property
@@ -67,6 +68,7 @@ class Setup:
 
   def init_state(self) -> TrainState:
     """A new training state on the mesh; the same numbers on any mesh."""
+
     def init():
       return self._new_state(nnx.to_pure_dict(nnx.state(make_model(self.config, nnx.Rngs(self.config.seed)))))
 

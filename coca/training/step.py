@@ -68,8 +68,9 @@ def make_step(setup: Setup):
   def remember(state, batch, key):
     """The momentum encoders' parameters, moved on, and what the contrastive loss takes of them and of the queue."""
     decay = config.contrastive.momentum
-    slow = jax.tree.map(lambda m, p: decay * m + (1 - decay) * p, state.momentum,
-                        momentum.momentum_params(state.params))
+    slow = jax.tree.map(
+      lambda m, p: decay * m + (1 - decay) * p, state.momentum, momentum.momentum_params(state.params)
+    )
     model = nnx.merge(setup.graphdef, momentum.with_momentum(state.params, slow))
     alpha = config.contrastive.soft_targets * (jnp.minimum(1.0, state.step / ramp) if ramp else 1.0)
     image, text = jax.lax.stop_gradient((model.embed_image(batch["image"]), model.embed_text(batch["text"], key)))
@@ -105,10 +106,15 @@ def make_step(setup: Setup):
       new["momentum"] = slow
       new["queue"] = momentum.enqueue(state.queue, memory["image"], memory["text"], batch["hashes"], batch["weight"])
     # After a step that is not finite all of these stay as they were; the optimizer has seen to its own moments.
-    new = {name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), tree, getattr(state, name))
-           for name, tree in new.items()}
+    new = {
+      name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), tree, getattr(state, name)) for name, tree in new.items()
+    }
     state = replace(
-      state, **new, opt=opt, step=state.step + 1, skipped=state.skipped + ~finite,
+      state,
+      **new,
+      opt=opt,
+      step=state.step + 1,
+      skipped=state.skipped + ~finite,
       skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
       unusable=state.unusable + (batch["weight"] == 0).sum(dtype=jnp.int32),
     )

@@ -40,6 +40,7 @@ class TensorBoard:
       return
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboardX.summary import scalar
+
     with self._or_none():
       for name, value in values.items():
         self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
@@ -62,13 +63,19 @@ class TensorBoard:
   def _begin(self) -> None:
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
     folder = Path(self._scratch.name if self._scratch else self._folder)
     folder.mkdir(exist_ok=True)
     self._writer = EventsWriter(str(folder / "events"), f".{self._parts}" if self._parts else "")
     # What a killed run has shown of this step and later ones is hidden.
     if not self._parts:
-      self._writer.write_event(Event(wall_time=time.time(), step=self._resume_step + 1 if self._resume_step else 0,
-                                     session_log=SessionLog(status=SessionLog.START)))
+      self._writer.write_event(
+        Event(
+          wall_time=time.time(),
+          step=self._resume_step + 1 if self._resume_step else 0,
+          session_log=SessionLog(status=SessionLog.START),
+        )
+      )
 
   def _copy(self) -> None:
     if not self._scratch:

@@ -42,5 +42,7 @@ class Trace:
     if self._recorded and step == self._recorded[-1]:
       with self._metrics.paused(state):
         jax.profiler.stop_trace()
-      self._metrics.say(f"a trace of steps {self._recorded[0]} to {step}: pip install tensorboard xprof; tensorboard "
-                        f"--logdir {self._folder}")
+      self._metrics.say(
+        f"a trace of steps {self._recorded[0]} to {step}: pip install tensorboard xprof; tensorboard "
+        f"--logdir {self._folder}"
+      )

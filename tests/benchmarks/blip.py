@@ -133,9 +133,15 @@ def training(folder: Path, args):
   state = setup.init_state()
   state = replace(state, params=initial_params(folder, config, state.params, mesh)[0])
   train_step = TrainStep(setup)
-  batch = put_batch({"image": pictures(args.batch), "text": texts(args.batch).astype(np.int32),
-                     "hashes": np.arange(2 * args.batch, dtype=np.uint32).reshape(-1, 2),
-                     "weight": np.ones(args.batch, np.float32)}, mesh)
+  batch = put_batch(
+    {
+      "image": pictures(args.batch),
+      "text": texts(args.batch).astype(np.int32),
+      "hashes": np.arange(2 * args.batch, dtype=np.uint32).reshape(-1, 2),
+      "weight": np.ones(args.batch, np.float32),
+    },
+    mesh,
+  )
 
   def step():
     nonlocal state
@@ -146,8 +152,13 @@ def training(folder: Path, args):
 
 
 def compare(args, task: str, folder: str) -> None:
-  common = [f"--batch={args.batch}", f"--threads={args.threads}", f"--task={task}", f"--folder={folder}",
-            *(f"--set={x}" for x in args.set)]
+  common = [
+    f"--batch={args.batch}",
+    f"--threads={args.threads}",
+    f"--task={task}",
+    f"--folder={folder}",
+    *(f"--set={x}" for x in args.set),
+  ]
   peer = Worker("transformers", [args.peer_python, __file__, "--worker=transformers", *common])
   if not (Path(folder) / "coca").exists():
     subprocess.run([args.python, "-m", "coca.convert", f"{folder}/transformers", f"{folder}/coca"], check=True)
@@ -162,10 +173,13 @@ def compare(args, task: str, folder: str) -> None:
     w.close()
   seconds = [statistics.median(w.seconds) for w in workers]
   memory = [w.peak / 2**30 for w in workers]
-  print(f"{task}: {args.batch / seconds[0]:.2f} pictures/s, transformers {args.batch / seconds[1]:.2f}: "
-        f"{seconds[1] / seconds[0]:.2f} x; peak memory {memory[0]:.2f} and {memory[1]:.2f} GiB", flush=True)
+  print(
+    f"{task}: {args.batch / seconds[0]:.2f} pictures/s, transformers {args.batch / seconds[1]:.2f}: "
+    f"{seconds[1] / seconds[0]:.2f} x; peak memory {memory[0]:.2f} and {memory[1]:.2f} GiB",
+    flush=True,
+  )
   if task == "beam":
-    texts = [np.load(f"{folder}/{name}.npy")[:, :TOKENS - 1] for name in ("ours", "theirs")]
+    texts = [np.load(f"{folder}/{name}.npy")[:, : TOKENS - 1] for name in ("ours", "theirs")]
     print(f"identical texts: {np.mean([(a == b).all() for a, b in zip(*texts, strict=True)]):.0%}")
   if task == "step":
     print(f"losses: {json.dumps([w.losses[:2] for w in workers])}")

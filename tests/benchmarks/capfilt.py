@@ -66,8 +66,10 @@ def main() -> None:
       function()
       seconds.append(time.perf_counter() - started)
   a, b = (statistics.median(times[f]) for f in (stage, apart))
-  print(f"stage {len(numbers) / a:.1f} images/s, apart {len(numbers) / b:.1f}: {b / a:.2f} x; {same:.0%} of the texts "
-        f"are the same; waiting {statistics.median(waits):.0%}")
+  print(
+    f"stage {len(numbers) / a:.1f} images/s, apart {len(numbers) / b:.1f}: {b / a:.2f} x; {same:.0%} of the texts "
+    f"are the same; waiting {statistics.median(waits):.0%}"
+  )
 
 
 class Busy:

@@ -50,8 +50,9 @@ def get_config(arg=None):
     config.data.sources.web = to_dict(source)
     config.data.sources.human.weight = config.data.sources.web.weight = 0.0  # every text is an example
     config.model.text.length = 16
-    config.evals = {name: to_dict(Eval(source=Source(kind="parquet", path=f"{args.data}/eval/{name}.parquet")))
-                    for name in EVALS}
+    config.evals = {
+      name: to_dict(Eval(source=Source(kind="parquet", path=f"{args.data}/eval/{name}.parquet"))) for name in EVALS
+    }
     return config
   if args.role == "shared":
     config.captioning.update(weight=1.0, label_smoothing=0.1)

@@ -60,7 +60,7 @@ def corrupt(captions, sources, boilerplate, share: float, seed: int) -> tuple[li
       continue  # a source of hardly more than one caption: other kinds of noise take its rows
   chosen = rng.permutation(len(captions))[:count]
   sizes = [count // len(KINDS) + (k < count % len(KINDS)) for k in range(len(KINDS))]
-  movable = chosen[other["source"][chosen] >= 0][:sizes[1]]
+  movable = chosen[other["source"][chosen] >= 0][: sizes[1]]
   if len(movable) < sizes[1]:
     raise ValueError(f"{len(movable)} of {sizes[1]} captions can change places inside their source; take more pairs")
   rest = chosen[~np.isin(chosen, movable)]
@@ -135,8 +135,11 @@ def quality(rows: list[dict], truth: dict[str, list]) -> dict:
     "auc": auc(scores(true), scores(wrong)),
     "auc_contrastive": auc(scores(true, "contrastive"), scores(wrong, "contrastive")),
     **{f"auc_{kind}": auc(scores(true), scores([r for r, k in known if k == kind])) for kind in KINDS},
-    "noise_before": share(known, lambda pair: pair[1] != ""), "noise_after": share(kept, bool),
-    "true_kept": share(true, lambda r: r["kept"]), "wrong_kept": share(wrong, lambda r: r["kept"]),
-    "synthetic": len(synthetic), "synthetic_rejected": share(synthetic, lambda r: not r["kept"]),
+    "noise_before": share(known, lambda pair: pair[1] != ""),
+    "noise_after": share(kept, bool),
+    "true_kept": share(true, lambda r: r["kept"]),
+    "wrong_kept": share(wrong, lambda r: r["kept"]),
+    "synthetic": len(synthetic),
+    "synthetic_rejected": share(synthetic, lambda r: not r["kept"]),
     "synthetic_right": share(synthetic, lambda r: r["text"] == truth["original"][r["index"]]),
   }

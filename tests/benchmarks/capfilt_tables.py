@@ -72,8 +72,12 @@ class Grid:
   def __init__(self, args):
     self.args, self.out, self.data = args, args.out, args.out / "data"
     self.failed: dict[Path, str] = {}
-    self.steps = {"pretrain": args.steps, "captioner": args.captioner_steps, "filter": args.filter_steps,
-                  "shared": args.filter_steps}
+    self.steps = {
+      "pretrain": args.steps,
+      "captioner": args.captioner_steps,
+      "filter": args.filter_steps,
+      "shared": args.filter_steps,
+    }
     settings = {"web": args.web, "steps": self.steps, "min_matching": args.min_matching, "share": args.share}
     path = self.out / "grid.json"
     if not path.exists():
@@ -85,10 +89,15 @@ class Grid:
   def prepare(self) -> None:
     """Writes the pairs of both roles, without noise, and the pictures to classify."""
     if not (self.data / "clean" / "web.parquet").exists():
-      rows = [row for name in ("emoji_train", "human_sentences", "web_icons", "web_openclipart", "web_alt_text")
-              for row in self.read(name) if row["caption"].strip()]
-      by_human = [row["source"] in ("tuxpaint", "gcompris") or (row["source"] == "noto" and not row["skin_tone"])
-                  for row in rows]
+      rows = [
+        row
+        for name in ("emoji_train", "human_sentences", "web_icons", "web_openclipart", "web_alt_text")
+        for row in self.read(name)
+        if row["caption"].strip()
+      ]
+      by_human = [
+        row["source"] in ("tuxpaint", "gcompris") or (row["source"] == "noto" and not row["skin_tone"]) for row in rows
+      ]
       web = [row for row, human in zip(rows, by_human, strict=True) if not human]
       titles = [row["caption"] for row in web if row["boilerplate_title"]]
       if self.args.web:
@@ -106,8 +115,10 @@ class Grid:
 
       say("what the nearest picture in 16x16 pixels says")
       train = open_source(Source(kind="parquet", path=f"{self.data}/clean/*.parquet"))
-      found = {name: pixel_top1(open_source(Source(kind="parquet", path=f"{self.data}/eval/{name}.parquet")), train)
-               for name in EVALS}
+      found = {
+        name: pixel_top1(open_source(Source(kind="parquet", path=f"{self.data}/eval/{name}.parquet")), train)
+        for name in EVALS
+      }
       write_json(self.out / "pixels.json", found)
 
   def read(self, name: str) -> list[dict]:
@@ -139,9 +150,14 @@ class Grid:
       folder.mkdir(parents=True, exist_ok=True)
       name, began = folder.relative_to(self.out), time.monotonic()
       with open(folder / "log.txt", "a") as log:
-        code = subprocess.run([sys.executable, "-m", module, *flags, f"--workdir={folder}"], stdout=log, stderr=log,
-                              cwd=ROOT, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(self.out / "compiled")},
-                              check=False).returncode
+        code = subprocess.run(
+          [sys.executable, "-m", module, *flags, f"--workdir={folder}"],
+          stdout=log,
+          stderr=log,
+          cwd=ROOT,
+          env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(self.out / "compiled")},
+          check=False,
+        ).returncode
       if code:
         tail = "\n".join((folder / "log.txt").read_text(errors="replace").splitlines()[-5:])
         self.failed[folder] = f"{name} ended with status {code}; the end of {folder}/log.txt:\n{tail}"
@@ -159,11 +175,18 @@ class Grid:
       from coca.data.sources import open_source
       from coca.storage.workdir import read_config
       from coca.training.metrics import read
+
       values = {name: value for row in read(folder / "metrics.jsonl") for name, value in row.items()}
       return values | {"texts": {k: len(open_source(s)) for k, s in read_config(folder).data.sources.items()}}
 
-    return self.run(folder, "coca.train", f"--config={CONFIG}:{arguments}", f"--config.seed={seed}",
-                    f"--config.steps={self.steps[role]}", result=result)
+    return self.run(
+      folder,
+      "coca.train",
+      f"--config={CONFIG}:{arguments}",
+      f"--config.seed={seed}",
+      f"--config.steps={self.steps[role]}",
+      result=result,
+    )
 
   def place(self, noise: int, seed: int, name: str) -> Path:
     return self.out / f"noise{noise}-seed{seed}" / name
@@ -186,21 +209,38 @@ class Grid:
       rows = [row for path in sorted((folder / "texts").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
       return quality(rows, pq.read_table(web, columns=["key", "kind", "boilerplate", "original"]).to_pydict())
 
-    return self.run(folder, "coca.capfilt", "--config=configs/capfilt.py", f"--config.captioner={models[0]}",
-                    f"--config.filter={models[1]}", "--config.source.kind=parquet", f"--config.source.path={web}",
-                    "--config.source.split=train", "--config.source.origin=web", "--config.shard=2000",
-                    f"--config.min_matching={self.args.min_matching}", f"--config.share={self.args.share}",
-                    "--config.max_failed=1.",
-                    "--config.decoding.min_length=1",  # a caption has a word; with beams none is likelier than any
-                    *(decoding if how == "beam" else (f"--config.decoding.seed={seed}",)), result=result)
+    return self.run(
+      folder,
+      "coca.capfilt",
+      "--config=configs/capfilt.py",
+      f"--config.captioner={models[0]}",
+      f"--config.filter={models[1]}",
+      "--config.source.kind=parquet",
+      f"--config.source.path={web}",
+      "--config.source.split=train",
+      "--config.source.origin=web",
+      "--config.shard=2000",
+      f"--config.min_matching={self.args.min_matching}",
+      f"--config.share={self.args.share}",
+      "--config.max_failed=1.",
+      "--config.decoding.min_length=1",  # a caption has a word; with beams none is likelier than any
+      *(decoding if how == "beam" else (f"--config.decoding.seed={seed}",)),
+      result=result,
+    )
 
   def final(self, noise: int, seed: int, name: str) -> Path:
     """A new model on human pairs and what a variant of Table 1, 'beam' or 'shared' leaves of the web's texts."""
     if name == "none":
       return self.none(noise, seed)
     how, variant = (name, "both") if name in ("beam", "shared") else ("both", name)
-    return self.train(self.place(noise, seed, name), "pretrain", seed, web=self.web(noise, seed), variant=variant,
-                      capfilt=self.capfilt(noise, seed, how))
+    return self.train(
+      self.place(noise, seed, name),
+      "pretrain",
+      seed,
+      web=self.web(noise, seed),
+      variant=variant,
+      capfilt=self.capfilt(noise, seed, how),
+    )
 
   def done(self, noise: int, seed: int, name: str) -> dict | None:
     path = self.place(noise, seed, name) / "done.json"
@@ -251,35 +291,61 @@ def table(grid: Grid, noises, variants, seeds, ablation: int, table2: bool, tabl
   """What is finished of the tables, as Markdown."""
   path = grid.out / "pixels.json"
   pixels = json.loads(path.read_text()) if path.exists() else {}
-  head = ("| noise | variant | web texts | openmoji top-1 | gain | twemoji top-1 | gain | gain in BLIP |\n"
-          "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-  text = [f"Zero-shot top-1 in %, {len(seeds)} seed(s). ±: 95 % t interval over seeds; in brackets, for a single seed: "
-          "Wilson's over pictures. A gain is the mean of differences seed by seed; 'unclear': its interval holds 0. "
-          "BLIP: TR@1, zero-shot on Flickr30K, 14M pairs. Nearest picture in 16x16 pixels: "
-          + ", ".join(f"{name} {percent(value)}" for name, value in pixels.items()) + ".",
-          "\nTable 1: captioner and filter\n", head]
+  head = (
+    "| noise | variant | web texts | openmoji top-1 | gain | twemoji top-1 | gain | gain in BLIP |\n"
+    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+  )
+  text = [
+    f"Zero-shot top-1 in %, {len(seeds)} seed(s). ±: 95 % t interval over seeds; in brackets, for a single seed: "
+    "Wilson's over pictures. A gain is the mean of differences seed by seed; 'unclear': its interval holds 0. "
+    "BLIP: TR@1, zero-shot on Flickr30K, 14M pairs. Nearest picture in 16x16 pixels: "
+    + ", ".join(f"{name} {percent(value)}" for name, value in pixels.items())
+    + ".",
+    "\nTable 1: captioner and filter\n",
+    head,
+  ]
   for noise in noises:
     text += results(grid, noise, variants, seeds, "none")
   jobs = [(noise, "both") for noise in noises]
   if table2:
-    text += ["\nTable 2: how captions are written\n", head,
-             *results(grid, ablation, ("none", "beam", "both"), seeds, "none")]
+    text += [
+      "\nTable 2: how captions are written\n",
+      head,
+      *results(grid, ablation, ("none", "beam", "both"), seeds, "none"),
+    ]
     jobs += [(ablation, "beam")]
   if table4:
-    text += ["\nTable 4: one model as captioner and filter, or two; gain on the shared one\n", head,
-             *results(grid, ablation, ("shared", "both"), seeds, "shared")]
+    text += [
+      "\nTable 4: one model as captioner and filter, or two; gain on the shared one\n",
+      head,
+      *results(grid, ablation, ("shared", "both"), seeds, "shared"),
+    ]
     jobs += [(ablation, "shared")]
-  text += ["\nThe filter (in %; AUC of P(match), true captions against wrong ones; 'both' is nucleus sampling and two "
-           "models)\n", "| noise | job | AUC | of cosine | " + " | ".join(f"AUC {kind}" for kind in KINDS)
-           + " | true kept | noise before | after | synthetic rejected | BLIP | synthetic = true caption |",
-           "| --- | --- |" + " ---: |" * (len(KINDS) + 8)]
-  names = ("auc", "auc_contrastive", *(f"auc_{kind}" for kind in KINDS), "true_kept", "noise_before", "noise_after",
-           "synthetic_rejected", "blip", "synthetic_right")
+  text += [
+    "\nThe filter (in %; AUC of P(match), true captions against wrong ones; 'both' is nucleus sampling and two "
+    "models)\n",
+    "| noise | job | AUC | of cosine | "
+    + " | ".join(f"AUC {kind}" for kind in KINDS)
+    + " | true kept | noise before | after | synthetic rejected | BLIP | synthetic = true caption |",
+    "| --- | --- |" + " ---: |" * (len(KINDS) + 8),
+  ]
+  names = (
+    "auc",
+    "auc_contrastive",
+    *(f"auc_{kind}" for kind in KINDS),
+    "true_kept",
+    "noise_before",
+    "noise_after",
+    "synthetic_rejected",
+    "blip",
+    "synthetic_right",
+  )
   for noise, how in dict.fromkeys(jobs):
     found = [cell for seed in seeds if (cell := grid.done(noise, seed, f"capfilt-{how}"))]
     if found:
-      values = [BLIP_NOISE[how] if name == "blip" else percent(np.mean([cell[name] for cell in found]))
-                for name in names]
+      values = [
+        BLIP_NOISE[how] if name == "blip" else percent(np.mean([cell[name] for cell in found])) for name in names
+      ]
       text.append(f"| {noise} % | {how} | " + " | ".join(map(str, values)) + " |")
   return "\n".join(text)
 
@@ -301,8 +367,12 @@ def main() -> None:
   parser.add_argument("--captioner_steps", type=int, default=200)
   parser.add_argument("--filter_steps", type=int, default=400)
   parser.add_argument("--min_matching", type=float, default=0.5, help="of the texts that are kept; BLIP's 0.5")
-  parser.add_argument("--share", type=float, default=0.0,
-                      help="of the texts that are kept, in place of min_matching: for filters of too few steps")
+  parser.add_argument(
+    "--share",
+    type=float,
+    default=0.0,
+    help="of the texts that are kept, in place of min_matching: for filters of too few steps",
+  )
   parser.add_argument("--web", type=int, default=0, help="web pairs, evenly sampled; 0: all")
   parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
   args = parser.parse_args()

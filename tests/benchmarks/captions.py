@@ -49,8 +49,10 @@ def theirs(args) -> None:
 
   mean, std = (torch.tensor(x) for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
   image = ((torch.from_numpy(pictures(args.batch)) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
-  how = {"greedy": {"generation_type": "top_k", "top_k": 1},
-         "beam": {"generation_type": "beam_search", "num_beams": args.beams, "num_beam_groups": 1}}[args.strategy]
+  how = {
+    "greedy": {"generation_type": "top_k", "top_k": 1},
+    "beam": {"generation_type": "beam_search", "num_beams": args.beams, "num_beam_groups": 1},
+  }[args.strategy]
 
   def step():
     ids = model.generate(image, seq_len=TOKENS, min_seq_len=LEAST, fixed_output_length=True, **how).numpy()
@@ -69,8 +71,9 @@ def ours(args) -> None:
   model = coca.load(Path(args.folder) / "coca")
   writer = model.forward.writer(model.params)
   images, special = pictures(args.batch), Special(model.tokenizer.bos, model.tokenizer.eos)
-  decoding = Decoding(strategy=args.strategy, beams=args.beams if args.strategy == "beam" else 1,
-                      min_length=LEAST, max_length=TOKENS)
+  decoding = Decoding(
+    strategy=args.strategy, beams=args.beams if args.strategy == "beam" else 1, min_length=LEAST, max_length=TOKENS
+  )
 
   def step():
     batch = model.forward.put({"image": images})["image"]
@@ -84,22 +87,29 @@ def ours(args) -> None:
 
 def same(folder: str) -> float:
   """Share of texts that are equal up to their end; generate's last token is always EOS."""
+
   def words(name):
     ids = np.load(Path(folder) / name)
     for row in ids.reshape(ids.shape[0], -1, ids.shape[-1])[:, 0]:
       row = row.tolist()[1:]
-      yield row[:row.index(49407)] if 49407 in row[:TOKENS - 2] else row[:TOKENS - 2]
+      yield row[: row.index(49407)] if 49407 in row[: TOKENS - 2] else row[: TOKENS - 2]
 
   return float(np.mean([a == b for a, b in zip(words("ours.npy"), words("theirs.npy"), strict=True)]))
 
 
 def compare(args, strategy: str, folder: str) -> None:
-  common = [f"--batch={args.batch}", f"--threads={args.threads}", f"--beams={args.beams}", f"--strategy={strategy}",
-            f"--folder={folder}"]
+  common = [
+    f"--batch={args.batch}",
+    f"--threads={args.threads}",
+    f"--beams={args.beams}",
+    f"--strategy={strategy}",
+    f"--folder={folder}",
+  ]
   peer = Worker("open_clip", [args.peer_python, __file__, "--worker=open_clip", *common])
   if not (Path(folder) / "coca").exists():
-    subprocess.run([args.python, "-m", "coca.convert", str(Path(folder) / "open_clip"), str(Path(folder) / "coca")],
-                   check=True)
+    subprocess.run(
+      [args.python, "-m", "coca.convert", str(Path(folder) / "open_clip"), str(Path(folder) / "coca")], check=True
+    )
   workers = [Worker("coca", [args.python, __file__, "--worker=coca", *common]), peer]
   workers[0].step()
   print(f"coca: {workers[0].seconds.pop():.1f} s with compilation", flush=True)
@@ -111,9 +121,12 @@ def compare(args, strategy: str, folder: str) -> None:
     w.close()
   seconds = [statistics.median(w.seconds) for w in workers]
   name = strategy if strategy == "greedy" else f"{args.beams} beams"
-  print(f"{name}: {args.batch / seconds[0]:.2f} captions/s, open_clip {args.batch / seconds[1]:.2f}: "
-        f"{seconds[1] / seconds[0]:.1f} x; peak memory {workers[0].peak / 2**30:.2f} and {peer.peak / 2**30:.2f} GiB; "
-        f"identical texts {same(folder):.0%}", flush=True)
+  print(
+    f"{name}: {args.batch / seconds[0]:.2f} captions/s, open_clip {args.batch / seconds[1]:.2f}: "
+    f"{seconds[1] / seconds[0]:.1f} x; peak memory {workers[0].peak / 2**30:.2f} and {peer.peak / 2**30:.2f} GiB; "
+    f"identical texts {same(folder):.0%}",
+    flush=True,
+  )
 
 
 def main() -> None:

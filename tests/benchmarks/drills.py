@@ -22,8 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # as a config it is lo
 import numpy as np
 from workers import ROOT, Job, parameters
 
-RUN = [f"--config={Path(__file__).resolve()}", "--config.steps=24", "--config.log_every=2",
-       "--config.checkpoint.every=6"]
+RUN = [
+  f"--config={Path(__file__).resolve()}",
+  "--config.steps=24",
+  "--config.log_every=2",
+  "--config.checkpoint.every=6",
+]
 TIMEOUT = 90  # seconds that a process waits for another
 
 
@@ -38,6 +42,7 @@ def get_config():
     zero_shot.update(every="12", limit=32, batch=16, pixel_neighbours="")
     config.evals = {"twemoji": zero_shot}
     from coca.evals.zero_shot import ZeroShot
+
     run = ZeroShot.run
 
     def marked(self, params):
@@ -126,9 +131,11 @@ def outcome(job, statuses, wanted, tolerance=0.0):
   same = "the same parameters" if worst == 0 else f"parameters within {worst:.1e}"
   log = job.outputs[0].read_text()
   waits = re.findall(r"error: waited (\d+) s for ([^,]+)", job.logs())
-  return (f"{same if worst <= tolerance else 'OTHER PARAMETERS: ' + same}; "
-          f"restarts of process 0: {len(re.findall(r'; restart ', log))}"
-          + "".join(f"; after {s} s of waiting for {what}" for s, what in waits[:1]))
+  return (
+    f"{same if worst <= tolerance else 'OTHER PARAMETERS: ' + same}; "
+    f"restarts of process 0: {len(re.findall(r'; restart ', log))}"
+    + "".join(f"; after {s} s of waiting for {what}" for s, what in waits[:1])
+  )
 
 
 def disk(out, processes, wanted, environment, size):
@@ -182,8 +189,10 @@ def main():
     if name not in only:
       continue
     begun = time.monotonic()
-    own = {"compile": {"JAX_COMPILATION_CACHE_DIR": str(out / "no_cache")},
-           "evaluation": {"DRILL_MARK": str(out / "evaluation.mark")}}.get(name, {})
+    own = {
+      "compile": {"JAX_COMPILATION_CACHE_DIR": str(out / "no_cache")},
+      "evaluation": {"DRILL_MARK": str(out / "evaluation.mark")},
+    }.get(name, {})
     with Job(out / name, n, *RUN, environment=environment | own, timeout=TIMEOUT) as job:
       disturb(job)
       say(what, outcome(job, job.wait(), wanted), begun)

@@ -65,6 +65,7 @@ def worker(jobs: list[list], seed: int, out: Path, reports) -> None:
   folder = out / "work"
   os.environ.update(JAX_PLATFORMS="cpu", HOME=str(folder), XDG_CACHE_HOME=str(folder / "cache"), TMPDIR=str(folder))
   from fuzz_formats import FORMATS
+
   guard, limits = Guard(folder), resource.getrlimit(resource.RLIMIT_AS)
   for name, first, count in jobs:
     sound, mutant, form = folder / name / "sound", folder / name / "mutant", FORMATS[name]
@@ -133,8 +134,9 @@ def _where(error: BaseException) -> str:
 
 
 def _memory(name: str) -> int:
-  return next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines()
-              if line.startswith(name))
+  return next(
+    int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)
+  )
 
 
 # --- The process that counts ---
@@ -145,8 +147,14 @@ def run(jobs: list[list], seed: int, out: Path, limit: float):
   log = out / "log"
   while jobs:
     reading, writing = os.pipe()
-    command = [sys.executable, sys.argv[0], f"--worker={json.dumps(jobs)}", f"--seed={seed}", f"--out={out}",
-               f"--reports={writing}"]
+    command = [
+      sys.executable,
+      sys.argv[0],
+      f"--worker={json.dumps(jobs)}",
+      f"--seed={seed}",
+      f"--out={out}",
+      f"--reports={writing}",
+    ]
     with open(log, "wb") as file:
       process = subprocess.Popen(command, stdout=file, stderr=file, pass_fds=[writing], start_new_session=True)
     os.close(writing)
@@ -198,6 +206,7 @@ def main() -> None:
 
   from fuzz_formats import FORMATS
   from tqdm import tqdm
+
   names = args.formats.split(",") if args.formats else list(FORMATS)
   out = args.out.absolute()
   (out / "work").mkdir(parents=True, exist_ok=True)
@@ -205,8 +214,9 @@ def main() -> None:
   peak, seconds, said = Counter(), Counter(), {}
   jobs = [[name, args.first, args.mutants] for name in names]
   try:
-    for name, n, kind, what, grown, took in tqdm(run(jobs, args.seed, out, args.limit), total=len(names) * args.mutants,
-                                                 unit=" mutants", disable=None):
+    for name, n, kind, what, grown, took in tqdm(
+      run(jobs, args.seed, out, args.limit), total=len(names) * args.mutants, unit=" mutants", disable=None
+    ):
       counts[name][kind] += 1
       peak[name], seconds[name] = max(peak[name], grown), seconds[name] + took
       if kind in FINDINGS:
@@ -223,8 +233,11 @@ def show(counts: dict[str, Counter], peak: Counter, seconds: Counter, said: dict
   print(f"| format | mutants | {' | '.join(columns)} | peak MiB | s |")
   print("| --- |" + " ---: |" * (len(columns) + 3))
   for name in counts:
-    print(f"| {name} | {counts[name].total()} | " + " | ".join(str(counts[name][kind]) for kind in columns)
-          + f" | {peak[name] >> 20} | {seconds[name]:.0f} |")
+    print(
+      f"| {name} | {counts[name].total()} | "
+      + " | ".join(str(counts[name][kind]) for kind in columns)
+      + f" | {peak[name] >> 20} | {seconds[name]:.0f} |"
+    )
   for (name, kind, _), cases in said.items():
     print(f"\n{name}: {kind}, {len(cases)} times, numbers {', '.join(str(n) for n, _ in cases[:10])}\n  {cases[0][1]}")
 

@@ -68,6 +68,7 @@ def _picture(kind: str, mode: str, **options):
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 4), dtype=np.uint8)
     image = Image.fromarray(noise).convert("RGB").resize((64, 48)).convert(mode)
     image.save(folder / f"picture.{kind}", **options)
+
   return make
 
 
@@ -105,6 +106,7 @@ def _records(**settings):
     assert all(isinstance(problem, str) for problem in source.problems)
     assert isinstance(source.shards, list)
     return bad, None
+
   return read
 
 
@@ -122,10 +124,21 @@ def _indexed(folder):
 def _table_of_pictures(folder):
   import pyarrow as pa
   import pyarrow.parquet as pq
+
   rows = range(6)
-  pq.write_table(pa.table({"key": [f"k{n}" for n in rows], "image": [b"picture"] * 6, "caption": TEXTS[:6],
-                           "status": ["success"] * 6, "answers": [[{"answer": "yes"}]] * 6}), folder / "a.parquet",
-                 row_group_size=2)
+  pq.write_table(
+    pa.table(
+      {
+        "key": [f"k{n}" for n in rows],
+        "image": [b"picture"] * 6,
+        "caption": TEXTS[:6],
+        "status": ["success"] * 6,
+        "answers": [[{"answer": "yes"}]] * 6,
+      }
+    ),
+    folder / "a.parquet",
+    row_group_size=2,
+  )
 
 
 def _folder(name, text):
@@ -134,6 +147,7 @@ def _folder(name, text):
       (folder / f"{n}.jpg").write_bytes(b"picture")
     for file in [name] if name else [f"{n}.txt" for n in range(4)]:
       (folder / file).write_text(text)
+
   return make
 
 
@@ -144,8 +158,10 @@ def _rows(mark):
 _LINES = [{"file_name": f"{n}.jpg", "caption": TEXTS[n], "answers": [{"answer": "yes"}]} for n in range(4)]
 
 
-_COCO = {"images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(4)],
-         "annotations": [{"image_id": n, "caption": TEXTS[n]} for n in range(4)]}
+_COCO = {
+  "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(4)],
+  "annotations": [{"image_id": n, "caption": TEXTS[n]} for n in range(4)],
+}
 _KARPATHY = {"images": [{"filename": f"{n}.jpg", "split": "train", "sentences": [{"raw": TEXTS[n]}]} for n in range(4)]}
 
 
@@ -158,9 +174,17 @@ def _prepared(folder):
 
     def _info(self):
       features = tfds.features
-      return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict({
-        "image": features.Image(), "caption": features.Text(), "captions": features.Sequence({"text": features.Text()}),
-        "label": features.ClassLabel(names=["cat", "dog"])}))
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=features.FeaturesDict(
+          {
+            "image": features.Image(),
+            "caption": features.Text(),
+            "captions": features.Sequence({"text": features.Text()}),
+            "label": features.ClassLabel(names=["cat", "dog"]),
+          }
+        ),
+      )
 
     def _split_generators(self, dl_manager):
       return {"train": self._generate_examples()}
@@ -208,16 +232,26 @@ def _capfilt(folder, path):
     source = open_source(dataclasses.replace(plain, sidecars=str(out)))
     return [source[i].texts for i in range(len(source))]
 
-  _all((texts, lambda: report.write_report(out, open_source(plain)),
-        lambda: export.export(out, folder / "export", source=plain)), path)
+  _all(
+    (
+      texts,
+      lambda: report.write_report(out, open_source(plain)),
+      lambda: export.export(out, folder / "export", source=plain),
+    ),
+    path,
+  )
   return 0, None
 
 
 def _job(folder, _):
   """A job that begins or goes on."""
   source = Source(kind="webdataset", path=f"{folder}/a.tar")
-  job.begin(str(folder / "out"), CapFilt(captioner="c", filter="f", source=source, shard=4), open_source(source),
-            {"captioner": "sha256:c", "filter": "sha256:f"})
+  job.begin(
+    str(folder / "out"),
+    CapFilt(captioner="c", filter="f", source=source, shard=4),
+    open_source(source),
+    {"captioner": "sha256:c", "filter": "sha256:f"},
+  )
   return 0, None
 
 
@@ -247,6 +281,7 @@ def _encode(*readers):
     found = _all([lambda reader=reader: reader(path) for reader in readers], path)
     found.decode(found.encode("A cat's mat, ünder <unk> [MASK] 😀", 16))
     return 0, None
+
   return read
 
 
@@ -354,7 +389,7 @@ def _captions(folder):
 
 def _go_on(folder, _):
   lines = JsonLines(folder / "captions.jsonl", {"model": "a", "prompt": "b"}, "image", _NAMES, 2)
-  lines.add([{"image": name, "caption": TEXTS[0]} for name in _NAMES[len(lines.done):]])
+  lines.add([{"image": name, "caption": TEXTS[0]} for name in _NAMES[len(lines.done) :]])
   lines.finish()
   return 0, None
 
@@ -366,52 +401,104 @@ FORMATS = {
   "webp": Format(_picture("webp", "RGBA"), "*", (mutate.bytes_, mutate.frames), _decode, **_OF_PICTURES),
   "gif": Format(_picture("gif", "P"), "*", (mutate.bytes_, mutate.frames), _decode, **_OF_PICTURES),
   "bmp": Format(_picture("bmp", "RGB"), "*", (mutate.bytes_,), _decode, **_OF_PICTURES),
-  "tiff": Format(_picture("tiff", "RGB", compression="tiff_lzw"), "*", (mutate.bytes_, mutate.frames), _decode,
-                 **_OF_PICTURES),
+  "tiff": Format(
+    _picture("tiff", "RGB", compression="tiff_lzw"), "*", (mutate.bytes_, mutate.frames), _decode, **_OF_PICTURES
+  ),
   "avif": Format(_picture("avif", "RGB"), "*", (mutate.bytes_,), _decode, **_OF_PICTURES),
   "pil": Format(_picture("png", "RGBA"), "*", (mutate.bytes_, mutate.png), _pillow, **_OF_PICTURES),
   "tar": Format(_tars, "*.tar", (mutate.bytes_, mutate.tar), _records(kind="webdataset", path="{}/*.tar")),
   "tar_index": Format(_indexed, "*.npz", (mutate.bytes_,), _records(kind="webdataset", path="{}/*.tar")),
-  "parquet": Format(_table_of_pictures, "*.parquet", (mutate.bytes_, mutate.parquet, mutate.parquet),
-                    _records(kind="parquet", path="{}/*.parquet")),
-  "csv": Format(_folder("captions.csv", _rows(",")), "*.csv", (mutate.bytes_, mutate.table, mutate.table),
-                _records(kind="folder", path="{}")),
-  "tsv": Format(_folder("captions.tsv", _rows("\t")), "*.tsv", (mutate.bytes_, mutate.table, mutate.table),
-                _records(kind="folder", path="{}")),
-  "jsonl": Format(_folder("captions.jsonl", "".join(json.dumps(line) + "\n" for line in _LINES)), "*.jsonl",
-                  (mutate.bytes_, mutate.lines, mutate.lines), _records(kind="folder", path="{}")),
-  "questions": Format(_folder("captions.jsonl", "".join(json.dumps(line) + "\n" for line in _LINES)), "*.jsonl",
-                      (mutate.bytes_, mutate.lines, mutate.lines),
-                      _records(kind="folder", path="{}", question_key="caption", text_key="answers.answer")),
-  "json": Format(_folder("captions.json", json.dumps(_LINES)), "*.json", (mutate.bytes_, mutate.json_, mutate.json_),
-                 _records(kind="folder", path="{}")),
-  "coco": Format(_folder("captions_train.json", json.dumps(_COCO)), "*.json",
-                 (mutate.bytes_, mutate.json_, mutate.json_), _records(kind="folder", path="{}")),
-  "karpathy": Format(_folder("dataset_small.json", json.dumps(_KARPATHY)), "*.json",
-                     (mutate.bytes_, mutate.json_, mutate.json_), _records(kind="folder", path="{}")),
+  "parquet": Format(
+    _table_of_pictures,
+    "*.parquet",
+    (mutate.bytes_, mutate.parquet, mutate.parquet),
+    _records(kind="parquet", path="{}/*.parquet"),
+  ),
+  "csv": Format(
+    _folder("captions.csv", _rows(",")),
+    "*.csv",
+    (mutate.bytes_, mutate.table, mutate.table),
+    _records(kind="folder", path="{}"),
+  ),
+  "tsv": Format(
+    _folder("captions.tsv", _rows("\t")),
+    "*.tsv",
+    (mutate.bytes_, mutate.table, mutate.table),
+    _records(kind="folder", path="{}"),
+  ),
+  "jsonl": Format(
+    _folder("captions.jsonl", "".join(json.dumps(line) + "\n" for line in _LINES)),
+    "*.jsonl",
+    (mutate.bytes_, mutate.lines, mutate.lines),
+    _records(kind="folder", path="{}"),
+  ),
+  "questions": Format(
+    _folder("captions.jsonl", "".join(json.dumps(line) + "\n" for line in _LINES)),
+    "*.jsonl",
+    (mutate.bytes_, mutate.lines, mutate.lines),
+    _records(kind="folder", path="{}", question_key="caption", text_key="answers.answer"),
+  ),
+  "json": Format(
+    _folder("captions.json", json.dumps(_LINES)),
+    "*.json",
+    (mutate.bytes_, mutate.json_, mutate.json_),
+    _records(kind="folder", path="{}"),
+  ),
+  "coco": Format(
+    _folder("captions_train.json", json.dumps(_COCO)),
+    "*.json",
+    (mutate.bytes_, mutate.json_, mutate.json_),
+    _records(kind="folder", path="{}"),
+  ),
+  "karpathy": Format(
+    _folder("dataset_small.json", json.dumps(_KARPATHY)),
+    "*.json",
+    (mutate.bytes_, mutate.json_, mutate.json_),
+    _records(kind="folder", path="{}"),
+  ),
   "txt": Format(_folder("", "a cat"), "*.txt", (mutate.bytes_,), _records(kind="folder", path="{}")),
   "tfds": Format(_prepared, "*", (mutate.bytes_, mutate.bytes_, mutate.json_), _records(kind="tfds", path="{}")),
   "sidecar": Format(_sidecars, "out/texts/*", (mutate.bytes_, mutate.parquet), _capfilt),
   "manifest": Format(_sidecars, "out/*.json", (mutate.bytes_, mutate.json_, mutate.json_), _capfilt),
   "capfilt_job": Format(_begun, "out/*.json", (mutate.bytes_, mutate.json_, mutate.json_), _job),
   "config": Format(_run, "config.json", (mutate.bytes_, mutate.json_, mutate.json_), _read_run),
-  "checkpoint": Format(_checkpoint, "checkpoints/2/**/*", (mutate.bytes_, mutate.bytes_, mutate.json_), _restore,
-                       (CheckpointError, ValueError, FileNotFoundError)),
+  "checkpoint": Format(
+    _checkpoint,
+    "checkpoints/2/**/*",
+    (mutate.bytes_, mutate.bytes_, mutate.json_),
+    _restore,
+    (CheckpointError, ValueError, FileNotFoundError),
+  ),
   "weights": Format(_weights, "*", (mutate.bytes_, mutate.safetensors, mutate.safetensors), _read_weights),
-  "open_clip_weights": Format(_open_clip, "*.safetensors", (mutate.bytes_, mutate.safetensors, mutate.safetensors),
-                              _from_open_clip),
+  "open_clip_weights": Format(
+    _open_clip, "*.safetensors", (mutate.bytes_, mutate.safetensors, mutate.safetensors), _from_open_clip
+  ),
   "blip_weights": Format(_blip, "*.safetensors", (mutate.bytes_, mutate.safetensors, mutate.safetensors), _from_blip),
-  "open_clip_config": Format(_open_clip, "open_clip_config.json", (mutate.bytes_, mutate.json_, mutate.json_),
-                             _from_open_clip),
+  "open_clip_config": Format(
+    _open_clip, "open_clip_config.json", (mutate.bytes_, mutate.json_, mutate.json_), _from_open_clip
+  ),
   "blip_config": Format(_blip, "*.json", (mutate.bytes_, mutate.json_, mutate.json_), _from_blip),
-  "clip_json": Format(_clip_json, "*", (mutate.bytes_, mutate.json_, mutate.json_),
-                      _encode(load_tokenizer, _find_clip)),
-  "bert_json": Format(lambda folder: shutil.copy(TOKENIZERS / "wordpiece" / "tokenizer.json", folder), "*",
-                      (mutate.bytes_, mutate.json_, mutate.json_), _encode(load_tokenizer, _find_bert)),
-  "vocab_txt": Format(lambda folder: shutil.copy(TOKENIZERS / "wordpiece" / "vocab.txt", folder), "*", (mutate.bytes_,),
-                      _encode(load_tokenizer, _find_bert)),
-  "bpe_gz": Format(lambda folder: shutil.copy(TOKENIZERS / "tokenizer" / "bpe_simple_vocab_16e6.txt.gz", folder), "*",
-                   (mutate.bytes_, mutate.gz), _encode(_find_clip)),
+  "clip_json": Format(
+    _clip_json, "*", (mutate.bytes_, mutate.json_, mutate.json_), _encode(load_tokenizer, _find_clip)
+  ),
+  "bert_json": Format(
+    lambda folder: shutil.copy(TOKENIZERS / "wordpiece" / "tokenizer.json", folder),
+    "*",
+    (mutate.bytes_, mutate.json_, mutate.json_),
+    _encode(load_tokenizer, _find_bert),
+  ),
+  "vocab_txt": Format(
+    lambda folder: shutil.copy(TOKENIZERS / "wordpiece" / "vocab.txt", folder),
+    "*",
+    (mutate.bytes_,),
+    _encode(load_tokenizer, _find_bert),
+  ),
+  "bpe_gz": Format(
+    lambda folder: shutil.copy(TOKENIZERS / "tokenizer" / "bpe_simple_vocab_16e6.txt.gz", folder),
+    "*",
+    (mutate.bytes_, mutate.gz),
+    _encode(_find_clip),
+  ),
   "sentencepiece": Format(_pieces, "*", (mutate.bytes_,), _encode(load_tokenizer)),
   "captions": Format(_captions, "*", (mutate.bytes_, mutate.lines, mutate.lines), _go_on),
   "metrics": Format(_numbers, "*", (mutate.bytes_, mutate.lines, mutate.lines), _read_numbers),

@@ -45,12 +45,15 @@ def seconds_a_step(c, steps: int) -> float:
   """The median of `steps` steps after two that warm up; raises jax.errors.JaxRuntimeError if memory runs out."""
   mesh, rng = sharding.make_mesh(c.mesh), np.random.default_rng(0)
   image, text = c.model.image, c.model.text
-  batch = put_batch({
-    "image": rng.integers(0, 256, (c.data.batch, image.size, image.size, 3), np.uint8),
-    "text": rng.integers(4, text.vocab, (c.data.batch, text.length), np.int32),
-    "hashes": rng.integers(2**32, size=(c.data.batch, 2), dtype=np.uint32),
-    "weight": np.ones(c.data.batch, np.float32),
-  }, mesh)
+  batch = put_batch(
+    {
+      "image": rng.integers(0, 256, (c.data.batch, image.size, image.size, 3), np.uint8),
+      "text": rng.integers(4, text.vocab, (c.data.batch, text.length), np.int32),
+      "hashes": rng.integers(2**32, size=(c.data.batch, 2), dtype=np.uint32),
+      "weight": np.ones(c.data.batch, np.float32),
+    },
+    mesh,
+  )
   setup = Setup(c, mesh)
   state = setup.init_state()
   step, seconds = TrainStep(setup), []
@@ -92,8 +95,11 @@ def main() -> None:
         break
       flops = flops_per_pair(c)["total"] * c.data.batch / seconds / len(devices)
       mfu = f"MFU {flops / peak:.1%}" if peak else "MFU unknown"
-      print(f"{c.name}: batch {per_device} a device, remat {c.model.remat}, {seconds:.3f} s a step, "
-            f"{c.data.batch / seconds:,.0f} pairs/s, {flops / 1e12:.1f} TFLOP/s a device, {mfu}", flush=True)
+      print(
+        f"{c.name}: batch {per_device} a device, remat {c.model.remat}, {seconds:.3f} s a step, "
+        f"{c.data.batch / seconds:,.0f} pairs/s, {flops / 1e12:.1f} TFLOP/s a device, {mfu}",
+        flush=True,
+      )
       per_device *= 2
 
 

@@ -1,6 +1,6 @@
 """Import times, each the median of fresh interpreters.
 
-    python tests/benchmarks/import_time.py
+python tests/benchmarks/import_time.py
 """
 
 import statistics

@@ -37,26 +37,61 @@ def kill_saved(job):
 # name: (what fails, paths, calls, error, {settings of faulty_io.c}, what else happens to the job)
 DRILLS = {
   "restore": ("reads at restore, 3 times", STEP, "open,read", errno.EIO, {"COUNT": 3}, kill_saved),
-  "restore_stale": ("every 3rd look for checkpoints, 6 times", FOLDERS, "stat,list", errno.ESTALE,
-                    {"SKIP": 8, "EVERY": 3, "COUNT": 6}, kill_saved),
+  "restore_stale": (
+    "every 3rd look for checkpoints, 6 times",
+    FOLDERS,
+    "stat,list",
+    errno.ESTALE,
+    {"SKIP": 8, "EVERY": 3, "COUNT": 6},
+    kill_saved,
+  ),
   "restore_long": ("reads at restore, 12 times", STEP, "open,read", errno.EIO, {"COUNT": 12}, kill_saved),
   "save_write": ("writes of a checkpoint, 3 times", TMP, "write", errno.EIO, {"SKIP": 15, "COUNT": 3}, None),
   "save_sync": ("fsync of a checkpoint, once", TMP, "sync", errno.EIO, {"SKIP": 9, "COUNT": 1}, None),
   "save_rename": ("the rename that completes a checkpoint, once", TMP, "rename", errno.EIO, {"COUNT": 1}, None),
-  "data": ("every 5th read of the data, 15 times", CORPUS, "open,read", errno.EIO,
-           {"SKIP": 50, "EVERY": 5, "COUNT": 15}, None),
+  "data": (
+    "every 5th read of the data, 15 times",
+    CORPUS,
+    "open,read",
+    errno.EIO,
+    {"SKIP": 50, "EVERY": 5, "COUNT": 15},
+    None,
+  ),
   "data_long": ("all reads of the data, 25 times", CORPUS, "open,read", errno.EIO, {"SKIP": 300, "COUNT": 25}, None),
   "tensorboard": ("writes of TensorBoard's file, for ever", "/tensorboard/", "write", errno.EIO, {"SKIP": 2}, None),
-  "metrics": ("writes of metrics.jsonl, 3 times", "/metrics[.]jsonl$", "write", errno.ENOSPC, {"SKIP": 3, "COUNT": 3},
-              None),
-  "metrics_long": ("writes of metrics.jsonl, 12 times", "/metrics[.]jsonl$", "write", errno.ENOSPC,
-                   {"SKIP": 3, "COUNT": 12}, None),
-  "all": ("every 1,009th call on the workdir, 20 times", "/run_all/",
-          "stat,list,open,read,write,sync,rename", errno.EIO, {"SKIP": 100, "EVERY": 1009, "COUNT": 20}, kill_saved),
+  "metrics": (
+    "writes of metrics.jsonl, 3 times",
+    "/metrics[.]jsonl$",
+    "write",
+    errno.ENOSPC,
+    {"SKIP": 3, "COUNT": 3},
+    None,
+  ),
+  "metrics_long": (
+    "writes of metrics.jsonl, 12 times",
+    "/metrics[.]jsonl$",
+    "write",
+    errno.ENOSPC,
+    {"SKIP": 3, "COUNT": 12},
+    None,
+  ),
+  "all": (
+    "every 1,009th call on the workdir, 20 times",
+    "/run_all/",
+    "stat,list,open,read,write,sync,rename",
+    errno.EIO,
+    {"SKIP": 100, "EVERY": 1009, "COUNT": 20},
+    kill_saved,
+  ),
 }
 CAPFILT = {
-  "capfilt": ("every 9th call on the data and the sidecars, 30 times", f"/capfilt/texts/|{CORPUS}",
-              "open,read,write,sync,rename", errno.EIO, {"SKIP": 60, "EVERY": 9, "COUNT": 30}),
+  "capfilt": (
+    "every 9th call on the data and the sidecars, 30 times",
+    f"/capfilt/texts/|{CORPUS}",
+    "open,read,write,sync,rename",
+    errno.EIO,
+    {"SKIP": 60, "EVERY": 9, "COUNT": 30},
+  ),
   "capfilt_long": ("all reads of the data, 25 times", CORPUS, "open,read", errno.EIO, {"SKIP": 150, "COUNT": 25}),
 }
 
@@ -66,14 +101,21 @@ def compiled(out: Path) -> Path:
   if not compiler or sys.platform != "linux":
     sys.exit("this needs a C compiler (cc or gcc) and Linux's LD_PRELOAD: nothing is measured")
   library = out / "faulty_io.so"
-  subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("faulty_io.c"), "-ldl"],
-                 check=True)
+  subprocess.run(
+    [compiler, "-O1", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("faulty_io.c"), "-ldl"], check=True
+  )
   return library
 
 
 def faults(library: Path, state: Path, paths: str, calls: str, number: int, settings: dict) -> dict[str, str]:
-  return {"LD_PRELOAD": str(library), "FAULTY_STATE": str(state), "FAULTY_PATHS": paths, "FAULTY_CALLS": calls,
-          "FAULTY_ERRNO": str(number), **{f"FAULTY_{name}": str(value) for name, value in settings.items()}}
+  return {
+    "LD_PRELOAD": str(library),
+    "FAULTY_STATE": str(state),
+    "FAULTY_PATHS": paths,
+    "FAULTY_CALLS": calls,
+    "FAULTY_ERRNO": str(number),
+    **{f"FAULTY_{name}": str(value) for name, value in settings.items()},
+  }
 
 
 def failed(state: Path) -> str:
@@ -101,9 +143,11 @@ def complete(found: list[dict], wanted: list[dict]) -> bool:
 def outcome(job, statuses, wanted, lines) -> str:
   if any(statuses):
     return f"ENDED WITH {statuses}"
-  said = ["the same parameters" if same(parameters(job.workdir), wanted) else "OTHER PARAMETERS",
-          "the same metrics" if complete(numbers(job.workdir), lines) else "OTHER METRICS",
-          f"{len(re.findall('; restart ', job.outputs[0].read_text()))} restarts"]
+  said = [
+    "the same parameters" if same(parameters(job.workdir), wanted) else "OTHER PARAMETERS",
+    "the same metrics" if complete(numbers(job.workdir), lines) else "OTHER METRICS",
+    f"{len(re.findall('; restart ', job.outputs[0].read_text()))} restarts",
+  ]
   if aside := [p.name for p in (job.workdir / "checkpoints").iterdir() if "damaged" in p.name]:
     said.append(f"SET ASIDE: {', '.join(aside)}")
   return ", ".join(said)
@@ -111,10 +155,21 @@ def outcome(job, statuses, wanted, lines) -> str:
 
 def capfilt(workdir: Path, model: Path, environment: dict) -> tuple[dict[str, bytes], int]:
   """The sidecars of a small job, and how often it was started again."""
-  command = [sys.executable, "-m", "coca.capfilt", f"--config={ROOT}/configs/capfilt.py", f"--workdir={workdir}",
-             f"--config.captioner={model}", f"--config.filter={model}", "--config.source.split=openclipart[:240]",
-             "--config.shard=60", "--config.batch=16", "--config.min_matching=-1", "--config.min_contrastive=0",
-             "--config.rank_by=contrastive"]
+  command = [
+    sys.executable,
+    "-m",
+    "coca.capfilt",
+    f"--config={ROOT}/configs/capfilt.py",
+    f"--workdir={workdir}",
+    f"--config.captioner={model}",
+    f"--config.filter={model}",
+    "--config.source.split=openclipart[:240]",
+    "--config.shard=60",
+    "--config.batch=16",
+    "--config.min_matching=-1",
+    "--config.min_contrastive=0",
+    "--config.rank_by=contrastive",
+  ]
   workdir.parent.mkdir()
   log = workdir.with_name(f"{workdir.name}.out")
   environment, status, restarts = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **environment}, 70, -1
@@ -142,8 +197,10 @@ def main():
   print("| what fails | error | calls that failed | outcome | |\n| --- | --- | --- | --- | ---: |", flush=True)
 
   def say(what, number, state, text, begun):
-    print(f"| {what} | {errno.errorcode[number]} | {failed(state)} | {text} | {time.monotonic() - begun:.0f} s |",
-          flush=True)
+    print(
+      f"| {what} | {errno.errorcode[number]} | {failed(state)} | {text} | {time.monotonic() - begun:.0f} s |",
+      flush=True,
+    )
 
   for name, (what, paths, calls, number, settings, disturb) in DRILLS.items():
     if name not in only:
@@ -161,10 +218,16 @@ def main():
     if name not in only:
       continue
     begun, state = time.monotonic(), out / f"{name}.state"
-    found, restarts = capfilt(out / name / "capfilt", out / "undisturbed",
-                              environment | faults(library, state, paths, calls, number, settings))
-    say(f"CapFilt: {what}", number, state,
-        f"{'the same sidecars' if found == sidecars else 'OTHER SIDECARS'}, {restarts} restarts", begun)
+    found, restarts = capfilt(
+      out / name / "capfilt", out / "undisturbed", environment | faults(library, state, paths, calls, number, settings)
+    )
+    say(
+      f"CapFilt: {what}",
+      number,
+      state,
+      f"{'the same sidecars' if found == sidecars else 'OTHER SIDECARS'}, {restarts} restarts",
+      begun,
+    )
 
 
 if __name__ == "__main__":

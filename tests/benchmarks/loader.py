@@ -110,8 +110,10 @@ def loader(label: str, pictures: list[bytes], config: settings.Config, rounds: i
       best[threads] = max(best[threads], count / (time.perf_counter() - began))
       core[threads] = max(core[threads], count / (time.process_time() - cpu))
       batches.close()
-  print(f"\nwhole loader, {label}: {best[1]:.0f} examples/s with 1 thread, {best[2]:.0f} with 2 "
-        f"({core[1]:.0f} and {core[2]:.0f} a second of CPU time)")
+  print(
+    f"\nwhole loader, {label}: {best[1]:.0f} examples/s with 1 thread, {best[2]:.0f} with 2 "
+    f"({core[1]:.0f} and {core[2]:.0f} a second of CPU time)"
+  )
 
 
 def main() -> None:

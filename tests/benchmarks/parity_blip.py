@@ -19,8 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-NAMES = {"captioner": "BlipForConditionalGeneration", "retrieval": "BlipForImageTextRetrieval",
-         "vqa": "BlipForQuestionAnswering"}
+NAMES = {
+  "captioner": "BlipForConditionalGeneration",
+  "retrieval": "BlipForImageTextRetrieval",
+  "vqa": "BlipForQuestionAnswering",
+}
 CLS, SEP, DEC = 101, 102, 30_522
 CAPTION = {"max_length": 20, "min_length": 5}
 ANSWER_LENGTH, ANSWERS = 10, 6
@@ -46,9 +49,13 @@ def peer(args) -> None:
     randomize(torch, model)
     model.save_pretrained(folder / "source" / name)
     (folder / "source" / name / "vocab.txt").write_text("\n".join(vocabulary()) + "\n")
-  processor = transformers.BlipProcessor.from_pretrained(
-    folder / "exported" / name) if args.peer == "again" else transformers.BlipProcessor(
-      transformers.BlipImageProcessor(), transformers.BertTokenizerFast.from_pretrained(folder / "source" / name))
+  processor = (
+    transformers.BlipProcessor.from_pretrained(folder / "exported" / name)
+    if args.peer == "again"
+    else transformers.BlipProcessor(
+      transformers.BlipImageProcessor(), transformers.BertTokenizerFast.from_pretrained(folder / "source" / name)
+    )
+  )
   arrays = inputs(args) | {"prompt": np.array(processor(text=PROMPT).input_ids)}
   with torch.no_grad():
     outputs = {k: v.numpy() for k, v in run(torch, model.eval(), name, arrays, processor.image_processor).items()}
@@ -58,8 +65,11 @@ def peer(args) -> None:
   else:
     saved = np.load(folder / f"{name}.npz")
     differing = [key for key, x in outputs.items() if not np.array_equal(x, saved[key])]
-    print(f"exported, loaded as {cls.__name__}, no missing or unexpected names: "
-          f"{', '.join(differing) + ' differ' if differing else 'all outputs bit for bit the same'}", flush=True)
+    print(
+      f"exported, loaded as {cls.__name__}, no missing or unexpected names: "
+      f"{', '.join(differing) + ' differ' if differing else 'all outputs bit for bit the same'}",
+      flush=True,
+    )
     sys.exit(bool(differing))
 
 
@@ -77,8 +87,16 @@ def randomize(torch, model) -> None:
 def vocabulary() -> list[str]:
   """As many pieces as BERT has, the special ones and those of the prompt where BERT has them."""
   pieces = [f"w{i}x" for i in range(DEC)]
-  for i, piece in ((0, "[PAD]"), (100, "[UNK]"), (CLS, "[CLS]"), (SEP, "[SEP]"), (103, "[MASK]"), (1037, "a"),
-                   (3861, "picture"), (1997, "of")):
+  for i, piece in (
+    (0, "[PAD]"),
+    (100, "[UNK]"),
+    (CLS, "[CLS]"),
+    (SEP, "[SEP]"),
+    (103, "[MASK]"),
+    (1037, "a"),
+    (3861, "picture"),
+    (1997, "of"),
+  ):
     pieces[i] = piece
   return pieces
 
@@ -93,8 +111,11 @@ def inputs(args) -> dict[str, np.ndarray]:
       out[row, end], out[row, end + 1 :] = SEP, 0
     return out
 
-  return {"image": rng.integers(0, 256, (args.images, 384, 384, 3), np.uint8), "text": texts(args.images, 35, CLS, 4),
-          "answers": texts(ANSWERS, ANSWER_LENGTH, DEC, 2)}
+  return {
+    "image": rng.integers(0, 256, (args.images, 384, 384, 3), np.uint8),
+    "text": texts(args.images, 35, CLS, 4),
+    "answers": texts(ANSWERS, ANSWER_LENGTH, DEC, 2),
+  }
 
 
 def run(torch, model, name: str, arrays: dict, images) -> dict:
@@ -103,13 +124,18 @@ def run(torch, model, name: str, arrays: dict, images) -> dict:
   text, prompt = torch.tensor(arrays["text"]).long(), torch.tensor(arrays["prompt"])[None]
   given = (text != 0).long()
   if name == "retrieval":
-    return {"similarity": model(text, pixels, use_itm_head=False, attention_mask=given).itm_score,
-            "matching": model(text, pixels, attention_mask=given).itm_score}
+    return {
+      "similarity": model(text, pixels, use_itm_head=False, attention_mask=given).itm_score,
+      "matching": model(text, pixels, attention_mask=given).itm_score,
+    }
   if name == "captioner":
     words = text.clone()
     words[:, 0] = DEC
-    return {"logits": model(pixels, words).logits, "captions": model.generate(pixels, num_beams=3, **CAPTION),
-            "prompted": model.generate(pixels, prompt.repeat(len(text), 1), num_beams=3, **CAPTION)}
+    return {
+      "logits": model(pixels, words).logits,
+      "captions": model.generate(pixels, num_beams=3, **CAPTION),
+      "prompted": model.generate(pixels, prompt.repeat(len(text), 1), num_beams=3, **CAPTION),
+    }
   # One question at a time, without padding: transformers 5.23 lets answers look at it, whatever the mask says.
   answers, scores, written = torch.tensor(arrays["answers"]).long(), [], []
   for question, picture in zip(text, pixels, strict=True):
@@ -142,8 +168,9 @@ def compare(folder: Path, name: str, args) -> bool:
   special, good = Special(model.tokenizer.bos, model.tokenizer.eos), True
 
   def ours(function, *inputs):
-    return jax.tree.map(np.asarray, jax.jit(lambda params, *a: function(nnx.merge(forward.graphdef, params), *a))(
-      params, *inputs))
+    return jax.tree.map(
+      np.asarray, jax.jit(lambda params, *a: function(nnx.merge(forward.graphdef, params), *a))(params, *inputs)
+    )
 
   def close(what, found, wanted):
     nonlocal good
@@ -155,15 +182,21 @@ def compare(folder: Path, name: str, args) -> bool:
     """Up to the first [SEP]: behind it, transformers writes more of these."""
     nonlocal good
     ended = np.cumsum(wanted == SEP, axis=1) - (wanted == SEP) > 0
-    rows = ((np.asarray(found)[:, 0, :wanted.shape[1]] == wanted) | ended).all(axis=1)
+    rows = ((np.asarray(found)[:, 0, : wanted.shape[1]] == wanted) | ended).all(axis=1)
     lengths = (~ended).sum(axis=1)
-    print(f"{what}: {rows.sum()} of {len(rows)} identical, {len(np.unique(wanted, axis=0))} distinct ones of "
-          f"{lengths.min()} to {lengths.max()} tokens", flush=True)
+    print(
+      f"{what}: {rows.sum()} of {len(rows)} identical, {len(np.unique(wanted, axis=0))} distinct ones of "
+      f"{lengths.min()} to {lengths.max()} tokens",
+      flush=True,
+    )
     good &= bool(rows.all())
 
   if name == "retrieval":
-    close("similarities (ITC)", np.asarray(forward.embed_images(params, image)) @
-          np.asarray(forward.embed_texts(params, text)).T, expected["similarity"])
+    close(
+      "similarities (ITC)",
+      np.asarray(forward.embed_images(params, image)) @ np.asarray(forward.embed_texts(params, text)).T,
+      expected["similarity"],
+    )
     logits = ours(lambda m, image, text: m.match(m.ground(None, text, m.image_encoder(image)), text), image, text)
     close("matching logits (ITM)", logits.reshape(-1, 2), expected["matching"])
     return good
@@ -179,8 +212,11 @@ def compare(folder: Path, name: str, args) -> bool:
     equal(f"captions by 3 beams, prompt {PROMPT!r}", decoded.text, expected["prompted"])
     return good
   _, chosen, scores = ours(
-    lambda m, tokens, text, answers: rank_answers(m, m.ask(tokens, text), answers, ANSWERS, 0.1), encoded.tokens, text,
-    arrays["answers"])
+    lambda m, tokens, text, answers: rank_answers(m, m.ask(tokens, text), answers, ANSWERS, 0.1),
+    encoded.tokens,
+    text,
+    arrays["answers"],
+  )
   close("scores of answers (VQA)", scores, np.take_along_axis(expected["scores"], chosen, axis=1))
   decoding = Decoding(strategy="beam", beams=3, max_length=ANSWER_LENGTH)
   decoded = forward.answer(writer, encoded, text, decoding, special=special)
@@ -209,15 +245,33 @@ def main() -> None:
   for name in NAMES:
     with tempfile.TemporaryDirectory() as folder:
       folder = Path(folder)
-      own = [args.peer_python, __file__, f"--images={args.images}", f"--seed={args.seed}", f"--folder={folder}",
-             f"--name={name}"]
+      own = [
+        args.peer_python,
+        __file__,
+        f"--images={args.images}",
+        f"--seed={args.seed}",
+        f"--folder={folder}",
+        f"--name={name}",
+      ]
       run(*own, "--peer=first")
-      run(sys.executable, "-m", "coca.convert", folder / "source" / name, folder / "converted" / name,
-          "--matching_token=cls")
+      run(
+        sys.executable,
+        "-m",
+        "coca.convert",
+        folder / "source" / name,
+        folder / "converted" / name,
+        "--matching_token=cls",
+      )
       good &= compare(folder, name, args)
       (folder / "exported").mkdir()
-      run(sys.executable, "-m", "coca.convert", folder / "converted" / name, folder / "exported" / name,
-          "--to=transformers")
+      run(
+        sys.executable,
+        "-m",
+        "coca.convert",
+        folder / "converted" / name,
+        folder / "exported" / name,
+        "--to=transformers",
+      )
       good &= run(*own, "--peer=again", check=False)
   print("all within 1e-4, all texts and exported outputs identical" if good else "NOT the same")
   sys.exit(not good)

@@ -54,7 +54,8 @@ def peer(args) -> None:
 
     save_file(model.state_dict(), folder / "source/open_clip_model.safetensors")
     (folder / "source/bpe_simple_vocab_16e6.txt.gz").write_bytes(
-      Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz").read_bytes())
+      Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    )
     rng, size = np.random.default_rng(args.seed), settings["vision_cfg"]["image_size"]
     length = settings["text_cfg"]["context_length"]
     image = rng.integers(0, 256, (max(args.images, args.captions), size, size, 3), np.uint8)
@@ -69,22 +70,41 @@ def peer(args) -> None:
   def pixels(image):
     return ((torch.tensor(image) / 255 - mean) / std).permute(0, 3, 1, 2)
 
-  few, ids = pixels(image[:args.images]), torch.tensor(text).long()
+  few, ids = pixels(image[: args.images]), torch.tensor(text).long()
   with torch.no_grad():
-    outputs = {"image_latent": model.encode_image(few, normalize=True),
-               "text_latent": model.encode_text(ids, normalize=True)}
+    outputs = {
+      "image_latent": model.encode_image(few, normalize=True),
+      "text_latent": model.encode_text(ids, normalize=True),
+    }
     if hasattr(model, "text_decoder"):
       outputs["logits"] = model(few, ids, output_labels=False)["logits"]
       if args.captions and args.peer == "first":
         # Truly greedy: one token left to draw from, and no minimum length.
-        outputs["captions"] = torch.cat([
-          model.generate(pixels(image[i:i + 16]), generation_type="top_k", top_k=1, seq_len=SEQ_LEN, min_seq_len=0,
-                         fixed_output_length=True) for i in range(0, args.captions, 16)])
+        outputs["captions"] = torch.cat(
+          [
+            model.generate(
+              pixels(image[i : i + 16]),
+              generation_type="top_k",
+              top_k=1,
+              seq_len=SEQ_LEN,
+              min_seq_len=0,
+              fixed_output_length=True,
+            )
+            for i in range(0, args.captions, 16)
+          ]
+        )
   arrays = {k: v.numpy() for k, v in outputs.items()}
   if args.peer == "again":
     for name in ("image_latent", "text_latent"):
-      print(f"exported, loaded by open_clip: {name} " + ("bit for bit the same" if (arrays[name] == saved[name]).all()
-            else f"differs by {np.abs(arrays[name] - saved[name]).max():.1e}"), flush=True)
+      print(
+        f"exported, loaded by open_clip: {name} "
+        + (
+          "bit for bit the same"
+          if (arrays[name] == saved[name]).all()
+          else f"differs by {np.abs(arrays[name] - saved[name]).max():.1e}"
+        ),
+        flush=True,
+      )
   else:
     np.savez(folder / "outputs.npz", image=image, text=text.astype(np.int32), **arrays)
     print(f"open_clip {args.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
@@ -106,9 +126,11 @@ def compare(folder: Path, images: int, captions: int) -> bool:
   forward, params = model.forward, model.params
   differences = {
     "image latent": np.abs(np.asarray(forward.embed_images(params, image[:images])) - expected["image_latent"]).max(),
-    "text latent": np.abs(np.asarray(forward.embed_texts(params, text)) - expected["text_latent"]).max()}
+    "text latent": np.abs(np.asarray(forward.embed_texts(params, text)) - expected["text_latent"]).max(),
+  }
   same = True
   if "logits" in expected:
+
     @jax.jit
     def logits(params, image, text):
       m = nnx.merge(forward.graphdef, params)
@@ -119,17 +141,21 @@ def compare(folder: Path, images: int, captions: int) -> bool:
     differences["logits at words"] = np.abs(ours - theirs).max()
     print(f"logits: deviation {theirs.std():.2f}, over {len(theirs)} words")
   if captions and "captions" in expected:
-    theirs = expected["captions"][:, :SEQ_LEN - 1]
+    theirs = expected["captions"][:, : SEQ_LEN - 1]
     special = Special(model.tokenizer.bos, model.tokenizer.eos)
     writer = forward.writer(params)
-    ours = np.concatenate([
-      np.asarray(forward.caption(writer, forward.encode(params, image[i:i + 16]), special=special).text)
-      for i in range(0, captions, 16)
-    ])[:, 0, :SEQ_LEN - 1]
+    ours = np.concatenate(
+      [
+        np.asarray(forward.caption(writer, forward.encode(params, image[i : i + 16]), special=special).text)
+        for i in range(0, captions, 16)
+      ]
+    )[:, 0, : SEQ_LEN - 1]
     equal = (ours == theirs).all(1)
     same = bool(equal.all())
-    print(f"greedy captions: {equal.sum()} of {len(equal)} identical, {len(np.unique(theirs, axis=0))} distinct ones; "
-          f"first: {model.tokenizer.decode(ours[0])!r}")
+    print(
+      f"greedy captions: {equal.sum()} of {len(equal)} identical, {len(np.unique(theirs, axis=0))} distinct ones; "
+      f"first: {model.tokenizer.decode(ours[0])!r}"
+    )
   for name, value in differences.items():
     print(f"{name}: largest difference {value:.1e}", flush=True)
   return same and max(differences.values()) <= 1e-4
@@ -155,8 +181,14 @@ def main() -> None:
 
   with tempfile.TemporaryDirectory() as folder:
     folder = Path(folder)
-    own = [__file__, f"--model={args.model}", f"--images={args.images}", f"--captions={args.captions}",
-           f"--seed={args.seed}", f"--folder={folder}"]
+    own = [
+      __file__,
+      f"--model={args.model}",
+      f"--images={args.images}",
+      f"--captions={args.captions}",
+      f"--seed={args.seed}",
+      f"--folder={folder}",
+    ]
     run(args.peer_python, *own, "--peer=first")
     run(sys.executable, "-m", "coca.convert", folder / "source", folder / "converted")
     good = compare(folder, args.images, args.captions)

@@ -31,8 +31,10 @@ def make_step(open_clip, torch, model, batch: int, size: int, length: int, vocab
   named = list(model.named_parameters())
   no_decay = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n]
   ids = {id(p) for p in no_decay}
-  groups = [{"params": no_decay, "weight_decay": 0.0},
-            {"params": [p for _, p in named if id(p) not in ids], "weight_decay": 0.2}]
+  groups = [
+    {"params": no_decay, "weight_decay": 0.0},
+    {"params": [p for _, p in named if id(p) not in ids], "weight_decay": 0.2},
+  ]
   optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98), eps=1e-6)
   generator = torch.Generator().manual_seed(0)
   image = torch.randn(batch, 3, size, size, generator=generator)

@@ -32,8 +32,18 @@ RUNS = {  # config, topology, data x fsdp, pairs a device
   "large_256": ("coca_large", "v5e-256", (16, 16), 32),
   "large_16": ("coca_large", "v5e-16", (1, 16), 32),
 }
-COLUMNS = ("run", "topology", "data x fsdp", "pairs a device", "batch", "compiled in", "peak a device", "limit",
-           "sent a step", "pictures")
+COLUMNS = (
+  "run",
+  "topology",
+  "data x fsdp",
+  "pairs a device",
+  "batch",
+  "compiled in",
+  "peak a device",
+  "limit",
+  "sent a step",
+  "pictures",
+)
 
 
 def main() -> None:
@@ -51,9 +61,12 @@ def main() -> None:
   program = compile_step(config, devices)
   sent = sum(row.sent for row in program.collectives)
   others = foreign(config, program, pairs)
-  print(f"| {names[0]} | {topology} | {data} x {fsdp} | {pairs} | {config.data.batch:,} | {program.seconds:.0f} s | "
-        f"{program.peak / 2**30:.2f} GiB | {devices.memory / 2**30:.2f} | {sent / 1e9:.2f} GB | "
-        f"{len(others)} |", flush=True)
+  print(
+    f"| {names[0]} | {topology} | {data} x {fsdp} | {pairs} | {config.data.batch:,} | {program.seconds:.0f} s | "
+    f"{program.peak / 2**30:.2f} GiB | {devices.memory / 2**30:.2f} | {sent / 1e9:.2f} GB | "
+    f"{len(others)} |",
+    flush=True,
+  )
   for row in others:
     print(row, file=sys.stderr, flush=True)
 
@@ -74,8 +87,13 @@ def foreign(config, program, pairs: int) -> list:
   def is_embeddings(row):  # of all pairs or of an fsdp group's, filled up a little
     return row.shape[-1:] == (width,) and any(n <= math.prod(row.shape[:-1]) < 1.05 * n for n in (batch, pairs * fsdp))
 
-  return [row for row in program.collectives if (n := math.prod(row.shape)) not in known and not is_embeddings(row)
-          and (n >= pictures or n in (batch * pairs, batch * pairs * fsdp, batch**2))]
+  return [
+    row
+    for row in program.collectives
+    if (n := math.prod(row.shape)) not in known
+    and not is_embeddings(row)
+    and (n >= pictures or n in (batch * pairs, batch * pairs * fsdp, batch**2))
+  ]
 
 
 if __name__ == "__main__":

@@ -49,12 +49,15 @@ def main() -> None:
     setup = Setup(c, mesh)
     state = setup.init_state()
     size, text = c.model.image.size, c.model.text
-    batch = put_batch({
-      "image": rng.integers(0, 256, (args.batch, size, size, 3), np.uint8),
-      "text": rng.integers(4, text.vocab, (args.batch, text.length), np.int32),
-      "hashes": rng.integers(2**32, size=(args.batch, 2), dtype=np.uint32),
-      "weight": np.ones(args.batch, np.float32),
-    }, mesh)
+    batch = put_batch(
+      {
+        "image": rng.integers(0, 256, (args.batch, size, size, 3), np.uint8),
+        "text": rng.integers(4, text.vocab, (args.batch, text.length), np.int32),
+        "hashes": rng.integers(2**32, size=(args.batch, 2), dtype=np.uint32),
+        "weight": np.ones(args.batch, np.float32),
+      },
+      mesh,
+    )
     step = TrainStep(setup)
     state, _ = jax.block_until_ready(step(state, batch))
     runs[name] = [step, state, batch, [], flops_per_pair(c)["total"]]
@@ -67,8 +70,10 @@ def main() -> None:
   base = statistics.median(runs["contrastive"][3])
   for name, (_, _, _, seconds, flops) in runs.items():
     median = statistics.median(seconds)
-    print(f"{name:<12} {median:6.2f} s a step of {args.batch}: {median / base:.2f}; {flops / 1e9:.1f} GFLOPs a pair: "
-          f"{flops / runs['contrastive'][4]:.2f}")
+    print(
+      f"{name:<12} {median:6.2f} s a step of {args.batch}: {median / base:.2f}; {flops / 1e9:.1f} GFLOPs a pair: "
+      f"{flops / runs['contrastive'][4]:.2f}"
+    )
 
 
 if __name__ == "__main__":

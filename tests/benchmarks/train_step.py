@@ -68,12 +68,15 @@ def work(args) -> None:
   state = setup.init_state()
   step_fn = TrainStep(setup)
   rng, size, text = np.random.default_rng(0), config.model.image.size, config.model.text
-  batch = put_batch({
-    "image": rng.integers(0, 256, (args.batch, size, size, 3), np.uint8),
-    "text": rng.integers(4, text.vocab, (args.batch, text.length), np.int32),
-    "hashes": rng.integers(2**32, size=(args.batch, 2), dtype=np.uint32),
-    "weight": np.ones(args.batch, np.float32),
-  }, mesh)
+  batch = put_batch(
+    {
+      "image": rng.integers(0, 256, (args.batch, size, size, 3), np.uint8),
+      "text": rng.integers(4, text.vocab, (args.batch, text.length), np.int32),
+      "hashes": rng.integers(2**32, size=(args.batch, 2), dtype=np.uint32),
+      "weight": np.ones(args.batch, np.float32),
+    },
+    mesh,
+  )
 
   def step():
     nonlocal state
@@ -108,8 +111,11 @@ def main() -> None:
     workers[1].facts |= counter.facts
   for w in workers:
     w.step()  # compiles, and warms up
-    print(f"{w.name}: {w.facts['parameters'] / 1e6:.1f}M parameters, {w.facts['flops'] / 1e9:.1f} GFLOPs a pair; "
-          f"first step {w.seconds.pop():.1f} s", flush=True)
+    print(
+      f"{w.name}: {w.facts['parameters'] / 1e6:.1f}M parameters, {w.facts['flops'] / 1e9:.1f} GFLOPs a pair; "
+      f"first step {w.seconds.pop():.1f} s",
+      flush=True,
+    )
   for _ in range(args.rounds):
     for w in workers:
       w.step()
@@ -118,13 +124,17 @@ def main() -> None:
   for w in workers:
     w.close()
     speed = args.batch / statistics.median(w.seconds)
-    print(f"{w.name:<10} {speed:.3f} pairs/s (median; best {args.batch / min(w.seconds):.3f}), "
-          f"{speed * w.facts['flops'] / 1e9:.1f} GFLOP/s, peak memory {w.peak / 2**30:.2f} GiB, "
-          f"loss {w.losses[0]:.2f} to {w.losses[-1]:.2f}")
+    print(
+      f"{w.name:<10} {speed:.3f} pairs/s (median; best {args.batch / min(w.seconds):.3f}), "
+      f"{speed * w.facts['flops'] / 1e9:.1f} GFLOP/s, peak memory {w.peak / 2**30:.2f} GiB, "
+      f"loss {w.losses[0]:.2f} to {w.losses[-1]:.2f}"
+    )
   if args.peer_python:
     ours, peer = workers
-    print(f"ours : open_clip: {statistics.median(peer.seconds) / statistics.median(ours.seconds):.2f} x pairs/s "
-          f"(best {min(peer.seconds) / min(ours.seconds):.2f}), {ours.peak / peer.peak:.2f} x peak memory")
+    print(
+      f"ours : open_clip: {statistics.median(peer.seconds) / statistics.median(ours.seconds):.2f} x pairs/s "
+      f"(best {min(peer.seconds) / min(ours.seconds):.2f}), {ours.peak / peer.peak:.2f} x peak memory"
+    )
 
 
 if __name__ == "__main__":

@@ -73,8 +73,11 @@ def measure(args) -> None:
   batches = train_batches(config, {"web": source}, words, range(args.batch))
   next(batches)
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  print(f"{len(source):,} records opened in {opened:.1f} s, first batch of {args.batch} after "
-        f"{time.perf_counter() - began:.1f} s more; {memory:.2f} GiB of memory", flush=True)
+  print(
+    f"{len(source):,} records opened in {opened:.1f} s, first batch of {args.batch} after "
+    f"{time.perf_counter() - began:.1f} s more; {memory:.2f} GiB of memory",
+    flush=True,
+  )
   if not args.paced:
     return batches.close()
   began = time.perf_counter()
@@ -93,8 +96,10 @@ def measure(args) -> None:
       waited += time.perf_counter() - asked
       time.sleep(step)
     seconds = time.perf_counter() - began
-  print(f"a device that takes {rate:,.0f} pairs/s (for {os.cpu_count()} of {args.cores} cores; all {full:,.0f}) waits "
-        f"for data {waited / seconds:.2%} of the time")
+  print(
+    f"a device that takes {rate:,.0f} pairs/s (for {os.cpu_count()} of {args.cores} cores; all {full:,.0f}) waits "
+    f"for data {waited / seconds:.2%} of the time"
+  )
 
 
 def main() -> None:

@@ -35,11 +35,23 @@ class Job:
       port = s.getsockname()[1]
     self.workdir = workdir
     environment = {
-      **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "COCA_PYTHON": sys.executable, "COCA_EXTRA": "cpu",
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": str(ROOT),
+      "COCA_PYTHON": sys.executable,
+      "COCA_EXTRA": "cpu",
       "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "COCA_BACKOFF": "1", **(environment or {})}
-    command = ["bash", str(ROOT / "launch" / "run_worker.sh"), f"--workdir={workdir}", f"--timeout={timeout}",
-               *arguments]
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "COCA_BACKOFF": "1",
+      **(environment or {}),
+    }
+    command = [
+      "bash",
+      str(ROOT / "launch" / "run_worker.sh"),
+      f"--workdir={workdir}",
+      f"--timeout={timeout}",
+      *arguments,
+    ]
     if processes > 1:
       command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"]
     self.outputs = [workdir.with_name(f"{workdir.name}-{i}.out") for i in range(processes)]
@@ -47,8 +59,9 @@ class Job:
     for i, output in enumerate(self.outputs):
       own = [f"--process_id={i}"] * (processes > 1)
       with output.open("a") as out:
-        self.workers.append(subprocess.Popen(command + own, env=environment, stdout=out, stderr=subprocess.STDOUT,
-                                             start_new_session=True))
+        self.workers.append(
+          subprocess.Popen(command + own, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        )
 
   def __enter__(self):
     return self
@@ -95,5 +108,6 @@ def parameters(workdir) -> dict[str, np.ndarray]:
   import jax
 
   import coca
+
   model = coca.load(workdir)
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(model.params)}

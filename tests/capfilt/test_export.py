@@ -61,8 +61,10 @@ def exported(to, kind):
 
 def same(found, expected):
   """Images and texts, in order; the origin of a text is told beside it only."""
+
   def shape(records):
     return [(r.image, [t.text for t in r.texts]) for r in records]
+
   assert shape(found) == shape(expected) and len(expected) > 0
 
 
@@ -96,9 +98,18 @@ def test_what_stands_in_a_tar(tmp_path):
   assert {name.partition(".")[2] for name in members} == {"jpg", "png", "webp", "json", "txt"}
   assert members["000000004_0.png"] == picture(4, "PNG") and members["000000004_0.txt"].decode() == "Menschen 4 ü"
   meta = json.loads(members["000000004_1.json"])
-  assert meta == {"key": "a/04.x.jpg", "index": 4, "caption": "synthetic 4 0", "origin": "synthetic",
-                  "matching": pytest.approx(0.7), "contrastive": pytest.approx(0.2), "decoding": '{"p": 0.9}',
-                  "captioner": "sha256:c", "filter": "sha256:f", "version": "1"}
+  assert meta == {
+    "key": "a/04.x.jpg",
+    "index": 4,
+    "caption": "synthetic 4 0",
+    "origin": "synthetic",
+    "matching": pytest.approx(0.7),
+    "contrastive": pytest.approx(0.2),
+    "decoding": '{"p": 0.9}',
+    "captioner": "sha256:c",
+    "filter": "sha256:f",
+    "version": "1",
+  }
   export(out, tmp_path / "images", sample="image")
   with tarfile.open(tmp_path / "images" / "folder.tar") as f:
     members = {m.name: f.extractfile(m).read() for m in f}
@@ -188,9 +199,11 @@ def test_what_cannot_be_exported(tmp_path):
   out, to = tmp_path / "out", tmp_path / "to"
   settings = tars(tmp_path / "in")
   bootstrap(out, settings)
-  for changes, message in (({"format": "tfds"}, "export format 'tfds'; it may be 'webdataset', 'parquet'"),
-                           ({"sample": "both"}, "export sample 'both'"),
-                           ({"origins": {"nobody": 1.0}}, r"export\.origins\.nobody: no such origin")):
+  for changes, message in (
+    ({"format": "tfds"}, "export format 'tfds'; it may be 'webdataset', 'parquet'"),
+    ({"sample": "both"}, "export sample 'both'"),
+    ({"origins": {"nobody": 1.0}}, r"export\.origins\.nobody: no such origin"),
+  ):
     with pytest.raises(ValueError, match=message):
       export(out, to, **changes)
   (out / "texts" / "0-00000.parquet").unlink()
@@ -210,8 +223,12 @@ def test_images_that_changed_or_broke_are_told(tmp_path):
   out = tmp_path / "out"
   bootstrap(out, tars(tmp_path / "in"))
   whole = export(out, tmp_path / "whole", sample="image")
-  members = {name: data for n in (100, 101, 999, 103, 104, 105) for name, data in {
-    f"{n:09d}.jpg": tars_picture(n), f"{n:09d}.txt": b"x"}.items() if name != "000000103.jpg"}
+  members = {
+    name: data
+    for n in (100, 101, 999, 103, 104, 105)
+    for name, data in {f"{n:09d}.jpg": tars_picture(n), f"{n:09d}.txt": b"x"}.items()
+    if name != "000000103.jpg"
+  }
   (tmp_path / "in" / "1.tar").write_bytes(tar(members))
   done = export(out, tmp_path / "to", sample="image")
   assert len(done.problems) == 2 and done.samples == whole.samples - 2

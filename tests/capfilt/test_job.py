@@ -59,8 +59,16 @@ def folders(tmp_path_factory):
 
 def settings_of(folders, **changes) -> CapFilt:
   source = Source(kind="folder", path=str(folders / "web"), origin="web")
-  given = {"captioner": str(folders / "captioner"), "filter": str(folders / "filter"), "source": source,
-           "decoding": NUCLEUS, "min_matching": LEAST, "batch": 8, "shard": 12, "threads": 2}
+  given = {
+    "captioner": str(folders / "captioner"),
+    "filter": str(folders / "filter"),
+    "source": source,
+    "decoding": NUCLEUS,
+    "min_matching": LEAST,
+    "batch": 8,
+    "shard": 12,
+    "threads": 2,
+  }
   return CapFilt(**given | changes)
 
 
@@ -97,8 +105,11 @@ def test_rows_are_what_the_models_say_when_used_by_hand(rows, folders):
   ids = [draw_id(source[n].key) for n in good]
   synthetic = captioner.caption(files, ids=ids, strategy="sample", top_p=0.9, min_length=8, seed=4)
   assert len(set(synthetic)) > 5
-  expected = [(n, text, origin) for n, written in zip(good, synthetic, strict=True)
-              for text, origin in [*((t.text, "web") for t in source[n].texts), (written, "synthetic")]]
+  expected = [
+    (n, text, origin)
+    for n, written in zip(good, synthetic, strict=True)
+    for text, origin in [*((t.text, "web") for t in source[n].texts), (written, "synthetic")]
+  ]
   # What is made of random weights may be no word.
   found = [row for row in rows if row["text"] and row["index"] != 10]
   expected = [row for row in expected if row[1]]
@@ -119,7 +130,7 @@ def test_rows_are_what_the_models_say_when_used_by_hand(rows, folders):
 
 
 def test_a_broken_image_is_a_row_with_its_reason(rows):
-  row, = (row for row in rows if row["index"] == 10)
+  (row,) = (row for row in rows if row["index"] == 10)
   assert row["kept"] is False and row.get("matching") is None
   assert row["text"] == "text 10 of the web" and row["origin"] == "web" and row["image"] is None
   assert "10.png" in row["key"] and row["problem"]
@@ -163,8 +174,10 @@ def test_both_scores_may_decide(models, rows, folders):
   median = float(np.median([row["contrastive"] for row in rows if row["matching"] is not None]))
   settings = settings_of(folders, min_contrastive=median)
   found = rows_of(models, open_source(settings.source), settings, range(WEB))
-  expected = [row["matching"] is not None and row["matching"] >= LEAST and row["contrastive"] >= np.float32(median)
-              for row in rows]
+  expected = [
+    row["matching"] is not None and row["matching"] >= LEAST and row["contrastive"] >= np.float32(median)
+    for row in rows
+  ]
   assert [row["kept"] for row in found] == expected != [row["kept"] for row in rows]
 
 
@@ -176,7 +189,7 @@ def test_the_best_of_several_is_the_filters_choice(models, folders):
   for n in range(8):
     scores = [row["matching"] for row in every if row["index"] == n and row["origin"] == "synthetic"]
     assert len(scores) in (2, 3)  # one may be no word
-    chosen, = (row for row in best if row["index"] == n and row["origin"] == "synthetic")
+    (chosen,) = (row for row in best if row["index"] == n and row["origin"] == "synthetic")
     assert chosen["matching"] == pytest.approx(max(scores), abs=2e-6)
 
 
@@ -284,7 +297,8 @@ def test_a_captioner_without_words_is_a_problem(models, folders):
   mute.read = lambda tokens: [[" "]] * mute.batch
   found = rows_of(mute, open_source(settings_of(folders).source), mute.settings, range(2))
   assert [(row["text"], row["kept"], row["problem"]) for row in found if row["origin"] != "web"] == [
-    (None, False, "the captioner wrote no word")] * 2
+    (None, False, "the captioner wrote no word")
+  ] * 2
   assert [row["matching"] is None for row in found] == [row["origin"] is None for row in found]
 
 
@@ -300,18 +314,36 @@ def test_too_many_failures_end_the_job_and_say_why(models, folders, tmp_path, mo
 
 
 def arguments(folders, out, *more):
-  return [f"--config={ROOT}/configs/capfilt.py", f"--config.captioner={folders}/captioner",
-          f"--config.filter={folders}/filter", "--config.source.kind=folder", "--config.source.origin=web",
-          f"--config.source.path={folders}/web", "--config.decoding.min_length=8", "--config.batch=8",
-          "--config.shard=3", "--config.threads=1", f"--workdir={out}", *more]
+  return [
+    f"--config={ROOT}/configs/capfilt.py",
+    f"--config.captioner={folders}/captioner",
+    f"--config.filter={folders}/filter",
+    "--config.source.kind=folder",
+    "--config.source.origin=web",
+    f"--config.source.path={folders}/web",
+    "--config.decoding.min_length=8",
+    "--config.batch=8",
+    "--config.shard=3",
+    "--config.threads=1",
+    f"--workdir={out}",
+    *more,
+  ]
 
 
 def start(folders, out, *more, program=("-m", "coca.capfilt")):
-  env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folders / "xla"),
-                      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-                      "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
-  return subprocess.Popen([sys.executable, *program, *arguments(folders, out, *more)], env=env,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  env = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "JAX_COMPILATION_CACHE_DIR": str(folders / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+  }
+  return subprocess.Popen(
+    [sys.executable, *program, *arguments(folders, out, *more)],
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 KILLED = """
@@ -375,7 +407,7 @@ def test_a_preview_is_a_report_of_a_few(folders, tmp_path, capsys):
   page = (tmp_path / "preview" / "report.html").read_text()
   table = sidecars.read(sidecars.path_of(tmp_path / "preview", "preview"))
   assert sorted(set(table["index"].to_pylist())) == [2, 7, 12, 17, 22, 27]
-  records = json.loads(re.search(r'<script[^>]*application/json[^>]*>(.*?)</script>', page, re.DOTALL)[1])["records"]
+  records = json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", page, re.DOTALL)[1])["records"]
   assert [record["index"] for record in records] == [2, 7, 12, 17, 22, 27]
   assert all(record["image"].startswith("data:image/") and len(record["texts"]) >= 2 for record in records)
   assert not (tmp_path / "texts").exists()
@@ -409,15 +441,16 @@ def test_two_jobs_in_one_workdir(folders, tmp_path, monkeypatch):
 
 def test_mistakes_are_told_before_any_work(folders, tmp_path, monkeypatch):
   for changes, message in (
-      ({"captioner": "", "filter": ""}, "name at least one model"),
-      ({"source.kind": "folders"}, r"config\.source\.kind is 'folders'"),
-      ({"best": 2}, r"config\.best 2 is more than config\.decoding\.n 1"),
-      ({"share": 0.5, "top": 3}, "both set"),
-      ({"engine": "beam"}, "it may be 'local', 'ray'"),
-      ({"min_matching": 50.0}, "it is a probability"),
-      ({"min_contrastive": 30.0}, "it is a cosine"),
-      ({"source.min_matching": 0.7}, r"config\.source\.min_matching chooses among"),
-      ({"decoding.top_p": 0.0}, "top_p is 0.0")):
+    ({"captioner": "", "filter": ""}, "name at least one model"),
+    ({"source.kind": "folders"}, r"config\.source\.kind is 'folders'"),
+    ({"best": 2}, r"config\.best 2 is more than config\.decoding\.n 1"),
+    ({"share": 0.5, "top": 3}, "both set"),
+    ({"engine": "beam"}, "it may be 'local', 'ray'"),
+    ({"min_matching": 50.0}, "it is a probability"),
+    ({"min_contrastive": 30.0}, "it is a cosine"),
+    ({"source.min_matching": 0.7}, r"config\.source\.min_matching chooses among"),
+    ({"decoding.top_p": 0.0}, "top_p is 0.0"),
+  ):
     with pytest.raises(ValueError, match=message):
       from_file(folders, **changes)
   monkeypatch.setattr("coca.inference.load", None)  # no weights are read

@@ -71,8 +71,19 @@ def cluster():
 def settings(root, cluster):
   source = Source(kind="folder", path=str(root / "web"), origin="web")
   model = str(root / "model")
-  return CapFilt(captioner=model, filter=model, source=source, decoding=Decoding(strategy="sample", top_p=0.9),
-                 min_matching=0.4, batch=3, shard=3, threads=1, max_failed=0.5, engine="ray", address=cluster.address)
+  return CapFilt(
+    captioner=model,
+    filter=model,
+    source=source,
+    decoding=Decoding(strategy="sample", top_p=0.9),
+    min_matching=0.4,
+    batch=3,
+    shard=3,
+    threads=1,
+    max_failed=0.5,
+    engine="ray",
+    address=cluster.address,
+  )
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +111,6 @@ def instrumented(log, seconds=0.0, raises="", dies="", models=True):
   """A worker that writes down what it does, is slow, and fails at the shards (or at 'start') that it is told."""
 
   class Instrumented(on_ray.Worker):
-
     def note(self, what):
       with open(log, "a") as file:
         file.write(f"{what} {os.getpid()}\n")
@@ -248,8 +258,15 @@ def test_no_cluster_or_no_room_is_said_at_once(cluster, settings, tmp_path, monk
 
 def test_room():
   nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 8.0}, {"CPU": 64.0}]
-  for take, room in (({"GPU": 1.0}, 10), ({"GPU": 8.0}, 1), ({"GPU": 1.0, "CPU": 4.0}, 2), ({"CPU": 0.1}, 750),
-                     ({"GPU": 0.5, "CPU": 0.0}, 20), ({"TPU": 4.0}, 0), ({"CPU": 0.0}, 3)):
+  for take, room in (
+    ({"GPU": 1.0}, 10),
+    ({"GPU": 8.0}, 1),
+    ({"GPU": 1.0, "CPU": 4.0}, 2),
+    ({"CPU": 0.1}, 750),
+    ({"GPU": 0.5, "CPU": 0.0}, 20),
+    ({"TPU": 4.0}, 0),
+    ({"CPU": 0.0}, 3),
+  ):
     assert on_ray._room(nodes, take) == room
 
 

@@ -17,10 +17,22 @@ from coca.data.sidecars import SidecarError
 from support.browser import CHROMIUM, Browser
 
 CODED = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema([
-  ("index", pa.int64()), ("key", pa.string()), ("text", pa.string()), ("origin", CODED), ("matching", pa.float32()),
-  ("contrastive", pa.float32()), ("kept", pa.bool_()), ("problem", pa.string()), ("decoding", CODED),
-  ("captioner", CODED), ("filter", CODED), ("version", CODED)])
+SCHEMA = pa.schema(
+  [
+    ("index", pa.int64()),
+    ("key", pa.string()),
+    ("text", pa.string()),
+    ("origin", CODED),
+    ("matching", pa.float32()),
+    ("contrastive", pa.float32()),
+    ("kept", pa.bool_()),
+    ("problem", pa.string()),
+    ("decoding", CODED),
+    ("captioner", CODED),
+    ("filter", CODED),
+    ("version", CODED),
+  ]
+)
 BROKEN = {7: "disk is on fire", 60: "not decodable: 17 bytes are missing"}
 SCRIPT = "<script>document.title = 'pwned'</script><img src=x onerror=\"document.title='pwned'\"></script><!--"
 
@@ -49,15 +61,22 @@ def make_rows(rng) -> list[dict]:
   for i in range(90):
     base = {"index": i, "key": f"key/{i}", "filter": "sha256:f", "version": "1.2.3"}
     if i in BROKEN:
-      rows.append(base | {"kept": False, "problem": f"shard-{i}.tar: record 'key/{i}': {BROKEN[i]}", "text": "lost",
-                          "origin": "web"})
+      rows.append(
+        base
+        | {"kept": False, "problem": f"shard-{i}.tar: record 'key/{i}': {BROKEN[i]}", "text": "lost", "origin": "web"}
+      )
       continue
-    for origin in ("human",) if i % 10 == 0 else ("web", "synthetic", "synthetic")[:1 + i % 3]:
+    for origin in ("human",) if i % 10 == 0 else ("web", "synthetic", "synthetic")[: 1 + i % 3]:
       matching, contrastive = np.float32(rng.integers(0, 101) / 100), np.float32(rng.normal(0.2, 0.1))
       if i == 31:
         matching = np.float32("nan")
-      row = base | {"text": f"{origin} text {i}", "origin": origin, "matching": matching, "contrastive": contrastive,
-                    "kept": bool(matching >= 0.5) or origin == "human"}
+      row = base | {
+        "text": f"{origin} text {i}",
+        "origin": origin,
+        "matching": matching,
+        "contrastive": contrastive,
+        "kept": bool(matching >= 0.5) or origin == "human",
+      }
       if i == 33:
         row["kept"] = None
       if origin == "synthetic":
@@ -83,10 +102,19 @@ def out(tmp_path_factory, rows):
   for name, start, stop in shards[:2]:
     mine = [row for row in rows if start <= row["index"] < stop]
     pq.write_table(pa.Table.from_pylist(mine, SCHEMA), out / "texts" / f"{name}.parquet", row_group_size=7)
-  (out / "manifest.json").write_text(json.dumps({
-    "settings": {"captioner": "runs/c", "note": "</script>"}, "captioner": "sha256:c", "filter": "sha256:f",
-    "version": "1.2.3", "source": {"kind": "folder", "path": "pics"}, "shards": shards,
-    "threshold": {"matching": 0.5}}))
+  (out / "manifest.json").write_text(
+    json.dumps(
+      {
+        "settings": {"captioner": "runs/c", "note": "</script>"},
+        "captioner": "sha256:c",
+        "filter": "sha256:f",
+        "version": "1.2.3",
+        "source": {"kind": "folder", "path": "pics"},
+        "shards": shards,
+        "threshold": {"matching": 0.5},
+      }
+    )
+  )
   write_report(out, Pictures())
   return out
 
@@ -106,7 +134,8 @@ def test_counts_are_those_of_the_rows(out, rows):
       "failed": sum(r["kept"] is False and "problem" in r for r in mine),
       "undecided": sum(r["kept"] is None for r in mine),
       "repeating": sum(plain_repeats(r["text"]) for r in mine),
-      "repeating_kept": sum(plain_repeats(r["text"]) and r["kept"] is True for r in mine)}
+      "repeating_kept": sum(plain_repeats(r["text"]) and r["kept"] is True for r in mine),
+    }
     assert {k: found[k] for k in states} == states
     # The histogram gives what any threshold in hundredths keeps, edges included.
     for cut in range(101):
@@ -119,10 +148,12 @@ def test_counts_are_those_of_the_rows(out, rows):
   kept = [sum(r["kept"] is True for r in rows if r["index"] == i) for i in range(60)]
   assert data["images"] == [kept.count(0), kept.count(1), sum(k > 1 for k in kept)]
   assert data["shards"] == {"finished": 2, "all": 3}
-  assert data["failures"] == [["shard-….tar: record …: disk is on fire", 1, 1,
-                               "shard-7.tar: record 'key/7': disk is on fire"]]
-  assert data["identities"]["decoding"] == [['{"strategy": "sample", "top_p": 0.9}',
-                                             sum(r["origin"] == "synthetic" for r in rows)]]
+  assert data["failures"] == [
+    ["shard-….tar: record …: disk is on fire", 1, 1, "shard-7.tar: record 'key/7': disk is on fire"]
+  ]
+  assert data["identities"]["decoding"] == [
+    ['{"strategy": "sample", "top_p": 0.9}', sum(r["origin"] == "synthetic" for r in rows)]
+  ]
 
 
 def test_it_does_not_matter_how_the_rows_are_cut(rows):
@@ -144,28 +175,57 @@ def test_it_does_not_matter_how_the_rows_are_cut(rows):
 
 
 def test_the_counts_for_the_terminal():
-  rows = [{"index": i, "key": "k", "text": "t", "origin": origin, "kept": kept, "problem": problem}
-          for i, (origin, kept, problem) in enumerate([("web", True, None), ("web", False, None), ("web", False, "x"),
-                                                       ("synthetic", True, None), (None, False, "broken")])]
+  rows = [
+    {"index": i, "key": "k", "text": "t", "origin": origin, "kept": kept, "problem": problem}
+    for i, (origin, kept, problem) in enumerate(
+      [
+        ("web", True, None),
+        ("web", False, None),
+        ("web", False, "x"),
+        ("synthetic", True, None),
+        (None, False, "broken"),
+      ]
+    )
+  ]
   rows[-1]["text"] = None
   tally = Tally()
   tally.add(pa.Table.from_pylist(rows, SCHEMA).to_batches()[0])
   assert re.sub(" +", " ", str(tally)).splitlines() == [
-    " web 1 of 3 kept (33.3%)", " synthetic 1 of 1 kept (100.0%)", " without a text 1"]
+    " web 1 of 3 kept (33.3%)",
+    " synthetic 1 of 1 kept (100.0%)",
+    " without a text 1",
+  ]
 
 
 def plain_repeats(text):
   """A word or a phrase of up to four words three times in a row, word by word."""
   words = re.findall(r"[^\W_]+", (text or "").lower())
-  return any(words[i:i + n] == words[i + n:i + 2 * n] == words[i + 2 * n:i + 3 * n]
-             for n in range(1, 5) for i in range(len(words) - 3 * n + 1))
+  return any(
+    words[i : i + n] == words[i + n : i + 2 * n] == words[i + 2 * n : i + 3 * n]
+    for n in range(1, 5)
+    for i in range(len(words) - 3 * n + 1)
+  )
 
 
 def test_texts_that_repeat_themselves_are_counted():
   rng = np.random.default_rng(0)
-  texts = ["2 2 2 2", "A dog, a dog; a DOG!", "a b c d a b c d a b c d", "a b c d e a b c d e a b c d e", "2 2",
-           "very very", "no", "no no", "no", "", None, "ein Hund ein Hund ein Hund im Gras", "der der", "der Hund",
-           "hot hot  hot"]
+  texts = [
+    "2 2 2 2",
+    "A dog, a dog; a DOG!",
+    "a b c d a b c d a b c d",
+    "a b c d e a b c d e a b c d e",
+    "2 2",
+    "very very",
+    "no",
+    "no no",
+    "no",
+    "",
+    None,
+    "ein Hund ein Hund ein Hund im Gras",
+    "der der",
+    "der Hund",
+    "hot hot  hot",
+  ]
   texts += [" ".join(rng.choice(["a", "b", "c."], rng.integers(0, 12))) for _ in range(500)]
   found = repeats(pa.array(texts))
   assert found.tolist() == [plain_repeats(text) for text in texts]
@@ -173,9 +233,17 @@ def test_texts_that_repeat_themselves_are_counted():
   assert 20 < found[15:].sum() < 480
   assert not repeats(pa.array([None, ""], pa.string())).any() and len(repeats(pa.array([], pa.string()))) == 0
 
-  rows = [{"index": i, "key": "k", "text": text, "origin": origin, "kept": kept, "problem": None}
-          for i, (text, origin, kept) in enumerate([("2 2 2", "synthetic", True), ("2 2 2", "synthetic", False),
-                                                    ("a dog", "synthetic", True), ("no no no", "web", False)])]
+  rows = [
+    {"index": i, "key": "k", "text": text, "origin": origin, "kept": kept, "problem": None}
+    for i, (text, origin, kept) in enumerate(
+      [
+        ("2 2 2", "synthetic", True),
+        ("2 2 2", "synthetic", False),
+        ("a dog", "synthetic", True),
+        ("no no no", "web", False),
+      ]
+    )
+  ]
   tally = Tally()
   tally.add(pa.Table.from_pylist(rows, SCHEMA).to_batches()[0])
   counts = {name: (o.repeating, o.repeating_kept) for name, o in tally.origins.items() if o.texts}
@@ -186,13 +254,19 @@ def test_texts_that_repeat_themselves_are_counted():
 def test_reasons_are_counted_by_image_and_their_number_is_bounded(monkeypatch):
   monkeypatch.setattr("coca.capfilt.tally.MOST_REASONS", 3)
   problems = ["a 1"] * 2 + ["b of 'x y'"] + ["key5: c"] + ["d", "e"]
-  rows = [{"index": i // 2 + 5, "key": f"key{i // 2 + 5}", "text": "t", "origin": "web", "kept": False, "problem": p}
-          for i, p in enumerate(["key5: c", *problems])]
+  rows = [
+    {"index": i // 2 + 5, "key": f"key{i // 2 + 5}", "text": "t", "origin": "web", "kept": False, "problem": p}
+    for i, p in enumerate(["key5: c", *problems])
+  ]
   rows.append({"index": 99, "key": "", "problem": "a 2"})  # no text
   tally = Tally()
   tally.add(pa.Table.from_pylist(rows, SCHEMA).to_batches()[0])
   assert {k: v[:2] for k, v in tally.failures.items()} == {
-    "…: c": [1, 1], "a …": [3, 2], "b of …": [1, 1], "other reasons": [2, 3]}
+    "…: c": [1, 1],
+    "a …": [3, 2],
+    "b of …": [1, 1],
+    "other reasons": [2, 3],
+  }
 
 
 def test_agreement_is_that_of_the_decisions():
@@ -200,10 +274,22 @@ def test_agreement_is_that_of_the_decisions():
   n = 5000
   matching = rng.random(n).astype(np.float32)
   contrastive = (0.2 * matching + rng.normal(0, 0.1, n)).astype(np.float32)
-  rows = [{"index": i, "key": "k", "text": "t", "origin": "web" if i % 2 else "synthetic", "matching": m,
-           "contrastive": c, "kept": True} for i, (m, c) in enumerate(zip(matching, contrastive, strict=True))]
-  rows += [{"index": n, "key": "k", "text": "t", "origin": "human", "matching": 0.9, "contrastive": 0.1, "kept": True},
-           {"index": n + 1, "key": "k", "text": "t", "origin": "web", "matching": 0.9, "kept": True}]
+  rows = [
+    {
+      "index": i,
+      "key": "k",
+      "text": "t",
+      "origin": "web" if i % 2 else "synthetic",
+      "matching": m,
+      "contrastive": c,
+      "kept": True,
+    }
+    for i, (m, c) in enumerate(zip(matching, contrastive, strict=True))
+  ]
+  rows += [
+    {"index": n, "key": "k", "text": "t", "origin": "human", "matching": 0.9, "contrastive": 0.1, "kept": True},
+    {"index": n + 1, "key": "k", "text": "t", "origin": "web", "matching": 0.9, "kept": True},
+  ]
   tally = Tally()
   tally.add(pa.Table.from_pylist(rows, SCHEMA).to_batches()[0])
   found = tally.agreement((0.25, 0.5))
@@ -309,15 +395,17 @@ def all_texts(visit, view) -> list:
 
 def test_the_address_filters(visit, rows):
   rows = [r for r in rows if r["index"] < 60]
-  expected = [[r["index"], "web", True] for r in rows
-              if r["origin"] == "web" and r["kept"] is False and "problem" not in r]
+  expected = [
+    [r["index"], "web", True] for r in rows if r["origin"] == "web" and r["kept"] is False and "problem" not in r
+  ]
   assert all_texts(visit, "origin=web&kept=0") == expected
   expected = [[r["index"], r["origin"], False] for r in rows if r["kept"] and r["matching"] >= 0.8]
   assert all_texts(visit, "kept=1&score=matching&min=0.8") == expected
   assert all_texts(visit, "kept=failed") == [[7, "web", False]]
   assert "disk is on fire" in visit("kept=failed").evaluate("document.querySelector('.hole').textContent")
-  assert all_texts(visit, "q=TEXT+4") == [[r["index"], r["origin"], r["kept"] is False] for r in rows
-                                          if " text 4" in r.get("text", "")]
+  assert all_texts(visit, "q=TEXT+4") == [
+    [r["index"], r["origin"], r["kept"] is False] for r in rows if " text 4" in r.get("text", "")
+  ]
   assert visit("q=no+such+words").evaluate("document.querySelector('#grid p').textContent").startswith("No image")
 
 
@@ -350,14 +438,19 @@ def test_another_threshold(visit, rows):
   said = browser.evaluate("document.getElementById('cuts').textContent")
   assert "--config.data.sources.<name>.min_matching=0.8" in said
   assert browser.evaluate("location.hash") == "#min_matching=0.80"
-  changed = [[r["index"], r["origin"], True] for r in rows
-             if r["kept"] is not False and r["origin"] != "human" and r["matching"] < np.float32(0.8)]
+  changed = [
+    [r["index"], r["origin"], True]
+    for r in rows
+    if r["kept"] is not False and r["origin"] != "human" and r["matching"] < np.float32(0.8)
+  ]
   assert [t for t in all_texts(visit, "min_matching=0.8&kept=changed") if t[2]] == changed
   anything = visit("min_matching=any").evaluate(kept.format("web"))
   assert anything.startswith(f"{sum(r['origin'] == 'web' and r.get('matching', -1) >= 0 for r in rows)} (")
   both = visit("min_matching=0.3&min_contrastive=0.2").evaluate(kept.format("web"))
-  now = sum(r["origin"] == "web" and r.get("matching", 0) >= np.float32(0.3) and r["contrastive"] >= np.float32(0.2)
-            for r in rows)
+  now = sum(
+    r["origin"] == "web" and r.get("matching", 0) >= np.float32(0.3) and r["contrastive"] >= np.float32(0.2)
+    for r in rows
+  )
   assert both.startswith(f"{now} (")
 
 
@@ -377,14 +470,16 @@ def test_keys_turn_pages(visit):
 def test_texts_that_repeat_themselves_are_shown_by_origin(visit, out):
   browser, origins = visit(), data_of(out / "report.html")["origins"]
   head, *body = browser.evaluate(
-    "[...document.querySelectorAll('#origins tr')].map(row => [...row.children].map(cell => cell.textContent))")
+    "[...document.querySelectorAll('#origins tr')].map(row => [...row.children].map(cell => cell.textContent))"
+  )
   assert head[-2:] == ["repeating", "repeating, kept"]
   for name, *cells in body:
     assert cells[-2].startswith(str(origins[name]["repeating"]))
     assert cells[-1].startswith(str(origins[name]["repeating_kept"]))
   assert any(o["repeating_kept"] for o in origins.values())
   assert "a word, or a phrase of up to 4 words, stands three times in a row" in browser.evaluate(
-    "document.getElementById('origins').textContent")
+    "document.getElementById('origins').textContent"
+  )
 
 
 def test_text_of_the_data_stays_text(visit, rows):

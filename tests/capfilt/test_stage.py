@@ -17,8 +17,12 @@ class Numbers:
 
 
 def test_batches_are_of_one_shard_each_and_in_order():
-  models = SimpleNamespace(settings=CapFilt(captioner="x", threads=3), identities={"filter": None}, batch=4,
-                           prepare=lambda image: {"captioner": image})
+  models = SimpleNamespace(
+    settings=CapFilt(captioner="x", threads=3),
+    identities={"filter": None},
+    batch=4,
+    prepare=lambda image: {"captioner": image},
+  )
   asked = []
 
   def shards():
@@ -32,8 +36,13 @@ def test_batches_are_of_one_shard_each_and_in_order():
   found += stream
   assert found[-2:] == [None, None]
   seen = [(batch.shard, [item.index for item in batch.items], batch.last) for batch in found[:-2]]
-  assert seen[:5] == [("a", [0, 1, 2, 3], False), ("a", [4, 5], True), ("none", [], True), ("b", [6, 7, 8, 9], False),
-                      ("b", [10, 11, 12, 13], True)]
+  assert seen[:5] == [
+    ("a", [0, 1, 2, 3], False),
+    ("a", [4, 5], True),
+    ("none", [], True),
+    ("b", [6, 7, 8, 9], False),
+    ("b", [10, 11, 12, 13], True),
+  ]
   assert [n for shard, numbers, _ in seen for n in numbers] == list(range(61)) and seen[-1] == ("d", [60], True)
   assert [shard for shard, _, last in seen if last] == ["a", "none", "b", "c", "d"]
   items = [item for batch in found[:-2] for item in batch.items]

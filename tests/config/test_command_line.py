@@ -18,8 +18,16 @@ class TestArguments:
     args = arguments("res=128,runlocal,lr=1e-3,path=gs://b/run=1", runlocal=False, res=288, lr=0.1, path="")
     assert args.to_dict() == {"runlocal": True, "res": 128, "lr": 1e-3, "path": "gs://b/run=1"}
 
-  @pytest.mark.parametrize(("text", "value"), [("runlocal=0", False), ("runlocal=False", False), ("runlocal=1", True),
-                                               ("runlocal=true", True), ("runlocal", True)])
+  @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+      ("runlocal=0", False),
+      ("runlocal=False", False),
+      ("runlocal=1", True),
+      ("runlocal=true", True),
+      ("runlocal", True),
+    ],
+  )
   def test_truth(self, text, value):
     assert arguments(text, runlocal=not value).runlocal is value
 
@@ -27,23 +35,29 @@ class TestArguments:
     with pytest.raises(ValueError, match="'runlocall' is unknown; this config takes: runlocal=False, res=288"):
       arguments("runlocall", runlocal=False, res=288)
 
-  @pytest.mark.parametrize(("text", "message"), [
-    ("res=big", "'res' takes a value of type int"),
-    ("res", "'res' needs a value: res=288"),
-    ("runlocal=maybe", "'runlocal' takes true or false"),
-    ("runlocal=", "'runlocal' takes true or false"),
-  ])
+  @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+      ("res=big", "'res' takes a value of type int"),
+      ("res", "'res' needs a value: res=288"),
+      ("runlocal=maybe", "'runlocal' takes true or false"),
+      ("runlocal=", "'runlocal' takes true or false"),
+    ],
+  )
   def test_wrong_values(self, text, message):
     with pytest.raises(ValueError, match=message):
       arguments(text, runlocal=False, res=288)
 
 
 class TestOneLine:
-  @pytest.mark.parametrize(("error", "code", "said"), [
-    (ValueError("no such model"), "error: no such model", ""),
-    (FileNotFoundError("gone"), "error: gone", ""),
-    (KeyboardInterrupt(), 130, "stopped\n"),
-  ])
+  @pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+      (ValueError("no such model"), "error: no such model", ""),
+      (FileNotFoundError("gone"), "error: gone", ""),
+      (KeyboardInterrupt(), 130, "stopped\n"),
+    ],
+  )
   def test_a_line_in_place_of_a_traceback(self, error, code, said, capsys):
     with pytest.raises(SystemExit) as ended, one_line(ValueError, OSError):
       raise error

@@ -50,66 +50,80 @@ class TestParse:
     with pytest.raises(dataclasses.FrozenInstanceError):
       parse(default()).model.image.size = 1
 
-  @pytest.mark.parametrize(("changes", "message"), [
-    ({"model__image__widht": 1}, r"config\.model\.image\.widht: no such setting; did you mean 'width'\?"),
-    ({"zzz": 1}, r"config\.zzz: no such setting; known: answering, .*"),
-    ({"data__sources": {"a": {"knd": "tfds"}}}, r"config\.data\.sources\.a\.knd: .* did you mean 'kind'"),
-    ({"model__image__width": "768"}, r"config\.model\.image\.width is '768'; it takes a value of type int"),
-    ({"model__image__width": 768.0}, r"config\.model\.image\.width is 768\.0; it takes a value of type int"),
-    ({"model__image__width": True}, r"config\.model\.image\.width is True; it takes a value of type int"),
-    ({"data__flip": 1}, r"config\.data\.flip is 1; it takes a value of type bool"),
-    ({"optim__lr": True}, r"config\.optim\.lr is True; it takes a value of type float"),
-    ({"steps": 100}, r"config\.steps is 100; it takes a value of type str"),
-    ({"data__crop": 0.5}, r"config\.data\.crop is 0\.5; it takes a tuple"),
-    ({"data__crop": "ab"}, r"config\.data\.crop is 'ab'; it takes a tuple"),
-    ({"data__crop": (0.5,)}, r"config\.data\.crop is \(0\.5,\); it takes 2 values"),
-    ({"data__crop": (0.5, "1")}, r"config\.data\.crop is '1'; it takes a value of type float"),
-    ({"model": 5}, r"config\.model is 5; it takes settings by name: kind, "),
-    ({"evals": ["a"]}, r"config\.evals is \['a'\]; it takes settings by name"),
-    ({"model__dtype": "float16"}, r"config\.model\.dtype is 'float16'; it may be 'auto', 'bfloat16', 'float32'"),
-    ({"data__sources": {"a": {"kind": "csv"}}}, r"config\.data\.sources\.a\.kind is 'csv'; it may be 'builtin', "),
-    ({"evals": {"e": {"kind": "fid"}}}, r"config\.evals\.e\.kind is 'fid'; it may be 'zero_shot', "),
-    ({"evals": {"e": {"source": {"kind": "csv"}}}}, r"config\.evals\.e\.source\.kind is 'csv'; it may be "),
-    ({"evals": {"e": {"source": {"text": "best"}}}}, r"config\.evals\.e\.source\.text is 'best'; it may be "),
-    ({"model__image__size": 290}, r"image\.size 290 is no multiple of patch 18"),
-    ({"model__image__patch_dropout": 1.0}, r"patch_dropout 1\.0 is not in \[0, 1\)"),
-    ({"model__image__heads": 7}, r"config\.model\.image\.width 768 is no multiple of heads 7"),
-    ({"model__text__heads": 7}, r"config\.model\.text\.width 768 is no multiple of heads 7"),
-    ({"model__poolers__heads": 7}, r"config\.model\.poolers\.heads 7 does not divide the text width 768"),
-    ({"contrastive__weight": 0.0, "captioning__weight": 0.0}, "nothing to train"),
-    ({"model__text__multimodal_layers": 0}, r"config\.captioning\.weight needs .*multimodal_layers"),
-    ({"model__text__unimodal_layers": 0}, r"config\.contrastive\.weight needs .*unimodal_layers above 0"),
-    ({"model__text__mask": "full"}, r"mask 'full' needs config\.model\.text\.multimodal_layers 0"),
-    ({"model__text__mask": "full", "model__text__multimodal_layers": 0, "captioning__weight": 0.0},
-     r"mask 'full' needs config\.model\.text\.pool 'last' or 'eos'"),
-    ({"model__poolers__mlp": 64, "model__poolers__norm": False}, r"poolers\.mlp needs config\.model\.poolers\.norm"),
-    ({"matching__weight": 1.0, "matching__slow_keys": True},
-     r"config\.matching\.slow_keys needs config\.contrastive\.momentum above 0"),
-    ({"captioning__parallel": 0.75}, r"config\.captioning\.parallel needs a captioner alone"),
-    ({"captioning__parallel": 75.0}, r"config\.captioning\.parallel 75\.0 is not a share"),
-    ({"data__batch": 0}, r"config\.data\.batch is 0; it takes 1 or more"),
-    ({"model__image__patch": 0}, r"config\.model\.image\.patch is 0; it takes 1 or more"),
-    ({"evals": {"e": {"batch": -1}}}, r"config\.evals\.e\.batch is -1; it takes 1 or more"),
-    ({"model__kind": "clip"}, r"config\.model\.kind is 'clip'; it may be 'coca', 'blip'"),
-    ({"model__text__feedforwards": 3}, r"config\.model\.text\.feedforwards is 3; it may be 1, 2"),
-    ({"model__text__feedforwards": True}, r"config\.model\.text\.feedforwards is True; it may be 1, 2"),
-    ({"model__remat": 1}, r"config\.model\.remat is 1; it may be 'none', 'dots', 'lean', 'full'"),
-    ({"data__sources": {"a": {"origin": "moon"}}},
-     r"sources\.a\.origin is 'moon'; it may be '', 'web', 'synthetic', 'human', 'label'"),
-    ({"data__rand_augment": (2, 11)}, r"config\.data\.rand_augment is \(2, 11\); it takes a number of operations"),
-    ({"data__rand_augment": (-1, 5)}, r"config\.data\.rand_augment is \(-1, 5\); it takes"),
-    ({"data__rand_augment": (2, 0.5)}, r"config\.data\.rand_augment is 0\.5; it takes a value of type int"),
-    ({"optim__eps": 0.0}, r"config\.optim\.eps 0\.0 has to be above 0"),
-    ({"optim__schedule": "epochs"}, r"'epochs' needs config\.optim\.epoch"),
-    ({"optim__schedule": "epochs", "optim__epoch": "5%", "optim__lr_decay": 1.5}, r"lr_decay 1\.5 is not in \(0, 1\]"),
-    ({"optim__schedule": "epochs", "optim__epoch": "1%"},
-     r"config\.optim\.warmup '2%' is longer than config\.optim\.epoch '1%' \(10000 and 5000 steps\)"),
-    ({"optim__epoch": "1 epoch"}, r"config\.optim\.epoch: '1 epoch' is no duration"),
-    ({"optim__accumulate": 3}, r"config\.data\.batch 65536 is no multiple of config\.optim\.accumulate 3"),
-    ({"data__max_skipped": 1.5}, r"config\.data\.max_skipped 1\.5 is not a share"),
-    ({"optim__warmup": "2 percent"}, r"config\.optim\.warmup: '2 percent' is no duration"),
-    ({"evals": {"e": {"every": "often"}}}, r"config\.evals\.e\.every: 'often' is no duration"),
-  ])
+  @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+      ({"model__image__widht": 1}, r"config\.model\.image\.widht: no such setting; did you mean 'width'\?"),
+      ({"zzz": 1}, r"config\.zzz: no such setting; known: answering, .*"),
+      ({"data__sources": {"a": {"knd": "tfds"}}}, r"config\.data\.sources\.a\.knd: .* did you mean 'kind'"),
+      ({"model__image__width": "768"}, r"config\.model\.image\.width is '768'; it takes a value of type int"),
+      ({"model__image__width": 768.0}, r"config\.model\.image\.width is 768\.0; it takes a value of type int"),
+      ({"model__image__width": True}, r"config\.model\.image\.width is True; it takes a value of type int"),
+      ({"data__flip": 1}, r"config\.data\.flip is 1; it takes a value of type bool"),
+      ({"optim__lr": True}, r"config\.optim\.lr is True; it takes a value of type float"),
+      ({"steps": 100}, r"config\.steps is 100; it takes a value of type str"),
+      ({"data__crop": 0.5}, r"config\.data\.crop is 0\.5; it takes a tuple"),
+      ({"data__crop": "ab"}, r"config\.data\.crop is 'ab'; it takes a tuple"),
+      ({"data__crop": (0.5,)}, r"config\.data\.crop is \(0\.5,\); it takes 2 values"),
+      ({"data__crop": (0.5, "1")}, r"config\.data\.crop is '1'; it takes a value of type float"),
+      ({"model": 5}, r"config\.model is 5; it takes settings by name: kind, "),
+      ({"evals": ["a"]}, r"config\.evals is \['a'\]; it takes settings by name"),
+      ({"model__dtype": "float16"}, r"config\.model\.dtype is 'float16'; it may be 'auto', 'bfloat16', 'float32'"),
+      ({"data__sources": {"a": {"kind": "csv"}}}, r"config\.data\.sources\.a\.kind is 'csv'; it may be 'builtin', "),
+      ({"evals": {"e": {"kind": "fid"}}}, r"config\.evals\.e\.kind is 'fid'; it may be 'zero_shot', "),
+      ({"evals": {"e": {"source": {"kind": "csv"}}}}, r"config\.evals\.e\.source\.kind is 'csv'; it may be "),
+      ({"evals": {"e": {"source": {"text": "best"}}}}, r"config\.evals\.e\.source\.text is 'best'; it may be "),
+      ({"model__image__size": 290}, r"image\.size 290 is no multiple of patch 18"),
+      ({"model__image__patch_dropout": 1.0}, r"patch_dropout 1\.0 is not in \[0, 1\)"),
+      ({"model__image__heads": 7}, r"config\.model\.image\.width 768 is no multiple of heads 7"),
+      ({"model__text__heads": 7}, r"config\.model\.text\.width 768 is no multiple of heads 7"),
+      ({"model__poolers__heads": 7}, r"config\.model\.poolers\.heads 7 does not divide the text width 768"),
+      ({"contrastive__weight": 0.0, "captioning__weight": 0.0}, "nothing to train"),
+      ({"model__text__multimodal_layers": 0}, r"config\.captioning\.weight needs .*multimodal_layers"),
+      ({"model__text__unimodal_layers": 0}, r"config\.contrastive\.weight needs .*unimodal_layers above 0"),
+      ({"model__text__mask": "full"}, r"mask 'full' needs config\.model\.text\.multimodal_layers 0"),
+      (
+        {"model__text__mask": "full", "model__text__multimodal_layers": 0, "captioning__weight": 0.0},
+        r"mask 'full' needs config\.model\.text\.pool 'last' or 'eos'",
+      ),
+      ({"model__poolers__mlp": 64, "model__poolers__norm": False}, r"poolers\.mlp needs config\.model\.poolers\.norm"),
+      (
+        {"matching__weight": 1.0, "matching__slow_keys": True},
+        r"config\.matching\.slow_keys needs config\.contrastive\.momentum above 0",
+      ),
+      ({"captioning__parallel": 0.75}, r"config\.captioning\.parallel needs a captioner alone"),
+      ({"captioning__parallel": 75.0}, r"config\.captioning\.parallel 75\.0 is not a share"),
+      ({"data__batch": 0}, r"config\.data\.batch is 0; it takes 1 or more"),
+      ({"model__image__patch": 0}, r"config\.model\.image\.patch is 0; it takes 1 or more"),
+      ({"evals": {"e": {"batch": -1}}}, r"config\.evals\.e\.batch is -1; it takes 1 or more"),
+      ({"model__kind": "clip"}, r"config\.model\.kind is 'clip'; it may be 'coca', 'blip'"),
+      ({"model__text__feedforwards": 3}, r"config\.model\.text\.feedforwards is 3; it may be 1, 2"),
+      ({"model__text__feedforwards": True}, r"config\.model\.text\.feedforwards is True; it may be 1, 2"),
+      ({"model__remat": 1}, r"config\.model\.remat is 1; it may be 'none', 'dots', 'lean', 'full'"),
+      (
+        {"data__sources": {"a": {"origin": "moon"}}},
+        r"sources\.a\.origin is 'moon'; it may be '', 'web', 'synthetic', 'human', 'label'",
+      ),
+      ({"data__rand_augment": (2, 11)}, r"config\.data\.rand_augment is \(2, 11\); it takes a number of operations"),
+      ({"data__rand_augment": (-1, 5)}, r"config\.data\.rand_augment is \(-1, 5\); it takes"),
+      ({"data__rand_augment": (2, 0.5)}, r"config\.data\.rand_augment is 0\.5; it takes a value of type int"),
+      ({"optim__eps": 0.0}, r"config\.optim\.eps 0\.0 has to be above 0"),
+      ({"optim__schedule": "epochs"}, r"'epochs' needs config\.optim\.epoch"),
+      (
+        {"optim__schedule": "epochs", "optim__epoch": "5%", "optim__lr_decay": 1.5},
+        r"lr_decay 1\.5 is not in \(0, 1\]",
+      ),
+      (
+        {"optim__schedule": "epochs", "optim__epoch": "1%"},
+        r"config\.optim\.warmup '2%' is longer than config\.optim\.epoch '1%' \(10000 and 5000 steps\)",
+      ),
+      ({"optim__epoch": "1 epoch"}, r"config\.optim\.epoch: '1 epoch' is no duration"),
+      ({"optim__accumulate": 3}, r"config\.data\.batch 65536 is no multiple of config\.optim\.accumulate 3"),
+      ({"data__max_skipped": 1.5}, r"config\.data\.max_skipped 1\.5 is not a share"),
+      ({"optim__warmup": "2 percent"}, r"config\.optim\.warmup: '2 percent' is no duration"),
+      ({"evals": {"e": {"every": "often"}}}, r"config\.evals\.e\.every: 'often' is no duration"),
+    ],
+  )
   def test_errors_name_the_setting_and_what_it_takes(self, changes, message):
     with pytest.raises(ValueError, match=message):
       parse(changed(**changes))
@@ -120,15 +134,31 @@ class TestParse:
 
 
 class TestDurations:
-  @pytest.mark.parametrize(("text", "steps"), [
-    ("10000", 10_000), ("10000 steps", 10_000), ("1 step", 1), ("1e6 examples", 1_000), ("1500 examples", 2),
-    ("2%", 40), ("0.5 %", 10), ("100%", 2_000), ("", 0), ("0", 0), ("0%", 0), ("1 example", 1), ("0.001%", 1),
-  ])
+  @pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+      ("10000", 10_000),
+      ("10000 steps", 10_000),
+      ("1 step", 1),
+      ("1e6 examples", 1_000),
+      ("1500 examples", 2),
+      ("2%", 40),
+      ("0.5 %", 10),
+      ("100%", 2_000),
+      ("", 0),
+      ("0", 0),
+      ("0%", 0),
+      ("1 example", 1),
+      ("0.001%", 1),
+    ],
+  )
   def test_in_steps(self, text, steps):
     assert in_steps(text, batch=1_000, total=2_000) == steps
 
-  @pytest.mark.parametrize("text", ["often", "-1", "-2%", "%", "10 epochs", "1 2 3", "10 steps each", "nan", "inf",
-                                    "1e999", "inf examples", "nan%"])
+  @pytest.mark.parametrize(
+    "text",
+    ["often", "-1", "-2%", "%", "10 epochs", "1 2 3", "10 steps each", "nan", "inf", "1e999", "inf examples", "nan%"],
+  )
   def test_no_duration(self, text):
     with pytest.raises(ValueError, match="is no duration; write"):
       in_steps(text, 1_000, 2_000)
@@ -170,10 +200,14 @@ class TestHelp:
     assert takes["evals.NAME.source.origin"] == "'', 'web', 'synthetic', 'human', 'label'"
     assert (takes["steps"], takes["optim.lr_scale"]) == ("Duration", "dict[str, float]")
 
-  @pytest.mark.parametrize(("asked", "names"), [
-    ("config.data.sources.web.split", ["data.sources.NAME.split"]), ("--config.optim.lr", ["optim.lr"]),
-    ("mesh", ["mesh.data", "mesh.fsdp", "mesh.tensor"]),
-  ])
+  @pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+      ("config.data.sources.web.split", ["data.sources.NAME.split"]),
+      ("--config.optim.lr", ["optim.lr"]),
+      ("mesh", ["mesh.data", "mesh.fsdp", "mesh.tensor"]),
+    ],
+  )
   def test_names(self, asked, names):
     text = help.described([asked])
     assert re.findall(r"^(\S+): ", text, re.M) == names
@@ -207,7 +241,6 @@ class TestFlags:
     )
     return path
 
-
   @pytest.fixture
   def read(self, monkeypatch):
     def read(*argv):
@@ -226,11 +259,16 @@ class TestFlags:
 
   def test_overrides(self, file, read):
     config = read(
-      f"--config={file}:runlocal", "--config.model.image.width=384", "--config.optim.lr=1e-3",
-      "--config.data.flip=true", "--config.steps=1e6 examples", "--config.data.crop=(0.5, 1.0)",
+      f"--config={file}:runlocal",
+      "--config.model.image.width=384",
+      "--config.optim.lr=1e-3",
+      "--config.data.flip=true",
+      "--config.steps=1e6 examples",
+      "--config.data.crop=(0.5, 1.0)",
       "--config.data.rand_augment=(2, 5)",
       "--config.data.sources.web.path=gs://b/{0..9}.tar",
-      "--config.data.sources.web.prompts=('a {}', 'the {}')", "--config.evals.mine.source.kind=folder",
+      "--config.data.sources.web.prompts=('a {}', 'the {}')",
+      "--config.evals.mine.source.kind=folder",
       "--config.optim.lr_scale.image_encoder=0.5",
     )
     assert config.model.image.width == 384
@@ -260,10 +298,16 @@ class TestFlags:
       read(f"--config={file}", "--config.model.remat=some")
 
 
-@pytest.mark.parametrize(("name", "value"), [
-  ("model.image.width", 2**63), ("seed", -(2**64)), ("optim.lr", float("nan")), ("optim.lr", float("-inf")),
-  ("optim.clip", 10**400),
-])
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("model.image.width", 2**63),
+    ("seed", -(2**64)),
+    ("optim.lr", float("nan")),
+    ("optim.lr", float("-inf")),
+    ("optim.clip", 10**400),
+  ],
+)
 def test_numbers_that_nothing_can_hold_are_refused(name, value):
   """JSON has them, and arrays fail much later at them, with errors that name no setting."""
   plain = changed(**{name.replace(".", "__"): value})

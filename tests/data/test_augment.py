@@ -41,8 +41,9 @@ def test_what_moves_pixels_is_bilinear_on_grey(name, level, sign):
   x, y = (v + 50 for v in source(name, level, sign, x, y, width, height))
   left, top = np.floor(x).astype(int), np.floor(y).astype(int)
   a, b = (x - left)[..., None], (y - top)[..., None]
-  expected = ((1 - b) * ((1 - a) * padded[top, left] + a * padded[top, left + 1])
-              + b * ((1 - a) * padded[top + 1, left] + a * padded[top + 1, left + 1]))
+  expected = (1 - b) * ((1 - a) * padded[top, left] + a * padded[top, left + 1]) + b * (
+    (1 - a) * padded[top + 1, left] + a * padded[top + 1, left + 1]
+  )
   off = np.abs(operate(name, pixels, level, sign) - expected)
   assert off.max() < 4 and off.mean() < 0.5  # OpenCV may round places to 1/32 of a pixel; the grey is up to 108 away
   if level == 0:
@@ -56,7 +57,7 @@ def test_brightness_and_sharpness(level):
   bright = operate("brightness", pixels, level)
   assert np.abs(bright - np.floor(np.clip(values * factor, 0, 255))).max() <= (level not in (0.5, 1.0))
   edges = np.pad(values, ((1, 1), (1, 1), (0, 0)), "reflect")
-  smooth = sum(edges[i:i + 60, j:j + 80] for i in range(3) for j in range(3)) / 13 + values * 4 / 13
+  smooth = sum(edges[i : i + 60, j : j + 80] for i in range(3) for j in range(3)) / 13 + values * 4 / 13
   sharp = np.clip(smooth + factor * (values - smooth), 0, 255)
   assert np.abs(operate("sharpness", pixels, level) - sharp).max() <= 1.0
   if level == 0.5:
@@ -95,8 +96,11 @@ def test_any_picture_goes_in_and_stays_as_it_is(name):
 def test_each_operation_comes_half_of_the_time_and_either_way_round():
   pixels = picture() // 2 + 30
   pixels[0, 0] = 0  # else the corner is no sign of what moved
-  done = {operate(name, pixels, 0.7, sign).tobytes(): (name, sign if name in SHIFTS else 1)
-          for name in OPERATIONS for sign in (1, -1)}
+  done = {
+    operate(name, pixels, 0.7, sign).tobytes(): (name, sign if name in SHIFTS else 1)
+    for name in OPERATIONS
+    for sign in (1, -1)
+  }
   assert len(done) == 15
   rng = np.random.default_rng(0)
   drawn = [done[rand_augment(pixels, rng, 1, 7).tobytes()] for _ in range(4000)]

@@ -17,8 +17,14 @@ from coca.data.records import Text
 from coca.data.sources import open_source
 
 COUNTS = {"train": 4924, "unseen_concepts": 482, "twemoji": 1940, "openclipart": 2500}
-LICENCES = {"noto": "Apache-2.0", "noto-v1": "Apache-2.0", "fxemoji": "Apache-2.0", "fluent-3d": "MIT",
-            "twemoji": "CC-BY-4.0", "openclipart": "public domain"}
+LICENCES = {
+  "noto": "Apache-2.0",
+  "noto-v1": "Apache-2.0",
+  "fxemoji": "Apache-2.0",
+  "fluent-3d": "MIT",
+  "twemoji": "CC-BY-4.0",
+  "openclipart": "public domain",
+}
 
 
 def opened(split, **settings):
@@ -77,8 +83,16 @@ def test_notice_names_every_source_and_licence():
   notice = (builtin.CORPUS.parent / "NOTICE").read_text()
   for source in LICENCES:
     assert f"`source` is {source}\n" in notice
-  for words in ("Twitter, Inc and other contributors", "creativecommons.org/licenses/by/4.0", "emojibase-data",
-                "Unicode, Inc.", "Microsoft Corporation", "Mozilla", "Google", "64 x 64 pixels"):
+  for words in (
+    "Twitter, Inc and other contributors",
+    "creativecommons.org/licenses/by/4.0",
+    "emojibase-data",
+    "Unicode, Inc.",
+    "Microsoft Corporation",
+    "Mozilla",
+    "Google",
+    "64 x 64 pixels",
+  ):
     assert words in notice
 
 
@@ -118,8 +132,9 @@ def test_pictures_go_with_their_names(corpus):
   train, test = ([decoded(row["image"], 16).ravel() for row in corpus[s]] for s in ("train", "twemoji"))
   train, test = np.array(train, np.float32), np.array(test, np.float32)
   nearest = ((train**2).sum(1) - 2 * test @ train.T).argmin(1)
-  right = np.mean([row["caption"] == corpus["train"][n]["caption"]
-                   for row, n in zip(corpus["twemoji"], nearest, strict=True)])
+  right = np.mean(
+    [row["caption"] == corpus["train"][n]["caption"] for row, n in zip(corpus["twemoji"], nearest, strict=True)]
+  )
   assert 0.36 < right < 0.42
 
 
@@ -145,9 +160,18 @@ def row(source, name, caption, **other):
   pixels[24:72, 24:72, 3] = 255
   out = io.BytesIO()
   Image.fromarray(pixels).save(out, "PNG")
-  return {"key": f"{source}/{name}", "image": out.getvalue(), "caption": caption, "tags": ["a", name], "source": source,
-          "concept": "" if source == "openclipart" else name, "skin_tone": "", "licence": LICENCES.get(source, "MIT"),
-          "boilerplate_title": None, "file_name": None} | other
+  return {
+    "key": f"{source}/{name}",
+    "image": out.getvalue(),
+    "caption": caption,
+    "tags": ["a", name],
+    "source": source,
+    "concept": "" if source == "openclipart" else name,
+    "skin_tone": "",
+    "licence": LICENCES.get(source, "MIT"),
+    "boilerplate_title": None,
+    "file_name": None,
+  } | other
 
 
 @pytest.fixture
@@ -155,13 +179,23 @@ def parquet(tmp_path):
   """A function that writes a folder of small Parquet files, its rows in reverse order if asked to."""
   emoji = [row(style, f"1F4{i}", f"thing {i}") for style in builder.STYLES for i in range(5)]
   files = {
-    "train": [*emoji, row("noto", "1F40", "thing 0"), row("noto", "1F40-1F3FB", "hand", skin_tone="1"),
-              row("fluent-emoji", "1F40", "thing 0")],
+    "train": [
+      *emoji,
+      row("noto", "1F40", "thing 0"),
+      row("noto", "1F40-1F3FB", "hand", skin_tone="1"),
+      row("fluent-emoji", "1F40", "thing 0"),
+    ],
     "unseen_concepts": [row("noto", "1F49", "thing 9"), row("fluent-emoji", "1F49", "thing 9")],
-    "twemoji": [row("twemoji", "1F40", "thing 0"), row("twemoji", "1F49", "thing 9"),
-                row("twemoji", "1F49-1F3FB", "thing 9", skin_tone="1")],
-    "openclipart": [*(row("openclipart", f"star{i}", "star", boilerplate_title=True, file_name=f"s {i}")
-                      for i in range(8)), row("openclipart", "blank", " "), row("openclipart", "cat", "cat")],
+    "twemoji": [
+      row("twemoji", "1F40", "thing 0"),
+      row("twemoji", "1F49", "thing 9"),
+      row("twemoji", "1F49-1F3FB", "thing 9", skin_tone="1"),
+    ],
+    "openclipart": [
+      *(row("openclipart", f"star{i}", "star", boilerplate_title=True, file_name=f"s {i}") for i in range(8)),
+      row("openclipart", "blank", " "),
+      row("openclipart", "cat", "cat"),
+    ],
   }
 
   def write(folder, reverse=False):

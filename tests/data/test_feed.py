@@ -73,6 +73,7 @@ def test_device_feed_hands_on_exceptions(where):
     if where == "put" and batch == 2:
       raise KeyError("no such device")
     return batch
+
   error = OSError("bucket gone") if where == "loader" else None
   with feed.DeviceFeed(numbered(2 if error else 5, [], error), put) as batches:
     assert [next(batches)[0], next(batches)[0]] == [0, 1]
@@ -84,12 +85,14 @@ def test_device_feed_hands_on_exceptions(where):
 
 def test_closing_a_device_feed_stops_thread_and_loader():
   closed = []
+
   def endless():
     try:
       while True:
         yield 1, []
     finally:
       closed.append(True)
+
   before = threading.active_count()
   batches = feed.DeviceFeed(endless(), lambda b: b)
   next(batches)

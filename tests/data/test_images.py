@@ -32,6 +32,7 @@ def encode(pixels, kind, **options):
 
 def bicubic(pixels, size):
   """Keys' cubic (a = -1/2), widened where it shrinks, in float64: what `resize_eval` promises."""
+
   def weights(n):
     scale = n / size
     support = max(scale, 1.0)
@@ -39,6 +40,7 @@ def bicubic(pixels, size):
     t = np.abs((np.arange(n) + 0.5 - centres[:, None]) / support)
     w = np.where(t < 1, 1.5 * t**3 - 2.5 * t**2 + 1, np.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0))
     return w / w.sum(1, keepdims=True)
+
   h, w = pixels.shape[:2]
   return np.einsum("yh,hwc,xw->yxc", weights(h), pixels.astype(np.float64), weights(w))
 
@@ -52,7 +54,7 @@ def test_eval_resizes_the_central_square_by_antialiased_bicubic(height, width, s
   pixels = picture(height, width)
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
-  expected = np.clip(bicubic(pixels[top:top + side, left:left + side], size), 0, 255)
+  expected = np.clip(bicubic(pixels[top : top + side, left : left + side], size), 0, 255)
   out = images.decode_eval(encode(pixels, "PNG"), size)
   assert out.shape == (size, size, 3) and out.dtype == np.uint8
   if height == width:
@@ -158,6 +160,7 @@ def test_exif_of_either_byte_order_and_damaged():
     plain = encode(picture(8, 8), "JPEG")
     body = b"Exif\0\0" + tiff
     return plain[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + plain[2:]
+
   little = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
   big = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
   assert images.jpeg_orientation(with_exif(little)) == images.jpeg_orientation(with_exif(big)) == 6
@@ -170,7 +173,7 @@ def test_exif_of_either_byte_order_and_damaged():
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
 def test_truncated_files_are_refused(kind, share):
   data = encode(picture(96, 128), kind)
-  data = data[:int(len(data) * share)]
+  data = data[: int(len(data) * share)]
   with pytest.raises(BadRecord):
     images.decode_eval(data, 32)
   with pytest.raises(BadRecord):
@@ -179,7 +182,7 @@ def test_truncated_files_are_refused(kind, share):
 
 def test_jpeg_whose_end_was_put_back_after_truncation_is_refused():
   data = encode(picture(480, 640), "JPEG")
-  data = data[:len(data) // 2] + b"\xff\xd9"
+  data = data[: len(data) // 2] + b"\xff\xd9"
   with pytest.raises(BadRecord, match="premature end"):
     images.decode_eval(data, 32)
   with pytest.raises(BadRecord, match="premature end"):
@@ -221,7 +224,7 @@ def huge_headers():
   side = 65500
   jpeg = bytearray(encode(picture(16, 16), "JPEG"))
   at = jpeg.index(b"\xff\xc0")
-  jpeg[at + 5:at + 9] = side.to_bytes(2, "big") * 2
+  jpeg[at + 5 : at + 9] = side.to_bytes(2, "big") * 2
   yield "JPEG", bytes(jpeg), side
   png = bytearray(encode(picture(16, 16), "PNG"))
   png[16:24] = side.to_bytes(4, "big") * 2
@@ -252,6 +255,7 @@ def huge_headers():
 def test_a_huge_header_is_refused_before_anything_is_allocated(kind, data, side, monkeypatch):
   def load(*args, **kwargs):
     raise AssertionError("decoded")
+
   monkeypatch.setattr(images.simplejpeg, "decode_jpeg", load)
   monkeypatch.setattr(Image.Image, "load", load)
   if kind.startswith("VP8"):
@@ -297,7 +301,7 @@ def test_a_jpeg_of_a_thousand_scans():
     with pytest.raises(BadRecord, match=r"64 x 64 pixels with 10\d\d scans"):
       decode(bomb, 16, max_pixels=64 * 64)
   grey = encode(Image.new("CMYK", (64, 64)), "JPEG", progressive=True)  # Pillow's
-  grey = grey[:-2] + grey[grey.rindex(b"\xff\xda"):-2] * 1000 + b"\xff\xd9"
+  grey = grey[:-2] + grey[grey.rindex(b"\xff\xda") : -2] * 1000 + b"\xff\xd9"
   with pytest.raises(BadRecord, match="scans"):
     images.decode_eval(grey, 16, max_pixels=64 * 64)
 
@@ -307,7 +311,7 @@ def test_damage_that_pillow_finds_late():
   data = encode(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8), "PNG")
   second = data.index(b"IDAT", data.index(b"IDAT") + 1)
   with pytest.raises(BadRecord, match="not decodable: SyntaxError: broken PNG file"):
-    images.to_rgb(Image.open(io.BytesIO(data[:second] + b"\xd6\xab\x84o" + data[second + 4:])))
+    images.to_rgb(Image.open(io.BytesIO(data[:second] + b"\xd6\xab\x84o" + data[second + 4 :])))
 
 
 def test_pixel_cap_is_inclusive():
@@ -329,9 +333,11 @@ def test_training_without_crop_sees_what_evaluation_sees(height, width, kind):
 
 def test_large_jpegs_are_decoded_small_but_never_below_the_target(monkeypatch):
   seen, decode = [], simplejpeg.decode_jpeg
+
   def spy(*args, **kwargs):
     seen.append(decode(*args, **kwargs).shape[:2])
     return decode(*args, **kwargs)
+
   monkeypatch.setattr(images.simplejpeg, "decode_jpeg", spy)
   data = encode(picture(480, 640), "JPEG")
   for size in (224, 120, 60, 30, 241):

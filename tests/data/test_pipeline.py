@@ -49,8 +49,8 @@ def test_cut_texts_end_for_encoders_and_go_on_for_the_decoder(words):
     text = settings.TextDecoder(length=length)
     config = make_config(batch=64, weights={"web": 1.0})
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
-    (training, _), = take(pipeline.train_batches(config, open_sources(["web"]), words, range(64)), 1)
-    (evaluation, _), = take(pipeline.eval_batches(config, Records("a web", 64), CAPTIONS, words, range(64), 64), 1)
+    ((training, _),) = take(pipeline.train_batches(config, open_sources(["web"]), words, range(64)), 1)
+    ((evaluation, _),) = take(pipeline.eval_batches(config, Records("a web", 64), CAPTIONS, words, range(64), 64), 1)
     return training, evaluation["text"][:, 0]
 
   (whole, whole_captions), (cut, captions) = batch(24), batch(8)
@@ -62,10 +62,14 @@ def test_cut_texts_end_for_encoders_and_go_on_for_the_decoder(words):
 
 
 def test_batches_have_the_promised_arrays(words):
-  (batch, problems), = take(pipeline.train_batches(make_config(), open_sources(), words, range(8)), 1)
+  ((batch, problems),) = take(pipeline.train_batches(make_config(), open_sources(), words, range(8)), 1)
   assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
-    "image": ((8, SIZE, SIZE, 3), "uint8"), "text": ((8, LENGTH), "int32"), "last": ((8,), "int32"),
-    "hashes": ((8, 2), "uint32"), "weight": ((8,), "float32")}
+    "image": ((8, SIZE, SIZE, 3), "uint8"),
+    "text": ((8, LENGTH), "int32"),
+    "last": ((8,), "int32"),
+    "hashes": ((8, 2), "uint32"),
+    "weight": ((8,), "float32"),
+  }
   assert all(isinstance(p, str) for p in problems)
 
 
@@ -92,9 +96,10 @@ def test_hosts_do_not_matter(words, reference, hosts, interleaved):
 
 @pytest.mark.parametrize("start", [1, 7, 16, 33])
 def test_a_resumed_stream_goes_on_where_it_was(words, reference, start):
-  assert global_digests(make_config(threads=3), words, range(8), start, 5) == reference[start:start + 5]
+  assert global_digests(make_config(threads=3), words, range(8), start, 5) == reference[start : start + 5]
   assert global_digests(make_config(threads=1), words, [2, 5], start, 5) == [
-    [step[2], step[5]] for step in reference[start:start + 5]]
+    [step[2], step[5]] for step in reference[start : start + 5]
+  ]
 
 
 def test_parts_of_a_large_batch_are_in_order(words):
@@ -107,6 +112,7 @@ def test_parts_of_a_large_batch_are_in_order(words):
 def test_rand_augment_keeps_crops_and_texts_and_does_not_depend_on_threads_hosts_and_restarts(words, reference):
   def found(rows, start, steps, **settings):
     return global_digests(make_config(rand_augment=(2, 5), **settings), words, rows, start, steps)
+
   whole = found(range(8), 0, 10, threads=1)
   assert found([1, 2, 6], 3, 5, threads=3) == [[step[r] for r in (1, 2, 6)] for step in whole[3:8]]
   pairs = list(zip(flat(whole), flat(reference[:10]), strict=True))
@@ -127,15 +133,19 @@ print(json.dumps(global_digests(make_config(threads=1 + host), trained_words(), 
 
 
 def test_two_processes_see_the_halves_of_what_one_sees(reference):
-  running = [subprocess.Popen([sys.executable, "-c", PROGRAM, "2", str(host), "2"], stdout=subprocess.PIPE, text=True,
-                              env=environment()) for host in range(2)]
+  running = [
+    subprocess.Popen(
+      [sys.executable, "-c", PROGRAM, "2", str(host), "2"], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    for host in range(2)
+  ]
   halves = [json.loads(p.communicate(timeout=120)[0]) for p in running]
   assert [a + b for a, b in zip(*halves, strict=True)] == reference[2:6]
 
 
 def used(source, config, words, steps):
   """Which records a stream of one source shows: their numbers, from the first channel of the pictures."""
-  name, = config.data.sources
+  (name,) = config.data.sources
   taken = take(pipeline.train_batches(config, {name: source}, words, range(config.data.batch)), steps)
   return np.concatenate([b["image"][:, 0, 0, 0] for b, _ in taken])
 
@@ -155,8 +165,9 @@ def test_epochs_draw_other_crops_and_texts(words):
   assert {words.decode(b["text"][0]) for b, _ in taken} == {"web 0", "web number 0", "the 0 of web"}
 
 
-@pytest.mark.parametrize(("weights", "share"), [((1.0, 1.0), 8), ((3.0, 1.0), 12), ((0.25, 0.75), 4),
-                                                ((0.9, 0.1), 14.4)])
+@pytest.mark.parametrize(
+  ("weights", "share"), [((1.0, 1.0), 8), ((3.0, 1.0), 12), ((0.25, 0.75), 4), ((0.9, 0.1), 14.4)]
+)
 def test_mixture_holds_within_each_batch(words, weights, share):
   config = make_config(batch=16, weights=dict(zip(("web", "label"), weights, strict=True)))
   sources = {"web": Records("web", 60), "label": Records("label", 60)}
@@ -184,7 +195,7 @@ def test_a_source_keeps_its_order_beside_others(words):
 def test_unusable_records_are_blank_and_say_why(words):
   config = make_config(batch=20, weights={"web": 1.0}, background="#0a141e")
   bad = {2: "unreadable", 5: "truncated", 11: "empty"}
-  (batch, problems), = take(pipeline.train_batches(config, {"web": Records("web", 20, bad)}, words, range(20)), 1)
+  ((batch, problems),) = take(pipeline.train_batches(config, {"web": Records("web", 20, bad)}, words, range(20)), 1)
   blank = batch["weight"] == 0
   assert blank.sum() == 3 and set(batch["weight"].tolist()) == {0.0, 1.0}
   assert (batch["image"][blank] == (10, 20, 30)).all() and (batch["text"][blank] == sentencepiece.PAD).all()
@@ -207,9 +218,11 @@ class Labels(Records):
 def test_equal_labels_are_equal_whatever_prompt_and_order_say(words):
   config, rule = make_config(batch=2000), settings.Source(text="labels", prompts=CLIP_IMAGENET)
   config = dataclasses.replace(
-    config, data=dataclasses.replace(config.data, sources={"web": rule}),
-    model=dataclasses.replace(config.model, text=settings.TextDecoder(length=128)))
-  (batch, problems), = take(pipeline.train_batches(config, {"web": Labels("web", 2000)}, words, range(2000)), 1)
+    config,
+    data=dataclasses.replace(config.data, sources={"web": rule}),
+    model=dataclasses.replace(config.model, text=settings.TextDecoder(length=128)),
+  )
+  ((batch, problems),) = take(pipeline.train_batches(config, {"web": Labels("web", 2000)}, words, range(2000)), 1)
   assert not problems and len(CLIP_IMAGENET) == 80
   said = [words.decode(ids) for ids in batch["text"]]
   names = np.array([int(re.search(r"web (\d+)", text)[1]) for text in said])
@@ -231,8 +244,11 @@ def test_texts_without_labels_are_equal_by_their_words(words):
 
 def test_the_prompt_is_in_front_of_what_is_trained(words):
   plain, prompted = (
-    take(pipeline.train_batches(make_config(40, weights={"label": 1.0}, prompt=p), open_sources(), words, range(40)),
-         1)[0][0] for p in ("", "the "))
+    take(
+      pipeline.train_batches(make_config(40, weights={"label": 1.0}, prompt=p), open_sources(), words, range(40)), 1
+    )[0][0]
+    for p in ("", "the ")
+  )
   assert plain["weight"].sum() == 39  # one has no text: it gets no prompt
   for text, longer, weight in zip(plain["text"], prompted["text"], plain["weight"], strict=True):
     assert words.decode(longer) == ("the " + words.decode(text) if weight else "")
@@ -269,6 +285,7 @@ def test_rows_of_a_sharding():
     def addressable_devices_indices_map(self, shape):
       assert shape == (16,)
       return {"a": (slice(12, 16),), "b": (slice(4, 8),), "c": (slice(4, 8),)}
+
   np.testing.assert_array_equal(pipeline.rows_of(OneHost(), 16), [4, 5, 6, 7, 12, 13, 14, 15])
 
 
@@ -281,8 +298,12 @@ def test_evaluation_goes_through_a_source_once_in_its_order(words):
   source = Records("web", 21, labels=("a", "b", "c"))
   taken = evaluate(make_config(), source, CAPTIONS, words)
   assert {k: (v.shape, v.dtype.name) for k, v in taken[0][0].items()} == {
-    "image": ((8, SIZE, SIZE, 3), "uint8"), "text": ((8, 1, LENGTH), "int32"), "text_weight": ((8, 1), "float32"),
-    "label": ((8,), "int32"), "weight": ((8,), "float32")}
+    "image": ((8, SIZE, SIZE, 3), "uint8"),
+    "text": ((8, 1, LENGTH), "int32"),
+    "text_weight": ((8, 1), "float32"),
+    "label": ((8,), "int32"),
+    "weight": ((8,), "float32"),
+  }
   whole = {k: np.concatenate([b[k] for b, _ in taken]) for k in taken[0][0]}
   assert whole["weight"].tolist() == [1] * 21 + [0] * 3 and whole["text_weight"][:, 0].tolist() == [1] * 21 + [0] * 3
   assert whole["label"].tolist() == [i % 3 for i in range(21)] + [-1] * 3
@@ -303,11 +324,11 @@ def test_hosts_share_an_evaluation(words):
 
 
 def test_an_evaluation_may_want_several_texts_an_image(words):
-  (batch, _), = evaluate(make_config(), Records("web", 2), CAPTIONS._replace(most=5), words)
+  ((batch, _),) = evaluate(make_config(), Records("web", 2), CAPTIONS._replace(most=5), words)
   assert batch["text"].shape == (8, 5, LENGTH)
   assert batch["text_weight"][:3].tolist() == [[1, 1, 1, 0, 0]] * 2 + [[0] * 5]
   assert [words.decode(t) for t in batch["text"][1]] == ["web 1", "web number 1", "the 1 of web", "", ""]
-  (batch, _), = evaluate(make_config(), Records("web", 2), CAPTIONS._replace(most=2), words)
+  ((batch, _),) = evaluate(make_config(), Records("web", 2), CAPTIONS._replace(most=2), words)
   assert batch["text_weight"].tolist() == [[1, 1]] * 2 + [[0, 0]] * 6
 
 
@@ -318,9 +339,11 @@ def test_evaluation_passes_over_what_it_cannot_use(words):
     return ()
 
   bad = {1: "unreadable", 2: "truncated", 4: "empty"}
+
   def weights(wants, labels):
-    (batch, problems), = evaluate(make_config(), Records("web", 6, bad, labels), wants, words)
+    ((batch, problems),) = evaluate(make_config(), Records("web", 6, bad, labels), wants, words)
     return batch["weight"].tolist(), len(problems), batch["text_weight"][:, 0].tolist()
+
   assert weights(CAPTIONS, ()) == ([1, 0, 0, 1, 0, 1, 0, 0], 3, [1, 0, 0, 1, 0, 1, 0, 0])
   assert weights(pipeline.Wants(lambda _: ()), ()) == ([1, 0, 0, 1, 1, 1, 0, 0], 2, [0] * 8)
   assert weights(pipeline.Wants(third), ("a", "b", "c")) == ([0] * 5 + [1, 0, 0], 5, [0] * 8)

@@ -19,8 +19,10 @@ BUCKET, TARS = "gs://their-bucket/answers.txt", "s3://their-bucket/*.tar"
 def theirs(tmp_path_factory):
   """A model whose config names data in buckets."""
   workdir, tars = tmp_path_factory.mktemp("theirs") / "run", Source(kind="webdataset", path=TARS)
-  evaluators = {"here": Eval(kind="captions", source=Source(kind="builtin", split="twemoji"), batch=8, limit=8),
-                "there": Eval(kind="captions", source=tars)}
+  evaluators = {
+    "here": Eval(kind="captions", source=Source(kind="builtin", split="twemoji"), batch=8, limit=8),
+    "there": Eval(kind="captions", source=tars),
+  }
   config = small_config("", evals=evaluators)
   make_workdir(workdir, config)
   run = json.loads((workdir / "config.json").read_text())
@@ -53,8 +55,11 @@ def test_load_opens_nothing_but_the_workdir(theirs, opened, monkeypatch):
 
 
 def test_evaluate_tells_what_it_opens_and_opens_no_urls(theirs, opened, capsys):
-  with pytest.raises(ValueError, match=r"config\.json names data that are not on this machine: s3://their-bucket/.*"
-                                       "only with --allow_urls"):
+  with pytest.raises(
+    ValueError,
+    match=r"config\.json names data that are not on this machine: s3://their-bucket/.*"
+    "only with --allow_urls",
+  ):
     evaluate(theirs)
   assert f"config.json names config.evals.there.source.path: {TARS}\n" in capsys.readouterr().out
   with pytest.raises(Opened, match="s3://their-bucket/"):
@@ -72,8 +77,15 @@ def test_urls_are_known_by_their_form(places):
 def test_reports_and_exports_open_no_urls_of_a_manifest(opened, tmp_path, monkeypatch, capsys, asked):
   manifest = {"shards": [], "settings": {}, "source": to_dict(Source(kind="webdataset", path=TARS)).to_dict()}
   (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-  given = {"workdir": str(tmp_path), "report": False, "export": "", "export_format": "webdataset", "allow_urls": False,
-           "config": None, "preview": 0}
+  given = {
+    "workdir": str(tmp_path),
+    "report": False,
+    "export": "",
+    "export_format": "webdataset",
+    "allow_urls": False,
+    "config": None,
+    "preview": 0,
+  }
   for allowed, error in ((False, SystemExit), (True, Opened)):
     values = type("Flags", (), given | asked | {"allow_urls": allowed})
     monkeypatch.setattr(capfilt, "FLAGS", values)

@@ -21,8 +21,12 @@ from coca.recipes import blip as blip_recipes
 from support.tars import tar
 
 # A picture with two questions, and one whose question is missing.
-ASKED = [(0, "What color is it?", ["red", "red", "dark red"]), (1, "Is it (very) small?", ["no", "yes", "no", "no"]),
-         (0, "How many?", ["2"]), (1, None, ["lost"])]
+ASKED = [
+  (0, "What color is it?", ["red", "red", "dark red"]),
+  (1, "Is it (very) small?", ["no", "yes", "no", "no"]),
+  (0, "How many?", ["2"]),
+  (1, None, ["lost"]),
+]
 
 
 def picture(n):
@@ -91,8 +95,11 @@ def test_folder_errors(tmp_path):
   missing = r"question_key: captions\.csv .* has no column question; it has: file_name, answer"
   with pytest.raises(ValueError, match=missing):
     opened("folder", tmp_path)
-  (tmp_path / "captions.json").write_text(json.dumps([{"image": "a.png", "question": "q", "answer": "a"},
-                                                      {"image": "a.png", "question": ["q", "r"], "answer": "a"}]))
+  (tmp_path / "captions.json").write_text(
+    json.dumps(
+      [{"image": "a.png", "question": "q", "answer": "a"}, {"image": "a.png", "question": ["q", "r"], "answer": "a"}]
+    )
+  )
   (tmp_path / "captions.csv").unlink()
   with pytest.raises(BadRecord, match="entry 2: 2 questions: each takes a record of its own"):
     opened("folder", tmp_path)[1]
@@ -108,8 +115,10 @@ def test_parquet(tmp_path, text_key):
   }), tmp_path / "x.parquet", row_group_size=3)  # fmt: skip
   for key in ("question", "qa.question"):
     check(opened("parquet", tmp_path, text_key=text_key, question_key=key), [f"x.parquet:{i}" for i in range(3)], "web")
-  for wrong, message in (({"question_key": "frage"}, "question_key is 'frage', and there is no such column of text"),
-                         ({"text_key": "answers.text"}, r"text_key is 'answers\.text', and there is no such column")):
+  for wrong, message in (
+    ({"question_key": "frage"}, "question_key is 'frage', and there is no such column of text"),
+    ({"text_key": "answers.text"}, r"text_key is 'answers\.text', and there is no such column"),
+  ):
     with pytest.raises(ValueError, match=message):
       opened("parquet", tmp_path, **wrong)
 
@@ -126,8 +135,10 @@ def test_webdataset(tmp_path, monkeypatch, text_key):
   for key in ("question", "qa.question"):
     check(opened("webdataset", tmp_path, text_key=text_key, question_key=key), ["000", "001", "002"], "web")
   assert opened("webdataset", tmp_path, text_key="caption", question_key="")[3].texts == (Text("a caption"),)
-  for wrong, message in (({"question_key": "frage"}, "question_key is 'frage': .* JSON; it has: answer, answers, qa"),
-                         ({"text_key": "caption"}, "text_key is 'caption': .* JSON; it has: answer, answers, qa")):
+  for wrong, message in (
+    ({"question_key": "frage"}, "question_key is 'frage': .* JSON; it has: answer, answers, qa"),
+    ({"text_key": "caption"}, "text_key is 'caption': .* JSON; it has: answer, answers, qa"),
+  ):
     with pytest.raises(ValueError, match=message):
       opened("webdataset", tmp_path, **wrong)
   (tmp_path / "0.tar").write_bytes(tar({"0.png": picture(0), "0.txt": b"a caption"}))
@@ -141,18 +152,32 @@ class Asked(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     text = tfds.features.Text
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-      "image": tfds.features.Image(), "key": text(), "question": text(),
-      "answers": tfds.features.Sequence({"answer": text(), "answer_id": tfds.features.Scalar(np.int64)}),
-    }))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(),
+          "key": text(),
+          "question": text(),
+          "answers": tfds.features.Sequence({"answer": text(), "answer_id": tfds.features.Scalar(np.int64)}),
+        }
+      ),
+    )
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples()}
 
   def _generate_examples(self):
     for i, (n, question, answers) in enumerate(ASKED):
-      yield i, {"image": picture(n), "key": f"q{i}", "question": question or " ",
-                "answers": [{"answer": a, "answer_id": j} for j, a in enumerate(answers)]}
+      yield (
+        i,
+        {
+          "image": picture(n),
+          "key": f"q{i}",
+          "question": question or " ",
+          "answers": [{"answer": a, "answer_id": j} for j, a in enumerate(answers)],
+        },
+      )
 
 
 def test_tfds(tmp_path):
@@ -164,8 +189,9 @@ def test_tfds(tmp_path):
       found[source[i].key] = source[i]
     except BadRecord as e:
       assert "no question" in str(e)
-  assert found == {f"q{i}": Record(f"q{i}", picture(n), tuple(map(Text, a)), question=q)
-                   for i, (n, q, a) in enumerate(ASKED[:3])}
+  assert found == {
+    f"q{i}": Record(f"q{i}", picture(n), tuple(map(Text, a)), question=q) for i, (n, q, a) in enumerate(ASKED[:3])
+  }
   for wrong in ("frage", "answers.answer"):  # a list of questions is none
     with pytest.raises(ValueError, match=f"question_key '{wrong}': .* has no such feature"):
       opened("tfds", tmp_path / "asked", text_key="answers.answer", question_key=wrong)
@@ -286,7 +312,9 @@ def make_config(threads=2, **answering):
   image, text = settings.ImageEncoder(size=8, patch=8), settings.TextDecoder(length=24)
   return settings.Config(
     answering=settings.Answering(weight=1.0, **{"answers": 4, "length": 12, **answering}),
-    model=settings.Model(image=image, text=text), data=settings.Data(sources={"q": source}, batch=8, threads=threads))
+    model=settings.Model(image=image, text=text),
+    data=settings.Data(sources={"q": source}, batch=8, threads=threads),
+  )
 
 
 def batches(config, words, rows=range(8), start=0, count=5):
@@ -301,9 +329,14 @@ def test_batches(words):
   seen, reasons = Counter(), Counter()
   for batch, problems in batches(make_config(), words):
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
-      "image": ((8, 8, 8, 3), "uint8"), "text": ((8, 24), "int32"), "last": ((8,), "int32"),
-      "hashes": ((8, 2), "uint32"), "weight": ((8,), "float32"),
-      "answers": ((8, 4, 12), "int32"), "answer_weight": ((8, 4), "float32")}
+      "image": ((8, 8, 8, 3), "uint8"),
+      "text": ((8, 24), "int32"),
+      "last": ((8,), "int32"),
+      "hashes": ((8, 2), "uint32"),
+      "weight": ((8,), "float32"),
+      "answers": ((8, 4, 12), "int32"),
+      "answer_weight": ((8, 4), "float32"),
+    }
     reasons.update(problem.rpartition(": ")[2] for problem in problems)
     assert (batch["weight"] == 0).sum() == len(problems)
     for row in range(8):
@@ -317,7 +350,7 @@ def test_batches(words):
       assert answers == [a for a, _ in counts] + [""] * (4 - len(counts))
       expected = np.array([0.2 * n / 10 for _, n in counts] + [0.0] * (4 - len(counts)))
       np.testing.assert_allclose(weights, expected, rtol=1e-6)
-      assert (batch["answers"][row, :len(counts), 0] == sentencepiece.BOS).all()
+      assert (batch["answers"][row, : len(counts), 0] == sentencepiece.BOS).all()
       seen[i] += 1
   assert set(seen.values()) == {2} and len(seen) == 15 and reasons == {"no question": 6, "no answer": 4}
 

@@ -21,8 +21,19 @@ from support.tars import picture, shard
 
 ROWS = [
   {"index": 3, "key": "a", "text": "web", "origin": "web", "matching": 0.4, "contrastive": 0.3, "kept": False},
-  {"index": 3, "key": "a", "text": "made", "origin": "synthetic", "matching": 0.9, "contrastive": 0.1, "kept": True,
-   "decoding": "{}", "captioner": "c", "filter": "f", "version": "1"},
+  {
+    "index": 3,
+    "key": "a",
+    "text": "made",
+    "origin": "synthetic",
+    "matching": 0.9,
+    "contrastive": 0.1,
+    "kept": True,
+    "decoding": "{}",
+    "captioner": "c",
+    "filter": "f",
+    "version": "1",
+  },
   {"index": 4, "key": "b", "text": "by hand", "origin": "human", "kept": True},
   {"index": 5, "key": "", "problem": "unreadable", "kept": False},
   {"index": 6, "key": "d", "text": "no score", "origin": "web", "problem": "too long", "kept": False},
@@ -46,8 +57,10 @@ def test_there_and_back(tmp_path, folder):
     for name in sidecars.SCORES:
       row[name] = None if row[name] is None else float(np.float32(row[name]))
   assert table.to_pylist() == expected
-  assert sidecars.read(path, ["text", "index"]).to_pydict() == {"text": [row.get("text") for row in ROWS],
-                                                                "index": [3, 3, 4, 5, 6]}
+  assert sidecars.read(path, ["text", "index"]).to_pydict() == {
+    "text": [row.get("text") for row in ROWS],
+    "index": [3, 3, 4, 5, 6],
+  }
   sidecars.write(path, {"index": []})
   assert len(sidecars.read(path)) == 0 and sidecars.read(path).schema.equals(sidecars.SCHEMA)
 
@@ -113,8 +126,10 @@ def test_damage_is_one_clear_error(tmp_path):
     else:  # a bit that means nothing (who wrote the file, a statistic); the texts and scores are right all the same
       assert found.equals(whole)
   assert damaged > 200
-  for table, message in ((pa.table({"a": [1]}), "column 'index' is missing"),
-                         (whole.set_column(0, "index", whole["index"].cast(pa.int32())), "column 'index' is int32")):
+  for table, message in (
+    (pa.table({"a": [1]}), "column 'index' is missing"),
+    (whole.set_column(0, "index", whole["index"].cast(pa.int32())), "column 'index' is int32"),
+  ):
     pq.write_table(table, path)
     assert not sidecars.is_complete(path)
     with pytest.raises(SidecarError, match=message):
@@ -131,14 +146,24 @@ def with_column(table, name, values):
   return table.set_column(table.column_names.index(name), name, values)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-  (lambda t: t.append_column("text", t["text"]), "column 'text' is missing, or there twice"),
-  (lambda t: t.append_column("image", t["image"]), "column 'image' is missing, or there twice"),
-  (lambda t: with_column(t, "text", pa.nulls(len(t), pa.string())), "each text needs an origin"),
-  (lambda t: with_column(t, "index", pa.array([3, 3, 2, 5, 6])), "'index' has nulls or negative numbers, or goes down"),
-  (lambda t: with_column(t, "key", pc.cast(pa.array([b"\xff"] * 5), options=pc.CastOptions(
-    pa.string(), allow_invalid_utf8=True))), "UTF8"),
-])
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda t: t.append_column("text", t["text"]), "column 'text' is missing, or there twice"),
+    (lambda t: t.append_column("image", t["image"]), "column 'image' is missing, or there twice"),
+    (lambda t: with_column(t, "text", pa.nulls(len(t), pa.string())), "each text needs an origin"),
+    (
+      lambda t: with_column(t, "index", pa.array([3, 3, 2, 5, 6])),
+      "'index' has nulls or negative numbers, or goes down",
+    ),
+    (
+      lambda t: with_column(
+        t, "key", pc.cast(pa.array([b"\xff"] * 5), options=pc.CastOptions(pa.string(), allow_invalid_utf8=True))
+      ),
+      "UTF8",
+    ),
+  ],
+)
 def test_what_no_stage_has_written(tmp_path, change, message):
   """A whole Parquet file of the right types, whose rows are not what `write` lets through."""
   path = sidecars.path_of(tmp_path, "x")
@@ -175,8 +200,10 @@ def test_names_of_shards():
   names = ["x/0", "x_0", "y/0", "X/0", "0", "0", "../e", "ü ü", "z" * 300, ""]
   shards = shards_of(names, [1] * len(names))
   assert len({s.name.lower() for s in shards}) == len(names)
-  assert all(set(s.name) <= set("abcdefghijklmnopqrstuvwxyzXABCDEF0123456789._-") and 0 < len(s.name) < 140
-             and s.name[0] != "." for s in shards)
+  assert all(
+    set(s.name) <= set("abcdefghijklmnopqrstuvwxyzXABCDEF0123456789._-") and 0 < len(s.name) < 140 and s.name[0] != "."
+    for s in shards
+  )
   assert [s.name for s in shards if s.name in ("y_0", "0", "x_0")] == ["y_0", "0"]
   alone = shards_of(["y/0", "x_0", "x/0"], [1] * 3)
   assert {s.name for s in alone} < {s.name for s in shards} | {"x_0-" + s.name[-8:] for s in alone}
@@ -212,11 +239,14 @@ def test_shards_of_sources(tmp_path):
   assert open_source(web).shards == [Shard("a_00001", 0, 4), Shard("b_00000", 4, 6)]
   moved = shutil.move(tmp_path / "t", tmp_path / "moved")
   assert [s.name for s in open_source(Source(kind="webdataset", path=f"{moved}/*/*.tar")).shards] == [
-    "a_00001", "b_00000"]
+    "a_00001",
+    "b_00000",
+  ]
   assert [s.name for s in open_source(Source(kind="webdataset", path=f"{moved}/a")).shards] == ["00001"]
   for n in range(2):
-    pq.write_table(pa.table({"image": [picture(n)] * 5, "caption": ["x"] * 5}), tmp_path / f"{n}.parquet",
-                   row_group_size=2)
+    pq.write_table(
+      pa.table({"image": [picture(n)] * 5, "caption": ["x"] * 5}), tmp_path / f"{n}.parquet", row_group_size=2
+    )
   assert open_source(Source(kind="parquet", path=str(tmp_path))).shards == [Shard("0", 0, 5), Shard("1", 5, 10)]
   (tmp_path / "f").mkdir()
   (tmp_path / "f" / "a.jpg").write_bytes(picture(1))
@@ -227,8 +257,10 @@ def test_shards_of_sources(tmp_path):
 def test_shards_of_a_split():
   train = "coca_builtin-train.array_record-00000-of-00001"
   unseen = "coca_builtin-unseen_concepts.array_record-00000-of-00001"
+
   def shards(split):
     return open_source(Source(kind="builtin", split=split)).shards
+
   assert shards("train+unseen_concepts") == [Shard(train, 0, 4924), Shard(unseen, 4924, 5406)]
   assert shards("train[:10%]+train[20%:30%]") == [Shard(train, 0, 492), Shard(f"{train}-from-985", 492, 984)]
   assert len({s.name for s in shards("train+train")}) == 2

@@ -19,7 +19,8 @@ def said(sources, tokens, length=64, prompt="", answering=None):
   config = settings.Config(
     model=settings.Model(text=settings.TextDecoder(length=length)),
     data=settings.Data(sources={name: settings.Source(text="first") for name in sources}, prompt=prompt),
-    answering=answering or settings.Answering())
+    answering=answering or settings.Answering(),
+  )
   return survey.survey(config, sources, tokens)
 
 
@@ -32,20 +33,22 @@ def test_texts_that_are_cut(small):
   captions = ["a cat"] * 97 + long
   lengths = sorted(len(small.tokens(t)) + 2 for t in captions)
   assert lengths[-4] <= 64 < lengths[-3] <= lengths[-2] < lengths[-1]
-  line, = said({"b": Records([["a cat"]]), "a": Records([[t] for t in captions])}, small)
-  assert line == (f"a: 3 of 100 texts that were looked at are cut, for they have more than the 64 tokens of "
-                  f"config.model.text.length; {lengths[-1]} do for 99 % of them, {lengths[-1]} for all. "
-                  "4 different ones become 2")
+  (line,) = said({"b": Records([["a cat"]]), "a": Records([[t] for t in captions])}, small)
+  assert line == (
+    f"a: 3 of 100 texts that were looked at are cut, for they have more than the 64 tokens of "
+    f"config.model.text.length; {lengths[-1]} do for 99 % of them, {lengths[-1]} for all. "
+    "4 different ones become 2"
+  )
   assert said({"a": Records([[t] for t in captions])}, small, lengths[-1]) == []
-  line, = said({"a": Records([[t] for t in captions])}, small, lengths[-1] - 1)
+  (line,) = said({"a": Records([[t] for t in captions])}, small, lengths[-1] - 1)
   assert line.endswith(f"config.model.text.length; {lengths[-1]} do for 99 % of them, {lengths[-1]} for all")
-  line, = said({"a": Records([["a cat"]] * 299 + [[long[0]]])}, small)
+  (line,) = said({"a": Records([["a cat"]] * 299 + [[long[0]]])}, small)
   assert "1 of 300" in line and "99 %" not in line
   assert "3 of 3 texts" in said({"a": Records([["a cat"]] * 3)}, small, 8, "a photo of the red boat in the ")[0]
 
 
 def test_words_that_are_unknown(small):
-  line, = said({"a": Records([["a cat"], ["猫"], ["a 猫"], ["犬"]])}, small)
+  (line,) = said({"a": Records([["a cat"], ["猫"], ["a 猫"], ["犬"]])}, small)
   tokens = sum(i != small.blank for t in ("a cat", "猫", "a 猫", "犬") for i in small.tokens(t))
   assert line.startswith(f"a: {3 / tokens:.1%} of the tokens of texts are unknown to the tokenizer")
   assert "and 2 of 4 texts hold nothing else, such as '猫'. Name one" in line

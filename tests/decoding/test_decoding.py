@@ -87,9 +87,11 @@ def test_beams_by_the_whole_length_are_those_of_blips_authors(d, prompted):
 @pytest.mark.slow
 def test_no_ngram_comes_twice_the_prompt_included():
   prompt, lengths = some_prompts()
-  for d in (Decoding(repetition_penalty=0.5, no_repeat_ngram_size=2),
-            Decoding(strategy="sample", n=2, repetition_penalty=0.5, no_repeat_ngram_size=2),
-            Decoding(strategy="beam", beams=2, n=2, repetition_penalty=0.5, no_repeat_ngram_size=2)):
+  for d in (
+    Decoding(repetition_penalty=0.5, no_repeat_ngram_size=2),
+    Decoding(strategy="sample", n=2, repetition_penalty=0.5, no_repeat_ngram_size=2),
+    Decoding(strategy="beam", beams=2, n=2, repetition_penalty=0.5, no_repeat_ngram_size=2),
+  ):
     text = write(d, prompt=prompt, lengths=lengths)[0].reshape(-1, LENGTH)
     free = write(dataclasses.replace(d, no_repeat_ngram_size=0), prompt=prompt, lengths=lengths)[0].reshape(-1, LENGTH)
     pairs_ = [[[tuple(row[i : i + 2]) for i in range((row != PAD).sum() - 1)] for row in rows] for rows in (text, free)]
@@ -145,8 +147,7 @@ class Counted:
 def test_the_loop_stops_when_the_batch_has_ended():
   tokens = jnp.array([3.0, 5, 2])[:, None, None]
   prompt, lengths = jnp.full((3, 1), BOS), jnp.ones(3, jnp.int32)
-  for d, run in ((Decoding(), functools.partial(sample, keys=None)),
-                 (Decoding(strategy="beam", beams=1), beam_search)):
+  for d, run in ((Decoding(), functools.partial(sample, keys=None)), (Decoding(strategy="beam", beams=1), beam_search)):
     model = Counted()
     out = run(model.start, tokens, prompt, lengths, length=40, decoding=d, special=SPECIAL)
     jax.block_until_ready(out)
@@ -212,8 +213,13 @@ def test_prompts_of_other_lengths_change_nothing(d):
   assert bare.any() and (text != without[0]).any()
   longest = lengths == lengths.max()  # all of one length: read at once, no token by token
   image = captioner()[2]
-  alone = write(d, image[longest].repeat(4, 0), IDS[longest].repeat(4), prompt[longest].repeat(4, 0)[:, :5],
-                lengths[longest].repeat(4))
+  alone = write(
+    d,
+    image[longest].repeat(4, 0),
+    IDS[longest].repeat(4),
+    prompt[longest].repeat(4, 0)[:, :5],
+    lengths[longest].repeat(4),
+  )
   assert_same((alone[0][::4], alone[1][::4]), (text[longest], score[longest]))
 
 
@@ -325,11 +331,19 @@ def test_what_a_model_cannot_do_is_said_before_anything_is_compiled():
     caption({}, Decoding(), prompt=np.ones((1, 2), np.int32))
 
 
-@pytest.mark.parametrize(("name", "ours"), [
-  ("num_beams", "beams, with strategy 'beam'"), ("max_new_tokens", "max_length, which counts BOS"),
-  ("num_return_sequences", "is called n"), ("do_sample", "strategy 'sample'"), ("early_stopping", "early_stop"),
-  ("generation_type", "strategy"), ("lenght_penalty", "did you mean length_penalty"), ("best_of", "known: strategy, n"),
-])
+@pytest.mark.parametrize(
+  ("name", "ours"),
+  [
+    ("num_beams", "beams, with strategy 'beam'"),
+    ("max_new_tokens", "max_length, which counts BOS"),
+    ("num_return_sequences", "is called n"),
+    ("do_sample", "strategy 'sample'"),
+    ("early_stopping", "early_stop"),
+    ("generation_type", "strategy"),
+    ("lenght_penalty", "did you mean length_penalty"),
+    ("best_of", "known: strategy, n"),
+  ],
+)
 def test_other_peoples_names_are_answered_with_ours(name, ours):
   with pytest.raises(TypeError, match=f"{name}.*{ours}"):
     make_decoding(**{name: 3})
@@ -339,10 +353,14 @@ def test_answers_are_written_as_blips_authors_write_them():
   assert answer_decoding(10) == Decoding(strategy="beam", beams=3, max_length=10, length_normalisation="whole")
 
 
-@pytest.mark.parametrize("values", [
-  {"length_normalisation": "words", "strategy": "beam"}, {"length_normalisation": "whole"},
-  {"no_repeat_ngram_size": -1},
-])
+@pytest.mark.parametrize(
+  "values",
+  [
+    {"length_normalisation": "words", "strategy": "beam"},
+    {"length_normalisation": "whole"},
+    {"no_repeat_ngram_size": -1},
+  ],
+)
 def test_settings_that_make_no_sense(values):
   with pytest.raises(ValueError, match=next(iter(values))):
     Decoding(**values)

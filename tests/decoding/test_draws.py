@@ -107,22 +107,25 @@ def test_the_repetition_penalty_divides_what_is_positive_and_multiplies_what_is_
   )
 
 
-@pytest.mark.parametrize(("options", "message"), [
-  ({"strategy": "nucleus"}, "strategy is 'nucleus'; it may be 'greedy', 'sample', 'beam'"),
-  ({"n": 3}, "n 3 has no effect with strategy 'greedy'; leave it out or set 'sample' or 'beam'"),
-  ({"strategy": "beam", "n": 3, "beams": 2}, "n 3 is more than beams 2"),
-  ({"max_length": 1}, "max_length is 1"),
-  ({"min_length": 5, "max_length": 5}, "min_length 5 .* max_length 5"),
-  ({"temperature": 0.5}, "temperature 0.5 has no effect with strategy 'greedy'"),
-  ({"strategy": "beam", "top_p": 0.5}, "top_p 0.5 has no effect with strategy 'beam'"),
-  ({"strategy": "sample", "temperature": 0.0}, "temperature is 0.0"),
-  ({"strategy": "sample", "top_p": 0.0}, "top_p is 0.0"),
-  ({"strategy": "sample", "top_k": -1}, "top_k is -1"),
-  ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
-  ({"early_stop": True}, "early_stop True has no effect"),
-  ({"rerank": True}, "rerank .* n is 1"),
-  ({"seed": -1}, "seed is -1"),
-])
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"strategy": "nucleus"}, "strategy is 'nucleus'; it may be 'greedy', 'sample', 'beam'"),
+    ({"n": 3}, "n 3 has no effect with strategy 'greedy'; leave it out or set 'sample' or 'beam'"),
+    ({"strategy": "beam", "n": 3, "beams": 2}, "n 3 is more than beams 2"),
+    ({"max_length": 1}, "max_length is 1"),
+    ({"min_length": 5, "max_length": 5}, "min_length 5 .* max_length 5"),
+    ({"temperature": 0.5}, "temperature 0.5 has no effect with strategy 'greedy'"),
+    ({"strategy": "beam", "top_p": 0.5}, "top_p 0.5 has no effect with strategy 'beam'"),
+    ({"strategy": "sample", "temperature": 0.0}, "temperature is 0.0"),
+    ({"strategy": "sample", "top_p": 0.0}, "top_p is 0.0"),
+    ({"strategy": "sample", "top_k": -1}, "top_k is -1"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+    ({"early_stop": True}, "early_stop True has no effect"),
+    ({"rerank": True}, "rerank .* n is 1"),
+    ({"seed": -1}, "seed is -1"),
+  ],
+)
 def test_settings_that_make_no_sense(options, message):
   with pytest.raises(ValueError, match="decoding: " + message):
     Decoding(**options)

@@ -35,7 +35,8 @@ def train():
   values = dataclasses.replace(values, params=random_params(settings))
   state = jax.tree.map(
     lambda x, value: jax.make_array_from_callback(x.shape, x.sharding, lambda index: value[index]),
-    setup.planned, values
+    setup.planned,
+    values,
   )
   step = TrainStep(setup)
 
@@ -60,8 +61,9 @@ def test_two_processes_train_as_one(tmp_path):
   for i, log in enumerate(logs):
     joins = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
     command = [sys.executable, __file__, tmp_path / f"{i}.json"]
-    workers.append(subprocess.Popen(command, env=environment(4, **joins), stdout=log.open("w"),
-                                    stderr=subprocess.STDOUT))
+    workers.append(
+      subprocess.Popen(command, env=environment(4, **joins), stdout=log.open("w"), stderr=subprocess.STDOUT)
+    )
   try:
     expected = train()
     codes = [worker.wait(timeout=300) for worker in workers]
@@ -80,9 +82,9 @@ def test_a_process_that_waits_in_vain_says_for_what_and_ends():
   port = free_port()
   code = "from coca.devices import processes; processes.initialize('127.0.0.1:%d', 2, %d, timeout=4)"
   started = [
-    subprocess.Popen([sys.executable, "-c", code % (p, i)], stderr=subprocess.PIPE, text=True,
-                     env=environment())
-    for p, i in ((port, 0), (free_port(), 1))]
+    subprocess.Popen([sys.executable, "-c", code % (p, i)], stderr=subprocess.PIPE, text=True, env=environment())
+    for p, i in ((port, 0), (free_port(), 1))
+  ]
   said = [process.communicate(timeout=120)[1] for process in started]
   assert [process.returncode for process in started] == [processes.STALLED] * 2, said
   for i in range(2):
@@ -124,14 +126,17 @@ def joined(monkeypatch):
   return calls
 
 
-@pytest.mark.parametrize(("given", "environment", "expected"), [
-  ((), {}, (None, None, None)),
-  (("10.0.0.1:8476", 4, 0), {}, ("10.0.0.1:8476", 4, 0)),
-  ((), dict(zip(BY_HAND, ("[::1]:8476", "4", "3"), strict=True)), ("[::1]:8476", 4, 3)),
-  (("10.0.0.1:8476", None, 1), {"JAX_NUM_PROCESSES": "2"}, ("10.0.0.1:8476", 2, 1)),
-  (("10.0.0.1:8476",), {"PMI_SIZE": "4", "PMI_RANK": "2"}, ("10.0.0.1:8476", 4, 2)),
-  (("10.0.0.1:8476",), {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}, ("10.0.0.1:8476", 4, 3)),
-])
+@pytest.mark.parametrize(
+  ("given", "environment", "expected"),
+  [
+    ((), {}, (None, None, None)),
+    (("10.0.0.1:8476", 4, 0), {}, ("10.0.0.1:8476", 4, 0)),
+    ((), dict(zip(BY_HAND, ("[::1]:8476", "4", "3"), strict=True)), ("[::1]:8476", 4, 3)),
+    (("10.0.0.1:8476", None, 1), {"JAX_NUM_PROCESSES": "2"}, ("10.0.0.1:8476", 2, 1)),
+    (("10.0.0.1:8476",), {"PMI_SIZE": "4", "PMI_RANK": "2"}, ("10.0.0.1:8476", 4, 2)),
+    (("10.0.0.1:8476",), {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}, ("10.0.0.1:8476", 4, 3)),
+  ],
+)
 def test_a_process_is_told_by_flags_variables_or_mpi(joined, monkeypatch, given, environment, expected):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
@@ -139,13 +144,20 @@ def test_a_process_is_told_by_flags_variables_or_mpi(joined, monkeypatch, given,
   assert joined == [expected]
 
 
-@pytest.mark.parametrize(("given", "environment", "said"), [
-  ((), {"JAX_NUM_PROCESSES": "2"}, "--coordinator (JAX_COORDINATOR_ADDRESS), --process_id (JAX_PROCESS_ID) is missing"),
-  (("10.0.0.1:8476",), {}, "--processes (JAX_NUM_PROCESSES), --process_id (JAX_PROCESS_ID) is missing"),
-  (("10.0.0.1", 2, 0), {}, "--coordinator 10.0.0.1 is no HOST:PORT"),
-  (("10.0.0.1:8476", 2, 2), {}, "--process_id 2 of --processes 2: it counts from 0 to 1"),
-  ((), {"PMI_SIZE": "4", "PMI_RANK": "2"}, "rank 2 of 4 of an MPI that jax does not detect: give --coordinator="),
-])
+@pytest.mark.parametrize(
+  ("given", "environment", "said"),
+  [
+    (
+      (),
+      {"JAX_NUM_PROCESSES": "2"},
+      "--coordinator (JAX_COORDINATOR_ADDRESS), --process_id (JAX_PROCESS_ID) is missing",
+    ),
+    (("10.0.0.1:8476",), {}, "--processes (JAX_NUM_PROCESSES), --process_id (JAX_PROCESS_ID) is missing"),
+    (("10.0.0.1", 2, 0), {}, "--coordinator 10.0.0.1 is no HOST:PORT"),
+    (("10.0.0.1:8476", 2, 2), {}, "--process_id 2 of --processes 2: it counts from 0 to 1"),
+    ((), {"PMI_SIZE": "4", "PMI_RANK": "2"}, "rank 2 of 4 of an MPI that jax does not detect: give --coordinator="),
+  ],
+)
 def test_half_a_cluster_is_an_error(joined, monkeypatch, given, environment, said):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
@@ -154,10 +166,14 @@ def test_half_a_cluster_is_an_error(joined, monkeypatch, given, environment, sai
   assert said in str(error.value)
 
 
-@pytest.mark.parametrize(("error", "status", "said"), [
-  (SystemExit("error: no such file"), 1, "error: no such file\n"), (SystemExit(70), 70, ""),
-  (RuntimeError("lost"), processes.CRASHED, "RuntimeError: lost"),
-])
+@pytest.mark.parametrize(
+  ("error", "status", "said"),
+  [
+    (SystemExit("error: no such file"), 1, "error: no such file\n"),
+    (SystemExit(70), 70, ""),
+    (RuntimeError("lost"), processes.CRASHED, "RuntimeError: lost"),
+  ],
+)
 def test_one_of_several_that_fails_ends_at_once_with_its_status(monkeypatch, capsys, error, status, said):
   monkeypatch.setattr(processes, "_several", lambda: True)
   monkeypatch.setattr(os, "_exit", lambda code: sys.exit(f"at once {code}"))

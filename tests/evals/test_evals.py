@@ -55,8 +55,11 @@ def zero_shot_case(tokenizer, templates, n=43, seed=0):
   labels[[3, 11]] = -1
   records = [record(i, label=int(k)) for i, k in enumerate(labels)]
   records[5], labels[5] = None, -1
-  table = {template.replace("{}", name): embeddings([seed, i, j], 6)
-           for i, name in enumerate(NAMES) for j, template in enumerate(templates)}
+  table = {
+    template.replace("{}", name): embeddings([seed, i, j], 6)
+    for i, name in enumerate(NAMES)
+    for j, template in enumerate(templates)
+  }
   forward = FakeForward(tokenizer, embeddings([seed, 99], n, 6), table)
   return Source_(records, names), labels, forward
 
@@ -86,8 +89,9 @@ def test_classes_of_one_name_are_two_and_the_first_is_taken(tokenizer):
   table = dict(zip(names, np.eye(9, dtype=np.float32), strict=False))
   records = [record(i, label=i % 10) for i in range(50)]
   images = np.stack([table[names[i % 10]] for i in range(50)])
-  evaluator = zero_shot.ZeroShot(CONFIG, Eval(), FakeForward(tokenizer, images, table), tokenizer,
-                                 Source_(records, names))
+  evaluator = zero_shot.ZeroShot(
+    CONFIG, Eval(), FakeForward(tokenizer, images, table), tokenizer, Source_(records, names)
+  )
   assert evaluator.names == names and len(evaluator.classes(None)) == 10
   published = np.mean((images @ np.stack([table[n] for n in names]).T).argmax(1) == np.arange(50) % 10)
   assert dict(evaluator.run(None)) == {"top1": published, "top5": 0.9 + 0.1, "examples": 50} and published == 0.9
@@ -126,16 +130,25 @@ def test_pixel_baseline_names_what_the_nearest_training_picture_is_called(tokeni
   def noisy(pixels, noise):
     out = io.BytesIO()
     Image.fromarray(np.clip(pixels + rng.integers(-noise, noise + 1, pixels.shape), 0, 255).astype(np.uint8)).save(
-      out, "PNG")
+      out, "PNG"
+    )
     return out.getvalue()
 
   drawings = rng.integers(0, 256, (8, 16, 16, 3))
   train_set = Source_([Record(n, noisy(d, 9), (Text(n),)) for n, d in zip(NAMES, drawings, strict=True)] + [None])
-  tests = [Record(n, noisy(d, 9), (Text(n if i else "another name"),))
-           for i, (n, d) in enumerate(zip(NAMES, drawings, strict=True))]
+  tests = [
+    Record(n, noisy(d, 9), (Text(n if i else "another name"),))
+    for i, (n, d) in enumerate(zip(NAMES, drawings, strict=True))
+  ]
   assert zero_shot.pixel_top1(Source_(tests), train_set) == 7 / 8
-  evaluator = zero_shot.ZeroShot(CONFIG, Eval(pixel_neighbours="train"), FakeForward(tokenizer, np.ones((1, 1)), {
-    n: np.ones(1, np.float32) for n in ("another name", *NAMES)}), tokenizer, Source_(tests), train_set)
+  evaluator = zero_shot.ZeroShot(
+    CONFIG,
+    Eval(pixel_neighbours="train"),
+    FakeForward(tokenizer, np.ones((1, 1)), {n: np.ones(1, np.float32) for n in ("another name", *NAMES)}),
+    tokenizer,
+    Source_(tests),
+    train_set,
+  )
   assert dict(evaluator.run(None))["pixel_top1"] == 7 / 8
   evaluator.neighbours = Source_([None])  # computed once: the source is not looked at again
   assert dict(evaluator.run(None))["pixel_top1"] == 7 / 8
@@ -218,8 +231,9 @@ def test_retrieval_runs_over_batches_broken_records_and_several_texts(tokenizer,
   kept = [i for i in range(21) if i not in (2, 20)]
   owners = np.array([new for new, i in enumerate(kept) for _ in captions_of[i][:2]])
   words = [text for i in kept for text in captions_of[i][:2]]
-  want = recalls64(forward.image_table[kept], np.stack([forward.text_table[w] for w in words]), words, owners,
-                   equal_texts)
+  want = recalls64(
+    forward.image_table[kept], np.stack([forward.text_table[w] for w in words]), words, owners, equal_texts
+  )
   assert found == want | {"examples": 19}
   assert {shape[0] for _, shape in forward.calls} == {8}
 
@@ -275,13 +289,19 @@ def test_make_evaluators_says_what_is_wrong_and_where(tokenizer):
       make(tokenizer, {"x": Eval()}, {"x": Source_(first)})
 
 
-@pytest.mark.parametrize(("source", "settings", "message"), [
-  (Source_([]), Eval(kind="retrieval"), "no records"),
-  (Source_([record(0, NAMES[0])], label_names=("n01440764", "n01443537")), Eval(),
-   r"WordNet ids \(n01440764.*label.labels.txt"),
-  (Source_([record(0, NAMES[0])] * (zero_shot.MAX_NEIGHBOURS + 1)), Eval(pixel_neighbours="many"), "200001 records"),
-  (Source_([record(0, NAMES[0])]), Eval(kind="vqa", answers="/nowhere/answers.txt"), "answers.txt' can't be read"),
-])
+@pytest.mark.parametrize(
+  ("source", "settings", "message"),
+  [
+    (Source_([]), Eval(kind="retrieval"), "no records"),
+    (
+      Source_([record(0, NAMES[0])], label_names=("n01440764", "n01443537")),
+      Eval(),
+      r"WordNet ids \(n01440764.*label.labels.txt",
+    ),
+    (Source_([record(0, NAMES[0])] * (zero_shot.MAX_NEIGHBOURS + 1)), Eval(pixel_neighbours="many"), "200001 records"),
+    (Source_([record(0, NAMES[0])]), Eval(kind="vqa", answers="/nowhere/answers.txt"), "answers.txt' can't be read"),
+  ],
+)
 def test_opened_sources_are_judged_before_anything_is_read(monkeypatch, source, settings, message):
   monkeypatch.setattr(type(source), "__getitem__", None)
   monkeypatch.setattr(build, "open_source", lambda *_: source)
@@ -299,26 +319,35 @@ def test_every_kind_of_the_config_is_there():
   assert set(build.KINDS) == set(typing.get_args(typing.get_type_hints(Eval)["kind"]))
 
 
-@pytest.mark.parametrize(("kind", "rule", "texts"), [
-  ("captions", "first", [["a photo of red apple"], ["a photo of old quince"]]),
-  ("captions", "labels", [["a photo of the red apple"], ["a photo of the old quince"]]),
-  ("retrieval", "first", [["red apple", "wild grape"], ["old quince"]]),
-  ("retrieval", "labels", [["the red apple"], ["the old quince"]]),
-  ("matching", "first", [["red apple"], ["old quince"]]),
-  ("matching", "labels", [["the red apple"], ["the old quince"]]),
-  ("zero_shot", "first", [[], []]),
-])
+@pytest.mark.parametrize(
+  ("kind", "rule", "texts"),
+  [
+    ("captions", "first", [["a photo of red apple"], ["a photo of old quince"]]),
+    ("captions", "labels", [["a photo of the red apple"], ["a photo of the old quince"]]),
+    ("retrieval", "first", [["red apple", "wild grape"], ["old quince"]]),
+    ("retrieval", "labels", [["the red apple"], ["the old quince"]]),
+    ("matching", "first", [["red apple"], ["old quince"]]),
+    ("matching", "labels", [["the red apple"], ["the old quince"]]),
+    ("zero_shot", "first", [[], []]),
+  ],
+)
 def test_each_kind_says_which_texts_it_wants(tokenizer, kind, rule, texts):
   """Its texts, or its label names in the first prompt; what is captioned has the model's own prompt before it."""
-  records = [Record("0", png(0), (Text("red apple", "label"), Text("wild grape"), Text("dark fig")), label=0),
-             Record("1", png(1), (Text("old quince"),), label=0), Record("2", png(2), ())]
+  records = [
+    Record("0", png(0), (Text("red apple", "label"), Text("wild grape"), Text("dark fig")), label=0),
+    Record("1", png(1), (Text("old quince"),), label=0),
+    Record("2", png(2), ()),
+  ]
   source = Source(text=rule, prompts=("the {}", "{} sweet"))
-  config = Config(model=CONFIG.model, data=Data(prompt="a photo of "),
-                  evals={"x": Eval(kind=kind, source=source, texts_per_image=2)})
+  config = Config(
+    model=CONFIG.model, data=Data(prompt="a photo of "), evals={"x": Eval(kind=kind, source=source, texts_per_image=2)}
+  )
   made = build.make_evaluators(config, FakeForward(tokenizer, None), tokenizer, {"x": Source_(records, NAMES)})
   rows = next(iter(made["x"].stream)).rows
-  found = [[tokenizer.decode(ids) for ids in row[weight > 0]]
-           for row, weight in zip(rows["text"], rows["text_weight"], strict=True)]
+  found = [
+    [tokenizer.decode(ids) for ids in row[weight > 0]]
+    for row, weight in zip(rows["text"], rows["text_weight"], strict=True)
+  ]
   assert found[:3] == [*texts, []] and rows["weight"][:3].tolist() == [1, 1, 0]
 
 
@@ -392,6 +421,7 @@ def kanji(tmp_path, monkeypatch):
   from fontTools.fontBuilder import FontBuilder
   from fontTools.pens.ttGlyphPen import TTGlyphPen
   from matplotlib import font_manager
+
   pen = TTGlyphPen(None)
   pen.moveTo((0, 0)), pen.lineTo((0, 900)), pen.lineTo((900, 900)), pen.lineTo((900, 0)), pen.closePath()
   font = FontBuilder(1000, isTTF=True)

@@ -36,14 +36,20 @@ def evaluate(folder):
         raise BadRecord("gone")
       out = io.BytesIO()
       Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)).save(out, "PNG")
-      return Record(str(i), out.getvalue(), tuple(map(Text, (texts[i % 9], texts[i % 5])[:1 + i % 2])))
+      return Record(str(i), out.getvalue(), tuple(map(Text, (texts[i % 9], texts[i % 5])[: 1 + i % 2])))
 
   image = ImageEncoder(size=8, patch=4, layers=1, width=8, mlp=8, heads=2)
   text = TextDecoder(vocab=64, length=16, unimodal_layers=1, multimodal_layers=1, width=8, mlp=8, heads=2)
-  settings = {"shot": Eval(batch=8), "pairs": Eval(kind="retrieval", batch=8), "write": Eval(kind="captions", batch=8),
-              "match": Eval(kind="matching", batch=8), "again": Eval(kind="retrieval", batch=8, rerank=4)}
-  config = Config(model=Model(image=image, text=text, poolers=Poolers(n_query=2)), evals=settings,
-                  matching=Matching(weight=1.0))
+  settings = {
+    "shot": Eval(batch=8),
+    "pairs": Eval(kind="retrieval", batch=8),
+    "write": Eval(kind="captions", batch=8),
+    "match": Eval(kind="matching", batch=8),
+    "again": Eval(kind="retrieval", batch=8, rerank=4),
+  }
+  config = Config(
+    model=Model(image=image, text=text, poolers=Poolers(n_query=2)), evals=settings, matching=Matching(weight=1.0)
+  )
   forward = Forward(config, sharding.make_mesh())
   rng = np.random.default_rng(0)
 
@@ -65,9 +71,16 @@ def test_two_processes_tell_what_one_does(tmp_path):
   (tmp_path / "two").mkdir()
   evaluate(tmp_path / "one")
   port = free_port()
-  workers = [subprocess.Popen([sys.executable, __file__, str(port), str(i), tmp_path / "two"], env=environment(2),
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True) for i in range(2)]
+  workers = [
+    subprocess.Popen(
+      [sys.executable, __file__, str(port), str(i), tmp_path / "two"],
+      env=environment(2),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(2)
+  ]
   try:
     output = [w.communicate(timeout=300)[0] for w in workers]
   finally:

@@ -47,8 +47,9 @@ class ScoringForward(FakeForward):
     return Encoded(self.embed_images(params, image), self._numbers(image))
 
   def score(self, params, encoded, text):
-    names = np.array([[NAMES.index(self.tokenizer.decode(row)) if row.any() else 0 for row in rows]
-                      for rows in np.asarray(text)])
+    names = np.array(
+      [[NAMES.index(self.tokenizer.decode(row)) if row.any() else 0 for row in rows] for rows in np.asarray(text)]
+    )
     return Scores(None, self.matches[encoded.tokens[:, None] % len(self.matches), names], None)
 
 

@@ -29,8 +29,10 @@ def reranked64(images, texts, words, owners, logits, k, equal_texts=False):
   found = {}
   asked = right.any(1)
   unlike = np.arange(len(images))
-  for name, c, m, r, kind in (("i2t", cosines[asked], logits[asked], right[asked], words),
-                              ("t2i", cosines.T, logits.T, right.T, unlike)):
+  for name, c, m, r, kind in (
+    ("i2t", cosines[asked], logits[asked], right[asked], words),
+    ("t2i", cosines.T, logits.T, right.T, unlike),
+  ):
     plain, rank = rank64(c, r, kind), []
     for q in range(len(c)):
       # Wrong ones first where cosines are equal, but for those of the best right one's kind behind it.
@@ -68,7 +70,10 @@ def test_ties_for_the_last_place_go_to_wrong_candidates_in_line():
   assert found.index.tolist() == [[1, 2, 3], [0, 1, 2], [2, 3, 4]]
   assert not found.right.any()
   assert ranking.nearest(queries, candidates, lambda a, b: right[a:b], 4).index.tolist() == [
-    [1, 2, 3, 4], [0, 1, 2, 3], [0, 2, 3, 4]]
+    [1, 2, 3, 4],
+    [0, 1, 2, 3],
+    [0, 2, 3, 4],
+  ]
 
 
 def test_ranks_of_ties_nan_and_queries_without_a_right_candidate():
@@ -114,18 +119,22 @@ def test_recalls_are_brute_force(case, k, block, equal_texts):
     assert reranked["i2t_r10"] == plain["i2t_r10"]  # the head has no say beyond its candidates
 
 
-@pytest.mark.parametrize(("logits", "i2t", "t2i"), [
-  ([[0, 0, 0], [0, 0.1, 0]], 1, 1),  # text 1: 0.96 against 1.036
-  ([[0, 0.03, 9], [0, 0, 0]], 1, 1 / 3),  # the 9 is no candidate of picture 0, but picture 0 is one of text 2
-  ([[0, 0.05, 0], [0, 0, 0]], 0.5, 2 / 3),  # picture 0: 1 against 1.01
-])
+@pytest.mark.parametrize(
+  ("logits", "i2t", "t2i"),
+  [
+    ([[0, 0, 0], [0, 0.1, 0]], 1, 1),  # text 1: 0.96 against 1.036
+    ([[0, 0.03, 9], [0, 0, 0]], 1, 1 / 3),  # the 9 is no candidate of picture 0, but picture 0 is one of text 2
+    ([[0, 0.05, 0], [0, 0, 0]], 0.5, 2 / 3),  # picture 0: 1 against 1.01
+  ],
+)
 def test_recalls_by_hand(logits, i2t, t2i):
   """By cosine all are right but text 1, which is nearer to picture 0 (0.96) than to its own (0.936)."""
   images = np.array([[1, 0], [0.8, 0.6]], np.float32)
   texts = np.array([[1, 0], [0.96, 0.28], [0, 1]], np.float32)
   logits = np.array(logits, np.float32)
-  found = dict(retrieval.recalls(images, texts, np.arange(3), np.array([0, 1, 1]), rerank=2,
-                                 match=lambda i, t: logits[i, t]))
+  found = dict(
+    retrieval.recalls(images, texts, np.arange(3), np.array([0, 1, 1]), rerank=2, match=lambda i, t: logits[i, t])
+  )
   assert (found["i2t_r1"], found["t2i_r1"]) == (1, 2 / 3)
   assert (found["i2t_r1_reranked"], found["t2i_r1_reranked"]) == (i2t, t2i)
 
@@ -133,8 +142,11 @@ def test_recalls_by_hand(logits, i2t, t2i):
 @pytest.mark.parametrize("logit", [0.0, np.nan])
 def test_constant_models_find_nothing(logit):
   one = np.full((30, 4), 0.5, np.float32)
-  found = dict(retrieval.recalls(one, one, np.arange(30), np.arange(30), rerank=20,
-                                 match=lambda i, t: np.full(len(i), logit, np.float32)))
+  found = dict(
+    retrieval.recalls(
+      one, one, np.arange(30), np.arange(30), rerank=20, match=lambda i, t: np.full(len(i), logit, np.float32)
+    )
+  )
   assert len(found) == 12 and set(found.values()) == {0}
 
 
@@ -186,8 +198,9 @@ def test_retrieval_is_brute_force_over_the_models_own_scores(model, monkeypatch,
   settings, tokenizer, params, source, pairs, logits = model
   monkeypatch.setattr(retrieval, "TEXTS", 5)
   forward = Counted(settings, sharding.make_mesh(config.Mesh(), jax.devices()[:devices]))
-  evaluator = retrieval.Retrieval(settings, Eval(kind="retrieval", batch=batch, texts_per_image=3, rerank=k), forward,
-                                  tokenizer, source)
+  evaluator = retrieval.Retrieval(
+    settings, Eval(kind="retrieval", batch=batch, texts_per_image=3, rerank=k), forward, tokenizer, source
+  )
   found = dict(evaluator.run(params))
   assert found == recalls64(*pairs, False) | reranked64(*pairs, logits, k) | {"examples": 44}
   assert k == 1 or any(found[f"{name}_reranked"] != value for name, value in recalls64(*pairs, False).items())
@@ -214,11 +227,14 @@ def test_a_picture_that_is_gone_later_counts_against_the_model(model):
 # --- Settings ---
 
 
-@pytest.mark.parametrize(("settings", "weight", "message"), [
-  (Eval(kind="retrieval", rerank=4), 0.0, r"config\.evals\.x\.rerank 4 needs .*config\.matching\.weight above 0"),
-  (Eval(kind="captions", rerank=4), 1.0, r"config\.evals\.x\.rerank 4 is for kind 'retrieval', not 'captions'"),
-  (Eval(kind="retrieval", rerank=-1), 1.0, r"config\.evals\.x\.rerank is -1; it takes 0 or more"),
-])
+@pytest.mark.parametrize(
+  ("settings", "weight", "message"),
+  [
+    (Eval(kind="retrieval", rerank=4), 0.0, r"config\.evals\.x\.rerank 4 needs .*config\.matching\.weight above 0"),
+    (Eval(kind="captions", rerank=4), 1.0, r"config\.evals\.x\.rerank 4 is for kind 'retrieval', not 'captions'"),
+    (Eval(kind="retrieval", rerank=-1), 1.0, r"config\.evals\.x\.rerank is -1; it takes 0 or more"),
+  ],
+)
 def test_settings_that_make_no_sense(settings, weight, message):
   c = config.default()
   c.matching.weight, c.evals.x = weight, config.to_dict(settings)

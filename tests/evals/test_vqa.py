@@ -63,8 +63,11 @@ def records(n=23):
 
 
 def make(words, **settings):
-  config = Config(model=CONFIG.model, answering=CONFIG.answering, evals={
-    "q": Eval(kind="vqa", batch=8, source=Source(question_key="question"), **settings)})
+  config = Config(
+    model=CONFIG.model,
+    answering=CONFIG.answering,
+    evals={"q": Eval(kind="vqa", batch=8, source=Source(question_key="question"), **settings)},
+  )
   forward = Answering_(words, np.eye(2, dtype=np.float32))
   return build.make_evaluators(config, forward, words, {"q": Source_(records())})["q"], forward
 
@@ -100,7 +103,7 @@ def test_candidates_are_as_long_as_the_longest(words):
   ids = encode_candidates(["no", "two reds"], words, 20)
   longest = np.count_nonzero(words.encode("two reds", 20))
   assert ids.shape == (2, longest) and ids.dtype == np.int32
-  assert (ids[0, np.count_nonzero(words.encode("no", 20)):] == PAD).all()
+  assert (ids[0, np.count_nonzero(words.encode("no", 20)) :] == PAD).all()
   assert encode_candidates(["two reds"], words, longest).shape == (1, longest)  # fits exactly
 
 

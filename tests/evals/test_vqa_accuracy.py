@@ -5,24 +5,46 @@ import pytest
 from coca.evals.vqa_accuracy import CONTRACTIONS, normalise, vqa_accuracy
 
 
-@pytest.mark.parametrize(("answer", "expected"), [
-  ("The Cat", "cat"),
-  ("a bowl of an apple", "bowl of apple"),
-  ("none", "0"), ("Ten", "10"), ("eleven", "eleven"), ("the one", "1"),
-  ("isnt", "isn't"), ("couldntve", "couldntve"), ("couldn'tve", "couldn't've"), ("couldnt've", "couldn't've"),
-  ("Dont know", "don't know"), ("y'alld've", "y'all'd've"), ("twas", "'twas"), ("oclock", "o'clock"),
-  ("its well", "its well"),
-  ("black/white", "black white"),  # beside no space: one takes its place
-  ("black / white", "black white"),  # beside spaces: dropped
-  ("blue-green, red-white", "blue green red white"),  # the comma is dropped, the hyphens are not beside a space
-  ("well-known -", "wellknown"),  # one hyphen is, and so all are dropped
-  ("yes!", "yes"), ("(left)", "left"),
-  ("1,000", "1000"), ("1,000-2", "10002"),  # a comma between digits: all punctuation is dropped
-  ("1, 2", "1 2"), ("1,a", "1"),
-  ("3.5", "3.5"), ("3.", "3"), ("u.s.a.", "usa"), (".5", ".5"), ("a.m.", "am"),
-  ("10:30", "10:30"), ("men's", "men's"),  # these stay
-  ("  two   cats ", "2 cats"), ("the", ""), ("", ""),
-])
+@pytest.mark.parametrize(
+  ("answer", "expected"),
+  [
+    ("The Cat", "cat"),
+    ("a bowl of an apple", "bowl of apple"),
+    ("none", "0"),
+    ("Ten", "10"),
+    ("eleven", "eleven"),
+    ("the one", "1"),
+    ("isnt", "isn't"),
+    ("couldntve", "couldntve"),
+    ("couldn'tve", "couldn't've"),
+    ("couldnt've", "couldn't've"),
+    ("Dont know", "don't know"),
+    ("y'alld've", "y'all'd've"),
+    ("twas", "'twas"),
+    ("oclock", "o'clock"),
+    ("its well", "its well"),
+    ("black/white", "black white"),  # beside no space: one takes its place
+    ("black / white", "black white"),  # beside spaces: dropped
+    ("blue-green, red-white", "blue green red white"),  # the comma is dropped, the hyphens are not beside a space
+    ("well-known -", "wellknown"),  # one hyphen is, and so all are dropped
+    ("yes!", "yes"),
+    ("(left)", "left"),
+    ("1,000", "1000"),
+    ("1,000-2", "10002"),  # a comma between digits: all punctuation is dropped
+    ("1, 2", "1 2"),
+    ("1,a", "1"),
+    ("3.5", "3.5"),
+    ("3.", "3"),
+    ("u.s.a.", "usa"),
+    (".5", ".5"),
+    ("a.m.", "am"),
+    ("10:30", "10:30"),
+    ("men's", "men's"),  # these stay
+    ("  two   cats ", "2 cats"),
+    ("the", ""),
+    ("", ""),
+  ],
+)
 def test_normalised(answer, expected):
   assert normalise(answer) == expected
 
@@ -50,15 +72,20 @@ def test_all_is_normalised_only_where_annotators_differ():
   assert vqa_accuracy("dont", ["don't"] * 2 + ["stop"] * 8) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize(("annotations", "expected"), [
-  (["yes"], 1), (["no"], 0),
-  (["yes", "yes"], 1), (["yes", "no"], 0.5),  # the matching one left out leaves none, the other one all there is
-  (["yes", "yes", "no"], (0.5 + 0.5 + 1) / 3),
-  (["yes", "yes", "yes"], 1),
-  (["yes", "yes", "yes", "no"], (2 / 3 * 3 + 1) / 4),
-  (["yes"] * 4, 1),
-  (["yes"] * 2 + ["no"] * 3, (1 / 3 * 2 + 2 / 3 * 3) / 5),
-])
+@pytest.mark.parametrize(
+  ("annotations", "expected"),
+  [
+    (["yes"], 1),
+    (["no"], 0),
+    (["yes", "yes"], 1),
+    (["yes", "no"], 0.5),  # the matching one left out leaves none, the other one all there is
+    (["yes", "yes", "no"], (0.5 + 0.5 + 1) / 3),
+    (["yes", "yes", "yes"], 1),
+    (["yes", "yes", "yes", "no"], (2 / 3 * 3 + 1) / 4),
+    (["yes"] * 4, 1),
+    (["yes"] * 2 + ["no"] * 3, (1 / 3 * 2 + 2 / 3 * 3) / 5),
+  ],
+)
 def test_fewer_annotators(annotations, expected):
   assert vqa_accuracy("yes", annotations) == pytest.approx(expected, abs=1e-12)
 

@@ -13,8 +13,10 @@ from coca.files import finding, reading, writing
 
 
 def test_what_a_killed_writer_left_is_written_over(tmp_path):
-  code = ("import sys, time\nfrom coca.files import writing\nwith writing.writing(sys.argv[1]) as file:\n"
-          "  file.write(b'half of it' * 1000)\n  file.flush()\n  print('ready', flush=True)\n  time.sleep(600)")
+  code = (
+    "import sys, time\nfrom coca.files import writing\nwith writing.writing(sys.argv[1]) as file:\n"
+    "  file.write(b'half of it' * 1000)\n  file.flush()\n  print('ready', flush=True)\n  time.sleep(600)"
+  )
   path = tmp_path / "a.index.npz"
   with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as writer:
     assert writer.stdout.readline() == b"ready\n"

@@ -30,26 +30,34 @@ def at_once(tmp_path, monkeypatch):
   monkeypatch.setenv("COCA_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize(("error", "system"), [
-  (OSError(errno.EIO, "Input/output error"), True),
-  (OSError(errno.ESTALE, "Stale file handle"), True),
-  (OSError(errno.EMFILE, "Too many open files"), True),
-  (PermissionError(errno.EACCES, "Permission denied"), True),
-  (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
-  (NotADirectoryError(errno.ENOTDIR, "Not a directory"), False),
-  (OSError(errno.ENAMETOOLONG, "File name too long"), False),
-  (OSError("Couldn't deserialize thrift"), False),
-  (MemoryError(), True),
-  # As tensorstore, gRPC and array_record say it.
-  (ValueError('UNKNOWN: Error reading "x/.zarray": Error reading local file "/a/d/1": Failed to read 9 bytes from file '
-              "at offset 0: Input/output error [tensorstore_spec='{}']"), True),
-  (ValueError('ABORTED: Failed to open: "/a/d/1": Stale file handle'), True),
-  (ValueError("UNAVAILABLE: CURL error Could not resolve hostname"), True),
-  (RuntimeError("read() failed: Input/output error; reading /a/b; at byte 0"), True),
-  (ValueError('NOT_FOUND: "/a/d/1": No such file or directory'), False),
-  (ValueError("DATA_LOSS: CRC-32C checksum verification failed"), False),
-  (ValueError("Expecting value: line 1 column 1 (char 0)"), False),
-])
+@pytest.mark.parametrize(
+  ("error", "system"),
+  [
+    (OSError(errno.EIO, "Input/output error"), True),
+    (OSError(errno.ESTALE, "Stale file handle"), True),
+    (OSError(errno.EMFILE, "Too many open files"), True),
+    (PermissionError(errno.EACCES, "Permission denied"), True),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
+    (NotADirectoryError(errno.ENOTDIR, "Not a directory"), False),
+    (OSError(errno.ENAMETOOLONG, "File name too long"), False),
+    (OSError("Couldn't deserialize thrift"), False),
+    (MemoryError(), True),
+    # As tensorstore, gRPC and array_record say it.
+    (
+      ValueError(
+        'UNKNOWN: Error reading "x/.zarray": Error reading local file "/a/d/1": Failed to read 9 bytes from file '
+        "at offset 0: Input/output error [tensorstore_spec='{}']"
+      ),
+      True,
+    ),
+    (ValueError('ABORTED: Failed to open: "/a/d/1": Stale file handle'), True),
+    (ValueError("UNAVAILABLE: CURL error Could not resolve hostname"), True),
+    (RuntimeError("read() failed: Input/output error; reading /a/b; at byte 0"), True),
+    (ValueError('NOT_FOUND: "/a/d/1": No such file or directory'), False),
+    (ValueError("DATA_LOSS: CRC-32C checksum verification failed"), False),
+    (ValueError("Expecting value: line 1 column 1 (char 0)"), False),
+  ],
+)
 def test_which_errors_are_the_systems(error, system):
   assert of_the_system(error) == system
   try:
@@ -68,8 +76,12 @@ def test_again_stops_where_it_makes_no_sense(monkeypatch):
     tries.append(error)
     raise error
 
-  for error, kind, count in ((OSError(errno.EIO, "x"), Unavailable, 3), (PermissionError("x"), Unavailable, 1),
-                             (FileNotFoundError("x"), FileNotFoundError, 1), (ValueError("x"), ValueError, 1)):
+  for error, kind, count in (
+    (OSError(errno.EIO, "x"), Unavailable, 3),
+    (PermissionError("x"), Unavailable, 1),
+    (FileNotFoundError("x"), FileNotFoundError, 1),
+    (ValueError("x"), ValueError, 1),
+  ):
     tries.clear()
     with pytest.raises(kind, match="x"):
       again(lambda e=error: fail(e), "name")
@@ -82,8 +94,11 @@ def make(kind: str, folder: Path) -> Source:
   if kind == "webdataset":
     (folder / "0.tar").write_bytes(shard(0, 8))
   elif kind == "parquet":
-    pq.write_table(pa.table({"jpg": [picture(n) for n in range(8)], "caption": [f"pair {n}" for n in range(8)]}),
-                   folder / "0.parquet", row_group_size=2)
+    pq.write_table(
+      pa.table({"jpg": [picture(n) for n in range(8)], "caption": [f"pair {n}" for n in range(8)]}),
+      folder / "0.parquet",
+      row_group_size=2,
+    )
   elif kind == "folder":
     with open(folder / "captions.csv", "w", newline="") as f:
       csv.writer(f).writerows([("file_name", "caption"), *((f"{n}.jpg", f"pair {n}") for n in range(8))])
@@ -102,12 +117,14 @@ def failing(monkeypatch):
       if errors:
         raise errors.pop()
       return real(*args, **kwargs)
+
     return call
 
   monkeypatch.setattr(os, "pread", broken(os.pread))
   monkeypatch.setattr(reading, "open_regular", broken(reading.open_regular))
   monkeypatch.setattr(pq.ParquetFile, "read_row_group", broken(pq.ParquetFile.read_row_group))
   from array_record.python.array_record_data_source import ArrayRecordDataSource
+
   monkeypatch.setattr(ArrayRecordDataSource, "__getitem__", broken(ArrayRecordDataSource.__getitem__))
   reading._descriptor.cache_clear()
   return errors

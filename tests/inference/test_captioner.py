@@ -56,8 +56,10 @@ def model(workdir):
 
 
 def test_import_is_light():
-  code = ("import sys, coca; assert callable(coca.load); "
-          "assert not {'jax', 'numpy', 'flax', 'PIL'} & set(sys.modules), sorted(sys.modules)")
+  code = (
+    "import sys, coca; assert callable(coca.load); "
+    "assert not {'jax', 'numpy', 'flax', 'PIL'} & set(sys.modules), sorted(sys.modules)"
+  )
   subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -260,8 +262,9 @@ def test_the_moving_average_is_taken_where_there_is_one(tmp_path, data):
   params = make_workdir(tmp_path / "run", config, ema_shift=1.0)
   for ema, shift in ((None, 1), (True, 1), (False, 0)):
     loaded = coca.load(tmp_path / "run", ema=ema).params
-    jax.tree.map(lambda x, y, shift=shift: np.testing.assert_array_equal(np.asarray(x), np.asarray(y) + shift),
-                 loaded, params)
+    jax.tree.map(
+      lambda x, y, shift=shift: np.testing.assert_array_equal(np.asarray(x), np.asarray(y) + shift), loaded, params
+    )
 
 
 def test_a_run_without_an_average_says_so(workdir):

@@ -48,13 +48,16 @@ def parents(tmp_path_factory):
       bert[old.replace("text_encoder.", "bert.")] = x[:VOCAB] if "word_embeddings" in key else x
     if key.startswith("text_decoder.cls.") and ".decoder." not in key:
       bert[key.removeprefix("text_decoder.")] = x[:VOCAB] if key.endswith("predictions.bias") else x
-  bert |= {"bert.pooler.dense.weight": np.ones((WIDTH, WIDTH), np.float32),
-           "bert.embeddings.token_type_embeddings.weight": np.ones((2, WIDTH), np.float32),
-           "cls.seq_relationship.bias": np.ones(2, np.float32)}
+  bert |= {
+    "bert.pooler.dense.weight": np.ones((WIDTH, WIDTH), np.float32),
+    "bert.embeddings.token_type_embeddings.weight": np.ones((2, WIDTH), np.float32),
+    "cls.seq_relationship.bias": np.ones(2, np.float32),
+  }
   for name, found in (("vit", vit), ("bert", bert)):
     (folder / name).mkdir()
-    safetensors.numpy.save_file({k: np.ascontiguousarray(x) for k, x in found.items()},
-                                folder / name / "model.safetensors")
+    safetensors.numpy.save_file(
+      {k: np.ascontiguousarray(x) for k, x in found.items()}, folder / name / "model.safetensors"
+    )
   pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(VOCAB - 5))]
   (folder / "bert" / "vocab.txt").write_text("\n".join(pieces) + "\n")
   return folder, params
@@ -81,8 +84,7 @@ def test_towers_are_the_parents_and_the_rest_is_new(parents, started):
   c = read_config(started)
   assert c.model.med.sharing == "all_but_self_attention" and c.model.text.vocab == VOCAB + 2
   assert (c.model.image.size, c.model.image.heads, c.model.norm_eps, c.model.med.encode) == (32, 1, 1e-6, VOCAB + 1)
-  new = {name.replace(".", "/"): x
-         for name, x in safetensors.numpy.load_file(started / "model.safetensors").items()}
+  new = {name.replace(".", "/"): x for name, x in safetensors.numpy.load_file(started / "model.safetensors").items()}
   old = flat(parents[1])
   assert set(new) == set(old)
   for name, x in old.items():
@@ -104,31 +106,40 @@ def test_pre_training_starts_there_with_other_pictures(started):
   """224 and 384 pixels in the paper; the positions are resized bicubically."""
   c = small(model__image__size=48)
   found = loaded(c, started)
-  positions = read_params(started, jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
-    flat_params(small())))["image_encoder"]["positions"]
+  positions = read_params(
+    started,
+    jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+      flat_params(small()),
+    ),
+  )["image_encoder"]["positions"]
   expected = resize_positions(positions, 36, 1, "bicubic")
   assert np.abs(expected - resize_positions(positions, 36, 1, "bilinear")).max() > 0.1
   np.testing.assert_allclose(found["image_encoder/positions"], expected, rtol=0, atol=1e-6)
   assert all((np.asarray(x) != -7).any() for x in found.values())
 
 
-@pytest.mark.parametrize(("changes", "alone"), [
-  ({"model__text__multimodal_layers": 0, "captioning__weight": 0.0}, "text_encoder"),
-  ({"model__text__unimodal_layers": 0, "contrastive__weight": 0.0, "matching__weight": 0.0}, "text_decoder"),
-  ({"model__med__sharing": "none"}, ""),
-], ids=["retrieval", "captions", "nothing shared"])
+@pytest.mark.parametrize(
+  ("changes", "alone"),
+  [
+    ({"model__text__multimodal_layers": 0, "captioning__weight": 0.0}, "text_encoder"),
+    ({"model__text__unimodal_layers": 0, "contrastive__weight": 0.0, "matching__weight": 0.0}, "text_decoder"),
+    ({"model__med__sharing": "none"}, ""),
+  ],
+  ids=["retrieval", "captions", "nothing shared"],
+)
 def test_what_was_shared_is_taken_by_each(changes, alone, started):
   """The shared parameters lie with the decoder: an encoder alone takes them from there, two separate ones both do."""
   found = loaded(small(**changes), started)
-  shared = {name.replace(".", "/"): x
-            for name, x in safetensors.numpy.load_file(started / "model.safetensors").items()}
+  shared = {name.replace(".", "/"): x for name, x in safetensors.numpy.load_file(started / "model.safetensors").items()}
   towers = [alone] if alone else ["text_encoder", "text_decoder"]
   for tower in towers:
     for part in ("embedding/tokens", "stack/layers/mlp/up/kernel", "stack/layers/cross_attention/key/kernel"):
       np.testing.assert_array_equal(found[f"{tower}/{part}"], shared[f"text_decoder/{part}"])
-    np.testing.assert_array_equal(found[f"{tower}/stack/layers/self_attention/query/kernel"],
-                                  shared[f"{tower}/stack/layers/self_attention/query/kernel"])
+    np.testing.assert_array_equal(
+      found[f"{tower}/stack/layers/self_attention/query/kernel"],
+      shared[f"{tower}/stack/layers/self_attention/query/kernel"],
+    )
   assert {name.split("/")[0] for name in found if name.startswith("text_") and "projection" not in name} == set(towers)
 
 

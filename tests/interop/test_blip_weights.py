@@ -78,8 +78,9 @@ def test_embeddings_and_matching_are_those_of_transformers(converted, expected):
   forward, image, text = model.forward, expected["image"], expected["text"]
   similarity = forward.embed_images(model.params, image) @ forward.embed_texts(model.params, text).T
   np.testing.assert_allclose(similarity, expected["similarity"], rtol=0, atol=2e-6)
-  logits = run(model, lambda m, image, text: m.match(m.ground(None, text, m.image_encoder(image)), text), image,
-               text[:, None])
+  logits = run(
+    model, lambda m, image, text: m.match(m.ground(None, text, m.image_encoder(image)), text), image, text[:, None]
+  )
   np.testing.assert_allclose(logits.reshape(4, 2), expected["matching"], rtol=0, atol=1e-5)
 
 
@@ -98,7 +99,7 @@ def test_the_token_of_matching(converted, published, expected, tmp_path):
 
 def written(texts):
   """Rows up to the first [SEP]; transformers fills them up with more of these."""
-  return [row[:row.index(SEP) + 1] if SEP in row else row for row in np.asarray(texts).tolist()]
+  return [row[: row.index(SEP) + 1] if SEP in row else row for row in np.asarray(texts).tolist()]
 
 
 def test_logits_and_captions_are_those_of_transformers(converted, expected):
@@ -109,10 +110,11 @@ def test_logits_and_captions_are_those_of_transformers(converted, expected):
   np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=2e-5)
 
   beams = {"strategy": "beam", "beams": 3, "max_length": 12, "min_length": 4}
-  decoded = forward.caption(forward.writer(model.params), forward.encode(model.params, image), Decoding(**beams),
-                            special=Special(DEC, SEP)).text
+  decoded = forward.caption(
+    forward.writer(model.params), forward.encode(model.params, image), Decoding(**beams), special=Special(DEC, SEP)
+  ).text
   wanted = written(expected["captions"])
-  assert [row[:len(w)] for row, w in zip(np.asarray(decoded)[:, 0].tolist(), wanted, strict=True)] == wanted
+  assert [row[: len(w)] for row, w in zip(np.asarray(decoded)[:, 0].tolist(), wanted, strict=True)] == wanted
   # transformers puts [DEC] in the place of the prompt's [CLS] and drops its [SEP].
   assert expected["prompted"][:, 0].tolist() == [DEC] * 4
   captions = model.caption(image, "a picture of ", **beams)
@@ -134,8 +136,13 @@ def test_answers_are_those_of_transformers(converted, expected):
 
   found = run(model, losses, image, question, expected["answer"])
   np.testing.assert_allclose(found, expected["answer_losses"], rtol=0, atol=1e-5)
-  answers = forward.answer(forward.writer(model.params), forward.encode(model.params, image), question,
-                           Decoding(strategy="beam", beams=3, max_length=6), special=Special(DEC, SEP))
+  answers = forward.answer(
+    forward.writer(model.params),
+    forward.encode(model.params, image),
+    question,
+    Decoding(strategy="beam", beams=3, max_length=6),
+    special=Special(DEC, SEP),
+  )
   assert np.asarray(answers.text)[:, 0].tolist() == expected["answers"].tolist()
 
 
@@ -179,7 +186,8 @@ def test_settings_are_those_of_the_files(converted):
     assert text.length == {"captioner": 40, "retrieval": 35, "vqa": 35}[name]
     assert config.captioning.label_smoothing == 0.1
     assert (config.data.prompt, config.captioning.prompt_tokens) == (
-      ("a picture of ", 3) if name == "captioner" else ("", 0))
+      ("a picture of ", 3) if name == "captioner" else ("", 0)
+    )
 
 
 def settings(change=lambda c: None, name="captioner"):
@@ -192,35 +200,51 @@ def text_config(**values):
   return lambda c: c["text_config"].update(values)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-  (lambda c: c.update(model_type="blip-2"), "model_type is 'blip-2'; supported: 'blip'"),
-  (lambda c: c.update(architectures=["BlipModel"]), r"architectures is \['BlipModel'\]; supported: BlipFor"),
-  (lambda c: c.pop("architectures"), r"architectures is \[\]"),
-  (lambda c: c["vision_config"].update(hidden_act="quick_gelu"), "vision_config: hidden_act is 'quick_gelu'"),
-  (text_config(hidden_act="relu"), "text_config: hidden_act is 'relu'; supported: 'gelu'"),
-  (text_config(is_decoder=False), "text_config: is_decoder is False"),
-  (text_config(tie_word_embeddings=False), "text_config: tie_word_embeddings is False"),
-  (text_config(bos_token_id=30522), "bos_token_id is 30522, and 123 in vocab.txt"),
-  (text_config(sep_token_id=102), "sep_token_id is 102, and 5 in vocab.txt"),
-  (lambda c: c.pop("text_config"), "text_config is missing; it takes an object"),
-  (lambda c: c.update(text_config=3), "text_config is 3; it takes an object"),
-  (lambda c: c["vision_config"].update(image_size=10**400), "vision_config.image_size is 10+; it takes a whole number"),
-  (lambda c: c["vision_config"].update(patch_size=0), "vision_config.patch_size is 0; it takes a whole number from 1"),
-  (lambda c: c.update(architectures=[[], {}]), r"architectures is \[\[\], {}\]"),
-  (text_config(layer_norm_eps="1e-5"), "text_config.layer_norm_eps is '1e-5'; it takes a number"),
-])
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda c: c.update(model_type="blip-2"), "model_type is 'blip-2'; supported: 'blip'"),
+    (lambda c: c.update(architectures=["BlipModel"]), r"architectures is \['BlipModel'\]; supported: BlipFor"),
+    (lambda c: c.pop("architectures"), r"architectures is \[\]"),
+    (lambda c: c["vision_config"].update(hidden_act="quick_gelu"), "vision_config: hidden_act is 'quick_gelu'"),
+    (text_config(hidden_act="relu"), "text_config: hidden_act is 'relu'; supported: 'gelu'"),
+    (text_config(is_decoder=False), "text_config: is_decoder is False"),
+    (text_config(tie_word_embeddings=False), "text_config: tie_word_embeddings is False"),
+    (text_config(bos_token_id=30522), "bos_token_id is 30522, and 123 in vocab.txt"),
+    (text_config(sep_token_id=102), "sep_token_id is 102, and 5 in vocab.txt"),
+    (lambda c: c.pop("text_config"), "text_config is missing; it takes an object"),
+    (lambda c: c.update(text_config=3), "text_config is 3; it takes an object"),
+    (
+      lambda c: c["vision_config"].update(image_size=10**400),
+      "vision_config.image_size is 10+; it takes a whole number",
+    ),
+    (
+      lambda c: c["vision_config"].update(patch_size=0),
+      "vision_config.patch_size is 0; it takes a whole number from 1",
+    ),
+    (lambda c: c.update(architectures=[[], {}]), r"architectures is \[\[\], {}\]"),
+    (text_config(layer_norm_eps="1e-5"), "text_config.layer_norm_eps is '1e-5'; it takes a number"),
+  ],
+)
 def test_settings_of_other_models_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
     blip_settings.from_transformers(settings(change), {}, wordpiece.load(VOCAB.read_bytes()), **HEADS)
 
 
-@pytest.mark.parametrize(("preprocess", "message"), [
-  ({"size": {"height": 12, "width": 16}}, "the model's images are 12 x 12"),
-  ({"size": {"shortest_edge": 12}}, "the model's images are 12 x 12"), ({"size": 24}, "size is 24"),
-  ({"resample": 2}, "resample is 2; supported: 3"), ({"do_normalize": False}, "do_normalize is False"),
-  ({"do_center_crop": True}, "do_center_crop is True"), ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
-  ({"rescale_factor": "x"}, "rescale_factor is 'x'; it takes a number"), ({"image_mean": {}}, "it takes 3 numbers"),
-])
+@pytest.mark.parametrize(
+  ("preprocess", "message"),
+  [
+    ({"size": {"height": 12, "width": 16}}, "the model's images are 12 x 12"),
+    ({"size": {"shortest_edge": 12}}, "the model's images are 12 x 12"),
+    ({"size": 24}, "size is 24"),
+    ({"resample": 2}, "resample is 2; supported: 3"),
+    ({"do_normalize": False}, "do_normalize is False"),
+    ({"do_center_crop": True}, "do_center_crop is True"),
+    ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
+    ({"rescale_factor": "x"}, "rescale_factor is 'x'; it takes a number"),
+    ({"image_mean": {}}, "it takes 3 numbers"),
+  ],
+)
 def test_pictures_prepared_otherwise_are_refused(preprocess, message):
   with pytest.raises(ValueError, match=message):
     blip_settings.from_transformers(settings(), preprocess, wordpiece.load(VOCAB.read_bytes()), **HEADS)
@@ -235,6 +259,7 @@ def test_eight_heads_are_refused_unless_given():
       c["text_config"].update(hidden_size=768, num_attention_heads=heads)
       if heads is None:
         del c["text_config"]["num_attention_heads"]
+
     return blip_settings.from_transformers(settings(change), {}, tokens, **given).model.text.heads
 
   assert config(12) == 12
@@ -268,11 +293,18 @@ def original(found):
 def pretraining():
   """The file of BLIP's pre-training: all parts, copies of what encoder and decoder share, and what training adds."""
   found = original(tensors("captioner") | tensors("retrieval"))
-  found |= {"temp": np.float32(0.05), "queue_ptr": np.zeros(1, np.int64), "image_queue": np.ones((16, 8), np.float32),
-            "text_queue": np.ones((16, 8), np.float32)}
+  found |= {
+    "temp": np.float32(0.05),
+    "queue_ptr": np.zeros(1, np.int64),
+    "image_queue": np.ones((16, 8), np.float32),
+    "text_queue": np.ones((16, 8), np.float32),
+  }
   found |= {f"{tower}.embeddings.position_ids": np.arange(40)[None] for tower in ("text_encoder", "text_decoder.bert")}
-  return found | {re.sub(r"^(visual_encoder|text_encoder|vision_proj|text_proj)\.", r"\1_m.", key): x * 2
-                  for key, x in found.items() if key.startswith(("vis", "text_enc", "text_proj"))}
+  return found | {
+    re.sub(r"^(visual_encoder|text_encoder|vision_proj|text_proj)\.", r"\1_m.", key): x * 2
+    for key, x in found.items()
+    if key.startswith(("vis", "text_enc", "text_proj"))
+  }
 
 
 def save(found, path):
@@ -288,11 +320,20 @@ def from_original(found, folder, **more):
 
 def test_names_of_the_original_files():
   found, layers = original(tensors("captioner")), "text_decoder.bert.encoder.layer.1"
-  assert {"visual_encoder.cls_token", "visual_encoder.pos_embed", "visual_encoder.patch_embed.proj.bias",
-          "visual_encoder.blocks.0.attn.qkv.weight", "visual_encoder.blocks.1.attn.proj.bias",
-          "visual_encoder.blocks.1.norm2.weight", "visual_encoder.blocks.0.mlp.fc1.bias", "visual_encoder.norm.weight",
-          f"{layers}.crossattention.self.query.weight", f"{layers}.attention.output.LayerNorm.bias",
-          f"{layers}.intermediate.dense.weight", "text_decoder.cls.predictions.transform.dense.weight"} <= set(found)
+  assert {
+    "visual_encoder.cls_token",
+    "visual_encoder.pos_embed",
+    "visual_encoder.patch_embed.proj.bias",
+    "visual_encoder.blocks.0.attn.qkv.weight",
+    "visual_encoder.blocks.1.attn.proj.bias",
+    "visual_encoder.blocks.1.norm2.weight",
+    "visual_encoder.blocks.0.mlp.fc1.bias",
+    "visual_encoder.norm.weight",
+    f"{layers}.crossattention.self.query.weight",
+    f"{layers}.attention.output.LayerNorm.bias",
+    f"{layers}.intermediate.dense.weight",
+    "text_decoder.cls.predictions.transform.dense.weight",
+  } <= set(found)
 
 
 def test_a_pre_trained_model(converted, tmp_path):
@@ -313,8 +354,9 @@ def test_a_pre_trained_model(converted, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, model.params[part], retrieval[part])
   own = model.params["text_encoder"]["stack"]["layers"]
   assert set(own) == {"norm_self", "self_attention"}  # all else is the decoder's
-  jax.tree.map(np.testing.assert_array_equal, own, {part: retrieval["text_encoder"]["stack"]["layers"][part]
-                                                    for part in own})
+  jax.tree.map(
+    np.testing.assert_array_equal, own, {part: retrieval["text_encoder"]["stack"]["layers"][part] for part in own}
+  )
 
 
 def test_a_pre_trained_model_as_two_of_transformers(tmp_path):
@@ -344,8 +386,10 @@ def test_copies_that_differ_are_not_shared(tmp_path):
   found["text_encoder.encoder.layer.1.crossattention.self.value.bias"] += 1.0
   model = from_original(found, tmp_path)
   assert model.config.model.med.sharing == "none"
-  values = [model.params[tower]["stack"]["layers"]["cross_attention"]["value"]["bias"]
-            for tower in ("text_encoder", "text_decoder")]
+  values = [
+    model.params[tower]["stack"]["layers"]["cross_attention"]["value"]["bias"]
+    for tower in ("text_encoder", "text_decoder")
+  ]
   np.testing.assert_allclose(np.asarray(values[0]) - np.asarray(values[1]), [[0] * 24, [1] * 24], atol=1e-6)
 
   found = pretraining()
@@ -354,20 +398,29 @@ def test_copies_that_differ_are_not_shared(tmp_path):
     blip_weights.to_params(blip_weights.tidy(found), model.config)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-  (lambda t: t.pop("visual_encoder.norm.bias"), r"visual_encoder.norm.bias: missing, \[32\] expected"),
-  (lambda t: t.update(extra=np.zeros(3, np.float32)), "extra: unknown"),
-  (lambda t: t.pop("visual_encoder.pos_embed"), "have no 'visual_encoder.pos_embed' of 3 dimensions"),
-  (lambda t: t.update({"vision_proj.weight": t["vision_proj.weight"][:, :8]}), r"vision_proj.weight: \[16, 8\] in the"),
-  (lambda t: t.update({"cls_head.0.weight": np.zeros(3, np.float32)}), "another architecture: BLIP's NLVR2"),
-  (lambda t: t.update({"text_model.x": np.zeros(3, np.float32)}), "another architecture: transformers' BlipModel"),
-  (lambda t: [t.pop(k) for k in list(t) if k.startswith("text_")], "have no word embeddings"),
-  (lambda t: [t.pop(k) for k in list(t) if k.startswith(("text_decoder", "vision_proj"))], "none of BLIP's models"),
-  (lambda t: t.update({k: x[:124] for k, x in t.items() if "word_emb" in k}), "has 125 tokens, the model only 124"),
-  (lambda t: t.update({k: np.concatenate([x, x[:3]]) for k, x in t.items() if "word_emb" in k}),
-   "are for 128 tokens, and vocab.txt has 125"),
-  (lambda t: t["itm_head.bias"].fill(np.nan), "'itm_head.bias' holds values that are not finite"),
-], ids=range(11))
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda t: t.pop("visual_encoder.norm.bias"), r"visual_encoder.norm.bias: missing, \[32\] expected"),
+    (lambda t: t.update(extra=np.zeros(3, np.float32)), "extra: unknown"),
+    (lambda t: t.pop("visual_encoder.pos_embed"), "have no 'visual_encoder.pos_embed' of 3 dimensions"),
+    (
+      lambda t: t.update({"vision_proj.weight": t["vision_proj.weight"][:, :8]}),
+      r"vision_proj.weight: \[16, 8\] in the",
+    ),
+    (lambda t: t.update({"cls_head.0.weight": np.zeros(3, np.float32)}), "another architecture: BLIP's NLVR2"),
+    (lambda t: t.update({"text_model.x": np.zeros(3, np.float32)}), "another architecture: transformers' BlipModel"),
+    (lambda t: [t.pop(k) for k in list(t) if k.startswith("text_")], "have no word embeddings"),
+    (lambda t: [t.pop(k) for k in list(t) if k.startswith(("text_decoder", "vision_proj"))], "none of BLIP's models"),
+    (lambda t: t.update({k: x[:124] for k, x in t.items() if "word_emb" in k}), "has 125 tokens, the model only 124"),
+    (
+      lambda t: t.update({k: np.concatenate([x, x[:3]]) for k, x in t.items() if "word_emb" in k}),
+      "are for 128 tokens, and vocab.txt has 125",
+    ),
+    (lambda t: t["itm_head.bias"].fill(np.nan), "'itm_head.bias' holds values that are not finite"),
+  ],
+  ids=range(11),
+)
 def test_other_weights_are_refused(change, message, tmp_path):
   found = pretraining()
   change(found)
@@ -386,7 +439,8 @@ def test_heads_that_the_weights_do_not_say(tmp_path):
 
 def same(found, wanted):
   assert {k: (x.dtype, x.shape, x.tobytes()) for k, x in found.items()} == {
-    k: (x.dtype, x.shape, x.tobytes()) for k, x in wanted.items()}
+    k: (x.dtype, x.shape, x.tobytes()) for k, x in wanted.items()
+  }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -398,7 +452,8 @@ def test_back_again_is_the_same_bits(name, converted, tmp_path):
   for part in ("text_config", "vision_config"):
     free = {"hidden_dropout_prob", "attention_probs_dropout_prob", "eos_token_id"}
     assert {k: before[part][k] for k in after[part] if k not in free} == {
-      k: x for k, x in after[part].items() if k not in free}
+      k: x for k, x in after[part].items() if k not in free
+    }
   convert.from_blip(tmp_path / name, tmp_path / "again" / name, matching_token="cls", **HEADS)
   bits = [(folder / name / "model.safetensors").read_bytes() for folder in (tmp_path / "again", converted)]
   assert bits[0] == bits[1]
@@ -414,7 +469,8 @@ def test_the_command_finds_out_what_it_is_given(published, converted, tmp_path, 
   command(monkeypatch, published / "captioner", tmp_path / "a", "--text_heads=2")
   assert f'coca.load("{tmp_path / "a"}")' in capsys.readouterr().out
   assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
-    converted / "captioner" / "model.safetensors").read_bytes()
+    converted / "captioner" / "model.safetensors"
+  ).read_bytes()
   path = save(pretraining(), tmp_path / "model_base.safetensors")
   command(monkeypatch, path, tmp_path / "b", f"--tokenizer={VOCAB}", "--text_heads=2", "--image_heads=4")
   assert read_config(tmp_path / "b").matching.weight == 1
@@ -422,7 +478,12 @@ def test_the_command_finds_out_what_it_is_given(published, converted, tmp_path, 
   said = capsys.readouterr().out
   assert f'BlipForImageTextRetrieval.from_pretrained("{tmp_path / "c"}")' in said and "put the id 124" in said
   assert {p.name for p in (tmp_path / "c").iterdir()} == {
-    "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json", "vocab.txt"}
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+  }
   with pytest.raises(SystemExit, match=r"it takes tokenizer.json, or vocab.json and merges.txt"):  # CLIP's
     command(monkeypatch, GOLDEN / "clip", tmp_path / "d")
 
@@ -431,21 +492,38 @@ def cut(s):
   (s / "model.safetensors").write_bytes((s / "model.safetensors").read_bytes()[:-100])
 
 
-@pytest.mark.parametrize(("mistake", "message"), [
-  (cut, "is no safetensors file, or a damaged or truncated one"),
-  (lambda s: (s / "vocab.txt").unlink(), "it takes vocab.txt or tokenizer.json of uncased BERT"),
-  (lambda s: (s / "config.json").write_text("{"), "config.json can't be read"),
-  (lambda s: (s / "config.json").write_text("[" * 100_000), "config.json can't be read: .*nested too deeply"),
-  (lambda s: (s / "config.json").write_text("[]"), "config.json can't be read: it holds a list and no object"),
-  (lambda s: (s / "config.json").write_text('{"a": [NaN]}'), "config.json can't be read: NaN is no number"),
-  (lambda s: (s / "config.json").write_text('{"a": 1e999}'), "config.json can't be read: 1e999 is no number"),
-  (lambda s: (s / "config.json").write_text("{}"), "config.json: vision_config is missing"),
-  (lambda s: (s / "processor_config.json").write_text("{"), "processor_config.json can't be read"),
-  (lambda s: (s / "processor_config.json").write_text('{"image_processor": 3}'),
-   "processor_config.json: image_processor is 3; it takes an object"),
-  (lambda s: save(tensors("retrieval"), s / "model.safetensors"), "the weights are not those of the config"),
-], ids=["truncated", "no tokenizer", "config", "nested", "a list", "NaN", "1e999", "empty", "processor", "a number",
-        "other weights"])
+@pytest.mark.parametrize(
+  ("mistake", "message"),
+  [
+    (cut, "is no safetensors file, or a damaged or truncated one"),
+    (lambda s: (s / "vocab.txt").unlink(), "it takes vocab.txt or tokenizer.json of uncased BERT"),
+    (lambda s: (s / "config.json").write_text("{"), "config.json can't be read"),
+    (lambda s: (s / "config.json").write_text("[" * 100_000), "config.json can't be read: .*nested too deeply"),
+    (lambda s: (s / "config.json").write_text("[]"), "config.json can't be read: it holds a list and no object"),
+    (lambda s: (s / "config.json").write_text('{"a": [NaN]}'), "config.json can't be read: NaN is no number"),
+    (lambda s: (s / "config.json").write_text('{"a": 1e999}'), "config.json can't be read: 1e999 is no number"),
+    (lambda s: (s / "config.json").write_text("{}"), "config.json: vision_config is missing"),
+    (lambda s: (s / "processor_config.json").write_text("{"), "processor_config.json can't be read"),
+    (
+      lambda s: (s / "processor_config.json").write_text('{"image_processor": 3}'),
+      "processor_config.json: image_processor is 3; it takes an object",
+    ),
+    (lambda s: save(tensors("retrieval"), s / "model.safetensors"), "the weights are not those of the config"),
+  ],
+  ids=[
+    "truncated",
+    "no tokenizer",
+    "config",
+    "nested",
+    "a list",
+    "NaN",
+    "1e999",
+    "empty",
+    "processor",
+    "a number",
+    "other weights",
+  ],
+)
 def test_a_mistake_is_named_and_leaves_nothing(mistake, message, published, tmp_path):
   source = Path(shutil.copytree(published / "captioner", tmp_path / "source"))
   mistake(source)
@@ -474,8 +552,9 @@ def test_capfilt_takes_blip_as_captioner_and_as_filter(converted, expected):
   encoded = models.encode([{"captioner": image, "filter": image} for image in expected["image"]])
   ids = np.array([5, 6, 7, 8], np.uint32)
   texts = models.read(models.write(encoded, ids))
-  written = load(converted / "captioner").caption(expected["image"], ids=ids, strategy="sample", top_p=0.9,
-                                                  max_length=12, seed=3)
+  written = load(converted / "captioner").caption(
+    expected["image"], ids=ids, strategy="sample", top_p=0.9, max_length=12, seed=3
+  )
   assert texts == [[text] for text in written]  # the prompt is left out
   scores = models.score(encoded, texts)
   retrieval = load(converted / "retrieval")

@@ -81,13 +81,17 @@ def test_the_legacy_mask_and_the_class_token_matter():
   """The golden outputs would notice: each of these settings changes something."""
   config, params = model("coca")
   expected = np.load(GOLDEN / "coca" / "outputs.npz")
-  changes = {"model.text.cls_mask": "words", "model.image.mean": (0.5, 0.5, 0.5), "model.norm_eps": 1e-2,
-             "model.activation": "quick_gelu"}
+  changes = {
+    "model.text.cls_mask": "words",
+    "model.image.mean": (0.5, 0.5, 0.5),
+    "model.norm_eps": 1e-2,
+    "model.activation": "quick_gelu",
+  }
   for name, value in changes.items():
     c = to_dict(config)
     c.update_from_flattened_dict({name: value})
     forward = Forward(parse(c), make_mesh())
-    side, function = (("text", forward.embed_texts) if "text" in name else ("image", forward.embed_images))
+    side, function = ("text", forward.embed_texts) if "text" in name else ("image", forward.embed_images)
     assert np.abs(function(params, expected[side]) - expected[f"{side}_latent"]).max() > 1e-4, name
 
 
@@ -102,13 +106,17 @@ def split_projections(tensors):
   return out
 
 
-@pytest.mark.parametrize("change", [
-  split_projections,
-  lambda t: {f"module.{k}": x for k, x in t.items()},
-  lambda t: t | {"attn_mask": np.zeros((9, 9), np.float32)},
-  lambda t: t | {"logit_scale": t["logit_scale"].reshape(1)},
-  lambda t: {k if k.startswith(("visual", "logit")) else f"text.{k}": x for k, x in t.items()},
-], ids=["separate projections", "module.", "mask", "logit_scale [1]", "custom_text"])
+@pytest.mark.parametrize(
+  "change",
+  [
+    split_projections,
+    lambda t: {f"module.{k}": x for k, x in t.items()},
+    lambda t: t | {"attn_mask": np.zeros((9, 9), np.float32)},
+    lambda t: t | {"logit_scale": t["logit_scale"].reshape(1)},
+    lambda t: {k if k.startswith(("visual", "logit")) else f"text.{k}": x for k, x in t.items()},
+  ],
+  ids=["separate projections", "module.", "mask", "logit_scale [1]", "custom_text"],
+)
 def test_other_ways_of_saving_clip(change):
   config, params = model("clip")
   again = open_clip_weights.to_params(change(weights("clip")), config)
@@ -120,8 +128,9 @@ def test_half_precision_is_widened():
   half = {k: x.astype(np.float16) for k, x in weights("clip").items()}
   params = open_clip_weights.to_params(half, config)
   assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-  np.testing.assert_array_equal(open_clip_weights.to_state_dict(params, config)["visual.proj"],
-                                half["visual.proj"].astype(np.float32))
+  np.testing.assert_array_equal(
+    open_clip_weights.to_state_dict(params, config)["visual.proj"], half["visual.proj"].astype(np.float32)
+  )
 
 
 def test_differences_are_listed():
@@ -131,8 +140,11 @@ def test_differences_are_listed():
   tensors["visual.extra"] = np.zeros(3, np.float32)
   with pytest.raises(ValueError) as e:
     open_clip_weights.to_params(tensors, config)
-  for line in ("visual.proj: missing, [24, 24] expected", "text.cls_emb: [7] in the file, [24] expected",
-               "visual.extra: unknown"):
+  for line in (
+    "visual.proj: missing, [24, 24] expected",
+    "text.cls_emb: [7] in the file, [24] expected",
+    "visual.extra: unknown",
+  ):
     assert line in str(e.value)
 
 
@@ -143,11 +155,17 @@ def test_values_that_are_not_finite_are_refused():
     open_clip_weights.to_params(tensors, config)
 
 
-@pytest.mark.parametrize(("key", "what"), [
-  ("visual.trunk.blocks.0.attn.qkv.weight", "timm"), ("visual.layer1.0.conv1.weight", "ResNet"),
-  ("text.transformer.embeddings.word_embeddings.weight", "RoBERTa"), ("attn_pool_contrastive.query", "CoCa2"),
-  ("map_viz2txt_kv", "MaMMUT"), ("text_model.final_layer_norm.weight", "transformers library"),
-])
+@pytest.mark.parametrize(
+  ("key", "what"),
+  [
+    ("visual.trunk.blocks.0.attn.qkv.weight", "timm"),
+    ("visual.layer1.0.conv1.weight", "ResNet"),
+    ("text.transformer.embeddings.word_embeddings.weight", "RoBERTa"),
+    ("attn_pool_contrastive.query", "CoCa2"),
+    ("map_viz2txt_kv", "MaMMUT"),
+    ("text_model.final_layer_norm.weight", "transformers library"),
+  ],
+)
 def test_other_architectures_are_named(key, what):
   config = open_clip_settings.to_config(settings("coca"))
   with pytest.raises(ValueError, match=f"another architecture: .*{what}"):
@@ -160,42 +178,50 @@ def changed(part, **values):
   return s
 
 
-@pytest.mark.parametrize(("part", "values", "message"), [
-  ("vision_cfg", {"timm_model_name": "vit_base"}, "'vit_base': a timm image tower"),
-  ("vision_cfg", {"layers": [3, 4, 6, 3]}, "ResNet"),
-  ("vision_cfg", {"attentional_pool": "cascade"}, "CoCa2"),
-  ("vision_cfg", {"pool_type": "avg"}, "vision_cfg.pool_type is 'avg'; supported: 'tok'"),
-  ("vision_cfg", {"ls_init_value": 1e-5}, "ls_init_value"),
-  ("vision_cfg", {"image_size": [24, 32]}, "only squares"),
-  ("text_cfg", {"hf_model_name": "roberta-base"}, "'roberta-base': a Hugging Face text tower"),
-  ("text_cfg", {"embed_cls": False}, "text_cfg.embed_cls is False"),
-  ("text_cfg", {"tokenizer_kwargs": {"clean": "canonicalize"}}, "tokenizer_kwargs"),
-  ("text_cfg", {"mlp_ratio": 2.0}, "text_cfg.mlp_ratio is 2.0"),
-  ("multimodal_cfg", {"heads": 3}, "multimodal_cfg.heads is 3"),
-  ("multimodal_cfg", {"cross_attn_ratio": 2}, "MaMMUT"),
-  ("model_cfg", {"pooler": "cascade"}, "settings that are not known here: pooler"),
-  ("preprocess_cfg", {"resize_mode": "squash"}, "resize_mode is 'squash'"),
-  ("preprocess_cfg", {"mean": [0.5]}, r"preprocess_cfg.mean is \[0.5\]; it takes 3 numbers"),
-  ("preprocess_cfg", {"std": [0.5, "", 10**400]}, r"preprocess_cfg.std is \[0.5, '', 10+; it takes 3 numbers"),
-  ("preprocess_cfg", {"mean": [0.5, float("nan"), 0.5]}, "it takes 3 numbers from 0 to 1"),
-  ("text_cfg", {"width": 1e308}, r"text_cfg.width is 1e\+308; it takes a whole number from 1 to 1,048,576"),
-  ("text_cfg", {"width": 10**400}, "text_cfg.width is 10+; it takes"),
-  ("text_cfg", {"embed_cls": [[]]}, r"text_cfg.embed_cls is \[\[\]\]; it takes true or false"),
-  ("vision_cfg", {"layers": True}, "vision_cfg.layers is True; it takes a whole number"),
-  ("vision_cfg", {"head_width": 0}, "vision_cfg.head_width is 0; it takes a whole number from 1"),
-  ("vision_cfg", {"image_size": [[1], [1]]}, r"vision_cfg.image_size is \[1\]; it takes a whole number"),
-  ("vision_cfg", {"image_size": float("nan")}, "vision_cfg.image_size is nan"),
-  ("model_cfg", {"multimodal_cfg": 3}, "multimodal_cfg is 3; it takes an object"),
-])
+@pytest.mark.parametrize(
+  ("part", "values", "message"),
+  [
+    ("vision_cfg", {"timm_model_name": "vit_base"}, "'vit_base': a timm image tower"),
+    ("vision_cfg", {"layers": [3, 4, 6, 3]}, "ResNet"),
+    ("vision_cfg", {"attentional_pool": "cascade"}, "CoCa2"),
+    ("vision_cfg", {"pool_type": "avg"}, "vision_cfg.pool_type is 'avg'; supported: 'tok'"),
+    ("vision_cfg", {"ls_init_value": 1e-5}, "ls_init_value"),
+    ("vision_cfg", {"image_size": [24, 32]}, "only squares"),
+    ("text_cfg", {"hf_model_name": "roberta-base"}, "'roberta-base': a Hugging Face text tower"),
+    ("text_cfg", {"embed_cls": False}, "text_cfg.embed_cls is False"),
+    ("text_cfg", {"tokenizer_kwargs": {"clean": "canonicalize"}}, "tokenizer_kwargs"),
+    ("text_cfg", {"mlp_ratio": 2.0}, "text_cfg.mlp_ratio is 2.0"),
+    ("multimodal_cfg", {"heads": 3}, "multimodal_cfg.heads is 3"),
+    ("multimodal_cfg", {"cross_attn_ratio": 2}, "MaMMUT"),
+    ("model_cfg", {"pooler": "cascade"}, "settings that are not known here: pooler"),
+    ("preprocess_cfg", {"resize_mode": "squash"}, "resize_mode is 'squash'"),
+    ("preprocess_cfg", {"mean": [0.5]}, r"preprocess_cfg.mean is \[0.5\]; it takes 3 numbers"),
+    ("preprocess_cfg", {"std": [0.5, "", 10**400]}, r"preprocess_cfg.std is \[0.5, '', 10+; it takes 3 numbers"),
+    ("preprocess_cfg", {"mean": [0.5, float("nan"), 0.5]}, "it takes 3 numbers from 0 to 1"),
+    ("text_cfg", {"width": 1e308}, r"text_cfg.width is 1e\+308; it takes a whole number from 1 to 1,048,576"),
+    ("text_cfg", {"width": 10**400}, "text_cfg.width is 10+; it takes"),
+    ("text_cfg", {"embed_cls": [[]]}, r"text_cfg.embed_cls is \[\[\]\]; it takes true or false"),
+    ("vision_cfg", {"layers": True}, "vision_cfg.layers is True; it takes a whole number"),
+    ("vision_cfg", {"head_width": 0}, "vision_cfg.head_width is 0; it takes a whole number from 1"),
+    ("vision_cfg", {"image_size": [[1], [1]]}, r"vision_cfg.image_size is \[1\]; it takes a whole number"),
+    ("vision_cfg", {"image_size": float("nan")}, "vision_cfg.image_size is nan"),
+    ("model_cfg", {"multimodal_cfg": 3}, "multimodal_cfg is 3; it takes an object"),
+  ],
+)
 def test_settings_of_other_models_are_refused(part, values, message):
   with pytest.raises(ValueError, match=message):
     open_clip_settings.to_config(changed(part, **values))
 
 
-@pytest.mark.parametrize(("broken", "message"), [
-  ({}, "vision_cfg is missing; it takes an object"), ({"model_cfg": {}}, "vision_cfg is missing"),
-  ({"model_cfg": 3}, "model_cfg is 3"), ({"model_cfg": {"vision_cfg": 1}}, "vision_cfg is 1; it takes an object"),
-])
+@pytest.mark.parametrize(
+  ("broken", "message"),
+  [
+    ({}, "vision_cfg is missing; it takes an object"),
+    ({"model_cfg": {}}, "vision_cfg is missing"),
+    ({"model_cfg": 3}, "model_cfg is 3"),
+    ({"model_cfg": {"vision_cfg": 1}}, "vision_cfg is 1; it takes an object"),
+  ],
+)
 def test_no_settings_at_all_are_an_error(broken, message):
   with pytest.raises(ValueError, match=message):
     open_clip_settings.to_config(broken)
@@ -204,9 +230,13 @@ def test_no_settings_at_all_are_an_error(broken, message):
 def test_what_open_clip_lacks_is_not_exported():
   with pytest.raises(ValueError, match=r"config.model.poolers.kind is 'cascade'"):
     open_clip_settings.from_config(tiny())
-  changes = [({"model.text.cls_mask": "words"}, "config.model.text.cls_mask: 'words' here, 'legacy' there"),
-             ({"model.text.tied_softmax": True}, "tied_softmax"), ({"model.text.mlp": 48}, "mlp_ratio is 2.0"),
-             ({"contrastive.weight": 0.0}, "have a contrastive side"), ({"model.embed_dim": 32}, "has to be 24")]
+  changes = [
+    ({"model.text.cls_mask": "words"}, "config.model.text.cls_mask: 'words' here, 'legacy' there"),
+    ({"model.text.tied_softmax": True}, "tied_softmax"),
+    ({"model.text.mlp": 48}, "mlp_ratio is 2.0"),
+    ({"contrastive.weight": 0.0}, "have a contrastive side"),
+    ({"model.embed_dim": 32}, "has to be 24"),
+  ]
   for change, message in changes:
     c = to_dict(open_clip_settings.to_config(settings("coca")))
     c.update_from_flattened_dict(change)
@@ -214,10 +244,16 @@ def test_what_open_clip_lacks_is_not_exported():
       open_clip_settings.from_config(parse(c))
 
 
-@pytest.mark.parametrize(("name", "millions"), [
-  ("coca_ViT-B-32", 253.56), ("coca_ViT-L-14", 638.45), ("ViT-B-32", 151.28), ("ViT-B-16", 149.62),
-  ("ViT-L-14", 427.62),
-])
+@pytest.mark.parametrize(
+  ("name", "millions"),
+  [
+    ("coca_ViT-B-32", 253.56),
+    ("coca_ViT-L-14", 638.45),
+    ("ViT-B-32", 151.28),
+    ("ViT-B-16", 149.62),
+    ("ViT-L-14", 427.62),
+  ],
+)
 def test_named_models_have_the_published_sizes(name, millions):
   config = open_clip_settings.to_config(open_clip_settings.MODELS[name])
   count = sum(x.size for x in jax.tree.leaves(abstract_model(config)[1]))

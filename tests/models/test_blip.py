@@ -44,8 +44,9 @@ def base(sharing):
 
 
 @pytest.mark.parametrize(
-  ("sharing", "printed"), [("all", 224), ("all_but_cross_attention", 252), ("all_but_self_attention", 252),
-                           ("none", 361)])
+  ("sharing", "printed"),
+  [("all", 224), ("all_but_cross_attention", 252), ("all_but_self_attention", 252), ("none", 361)],
+)
 def test_parameter_counts_are_those_of_table_3(sharing, printed):
   d, m, vocab = 768, 3072, 30_524
   linear, norm = lambda n, k: n * k + k, 2 * d
@@ -55,8 +56,12 @@ def test_parameter_counts_are_those_of_table_3(sharing, printed):
   block = {"self": attention + norm, "cross": attention + norm, "mlp": mlp + norm}
   heads = 2 * linear(d, 256) + linear(d, 2) + 1 + linear(d, d) + norm + vocab  # and the temperature
   once = vit + embedding + 12 * sum(block.values()) + heads
-  twice = {"all": 0, "all_but_cross_attention": 12 * block["cross"], "all_but_self_attention": 12 * block["self"],
-           "none": embedding + 12 * sum(block.values())}
+  twice = {
+    "all": 0,
+    "all_but_cross_attention": 12 * block["cross"],
+    "all_but_self_attention": 12 * block["self"],
+    "none": embedding + 12 * sum(block.values()),
+  }
   total = dict(arithmetic.parameter_table(base(sharing)))["total"]
   assert total == once + twice[sharing]
   assert round(total / 1e6) == printed
@@ -99,8 +104,14 @@ def test_what_depends_on_which_parameter(sharing):
 
   def expected(name):
     part, _, rest = name.partition("/")
-    heads = {"image_encoder": {"image", "match", "logits"}, "image_projection": {"image"}, "text_projection": {"text"},
-             "matching_head": {"match"}, "caption_head": {"logits"}, "temperature": set()}
+    heads = {
+      "image_encoder": {"image", "match", "logits"},
+      "image_projection": {"image"},
+      "text_projection": {"text"},
+      "matching_head": {"match"},
+      "caption_head": {"logits"},
+      "temperature": set(),
+    }
     if part in heads:
       return heads[part]
     module = rest.split("/")[2] if rest.startswith("stack") else ""
@@ -144,8 +155,13 @@ def test_the_first_token_is_the_decoders_alone():
     assert settings.model.med.cls == CLS and settings.model.med.encode == ENCODE
     tokens = np.array(params["text_decoder"]["embedding"]["tokens"])
     tokens[row] *= -1
-    moved = {**params, "text_decoder": {**params["text_decoder"], "embedding": {
-      **params["text_decoder"]["embedding"], "tokens": tokens}}}
+    moved = {
+      **params,
+      "text_decoder": {
+        **params["text_decoder"],
+        "embedding": {**params["text_decoder"]["embedding"], "tokens": tokens},
+      },
+    }
     used = np.where(np.isin(batch["text"][:, 1:], (CLS, ENCODE)), 5, batch["text"][:, 1:])
     used = np.concatenate([batch["text"][:, :1], used], axis=1)
     a, b = run(params, batch["image"], used), run(moved, batch["image"], used)
@@ -183,8 +199,9 @@ def test_several_texts_a_picture_are_one_at_a_time():
 @functools.cache
 def writer(answers):
   """What captions or answers are decoded with, and the same logits by a full forward pass."""
-  settings = tiny_blip(model__text__vocab=VOCAB, model__text__length=LENGTH,
-                       model__med__positions=13, **(ANSWERS if answers else {}))
+  settings = tiny_blip(
+    model__text__vocab=VOCAB, model__text__length=LENGTH, model__med__positions=13, **(ANSWERS if answers else {})
+  )
   forward, params, batch = Forward(settings, make_mesh()), random_params(settings, 51), pairs(settings, N)
 
   @jax.jit
@@ -211,9 +228,17 @@ def writer(answers):
 BEAMS = Decoding(strategy="beam", beams=3, n=2, length_penalty=0.5, min_length=4)
 
 
-@pytest.mark.parametrize(("answers", "decoding", "prompted"), [
-  (False, Decoding(), False), (False, BEAMS, False), (False, BEAMS, True), (True, Decoding(), False),
-  (True, BEAMS, False)], ids=["captions", "captions, beams", "captions, beams, prompts", "answers", "answers, beams"])
+@pytest.mark.parametrize(
+  ("answers", "decoding", "prompted"),
+  [
+    (False, Decoding(), False),
+    (False, BEAMS, False),
+    (False, BEAMS, True),
+    (True, Decoding(), False),
+    (True, BEAMS, False),
+  ],
+  ids=["captions", "captions, beams", "captions, beams, prompts", "answers", "answers, beams"],
+)
 def test_cached_decoding_is_that_of_full_forward_passes(answers, decoding, prompted):
   write, uncached = writer(answers)
   plain = plain_beam if decoding.strategy == "beam" else plain_sample
@@ -262,8 +287,11 @@ def test_dropout_is_in_all_the_places_of_bert(monkeypatch):
   monkeypatch.setattr(blip, "dropout", lambda x, rate, key: x * factor("embedding", x.shape).astype(np.float32))
   model = nnx.merge(abstract_model(settings)[0], jax.tree.map(jnp.asarray, params))
   tokens = model.image_encoder(batch["image"])
-  found = {True: model.logits(model.caption_head(
-    model.text_decoder(batch["text"], tokens, causal=True, key=jax.random.key(0))))}
+  found = {
+    True: model.logits(
+      model.caption_head(model.text_decoder(batch["text"], tokens, causal=True, key=jax.random.key(0)))
+    )
+  }
   assert calls and len(calls) % len(PLACES) == 0 and len(factors) == 6
   found[False] = model.ground(None, batch["text"], tokens, jax.random.key(0))
   for i, ids in enumerate(batch["text"]):
@@ -360,7 +388,8 @@ def test_answering_loss_is_the_formula():
           total -= batch["weight"][i] * weight * (0.9 * log_p[t, label] + 0.1 * log_p[t].mean())
   with jax.set_mesh(make_mesh()):
     (one, metrics), (several, more) = (
-      jax.jit(make_gradients(tiny_blip(optim__accumulate=k, **ANSWERS)))(params, batch, None) for k in (1, 2))
+      jax.jit(make_gradients(tiny_blip(optim__accumulate=k, **ANSWERS)))(params, batch, None) for k in (1, 2)
+    )
   np.testing.assert_allclose(metrics["answering"], total / batch["weight"].sum(), rtol=1e-5)
   np.testing.assert_allclose(metrics["loss"], metrics["answering"], rtol=1e-6)
   np.testing.assert_allclose(more["answering"], metrics["answering"], rtol=1e-5)
@@ -373,7 +402,8 @@ def test_captioning_accumulated_is_one_batch():
   params, batch = random_params(tiny_blip(**settings)), pairs(tiny_blip(), B)
   with jax.set_mesh(make_mesh()):
     (one, metrics), (several, more) = (
-      jax.jit(make_gradients(tiny_blip(optim__accumulate=k, **settings)))(params, batch, None) for k in (1, 2))
+      jax.jit(make_gradients(tiny_blip(optim__accumulate=k, **settings)))(params, batch, None) for k in (1, 2)
+    )
   for name in ("loss", "captioning", "contrastive"):
     np.testing.assert_allclose(more[name], metrics[name], rtol=1e-5)
   assert_trees_close(several, one, 1e-5)

@@ -65,8 +65,9 @@ def test_forward_pass_equals_the_paper(changes):
   settings = tiny(**changes)
   params, batch = random_params(settings, 1), pairs(settings, 4, 1)
   actual = run(settings)(params, batch["image"], batch["text"])
-  for name, a, b in zip(("image", "text", "logits"), actual, reference(params, settings, batch["image"], batch["text"]),
-                        strict=True):
+  for name, a, b in zip(
+    ("image", "text", "logits"), actual, reference(params, settings, batch["image"], batch["text"]), strict=True
+  ):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max(), err_msg=name)
 
 
@@ -118,8 +119,11 @@ def test_attention_maps_are_the_poolers_weights(kind):
     tokens = look("generative_pooler", encoded)
     if kind != "openclip":
       look("contrastive_pooler", tokens if kind == "cascade" else encoded)
-    expected = {"cascade": lambda many, one: (one[0] @ many, many), "parallel": lambda many, one: (one[0], many),
-                "openclip": lambda many: (many[0], many[1:])}[kind](*weights)
+    expected = {
+      "cascade": lambda many, one: (one[0] @ many, many),
+      "parallel": lambda many, one: (one[0], many),
+      "openclip": lambda many: (many[0], many[1:]),
+    }[kind](*weights)
     for actual, map_ in zip((contrastive[i], generative[i]), expected, strict=True):
       np.testing.assert_allclose(actual, map_.reshape(*map_.shape[:-1], side, side), rtol=1e-5, atol=1e-7)
 
@@ -279,8 +283,16 @@ def parts(settings):
 
 
 def test_parts_that_no_loss_needs_are_not_built():
-  both = {"image_encoder", "generative_pooler", "contrastive_pooler", "embedding", "unimodal", "multimodal", "softmax",
-          "temperature"}
+  both = {
+    "image_encoder",
+    "generative_pooler",
+    "contrastive_pooler",
+    "embedding",
+    "unimodal",
+    "multimodal",
+    "softmax",
+    "temperature",
+  }
   assert parts(tiny()) == both
   dual = tiny(captioning__weight=0.0, model__text__multimodal_layers=0)
   assert parts(dual) == both - {"generative_pooler", "multimodal", "softmax"}
@@ -304,11 +316,22 @@ def both_losses():
 
 EVERY_PART = {
   "cascade": {"matching__weight": 1.0},
-  "parallel": {"model__poolers__kind": "parallel", "model__poolers__norm_inputs": True, "model__poolers__mlp": 40,
-               "model__text__cls_position": True, "model__image__class_token": True, "model__image__norm_pre": True},
+  "parallel": {
+    "model__poolers__kind": "parallel",
+    "model__poolers__norm_inputs": True,
+    "model__poolers__mlp": 40,
+    "model__text__cls_position": True,
+    "model__image__class_token": True,
+    "model__image__norm_pre": True,
+  },
   "openclip": {"model__poolers__kind": "openclip", "model__text__feedforwards": 2, "model__text__norm_context": True},
-  "full mask": {"model__text__multimodal_layers": 0, "captioning__weight": 0.0, "model__text__mask": "full",
-                "model__text__pool": "last", "model__text__projection_bias": True},
+  "full mask": {
+    "model__text__multimodal_layers": 0,
+    "captioning__weight": 0.0,
+    "model__text__mask": "full",
+    "model__text__pool": "last",
+    "model__text__projection_bias": True,
+  },
   "cappa": {"contrastive__weight": 0.0, "model__text__unimodal_layers": 0, "captioning__parallel": 0.5},
 }
 

@@ -23,9 +23,15 @@ from support.common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh
 from support.reference import GELU, attend, encode, linear, norm, tower, unit
 
 SIGLIP = {
-  "model__poolers__kind": "parallel", "model__poolers__n_query": 0, "model__poolers__mlp": 56,
-  "model__text__mask": "full", "model__text__pool": "last", "model__text__projection_bias": True,
-  "model__text__multimodal_layers": 0, "captioning__weight": 0.0, "contrastive__loss": "sigmoid",
+  "model__poolers__kind": "parallel",
+  "model__poolers__n_query": 0,
+  "model__poolers__mlp": 56,
+  "model__text__mask": "full",
+  "model__text__pool": "last",
+  "model__text__projection_bias": True,
+  "model__text__multimodal_layers": 0,
+  "captioning__weight": 0.0,
+  "contrastive__loss": "sigmoid",
 }
 CAP = {"contrastive__weight": 0.0, "model__text__unimodal_layers": 0, "model__poolers__n_query": 0}
 CAPPA = CAP | {"captioning__parallel": 0.75}
@@ -51,8 +57,13 @@ def float64(params):
 @pytest.fixture(scope="module")
 def siglip():
   settings = tiny(**SIGLIP)
-  return settings.model, random_params(settings), pairs(settings, 4), compiled(settings, lambda model, text: (
-    model.embed_text(text))), compiled(settings, lambda model, image: model.embed_image(image))
+  return (
+    settings.model,
+    random_params(settings),
+    pairs(settings, 4),
+    compiled(settings, lambda model, text: model.embed_text(text)),
+    compiled(settings, lambda model, image: model.embed_image(image)),
+  )
 
 
 def test_siglip_image_embedding_is_that_of_a_map_head(siglip):
@@ -104,8 +115,9 @@ def decoder_states(params, settings, image, text, parallel):
 def test_cappa_predicts_all_words_of_some_examples_at_once():
   settings = tiny(**CAPPA)
   params, batch, parallel = random_params(settings), pairs(settings, 6), PARALLEL[:6]
-  forward = compiled(settings, lambda model, image, text, parallel: (
-    model(image, text, contrast=False, parallel=parallel).states))
+  forward = compiled(
+    settings, lambda model, image, text, parallel: model(image, text, contrast=False, parallel=parallel).states
+  )
   actual = forward(params, batch["image"], batch["text"], parallel)
   close(actual, decoder_states(params, settings, batch["image"], batch["text"], parallel))
   other = forward(params, batch["image"], np.where(batch["text"] == PAD, PAD, 50).astype(np.int32), parallel)
@@ -180,7 +192,8 @@ def test_micro_batches_of_parallel_examples_are_one_batch():
   params, batch = random_params(settings), pairs(settings) | {"parallel": PARALLEL}
   with jax.set_mesh(make_mesh()):
     (expected, _), (actual, _) = (
-      jax.jit(make_gradients(tiny(**changes, optim__accumulate=k)))(params, batch, None) for k in (1, 4))
+      jax.jit(make_gradients(tiny(**changes, optim__accumulate=k)))(params, batch, None) for k in (1, 4)
+    )
   assert_trees_close(actual, expected, 1e-5)
   assert np.abs(actual["embedding"]["mask"]).max() > 1e-4  # [MASK] is learned
 

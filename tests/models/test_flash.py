@@ -24,8 +24,12 @@ def reference(q, k, v, g):
   w /= w.sum(-1, keepdims=True)
   dw = np.einsum("bthk,bshk->bhts", g, v)
   dl = w * (dw - (w * dw).sum(-1, keepdims=True)) / np.sqrt(q.shape[-1])
-  return (np.einsum("bhts,bshk->bthk", w, v), np.einsum("bhts,bshk->bthk", dl, k),
-          np.einsum("bhts,bthk->bshk", dl, q), np.einsum("bhts,bthk->bshk", w, g))
+  return (
+    np.einsum("bhts,bshk->bthk", w, v),
+    np.einsum("bhts,bshk->bthk", dl, k),
+    np.einsum("bhts,bthk->bshk", dl, q),
+    np.einsum("bhts,bthk->bshk", w, g),
+  )
 
 
 def test_outputs_and_gradients_with_tokens_that_fill_no_block():
@@ -58,14 +62,22 @@ def test_it_lowers_for_tpus_under_a_mesh(sizes):
   assert ("tensor<1x1x384x64xbf16>" if sizes else "tensor<4x2x384x64xbf16>") in text
 
 
-@pytest.mark.parametrize(("name", "where", "dtype", "tokens", "mask", "kernel"), [
-  ("flash", "tpu", "bfloat16", 128, None, "flash"), ("flash", "tpu", "bfloat16", 127, None, None),
-  ("flash", "tpu", "bfloat16", 128, True, None), ("flash", "cpu", "bfloat16", 128, None, None),
-  ("flash", "gpu", "bfloat16", 128, None, None), ("cudnn", "gpu", "bfloat16", 16, True, "cudnn"),
-  ("cudnn", "gpu", "float32", 16, None, None), ("cudnn", "cpu", "bfloat16", 16, None, None),
-  ("cudnn", "gpu", "bfloat16", 17, None, "cudnn"), ("cudnn", "gpu", "bfloat16", 17, True, None),
-  ("xla", "tpu", "bfloat16", 128, None, None),
-])
+@pytest.mark.parametrize(
+  ("name", "where", "dtype", "tokens", "mask", "kernel"),
+  [
+    ("flash", "tpu", "bfloat16", 128, None, "flash"),
+    ("flash", "tpu", "bfloat16", 127, None, None),
+    ("flash", "tpu", "bfloat16", 128, True, None),
+    ("flash", "cpu", "bfloat16", 128, None, None),
+    ("flash", "gpu", "bfloat16", 128, None, None),
+    ("cudnn", "gpu", "bfloat16", 16, True, "cudnn"),
+    ("cudnn", "gpu", "float32", 16, None, None),
+    ("cudnn", "cpu", "bfloat16", 16, None, None),
+    ("cudnn", "gpu", "bfloat16", 17, None, "cudnn"),
+    ("cudnn", "gpu", "bfloat16", 17, True, None),
+    ("xla", "tpu", "bfloat16", 128, None, None),
+  ],
+)
 def test_a_kernel_is_used_where_it_can_be(monkeypatch, name, where, dtype, tokens, mask, kernel):
   """The same model runs on other devices than it was trained on."""
   used = []

@@ -21,13 +21,24 @@ def zeros(*shape, dtype=jnp.float32):
   return jnp.zeros(shape, dtype)
 
 
-@pytest.mark.parametrize("function, right, wrong", [
-  (dot_product_attention, (zeros(1, 3, 2, 4), *[zeros(5, 7, 2, 4)] * 2), (zeros(2, 3, 2, 4), *[zeros(5, 7, 2, 4)] * 2)),
-  (dot_product_attention, (*[zeros(5, 7, 2, 4)] * 3, zeros(1, 1, 7, 7, dtype=bool)), (*[zeros(5, 7, 2, 4)] * 3,
-                                                                                zeros(1, 1, 7, 7))),
-  (next_tokens, (zeros(3, 5, dtype=jnp.int32), zeros(3)), (zeros(3, 5, dtype=jnp.int32), zeros(4))),
-  (matching_loss, (zeros(4, 3, 2), zeros(4), zeros(4, dtype=bool)), (zeros(4, 3), zeros(4), zeros(4, dtype=bool))),
-], ids=["batch", "dtype", "weight", "rank"])
+@pytest.mark.parametrize(
+  "function, right, wrong",
+  [
+    (
+      dot_product_attention,
+      (zeros(1, 3, 2, 4), *[zeros(5, 7, 2, 4)] * 2),
+      (zeros(2, 3, 2, 4), *[zeros(5, 7, 2, 4)] * 2),
+    ),
+    (
+      dot_product_attention,
+      (*[zeros(5, 7, 2, 4)] * 3, zeros(1, 1, 7, 7, dtype=bool)),
+      (*[zeros(5, 7, 2, 4)] * 3, zeros(1, 1, 7, 7)),
+    ),
+    (next_tokens, (zeros(3, 5, dtype=jnp.int32), zeros(3)), (zeros(3, 5, dtype=jnp.int32), zeros(4))),
+    (matching_loss, (zeros(4, 3, 2), zeros(4), zeros(4, dtype=bool)), (zeros(4, 3), zeros(4), zeros(4, dtype=bool))),
+  ],
+  ids=["batch", "dtype", "weight", "rank"],
+)
 def test_a_wrong_shape_or_dtype_is_refused(function, right, wrong):
   jax.eval_shape(function, *right)
   with pytest.raises(TypeCheckError):
@@ -43,6 +54,9 @@ def test_every_public_function_of_models_and_objectives_says_its_types():
         special = isinstance(function, ast.FunctionDef) and function.name in ("__init__", "__call__")
         if isinstance(function, ast.FunctionDef) and (special or not function.name.startswith("_")):
           args = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
-          missing += [f"{file.name}:{function.lineno} {function.name}: {arg.arg}" for arg in args
-                      if arg.annotation is None and arg.arg != "self"]
+          missing += [
+            f"{file.name}:{function.lineno} {function.name}: {arg.arg}"
+            for arg in args
+            if arg.annotation is None and arg.arg != "self"
+          ]
   assert not missing

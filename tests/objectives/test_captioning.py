@@ -76,7 +76,8 @@ def loss_and_gradients(settings, batch, mesh, bias=None):
 def check(settings, batch, mesh, bias=None):
   nll, count, d_states, d_kernel, d_bias = loss_and_gradients(settings, batch, mesh, bias)
   expected, divisor, expected_states, expected_kernel, expected_bias = reference(
-    *batch, settings, 0.0 if bias is None else bias.astype(np.float64))
+    *batch, settings, 0.0 if bias is None else bias.astype(np.float64)
+  )
   np.testing.assert_allclose(nll, expected, rtol=1e-5)
   np.testing.assert_allclose(count, divisor, rtol=1e-6)
   np.testing.assert_allclose(d_states, expected_states / divisor, atol=1e-6)

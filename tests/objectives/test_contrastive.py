@@ -71,6 +71,7 @@ def check(settings, batch, mesh):
   at = [image.astype(np.float64), text.astype(np.float64), np.array(LOG_SCALE), np.array(BIAS)]
   np.testing.assert_allclose(value, reference(*at, ids, weight, settings), rtol=1e-5)
   for i, gradient in enumerate(gradients):
+
     def f(x, i=i):
       return reference(*at[:i], x, *at[i + 1 :], ids, weight, settings)
 
@@ -96,8 +97,9 @@ def test_directions(batch):
     loss_and_gradients(Contrastive(directions=d), batch, make_mesh()) for d in ("sum", "mean")
   )
   image, text, ids, weight = batch
-  np.testing.assert_allclose(mean, reference(image, text, LOG_SCALE, 0, ids, weight, Contrastive(directions="mean")),
-                             rtol=1e-5)
+  np.testing.assert_allclose(
+    mean, reference(image, text, LOG_SCALE, 0, ids, weight, Contrastive(directions="mean")), rtol=1e-5
+  )
   np.testing.assert_allclose(mean, summed / 2, rtol=1e-6)
   np.testing.assert_allclose(mean_gradients[0], summed_gradients[0] / 2, atol=1e-7)
 

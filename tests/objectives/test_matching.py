@@ -56,8 +56,7 @@ def drawer(group, mesh, floor=0.0):
   @jax.jit
   def draw(image, text, equality, weight, keys, others=None):
     return jax.lax.map(
-      lambda key: draw_negatives(
-        image, text, equality, weight, jnp.float32(LOG_SCALE), key, group, floor, others), keys
+      lambda key: draw_negatives(image, text, equality, weight, jnp.float32(LOG_SCALE), key, group, floor, others), keys
     )
 
   def run(batch, keys, others=None):
@@ -73,8 +72,9 @@ def drawer(group, mesh, floor=0.0):
 KEYS = jax.random.split(jax.random.key(0), 4000)
 
 
-@pytest.mark.parametrize(("group", "floor", "momentum"), [(0, 0.0, False), (4, 0.0, False), (0, 0.3, True),
-                                                          (8, 0.2, False)])
+@pytest.mark.parametrize(
+  ("group", "floor", "momentum"), [(0, 0.0, False), (4, 0.0, False), (0, 0.3, True), (8, 0.2, False)]
+)
 def test_negatives_are_drawn_from_the_softmax(group, floor, momentum, batch):
   """Counts of 4,000 draws against the softmax over what may be drawn; chi-square, row by row.
 
@@ -130,8 +130,10 @@ def test_taking_rows_and_its_gradient():
     np.add.at(expected, rows, weights)
     with jax.set_mesh(mesh):
       taken, gradient = jax.jit(
-        lambda x, rows, group=group: (take_rows(x, rows, group),
-                                      jax.grad(lambda x: jnp.vdot(take_rows(x, rows, group), weights))(x))
+        lambda x, rows, group=group: (
+          take_rows(x, rows, group),
+          jax.grad(lambda x: jnp.vdot(take_rows(x, rows, group), weights))(x),
+        )
       )(*jax.device_put((x, rows), batch_sharding(mesh)))
     np.testing.assert_array_equal(taken, x[rows])
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
@@ -282,8 +284,16 @@ def test_a_pair_of_weight_0_changes_nothing():
 @pytest.fixture(scope="module")
 def trained():
   """Settings, the batch on the device, what makes a new state, the step, the last state, metrics of each step."""
-  settings = tiny(matching__weight=1.0, captioning__weight=0.0, optim__name="adamw", optim__lr=3e-3, steps="150",
-                  optim__clip=1.0, model__text__unimodal_layers=1, model__text__multimodal_layers=1)
+  settings = tiny(
+    matching__weight=1.0,
+    captioning__weight=0.0,
+    optim__name="adamw",
+    optim__lr=3e-3,
+    steps="150",
+    optim__clip=1.0,
+    model__text__unimodal_layers=1,
+    model__text__multimodal_layers=1,
+  )
   mesh = make_mesh()
   setup = Setup(settings, mesh)
   first = jax.tree.map(np.asarray, setup.init_state())
@@ -297,15 +307,19 @@ def trained():
 
 def test_training_tells_pairs_from_others(trained):
   settings, batch, _, _, state, history = trained
-  first, last = ([np.mean([m[name] for m in part]) for name in ("matching", "matching_accuracy")]
-                 for part in (history[:5], history[-20:]))
+  first, last = (
+    [np.mean([m[name] for m in part]) for name in ("matching", "matching_accuracy")]
+    for part in (history[:5], history[-20:])
+  )
   assert first[0] > 0.6
   assert last[0] < 0.2  # a head that only knows that two of three don't match: 0.64; ln 2: 0.69
   assert last[1] > 0.95
   forward = Forward(settings, make_mesh())
   encoded = forward.encode(state.params, batch["image"])
-  right, wrong = (forward.score(state.params, encoded, np.roll(batch["text"], shift, axis=0)[:, None]).matching[:, 0]
-                  for shift in (0, 2))
+  right, wrong = (
+    forward.score(state.params, encoded, np.roll(batch["text"], shift, axis=0)[:, None]).matching[:, 0]
+    for shift in (0, 2)
+  )
   used = np.asarray(batch["weight"]) > 0
   assert np.median(right[used]) > 0.9 and np.median(wrong[used]) < 0.1
 
@@ -348,13 +362,17 @@ def test_scores_are_the_formula(scorer):
       multi = p["multimodal"]
       states = norm(multi["norm"], tower(multi, states, model.text.heads, model.activation, causal, tokens))
       head = p["matching_pooler"]
-      pooled = norm(head["norm"], attend(head["attention"], head["queries"], states, model.image.heads,
-                                         (ids != PAD)[None]))
+      pooled = norm(
+        head["norm"], attend(head["attention"], head["queries"], states, model.image.heads, (ids != PAD)[None])
+      )
       logits = linear(p["matching_head"], pooled)[0]
       np.testing.assert_allclose(scores.matching[i, k], 1 / (1 + np.exp(logits[0] - logits[1])), rtol=1e-4)
       np.testing.assert_allclose(scores.match_logit[i, k], logits[1], rtol=1e-4, atol=1e-5)
-  cosines = np.einsum("be,bke->bk", forward.embed_images(params, batch["image"]), np.stack(
-    [forward.embed_texts(params, texts[:, k]) for k in range(2)], axis=1))
+  cosines = np.einsum(
+    "be,bke->bk",
+    forward.embed_images(params, batch["image"]),
+    np.stack([forward.embed_texts(params, texts[:, k]) for k in range(2)], axis=1),
+  )
   np.testing.assert_allclose(scores.contrastive, cosines, atol=1e-6)
 
 
@@ -399,8 +417,9 @@ def test_padding_does_not_change_a_score(scorer):
   _, params, batch, forward = scorer
   words = [BOS, 11, 12, 13, EOS]
   encoded = forward.encode(params, batch["image"])
-  short, long = (forward.score(params, encoded, np.tile(np.array(words + [PAD] * n, np.int32), (8, 1, 1)))
-                 for n in (0, 3))
+  short, long = (
+    forward.score(params, encoded, np.tile(np.array(words + [PAD] * n, np.int32), (8, 1, 1))) for n in (0, 3)
+  )
   np.testing.assert_allclose(short.matching, long.matching, rtol=1e-5)
   np.testing.assert_allclose(short.contrastive, long.contrastive, atol=1e-6)
   empty = forward.score(params, encoded, np.zeros((8, 1, 8), np.int32))
@@ -409,7 +428,8 @@ def test_padding_does_not_change_a_score(scorer):
 
 def test_scores_of_models_without_a_head():
   for changes, has_embedding, has_tokens in (
-    ({}, True, True), ({"contrastive__weight": 0.0}, False, True),
+    ({}, True, True),
+    ({"contrastive__weight": 0.0}, False, True),
     ({"captioning__weight": 0.0, "model__text__multimodal_layers": 0}, True, False),
   ):
     settings = tiny(**changes)
@@ -424,14 +444,17 @@ def test_scores_of_models_without_a_head():
 # --- Around it ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-  ({"matching__weight": 1.0, "captioning__weight": 0.0, "model__text__multimodal_layers": 0}, "multimodal_layers"),
-  ({"matching__weight": 1.0, "contrastive__weight": 0.0}, r"config.matching.weight needs config.contrastive.weight"),
-  ({"matching__weight": 1.0, "optim__accumulate": 2}, r"config.optim.accumulate 1, not 2"),
-  ({"matching__group": 5}, r"config.matching.group 5 has to .* divide config.data.batch 16"),
-  ({"matching__group": 1}, r"above 1"),
-  ({"matching__group": -4}, r"config.matching.group is -4; it takes 0 or more"),
-])
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"matching__weight": 1.0, "captioning__weight": 0.0, "model__text__multimodal_layers": 0}, "multimodal_layers"),
+    ({"matching__weight": 1.0, "contrastive__weight": 0.0}, r"config.matching.weight needs config.contrastive.weight"),
+    ({"matching__weight": 1.0, "optim__accumulate": 2}, r"config.optim.accumulate 1, not 2"),
+    ({"matching__group": 5}, r"config.matching.group 5 has to .* divide config.data.batch 16"),
+    ({"matching__group": 1}, r"above 1"),
+    ({"matching__group": -4}, r"config.matching.group is -4; it takes 0 or more"),
+  ],
+)
 def test_settings_that_make_no_sense(changes, message):
   with pytest.raises(ValueError, match=message):
     tiny(**changes)

@@ -31,8 +31,10 @@ def reference(image, text, slow_image, slow_text, queue, ids, weight, log_scale,
   """One query at a time; `ids` are numbers of texts, those of the queue too."""
   total, all_ids = 0.0, np.concatenate([ids, queue["ids"]])
   all_weight = np.concatenate([weight, queue["weight"]])
-  for queries, slow, keys in ((image, slow_image, np.vstack([slow_text, queue["text"]])),
-                              (text, slow_text, np.vstack([slow_image, queue["image"]]))):
+  for queries, slow, keys in (
+    (image, slow_image, np.vstack([slow_text, queue["text"]])),
+    (text, slow_text, np.vstack([slow_image, queue["image"]])),
+  ):
     for i in range(len(image)):
       own = np.arange(len(keys)) == i
       same = all_ids == ids[i]
@@ -60,8 +62,12 @@ def given():
   ids[5] = ids[2]
   weight = np.ones(N)
   weight[[3, 6]], weight[4] = 0, 0.5
-  queue = {"image": units(rng, Q, E), "text": units(rng, Q, E), "ids": np.array([2, 11, 4, 12, 13, 4]),
-           "weight": np.array([1.0, 1, 1, 0, 1, 0])}
+  queue = {
+    "image": units(rng, Q, E),
+    "text": units(rng, Q, E),
+    "ids": np.array([2, 11, 4, 12, 13, 4]),
+    "weight": np.array([1.0, 1, 1, 0, 1, 0]),
+  }
   return [units(rng, N, E) for _ in range(4)], queue, ids, weight
 
 
@@ -80,8 +86,7 @@ def as_float32(tree):
   return jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, tree)
 
 
-@pytest.mark.parametrize(("equal_texts", "directions"), [
-  ("negatives", "mean"), ("mask", "sum"), ("positives", "mean")])
+@pytest.mark.parametrize(("equal_texts", "directions"), [("negatives", "mean"), ("mask", "sum"), ("positives", "mean")])
 def test_loss_and_gradients(equal_texts, directions):
   settings = Contrastive(equal_texts=equal_texts, directions=directions)
   embeddings, queue, ids, weight = given()
@@ -125,8 +130,11 @@ def test_loss_on_several_devices_is_that_of_one(mesh):
 # --- The queue ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batches", [(4, 4, 4, 4), (5, 5, 5, 5), (3, 12, 1, 12), (17, 2, 30), (12,)],
-                         ids=["divides", "does not", "whole", "larger", "once"])
+@pytest.mark.parametrize(
+  "batches",
+  [(4, 4, 4, 4), (5, 5, 5, 5), (3, 12, 1, 12), (17, 2, 30), (12,)],
+  ids=["divides", "does not", "whole", "larger", "once"],
+)
 def test_the_queue_holds_the_latest(batches):
   """A batch's last rows, where it is larger than the queue; the oldest leave first."""
   size = 12
@@ -137,8 +145,12 @@ def test_the_queue_holds_the_latest(batches):
   held = [(queue["image"][i], queue["text"][i], queue["hashes"][i], queue["weight"][i]) for i in range(size)]
   rng, entered = np.random.default_rng(0), 0
   for batch in batches:
-    rows = (units(rng, batch, E).astype(np.float32), units(rng, batch, E).astype(np.float32),
-            rng.integers(1, 2**32, (batch, 2), dtype=np.uint32), rng.integers(0, 2, batch).astype(np.float32))
+    rows = (
+      units(rng, batch, E).astype(np.float32),
+      units(rng, batch, E).astype(np.float32),
+      rng.integers(1, 2**32, (batch, 2), dtype=np.uint32),
+      rng.integers(0, 2, batch).astype(np.float32),
+    )
     queue = enqueue(queue, *map(jnp.asarray, rows))
     for row in zip(*rows, strict=True):
       held[entered % size] = row  # round and round: the place of the oldest
@@ -149,8 +161,12 @@ def test_the_queue_holds_the_latest(batches):
 
 
 def test_no_queue():
-  queue = enqueue(empty_queue(Contrastive(queue=0), E, jax.random.key(0)), *(jnp.ones((3, E)),) * 2,
-                  jnp.ones((3, 2), jnp.uint32), jnp.ones(3))
+  queue = enqueue(
+    empty_queue(Contrastive(queue=0), E, jax.random.key(0)),
+    *(jnp.ones((3, E)),) * 2,
+    jnp.ones((3, 2), jnp.uint32),
+    jnp.ones(3),
+  )
   assert all(len(queue[name]) == 0 for name in ("image", "text", "hashes", "weight")) and queue["next"] == 0
 
 
@@ -158,9 +174,17 @@ def test_no_queue():
 
 TOTAL, RAMP, DECAY, QUEUE = 20, 4, 0.8, 40  # a batch of 16 does not divide the queue
 STEPS = 6
-CHANGES = {"contrastive__momentum": DECAY, "contrastive__queue": QUEUE, "contrastive__soft_ramp": str(RAMP),
-           "contrastive__directions": "mean", "contrastive__max_scale": 20.0, "contrastive__min_scale": 2.0,
-           "contrastive__equal_texts": "positives", "optim__name": "adamw", "matching__floor": 1e-4}
+CHANGES = {
+  "contrastive__momentum": DECAY,
+  "contrastive__queue": QUEUE,
+  "contrastive__soft_ramp": str(RAMP),
+  "contrastive__directions": "mean",
+  "contrastive__max_scale": 20.0,
+  "contrastive__min_scale": 2.0,
+  "contrastive__equal_texts": "positives",
+  "optim__name": "adamw",
+  "matching__floor": 1e-4,
+}
 
 
 def settings_of(**changes):
@@ -237,9 +261,16 @@ def expected_step(before, batch, alpha):
   slow = embed(with_momentum(before.params, average))
   names = [tuple(h) for h in np.concatenate([batch["hashes"], before.queue["hashes"]])]
   ids = np.array([names.index(name) for name in names])
-  loss = reference(*embed(before.params), *slow, before.queue | {"ids": ids[16:]}, ids[:16],
-                   batch["weight"].astype(np.float64), before.params["temperature"]["log_scale"], alpha,
-                   settings_of().contrastive)
+  loss = reference(
+    *embed(before.params),
+    *slow,
+    before.queue | {"ids": ids[16:]},
+    ids[:16],
+    batch["weight"].astype(np.float64),
+    before.params["temperature"]["log_scale"],
+    alpha,
+    settings_of().contrastive,
+  )
   return average, slow, loss
 
 
@@ -254,8 +285,7 @@ def test_momentum_moves_then_embeds_and_its_embeddings_enter_the_queue_after_the
     old, new = before.queue, after.queue
     places = (np.arange(16) + old["next"]) % QUEUE
     kept = np.setdiff1d(np.arange(QUEUE), places)
-    entered = {"image": slow[0], "text": slow[1], "hashes": batch["hashes"],
-               "weight": batch["weight"]}
+    entered = {"image": slow[0], "text": slow[1], "hashes": batch["hashes"], "weight": batch["weight"]}
     for name, x in entered.items():
       np.testing.assert_allclose(new[name][places], x, atol=5e-6)
       np.testing.assert_array_equal(new[name][kept], old[name][kept])
@@ -287,15 +317,19 @@ def test_the_temperature_stays_between_its_limits():
 CONTRASTIVE = {"matching__weight": 0.0, "captioning__weight": 0.0}  # enough for what the contrastive loss leaves behind
 
 
-@pytest.mark.parametrize(("mesh", "ramp", "step"), [((1, 8, 1), "0", 0), ((1, 1, 4), str(RAMP), 2)],
-                         ids=["fsdp, no ramp", "tensor"])
+@pytest.mark.parametrize(
+  ("mesh", "ramp", "step"), [((1, 8, 1), "0", 0), ((1, 1, 4), str(RAMP), 2)], ids=["fsdp, no ramp", "tensor"]
+)
 def test_any_mesh_keeps_what_one_device_keeps(mesh, ramp, step, history):
   """Without a ramp the soft targets are there at once."""
   settings, mesh, run = stepper(mesh, **CONTRASTIVE, contrastive__soft_ramp=ramp)
   states, metrics = history
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), Setup(settings, mesh).planned)
-  state = dataclasses.replace(state, params={name: states[step].params[name] for name in state.params},
-                              **{name: getattr(states[step], name) for name in ("momentum", "queue", "step")})
+  state = dataclasses.replace(
+    state,
+    params={name: states[step].params[name] for name in state.params},
+    **{name: getattr(states[step], name) for name in ("momentum", "queue", "step")},
+  )
   state, values = run(put(state, settings, mesh), batch_at(step))
   loss = metrics[2]["contrastive"] if step else expected_step(states[0], batch_at(0), 0.4)[2]
   np.testing.assert_allclose(values["contrastive"], loss, rtol=1e-5)

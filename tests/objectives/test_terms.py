@@ -57,8 +57,9 @@ def with_loss(monkeypatch, loss):
   monkeypatch.setattr(terms, "LOSSES", (*terms.LOSSES, loss))
 
 
-@pytest.mark.parametrize(("loss", "others"), [
-  (Spread, {}), (Sum, {}), (Sum, {"contrastive__weight": 0.0, "captioning__weight": 1.0})])
+@pytest.mark.parametrize(
+  ("loss", "others"), [(Spread, {}), (Sum, {}), (Sum, {"contrastive__weight": 0.0, "captioning__weight": 1.0})]
+)
 def test_a_new_loss_is_a_class_and_a_line(loss, others, monkeypatch):
   """In one batch and in micro-batches it is trained with the others, logged and planned."""
   with_loss(monkeypatch, loss)
@@ -66,13 +67,18 @@ def test_a_new_loss_is_a_class_and_a_line(loss, others, monkeypatch):
   settings, mesh = tiny(**kept), make_mesh()
   params, batch = random_params(settings), pairs(settings)
   with jax.set_mesh(mesh):
-    images, texts = (np.asarray(x, np.float64) for x in (
-      Forward(settings, mesh).embed_images(params, batch["image"]),
-      Forward(settings, mesh).embed_texts(params, batch["text"])))
+    images, texts = (
+      np.asarray(x, np.float64)
+      for x in (
+        Forward(settings, mesh).embed_images(params, batch["image"]),
+        Forward(settings, mesh).embed_texts(params, batch["text"]),
+      )
+    )
     distance = ((images - texts) ** 2).sum(1) / 2
     expected = (batch["weight"] * distance).sum() / batch["weight"].sum()
-    whole, cut = (jax.jit(make_gradients(tiny(optim__accumulate=k, **kept)))(params, put_batch(batch, mesh), None)
-                  for k in (1, 4))
+    whole, cut = (
+      jax.jit(make_gradients(tiny(optim__accumulate=k, **kept)))(params, put_batch(batch, mesh), None) for k in (1, 4)
+    )
   for gradients, metrics in (whole, cut):
     np.testing.assert_allclose(metrics["spread"], expected, rtol=1e-5)
     loss = sum(term.weight * metrics[term.name] for term in terms.terms(settings))
@@ -90,9 +96,17 @@ def test_a_loss_that_cannot_be_cut_is_refused_with_micro_batches(monkeypatch):
   make_gradients(tiny())
 
 
-@pytest.mark.parametrize("settings", [
-  tiny(matching__weight=1.0), tiny(optim__accumulate=2), tiny_blip(), tiny_blip(**ANSWERS),
-  tiny_blip(contrastive__momentum=0.9, contrastive__queue=8)], ids=["coca", "micro", "blip", "answers", "momentum"])
+@pytest.mark.parametrize(
+  "settings",
+  [
+    tiny(matching__weight=1.0),
+    tiny(optim__accumulate=2),
+    tiny_blip(),
+    tiny_blip(**ANSWERS),
+    tiny_blip(contrastive__momentum=0.9, contrastive__queue=8),
+  ],
+  ids=["coca", "micro", "blip", "answers", "momentum"],
+)
 def test_terms_say_what_they_return(settings):
   """`metrics` are the keys of `value`, and the loss is their weighted sum."""
   losses = terms.terms(settings)
@@ -100,12 +114,17 @@ def test_terms_say_what_they_return(settings):
   memory = None
   if settings.contrastive.momentum:
     side = jax.ShapeDtypeStruct((16, 24), jnp.float32)
-    queue = {"image": side, "text": side, "hashes": jax.ShapeDtypeStruct((16, 2), jnp.uint32),
-             "weight": jax.ShapeDtypeStruct((16,), jnp.float32)}
+    queue = {
+      "image": side,
+      "text": side,
+      "hashes": jax.ShapeDtypeStruct((16, 2), jnp.uint32),
+      "weight": jax.ShapeDtypeStruct((16,), jnp.float32),
+    }
     memory = {"image": side, "text": side, "queue": queue, "alpha": jax.ShapeDtypeStruct((), jnp.float32)}
   with jax.set_mesh(make_mesh()):
-    _, metrics = jax.eval_shape(make_gradients(settings), random_params(settings), batch, None, jax.random.key(0),
-                                memory)
+    _, metrics = jax.eval_shape(
+      make_gradients(settings), random_params(settings), batch, None, jax.random.key(0), memory
+    )
   assert set(metrics) == {"loss", *(name for term in losses for name in term.metrics)}
   assert [term.metrics[0] for term in losses] == [term.name for term in losses]
   assert all(x.shape == () and x.dtype == jnp.float32 for x in metrics.values())

@@ -42,19 +42,22 @@ def test_a_program_in_a_loop_is_counted_to_the_byte():
   assert len(rows) == 4
 
 
-@pytest.mark.parametrize(("groups", "axes"), [
-  ("replica_groups={{0,1,2,3},{4,5,6,7}}", ("fsdp",)),
-  ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", ("data",)),
-  ("replica_groups={}", ("data", "fsdp")),
-  ("replica_groups=[2,4]<=[8]", ("fsdp",)),
-  ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",)),
-  ("replica_groups=mesh['a'=2,'b'=4] {'b'}", ("fsdp",)),
-  ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", ("data",)),
-  ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", ("data", "fsdp")),
-  ("replica_groups=mesh['a'=8] {'a':(2)4}", ("fsdp",)),
-  ("replica_groups=mesh['a'=8] {'a':(1)2}", ("data",)),
-  ("source_target_pairs={{0,0},{1,5},{5,1}}, x={}", ("data",)),
-])
+@pytest.mark.parametrize(
+  ("groups", "axes"),
+  [
+    ("replica_groups={{0,1,2,3},{4,5,6,7}}", ("fsdp",)),
+    ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", ("data",)),
+    ("replica_groups={}", ("data", "fsdp")),
+    ("replica_groups=[2,4]<=[8]", ("fsdp",)),
+    ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",)),
+    ("replica_groups=mesh['a'=2,'b'=4] {'b'}", ("fsdp",)),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", ("data",)),
+    ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", ("data", "fsdp")),
+    ("replica_groups=mesh['a'=8] {'a':(2)4}", ("fsdp",)),
+    ("replica_groups=mesh['a'=8] {'a':(1)2}", ("data",)),
+    ("source_target_pairs={{0,0},{1,5},{5,1}}, x={}", ("data",)),
+  ],
+)
 def test_groups_lie_along_axes_of_the_mesh(groups, axes):
   line = f"%x = f32[4] all-gather(%y), channel_id=1, {groups}, dimensions={{0}}"
   assert _axes(_group(line, 8), MESH) == axes
@@ -121,8 +124,11 @@ def test_the_step_gathers_each_layer_twice_and_scatters_its_gradient_once(progra
   layers = config.model.text.unimodal_layers + config.model.text.multimodal_layers
 
   def times(kinds, shape):
-    return sum(row.times for row in rows if row.kind in kinds and row.axes == ("fsdp",)
-               and tuple(n for n in row.shape if n > 1) == shape)
+    return sum(
+      row.times
+      for row in rows
+      if row.kind in kinds and row.axes == ("fsdp",) and tuple(n for n in row.shape if n > 1) == shape
+    )
 
   up = (config.model.text.width, config.model.text.mlp)
   assert times(("all-gather",), up) == 2 * layers  # forward, and again backward
@@ -135,7 +141,9 @@ def test_the_step_scatters_the_gradient_of_the_softmax(program):
   config, (_, _, rows, _) = program
   shape = config.model.text.width, config.model.text.vocab
   assert sorted((row.kind, row.axes) for row in rows if row.shape == shape) == [
-    ("all-gather", ("fsdp",)), ("reduce-scatter", ("fsdp",))]
+    ("all-gather", ("fsdp",)),
+    ("reduce-scatter", ("fsdp",)),
+  ]
 
 
 def test_the_step_sends_no_pictures_no_activations_and_no_matrix_of_all_pairs(program):

@@ -21,8 +21,10 @@ from support.processes import ROOT, environment
 from support.topologies import chips
 
 MIB = 2**20
-ROWS = [Collective("all-gather", ("fsdp",), "bf16", (48, 80), 8, 3 * 10**6, True),
-        *(Collective("all-reduce", ("data", "fsdp"), "f32", (n,), 2, 10**5, n != 3) for n in range(14))]
+ROWS = [
+  Collective("all-gather", ("fsdp",), "bf16", (48, 80), 8, 3 * 10**6, True),
+  *(Collective("all-reduce", ("data", "fsdp"), "f32", (n,), 2, 10**5, n != 3) for n in range(14)),
+]
 
 
 def test_what_is_said(monkeypatch):
@@ -47,8 +49,15 @@ def test_what_would_help(monkeypatch):
   monkeypatch.setattr(report, "compile_step", refuse)
   text, fits = report.fit(tiny(data__batch=64, model__remat="dots"), chips(8, MIB), 0.5)
   assert not fits
-  for line in ("alone take 0.3 GiB, 0.00 GiB are there", "--mesh=data=4,fsdp=2", "remat=lean", "remat=full",
-               "accumulate=2", "batch=32", "captioning.chunk=32"):
+  for line in (
+    "alone take 0.3 GiB, 0.00 GiB are there",
+    "--mesh=data=4,fsdp=2",
+    "remat=lean",
+    "remat=full",
+    "accumulate=2",
+    "batch=32",
+    "captioning.chunk=32",
+  ):
     assert line in text
   assert "remat=none" not in text
   text, _ = report.fit(tiny(data__batch=64, model__remat="full", matching__weight=1.0), chips(8, 2**34), 0.5)
@@ -93,7 +102,9 @@ def test_the_search(monkeypatch):
   found = search.search(config, chips(8, memory), [1024, 100, 256, 512], lines.append)
   assert lines[0] == "batch=100 is left out: it has to be a multiple of 8"
   assert [(f.config.mesh.fsdp, f.config.model.remat, f.config.data.batch) for f in found[:2]] == [
-    (1, "none", 256), (4, "none", 256)]
+    (1, "none", 256),
+    (4, "none", 256),
+  ]
   assert {(f.config.model.remat, f.config.data.batch) for f in found} == {("none", 256), ("dots", 512), ("full", 1024)}
   assert {fsdp for fsdp, _, _ in compiled} == {1, 4}
   assert (1, "none", 1024) not in compiled  # half as many did not fit
@@ -122,9 +133,13 @@ runpy.run_module("coca.plan", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize(("memory", "status", "said"), [
-  (MIB * 1000, 0, r"data=8,fsdp=1 +none +64 +0.00 +0.98"), (1000, plan.NO_FIT, "nothing that was tried fits"),
-])
+@pytest.mark.parametrize(
+  ("memory", "status", "said"),
+  [
+    (MIB * 1000, 0, r"data=8,fsdp=1 +none +64 +0.00 +0.98"),
+    (1000, plan.NO_FIT, "nothing that was tried fits"),
+  ],
+)
 def test_the_search_on_the_command_line(memory, status, said):
   command = [sys.executable, "-c", COMMAND.format(memory=memory)]
   ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
@@ -152,8 +167,9 @@ def test_a_step_for_four_tpu_chips(monkeypatch):
   pytest.importorskip("libtpu", reason="libtpu is not installed (pip install -e '.[plan]')")
   topology, called = open_topology("v5e-4"), []
   monkeypatch.setattr("coca.models.flash.flash", lambda *x, flash=flash: called.append(x) or flash(*x))
-  config = tiny(data__batch=64, mesh__data=2, mesh__fsdp=2, model__remat="full", model__image__size=48,
-                model__attention="flash")
+  config = tiny(
+    data__batch=64, mesh__data=2, mesh__fsdp=2, model__remat="full", model__image__size=48, model__attention="flash"
+  )
   program = compile_step(config, topology)
   assert called
   state = sum(arithmetic.state_bytes(config, 4).values())

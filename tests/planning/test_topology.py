@@ -12,28 +12,49 @@ from coca.planning import topology
 from coca.planning.topology import open_topology, parse
 
 
-@pytest.mark.parametrize(("name", "shape"), [
-  ("v5e-1", (1, 1)), ("v5e-8", (2, 4)), ("v5e-16", (4, 4)), ("v5litepod-16", (4, 4)), ("v6e-256", (16, 16)),
-  ("v4-8", (2, 2, 1)), ("v4-16", (2, 2, 2)), ("v4-64", (2, 4, 4)), ("v4-128", (4, 4, 4)), ("v4-4096", (8, 16, 16)),
-  ("v5p-1536", (8, 8, 12)), ("v5p-12288", (16, 16, 24)), ("v3-32", (4, 4)), ("V4:8x16x16", (8, 16, 16)),
-  ("v5e:4x8", (4, 8)), ("tpu7x:2x2x1", (2, 2, 1)), ("h100-4", (1, 4)), ("h100-256", (32, 8)), ("a100:4x2", (4, 2)),
-])
+@pytest.mark.parametrize(
+  ("name", "shape"),
+  [
+    ("v5e-1", (1, 1)),
+    ("v5e-8", (2, 4)),
+    ("v5e-16", (4, 4)),
+    ("v5litepod-16", (4, 4)),
+    ("v6e-256", (16, 16)),
+    ("v4-8", (2, 2, 1)),
+    ("v4-16", (2, 2, 2)),
+    ("v4-64", (2, 4, 4)),
+    ("v4-128", (4, 4, 4)),
+    ("v4-4096", (8, 16, 16)),
+    ("v5p-1536", (8, 8, 12)),
+    ("v5p-12288", (16, 16, 24)),
+    ("v3-32", (4, 4)),
+    ("V4:8x16x16", (8, 16, 16)),
+    ("v5e:4x8", (4, 8)),
+    ("tpu7x:2x2x1", (2, 2, 1)),
+    ("h100-4", (1, 4)),
+    ("h100-256", (32, 8)),
+    ("a100:4x2", (4, 2)),
+  ],
+)
 def test_names(name, shape):
   """The sizes of slices are those of Google Cloud's documentation."""
   version = name.lower().replace("litepod", "e").replace(":", "-").split("-")[0]
   assert parse(name) == (version, shape)
 
 
-@pytest.mark.parametrize(("name", "says"), [
-  ("v5e-7", r"no slice has 7 chips; .* v5e-8, v5e-16, \.\.\. up to 256\. .* v5e:4x12"),
-  ("v5e-512", "no slice has 512 chips"),
-  ("v4-24", r"24 TensorCores, two a chip; .* up to 8192"),
-  ("v4-7", "7 TensorCores"),
-  ("h100-12", "hosts have 8 GPUs; 12 is no multiple"),
-  ("v5e", "not known: TPUs v2-N, .*, GPUs a100-N"),
-  ("v9-3", "not known"),
-  ("", "not known"),
-])
+@pytest.mark.parametrize(
+  ("name", "says"),
+  [
+    ("v5e-7", r"no slice has 7 chips; .* v5e-8, v5e-16, \.\.\. up to 256\. .* v5e:4x12"),
+    ("v5e-512", "no slice has 512 chips"),
+    ("v4-24", r"24 TensorCores, two a chip; .* up to 8192"),
+    ("v4-7", "7 TensorCores"),
+    ("h100-12", "hosts have 8 GPUs; 12 is no multiple"),
+    ("v5e", "not known: TPUs v2-N, .*, GPUs a100-N"),
+    ("v9-3", "not known"),
+    ("", "not known"),
+  ],
+)
 def test_names_that_are_none(name, says):
   with pytest.raises(ValueError, match=says):
     parse(name)
@@ -56,8 +77,12 @@ def test_memory_of_every_device_that_has_a_name():
 
 def test_tpus():
   pytest.importorskip("libtpu", reason="libtpu is not installed (pip install -e '.[plan]')")
-  for name, chips, devices, kind in (("v5e-16", 16, 16, "TPU v5 lite"), ("v4-4096", 2048, 2048, "TPU v4"),
-                                     ("v5e-1", 1, 1, "TPU v5 lite"), ("v3-8", 4, 8, "TPU v3")):
+  for name, chips, devices, kind in (
+    ("v5e-16", 16, 16, "TPU v5 lite"),
+    ("v4-4096", 2048, 2048, "TPU v4"),
+    ("v5e-1", 1, 1, "TPU v5 lite"),
+    ("v3-8", 4, 8, "TPU v3"),
+  ):
     found = open_topology(name)
     assert (found.chips, len(found.devices), found.kind) == (chips, devices, kind)
     assert found.memory == hardware.memory(kind)

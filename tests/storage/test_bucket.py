@@ -34,11 +34,13 @@ RUN = f"gs://{BUCKET}/run"
 @pytest.fixture
 def store(monkeypatch):
   import fsspec
+
   with_store = Store()
   for name, value in with_store.env.items():
     monkeypatch.setenv(name, value)
   monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # which other processes have from the environment
   from etils.epath.backend import fsspec_backend
+
   fsspec.get_filesystem_class("gs").clear_instance_cache()
   fsspec_backend._get_filesystem.cache_clear()
   yield with_store
@@ -52,8 +54,15 @@ def workdir(store):
 
 def process(store, script, *args, devices=8, **more):
   env = environment(devices, **{**store.env, **more})
-  return subprocess.Popen([sys.executable, *script, *map(str, args)], env=env, text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+  return subprocess.Popen(
+    [sys.executable, *script, *map(str, args)],
+    env=env,
+    text=True,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    cwd=ROOT,
+  )
 
 
 class Kill:
@@ -85,7 +94,9 @@ def test_of_two_writers_the_store_takes_one(store):
 
 # --- Checkpoints ---
 
-SAVES = ("-c", """
+SAVES = (
+  "-c",
+  """
 import sys
 from support.checkpoints import *
 checkpoints = Checkpoints(sys.argv[1])
@@ -96,16 +107,20 @@ for step in range(first + 1, int(sys.argv[2]) + 1):
   checkpoints.save(step, with_key(arrays(step)), {"step": step})
   checkpoints.wait()
 checkpoints.close()
-""")
+""",
+)
 
 
-@pytest.mark.parametrize("pattern, last", [
-  (r"POST .*checkpoints/3/_CHECKPOINT_METADATA", 2),
-  (r"POST .*checkpoints/3/state/ocdbt", 2),
-  (r"POST .*checkpoints/3/meta/metadata", 2),
-  (r"POST .*checkpoints/3/commit_success.txt", 2),
-  (r"DELETE .*checkpoints/1/meta/metadata", 3),
-])
+@pytest.mark.parametrize(
+  "pattern, last",
+  [
+    (r"POST .*checkpoints/3/_CHECKPOINT_METADATA", 2),
+    (r"POST .*checkpoints/3/state/ocdbt", 2),
+    (r"POST .*checkpoints/3/meta/metadata", 2),
+    (r"POST .*checkpoints/3/commit_success.txt", 2),
+    (r"DELETE .*checkpoints/1/meta/metadata", 3),
+  ],
+)
 def test_killed_while_saving_goes_on_from_an_exact_state(store, pattern, last):
   kill = Kill(store, pattern)
   kill.victim = process(store, SAVES, f"{RUN}/checkpoints", 5)
@@ -226,13 +241,16 @@ def test_what_only_writes_to_folders_is_copied(workdir, store):
 
 # --- One run at a time ---
 
-HOLDER = ("-c", """
+HOLDER = (
+  "-c",
+  """
 import sys
 from coca.storage.lock import locked
 with locked(sys.argv[1]):
   print('held', flush=True)
   sys.stdin.read()
-""")
+""",
+)
 
 
 @pytest.fixture
@@ -334,11 +352,14 @@ def test_who_finds_its_lock_taken_ends(store, fast, monkeypatch, capfd):
 # --- A store that can't be used ---
 
 
-@pytest.mark.parametrize("url, error, said", [
-  ("s3://bucket/run", ValueError, "to a folder or to gs://"),
-  ("gs://bucket", ValueError, "gs://BUCKET/RUN"),
-  ("gs://other-bucket/run", ValueError, "404 .* Is its name right"),
-])
+@pytest.mark.parametrize(
+  "url, error, said",
+  [
+    ("s3://bucket/run", ValueError, "to a folder or to gs://"),
+    ("gs://bucket", ValueError, "gs://BUCKET/RUN"),
+    ("gs://other-bucket/run", ValueError, "404 .* Is its name right"),
+  ],
+)
 def test_another_url_is_refused_before_anything_is_done(store, url, error, said):
   with pytest.raises(error, match=said) as raised:
     bucket.workdir_path(url)
@@ -364,8 +385,10 @@ def test_a_store_that_refuses_or_is_not_there_is_one_line(store, monkeypatch):
 
 def test_the_command_says_it_in_one_line(store):
   train = ("-m", "coca.train", "--config=configs/coca_tiny.py:runlocal")
-  for url, more, status in (("gs://other-bucket/run", {}, 1),
-                            (RUN, {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:1"}, lock.processes.CRASHED)):
+  for url, more, status in (
+    ("gs://other-bucket/run", {}, 1),
+    (RUN, {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:1"}, lock.processes.CRASHED),
+  ):
     ended = process(store, train, f"--workdir={url}", **more)
     out = ended.communicate()[0].splitlines()
     assert ended.returncode == status and out[-1].startswith(f"error: --workdir={url}") and "Traceback" not in out, out
@@ -388,10 +411,14 @@ def test_checkpoints_of_another_store_are_refused():
 def test_errors_of_a_stores_client_are_the_systems():
   import aiohttp
   from gcsfs.retry import HttpError
-  for error, is_ours in ((HttpError({"code": 503, "message": "Service Unavailable"}), True),
-                         (HttpError({"code": "429", "message": "slow down"}), True),
-                         (HttpError({"code": 404, "message": "Not Found"}), False),
-                         (aiohttp.ServerDisconnectedError(), True), (ValueError("no JSON"), False)):
+
+  for error, is_ours in (
+    (HttpError({"code": 503, "message": "Service Unavailable"}), True),
+    (HttpError({"code": "429", "message": "slow down"}), True),
+    (HttpError({"code": 404, "message": "Not Found"}), False),
+    (aiohttp.ServerDisconnectedError(), True),
+    (ValueError("no JSON"), False),
+  ):
     assert retries.of_the_system(error) is is_ours, error
 
 
@@ -399,13 +426,16 @@ def test_errors_of_a_stores_client_are_the_systems():
 
 
 def parameters(workdir):
-  return {jax.tree_util.keystr(path): np.asarray(x)
-          for path, x in jax.tree_util.tree_leaves_with_path(coca.load(workdir).params)}
+  return {
+    jax.tree_util.keystr(path): np.asarray(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(coca.load(workdir).params)
+  }
 
 
 def lines(workdir):
-  return [{k: v for k, v in line.items() if not k.startswith("perf/")}
-          for line in metrics.read(f"{workdir}/metrics.jsonl")]
+  return [
+    {k: v for k, v in line.items() if not k.startswith("perf/")} for line in metrics.read(f"{workdir}/metrics.jsonl")
+  ]
 
 
 @pytest.mark.slow
@@ -418,15 +448,29 @@ def get_config():
   config.evals.retrieval.limit, config.evals.retrieval.every = 32, "6"
   return config
 """)
-  train = ("-m", "coca.train", f"--config={config}", "--config.steps=12", "--config.log_every=2",
-           "--config.checkpoint.every=3", "--config.data.batch=16")
-  more = {"devices": 1, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
-          "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+  train = (
+    "-m",
+    "coca.train",
+    f"--config={config}",
+    "--config.steps=12",
+    "--config.log_every=2",
+    "--config.checkpoint.every=3",
+    "--config.data.batch=16",
+  )
+  more = {
+    "devices": 1,
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+  }
   undisturbed = process(store, train, f"--workdir={tmp_path / 'run'}", **more)
   out = undisturbed.communicate()[0]
   assert undisturbed.returncode == 0, out
-  for pattern, before in ((r"POST .*checkpoints/6/state/ocdbt", 0), (r"POST .*checkpoints/6/commit_success.txt", 3),
-                          (r"DELETE .*checkpoints/3/meta/metadata", 3), (r"POST .*metrics/000003", 9)):
+  for pattern, before in (
+    (r"POST .*checkpoints/6/state/ocdbt", 0),
+    (r"POST .*checkpoints/6/commit_success.txt", 3),
+    (r"DELETE .*checkpoints/3/meta/metadata", 3),
+    (r"POST .*metrics/000003", 9),
+  ):
     kill = Kill(store, pattern)
     kill.victim = process(store, train, f"--workdir={RUN}", **more)
     out = kill.victim.communicate()[0]

@@ -124,10 +124,13 @@ def test_other_structure_is_an_error_that_lists_the_arrays(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   with pytest.raises(ValueError) as e:
     checkpoints.restore(abstract(wanted))
-  for line in ("params.kernel: float32[16, 24] in the checkpoint, float32[16, 32] wanted", "4 arrays differ",
-               "params.pooler: none in the checkpoint, float32[3] wanted",
-               "mask: bool[7] in the checkpoint, none wanted",
-               "params.embedding: bfloat16[64, 5] in the checkpoint, float32[64, 5] wanted"):
+  for line in (
+    "params.kernel: float32[16, 24] in the checkpoint, float32[16, 32] wanted",
+    "4 arrays differ",
+    "params.pooler: none in the checkpoint, float32[3] wanted",
+    "mask: bool[7] in the checkpoint, none wanted",
+    "params.embedding: bfloat16[64, 5] in the checkpoint, float32[64, 5] wanted",
+  ):
     assert line in str(e.value)
   checkpoints.close()
   assert restored(tmp_path)[2] == 2  # not taken for damage
@@ -186,16 +189,25 @@ def test_an_error_of_the_disk_is_told_from_a_lost_process(tmp_path, monkeypatch)
   def fail(text):
     def wait_until_finished():
       raise ValueError(text)
+
     return wait_until_finished
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoints._manager, "wait_until_finished", fail(
-      "UNKNOWN: Error writing local file \"/x\": Failed to rename: Input/output error [os_error_code='5']"))
+    patch.setattr(
+      checkpoints._manager,
+      "wait_until_finished",
+      fail("UNKNOWN: Error writing local file \"/x\": Failed to rename: Input/output error [os_error_code='5']"),
+    )
     with pytest.raises(CheckpointError, match=r'"/x": Failed to rename: Input/output error\. Is the disk full'):
       checkpoints.wait()
-    patch.setattr(checkpoints._manager, "wait_until_finished", fail(
-      'UNKNOWN: Error opening "zarr" driver: Failed to open: "/x": Input/output error [os_error_code=\'5\'] '
-      "[tensorstore_spec='{}']"))
+    patch.setattr(
+      checkpoints._manager,
+      "wait_until_finished",
+      fail(
+        'UNKNOWN: Error opening "zarr" driver: Failed to open: "/x": Input/output error [os_error_code=\'5\'] '
+        "[tensorstore_spec='{}']"
+      ),
+    )
     with pytest.raises(CheckpointError, match=r'ValueError: .*"/x": Input/output error\. Is the disk full'):
       checkpoints.wait()
     patch.setattr(checkpoints._manager, "wait_until_finished", fail("UNKNOWN: Gloo: Connection closed by peer"))
@@ -345,8 +357,11 @@ def test_what_orbax_gives_is_looked_at(tmp_path, warnings, monkeypatch, kind):
     found = read(self, path, args=args)
     if "/2/" in str(path):
       kernel = found.pop("params.kernel")
-      found |= {"jax.ShapeDtypeStruct": {"params.kernel": args.item["params.kernel"]},
-                "other shape": {"params.kernel": kernel.T}, "nothing": {}}[kind]
+      found |= {
+        "jax.ShapeDtypeStruct": {"params.kernel": args.item["params.kernel"]},
+        "other shape": {"params.kernel": kernel.T},
+        "nothing": {},
+      }[kind]
     return found
 
   monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", restore)
@@ -426,10 +441,14 @@ def failing(monkeypatch):
       if errors and errors[0][0] == name:
         raise errors.pop(0)[1]
       return real(*args, **kwargs)
+
     return call
 
-  for owner, name in ((ocp.PyTreeCheckpointHandler, "restore"), (ocp.JsonCheckpointHandler, "restore"),
-                      (os, "listdir")):
+  for owner, name in (
+    (ocp.PyTreeCheckpointHandler, "restore"),
+    (ocp.JsonCheckpointHandler, "restore"),
+    (os, "listdir"),
+  ):
     monkeypatch.setattr(owner, name, broken(f"{owner.__name__}.{name}", getattr(owner, name)))
   monkeypatch.setattr(retries, "PAUSES", (0, 0))
   return errors
@@ -437,15 +456,24 @@ def failing(monkeypatch):
 
 STATE, META = "PyTreeCheckpointHandler.restore", "JsonCheckpointHandler.restore"
 PASSING = [
-  (STATE, OSError(errno.EIO, "Input/output error")), (META, OSError(errno.ESTALE, "Stale file handle")),
-  (STATE, OSError(errno.EMFILE, "Too many open files")), (META, TimeoutError(errno.ETIMEDOUT, "Connection timed out")),
-  (META, ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")), (META, PermissionError("not yours")),
+  (STATE, OSError(errno.EIO, "Input/output error")),
+  (META, OSError(errno.ESTALE, "Stale file handle")),
+  (STATE, OSError(errno.EMFILE, "Too many open files")),
+  (META, TimeoutError(errno.ETIMEDOUT, "Connection timed out")),
+  (META, ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")),
+  (META, PermissionError("not yours")),
   # What tensorstore makes of them.
-  (STATE, ValueError('UNKNOWN: Error opening "zarr" driver: Error reading local file "/x/manifest.ocdbt": Failed to '
-                     "read 114 bytes from file at offset 0: Input/output error [tensorstore_spec='{}']")),
+  (
+    STATE,
+    ValueError(
+      'UNKNOWN: Error opening "zarr" driver: Error reading local file "/x/manifest.ocdbt": Failed to '
+      "read 114 bytes from file at offset 0: Input/output error [tensorstore_spec='{}']"
+    ),
+  ),
   (STATE, ValueError('ABORTED: Error reading "x/.zarray": Failed to open: "/x": Stale file handle')),
   (STATE, ValueError("RESOURCE_EXHAUSTED: Failed to open: Too many open files")),
-  (STATE, ValueError("UNAVAILABLE: CURL error Timeout was reached")), ("os.listdir", OSError(errno.EIO, "x")),
+  (STATE, ValueError("UNAVAILABLE: CURL error Timeout was reached")),
+  ("os.listdir", OSError(errno.EIO, "x")),
 ]
 
 

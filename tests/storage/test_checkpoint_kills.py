@@ -18,8 +18,13 @@ from support.processes import environment, free_port
 
 
 def start(script: str, *args) -> subprocess.Popen:
-  return subprocess.Popen([sys.executable, "-c", script, *map(str, args)], env=environment(), text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  return subprocess.Popen(
+    [sys.executable, "-c", script, *map(str, args)],
+    env=environment(),
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
 
 
 SAVES = """

@@ -16,10 +16,12 @@ def reference_checksum(x: np.ndarray) -> str:
   """The same sums in NumPy, 64-bit integers reduced modulo 2^32."""
   width = {1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
   bits, mod = x.view(width).astype(np.uint64), 2**32
+
   def mix(v, m1, m2):
     v = (v ^ (v >> 16)) * m1 % mod
     v = (v ^ (v >> 15)) * m2 % mod
     return v ^ (v >> 16)
+
   text = ""
   for m1, m2 in ((0x85EBCA6B, 0xC2B2AE35), (0x7FEB352D, 0x846CA68B)):
     total = 0
@@ -41,8 +43,11 @@ def test_checksum_is_the_formula(dtype, shape):
 
 def test_checksum_does_not_depend_on_the_sharding():
   x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
-  found = {checksums({"x": jax.device_put(x, NamedSharding(mesh, spec))})["x"]
-           for mesh in (mesh_of(2, 4), mesh_of(8, 1)) for spec in (P(), P("a"), P("a", "b"), P(None, ("b", "a")))}
+  found = {
+    checksums({"x": jax.device_put(x, NamedSharding(mesh, spec))})["x"]
+    for mesh in (mesh_of(2, 4), mesh_of(8, 1))
+    for spec in (P(), P("a"), P("a", "b"), P(None, ("b", "a")))
+  }
   assert found == {checksums({"x": jnp.asarray(x)})["x"]}
 
 

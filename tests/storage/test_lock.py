@@ -29,8 +29,9 @@ with locked(sys.argv[1]):
 @pytest.fixture
 def holder(tmp_path):
   """A process that holds tmp_path's lock until its input ends."""
-  process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, text=True,
-                             stdout=subprocess.PIPE)
+  process = subprocess.Popen(
+    [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, text=True, stdout=subprocess.PIPE
+  )
   assert process.stdout.readline() == "held\n"
   yield process
   process.kill()
@@ -46,6 +47,7 @@ def fast(monkeypatch):
 def no_flock(monkeypatch):
   def flock(*_):
     raise OSError(errno.ENOSYS, "Function not implemented")
+
   monkeypatch.setattr(lock.fcntl, "flock", flock)
 
 

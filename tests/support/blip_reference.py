@@ -24,15 +24,34 @@ SHARED = {
 
 def tiny_blip(**changes) -> Config:
   """A BLIP with all losses and no dropout. The text's eps is large, so that another one would be seen."""
-  return tiny(**({
-    "model__kind": "blip", "model__image__class_token": True, "model__activation": "gelu", "model__med__cls": CLS,
-    "model__med__encode": ENCODE, "model__med__positions": 11, "model__med__dropout": 0.0,
-    "model__med__norm_eps": 0.05, "captioning__weight": 1.0, "matching__weight": 1.0,
-  } | changes))
+  return tiny(
+    **(
+      {
+        "model__kind": "blip",
+        "model__image__class_token": True,
+        "model__activation": "gelu",
+        "model__med__cls": CLS,
+        "model__med__encode": ENCODE,
+        "model__med__positions": 11,
+        "model__med__dropout": 0.0,
+        "model__med__norm_eps": 0.05,
+        "captioning__weight": 1.0,
+        "matching__weight": 1.0,
+      }
+      | changes
+    )
+  )
 
 
-ANSWERS = {"contrastive__weight": 0.0, "matching__weight": 0.0, "captioning__weight": 0.0, "answering__weight": 1.0,
-           "answering__answers": 3, "answering__length": 6, "captioning__label_smoothing": 0.1}
+ANSWERS = {
+  "contrastive__weight": 0.0,
+  "matching__weight": 0.0,
+  "captioning__weight": 0.0,
+  "answering__weight": 1.0,
+  "answering__answers": 3,
+  "answering__length": 6,
+  "captioning__label_smoothing": 0.1,
+}
 
 
 class Reference:
@@ -55,8 +74,13 @@ class Reference:
     """The ViT: class token in front, its position the first."""
     p, size, side = self.p["image_encoder"], self.model.image.patch, self.model.image.size // self.model.image.patch
     pixels = (pixels / 255 - np.array(self.model.image.mean)) / np.array(self.model.image.std)
-    patches = np.array([pixels[r * size:(r + 1) * size, c * size:(c + 1) * size].reshape(-1)
-                        for r in range(side) for c in range(side)])
+    patches = np.array(
+      [
+        pixels[r * size : (r + 1) * size, c * size : (c + 1) * size].reshape(-1)
+        for r in range(side)
+        for c in range(side)
+      ]
+    )
     x = np.vstack([p["class_token"], linear(p["patches"], patches)]) + p["positions"]
     return reference.norm(p["norm"], reference.tower(p, x, self.model.image.heads, self.model.activation))
 
@@ -68,12 +92,23 @@ class Reference:
     layers = p["stack"]["layers"]
     for i in range(len(layers["norm_self"]["scale"])):
       layer = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
-      x = self.norm(layer["norm_self"], x + self.change("self", attend(
-        layer["self_attention"], x, x, heads, seen, functools.partial(self.change, "weights"))))
+      x = self.norm(
+        layer["norm_self"],
+        x
+        + self.change(
+          "self", attend(layer["self_attention"], x, x, heads, seen, functools.partial(self.change, "weights"))
+        ),
+      )
       if context is not None:
         mask = None if context_seen is None else np.broadcast_to(context_seen, (len(ids), len(context)))
-        x = self.norm(layer["norm_cross"], x + self.change("cross", attend(
-          layer["cross_attention"], x, context, heads, mask, functools.partial(self.change, "cross_weights"))))
+        x = self.norm(
+          layer["norm_cross"],
+          x
+          + self.change(
+            "cross",
+            attend(layer["cross_attention"], x, context, heads, mask, functools.partial(self.change, "cross_weights")),
+          ),
+        )
       hidden = GELU[self.model.activation](linear(layer["mlp"]["up"], x))
       x = self.norm(layer["norm_mlp"], x + self.change("mlp", linear(layer["mlp"]["down"], hidden)))
     return x

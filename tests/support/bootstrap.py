@@ -23,10 +23,21 @@ def rows_of(source, shard):
       continue
     for k, (text, origin) in enumerate(texts):
       score = (7 * n + k) % 11 / 10
-      rows.append({"index": n, "key": record.key, "image": zlib.crc32(record.image), "text": text, "origin": origin,
-                   "matching": score, "contrastive": score - 0.5, "kept": score >= 0.5 or origin == "human",
-                   "filter": "sha256:f", "version": "1",
-                   **({"decoding": '{"p": 0.9}', "captioner": "sha256:c"} if k else {})})
+      rows.append(
+        {
+          "index": n,
+          "key": record.key,
+          "image": zlib.crc32(record.image),
+          "text": text,
+          "origin": origin,
+          "matching": score,
+          "contrastive": score - 0.5,
+          "kept": score >= 0.5 or origin == "human",
+          "filter": "sha256:f",
+          "version": "1",
+          **({"decoding": '{"p": 0.9}', "captioner": "sha256:c"} if k else {}),
+        }
+      )
   return rows
 
 
@@ -39,9 +50,19 @@ def bootstrap(out, settings: Source, most=4, change=lambda rows: rows):
   source = open_source(settings)
   shards = split(source.shards, most)
   out.mkdir(parents=True, exist_ok=True)
-  (out / "manifest.json").write_text(json.dumps({
-    "settings": {}, "captioner": "sha256:c", "filter": "sha256:f", "version": "1", "source": to_plain(settings),
-    "shards": [[s.name, s.start, s.stop] for s in shards], "threshold": {"matching": 0.5}}))
+  (out / "manifest.json").write_text(
+    json.dumps(
+      {
+        "settings": {},
+        "captioner": "sha256:c",
+        "filter": "sha256:f",
+        "version": "1",
+        "source": to_plain(settings),
+        "shards": [[s.name, s.start, s.stop] for s in shards],
+        "threshold": {"matching": 0.5},
+      }
+    )
+  )
   for shard in shards:
     write_rows(sidecars.path_of(out, shard.name), change(rows_of(source, shard)))
   return shards

@@ -11,8 +11,17 @@ import time
 from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-         "--no-first-run", "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe")
+FLAGS = (
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-dev-shm-usage",
+  "--hide-scrollbars",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--remote-debugging-pipe",
+)
 SECONDS = 120  # for one answer; a browser that hangs fails the test
 
 
@@ -30,8 +39,11 @@ class Browser:
     # It reads from descriptor 3 and writes to 4.
     script = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
     self._process = subprocess.Popen(
-      ["bash", "-c", script, "-", CHROMIUM, *FLAGS, f"--user-data-dir={profile}"], pass_fds=(to_browser, from_browser),
-      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+      ["bash", "-c", script, "-", CHROMIUM, *FLAGS, f"--user-data-dir={profile}"],
+      pass_fds=(to_browser, from_browser),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
     os.close(to_browser)
     os.close(from_browser)
     self._id, self._session, self._rest = 0, None, b""

@@ -22,24 +22,29 @@ class Moments(NamedTuple):
 def arrays(seed: int) -> dict:
   rng = np.random.default_rng(seed)
   return {
-    "params": {"kernel": rng.normal(size=(16, 24)).astype(np.float32),
-               "embedding": rng.normal(size=(64, 5)).astype(jnp.bfloat16)},
-    "moments": Moments(rng.integers(-9, 9, 8).astype(np.int32),
-                       {"kernel": rng.normal(size=(16, 24)).astype(np.float32)}),
+    "params": {
+      "kernel": rng.normal(size=(16, 24)).astype(np.float32),
+      "embedding": rng.normal(size=(64, 5)).astype(jnp.bfloat16),
+    },
+    "moments": Moments(
+      rng.integers(-9, 9, 8).astype(np.int32), {"kernel": rng.normal(size=(16, 24)).astype(np.float32)}
+    ),
     "mask": rng.integers(0, 2, 7).astype(bool),
     "step": np.uint32(seed),
   }
 
 
 def mesh_of(a: int, b: int):
-  return jax.make_mesh((a, b), ("a", "b"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:a * b])
+  return jax.make_mesh((a, b), ("a", "b"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: a * b])
 
 
 def place(tree, mesh=None):
   """Arrays on `mesh` by SPECS, or on one device."""
+
   def put(path, x):
     name = path[-1].key if hasattr(path[-1], "key") else path[-1].name
     return jax.device_put(x, NamedSharding(mesh, SPECS[name]) if mesh else SingleDeviceSharding(jax.devices()[0]))
+
   return jax.tree_util.tree_map_with_path(put, tree)
 
 

@@ -142,8 +142,9 @@ def sums_in_bfloat16(settings):
   for eqn, _ in equations(jaxpr):
     before, behind = eqn.invars[0].aval if eqn.invars else None, eqn.outvars[0].aval if eqn.outvars else None
     if getattr(before, "dtype", None) == jnp.bfloat16 and (
-        (eqn.primitive.name == "reduce_sum" and before.size > behind.size)
-        or (eqn.primitive.name.startswith("scatter") and len(before.shape) == 2)):
+      (eqn.primitive.name == "reduce_sum" and before.size > behind.size)
+      or (eqn.primitive.name.startswith("scatter") and len(before.shape) == 2)
+    ):
       found.append((eqn.primitive.name, before.shape, behind.shape))
   return found
 

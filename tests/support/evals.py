@@ -13,8 +13,9 @@ from coca.devices.host import put_batch
 from coca.evals import contact_sheet, ranking
 
 NAMES = ("red apple", "green pear", "blue plum", "dark fig", "ripe lemon", "sweet cherry", "wild grape", "old quince")
-CONFIG = Config(model=Model(image=ImageEncoder(size=8, patch=4, width=16, heads=2),
-                            text=TextDecoder(length=32, width=16, heads=2)))
+CONFIG = Config(
+  model=Model(image=ImageEncoder(size=8, patch=4, width=16, heads=2), text=TextDecoder(length=32, width=16, heads=2))
+)
 
 
 class Source_:
@@ -111,8 +112,12 @@ def recalls64(images, texts, words, owners, equal_texts=True):
   """
   scores = images.astype(np.float64) @ texts.T.astype(np.float64)
   words, n = np.asarray(words), len(images)
-  right = np.array([[j in np.flatnonzero(owners == i) or (equal_texts and word in words[owners == i])
-                     for j, word in enumerate(words)] for i in range(n)])
+  right = np.array(
+    [
+      [j in np.flatnonzero(owners == i) or (equal_texts and word in words[owners == i]) for j, word in enumerate(words)]
+      for i in range(n)
+    ]
+  )
   asked = right.any(1)
   ranks = {"i2t": rank64(scores[asked], right[asked], words), "t2i": rank64(scores.T, right.T)}
   return {f"{name}_r{k}": np.mean(rank < k) for name, rank in ranks.items() for k in (1, 5, 10)}

@@ -10,6 +10,6 @@ def events(folder):
     data = path.read_bytes()
     while data:
       n = int.from_bytes(data[:8], "little")
-      found.append(Event.FromString(data[12:12 + n]))
-      data = data[16 + n:]
+      found.append(Event.FromString(data[12 : 12 + n]))
+      data = data[16 + n :]
   return found

@@ -55,7 +55,8 @@ def make_config(batch=8, threads=2, seed=0, weights=None, **data):
   return settings.Config(
     seed=seed,
     model=settings.Model(image=settings.ImageEncoder(size=SIZE, patch=8), text=settings.TextDecoder(length=LENGTH)),
-    data=settings.Data(sources=sources, batch=batch, threads=threads, **{"crop": (0.3, 1.0), "flip": True, **data}))
+    data=settings.Data(sources=sources, batch=batch, threads=threads, **{"crop": (0.3, 1.0), "flip": True, **data}),
+  )
 
 
 SOURCES = {"web": (67, {3: "unreadable", 5: "truncated"}), "label": (40, {1: "empty"})}
@@ -74,8 +75,13 @@ def take(batches, steps):
 
 def digests(taken):
   """Of every row of every batch: one text that changes with any of its bytes."""
-  return [[hashlib.sha256(b["image"][i].tobytes() + b["text"][i].tobytes() + b["weight"][i].tobytes()).hexdigest()
-           for i in range(len(b["weight"]))] for b, _ in taken]
+  return [
+    [
+      hashlib.sha256(b["image"][i].tobytes() + b["text"][i].tobytes() + b["weight"][i].tobytes()).hexdigest()
+      for i in range(len(b["weight"]))
+    ]
+    for b, _ in taken
+  ]
 
 
 def flat(lists):

@@ -58,10 +58,13 @@ def encode(p, image, model, kept=None):
   """The ViT of one picture; `kept` are the patches that are not dropped."""
   size, positions = model.image.patch, model.image.size // model.image.patch
   pixels = image.astype(np.float64) / 255 * 2 - 1
-  patches = np.array([
-    pixels[r * size : (r + 1) * size, c * size : (c + 1) * size].reshape(-1)
-    for r in range(positions) for c in range(positions)
-  ])
+  patches = np.array(
+    [
+      pixels[r * size : (r + 1) * size, c * size : (c + 1) * size].reshape(-1)
+      for r in range(positions)
+      for c in range(positions)
+    ]
+  )
   x = linear(p["patches"], patches) + p["positions"]
   return norm(p["norm"], tower(p, x if kept is None else x[kept], model.image.heads, model.activation))
 

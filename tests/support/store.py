@@ -39,9 +39,16 @@ class Store:
     self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
     self._thread.start()
     url = f"http://127.0.0.1:{self._server.server_port}"
-    self.env = {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url, "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
-                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "EPATH_USE_TF": "false", "GOOGLE_CLOUD_PROJECT": "test",
-                "NO_GCE_CHECK": "true", "FSSPEC_GCS_TOKEN": "anon"}  # no machine of Google's is looked for
+    self.env = {
+      "STORAGE_EMULATOR_HOST": url,
+      "TENSORSTORE_GCS_HTTP_URL": url,
+      "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+      "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+      "EPATH_USE_TF": "false",
+      "GOOGLE_CLOUD_PROJECT": "test",
+      "NO_GCE_CHECK": "true",
+      "FSSPEC_GCS_TOKEN": "anon",
+    }  # no machine of Google's is looked for
 
   def names(self, prefix: str = "") -> list[str]:
     with self._objects.lock:
@@ -88,7 +95,6 @@ class _Objects(Storage):
     self._check(bucket, name)
     self.served = self.get_file_obj(bucket, name)["generation"]
     return super().get_file(bucket, name, *more, **how)
-
 
   def move(self, bucket, name, new):
     found = self.get_file_obj(bucket, name) | {"name": new, "generation": str(time.time_ns())}

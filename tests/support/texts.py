@@ -4,8 +4,35 @@ import random
 
 from coca.data.records import BadRecord, Record, Text
 
-WORDS = ["a", "the", "cat", "dog", "bird", "red", "blue", "green", "small", "large", "old", "new", "house", "tree",
-         "car", "boat", "sitting", "running", "on", "in", "under", "with", "and", "photo", "Paris", "Ørsted", "café"]
+WORDS = [
+  "a",
+  "the",
+  "cat",
+  "dog",
+  "bird",
+  "red",
+  "blue",
+  "green",
+  "small",
+  "large",
+  "old",
+  "new",
+  "house",
+  "tree",
+  "car",
+  "boat",
+  "sitting",
+  "running",
+  "on",
+  "in",
+  "under",
+  "with",
+  "and",
+  "photo",
+  "Paris",
+  "Ørsted",
+  "café",
+]
 
 
 def sentences(n, seed=0):

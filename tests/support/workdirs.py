@@ -20,15 +20,19 @@ def small_config(data, **kwargs):
   text = TextDecoder(vocab=64, length=12, unimodal_layers=1, multimodal_layers=1, width=16, mlp=32, heads=2)
   source = Source(kind="folder", path=str(data))
   evaluators = {"shot": Eval(source=source, batch=8), "write": Eval(kind="captions", source=source, batch=8)}
-  values = {"model": Model(image=image, text=text, poolers=Poolers(n_query=4)), "evals": evaluators,
-            "mesh": settings.Mesh(data=64)}  # a mesh that only the training machine had
+  values = {
+    "model": Model(image=image, text=text, poolers=Poolers(n_query=4)),
+    "evals": evaluators,
+    "mesh": settings.Mesh(data=64),
+  }  # a mesh that only the training machine had
   return Config(**values | kwargs)
 
 
 def random_params(forward):
   rng = np.random.default_rng(5)  # its captions differ
-  return jax.tree.map(lambda x: jax.device_put(rng.normal(0, 0.5, x.shape).astype(x.dtype), x.sharding),
-                      forward.abstract_params)
+  return jax.tree.map(
+    lambda x: jax.device_put(rng.normal(0, 0.5, x.shape).astype(x.dtype), x.sharding), forward.abstract_params
+  )
 
 
 def make_workdir(workdir, config, steps=(3,), ema_shift=None):
@@ -36,8 +40,9 @@ def make_workdir(workdir, config, steps=(3,), ema_shift=None):
   workdir.mkdir()
   tokenizer = train(TEXTS * 8, 64)
   tokenizer.save(workdir / "tokenizer.model")
-  (workdir / "config.json").write_text(json.dumps(
-    {"config": settings.to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256}))
+  (workdir / "config.json").write_text(
+    json.dumps({"config": settings.to_dict(config).to_dict(), "tokenizer_sha256": tokenizer.sha256})
+  )
   params = random_params(Forward(config, sharding.make_mesh(devices=jax.devices()[:1])))
   state = {"params": params}
   if ema_shift is not None:

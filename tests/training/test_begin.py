@@ -33,60 +33,83 @@ def tiny(**changes):
 EMOJI = "data__sources__emoji"
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-  # --- Data ---
-  ({"data__crop": (0.9, 0.5)}, r"config\.data\.crop is \(0\.9, 0\.5\)"),
-  ({"data__crop": (0.0, 1.0)}, r"config\.data\.crop is \(0\.0, 1\.0\)"),
-  ({"data__background": "whyte"}, r"config\.data\.background is 'whyte'"),
-  ({"data__max_pixels": 0}, r"config\.data\.max_pixels is 0; it takes 1 or more"),
-  ({"data__threads": -1}, r"config\.data\.threads is -1; it takes 0 or more"),
-  ({"data__tokenizer_texts": 0}, r"config\.data\.tokenizer_texts is 0; it takes 1 or more"),
-  ({f"{EMOJI}__prompts": ("a photo",)}, r"config\.data\.sources\.emoji\.prompts: the prompt 'a photo' has to hold {}"),
-  ({f"{EMOJI}__weight": -1.0}, r"config\.data\.sources\.emoji\.weight is -1\.0; it takes 0 or more"),
-  ({"data__sources__more": to_dict(Source(kind="builtin", weight=0.0))},
-   r"config\.data\.sources\.\*\.weight are \[1\.0, 0\.0\]; they have to be above 0, or 0 for all"),
-  ({f"{EMOJI}__min_matching": 0.5}, r"config\.data\.sources\.emoji\.min_matching chooses among a CapFilt workdir's"),
-  ({f"{EMOJI}__origins": {"people": 1.0}, f"{EMOJI}__sidecars": "x"}, r"emoji\.origins\.people: no such origin"),
-  ({f"{EMOJI}__question_key": "name"}, r"emoji\.question_key is 'name' and config\.answering\.weight 0\.0"),
-  ({f"{EMOJI}__answer_weight": 0.0}, r"emoji\.answer_weight 0\.0 has to be above 0"),
-  # --- Evaluators ---
-  ({"evals__twemoji__templates": ("a photo",)}, r"config\.evals\.twemoji\.templates: the prompt 'a photo' has to hold"),
-  ({"evals__twemoji__templates": ()}, r"config\.evals\.twemoji: a zero_shot evaluator needs templates"),
-  ({"evals__twemoji__pixel_neighbours": "emojis"},
-   r"config\.evals\.twemoji\.pixel_neighbours is 'emojis', which is no training source"),
-  ({"evals__captions__pixel_neighbours": "emoji"},
-   r"config\.evals\.captions\.pixel_neighbours 'emoji' is for kind 'zero_shot', not 'captions'"),
-  ({"evals__twemoji__limit": -1}, r"config\.evals\.twemoji\.limit is -1; it takes 0 or more"),
-  ({"evals__retrieval__texts_per_image": 0}, r"config\.evals\.retrieval\.texts_per_image is 0; it takes 1 or more"),
-  ({"evals__captions__source__prompts": ("{} {}",)}, r"config\.evals\.captions\.source\.prompts: the prompt '{} {}'"),
-  ({"contrastive__weight": 0.0}, r"config\.evals\.retrieval: a retrieval evaluator compares embeddings"),
-  ({"captioning__weight": 0.0, "model__text__multimodal_layers": 0},
-   r"config\.evals\.captions: a captions evaluator needs config\.model\.text\.multimodal_layers above 0"),
-  ({"evals__captions__kind": "matching"},
-   r"config\.evals\.captions: a matching evaluator needs config\.matching\.weight"),
-  ({"evals__q": to_dict(Eval(kind="vqa", source=Source(kind="builtin", question_key="name")))},
-   r"config\.evals\.q: a vqa evaluator needs config\.answering\.weight above 0"),
-  # --- Model, losses, optimizer, run ---
-  ({"model__text__length": 1}, r"config\.model\.text\.length is 1; it takes 2 or more"),
-  ({"model__image__layers": -1}, r"config\.model\.image\.layers is -1; it takes 0 or more"),
-  ({"contrastive__temperature": 0.0}, r"config\.contrastive\.temperature 0\.0 has to be above 0"),
-  ({"contrastive__min_scale": 200.0}, r"config\.contrastive\.min_scale 200\.0 is above max_scale 100\.0"),
-  ({"captioning__label_smoothing": 1.0}, r"config\.captioning\.label_smoothing 1\.0 is not in \[0, 1\)"),
-  ({"captioning__weight": -2.0}, r"config\.captioning\.weight is -2\.0; it takes 0 or more"),
-  ({"captioning__chunk": 0}, r"config\.captioning\.chunk is 0; it takes 1 or more"),
-  ({"optim__lr": -1e-3}, r"config\.optim\.lr is -0\.001; it takes 0 or more"),
-  ({"optim__lr": float("nan")}, r"config\.optim\.lr is nan; it takes a number"),
-  ({"optim__b2": 1.0}, r"config\.optim\.b2 1\.0 is not in \[0, 1\)"),
-  ({"optim__ema": 1.0}, r"config\.optim\.ema 1\.0 is not in \[0, 1\)"),
-  ({"optim__clip": -1.0}, r"config\.optim\.clip is -1\.0; it takes 0 or more"),
-  ({"optim__max_nonfinite": 0}, r"config\.optim\.max_nonfinite is 0; it takes 1 or more"),
-  ({"optim__lr_scale": {"image_encoder": -1.0}},
-   r"config\.optim\.lr_scale\.image_encoder is -1\.0; it takes 0 or more"),
-  ({"checkpoint__keep": 0}, r"config\.checkpoint\.keep is 0; it takes 1 or more"),
-  ({"seed": -1}, r"config\.seed is -1; it takes 0 or more"),
-  ({"seed": 2**32}, r"config\.seed is 4294967296; it has to be below 2 \*\* 32"),
-  ({"log_every": ""}, r"config\.log_every is ''; it takes a step or more"),
-])
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    # --- Data ---
+    ({"data__crop": (0.9, 0.5)}, r"config\.data\.crop is \(0\.9, 0\.5\)"),
+    ({"data__crop": (0.0, 1.0)}, r"config\.data\.crop is \(0\.0, 1\.0\)"),
+    ({"data__background": "whyte"}, r"config\.data\.background is 'whyte'"),
+    ({"data__max_pixels": 0}, r"config\.data\.max_pixels is 0; it takes 1 or more"),
+    ({"data__threads": -1}, r"config\.data\.threads is -1; it takes 0 or more"),
+    ({"data__tokenizer_texts": 0}, r"config\.data\.tokenizer_texts is 0; it takes 1 or more"),
+    (
+      {f"{EMOJI}__prompts": ("a photo",)},
+      r"config\.data\.sources\.emoji\.prompts: the prompt 'a photo' has to hold {}",
+    ),
+    ({f"{EMOJI}__weight": -1.0}, r"config\.data\.sources\.emoji\.weight is -1\.0; it takes 0 or more"),
+    (
+      {"data__sources__more": to_dict(Source(kind="builtin", weight=0.0))},
+      r"config\.data\.sources\.\*\.weight are \[1\.0, 0\.0\]; they have to be above 0, or 0 for all",
+    ),
+    ({f"{EMOJI}__min_matching": 0.5}, r"config\.data\.sources\.emoji\.min_matching chooses among a CapFilt workdir's"),
+    ({f"{EMOJI}__origins": {"people": 1.0}, f"{EMOJI}__sidecars": "x"}, r"emoji\.origins\.people: no such origin"),
+    ({f"{EMOJI}__question_key": "name"}, r"emoji\.question_key is 'name' and config\.answering\.weight 0\.0"),
+    ({f"{EMOJI}__answer_weight": 0.0}, r"emoji\.answer_weight 0\.0 has to be above 0"),
+    # --- Evaluators ---
+    (
+      {"evals__twemoji__templates": ("a photo",)},
+      r"config\.evals\.twemoji\.templates: the prompt 'a photo' has to hold",
+    ),
+    ({"evals__twemoji__templates": ()}, r"config\.evals\.twemoji: a zero_shot evaluator needs templates"),
+    (
+      {"evals__twemoji__pixel_neighbours": "emojis"},
+      r"config\.evals\.twemoji\.pixel_neighbours is 'emojis', which is no training source",
+    ),
+    (
+      {"evals__captions__pixel_neighbours": "emoji"},
+      r"config\.evals\.captions\.pixel_neighbours 'emoji' is for kind 'zero_shot', not 'captions'",
+    ),
+    ({"evals__twemoji__limit": -1}, r"config\.evals\.twemoji\.limit is -1; it takes 0 or more"),
+    ({"evals__retrieval__texts_per_image": 0}, r"config\.evals\.retrieval\.texts_per_image is 0; it takes 1 or more"),
+    ({"evals__captions__source__prompts": ("{} {}",)}, r"config\.evals\.captions\.source\.prompts: the prompt '{} {}'"),
+    ({"contrastive__weight": 0.0}, r"config\.evals\.retrieval: a retrieval evaluator compares embeddings"),
+    (
+      {"captioning__weight": 0.0, "model__text__multimodal_layers": 0},
+      r"config\.evals\.captions: a captions evaluator needs config\.model\.text\.multimodal_layers above 0",
+    ),
+    (
+      {"evals__captions__kind": "matching"},
+      r"config\.evals\.captions: a matching evaluator needs config\.matching\.weight",
+    ),
+    (
+      {"evals__q": to_dict(Eval(kind="vqa", source=Source(kind="builtin", question_key="name")))},
+      r"config\.evals\.q: a vqa evaluator needs config\.answering\.weight above 0",
+    ),
+    # --- Model, losses, optimizer, run ---
+    ({"model__text__length": 1}, r"config\.model\.text\.length is 1; it takes 2 or more"),
+    ({"model__image__layers": -1}, r"config\.model\.image\.layers is -1; it takes 0 or more"),
+    ({"contrastive__temperature": 0.0}, r"config\.contrastive\.temperature 0\.0 has to be above 0"),
+    ({"contrastive__min_scale": 200.0}, r"config\.contrastive\.min_scale 200\.0 is above max_scale 100\.0"),
+    ({"captioning__label_smoothing": 1.0}, r"config\.captioning\.label_smoothing 1\.0 is not in \[0, 1\)"),
+    ({"captioning__weight": -2.0}, r"config\.captioning\.weight is -2\.0; it takes 0 or more"),
+    ({"captioning__chunk": 0}, r"config\.captioning\.chunk is 0; it takes 1 or more"),
+    ({"optim__lr": -1e-3}, r"config\.optim\.lr is -0\.001; it takes 0 or more"),
+    ({"optim__lr": float("nan")}, r"config\.optim\.lr is nan; it takes a number"),
+    ({"optim__b2": 1.0}, r"config\.optim\.b2 1\.0 is not in \[0, 1\)"),
+    ({"optim__ema": 1.0}, r"config\.optim\.ema 1\.0 is not in \[0, 1\)"),
+    ({"optim__clip": -1.0}, r"config\.optim\.clip is -1\.0; it takes 0 or more"),
+    ({"optim__max_nonfinite": 0}, r"config\.optim\.max_nonfinite is 0; it takes 1 or more"),
+    (
+      {"optim__lr_scale": {"image_encoder": -1.0}},
+      r"config\.optim\.lr_scale\.image_encoder is -1\.0; it takes 0 or more",
+    ),
+    ({"checkpoint__keep": 0}, r"config\.checkpoint\.keep is 0; it takes 1 or more"),
+    ({"seed": -1}, r"config\.seed is -1; it takes 0 or more"),
+    ({"seed": 2**32}, r"config\.seed is 4294967296; it has to be below 2 \*\* 32"),
+    ({"log_every": ""}, r"config\.log_every is ''; it takes a step or more"),
+  ],
+)
 def test_settings_are_judged_by_parse_alone(changes, message):
   with pytest.raises(ValueError, match=message):
     parse(tiny(**changes))
@@ -95,27 +118,41 @@ def test_settings_are_judged_by_parse_alone(changes, message):
 @pytest.fixture
 def nothing_done(monkeypatch):
   """Any work fails the test: a tokenizer, reading a record, compiling."""
+
   def fail(*_, **__):
     raise AssertionError("judged too late")
 
-  for module, name in ((begin, "train"), (begin, "texts_of"), (begin, "write_run"), (Setup, "init_state"),
-                       (saving, "Checkpoints"), (loop, "TrainStep")):
+  for module, name in (
+    (begin, "train"),
+    (begin, "texts_of"),
+    (begin, "write_run"),
+    (Setup, "init_state"),
+    (saving, "Checkpoints"),
+    (loop, "TrainStep"),
+  ):
     monkeypatch.setattr(module, name, fail)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-  ({"optim__lr_scale": {"towr": 0.5}}, r"config\.optim\.lr_scale names towr; the model's parts are .*image_encoder"),
-  ({"mesh__tensor": 8, "mesh__data": 1, "model__image__mlp": 100},
-   r"cannot be split over 8 devices; choose a config\.mesh\.tensor"),
-  ({"mesh__data": 3}, r"config\.mesh data=3"),
-  ({"data__batch": 63}, r"config\.data\.batch 63 cannot be split over 8 devices"),
-  ({"data__sources": {}, "evals": {}}, r"config\.data\.sources is empty"),
-  ({f"{EMOJI}__kind": "folder", f"{EMOJI}__path": "/nowhere"}, r"config\.data\.sources\.emoji\.path"),
-  ({"evals__captions__source__kind": "folder", "evals__captions__source__path": "/nowhere"},
-   r"config\.evals\.captions\.source\.path"),
-  ({"init_from": "/nowhere"}, "/nowhere is no working directory of a run"),
-  ({"data__tokenizer": "/nowhere/words.model"}, "no tokenizer in /nowhere/words.model"),
-])
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"optim__lr_scale": {"towr": 0.5}}, r"config\.optim\.lr_scale names towr; the model's parts are .*image_encoder"),
+    (
+      {"mesh__tensor": 8, "mesh__data": 1, "model__image__mlp": 100},
+      r"cannot be split over 8 devices; choose a config\.mesh\.tensor",
+    ),
+    ({"mesh__data": 3}, r"config\.mesh data=3"),
+    ({"data__batch": 63}, r"config\.data\.batch 63 cannot be split over 8 devices"),
+    ({"data__sources": {}, "evals": {}}, r"config\.data\.sources is empty"),
+    ({f"{EMOJI}__kind": "folder", f"{EMOJI}__path": "/nowhere"}, r"config\.data\.sources\.emoji\.path"),
+    (
+      {"evals__captions__source__kind": "folder", "evals__captions__source__path": "/nowhere"},
+      r"config\.evals\.captions\.source\.path",
+    ),
+    ({"init_from": "/nowhere"}, "/nowhere is no working directory of a run"),
+    ({"data__tokenizer": "/nowhere/words.model"}, "no tokenizer in /nowhere/words.model"),
+  ],
+)
 def test_the_rest_is_judged_before_anything_is_written(nothing_done, tmp_path, changes, message):
   settings = tiny(model__text__heads=2, **changes)
   with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -139,9 +176,14 @@ def test_a_model_to_start_from_is_looked_at_before_anything_is_written(nothing_d
 # --- Whose folder ---
 
 
-@pytest.mark.parametrize("names", [
-  (), (".DS_Store", "lost+found", "logs", "train.log", "log.txt", "stderr", "nohup.out", "slurm-7.out", "xla_cache"),
-  ("config.json", "tokenizer.model", "metrics.jsonl")])
+@pytest.mark.parametrize(
+  "names",
+  [
+    (),
+    (".DS_Store", "lost+found", "logs", "train.log", "log.txt", "stderr", "nohup.out", "slurm-7.out", "xla_cache"),
+    ("config.json", "tokenizer.model", "metrics.jsonl"),
+  ],
+)
 def test_folders_that_a_run_takes(tmp_path, names):
   for name in names:
     (tmp_path / name).touch()
@@ -149,9 +191,14 @@ def test_folders_that_a_run_takes(tmp_path, names):
   begin.check_folder(tmp_path / "new")
 
 
-@pytest.mark.parametrize(("name", "message"), [
-  ("vocab.txt", "neither empty nor the workdir of a run .* it holds vocab.txt"),
-  ("tensorboard", "it holds tensorboard"), ("model.safetensors", "holds a model, .* --config.init_from=")])
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("vocab.txt", "neither empty nor the workdir of a run .* it holds vocab.txt"),
+    ("tensorboard", "it holds tensorboard"),
+    ("model.safetensors", "holds a model, .* --config.init_from="),
+  ],
+)
 def test_folders_of_others_are_refused_and_left_as_they_are(nothing_done, tmp_path, name, message):
   (tmp_path / name).write_text("mine")
   with pytest.raises(ValueError, match=message):
@@ -232,13 +279,16 @@ def test_a_start_killed_between_its_files_begins_again(tmp_path, monkeypatch):
   assert start(tmp_path)[0].sha256 == first.sha256
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-  ({"log_every": "7", "checkpoint__every": "3", "evals": {}, "name": "other", "data__threads": 2}, ""),
-  ({"init_from": "/moved"}, r"config\.init_from: '' before, '/moved' now; the run .* does not read it again"),
-  ({"steps": "90"}, r"config\.steps: 60 before, 90 now; the learning rate is that of a run of 90 steps from here on"),
-  ({"steps": "40"}, r"config\.steps: 60 before, 40 now; "),
-  ({f"{EMOJI}__path": "/moved"}, r"config\.data\.sources\.emoji\.path: '' before, '/moved' now"),
-])
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"log_every": "7", "checkpoint__every": "3", "evals": {}, "name": "other", "data__threads": 2}, ""),
+    ({"init_from": "/moved"}, r"config\.init_from: '' before, '/moved' now; the run .* does not read it again"),
+    ({"steps": "90"}, r"config\.steps: 60 before, 90 now; the learning rate is that of a run of 90 steps from here on"),
+    ({"steps": "40"}, r"config\.steps: 60 before, 40 now; "),
+    ({f"{EMOJI}__path": "/moved"}, r"config\.data\.sources\.emoji\.path: '' before, '/moved' now"),
+  ],
+)
 def test_what_does_not_change_the_past_may_change(tmp_path, changes, said):
   start(tmp_path, done=30)
   lines = start(tmp_path, **changes)[1]
@@ -252,13 +302,24 @@ def test_more_steps_of_a_constant_schedule_change_nothing(tmp_path):
   assert start(tmp_path, steps="90", **constant)[1] == ["config.steps: 60 before, 90 now"]
 
 
-@pytest.mark.parametrize(("changes", "source", "message"), [
-  ({"optim__lr": 0.5}, None, r"config\.optim\.lr: 0\.0015 before, 0\.5 now"),
-  ({"steps": "29"}, None, r"config\.steps is 29, and 30 are done; it takes 30 or more"),
-  ({f"{EMOJI}__path": "/moved"}, Words(51), r"emoji\.path differs from before, and so do the records \(50 .* 51 now\)"),
-  ({f"{EMOJI}__path": "/moved"}, Words(word="other"), r"emoji\.path differs from before, and so do the records \(50 "),
-  ({f"{EMOJI}__split": "twemoji"}, None, r"config\.data\.sources\.emoji\.split: "),
-])
+@pytest.mark.parametrize(
+  ("changes", "source", "message"),
+  [
+    ({"optim__lr": 0.5}, None, r"config\.optim\.lr: 0\.0015 before, 0\.5 now"),
+    ({"steps": "29"}, None, r"config\.steps is 29, and 30 are done; it takes 30 or more"),
+    (
+      {f"{EMOJI}__path": "/moved"},
+      Words(51),
+      r"emoji\.path differs from before, and so do the records \(50 .* 51 now\)",
+    ),
+    (
+      {f"{EMOJI}__path": "/moved"},
+      Words(word="other"),
+      r"emoji\.path differs from before, and so do the records \(50 ",
+    ),
+    ({f"{EMOJI}__split": "twemoji"}, None, r"config\.data\.sources\.emoji\.split: "),
+  ],
+)
 def test_what_changes_the_past_is_refused(tmp_path, changes, source, message):
   start(tmp_path, done=30)
   before = (tmp_path / "config.json").read_text()
@@ -276,9 +337,13 @@ def test_data_that_changed_in_their_place_are_told(tmp_path):
 # --- The end ---
 
 
-@pytest.mark.parametrize(("done", "said"), [
-  ((), "No checkpoint was written before, so start again, in this workdir if you like"),
-  ((20, 30), r"Start a new run from the newest checkpoint \(there are those of 20, 30; .* --config\.init_from=")])
+@pytest.mark.parametrize(
+  ("done", "said"),
+  [
+    ((), "No checkpoint was written before, so start again, in this workdir if you like"),
+    ((20, 30), r"Start a new run from the newest checkpoint \(there are those of 20, 30; .* --config\.init_from="),
+  ],
+)
 def test_advice_after_non_finite_steps_can_be_followed(tmp_path, done, said):
   """With a checkpoint, a new run starts from it at another rate; without one, the same workdir takes another rate."""
   start(tmp_path)

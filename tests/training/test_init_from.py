@@ -162,14 +162,17 @@ def test_a_longer_text_gets_fresh_positions():
   assert fit_length(old, fresh[:3]).ravel().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("changes", "expected"), [
-  ({"model__text__width": 64}, "contrastive_pooler/attention/key/bias: [48] there, [64] here"),
-  ({"model__image__layers": 3}, "[2, 32] there, [3, 32] here"),
-  ({"model__text__vocab": 90}, "embedding/tokens: [88, 48] there, [90, 48] here"),
-  ({"model__text__feedforwards": 2}, "multimodal/stack/layers/norm_self_mlp/bias: none there"),
-  ({"model__image__norm_pre": True}, "image_encoder/norm_pre/bias: none there, [32] here"),
-  ({"model__image__class_token": True}, "image_encoder/class_token: none there"),
-])
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    ({"model__text__width": 64}, "contrastive_pooler/attention/key/bias: [48] there, [64] here"),
+    ({"model__image__layers": 3}, "[2, 32] there, [3, 32] here"),
+    ({"model__text__vocab": 90}, "embedding/tokens: [88, 48] there, [90, 48] here"),
+    ({"model__text__feedforwards": 2}, "multimodal/stack/layers/norm_self_mlp/bias: none there"),
+    ({"model__image__norm_pre": True}, "image_encoder/norm_pre/bias: none there, [32] here"),
+    ({"model__image__class_token": True}, "image_encoder/class_token: none there"),
+  ],
+)
 def test_a_difference_inside_a_part_is_an_error(changes, expected, tokens, tmp_path):
   settings = tiny()
   folder = save(tmp_path / "m", settings, random_params(settings), tokens)

@@ -76,12 +76,32 @@ def test_values_are_shown_as_soon_as_they_are_there(tmp_path):
 
 def test_numbers_of_all_kinds(tmp_path):
   with Metrics(tmp_path) as m:
-    m.log(1, {"a": jnp.float32(0.1), "b": jnp.bfloat16(0.3), "c": jnp.int32(7), "d": np.array([2.0]), "e": 1e-9,
-              "nan": jnp.float32("nan"), "inf": float("-inf"), "skipped": True})
+    m.log(
+      1,
+      {
+        "a": jnp.float32(0.1),
+        "b": jnp.bfloat16(0.3),
+        "c": jnp.int32(7),
+        "d": np.array([2.0]),
+        "e": 1e-9,
+        "nan": jnp.float32("nan"),
+        "inf": float("-inf"),
+        "skipped": True,
+      },
+    )
     m.write(5, {"eval/top1": 0.25})
   text = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert json.loads(text[1], parse_constant=pytest.fail) == {
-    "step": 1, "a": 0.1, "b": 0.300781, "c": 7, "d": 2.0, "e": 1e-9, "nan": None, "inf": None, "skipped": 1}
+    "step": 1,
+    "a": 0.1,
+    "b": 0.300781,
+    "c": 7,
+    "d": 2.0,
+    "e": 1e-9,
+    "nan": None,
+    "inf": None,
+    "skipped": 1,
+  }
   assert jnp.bfloat16(0.300781) == jnp.bfloat16(0.3)
   assert json.loads(text[0]) == {"step": 5, "eval/top1": 0.25}  # an evaluator's are written at once
 
@@ -202,8 +222,9 @@ def test_going_on_cuts_what_came_after(tmp_path):
     assert lines(tmp_path) == []
 
 
-@pytest.mark.parametrize("torn", [b'{"step": 3', b'{"step": 3, "a": 1}', b"\xff\xfe", b"3\n[1]\n{}\n\n",
-                                  b'{"step": true}', b"[" * 100_000])
+@pytest.mark.parametrize(
+  "torn", [b'{"step": 3', b'{"step": 3, "a": 1}', b"\xff\xfe", b"3\n[1]\n{}\n\n", b'{"step": true}', b"[" * 100_000]
+)
 def test_a_torn_end_is_left_out_and_the_next_line_is_whole(tmp_path, torn):
   good = b'{"step": 1, "a": 1.0}\n{"step": 2, "a": null}\n'
   (tmp_path / "metrics.jsonl").write_bytes(good + torn)
@@ -238,7 +259,8 @@ def test_speed_counts_training_time_only(tmp_path, monkeypatch, capsys):
   assert second["perf/peak_memory_gib"] == 1.5
   left = round(89 * 1010 / 10)  # evaluations included, as they will come again
   assert f"step 11/100  eta {left // 3600}h{left % 3600 // 60:02}m  loss 1  32 pairs/s  mfu 2%  wait 20%" in (
-    capsys.readouterr().out)
+    capsys.readouterr().out
+  )
 
 
 def test_waiting_for_data_counts_only_where_the_devices_wait_too(tmp_path, monkeypatch):
@@ -267,12 +289,34 @@ def test_cpu_has_no_mfu_and_no_memory(tmp_path):
   assert device_memory() is None
 
 
-@pytest.mark.parametrize("kind, tera", [
-  ("TPU v3", 61.5), ("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5e", 197), ("TPU v5", 459), ("TPU v5p", 459),
-  ("TPU v6 lite", 918), ("TPU7x", 1153.5), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989.4),
-  ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989.4), ("NVIDIA B200", 2250), ("NVIDIA GB200", 2500), ("NVIDIA L4", 121),
-  ("NVIDIA L40S", 362), ("Tesla T4", 65), ("Tesla V100-SXM2-16GB", 125), ("Tesla V100-PCIE-16GB", 112),
-  ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA A10G", None), ("cpu", None), ("TPU v4 lite", None)])
+@pytest.mark.parametrize(
+  "kind, tera",
+  [
+    ("TPU v3", 61.5),
+    ("TPU v4", 275),
+    ("TPU v5 lite", 197),
+    ("TPU v5e", 197),
+    ("TPU v5", 459),
+    ("TPU v5p", 459),
+    ("TPU v6 lite", 918),
+    ("TPU7x", 1153.5),
+    ("NVIDIA A100-SXM4-80GB", 312),
+    ("NVIDIA H100 80GB HBM3", 989.4),
+    ("NVIDIA H100 PCIe", 756),
+    ("NVIDIA H200", 989.4),
+    ("NVIDIA B200", 2250),
+    ("NVIDIA GB200", 2500),
+    ("NVIDIA L4", 121),
+    ("NVIDIA L40S", 362),
+    ("Tesla T4", 65),
+    ("Tesla V100-SXM2-16GB", 125),
+    ("Tesla V100-PCIE-16GB", 112),
+    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+    ("NVIDIA A10G", None),
+    ("cpu", None),
+    ("TPU v4 lite", None),
+  ],
+)
 def test_peaks(kind, tera):
   assert peak_flops(kind) == (tera and tera * 1e12)
   assert len({pattern for pattern, _ in PEAKS}) == len(PEAKS)
@@ -309,8 +353,9 @@ def test_a_terminal_gets_a_bar_and_other_outputs_lines(tmp_path, monkeypatch):
   assert sys.stdout.getvalue() == "step 1/4  loss 5.123\n"
 
 
-@pytest.mark.parametrize("seconds, text", [(0, "0m00s"), (59.6, "1m00s"), (192, "3m12s"), (3600, "1h00m"),
-                                           (90061, "25h01m")])
+@pytest.mark.parametrize(
+  "seconds, text", [(0, "0m00s"), (59.6, "1m00s"), (192, "3m12s"), (3600, "1h00m"), (90061, "25h01m")]
+)
 def test_time_left(seconds, text):
   assert metrics.describe(1, 2, {}, seconds) == f"step 1/2  eta {text}"
 

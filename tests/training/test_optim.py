@@ -27,7 +27,8 @@ def test_linear_schedule():
   np.testing.assert_allclose(
     rates(500, [0, 1, 4, 9, 10, 255, 499, 500]),
     [0.05, 0.1, 0.25, 0.5, 0.5, 0.25, 0.5 / 490, 0],
-    rtol=1e-5, atol=1e-9,
+    rtol=1e-5,
+    atol=1e-9,
   )
 
 
@@ -156,8 +157,10 @@ def test_epsilon_is_what_adamw_adds_to_the_root(tree):
 
 def test_adafactor_state_is_factored_and_its_momentum_bfloat16(tree):
   _, state = updates_of(settings(), tree)
-  sizes = {name: optax.tree_utils.tree_get(state, name)["tower"]["layers"]["up"]["kernel"].shape
-           for name in ("v_row", "v_col", "v", "ema")}
+  sizes = {
+    name: optax.tree_utils.tree_get(state, name)["tower"]["layers"]["up"]["kernel"].shape
+    for name in ("v_row", "v_col", "v", "ema")
+  }
   assert sorted(sizes[n] for n in ("v_row", "v_col")) == [(2, 128), (2, 160)]
   assert sizes["v"] == (1,)
   assert sizes["ema"] == (2, 128, 160)
@@ -213,8 +216,9 @@ def test_clipping_is_by_the_norm_of_all_trained_parameters(tree):
     moment = optax.tree_utils.tree_get(state, "mu")["tower"]["positions"]
     np.testing.assert_allclose(moment, 0.1 * gradients[0]["tower"]["positions"] / norm, rtol=1e-4, atol=1e-9)
   _, state = updates_of(settings(name="adamw", clip=1e6), (params, gradients[:1]))
-  np.testing.assert_allclose(optax.tree_utils.tree_get(state, "mu")["tower"]["positions"],
-                             0.1 * gradients[0]["tower"]["positions"], rtol=1e-5)
+  np.testing.assert_allclose(
+    optax.tree_utils.tree_get(state, "mu")["tower"]["positions"], 0.1 * gradients[0]["tower"]["positions"], rtol=1e-5
+  )
 
 
 def test_a_part_that_the_model_lacks_is_named(tree):

@@ -15,9 +15,15 @@ COCA = BOTH | {"generative_pooler", "contrastive_pooler", "unimodal_decoder", "m
 BLIP = BOTH | {"text_encoder", "image_grounded_encoder", "image_grounded_decoder", "matching_loss", "momentum"}
 
 
-@pytest.mark.parametrize(("settings", "nouns"), [
-  (tiny(optim__ema=0.9), COCA), (tiny(optim__ema=0.9, optim__accumulate=2), COCA),
-  (tiny_blip(optim__ema=0.9, contrastive__momentum=0.9, contrastive__queue=16), BLIP)], ids=["coca", "micro", "blip"])
+@pytest.mark.parametrize(
+  ("settings", "nouns"),
+  [
+    (tiny(optim__ema=0.9), COCA),
+    (tiny(optim__ema=0.9, optim__accumulate=2), COCA),
+    (tiny_blip(optim__ema=0.9, contrastive__momentum=0.9, contrastive__queue=16), BLIP),
+  ],
+  ids=["coca", "micro", "blip"],
+)
 def test_a_step_names_the_parts_of_the_model(settings, nouns):
   setup = Setup(settings, make_mesh())
   lowered = TrainStep(setup).lower(setup.planned, batch_shapes(settings, setup.mesh))

@@ -21,8 +21,16 @@ from support.blip_reference import ANSWERS, tiny_blip
 from support.common import assert_trees_close, make_mesh, new_state, pairs, random_params, shapes_in, tiny
 
 TOTAL = 20
-METRICS = {"loss", "contrastive", "captioning", "temperature", "grad_norm", "skipped", "skipped_in_a_row",
-           "data/skipped"}
+METRICS = {
+  "loss",
+  "contrastive",
+  "captioning",
+  "temperature",
+  "grad_norm",
+  "skipped",
+  "skipped_in_a_row",
+  "data/skipped",
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +99,8 @@ def one_device(batches):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("mesh", "accumulate"), [((8, 1, 1), 1), ((1, 8, 1), 1), ((1, 1, 4), 1), ((2, 2, 2), 2)],
+  ("mesh", "accumulate"),
+  [((8, 1, 1), 1), ((1, 8, 1), 1), ((1, 1, 4), 1), ((2, 2, 2), 2)],
   ids=["data", "fsdp", "tensor", "all, micro-batches"],
 )
 def test_any_mesh_trains_as_one_device(mesh, accumulate, batches, one_device):
@@ -121,7 +130,9 @@ def test_micro_batches_are_one_batch(batches, one_device):
 
 SINGLE_LOSSES = {
   "sigmoid, frozen temperature": {
-    "captioning__weight": 0.0, "contrastive__loss": "sigmoid", "optim__lr_scale": {"temperature": 0.0}
+    "captioning__weight": 0.0,
+    "contrastive__loss": "sigmoid",
+    "optim__lr_scale": {"temperature": 0.0},
   },
   "captioning, sum over tokens": {"contrastive__weight": 0.0, "captioning__tokens": "sum"},
   "captioning, each text by itself": {"contrastive__weight": 0.0, "captioning__tokens": "per_text"},
@@ -206,7 +217,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
     assert not np.isfinite(metrics[i]["loss"])
     for name in ("params", "ema"):
       assert equal(getattr(states[i + 1], name), getattr(states[i], name))
-    moments = [[x for x in jax.tree.leaves(s.opt) if x.ndim] for s in states[i:i + 2]]
+    moments = [[x for x in jax.tree.leaves(s.opt) if x.ndim] for s in states[i : i + 2]]
     assert equal(*moments)  # the schedule's clock goes on with the step
   for i in (0, 1, 4, 5):
     assert np.isfinite(metrics[i]["loss"])
@@ -255,15 +266,31 @@ CAPTIONS, CONTRASTS = {"contrastive__weight": 0.0, "contrastive__keep": True}, {
 BLIP = {"captioning__weight": 0.0, "matching__weight": 0.0}
 
 
-@pytest.mark.parametrize(("make", "changes"), [
-  (tiny, {}), (tiny, CAPTIONS), (tiny, CONTRASTS), (tiny, CONTRASTS | {"matching__weight": 1.0}),
-  (tiny, CONTRASTS | {"model__poolers__kind": "parallel"}),
-  (tiny, CAPTIONS | {"model__poolers__kind": "openclip", "model__text__cls_position": True}),
-  (tiny, CONTRASTS | {"model__poolers__kind": "class_token", "model__image__class_token": True}),
-  *(pytest.param(tiny_blip, changes, marks=pytest.mark.slow) for changes in (
-    {}, BLIP, BLIP | {"model__med__sharing": "none"}, {"captioning__weight": 0.0}, {"matching__weight": 0.0},
-    CAPTIONS | {"matching__weight": 0.0}, CAPTIONS | {"matching__weight": 0.0, "model__med__sharing": "all"}, ANSWERS)),
-])
+@pytest.mark.parametrize(
+  ("make", "changes"),
+  [
+    (tiny, {}),
+    (tiny, CAPTIONS),
+    (tiny, CONTRASTS),
+    (tiny, CONTRASTS | {"matching__weight": 1.0}),
+    (tiny, CONTRASTS | {"model__poolers__kind": "parallel"}),
+    (tiny, CAPTIONS | {"model__poolers__kind": "openclip", "model__text__cls_position": True}),
+    (tiny, CONTRASTS | {"model__poolers__kind": "class_token", "model__image__class_token": True}),
+    *(
+      pytest.param(tiny_blip, changes, marks=pytest.mark.slow)
+      for changes in (
+        {},
+        BLIP,
+        BLIP | {"model__med__sharing": "none"},
+        {"captioning__weight": 0.0},
+        {"matching__weight": 0.0},
+        CAPTIONS | {"matching__weight": 0.0},
+        CAPTIONS | {"matching__weight": 0.0, "model__med__sharing": "all"},
+        ANSWERS,
+      )
+    ),
+  ],
+)
 def test_weight_decay_is_for_what_a_loss_reaches(make, changes):
   settings = make(optim__decay_mask="all", **changes)
   params = abstract_model(settings)[1]
@@ -274,8 +301,14 @@ def test_weight_decay_is_for_what_a_loss_reaches(make, changes):
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_heads_that_are_kept_without_a_loss_stay_as_they_are(optimizer, batches):
-  settings = tiny(contrastive__weight=0.0, contrastive__keep=True, optim__decay_mask="all", optim__name=optimizer,
-                  optim__weight_decay=0.1, optim__clip=1.0)
+  settings = tiny(
+    contrastive__weight=0.0,
+    contrastive__keep=True,
+    optim__decay_mask="all",
+    optim__name=optimizer,
+    optim__weight_decay=0.1,
+    optim__clip=1.0,
+  )
   mesh = make_mesh()
   state = first_state(settings, mesh)
   before = jax.tree.map(np.array, state.params)
@@ -284,11 +317,16 @@ def test_heads_that_are_kept_without_a_loss_stay_as_they_are(optimizer, batches)
     state, metrics = step(state, put_batch(batches[i % 3], mesh))
   assert "contrastive" not in metrics
   before, after = (flat(jax.tree.map(np.asarray, x)) for x in (before, state.params))
-  heads = {name for name in before if name.startswith((
-    "contrastive_pooler", "temperature", "unimodal/cls", "unimodal/norm", "unimodal/projection"))}
+  heads = {
+    name
+    for name in before
+    if name.startswith(("contrastive_pooler", "temperature", "unimodal/cls", "unimodal/norm", "unimodal/projection"))
+  }
   assert {name for name in before if np.array_equal(before[name], after[name])} == heads
-  for embedding in (forward.embed_images(state.params, batches[0]["image"]),
-                    forward.embed_texts(state.params, batches[0]["text"])):
+  for embedding in (
+    forward.embed_images(state.params, batches[0]["image"]),
+    forward.embed_texts(state.params, batches[0]["text"]),
+  ):
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
 
 

@@ -28,8 +28,18 @@ FILES = {
   "twemoji": "emoji_eval_twemoji.parquet",
   "openclipart": "web_openclipart.parquet",
 }
-COLUMNS = ("key", "image", "caption", "tags", "source", "concept", "skin_tone", "licence", "boilerplate_title",
-           "file_name")
+COLUMNS = (
+  "key",
+  "image",
+  "caption",
+  "tags",
+  "source",
+  "concept",
+  "skin_tone",
+  "licence",
+  "boilerplate_title",
+  "file_name",
+)
 CLIPART = 2_500  # images
 SAME_TITLE = 100  # images at most; 'gramastar' alone names 1,375
 
@@ -46,18 +56,20 @@ class CocaBuiltin(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text
-    features = tfds.features.FeaturesDict({
-      "key": text(),
-      "image": tfds.features.Image(shape=(SIZE, SIZE, 3)),
-      "caption": text(),
-      "tags": tfds.features.Sequence(text()),
-      "source": text(doc="The style or collection."),
-      "concept": text(doc="Emoji code points; empty elsewhere."),
-      "unseen": tfds.features.Scalar(np.bool_, doc="An emoji whose concept no picture of 'train' shows."),
-      "boilerplate_title": tfds.features.Scalar(np.bool_, doc="The caption names the collection, not the picture."),
-      "file_name": text(doc="Words of the picture's file name; openclipart only."),
-      "licence": text(),
-    })
+    features = tfds.features.FeaturesDict(
+      {
+        "key": text(),
+        "image": tfds.features.Image(shape=(SIZE, SIZE, 3)),
+        "caption": text(),
+        "tags": tfds.features.Sequence(text()),
+        "source": text(doc="The style or collection."),
+        "concept": text(doc="Emoji code points; empty elsewhere."),
+        "unseen": tfds.features.Scalar(np.bool_, doc="An emoji whose concept no picture of 'train' shows."),
+        "boilerplate_title": tfds.features.Scalar(np.bool_, doc="The caption names the collection, not the picture."),
+        "file_name": text(doc="Words of the picture's file name; openclipart only."),
+        "licence": text(),
+      }
+    )
     return tfds.core.DatasetInfo(
       builder=self,
       description="Drawings with their names: emoji in five styles and clip art. 64 px, WebP, on white.",
@@ -72,18 +84,21 @@ class CocaBuiltin(tfds.core.GeneratorBasedBuilder):
     rows = read(folder / FILES[split])
     seen = {row["concept"] for row in select(read(folder / FILES["train"]), "train")}
     for row in select(rows, split):
-      yield row["key"], {
-        "key": row["key"],
-        "image": shrink(row["image"]),
-        "caption": row["caption"],
-        "tags": list(row["tags"] or ()),
-        "source": row["source"],
-        "concept": row["concept"],
-        "unseen": bool(row["concept"]) and row["concept"] not in seen,
-        "boilerplate_title": bool(row["boilerplate_title"]),
-        "file_name": row["file_name"] or "",
-        "licence": row["licence"],
-      }
+      yield (
+        row["key"],
+        {
+          "key": row["key"],
+          "image": shrink(row["image"]),
+          "caption": row["caption"],
+          "tags": list(row["tags"] or ()),
+          "source": row["source"],
+          "concept": row["concept"],
+          "unseen": bool(row["concept"]) and row["concept"] not in seen,
+          "boilerplate_title": bool(row["boilerplate_title"]),
+          "file_name": row["file_name"] or "",
+          "licence": row["licence"],
+        },
+      )
 
 
 def check(path: pathlib.Path) -> None:

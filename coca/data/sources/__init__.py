@@ -23,6 +23,7 @@ def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords
     if not settings.sidecars:
       return source
     from coca.data.sources.bootstrapped import Bootstrapped
+
     return Bootstrapped(source, settings, where)
   except (FileNotFoundError, ValueError) as e:
     if where == SETTING or where in str(e):
@@ -52,25 +53,32 @@ def check_places(places: dict[str, str], allow_urls: bool, whose: str) -> None:
     print(f"{whose} names {name}: {path}", flush=True)
   remote = [path for path in places.values() if "://" in path or "::" in path]
   if remote and not allow_urls:
-    raise ValueError(f"{whose} names data that are not on this machine: {', '.join(remote)}. They are opened, with "
-                     "your credentials, only with --allow_urls")
+    raise ValueError(
+      f"{whose} names data that are not on this machine: {', '.join(remote)}. They are opened, with "
+      "your credentials, only with --allow_urls"
+    )
 
 
 def _open(settings: config.Source, where: str) -> ShardedRecords:
   # Each format imports its own library, and only when it is used.
   if settings.kind == "builtin":
     from coca.data.sources.tfds import open_builtin
+
     return open_builtin(settings)
   if settings.kind == "tfds":
     from coca.data.sources.tfds import open_tfds
+
     return open_tfds(settings)
   if settings.kind == "webdataset":
     from coca.data.sources.webdataset import open_webdataset
+
     return open_webdataset(settings, where)
   if settings.kind == "parquet":
     from coca.data.sources.parquet import open_parquet
+
     return open_parquet(settings, where)
   if settings.kind == "folder":
     from coca.data.sources.folder import open_folder
+
     return open_folder(settings, where)
   raise ValueError(f"source kind {settings.kind!r}; it may be 'builtin', 'tfds', 'webdataset', 'parquet', 'folder'")

@@ -54,7 +54,8 @@ class Bootstrapped:
     load = functools.partial(_load, settings=settings, where=where)
     found = list(finding.for_each(load, self._parts, "reading sidecars"))
     self._index, self._key, self._image, self._origin = (
-      np.concatenate([getattr(texts, name) for texts in found]) for name in ("index", "key", "image", "origin"))
+      np.concatenate([getattr(texts, name) for texts in found]) for name in ("index", "key", "image", "origin")
+    )
     self._texts = pa.chunked_array([chunk for texts in found for chunk in texts.text], pa.string())
     total = sum(texts.all for texts in found)
     for name, least in sidecars.asked_scores(settings).items():
@@ -64,11 +65,15 @@ class Bootstrapped:
     self._first = np.append(first, len(self._index)) if settings.sample == "image" else None
     kept = np.bincount(self._origin, minlength=len(ORIGINS))
     counts = [f"{name} {k:,} of {n:,}" for name, k, n in zip(ORIGINS, kept.tolist(), total.tolist(), strict=True) if n]
-    summary = (f"{out}: {len(self._index):,} texts for {len(first):,} of {len(source):,} images "
-               f"({', '.join(counts) or 'it has none'})")
+    summary = (
+      f"{out}: {len(self._index):,} texts for {len(first):,} of {len(source):,} images "
+      f"({', '.join(counts) or 'it has none'})"
+    )
     if not len(self):
-      raise SidecarError(f"{summary}: nothing is left to train on; look at {out}/report.html, and at "
-                         f"{where}.origins, min_matching and min_contrastive")
+      raise SidecarError(
+        f"{summary}: nothing is left to train on; look at {out}/report.html, and at "
+        f"{where}.origins, min_matching and min_contrastive"
+      )
     probes = np.linspace(0, len(self._index) - 1, min(sidecars.PROBES, len(self._index))).astype(np.int64)
     known = zip(*(values[probes].tolist() for values in (self._index, self._key, self._image)), strict=True)
     sidecars.check_images(source, list(known))
@@ -99,8 +104,9 @@ class Bootstrapped:
     """Those of the workdir that have kept texts, in this source's numbers."""
     numbers = self._index if self._first is None else self._index[self._first[:-1]]
     ends = np.searchsorted(numbers, [stop for part in self._parts for stop in (part.start, part.stop)]).tolist()
-    return [Shard(part.name, *ends[2 * n : 2 * n + 2]) for n, part in enumerate(self._parts)
-            if ends[2 * n] < ends[2 * n + 1]]
+    return [
+      Shard(part.name, *ends[2 * n : 2 * n + 2]) for n, part in enumerate(self._parts) if ends[2 * n] < ends[2 * n + 1]
+    ]
 
 
 def _load(shard: Shard, settings: Source, where: str) -> _Texts:
@@ -108,17 +114,26 @@ def _load(shard: Shard, settings: Source, where: str) -> _Texts:
   table = sidecars.read(path, COLUMNS)
   index = table["index"].to_numpy()
   if len(index) and not shard.start <= index[0] <= index[-1] < shard.stop:
-    raise SidecarError(f"{path} has records {index[0]} to {index[-1]}, and its shard {shard.start} to {shard.stop}; "
-                       "delete it, and the stage writes it again")
+    raise SidecarError(
+      f"{path} has records {index[0]} to {index[-1]}, and its shard {shard.start} to {shard.stop}; "
+      "delete it, and the stage writes it again"
+    )
   origin = sidecars.origins_of(table)
   others = (origin >= 0) & (origin != ORIGINS.index("human"))
   try:
     rows = sidecars.keep(table, settings)
   except SidecarError as e:
-    raise SidecarError(f"{path}: {e}; finish the stage, or set {where}.min_matching or min_contrastive to a "
-                       "threshold") from None
+    raise SidecarError(
+      f"{path}: {e}; finish the stage, or set {where}.min_matching or min_contrastive to a threshold"
+    ) from None
   key = np.fromiter(map(sidecars.key_checksum, table["key"].filter(pa.array(rows)).to_pylist()), np.uint32)
   image = table["image"].fill_null(0).to_numpy()[rows]
-  return _Texts(index[rows], key, image, origin[rows], table["text"].filter(pa.array(rows)).chunks,
-                np.bincount(origin[origin >= 0], minlength=len(ORIGINS)),
-                {name: np.count_nonzero(others & table[name].is_valid().to_numpy()) for name in sidecars.SCORES})
+  return _Texts(
+    index[rows],
+    key,
+    image,
+    origin[rows],
+    table["text"].filter(pa.array(rows)).chunks,
+    np.bincount(origin[origin >= 0], minlength=len(ORIGINS)),
+    {name: np.count_nonzero(others & table[name].is_valid().to_numpy()) for name in sidecars.SCORES},
+  )

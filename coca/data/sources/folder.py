@@ -28,7 +28,8 @@ TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "me
 IMAGE_COLUMNS = ("file_name", "image", "filepath", "path", "key")
 TEXT_COLUMNS = ("caption", "text", "title", "captions")
 ARCHIVES = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x", ".tar": "tar -xf", ".tgz": "tar -xf"} | {
-  f".tar.{packed}": "tar -xf" for packed in ("gz", "bz2", "xz", "zst")}
+  f".tar.{packed}": "tar -xf" for packed in ("gz", "bz2", "xz", "zst")
+}
 MAKE = 'write captions.csv with a first line "file_name,caption" into it, or NAME.txt beside each NAME.jpg'
 
 
@@ -56,13 +57,16 @@ class Folder:
     self._follow_links = settings.follow_links
     if not settings.path or not self._fs.isdir(self._root):
       raise FileNotFoundError(f"{self._where}.path is {settings.path!r}: no such directory")
-    self._names = {info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True)
-                   if info["type"] != "directory"}
+    self._names = {
+      info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True) if info["type"] != "directory"
+    }
     if settings.text_key and (table := self._find_table()):
       self._entries = self._from_table(table, settings)
     elif settings.question_key:
-      raise FileNotFoundError(f"{self._where}.question_key is {settings.question_key!r}: {self.name!r} has no table "
-                              f"with questions; one of {', '.join(TABLES)} has to lie in it")
+      raise FileNotFoundError(
+        f"{self._where}.question_key is {settings.question_key!r}: {self.name!r} has no table "
+        f"with questions; one of {', '.join(TABLES)} has to lie in it"
+      )
     else:
       self._entries = self._from_files(bool(settings.text_key))
 
@@ -110,8 +114,15 @@ class Folder:
 
   def _packed(self) -> str:
     """The archives in the folder that may hold the images."""
-    name, command = next(((name, command) for name in sorted(self._names) for ending, command in ARCHIVES.items()
-                          if name.lower().endswith(ending)), ("", ""))
+    name, command = next(
+      (
+        (name, command)
+        for name in sorted(self._names)
+        for ending, command in ARCHIVES.items()
+        if name.lower().endswith(ending)
+      ),
+      ("", ""),
+    )
     if not name:
       return ""
     shards = f"; shards of WebDataset: gunzip, then {self._where}.kind 'webdataset'" if ".tar." in name else ""
@@ -129,8 +140,10 @@ class Folder:
       return known[0]
     others = sorted(name for name in self._names if tables.is_table(name))
     if len(others) > 1:
-      raise ValueError(f"{self._where}.path is {self.name!r}: which of {', '.join(others)} is the table? "
-                       "Name it captions.csv, captions.tsv or captions.jsonl")
+      raise ValueError(
+        f"{self._where}.path is {self.name!r}: which of {', '.join(others)} is the table? "
+        "Name it captions.csv, captions.tsv or captions.jsonl"
+      )
     return others[0] if others else ""
 
   def _from_files(self, with_texts: bool) -> list[_Entry]:
@@ -148,12 +161,15 @@ class Folder:
     entries = [_Entry(n, None if with_texts and f"{n.rpartition('.')[0]}.txt" in names else ()) for n in images]
     if not images or (with_texts and all(entry.texts == () for entry in entries)):
       advice = "; or ".join(filter(None, (self._elsewhere(names), MAKE)))
-      raise FileNotFoundError(f"{self._where}.path is {self.name!r}: {len(images)} images and no captions; {advice}. "
-                              f"For images alone set {self._where}.text_key to ''"
-                              + "".join(f"\n  {problem}" for problem in self.problems[:5]))
+      raise FileNotFoundError(
+        f"{self._where}.path is {self.name!r}: {len(images)} images and no captions; {advice}. "
+        f"For images alone set {self._where}.text_key to ''"
+        + "".join(f"\n  {problem}" for problem in self.problems[:5])
+      )
     if with_texts and (without := [entry.path for entry in entries if entry.texts == ()]):
-      self.problems.append(f"{self.name}: {len(without)} of {len(entries)} images have no text beside them, such as "
-                           f"{without[0]}")
+      self.problems.append(
+        f"{self.name}: {len(without)} of {len(entries)} images have no text beside them, such as {without[0]}"
+      )
     return entries
 
   def _elsewhere(self, names: set[str]) -> str:
@@ -162,8 +178,10 @@ class Folder:
     below.sort(key=lambda name: ("train" not in name, name))
     if below:
       path = f"{self.name.rstrip('/')}/{below[0].rpartition('/')[0]}"
-      return (f"a table is looked for in the folder itself, and {' and '.join(below[:3])} "
-              f"{'lies' if len(below) == 1 else 'lie'} below it: set {self._where}.path to {path!r}")
+      return (
+        f"a table is looked for in the folder itself, and {' and '.join(below[:3])} "
+        f"{'lies' if len(below) == 1 else 'lie'} below it: set {self._where}.path to {path!r}"
+      )
     for kind, ending in (("webdataset", ".tar"), ("parquet", ".parquet")):
       if any(name.lower().endswith(ending) for name in self._names):
         return f"*{ending} is what {self._where}.kind {kind!r} reads"
@@ -217,14 +235,19 @@ def _columns(table: str, rows: Iterator, wanted: dict, where: str) -> tuple[tupl
   for where, row in rows:
     looked_at.append((where, row))
     seen |= dict.fromkeys(row if isinstance(row, dict) else ())
-    chosen = {key: name for key, names in wanted.items() for name in reversed(names)
-              if name in seen or name.partition(".")[0] in seen}
+    chosen = {
+      key: name
+      for key, names in wanted.items()
+      for name in reversed(names)
+      if name in seen or name.partition(".")[0] in seen
+    }
     if len(chosen) == len(wanted):
       break
   for key, names in wanted.items():
     if key not in chosen and seen:
-      raise ValueError(f"{where}.{key}: {table} has no column {' or '.join(names)}; "
-                       f"it has: {', '.join(map(str, seen))}")
+      raise ValueError(
+        f"{where}.{key}: {table} has no column {' or '.join(names)}; it has: {', '.join(map(str, seen))}"
+      )
   return tuple(chosen.get(key, "") for key in ("image_key", "text_key", "question_key")), chain(looked_at, rows)
 
 

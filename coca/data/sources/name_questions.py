@@ -28,7 +28,11 @@ class NameQuestions:
     if len(self._names) < 2:
       raise ValueError(f"source question_key 'name': {source.name} has a single name, and no other to ask for")
     self.name, self.problems, self.label_names, self._source = (
-      f"{source.name}, questions", source.problems, source.label_names, source)
+      f"{source.name}, questions",
+      source.problems,
+      source.label_names,
+      source,
+    )
 
   def __len__(self) -> int:
     return 3 * len(self._source)

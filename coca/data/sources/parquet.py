@@ -25,8 +25,10 @@ from coca.files import finding, reading
 from coca.files.finding import SETTING
 from coca.files.retries import Unavailable, again
 
-MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
-        "--output_format=parquet --output_folder=shards")
+MAKE = (
+  "img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
+  "--output_format=parquet --output_folder=shards"
+)
 CACHE_BYTES = 512 << 20  # of decoded row groups, a source
 MAX_GROUP_BYTES = 64 << 20  # compressed; larger row groups give a warning
 FOOTERS = 256  # kept in memory
@@ -64,8 +66,10 @@ class Parquet:
       if table is not None and sum(table.rows):
         self._tables.append(table)
     if not self._tables:
-      raise ValueError(f"{where}.path is {settings.path!r}: none of the {len(found)} files can be used:\n"
-                       + "\n".join(f"  {problem}" for problem in self.problems[:5]))
+      raise ValueError(
+        f"{where}.path is {settings.path!r}: none of the {len(found)} files can be used:\n"
+        + "\n".join(f"  {problem}" for problem in self.problems[:5])
+      )
     self._groups = [(t, g) for t, table in enumerate(self._tables) for g in range(len(table.rows))]
     self._starts = np.cumsum([0, *(n for table in self._tables for n in table.rows)]).tolist()
     self._first = np.cumsum([0, *(sum(table.rows) for table in self._tables)]).tolist()  # records before a file
@@ -75,10 +79,12 @@ class Parquet:
     self._footer = functools.lru_cache(FOOTERS)(lambda t: _footer(self._tables[t].file))
     largest = max(self._tables, key=lambda table: table.largest)
     if largest.largest > MAX_GROUP_BYTES:
-      warnings.warn(f"{largest.file.url} has row groups of {largest.largest >> 20} MB, each of which is read for a "
-                    f"single record; write it anew with small ones:\n  import pyarrow.parquet as pq; "
-                    f"pq.write_table(pq.read_table({largest.file.url!r}), 'small.parquet', row_group_size=100)",
-                    stacklevel=3)
+      warnings.warn(
+        f"{largest.file.url} has row groups of {largest.largest >> 20} MB, each of which is read for a "
+        f"single record; write it anew with small ones:\n  import pyarrow.parquet as pq; "
+        f"pq.write_table(pq.read_table({largest.file.url!r}), 'small.parquet', row_group_size=100)",
+        stacklevel=3,
+      )
 
   def __len__(self) -> int:
     return self._starts[-1]
@@ -194,18 +200,23 @@ def _examine(file: reading.File, settings: Source) -> tuple[_Table | None, str]:
   names = (settings.image_key, *finding.IMAGE_EXTENSIONS) if default else (settings.image_key,)
   image = _choose(schema, names, _holds_image)
   if not image:
-    return None, (f"{file.name}: image_key is {settings.image_key!r}, and there is no such column with image bytes; "
-                  f"{_shown(schema)}. If tars lie beside it, they hold the images: kind='webdataset'")
+    return None, (
+      f"{file.name}: image_key is {settings.image_key!r}, and there is no such column with image bytes; "
+      f"{_shown(schema)}. If tars lie beside it, they hold the images: kind='webdataset'"
+    )
   default = settings.text_key == DEFAULT_TEXT_KEY
   fits = _holds_answer if settings.question_key else _holds_text
   text = _choose(schema, TEXT_COLUMNS if default else (settings.text_key,), fits)
   if not text and settings.text_key:
-    return None, (f"{file.name}: text_key is {settings.text_key!r}, and there is no such column of text; "
-                  f"{_shown(schema)}. For images alone set it to ''")
+    return None, (
+      f"{file.name}: text_key is {settings.text_key!r}, and there is no such column of text; "
+      f"{_shown(schema)}. For images alone set it to ''"
+    )
   question = _choose(schema, (settings.question_key,), _holds_text)
   if not question and settings.question_key:
-    return None, (f"{file.name}: question_key is {settings.question_key!r}, and there is no such column of text; "
-                  f"{_shown(schema)}")
+    return None, (
+      f"{file.name}: question_key is {settings.question_key!r}, and there is no such column of text; {_shown(schema)}"
+    )
   extra = (text, text.partition(".")[0], question, question.partition(".")[0], "key", "status")
   # The index of a name that several columns have is -1: which of them is meant nobody knows.
   columns = tuple(dict.fromkeys((image, *(c for c in extra if schema.get_field_index(c) >= 0))))

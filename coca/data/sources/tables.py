@@ -98,8 +98,9 @@ def separator(name: str, text: str, known: set[str]) -> str:
 
 def _csv_rows(name: str, text: str, separated: str, notes: list[str]) -> Iterator[tuple[str, dict | str]]:
   tabs = separated == "\t" and not text.lstrip().startswith('"')  # else a program quoted all that is text
-  reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separated,
-                          quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+  reader = csv.DictReader(
+    io.StringIO(text, newline=""), delimiter=separated, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+  )
   long = []
   while True:
     try:
@@ -117,15 +118,22 @@ def _csv_rows(name: str, text: str, separated: str, notes: list[str]) -> Iterato
     row = {column.strip(): _unquoted(value) if tabs else value for column, value in row.items()}
     lines = max(str(value).count("\n") for value in row.values()) + 1
     if any(_ROW_INSIDE.search(str(value)) for value in row.values()):
-      yield where, (f'a quotation mark makes one field of {lines} lines with other rows in them; write "" for each '
-                    '" of a text and put the text in quotation marks, or separate by tabs, between which " is text')
+      yield (
+        where,
+        (
+          f'a quotation mark makes one field of {lines} lines with other rows in them; write "" for each '
+          '" of a text and put the text in quotation marks, or separate by tabs, between which " is text'
+        ),
+      )
       continue
     if lines > LINES:
       long.append((where, lines))
     yield where, row
   if long:
-    notes.append(f"{len(long)} texts have more than {LINES} lines, as the one of {long[0][1]} lines that ends in "
-                 f'{long[0][0]}: see whether an unclosed " has swallowed rows there')
+    notes.append(
+      f"{len(long)} texts have more than {LINES} lines, as the one of {long[0][1]} lines that ends in "
+      f'{long[0][0]}: see whether an unclosed " has swallowed rows there'
+    )
 
 
 def _unquoted(value):

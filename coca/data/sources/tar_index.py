@@ -121,8 +121,16 @@ def read_index(file: File) -> tuple[TarIndex, str]:
 
 
 # Kind and bytes of a number of each array; 0: of a string, as many as it takes.
-_ARRAYS = {"keys": ("u", 1), "ends": ("i", 8), "extensions": ("U", 0), "sample": ("i", 4), "extension": ("i", 4),
-           "offset": ("i", 8), "size": ("i", 8), "header": ("u", 4)}
+_ARRAYS = {
+  "keys": ("u", 1),
+  "ends": ("i", 8),
+  "extensions": ("U", 0),
+  "sample": ("i", 4),
+  "extension": ("i", 4),
+  "offset": ("i", 8),
+  "size": ("i", 8),
+  "header": ("u", 4),
+}
 
 
 def _load(place: str, file: File) -> TarIndex | None:
@@ -157,7 +165,9 @@ def _fresh(index: TarIndex, file: File) -> bool:
   count = len(index.offset)
   return not file.local or all(
     is_header(file.read(int(index.offset[m]) - BLOCK, BLOCK), int(index.header[m]))
-    for m in {0, count // 2, count - 1} if count)
+    for m in {0, count // 2, count - 1}
+    if count
+  )
 
 
 def scan(file: File) -> TarIndex:
@@ -196,11 +206,20 @@ def scan(file: File) -> TarIndex:
   if too_long:
     problem = (f"{problem}; " if problem else f"{file.name}: ") + (
       f"{too_long} members are left out, whose names have more than {MAX_NAME} bytes, or {MAX_EXTENSION} behind the "
-      "first dot")
+      "first dot"
+    )
   table = np.array(rows, np.int64).reshape(-1, 5)
   sample, extension, offset, size, header = table.T
-  return TarIndex(Names.of(keys), np.array(list(extensions), "U"), sample.astype(np.int32), extension.astype(np.int32),
-                  offset.copy(), size.copy(), header.astype(np.uint32), problem)
+  return TarIndex(
+    Names.of(keys),
+    np.array(list(extensions), "U"),
+    sample.astype(np.int32),
+    extension.astype(np.int32),
+    offset.copy(),
+    size.copy(),
+    header.astype(np.uint32),
+    problem,
+  )
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:

@@ -74,22 +74,25 @@ def find(path: str):
   from etils import epath
 
   if "://" in path and not path.startswith("gs://"):
-    raise ValueError(f"source path {path!r}: ArrayRecord files are read from local folders and gs:// only; "
-                     "copy or mount it")
+    raise ValueError(
+      f"source path {path!r}: ArrayRecord files are read from local folders and gs:// only; copy or mount it"
+    )
   given = epath.Path(path).expanduser()
   if path and (found := _newest(given)):
     return found
   data_dir = epath.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
   if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.]+)?", path):
-    raise FileNotFoundError(f"source path {path!r}: no prepared tfds data set (dataset_info.json) is there, and it is "
-                            "no tfds name either")
+    raise FileNotFoundError(
+      f"source path {path!r}: no prepared tfds data set (dataset_info.json) is there, and it is no tfds name either"
+    )
   name, _, version = path.partition(":")
   if found := _newest(data_dir / name / version if version else data_dir / name):
     return found
   raise FileNotFoundError(
     f"source path {path!r}: no such directory with a dataset_info.json, and no data set of this name in {data_dir} "
     f"(set TFDS_DATA_DIR to look elsewhere). To prepare it, on a machine with network (some data sets, "
-    f"coco_captions among them, also need TensorFlow there): {_prepare(path)}")
+    f"coco_captions among them, also need TensorFlow there): {_prepare(path)}"
+  )
 
 
 def _newest(folder):
@@ -103,8 +106,10 @@ def _newest(folder):
 
 
 def _prepare(name: str) -> str:
-  return (f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', file_format='array_record')"
-          ".download_and_prepare()\"")
+  return (
+    f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', file_format='array_record')"
+    '.download_and_prepare()"'
+  )
 
 
 class TfdsSource:
@@ -129,12 +134,15 @@ class TfdsSource:
     label = _lookup(features, "label", "label")
     if label and settings.text_key and (not self._text or (settings.text == "labels" and not self._text.names)):
       self._text = label
-    for setting, key, found in (("image_key", settings.image_key, self._image),
-                                ("text_key", settings.text_key, self._text),
-                                ("question_key", settings.question_key, self._question)):
+    for setting, key, found in (
+      ("image_key", settings.image_key, self._image),
+      ("text_key", settings.text_key, self._text),
+      ("question_key", settings.question_key, self._question),
+    ):
       if key and not found:
-        raise ValueError(f"source {setting} {key!r}: {root} has no such feature of a fitting type; features.json has\n"
-                         f"{features}")
+        raise ValueError(
+          f"source {setting} {key!r}: {root} has no such feature of a fitting type; features.json has\n{features}"
+        )
     # Where the text is a record's one class label, that is the label meant; else the feature 'label', if it is one.
     self._label = next((f for f in (self._text, label) if f and f.names and f.single), None)
     self.label_names = self._label.names if self._label else ()
@@ -228,8 +236,11 @@ def _lookup(features, path: str, kind: str) -> _Feature | None:
   if depth > (0 if kind == "image" else 1):  # sequences of sequences are stored in another way
     return None
   is_bytes = isinstance(leaf, tfds.features.Tensor) and np.dtype(leaf.np_dtype).kind in "OSU"
-  fits = {"label": isinstance(leaf, tfds.features.ClassLabel), "text": is_bytes,
-          "image": is_bytes or isinstance(leaf, tfds.features.Image)}[kind]
+  fits = {
+    "label": isinstance(leaf, tfds.features.ClassLabel),
+    "text": is_bytes,
+    "image": is_bytes or isinstance(leaf, tfds.features.Image),
+  }[kind]
   names = tuple(leaf.names) if fits and kind == "label" else ()
   return _Feature(path.replace(".", "/"), names, depth == 0) if fits else None
 
@@ -262,8 +273,10 @@ def _open(root, split: str):
   try:
     names = list(_class_names(json.loads((root / "features.json").read_bytes())))
     if foreign := [name for name in names if not name.startswith(CLASSES)]:
-      raise ValueError(f"features.json names the class {foreign[0]!r}, whose module tfds would run; only tfds' own "
-                       f"({CLASSES}...) are read. Write the data set anew with one of those, or as WebDataset")
+      raise ValueError(
+        f"features.json names the class {foreign[0]!r}, whose module tfds would run; only tfds' own "
+        f"({CLASSES}...) are read. Write the data set anew with one of those, or as WebDataset"
+      )
     builder = tfds.builder_from_directory(root)
     splits = {name: info.num_examples for name, info in builder.info.splits.items()}
   except Exception as e:  # of many types, from JSON, protobuf and tfds
@@ -272,10 +285,13 @@ def _open(root, split: str):
     raise ValueError(f"{root} is no readable tfds data set (dataset_info.json, features.json): {e}") from e
   array_record = tfds.core.FileFormat.ARRAY_RECORD
   if array_record not in builder.info.available_file_formats():
-    raise ValueError(f"{root} is in {builder.info.file_format.value} format, which has no random access. Prepare it as "
-                     f"array_record in another data_dir: {_prepare(builder.name)}; or convert it, where TensorFlow is "
-                     f"installed: python -m tensorflow_datasets.scripts.convert_format --dataset_version_dir={root} "
-                     "--out_file_format=array_record --out_dir=DIR")
+    raise ValueError(
+      f"{root} is in {builder.info.file_format.value} format, which has no random access. Prepare it as "
+      f"array_record in another data_dir: {_prepare(builder.name)}; or convert it, where TensorFlow is "
+      f"installed: python -m tensorflow_datasets.scripts.convert_format --dataset_version_dir={root} "
+      "--out_file_format=array_record --out_dir=DIR"
+    )
+
   def data():
     return builder.as_data_source(split=split, file_format=array_record).data_source
 
@@ -290,6 +306,8 @@ def _open(root, split: str):
     raise ValueError(f"source split {split!r}: no records in it; {root} has {splits}")
   there = {p.name for p in root.iterdir()}
   if missing := [f.filename for f in files if os.path.basename(f.filename) not in there]:
-    raise FileNotFoundError(f"{missing[0]} is missing ({len(missing)} of {len(files)} files of {split!r}); copy it "
-                            "again or prepare the data set again")
+    raise FileNotFoundError(
+      f"{missing[0]} is missing ({len(missing)} of {len(files)} files of {split!r}); copy it "
+      "again or prepare the data set again"
+    )
   return builder.info.features, files, data

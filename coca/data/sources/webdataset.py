@@ -17,8 +17,10 @@ from coca.files import finding, reading
 from coca.files.finding import IMAGE_EXTENSIONS, SETTING
 from coca.files.retries import Unavailable
 
-MAKE = ("img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
-        "--output_format=webdataset --output_folder=shards")
+MAKE = (
+  "img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
+  "--output_format=webdataset --output_folder=shards"
+)
 MAX_GAP = 64 << 10  # bytes between image and text that are rather read than asked for twice
 PROBES = 32  # records, spread over all, that are looked at at most for the text when the source is opened
 
@@ -58,11 +60,16 @@ class WebDataset:
     if not_stored:
       self.problems.append(not_stored)
     if not self._shards:
-      raise ValueError(f"{where}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
-                       + "\n".join(f"  {problem}" for problem in self.problems[:5]))
+      raise ValueError(
+        f"{where}.path is {settings.path!r}: none of the {len(tars)} files is a usable tar:\n"
+        + "\n".join(f"  {problem}" for problem in self.problems[:5])
+      )
     if lost:
-      self.problems.insert(0, f"{len(lost)} images are not seen, such as {lost[0]}: the first dot of a file's name "
-                              "ends the key (WebDataset's rule); write the tar anew with names that have one dot")
+      self.problems.insert(
+        0,
+        f"{len(lost)} images are not seen, such as {lost[0]}: the first dot of a file's name "
+        "ends the key (WebDataset's rule); write the tar anew with names that have one dot",
+      )
     for what, names in (("image", self._image), ("text", (self._text, "json"))):
       if count := empty[what]:
         self.problems.append(f"{count} of {sum(counts)} records have no {what}: no member .{' or .'.join(names)}")
@@ -118,11 +125,14 @@ class WebDataset:
     """Raises a ValueError where the settings name an image or text that the tars do not have."""
     holds = f"the tars hold members .{', .'.join(sorted(extensions))}"
     if not any((places[:, 0] >= 0).any() for _, _, places, *_ in self._shards):
-      raise ValueError(f"{where}.image_key is {settings.image_key!r}: no record has a member "
-                       f".{' or .'.join(self._image)}; {holds}")
+      raise ValueError(
+        f"{where}.image_key is {settings.image_key!r}: no record has a member .{' or .'.join(self._image)}; {holds}"
+      )
     if self._field and not any((places[:, 2] >= 0).any() for _, _, places, *_ in self._shards):
-      raise ValueError(f"{where}.text_key is {settings.text_key!r}: no record has a member "
-                       f".{self._text} or .json; {holds}. For images alone set it to ''")
+      raise ValueError(
+        f"{where}.text_key is {settings.text_key!r}: no record has a member "
+        f".{self._text} or .json; {holds}. For images alone set it to ''"
+      )
     fields, wanted = set(), (("question_key", self._question), ("text_key", self._field))
     probes = min(PROBES, len(self))
     for i in range(probes):
@@ -139,8 +149,10 @@ class WebDataset:
     for name, key in wanted if fields else ():
       if key and key.partition(".")[0] not in fields:
         member = "" if self._question else f"have no member .{self._text}, and "
-        raise ValueError(f"{where}.{name} is {key!r}: {probes} records, spread over all, {member}have no such "
-                         f"field in their JSON; it has: {', '.join(sorted(fields))}")
+        raise ValueError(
+          f"{where}.{name} is {key!r}: {probes} records, spread over all, {member}have no such "
+          f"field in their JSON; it has: {', '.join(sorted(fields))}"
+        )
 
 
 def _behind_dots(index: TarIndex, images: tuple[str, ...], text: str) -> list[str]:
@@ -155,10 +167,15 @@ def _behind_dots(index: TarIndex, images: tuple[str, ...], text: str) -> list[st
     return []
   seen = index.members(images)[:, 0] >= 0
   there = set(zip(index.sample.tolist(), index.extension.tolist(), strict=True))
-  beside = {k: [n for n, kind in enumerate(kinds) for end in (text, "json")
-                if kind == f"{kinds[k].rpartition('.')[0]}.{end}"] for k in odd}
-  return [f"{index.keys[sample].decode('utf-8', 'replace')}.{kinds[k]}" for sample, k in sorted(there) if k in beside
-          and (not seen[sample] or any((sample, n) in there for n in beside[k]))]
+  beside = {
+    k: [n for n, kind in enumerate(kinds) for end in (text, "json") if kind == f"{kinds[k].rpartition('.')[0]}.{end}"]
+    for k in odd
+  }
+  return [
+    f"{index.keys[sample].decode('utf-8', 'replace')}.{kinds[k]}"
+    for sample, k in sorted(there)
+    if k in beside and (not seen[sample] or any((sample, n) in there for n in beside[k]))
+  ]
 
 
 def _indexed(file: reading.File) -> tuple[reading.File, TarIndex | None, str]:
@@ -170,8 +187,9 @@ def _indexed(file: reading.File) -> tuple[reading.File, TarIndex | None, str]:
     return file, None, f"{file.name}: {e}"
 
 
-def _read_two(file: reading.File, a: int, a_size: int, b: int, b_size: int, a_header: int,
-              b_header: int) -> tuple[bytes | None, bytes | None]:
+def _read_two(
+  file: reading.File, a: int, a_size: int, b: int, b_size: int, a_header: int, b_header: int
+) -> tuple[bytes | None, bytes | None]:
   """Two members (None where the offset is -1), in one read if they lie close. Their headers, which lie before them,
   are read with them, and have to be the indexed ones."""
   start, end = min(a, b) - BLOCK, max(a + a_size, b + b_size)
@@ -189,8 +207,10 @@ def _read_two(file: reading.File, a: int, a_size: int, b: int, b_size: int, a_he
     if len(part) != size:
       raise OSError("the tar has become shorter since it was indexed")
     if not is_header(data[begin - BLOCK : begin], header):
-      raise OSError("the tar has changed since it was indexed, though not in size and time; start again, or delete "
-                    f"{file.name}{SUFFIX} beside it")
+      raise OSError(
+        "the tar has changed since it was indexed, though not in size and time; start again, or delete "
+        f"{file.name}{SUFFIX} beside it"
+      )
     parts.append(part)
   return parts[0], parts[1]
 

@@ -50,10 +50,12 @@ class ClipTokenizer:
       raise ValueError(f"these merges are no byte-pair encoding: {e}") from None
     pieces = tokenizers.Tokenizer(bpe)
     pieces.normalizer = normalizers.Lowercase()  # for readers other than this class, which cleans by itself
-    pieces.pre_tokenizer = pre_tokenizers.Sequence([
-      pre_tokenizers.Split(tokenizers.Regex(_WORDS), "removed", invert=True),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    pieces.pre_tokenizer = pre_tokenizers.Sequence(
+      [
+        pre_tokenizers.Split(tokenizers.Regex(_WORDS), "removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+      ]
+    )
     pieces.add_special_tokens([_BOS, _EOS])
     pieces.encode_special_tokens = True  # their names in a text are text
     self._pieces = pieces
@@ -76,7 +78,7 @@ class ClipTokenizer:
   def decode(self, ids) -> str:
     """The text up to the first EOS, or up to the padding where there is none; words are separated by spaces."""
     ids = np.asarray(ids).tolist()
-    ids = ids[:ids.index(self.eos)] if self.eos in ids else np.trim_zeros(ids, "b")
+    ids = ids[: ids.index(self.eos)] if self.eos in ids else np.trim_zeros(ids, "b")
     letters = "".join(self._pieces.id_to_token(i) for i in ids if 0 <= i < self.bos)
     text = bytes(self._bytes[c] for c in letters).decode(errors="replace")
     return text.replace(_END, " ").strip()
@@ -108,7 +110,8 @@ def load(model: bytes) -> ClipTokenizer:
 def ids_of(saved: dict) -> dict[str, int]:
   """The ids by piece, added tokens included, of what a tokenizer.json holds. Raises ValueError."""
   ids = entry(entry(saved, "model", dict), "model.vocab", dict) | {
-    entry(t, "added_tokens.content", str): entry(t, "added_tokens.id", int) for t in entry(saved, "added_tokens", [])}
+    entry(t, "added_tokens.content", str): entry(t, "added_tokens.id", int) for t in entry(saved, "added_tokens", [])
+  }
   if odd := [piece for piece, i in ids.items() if type(i) is not int]:
     raise ValueError(f"the id of {odd[0]!r:.80} is {ids[odd[0]]!r:.80}; it has to be a whole number")
   return ids
@@ -148,14 +151,15 @@ def find(folder, vocab: int) -> ClipTokenizer:
       merges = _lines(text.decode())
       if len(merges) < vocab - 514:
         raise ValueError(f"{len(merges)} merges make a vocabulary of {len(merges) + 514}, the model's is {vocab}")
-      found = ClipTokenizer(merges[:vocab - 514])
+      found = ClipTokenizer(merges[: vocab - 514])
     else:
       raise FileNotFoundError(only)
   except FileNotFoundError as e:
     raise FileNotFoundError(
       f"no tokenizer in {folder} ({e.filename or e}): it takes {', or '.join(SOURCES)}. They lie beside the weights "
       "where those were published, and the last one also in the package folder of an installed open_clip; copy them "
-      "there, or name them with --tokenizer=PATH") from None
+      "there, or name them with --tokenizer=PATH"
+    ) from None
   except (ValueError, OSError, EOFError, zlib.error) as e:
     if of_the_system(e):
       raise
@@ -179,8 +183,10 @@ def _checked(merges: list, vocab: dict) -> ClipTokenizer:
     raise ValueError("not a list of merges: two pieces each")
   merges = [tuple(m) for m in merges]
   plain = _vocab(merges)
-  bos, eos = (next((vocab[n] for n in names if n in vocab), None)
-              for names in ((_BOS, "<start_of_text>"), (_EOS, "<end_of_text>")))
+  bos, eos = (
+    next((vocab[n] for n in names if n in vocab), None)
+    for names in ((_BOS, "<start_of_text>"), (_EOS, "<end_of_text>"))
+  )
   pieces = {piece: i for piece, i in vocab.items() if type(i) is not int or i < len(plain)}
   if (bos, eos) != (len(plain), len(plain) + 1) or pieces != plain:
     raise ValueError("other tokens, or in another order")

@@ -39,12 +39,16 @@ def load(path, sha256: str = "") -> Tokenizer:
   try:
     model = again(path.read_bytes, str(path))
   except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-    raise FileNotFoundError(f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model, CLIP's "
-                            "tokenizer.json or BERT's vocab.txt, or leave it empty to train one") from None
+    raise FileNotFoundError(
+      f"no tokenizer in {path}; set config.data.tokenizer to a SentencePiece model, CLIP's "
+      "tokenizer.json or BERT's vocab.txt, or leave it empty to train one"
+    ) from None
   found = hashlib.sha256(model).hexdigest()
   if sha256 and found != sha256:
-    raise ValueError(f"the tokenizer in {path} is not the one this run was started with (sha256 {found}, expected "
-                     f"{sha256}); restore it or start a new workdir")
+    raise ValueError(
+      f"the tokenizer in {path} is not the one this run was started with (sha256 {found}, expected "
+      f"{sha256}); restore it or start a new workdir"
+    )
   try:
     if path.suffix == ".txt" or (path.suffix == ".json" and wordpiece.is_json(model)):
       return wordpiece.load(model)
@@ -69,6 +73,7 @@ def texts_of(sources: dict[str, Records], settings: dict[str, Source], limit: in
   Raises:
     ValueError: there is none in any record; with what the sources say of it.
   """
+
   def read(source, i):
     try:
       return source[i]
@@ -98,5 +103,7 @@ def texts_of(sources: dict[str, Records], settings: dict[str, Source], limit: in
           if len(reasons) < _REASONS:
             reasons.append(str(e) if e is record else f"{name} {record.key}: {e}")
   if not any_text:
-    raise ValueError(f"no texts to train the tokenizer on: no record of {', '.join(sorted(sources))} can be used. "
-                     "The first reasons:\n" + "\n".join(f"  {reason}" for reason in reasons))
+    raise ValueError(
+      f"no texts to train the tokenizer on: no record of {', '.join(sorted(sources))} can be used. "
+      "The first reasons:\n" + "\n".join(f"  {reason}" for reason in reasons)
+    )

@@ -47,8 +47,10 @@ class SentencePiece:
     except RuntimeError as e:
       raise ValueError(f"not a SentencePiece model, or a damaged one: {e}") from None
     if ids != (PAD, BOS, EOS, UNK):
-      raise ValueError(f"the SentencePiece model's pad, bos, eos, unk are {ids}; they have to be 0, 1, 2, 3: train it "
-                       "with pad_id=0, bos_id=1, eos_id=2, unk_id=3")
+      raise ValueError(
+        f"the SentencePiece model's pad, bos, eos, unk are {ids}; they have to be 0, 1, 2, 3: train it "
+        "with pad_id=0, bos_id=1, eos_id=2, unk_id=3"
+      )
     self.vocab: int = self._pieces.get_piece_size()
     self.blank: int = self._pieces.piece_to_id("\u2581")  # of a space alone; UNK where no piece is
 
@@ -90,17 +92,29 @@ def train(texts: Iterable[str], vocab: int) -> SentencePiece:
   """
   texts = [t for t in (collapse(text)[:_LONGEST] for text in texts) if t]
   if not texts:
-    raise ValueError("no texts to train the tokenizer on: every caption of config.data.sources is empty or unreadable; "
-                     "check text_key and split, or give a model in config.data.tokenizer")
+    raise ValueError(
+      "no texts to train the tokenizer on: every caption of config.data.sources is empty or unreadable; "
+      "check text_key and split, or give a model in config.data.tokenizer"
+    )
   with_bytes = vocab >= _BYTE_PIECES
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab, model_type="unigram",
-      hard_vocab_limit=False, normalization_rule_name="nmt_nfkc", byte_fallback=with_bytes,
-      character_coverage=_coverage(texts, vocab, with_bytes), pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK,
+      sentence_iterator=iter(texts),
+      model_writer=model,
+      vocab_size=vocab,
+      model_type="unigram",
+      hard_vocab_limit=False,
+      normalization_rule_name="nmt_nfkc",
+      byte_fallback=with_bytes,
+      character_coverage=_coverage(texts, vocab, with_bytes),
+      pad_id=PAD,
+      bos_id=BOS,
+      eos_id=EOS,
+      unk_id=UNK,
       num_threads=16,  # fixed: it decides the order in which floats are summed
-      minloglevel=2)
+      minloglevel=2,
+    )
   except RuntimeError as e:
     raise ValueError(f"config.model.text.vocab {vocab} does not do for {len(texts)} texts: {e}") from None
   return SentencePiece(model.getvalue())

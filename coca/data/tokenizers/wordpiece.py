@@ -31,8 +31,15 @@ _SPACES = re.compile(r"\s{2,}")
 _INSIDE = "##"  # in front of a piece that does not begin a word
 _LONGEST = 100  # characters of a word
 # What a tokenizer.json of uncased BERT says of its model and its normalizer.
-_BERT = {"unk_token": "[UNK]", "continuing_subword_prefix": _INSIDE, "max_input_chars_per_word": _LONGEST,
-         "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": True}
+_BERT = {
+  "unk_token": "[UNK]",
+  "continuing_subword_prefix": _INSIDE,
+  "max_input_chars_per_word": _LONGEST,
+  "type": "BertNormalizer",
+  "clean_text": True,
+  "handle_chinese_chars": True,
+  "lowercase": True,
+}
 _normalizer = normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True)
 _words = pre_tokenizers.BertPreTokenizer()
 
@@ -63,7 +70,8 @@ class WordPiece:
       raise ValueError(f"the piece with id {bad[0]} is empty, or has a line break")
     self.model = "".join(f"{piece}\n" for piece in pieces).encode()
     self._pieces = tokenizers.Tokenizer(
-      models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_LONGEST, continuing_subword_prefix=_INSIDE))
+      models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_LONGEST, continuing_subword_prefix=_INSIDE)
+    )
     self._pieces.normalizer, self._pieces.pre_tokenizer = _normalizer, _words
     self._pieces.decoder = decoders.WordPiece(_INSIDE, cleanup=True)
     self._special = {ids[name] for name in SPECIAL if name in ids}
@@ -90,7 +98,7 @@ class WordPiece:
     ("a man ' s hat, red"). BLIP itself ran on a transformers 4, which also closed up " ' " and so gave "man's".
     """
     ids = np.asarray(ids).tolist()
-    ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
+    ids = ids[: ids.index(self.eos)] if self.eos in ids else ids
     return self._pieces.decode([i for i in ids if 0 <= i < self.vocab and i not in self._special])
 
   def save(self, path) -> None:
@@ -142,9 +150,11 @@ def find(folder, vocab: int) -> WordPiece:
   path = epath.Path(folder)
   path = next((p for p in ([path / name for name in SOURCES] if path.is_dir() else [path]) if p.exists()), None)
   if path is None:
-    raise FileNotFoundError(f"no tokenizer in {folder}: it takes {' or '.join(SOURCES)} of uncased BERT. They lie "
-                            "beside BLIP's and BERT's weights where those were published; copy one there, or name it "
-                            "with --tokenizer=PATH")
+    raise FileNotFoundError(
+      f"no tokenizer in {folder}: it takes {' or '.join(SOURCES)} of uncased BERT. They lie "
+      "beside BLIP's and BERT's weights where those were published; copy one there, or name it "
+      "with --tokenizer=PATH"
+    )
   try:
     found = load(path.read_bytes())
   except ValueError as e:
@@ -176,22 +186,34 @@ def train(texts: Iterable[str], vocab: int) -> WordPiece:
   for word, n in words.items():
     chars.update({char: n * word.count(char) for char in set(word)})
   if not words:
-    raise ValueError("no texts to train the tokenizer on: every caption of config.data.sources is empty or unreadable; "
-                     "check text_key and split, or give BERT's vocab.txt in config.data.tokenizer")
-  kept = set(sorted(chars, key=lambda char: (-chars[char], char))[:max(vocab // 4, 1)])
+    raise ValueError(
+      "no texts to train the tokenizer on: every caption of config.data.sources is empty or unreadable; "
+      "check text_key and split, or give BERT's vocab.txt in config.data.tokenizer"
+    )
+  kept = set(sorted(chars, key=lambda char: (-chars[char], char))[: max(vocab // 4, 1)])
   words = {word: n for word, n in words.items() if len(word) <= _LONGEST and kept.issuperset(word)}
   # The library numbers the pieces inside words as it meets them, in an order that differs from run to run, and settles
   # ties by those numbers. Named as special tokens, they are numbered in this order.
   inside = sorted({_INSIDE + char for word in words for char in word[1:]})
   pieces = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
   pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  pieces.train_from_iterator(_repeated(words), trainers.WordPieceTrainer(
-    vocab_size=vocab, min_frequency=2, limit_alphabet=vocab, special_tokens=[*SPECIAL, *inside],
-    continuing_subword_prefix=_INSIDE, show_progress=False))
+  pieces.train_from_iterator(
+    _repeated(words),
+    trainers.WordPieceTrainer(
+      vocab_size=vocab,
+      min_frequency=2,
+      limit_alphabet=vocab,
+      special_tokens=[*SPECIAL, *inside],
+      continuing_subword_prefix=_INSIDE,
+      show_progress=False,
+    ),
+  )
   ids = pieces.get_vocab()
   if len(ids) > vocab or not words:
-    raise ValueError(f"config.model.text.vocab {vocab} does not do for these texts: the {len(SPECIAL)} special tokens "
-                     f"and their {len(chars)} characters alone are more")
+    raise ValueError(
+      f"config.model.text.vocab {vocab} does not do for these texts: the {len(SPECIAL)} special tokens "
+      f"and their {len(chars)} characters alone are more"
+    )
   return WordPiece(sorted(ids, key=ids.get))
 
 
@@ -212,8 +234,9 @@ def _from_json(text: str) -> list[str]:
   pieces = sorted(ids, key=ids.get)
   in_order = [ids[piece] for piece in pieces] == list(range(len(ids)))
   if differing := [name for name, value in _BERT.items() if found.get(name) != value]:
-    raise ValueError(f"not uncased BERT's tokenizer: {differing[0]} is {found.get(differing[0])!r}, "
-                     f"not {_BERT[differing[0]]!r}")
+    raise ValueError(
+      f"not uncased BERT's tokenizer: {differing[0]} is {found.get(differing[0])!r}, not {_BERT[differing[0]]!r}"
+    )
   if found.get("strip_accents") is False or not in_order:
     raise ValueError(f"not uncased BERT's tokenizer: {'it keeps accents' if in_order else 'ids are missing'}")
   return pieces

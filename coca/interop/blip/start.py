@@ -21,8 +21,9 @@ EMBED_DIM = 256
 STD = 0.02  # of BERT's embeddings at their start
 
 
-def join(vit: Mapping[str, np.ndarray], bert: Mapping[str, np.ndarray], tokens: WordPiece,
-         name: str = "blip") -> tuple[Config, dict]:
+def join(
+  vit: Mapping[str, np.ndarray], bert: Mapping[str, np.ndarray], tokens: WordPiece, name: str = "blip"
+) -> tuple[Config, dict]:
   """A pre-training model of both.
 
   Args:
@@ -49,8 +50,10 @@ def join(vit: Mapping[str, np.ndarray], bert: Mapping[str, np.ndarray], tokens: 
     if key.startswith("cls.predictions.") and ".decoder." not in key:
       bias = key == "cls.predictions.bias"
       found[f"text_decoder.{key}"] = np.pad(x, (0, max(tokens.vocab - len(x), 0))) if bias else x
-  for key, whose in (("visual_encoder.norm.weight", "no ViT's of timm"),
-                     ("text_encoder.embeddings.word_embeddings.weight", "not BERT's as transformers names them")):
+  for key, whose in (
+    ("visual_encoder.norm.weight", "no ViT's of timm"),
+    ("text_encoder.embeddings.word_embeddings.weight", "not BERT's as transformers names them"),
+  ):
     if key not in found:
       raise ValueError(f"the weights are {whose}: there is no '{key.partition('.')[2]}'")
   width = len(found["visual_encoder.norm.weight"])
@@ -60,6 +63,8 @@ def join(vit: Mapping[str, np.ndarray], bert: Mapping[str, np.ndarray], tokens: 
   anew = ("crossattention", "vision_proj.", "text_proj.", "itm_head.", "temp", ".decoder.")
   found |= {key: x for key, x in fresh.items() if any(part in key for part in anew)}
   head = "text_decoder.cls.predictions"  # one parameter under two names
-  found |= {f"{head}.decoder.weight": found["text_encoder.embeddings.word_embeddings.weight"],
-            f"{head}.decoder.bias": found.get(f"{head}.bias", fresh[f"{head}.bias"])}
+  found |= {
+    f"{head}.decoder.weight": found["text_encoder.embeddings.word_embeddings.weight"],
+    f"{head}.decoder.bias": found.get(f"{head}.bias", fresh[f"{head}.bias"]),
+  }
   return config, blip_weights.to_params(found, config)

@@ -32,7 +32,9 @@ CLASSES = {  # transformers' classes, and how the names of their tensors begin
 OTHERS = {  # beginnings of names of models that are not read here
   "cls_head.": "BLIP's NLVR2 model, which looks at two images",
   "text_model.": "transformers' BlipModel, whose projections are not BLIP's; take one of " + ", ".join(CLASSES),
-  "qformer.": "BLIP-2", "Qformer.": "BLIP-2", "query_tokens": "BLIP-2",
+  "qformer.": "BLIP-2",
+  "Qformer.": "BLIP-2",
+  "query_tokens": "BLIP-2",
 }
 LEFT_OUT = ("image_queue", "text_queue", "queue_ptr", "idx_queue", "ptr_queue")
 MOMENTUM = ("visual_encoder_m.", "vision_proj_m.", "text_encoder_m.", "text_proj_m.")
@@ -84,8 +86,11 @@ def tidy(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for start, what in OTHERS.items():
       if key.startswith(start):
         raise ValueError(f"these are weights of another architecture: {what} ('{key}')")
-  return {key: x for key, x in found.items()
-          if key not in LEFT_OUT and not key.startswith(MOMENTUM) and not key.endswith(".position_ids")}
+  return {
+    key: x
+    for key, x in found.items()
+    if key not in LEFT_OUT and not key.startswith(MOMENTUM) and not key.endswith(".position_ids")
+  }
 
 
 def vocabulary(state_dict: Mapping[str, np.ndarray]) -> int:

@@ -14,33 +14,95 @@ from coca.config.typed import entry
 LAYERS, RATIO, PIXELS = 1000, 64, 1 << 14  # at most: of a tower, of a feed-forward to its width, of an image's side
 
 # What these settings have to be, where a config has them at all; None stands for any value.
-_BLOCKS = {"block_type": (None, "default"), "ls_init_value": (None,), "act_kwargs": (None, {}),
-           "norm_kwargs": (None, {}),
-           **dict.fromkeys(("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn",
-                            "scale_fc"), (False,))}
+_BLOCKS = {
+  "block_type": (None, "default"),
+  "ls_init_value": (None,),
+  "act_kwargs": (None, {}),
+  "norm_kwargs": (None, {}),
+  **dict.fromkeys(
+    ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), (False,)
+  ),
+}
 _VISION = {"pos_embed_type": ("learnable",), "pool_type": ("tok",), "final_ln_after_pool": (False,), **_BLOCKS}
-_TEXT = {"pad_id": (0,), "no_causal_mask": (False,), "pool_type": ("argmax",), "proj_type": ("linear",),
-         "proj_bias": (False,), "final_ln_after_pool": (False,), "tokenizer_kwargs": (None, {}, {"clean": "lower"}),
-         "tokenizer_mode": (None, "clean"), **_BLOCKS}
+_TEXT = {
+  "pad_id": (0,),
+  "no_causal_mask": (False,),
+  "pool_type": ("argmax",),
+  "proj_type": ("linear",),
+  "proj_bias": (False,),
+  "final_ln_after_pool": (False,),
+  "tokenizer_kwargs": (None, {}, {"clean": "lower"}),
+  "tokenizer_mode": (None, "clean"),
+  **_BLOCKS,
+}
 _READ = {
-  "model_cfg": {"embed_dim", "vision_cfg", "text_cfg", "multimodal_cfg", "quick_gelu", "custom_text",
-                "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"},
-  "vision_cfg": {"image_size", "patch_size", "layers", "width", "head_width", "mlp_ratio", "patch_dropout",
-                 "attentional_pool", "attn_pooler_queries", "attn_pooler_heads", "no_ln_pre", "output_tokens",
-                 *_VISION},
-  "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "embed_cls", "output_tokens",
-               "eos_id", "hf_tokenizer_name", *_TEXT},
+  "model_cfg": {
+    "embed_dim",
+    "vision_cfg",
+    "text_cfg",
+    "multimodal_cfg",
+    "quick_gelu",
+    "custom_text",
+    "init_logit_scale",
+    "init_logit_bias",
+    "nonscalar_logit_scale",
+  },
+  "vision_cfg": {
+    "image_size",
+    "patch_size",
+    "layers",
+    "width",
+    "head_width",
+    "mlp_ratio",
+    "patch_dropout",
+    "attentional_pool",
+    "attn_pooler_queries",
+    "attn_pooler_heads",
+    "no_ln_pre",
+    "output_tokens",
+    *_VISION,
+  },
+  "text_cfg": {
+    "context_length",
+    "vocab_size",
+    "width",
+    "heads",
+    "layers",
+    "mlp_ratio",
+    "embed_cls",
+    "output_tokens",
+    "eos_id",
+    "hf_tokenizer_name",
+    *_TEXT,
+  },
   # The last four are there in released configs, and read by nobody.
-  "multimodal_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "dim_head", "n_queries",
-                     "attn_pooler_heads"},
+  "multimodal_cfg": {
+    "context_length",
+    "vocab_size",
+    "width",
+    "heads",
+    "layers",
+    "mlp_ratio",
+    "dim_head",
+    "n_queries",
+    "attn_pooler_heads",
+  },
 }
 
 
 def _clip(layers: int, width: int, patch: int, text_width: int, size: int = 224, **more) -> dict:
-  return {"embed_dim": text_width,
-          "vision_cfg": {"image_size": size, "layers": layers, "width": width, "patch_size": patch},
-          "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": text_width, "heads": text_width // 64,
-                       "layers": 12}, **more}
+  return {
+    "embed_dim": text_width,
+    "vision_cfg": {"image_size": size, "layers": layers, "width": width, "patch_size": patch},
+    "text_cfg": {
+      "context_length": 77,
+      "vocab_size": 49408,
+      "width": text_width,
+      "heads": text_width // 64,
+      "layers": 12,
+    },
+    **more,
+  }
 
 
 def _coca(layers: int, width: int, patch: int, text_width: int) -> dict:
@@ -82,21 +144,37 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
   has_pooler = entry(vision, "vision_cfg.attentional_pool", False)
   size, patch = (_square(vision, f"vision_cfg.{key}", n) for key, n in (("image_size", 224), ("patch_size", 16)))
   image = ImageEncoder(
-    size=size, patch=patch, layers=entry(vision, "vision_cfg.layers", 12, most=LAYERS), width=width,
+    size=size,
+    patch=patch,
+    layers=entry(vision, "vision_cfg.layers", 12, most=LAYERS),
+    width=width,
     mlp=int(width * entry(vision, "vision_cfg.mlp_ratio", 4.0, most=RATIO)),
     heads=width // entry(vision, "vision_cfg.head_width", 64, 1),
-    patch_dropout=entry(vision, "vision_cfg.patch_dropout", 0.0, most=1), class_token=True, patch_bias=False,
-    norm_pre=not entry(vision, "vision_cfg.no_ln_pre", False), norm_post=not has_pooler,
-    mean=_colours(preprocess, "mean", MEAN), std=_colours(preprocess, "std", STD))
+    patch_dropout=entry(vision, "vision_cfg.patch_dropout", 0.0, most=1),
+    class_token=True,
+    patch_bias=False,
+    norm_pre=not entry(vision, "vision_cfg.no_ln_pre", False),
+    norm_post=not has_pooler,
+    mean=_colours(preprocess, "mean", MEAN),
+    std=_colours(preprocess, "std", STD),
+  )
   poolers = Poolers(kind="class_token", n_query=0)
   if has_pooler:
-    poolers = Poolers(kind="openclip", n_query=entry(vision, "vision_cfg.attn_pooler_queries", 256),
-                      heads=entry(vision, "vision_cfg.attn_pooler_heads", 8, 1), norm_inputs=True)
+    poolers = Poolers(
+      kind="openclip",
+      n_query=entry(vision, "vision_cfg.attn_pooler_queries", 256),
+      heads=entry(vision, "vision_cfg.attn_pooler_heads", 8, 1),
+      norm_inputs=True,
+    )
   decoder = TextDecoder(
-    vocab=entry(text, "text_cfg.vocab_size", 49408), length=entry(text, "text_cfg.context_length", 77),
-    unimodal_layers=entry(text, "text_cfg.layers", 12, most=LAYERS), width=text_width,
+    vocab=entry(text, "text_cfg.vocab_size", 49408),
+    length=entry(text, "text_cfg.context_length", 77),
+    unimodal_layers=entry(text, "text_cfg.layers", 12, most=LAYERS),
+    width=text_width,
     multimodal_layers=entry(multimodal, "multimodal_cfg.layers", 12, most=LAYERS) if has_decoder else 0,
-    mlp=int(text_width * entry(text, "text_cfg.mlp_ratio", 4.0, most=RATIO)), heads=entry(text, "text_cfg.heads", 8))
+    mlp=int(text_width * entry(text, "text_cfg.mlp_ratio", 4.0, most=RATIO)),
+    heads=entry(text, "text_cfg.heads", 8),
+  )
   if has_decoder:
     decoder = dataclasses.replace(decoder, cls_position=True, cls_mask="legacy", feedforwards=2, norm_context=True)
     _check_decoder(embed_dim, image, poolers, decoder, text, multimodal)
@@ -106,12 +184,23 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
       raise ValueError("a pooler or a [CLS] without a multimodal decoder (no 'multimodal_cfg') is no known layout")
   biased = model.get("init_logit_bias") is not None
   bias = entry(model, "model_cfg.init_logit_bias", 0.0, -1000, 1000)
-  return parse(to_dict(Config(
-    name=name,
-    model=Model(image=image, poolers=poolers, text=decoder, embed_dim=embed_dim, norm_eps=1e-5,
-                activation="quick_gelu" if entry(model, "model_cfg.quick_gelu", False) else "gelu"),
-    contrastive=Contrastive(loss="sigmoid", bias=bias) if biased else Contrastive(),
-    captioning=Captioning() if has_decoder else Captioning(weight=0.0))))
+  return parse(
+    to_dict(
+      Config(
+        name=name,
+        model=Model(
+          image=image,
+          poolers=poolers,
+          text=decoder,
+          embed_dim=embed_dim,
+          norm_eps=1e-5,
+          activation="quick_gelu" if entry(model, "model_cfg.quick_gelu", False) else "gelu",
+        ),
+        contrastive=Contrastive(loss="sigmoid", bias=bias) if biased else Contrastive(),
+        captioning=Captioning() if has_decoder else Captioning(weight=0.0),
+      )
+    )
+  )
 
 
 def from_config(config: Config) -> dict:
@@ -126,12 +215,26 @@ def from_config(config: Config) -> dict:
     raise ValueError("open_clip's models have a contrastive side; this one has none (config.contrastive.weight is 0)")
   image, text, poolers = config.model.image, config.model.text, config.model.poolers
   if poolers.kind not in ("openclip", "class_token"):
-    raise ValueError(f"open_clip has no such model: config.model.poolers.kind is {poolers.kind!r}; there, it is "
-                     "'openclip' or 'class_token'")
-  vision_cfg = {"image_size": image.size, "layers": image.layers, "width": image.width, "patch_size": image.patch,
-                "head_width": image.width // image.heads, "mlp_ratio": image.mlp / image.width}
-  text_cfg = {"context_length": text.length, "vocab_size": text.vocab, "width": text.width, "heads": text.heads,
-              "layers": text.unimodal_layers, "mlp_ratio": text.mlp / text.width}
+    raise ValueError(
+      f"open_clip has no such model: config.model.poolers.kind is {poolers.kind!r}; there, it is "
+      "'openclip' or 'class_token'"
+    )
+  vision_cfg = {
+    "image_size": image.size,
+    "layers": image.layers,
+    "width": image.width,
+    "patch_size": image.patch,
+    "head_width": image.width // image.heads,
+    "mlp_ratio": image.mlp / image.width,
+  }
+  text_cfg = {
+    "context_length": text.length,
+    "vocab_size": text.vocab,
+    "width": text.width,
+    "heads": text.heads,
+    "layers": text.unimodal_layers,
+    "mlp_ratio": text.mlp / text.width,
+  }
   if not image.norm_pre:
     vision_cfg["no_ln_pre"] = True
   if image.patch_dropout:
@@ -142,16 +245,26 @@ def from_config(config: Config) -> dict:
   if config.contrastive.loss != "softmax":
     model["init_logit_bias"] = config.contrastive.bias
   if poolers.kind == "openclip":
-    vision_cfg |= {"attentional_pool": True, "attn_pooler_queries": poolers.n_query,
-                   "attn_pooler_heads": poolers.heads or image.heads}
+    vision_cfg |= {
+      "attentional_pool": True,
+      "attn_pooler_queries": poolers.n_query,
+      "attn_pooler_heads": poolers.heads or image.heads,
+    }
   if text.multimodal_layers:
     vision_cfg["output_tokens"] = True
     text_cfg |= {"embed_cls": True, "output_tokens": True}
     model["multimodal_cfg"] = {k: text_cfg[k] for k in ("context_length", "vocab_size", "width", "heads")}
     model["multimodal_cfg"]["layers"] = text.multimodal_layers
     model["custom_text"] = True
-  settings = {"model_cfg": model, "preprocess_cfg": {
-    "mean": list(image.mean), "std": list(image.std), "interpolation": "bicubic", "resize_mode": "shortest"}}
+  settings = {
+    "model_cfg": model,
+    "preprocess_cfg": {
+      "mean": list(image.mean),
+      "std": list(image.std),
+      "interpolation": "bicubic",
+      "resize_mode": "shortest",
+    },
+  }
   try:
     again = to_config(settings)
   except ValueError as e:
@@ -169,8 +282,11 @@ def _check_same(config: Config, again: Config) -> None:
   if config.model.poolers.kind == again.model.poolers.kind == "class_token":  # no pooler: these mean nothing
     here |= {k: v for k, v in there.items() if k.startswith("poolers.") and not here["poolers.n_query"]}
   free = ("dtype", "remat", "attention", "unroll")
-  lines = [f"  config.model.{name}: {ours!r} here, {theirs!r} there"
-           for name, (ours, theirs) in differing(here, there).items() if name not in free]
+  lines = [
+    f"  config.model.{name}: {ours!r} here, {theirs!r} there"
+    for name, (ours, theirs) in differing(here, there).items()
+    if name not in free
+  ]
   if lines:
     raise ValueError("open_clip has no such model:\n" + "\n".join(lines))
 
@@ -178,12 +294,13 @@ def _check_same(config: Config, again: Config) -> None:
 def _check_decoder(embed_dim, image, poolers, decoder, text, multimodal) -> None:
   """A multimodal decoder fits the rest only in this way, in open_clip as here."""
   for what, value, expected in (
-      ("text_cfg.embed_cls", entry(text, "text_cfg.embed_cls", False), True),
-      ("multimodal_cfg.width", entry(multimodal, "multimodal_cfg.width", 512), decoder.width),
-      ("multimodal_cfg.heads", entry(multimodal, "multimodal_cfg.heads", 8), decoder.heads),
-      ("multimodal_cfg.vocab_size", entry(multimodal, "multimodal_cfg.vocab_size", decoder.vocab), decoder.vocab),
-      ("text_cfg.mlp_ratio", entry(text, "text_cfg.mlp_ratio", 4.0), 4.0),
-      ("the decoder's image tokens' width", embed_dim if poolers.kind == "openclip" else image.width, decoder.width)):
+    ("text_cfg.embed_cls", entry(text, "text_cfg.embed_cls", False), True),
+    ("multimodal_cfg.width", entry(multimodal, "multimodal_cfg.width", 512), decoder.width),
+    ("multimodal_cfg.heads", entry(multimodal, "multimodal_cfg.heads", 8), decoder.heads),
+    ("multimodal_cfg.vocab_size", entry(multimodal, "multimodal_cfg.vocab_size", decoder.vocab), decoder.vocab),
+    ("text_cfg.mlp_ratio", entry(text, "text_cfg.mlp_ratio", 4.0), 4.0),
+    ("the decoder's image tokens' width", embed_dim if poolers.kind == "openclip" else image.width, decoder.width),
+  ):
     if value != expected:
       raise ValueError(f"{what} is {value}; beside the rest of this CoCa it has to be {expected}")
 
@@ -192,20 +309,27 @@ def _refuse_others(model: dict, vision: dict, text: dict, multimodal: dict) -> N
   if isinstance(vision.get("layers"), list):
     raise ValueError("vision_cfg.layers is a list: a ResNet image tower, which is not supported; ViT towers are")
   for key, what in (("timm_model_name", "a timm image tower"), ("hf_model_name", "a Hugging Face text tower")):
-    if (value := vision.get(key) or text.get(key)):
+    if value := vision.get(key) or text.get(key):
       raise ValueError(f"{key} is {value!r:.80}: {what}, which is not supported; open_clip's own towers are")
   if isinstance(vision.get("attentional_pool"), str):
-    raise ValueError(f"vision_cfg.attentional_pool is {vision['attentional_pool']!r:.80}: the layout of CoCa2, which "
-                     "is not supported; CoCa's (true) is")
+    raise ValueError(
+      f"vision_cfg.attentional_pool is {vision['attentional_pool']!r:.80}: the layout of CoCa2, which "
+      "is not supported; CoCa's (true) is"
+    )
   if any(k in multimodal for k in ("cross_attn_ratio", "does_full_decoding")):
     raise ValueError("multimodal_cfg is that of MaMMUT, whose layout is not supported")
-  for part, values in (("model_cfg", model), ("vision_cfg", vision), ("text_cfg", text),
-                       ("multimodal_cfg", multimodal)):
+  for part, values in (
+    ("model_cfg", model),
+    ("vision_cfg", vision),
+    ("text_cfg", text),
+    ("multimodal_cfg", multimodal),
+  ):
     ignored = {k for k in values if k.startswith(("timm_", "hf_"))}  # without their names, set above, they are unused
     unknown = sorted(set(values) - _READ[part] - ignored)
     if unknown:
-      raise ValueError(f"{part} has settings that are not known here: {', '.join(unknown)}; CoCa2 and newer layouts "
-                       "are not supported")
+      raise ValueError(
+        f"{part} has settings that are not known here: {', '.join(unknown)}; CoCa2 and newer layouts are not supported"
+      )
   for part, values, fixed in (("vision_cfg", vision, _VISION), ("text_cfg", text, _TEXT)):
     for key, allowed in fixed.items():
       if key in values and values[key] not in allowed:
@@ -225,6 +349,7 @@ def _square(cfg: dict, name: str, default: int) -> int:
 def _colours(preprocess: dict, key: str, default: tuple) -> tuple[float, float, float]:
   for setting, allowed in (("interpolation", ("bicubic", "random")), ("resize_mode", ("shortest",))):
     if preprocess.get(setting, allowed[0]) not in allowed:
-      raise ValueError(f"preprocess_cfg.{setting} is {preprocess[setting]!r:.80}; images are prepared here with "
-                       f"{allowed[0]!r} only")
+      raise ValueError(
+        f"preprocess_cfg.{setting} is {preprocess[setting]!r:.80}; images are prepared here with {allowed[0]!r} only"
+      )
   return entry(preprocess, f"preprocess_cfg.{key}", default, most=1)

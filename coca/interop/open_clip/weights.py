@@ -24,8 +24,14 @@ OTHERS = {  # starts of names in layouts that are not read here
   "text.cross_attn.": "MaMMUT",
   "text_model.": "CLIP in the layout of the transformers library; take open_clip's file of these weights",
 }
-LEFT_OUT = ("attn_mask", "text.attn_mask", "text_decoder.attn_mask",  # computed; old files have them
-            "input_resolution", "context_length", "vocab_size")  # of OpenAI's archives
+LEFT_OUT = (
+  "attn_mask",
+  "text.attn_mask",
+  "text_decoder.attn_mask",  # computed; old files have them
+  "input_resolution",
+  "context_length",
+  "vocab_size",
+)  # of OpenAI's archives
 
 
 def to_params(state_dict: Mapping[str, np.ndarray], config: Config) -> dict:
@@ -125,8 +131,10 @@ def _tidy(state_dict: Mapping) -> dict:
   for key in found:
     for start, what in OTHERS.items():
       if key.startswith(start):
-        raise ValueError(f"these are weights of another architecture: {what} ('{key}'). Supported are open_clip's CoCa "
-                         "and CLIP with its own ViT and text transformer")
+        raise ValueError(
+          f"these are weights of another architecture: {what} ('{key}'). Supported are open_clip's CoCa "
+          "and CLIP with its own ViT and text transformer"
+        )
   found = {key: x for key, x in found.items() if key not in LEFT_OUT}
   if "text_decoder.ln_final.weight" not in found:  # CLIP: `custom_text` only renames
     found = {key.removeprefix("text."): x for key, x in found.items()}

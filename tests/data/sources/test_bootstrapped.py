@@ -46,14 +46,21 @@ def human(folder):
 def parquet(folder):
   folder.mkdir(parents=True)
   for n in range(2):
-    rows = {"image": [picture(n * 5 + k) for k in range(5)], "caption": ["x", None, "y", "", "z"],
-            "key": [f"{n}{k}" for k in range(5)]}
+    rows = {
+      "image": [picture(n * 5 + k) for k in range(5)],
+      "caption": ["x", None, "y", "", "z"],
+      "key": [f"{n}{k}" for k in range(5)],
+    }
     pq.write_table(pa.table(rows), folder / f"{n}.parquet", row_group_size=2)
   return Source(kind="parquet", path=str(folder), split="")
 
 
-SOURCES = {"webdataset": web, "folder": human, "parquet": parquet,
-           "builtin": lambda folder: Source(kind="builtin", split="train[:20]+openclipart[:20]")}
+SOURCES = {
+  "webdataset": web,
+  "folder": human,
+  "parquet": parquet,
+  "builtin": lambda folder: Source(kind="builtin", split="train[:20]+openclipart[:20]"),
+}
 
 
 def opened(settings, out, **changes):
@@ -76,16 +83,21 @@ def test_kept_texts_with_their_images(tmp_path, kind):
   by_image = opened(settings, tmp_path / "out", sample="image")
   numbers = sorted({row["index"] for row in rows})
   assert 0 < len(numbers) < len(rows)
-  assert [by_image[i] for i in range(len(by_image))] == [dataclasses.replace(plain[n], texts=tuple(
-    Text(row["text"], row["origin"]) for row in rows if row["index"] == n)) for n in numbers]
+  assert [by_image[i] for i in range(len(by_image))] == [
+    dataclasses.replace(plain[n], texts=tuple(Text(row["text"], row["origin"]) for row in rows if row["index"] == n))
+    for n in numbers
+  ]
   for i in (-1, len(source)):
     with pytest.raises(IndexError):
       source[i]
   for one, of in ((source, [row["index"] for row in rows]), (by_image, numbers)):
     assert one.label_names == plain.label_names
     manifest = sidecars.read_manifest(tmp_path / "out")["shards"]
-    assert one.shards == [s for s in (Shard(m.name, sum(n < m.start for n in of), sum(n < m.stop for n in of))
-                                      for m in manifest) if s.start < s.stop]
+    assert one.shards == [
+      s
+      for s in (Shard(m.name, sum(n < m.start for n in of), sum(n < m.stop for n in of)) for m in manifest)
+      if s.start < s.stop
+    ]
 
 
 def test_counts_are_shown(tmp_path):
@@ -96,8 +108,11 @@ def test_counts_are_shown(tmp_path):
   rows = kept_rows(settings)
   kept = Counter(row["origin"] for row in rows)
   images = len({row["index"] for row in rows})
-  assert source.problems == [f"{tmp_path}/out: {len(rows)} texts for {images} of 13 images (web {kept['web']} of 13, "
-                             f"synthetic {kept['synthetic']} of 26)", "9.tar: the file is empty; no records"]
+  assert source.problems == [
+    f"{tmp_path}/out: {len(rows)} texts for {images} of 13 images (web {kept['web']} of 13, "
+    f"synthetic {kept['synthetic']} of 26)",
+    "9.tar: the file is empty; no records",
+  ]
 
 
 def test_other_thresholds_and_origins(tmp_path):
@@ -116,16 +131,19 @@ def test_other_thresholds_and_origins(tmp_path):
   assert texts_of(settings, **every) == expected(settings, lambda row: True)
   for sample in ("text", "image"):
     assert texts_of(settings, min_matching=0.75, sample=sample) == expected(
-      settings, lambda row: row["matching"] >= 0.75)
+      settings, lambda row: row["matching"] >= 0.75
+    )
   assert texts_of(settings, min_contrastive=0.25) == expected(settings, lambda row: row["contrastive"] >= 0.25)
   assert texts_of(settings, origins={"synthetic": 1.0}) == expected(
-    settings, lambda row: row["kept"] and row["origin"] == "synthetic")
+    settings, lambda row: row["kept"] and row["origin"] == "synthetic"
+  )
   found = texts_of(people, min_matching=1.0, min_contrastive=1.0)
   assert found == expected(people, lambda row: row["origin"] == "human")
   assert len(texts_of(people, min_matching=1.0)) == 13  # and one with the score 1
   assert sum(text.origin == "human" for text in found) == 12  # all of them
   assert [text for text in found if text.origin == "human"] == texts_of(
-    people, min_matching=1.0, min_contrastive=1.0, origins={"web": 1.0, "human": 1.0}, sample="image")
+    people, min_matching=1.0, min_contrastive=1.0, origins={"web": 1.0, "human": 1.0}, sample="image"
+  )
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -246,11 +264,18 @@ class Blank:
 
 def test_memory(tmp_path):
   from coca.data.sources.bootstrapped import Bootstrapped
+
   images, length = 100_000, 30
   index = np.repeat(np.arange(images), 2)
-  sidecars.write(sidecars.path_of(tmp_path, "x"), {
-    "index": index, "text": [f"{n:0{length}d}" for n in range(2 * images)], "origin": ["web", "synthetic"] * images,
-    "kept": np.ones(2 * images, bool)})
+  sidecars.write(
+    sidecars.path_of(tmp_path, "x"),
+    {
+      "index": index,
+      "text": [f"{n:0{length}d}" for n in range(2 * images)],
+      "origin": ["web", "synthetic"] * images,
+      "kept": np.ones(2 * images, bool),
+    },
+  )
   (tmp_path / "manifest.json").write_text(json.dumps({"shards": [["x", 0, images]]}))
   for sample, limit in (("text", 22), ("image", 26)):
     tracemalloc.start()
@@ -271,19 +296,24 @@ def chi_square(counts, expected):
 
 
 def test_weighted_draw():
-  record = Record("", b"", (Text("a", "web"), Text(" ", "human"), Text("b", "synthetic"), Text("c", "synthetic"),
-                            Text("d", "human")))
+  record = Record(
+    "", b"", (Text("a", "web"), Text(" ", "human"), Text("b", "synthetic"), Text("c", "synthetic"), Text("d", "human"))
+  )
   rng = np.random.default_rng(0)
+
   def draws(origins):
     return Counter(texts.choose(record, "random", (), rng, origins) for _ in range(6000))
+
   # 16.27: what chi-square with 3 degrees of freedom exceeds once in a thousand
   assert chi_square(draws({}), dict.fromkeys("abcd", 1500)) < 16.27
   found = draws({"web": 1.0, "synthetic": 0.5, "human": 4.0})
   assert chi_square(found, {"a": 1000, "b": 500, "c": 500, "d": 4000}) < 16.27
   assert draws({"web": 1.0, "synthetic": 1.0}).keys() == {"a", "b", "c"}
   assert draws({"human": 0.1}).keys() == {"d"}
-  seeded = [[texts.choose(record, "random", (), r, {"web": 1.0, "human": 2.0}) for _ in range(50)]
-            for r in (np.random.default_rng(1), np.random.default_rng(1), np.random.default_rng(2))]
+  seeded = [
+    [texts.choose(record, "random", (), r, {"web": 1.0, "human": 2.0}) for _ in range(50)]
+    for r in (np.random.default_rng(1), np.random.default_rng(1), np.random.default_rng(2))
+  ]
   assert seeded[0] == seeded[1] != seeded[2]
   rng = np.random.default_rng(0)
   expected = np.random.default_rng(0).integers(4, size=20)  # a source without weights draws as it always has
@@ -297,7 +327,8 @@ def pipeline_config(settings, batch, **source):
   settings = dataclasses.replace(settings, **source)
   return config.Config(
     model=config.Model(image=config.ImageEncoder(size=8, patch=8), text=config.TextDecoder(length=LENGTH, vocab=140)),
-    data=config.Data(sources={"boot": settings}, batch=batch, threads=2))
+    data=config.Data(sources={"boot": settings}, batch=batch, threads=2),
+  )
 
 
 def drawn(settings, words, batch, rows, steps, start=0, **source):
@@ -331,8 +362,10 @@ def test_batches_of_texts(tmp_path, words):
   # A source an origin and weights make another mixture.
   c = pipeline_config(settings, 12, sidecars=str(tmp_path / "out"))
   base = c.data.sources["boot"]
-  mixture = {name: dataclasses.replace(base, origins={name: 1.0}, weight=weight)
-             for name, weight in (("web", 3.0), ("synthetic", 1.0))}
+  mixture = {
+    name: dataclasses.replace(base, origins={name: 1.0}, weight=weight)
+    for name, weight in (("web", 3.0), ("synthetic", 1.0))
+  }
   c = dataclasses.replace(c, data=dataclasses.replace(c.data, sources=mixture))
   batches = pipeline.train_batches(c, {k: open_source(s) for k, s in mixture.items()}, words, range(12))
   texts = [words.decode(ids) for ids in next(batches)[0]["text"]]
@@ -395,11 +428,16 @@ def test_origins_on_the_command_line(tmp_path):
     "def get_config():\n"
     "  config = default()\n"
     "  config.data.sources.x = to_dict(Source(sidecars='out', sample='image', origins={'human': 1.0, 'web': 1}))\n"
-    "  return config\n")
+    "  return config\n"
+  )
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=values)
-  argv = ["x", f"--config={tmp_path / 'c.py'}", "--config.data.sources.x.origins.human=2.5",
-          "--config.data.sources.x.min_matching=0.7"]
+  argv = [
+    "x",
+    f"--config={tmp_path / 'c.py'}",
+    "--config.data.sources.x.origins.human=2.5",
+    "--config.data.sources.x.min_matching=0.7",
+  ]
   before, sys.argv = sys.argv, argv
   try:
     values(argv)

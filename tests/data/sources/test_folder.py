@@ -82,7 +82,8 @@ def test_encodings(folder, encoding):
 
 def test_wrong_rows_are_counted(folder):
   (folder / "captions.csv").write_bytes(
-    b"file_name,caption\na.jpg,good\na.jpg,K\xe4se\n\na.jpg,red, round\n,nothing\nsub/b.png,\ngone.jpg,x\nsub,x\n")
+    b"file_name,caption\na.jpg,good\na.jpg,K\xe4se\n\na.jpg,red, round\n,nothing\nsub/b.png,\ngone.jpg,x\nsub,x\n"
+  )
   source = opened(folder)
   assert len(source) == 7 and source[0].texts == (Text("good", "human"),)
   assert len(source.problems) == 1 and "3 rows can't be used" in source.problems[0]
@@ -234,8 +235,9 @@ def test_numbers_and_truth_values(folder):
     source = opened(folder, **({"text_key": "a"} | asked))
     found = [t.text for i in range(len(source)) for t in source[i].texts]
     assert found == ["0", "2", "1.5", "3", "4"] and source.problems == []
-  (folder / "x.jsonl").write_text('{"image": "a.jpg", "q": "Is it?", "a": true}\n'
-                                  '{"image": "a.jpg", "q": 1, "a": false}')
+  (folder / "x.jsonl").write_text(
+    '{"image": "a.jpg", "q": "Is it?", "a": true}\n{"image": "a.jpg", "q": 1, "a": false}'
+  )
   source = opened(folder, question_key="q", text_key="a")
   assert [(source[i].question, source[i].texts[0].text) for i in range(2)] == [("Is it?", "yes"), ("1", "no")]
   with pytest.raises(ValueError, match="a text is a bool"):
@@ -257,8 +259,10 @@ def test_cocos_annotations(folder, name):
   source = opened(folder)
   assert [[t.text for t in source[i].texts] for i in range(2)] == [["one", "three"], ["two"]]
   assert "1 rows can't be used" in source.problems[0] and "annotation 4" in source.problems[0]
-  nameless = {"images": [*COCO["images"], {"file_name": "c.jpg"}], "annotations": [*COCO["annotations"],
-                                                                                  {"caption": "of none"}]}
+  nameless = {
+    "images": [*COCO["images"], {"file_name": "c.jpg"}],
+    "annotations": [*COCO["annotations"], {"caption": "of none"}],
+  }
   (folder / name).write_text(json.dumps(nameless))
   assert "2 rows can't be used" in opened(folder).problems[0]
   count = len(opened(folder))
@@ -304,8 +308,10 @@ def test_images_alone(folder):
   (folder / "captions.csv").write_text("file_name,caption\na.jpg,one\n")
   (folder / "a.txt").write_text("beside")
   source = opened(folder, text_key="")
-  assert [source[i] for i in range(len(source))] == [Record("a.jpg", picture(0), ()),
-                                                     Record("sub/b.png", picture(1, "PNG"), ())]
+  assert [source[i] for i in range(len(source))] == [
+    Record("a.jpg", picture(0), ()),
+    Record("sub/b.png", picture(1, "PNG"), ()),
+  ]
   assert source.problems == []
 
 
@@ -315,8 +321,14 @@ def linked(folder, tmp_path_factory):
   outside = tmp_path_factory.mktemp("outside")
   (outside / "secret.jpg").write_bytes(picture(9))
   (outside / "secret.txt").write_text("a secret")
-  for name, target in (("out.jpg", outside / "secret.jpg"), ("in.jpg", folder / "a.jpg"), ("dead.jpg", "/nowhere"),
-                       ("album", outside), ("circle", folder), ("sub/b.txt", outside / "secret.txt")):
+  for name, target in (
+    ("out.jpg", outside / "secret.jpg"),
+    ("in.jpg", folder / "a.jpg"),
+    ("dead.jpg", "/nowhere"),
+    ("album", outside),
+    ("circle", folder),
+    ("sub/b.txt", outside / "secret.txt"),
+  ):
     (folder / name).symlink_to(target)
   os.mkfifo(folder / "pipe.jpg")
   for name in ("a", "in", "out", "dead", "pipe"):

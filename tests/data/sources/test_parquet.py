@@ -260,8 +260,11 @@ def test_no_flipped_bit_of_a_footer_ends_the_process(tmp_path):
 def test_columns_of_one_name_and_keys_that_are_no_times(tmp_path):
   image = pa.array([picture(n) for n in range(3)])
   far = pa.array([0, 2**50, 1], pa.timestamp("s"))
-  pq.write_table(pa.Table.from_arrays([image, pa.array(["a", "b", "c"]), far], ["image", "caption", "key"]),
-                 tmp_path / "times.parquet", version="2.6")
+  pq.write_table(
+    pa.Table.from_arrays([image, pa.array(["a", "b", "c"]), far], ["image", "caption", "key"]),
+    tmp_path / "times.parquet",
+    version="2.6",
+  )
   source = opened(tmp_path / "times.parquet")
   assert [source[n].texts[0].text for n in (0, 2)] == ["a", "c"]
   with pytest.raises(BadRecord, match=r"times\.parquet:1"):

@@ -57,8 +57,10 @@ def test_index_agrees_with_tarfile(tmp_path, format):
     f.addfile(tail, io.BytesIO(b"final"))
   index = scanned(path)
   assert index.problem == ""
-  got = {(index.keys[int(s)].decode(), index.extensions[e]): (o, n) for s, e, o, n in
-         zip(index.sample, index.extension, index.offset, index.size, strict=True)}
+  got = {
+    (index.keys[int(s)].decode(), index.extensions[e]): (o, n)
+    for s, e, o, n in zip(index.sample, index.extension, index.offset, index.size, strict=True)
+  }
   expected = {}
   with tarfile.open(path) as f:
     for m in f.getmembers():

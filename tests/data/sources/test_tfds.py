@@ -35,34 +35,48 @@ class Pairs(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     text, names = tfds.features.Text, ["cat", "dog", "owl"]
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-      "image": tfds.features.Image(),
-      "number": tfds.features.Scalar(np.int64),
-      "caption": text(),
-      "captions": tfds.features.Sequence({"id": tfds.features.Scalar(np.int64), "text": text()}),
-      "list": tfds.features.Sequence(text()),
-      "label": tfds.features.ClassLabel(names=names),
-      "coarse": tfds.features.ClassLabel(names=["pet", "wild"]),
-      "classes": tfds.features.Sequence(tfds.features.ClassLabel(names=names)),
-    }))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(),
+          "number": tfds.features.Scalar(np.int64),
+          "caption": text(),
+          "captions": tfds.features.Sequence({"id": tfds.features.Scalar(np.int64), "text": text()}),
+          "list": tfds.features.Sequence(text()),
+          "label": tfds.features.ClassLabel(names=names),
+          "coarse": tfds.features.ClassLabel(names=["pet", "wild"]),
+          "classes": tfds.features.Sequence(tfds.features.ClassLabel(names=names)),
+        }
+      ),
+    )
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples(N), "val": self._generate_examples(3)}
 
   def _generate_examples(self, n):
     for i in range(n):
-      yield i, {
-        "image": picture(i), "number": i, "caption": f"picture {i} ü", "label": i % 3 if i else -1, "coarse": i % 2,
-        "captions": [{"id": j, "text": f"text {j} of {i}"} for j in range(i % 3)],
-        "list": [f"a{i}", f"b{i}"], "classes": list(range(i % 4)),
-      }
+      yield (
+        i,
+        {
+          "image": picture(i),
+          "number": i,
+          "caption": f"picture {i} ü",
+          "label": i % 3 if i else -1,
+          "coarse": i % 2,
+          "captions": [{"id": j, "text": f"text {j} of {i}"} for j in range(i % 3)],
+          "list": [f"a{i}", f"b{i}"],
+          "classes": list(range(i % 4)),
+        },
+      )
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tfds")
   Pairs(data_dir=folder, file_format="array_record").download_and_prepare(
-    download_config=tfds.download.DownloadConfig(num_shards=2))
+    download_config=tfds.download.DownloadConfig(num_shards=2)
+  )
   return folder
 
 
@@ -96,10 +110,13 @@ def test_records_are_those_that_tfds_reads(data_dir):
   assert source.problems == []
 
 
-@pytest.mark.parametrize("key, texts", [
-  ("captions.text", lambda n: [f"text {j} of {n}" for j in range(n % 3)]),
-  ("list", lambda n: [f"a{n}", f"b{n}"]),
-])
+@pytest.mark.parametrize(
+  "key, texts",
+  [
+    ("captions.text", lambda n: [f"text {j} of {n}" for j in range(n % 3)]),
+    ("list", lambda n: [f"a{n}", f"b{n}"]),
+  ],
+)
 def test_several_texts(data_dir, key, texts):
   source = opened(data_dir / "pairs" / "1.0.0", text_key=key)
   for i, example in enumerate(truth(data_dir)):
@@ -208,8 +225,10 @@ def test_wrong_text_feature(copied):
   features = json.loads((copied / "features.json").read_text())
   known = features["featuresDict"]["features"]
   del known["label"]
-  known["lists"] = {"pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
-                    "sequence": {"feature": known["list"], "length": "-1"}}
+  known["lists"] = {
+    "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
+    "sequence": {"feature": known["list"], "length": "-1"},
+  }
   (copied / "features.json").write_text(json.dumps(features))
   assert opened(copied)[0].label == -1
   for key in ("nothing", "number", "captions", "captions.nothing", "image", "lists"):
@@ -295,7 +314,9 @@ def test_code_that_a_data_set_names_is_not_run(copied, tmp_path, monkeypatch, fo
                          "jsonFeature": {"json": json.dumps({"type": "evil.Feature", "content": {}})}},
          "escaped": {"@": "evil.Feature", "text": {}}}[form]  # fmt: skip
   features["featuresDict"]["features"]["deep"] = {
-    "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence", "sequence": {"feature": bad}}
+    "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
+    "sequence": {"feature": bad},
+  }
   path.write_text(json.dumps(features).replace('"@"', r'"\u0070ythonClassName"'))
   with pytest.raises(ValueError, match=r"is no readable tfds data set.*names the class 'evil\.Feature'"):
     opened(copied)

@@ -99,11 +99,21 @@ def test_packed_tars_are_named(tmp_path, path):
 
 def test_numbers_and_truth_values(tmp_path):
   rows = [{"q": "How many?", "a": 2}, {"q": "Is it red?", "a": False}, {"q": 3, "a": [1.0, None, float("nan")]}]
-  (tmp_path / "0.tar").write_bytes(tar({f"{n}.{kind}": body for n, row in enumerate(rows) for kind, body in
-                                        (("jpg", picture(n)), ("json", json.dumps(row).encode()))}))
+  (tmp_path / "0.tar").write_bytes(
+    tar(
+      {
+        f"{n}.{kind}": body
+        for n, row in enumerate(rows)
+        for kind, body in (("jpg", picture(n)), ("json", json.dumps(row).encode()))
+      }
+    )
+  )
   source = opened(tmp_path, question_key="q", text_key="a")
   assert [(r.question, [t.text for t in r.texts]) for r in records(source)] == [
-    ("How many?", ["2"]), ("Is it red?", ["no"]), ("3", ["1"])]
+    ("How many?", ["2"]),
+    ("Is it red?", ["no"]),
+    ("3", ["1"]),
+  ]
   with pytest.raises(BadRecord, match="a text is a bool"):
     opened(tmp_path, text_key="a")[1]
 

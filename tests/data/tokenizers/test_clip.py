@@ -92,12 +92,22 @@ def test_missing_files_are_named(tmp_path):
     clip_tokenizer.find(tmp_path, 560)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": {"vocab": {}, "merges": []}, "added_tokens": []}',
-                                     b'{"model": {"vocab": [["a", 0.5]]}}', b"[" * 100_000, b'{"model": []}',
-                                     b'{"model": {"vocab": {"a": null}, "merges": []}}',
-                                     b'{"model": {"vocab": {}, "merges": []}, "added_tokens": [3]}',
-                                     b'{"model": {"vocab": {}, "merges": [["a", 3]]}}',
-                                     b'{"model": {"vocab": {}, "merges": [3]}}'])
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"",
+    b"{",
+    b"[]",
+    b'{"model": {"vocab": {}, "merges": []}, "added_tokens": []}',
+    b'{"model": {"vocab": [["a", 0.5]]}}',
+    b"[" * 100_000,
+    b'{"model": []}',
+    b'{"model": {"vocab": {"a": null}, "merges": []}}',
+    b'{"model": {"vocab": {}, "merges": []}, "added_tokens": [3]}',
+    b'{"model": {"vocab": {}, "merges": [["a", 3]]}}',
+    b'{"model": {"vocab": {}, "merges": [3]}}',
+  ],
+)
 def test_a_file_that_is_no_clip_tokenizer(content, tmp_path):
   (tmp_path / "tokenizer.json").write_bytes(content)
   with pytest.raises(ValueError, match=r"tokenizer\.json: not "):

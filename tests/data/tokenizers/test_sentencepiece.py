@@ -27,7 +27,7 @@ def test_special_ids_and_padding(small):
   ids = small.encode("a red cat", 24)
   assert ids.dtype == np.int32 and ids.shape == (24,)
   end = int(np.flatnonzero(ids == tokenizer.EOS)[0])
-  assert ids[0] == tokenizer.BOS and (ids[end + 1:] == tokenizer.PAD).all()
+  assert ids[0] == tokenizer.BOS and (ids[end + 1 :] == tokenizer.PAD).all()
   assert (ids[1:end] > tokenizer.UNK).all() and ids.max() < small.vocab
   assert (tokenizer.PAD, tokenizer.BOS, tokenizer.EOS, tokenizer.UNK) == (0, 1, 2, 3)
 
@@ -75,10 +75,11 @@ def test_decode_takes_what_a_model_may_emit(small):
 
 def test_training_is_reproducible_to_the_byte_also_in_another_process(small):
   assert tokenizer.train(sentences(500), 200).model == small.model
-  program = ("from support.texts import sentences; from coca.data.tokenizers import sentencepiece as tokenizer; "
-             "print(tokenizer.train(sentences(500), 200).sha256)")
-  found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
-                         env=environment())
+  program = (
+    "from support.texts import sentences; from coca.data.tokenizers import sentencepiece as tokenizer; "
+    "print(tokenizer.train(sentences(500), 200).sha256)"
+  )
+  found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment())
   assert found.stdout.strip() == small.sha256
   assert found.stderr == ""  # SentencePiece's log is silenced
   assert tokenizer.train(sentences(500, seed=2), 200).sha256 != small.sha256
@@ -132,7 +133,7 @@ def test_missing_and_changed_files(small, tmp_path):
 
 def test_damaged_models(small, tmp_path):
   path = tmp_path / "tokenizer.model"
-  for content in (b"", b"not a model", small.model[:len(small.model) // 2]):
+  for content in (b"", b"not a model", small.model[: len(small.model) // 2]):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"tokenizer\.model: not a SentencePiece model, or a damaged one"):
       load_tokenizer(path)
@@ -140,15 +141,18 @@ def test_damaged_models(small, tmp_path):
 
 def test_models_with_other_special_ids_are_refused(tmp_path):
   out = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences(200)), model_writer=out, vocab_size=50,
-                                           minloglevel=2)
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(sentences(200)), model_writer=out, vocab_size=50, minloglevel=2
+  )
   with pytest.raises(ValueError, match=r"are \(-1, 1, 2, 0\); they have to be 0, 1, 2, 3"):
     tokenizer.SentencePiece(out.getvalue())
 
 
 def test_texts_of_draws_the_same_texts_from_all_sources():
-  sources = {"b": Records([[f"web {i}", " "] for i in range(3000)]),
-             "a": Records([["cat", "animal"], None, ["  "], ["dog"]], "label")}
+  sources = {
+    "b": Records([[f"web {i}", " "] for i in range(3000)]),
+    "a": Records([["cat", "animal"], None, ["  "], ["dog"]], "label"),
+  }
   settings = {"a": Source(text="labels", prompts=("a photo of the {}",)), "b": Source()}
   drawn = [list(load.texts_of(sources, settings, 200, seed)) for seed in (0, 0, 1)]
   assert drawn[0] == drawn[1] != drawn[2]
@@ -172,8 +176,9 @@ def test_texts_of_tells_why_there_are_none():
 
 def test_rules_of_which_text_is_used():
   rng = np.random.default_rng(0)
-  record = Record("k", b"", (Text(" \n"), Text(" one  text\n"), Text("two"), Text("cat", "label"),
-                           Text("animal", "label")))
+  record = Record(
+    "k", b"", (Text(" \n"), Text(" one  text\n"), Text("two"), Text("cat", "label"), Text("animal", "label"))
+  )
   assert texts.choose(record, "first", (), rng) == "one text"
   assert {texts.choose(record, "random", (), rng) for _ in range(100)} == {"one text", "two", "cat", "animal"}
   seen = {texts.choose(record, "labels", ("a photo of the {}", "{}!"), rng) for _ in range(100)}

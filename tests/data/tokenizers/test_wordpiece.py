@@ -28,8 +28,10 @@ SMALL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "##s"]
 def sentences(n, seed=0):
   """Made-up words, and so many ties among their counts."""
   draw = random.Random(seed)
-  words = ["".join(draw.choices(["ba", "ke", "lo", "mi", "sen", "dor", "qua", "ing", "er", "\u00e9l"],
-                                k=draw.randint(1, 4))) for _ in range(300)]
+  words = [
+    "".join(draw.choices(["ba", "ke", "lo", "mi", "sen", "dor", "qua", "ing", "er", "\u00e9l"], k=draw.randint(1, 4)))
+    for _ in range(300)
+  ]
   return [" ".join(draw.choices(words, k=8)).capitalize() + "." for _ in range(n)]
 
 
@@ -111,12 +113,15 @@ def test_files_that_do_not_fit(tmp_path):
     wordpiece.find(GOLDEN, VOCAB - 1)
 
 
-@pytest.mark.parametrize("pieces, message", [
-  (["[UNK]", "[PAD]", *SMALL[2:]], r"the id of \[PAD\] is 1; it has to be 0"),
-  (["a", "b"], r"it has no \[PAD\], \[UNK\], \[CLS\], \[SEP\]"),
-  ([*SMALL, "cat"], "the piece 'cat' is there twice"),
-  ([*SMALL, "", "dog"], "the piece with id 7 is empty"),
-])
+@pytest.mark.parametrize(
+  "pieces, message",
+  [
+    (["[UNK]", "[PAD]", *SMALL[2:]], r"the id of \[PAD\] is 1; it has to be 0"),
+    (["a", "b"], r"it has no \[PAD\], \[UNK\], \[CLS\], \[SEP\]"),
+    ([*SMALL, "cat"], "the piece 'cat' is there twice"),
+    ([*SMALL, "", "dog"], "the piece with id 7 is empty"),
+  ],
+)
 def test_a_list_that_is_none_of_bert(pieces, message, tmp_path):
   (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
   for load in (load_tokenizer, lambda path: wordpiece.find(path, 100)):
@@ -124,9 +129,18 @@ def test_a_list_that_is_none_of_bert(pieces, message, tmp_path):
       load(tmp_path / "vocab.txt")
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe[PAD]", b"{", b"{}", b'{"model": [], "normalizer": null}',
-                                     b'{"model":' + b"[" * 100_000,
-                                     b'{"model": {"vocab": {"a": "b"}}, "normalizer": {}}'])
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"",
+    b"\xff\xfe[PAD]",
+    b"{",
+    b"{}",
+    b'{"model": [], "normalizer": null}',
+    b'{"model":' + b"[" * 100_000,
+    b'{"model": {"vocab": {"a": "b"}}, "normalizer": {}}',
+  ],
+)
 def test_damaged_files(content, tmp_path):
   (tmp_path / "vocab.txt").write_bytes(content)
   with pytest.raises(ValueError, match=r"vocab\.txt: not "):
@@ -141,13 +155,16 @@ def test_a_piece_that_is_no_unicode(tmp_path):
     wordpiece.find(tmp_path, VOCAB + 1)
 
 
-@pytest.mark.parametrize("part, name, value, message", [
-  ("normalizer", "lowercase", False, "lowercase is False, not True"),
-  ("normalizer", "strip_accents", False, "it keeps accents"),
-  ("normalizer", "type", "NFC", "type is 'NFC'"),
-  ("model", "max_input_chars_per_word", 200, "max_input_chars_per_word is 200, not 100"),
-  ("model", "vocab", {"[PAD]": 0, "a": 7}, "ids are missing"),
-])
+@pytest.mark.parametrize(
+  "part, name, value, message",
+  [
+    ("normalizer", "lowercase", False, "lowercase is False, not True"),
+    ("normalizer", "strip_accents", False, "it keeps accents"),
+    ("normalizer", "type", "NFC", "type is 'NFC'"),
+    ("model", "max_input_chars_per_word", 200, "max_input_chars_per_word is 200, not 100"),
+    ("model", "vocab", {"[PAD]": 0, "a": 7}, "ids are missing"),
+  ],
+)
 def test_another_kind_of_bert_is_refused(part, name, value, message, tmp_path):
   saved = json.loads((GOLDEN / "tokenizer.json").read_text())
   saved[part][name] = value
@@ -172,12 +189,20 @@ def test_a_trained_vocabulary(trained):
 def test_training_is_reproducible_to_the_byte_also_in_other_processes(trained):
   assert wordpiece.train(reversed(sentences(500)), 300).model == trained.model
   assert wordpiece.train(sentences(500, seed=1), 300).model != trained.model
-  program = ("import json, sys; from coca.data.tokenizers import wordpiece; "
-             "print(wordpiece.train(json.load(sys.stdin), 300).sha256)")
+  program = (
+    "import json, sys; from coca.data.tokenizers import wordpiece; "
+    "print(wordpiece.train(json.load(sys.stdin), 300).sha256)"
+  )
   for i in (1, 2, 5):
-    found = subprocess.run([sys.executable, "-c", program], input=json.dumps(sentences(500)), capture_output=True,
-                           text=True, check=True, cwd=Path(__file__).parents[3],
-                           env=os.environ | {"PYTHONHASHSEED": str(i), "RAYON_NUM_THREADS": str(i)})
+    found = subprocess.run(
+      [sys.executable, "-c", program],
+      input=json.dumps(sentences(500)),
+      capture_output=True,
+      text=True,
+      check=True,
+      cwd=Path(__file__).parents[3],
+      env=os.environ | {"PYTHONHASHSEED": str(i), "RAYON_NUM_THREADS": str(i)},
+    )
     assert (found.stdout.strip(), found.stderr) == (trained.sha256, "")
 
 
@@ -208,10 +233,16 @@ class Records:
 
 @pytest.mark.parametrize("kind, file", [("blip", "vocab.txt"), ("coca", "tokenizer.model")])
 def test_the_kind_of_model_decides_what_is_trained(kind, file, tmp_path):
-  config = settings.Config(model=settings.Model(kind=kind, text=settings.TextDecoder(vocab=200),
-                                                med=settings.Med(cls=2, encode=6), embed_dim=8,
-                                                image=settings.ImageEncoder(class_token=True)),
-                           data=settings.Data(sources={"memory": settings.Source()}))
+  config = settings.Config(
+    model=settings.Model(
+      kind=kind,
+      text=settings.TextDecoder(vocab=200),
+      med=settings.Med(cls=2, encode=6),
+      embed_dim=8,
+      image=settings.ImageEncoder(class_token=True),
+    ),
+    data=settings.Data(sources={"memory": settings.Source()}),
+  )
   found, _ = begin(config, {"memory": Records()}, tmp_path)
   assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", found.file] and found.file == file
   assert workdir.read_workdir(tmp_path)[1].sha256 == found.sha256
@@ -219,8 +250,10 @@ def test_the_kind_of_model_decides_what_is_trained(kind, file, tmp_path):
 
 def test_berts_list_for_a_run_is_kept_with_blips_tokens(tmp_path):
   (tmp_path / "bert.txt").write_text("\n".join(SMALL) + "\n")
-  config = settings.Config(model=settings.Model(kind="blip", med=settings.Med(cls=2, encode=8)),
-                           data=settings.Data(tokenizer=str(tmp_path / "bert.txt")))
+  config = settings.Config(
+    model=settings.Model(kind="blip", med=settings.Med(cls=2, encode=8)),
+    data=settings.Data(tokenizer=str(tmp_path / "bert.txt")),
+  )
   found, _ = begin(config, {}, tmp_path / "run")
   assert (found.bos, found.enc) == (7, 8)
   assert (tmp_path / "run" / "vocab.txt").read_text().splitlines() == [*SMALL, "[DEC]", "[ENC]"]
@@ -235,7 +268,8 @@ def test_a_tokenizer_that_does_not_fit_the_settings(tmp_path):
     config = settings.Config(
       model=settings.Model(kind="blip", med=settings.Med(**med)),
       captioning=settings.Captioning(prompt_tokens=prompt_tokens),
-      data=settings.Data(tokenizer=str(tmp_path / file), prompt=SMALL[5] + " "))
+      data=settings.Data(tokenizer=str(tmp_path / file), prompt=SMALL[5] + " "),
+    )
     begin(config, {}, tmp_path / "run" / f"{len(med)}{prompt_tokens}{med.get('encode')}")
 
   fits = {"cls": 2, "encode": 8}

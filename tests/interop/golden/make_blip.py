@@ -26,14 +26,33 @@ from transformers import (  # noqa: E402
 
 HERE = Path(__file__).parent / "blip"
 TOKENIZERS = HERE.parents[2] / "data" / "tokenizers" / "golden"
-CLASSES = {"captioner": BlipForConditionalGeneration, "retrieval": BlipForImageTextRetrieval,
-           "vqa": BlipForQuestionAnswering}
+CLASSES = {
+  "captioner": BlipForConditionalGeneration,
+  "retrieval": BlipForImageTextRetrieval,
+  "vqa": BlipForQuestionAnswering,
+}
 CLS, SEP, DEC, ENC, VOCAB = 4, 5, 123, 124, 125  # of wordpiece/vocab.txt
-VISION = {"hidden_size": 32, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 4,
-          "image_size": 12, "patch_size": 4, "layer_norm_eps": 1e-3}
-TEXT = {"vocab_size": VOCAB, "hidden_size": 24, "intermediate_size": 28, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "max_position_embeddings": 40, "layer_norm_eps": 1e-4, "bos_token_id": DEC,
-        "sep_token_id": SEP, "label_smoothing": 0.1}
+VISION = {
+  "hidden_size": 32,
+  "intermediate_size": 36,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "image_size": 12,
+  "patch_size": 4,
+  "layer_norm_eps": 1e-3,
+}
+TEXT = {
+  "vocab_size": VOCAB,
+  "hidden_size": 24,
+  "intermediate_size": 28,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "max_position_embeddings": 40,
+  "layer_norm_eps": 1e-4,
+  "bos_token_id": DEC,
+  "sep_token_id": SEP,
+  "label_smoothing": 0.1,
+}
 SIZE, LENGTH = VISION["image_size"], 9
 
 
@@ -55,8 +74,12 @@ def main() -> None:
   torch.manual_seed(1)
   # Where one answers questions, both text towers are built for one width, so pictures and texts have to have the same.
   widths = {"vqa": {"hidden_size": 24, "num_attention_heads": 3}}
-  models = {name: cls(BlipConfig(vision_config=VISION | widths.get(name, {}), text_config=TEXT,
-                                 image_text_hidden_size=16)).eval() for name, cls in CLASSES.items()}
+  models = {
+    name: cls(
+      BlipConfig(vision_config=VISION | widths.get(name, {}), text_config=TEXT, image_text_hidden_size=16)
+    ).eval()
+    for name, cls in CLASSES.items()
+  }
   for model in models.values():
     randomize(model)
   encoder, decoder = models["retrieval"].text_encoder, models["captioner"].text_decoder.bert
@@ -95,18 +118,28 @@ def run(models, processor) -> dict:
   captioner, retrieval, vqa = (models[name] for name in CLASSES)
   with torch.no_grad():
     return {
-      "image": image, "text": text.astype(np.int32), "answer": answer.astype(np.int32),
+      "image": image,
+      "text": text.astype(np.int32),
+      "answer": answer.astype(np.int32),
       "similarity": retrieval(ids, pixels, use_itm_head=False, attention_mask=given).itm_score.numpy(),
       "matching": retrieval(ids, pixels, attention_mask=given).itm_score.numpy(),
       "logits": captioner(pixels, written).logits.numpy(),
       "captions": captioner.generate(pixels, **beams).numpy(),
       "prompted": captioner.generate(pixels, prompt, **beams).numpy(),
       # One question at a time, without padding: transformers 5.23 lets answers look at it, whatever the mask says.
-      "answer_losses": np.array([vqa(question, pixels[i:i + 1], decoder_input_ids=answers[i:i + 1],
-                                     labels=labels[i:i + 1]).loss for i, question in enumerate(questions)]),
-      "answers": np.stack([np.pad(vqa.generate(question, pixels[i:i + 1], num_beams=3, max_length=6)[0].numpy(),
-                                  (0, 6))[:6] for i, question in enumerate(questions)])}
-
+      "answer_losses": np.array(
+        [
+          vqa(question, pixels[i : i + 1], decoder_input_ids=answers[i : i + 1], labels=labels[i : i + 1]).loss
+          for i, question in enumerate(questions)
+        ]
+      ),
+      "answers": np.stack(
+        [
+          np.pad(vqa.generate(question, pixels[i : i + 1], num_beams=3, max_length=6)[0].numpy(), (0, 6))[:6]
+          for i, question in enumerate(questions)
+        ]
+      ),
+    }
 
 
 if __name__ == "__main__":

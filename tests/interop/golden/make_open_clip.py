@@ -22,26 +22,42 @@ TEXT = {"context_length": 9, "vocab_size": 560, "width": 24, "heads": 2, "layers
 VISION = {"image_size": 24, "patch_size": 8, "layers": 2, "width": 48, "head_width": 12}
 MULTIMODAL = {"context_length": 9, "vocab_size": 560, "width": 24, "heads": 2, "layers": 2}
 POOLED = {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 6, "output_tokens": True}
-CAPTIONING = {"text_cfg": TEXT | {"embed_cls": True, "output_tokens": True}, "multimodal_cfg": MULTIMODAL,
-              "custom_text": True}
+CAPTIONING = {
+  "text_cfg": TEXT | {"embed_cls": True, "output_tokens": True},
+  "multimodal_cfg": MULTIMODAL,
+  "custom_text": True,
+}
 MODELS = {
   "coca": {"embed_dim": 24, "vision_cfg": VISION | POOLED, **CAPTIONING},
   # As coca_base: no pooler, the decoder sees all patches.
   "coca_patches": {"embed_dim": 40, "vision_cfg": VISION | {"width": 24, "output_tokens": True}, **CAPTIONING},
   "clip": {"embed_dim": 40, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT},
 }
-PREPROCESS = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711],
-              "interpolation": "bicubic", "resize_mode": "shortest"}
+PREPROCESS = {
+  "mean": [0.48145466, 0.4578275, 0.40821073],
+  "std": [0.26862954, 0.26130258, 0.27577711],
+  "interpolation": "bicubic",
+  "resize_mode": "shortest",
+}
 MERGES = """c a|ca t</w>|d o|do g</w>|a n|an d</w>|t h|th e</w>|o n|o f</w>|p h|ph o|pho t|phot o</w>|i n|in g</w>
 ! !</w>|r e|re d</w>|' s</w>|i t</w>|o r|e r</w>|1 0|b l|u e</w>|bl ue</w>|Ã ©|Ã ©</w>|ð Ł|ðŁ ĺ"""
 TEXTS = [
-  "a photo of the cat and dog", "  A  PHOTO\tof\n the Cat's   dog!!", "caf\u00e9 caf\u00c3\u00a9 cafe\u0301",
-  "&amp;lt;b&amp;gt; tom &amp; jerry", "red, blue; 10 (or 2010) reds!?",
+  "a photo of the cat and dog",
+  "  A  PHOTO\tof\n the Cat's   dog!!",
+  "caf\u00e9 caf\u00c3\u00a9 cafe\u0301",
+  "&amp;lt;b&amp;gt; tom &amp; jerry",
+  "red, blue; 10 (or 2010) reds!?",
   "\u201ccurly\u201d \u2018quotes\u2019 \ufb01ne \uff26ull \u2026",
   "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea",
   "\u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4 \u0939\u093f\u0928\u094d\u0926\u0940",
-  "it's I'D we'LL 's don't", "", "   ", "! !! !!! ?!", "__under_score__ #tag @me 50%",
-  "\u00bd \u00b2 \u0664 \u0130stanbul stra\u00dfe", "thing " * 40, "\u200bzero\u00a0width\u3000space",
+  "it's I'D we'LL 's don't",
+  "",
+  "   ",
+  "! !! !!! ?!",
+  "__under_score__ #tag @me 50%",
+  "\u00bd \u00b2 \u0664 \u0130stanbul stra\u00dfe",
+  "thing " * 40,
+  "\u200bzero\u00a0width\u3000space",
 ]
 
 
@@ -49,7 +65,8 @@ def make_model(name: str, settings: dict) -> None:
   folder = HERE / name
   folder.mkdir(exist_ok=True)
   (folder / "open_clip_config.json").write_text(
-    json.dumps({"model_cfg": settings, "preprocess_cfg": PREPROCESS}, indent=2) + "\n")
+    json.dumps({"model_cfg": settings, "preprocess_cfg": PREPROCESS}, indent=2) + "\n"
+  )
   torch.manual_seed(sum(map(ord, name)))
   model = open_clip.create_model(f"local-dir:{folder}", load_weights=False).eval()
   with torch.no_grad():
@@ -70,12 +87,15 @@ def make_model(name: str, settings: dict) -> None:
   mean, std = (torch.tensor(PREPROCESS[k]) for k in ("mean", "std"))
   pixels = ((torch.tensor(image) / 255 - mean) / std).permute(0, 3, 1, 2)
   with torch.no_grad():
-    outputs = {"image_latent": model.encode_image(pixels, normalize=True),
-               "text_latent": model.encode_text(torch.tensor(text), normalize=True)}
+    outputs = {
+      "image_latent": model.encode_image(pixels, normalize=True),
+      "text_latent": model.encode_text(torch.tensor(text), normalize=True),
+    }
     if "multimodal_cfg" in settings:
       outputs["logits"] = model(pixels, torch.tensor(text), output_labels=False)["logits"]
-  np.savez_compressed(folder / "outputs.npz", image=image, text=text.astype(np.int32),
-                      **{k: v.numpy() for k, v in outputs.items()})
+  np.savez_compressed(
+    folder / "outputs.npz", image=image, text=text.astype(np.int32), **{k: v.numpy() for k, v in outputs.items()}
+  )
 
 
 def make_tokenizer() -> None:
@@ -87,8 +107,10 @@ def make_tokenizer() -> None:
   with gzip.GzipFile(folder / "bpe_simple_vocab_16e6.txt.gz", "wb", mtime=0) as f:
     f.write("\n".join(["heading", *merges]).encode())
   tokenizer = SimpleTokenizer(str(folder / "bpe_simple_vocab_16e6.txt.gz"))
-  cases = [{"text": t, "ids": tokenizer(t, 20)[0].tolist(), "decoded": tokenizer.decode(tokenizer.encode(t)).strip()}
-           for t in TEXTS]
+  cases = [
+    {"text": t, "ids": tokenizer(t, 20)[0].tolist(), "decoded": tokenizer.decode(tokenizer.encode(t)).strip()}
+    for t in TEXTS
+  ]
   (folder / "cases.json").write_text(json.dumps({"vocab": tokenizer.vocab_size, "cases": cases}) + "\n")
 
 
