@@ -156,6 +156,7 @@ def test_a_node_is_killed_in_the_middle(cluster, settings, local, tmp_path, monk
   finally:
     killer.join(60)
     cluster.add_node(**NODE)
+    cluster.wait_for_nodes(timeout=120)  # until the killed one counts as dead, the next test may be sent to it
   assert seen[0] < SHARDS and "room for 2 of 3 workers" in capsys.readouterr().out
   check(out, shards, expected)
   assert len(set(expected.values())) == SHARDS and not ray.is_initialized()
