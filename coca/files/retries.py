@@ -43,7 +43,7 @@ _WORDS = re.compile(
 
 
 # Those of stores have exceptions of their own, also for what does not answer.
-_CLIENTS = ("gcsfs", "aiohttp", "requests", "google", "s3fs", "botocore")
+_CLIENTS = ("gcsfs", "aiohttp", "requests", "google.api_core", "google.auth", "google.cloud", "s3fs", "botocore")
 
 
 class Unavailable(OSError):
@@ -60,7 +60,7 @@ def of_the_system(error: BaseException | None) -> bool:
     number = getattr(error, "errno", None)
     if isinstance(error, OSError) and isinstance(number, int):
       return number not in _EVIDENCE
-    if type(error).__module__.partition(".")[0] in _CLIENTS and _status(error) not in (404, 412):
+    if type(error).__module__.startswith(_CLIENTS) and _status(error) not in (404, 412):
       return True
     if _WORDS.search(str(error)):
       return True

@@ -35,7 +35,7 @@ from coca.interop import convert  # noqa: E402
 from coca.models.abstract import abstract_model  # noqa: E402
 from coca.storage import weights, workdir  # noqa: E402
 from coca.storage.checkpoint import CheckpointError, Checkpoints, load_params  # noqa: E402
-from coca.training import metrics  # noqa: E402
+from coca.training import metrics, metrics_file  # noqa: E402
 from coca.training.begin import check_same_run  # noqa: E402
 from support.bootstrap import bootstrap  # noqa: E402
 from support.common import tiny  # noqa: E402
@@ -374,7 +374,7 @@ def _numbers(folder):
 
 def _read_numbers(_, path):
   metrics.read(path)
-  metrics.cut(path, 3)
+  metrics_file.cut(path, 3)
   return 0, None
 
 
