@@ -1,5 +1,6 @@
 """Image-text matching: the draw of hard negatives, the loss and its gradients, scores."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -327,7 +328,7 @@ def test_training_tells_pairs_from_others(trained):
 def test_each_step_draws_anew(trained):
   """The same parameters and batch: the number of the step decides, and nothing else."""
   _, batch, new, step, _, history = trained
-  again, later = (step(new() | {"step": jnp.int32(n)}, batch)[1] for n in (0, 7))
+  again, later = (step(dataclasses.replace(new(), step=jnp.int32(n)), batch)[1] for n in (0, 7))
   assert float(again["matching"]) == history[0]["matching"]
   assert float(later["matching"]) != history[0]["matching"]
   assert float(later["contrastive"]) == history[0]["contrastive"]
