@@ -1,0 +1,1 @@
+"""A world whose truth is known: scenes composed of drawings, with sentences about them."""

@@ -1,0 +1,71 @@
+"""From a scene to pixels."""
+
+import functools
+import math
+
+import numpy as np
+
+from coca.data.scenes.places import background
+from coca.data.scenes.scene import Scene
+from coca.data.scenes.sprites import sprite
+
+
+def render(scene: Scene, pixels: int) -> np.ndarray:
+  """Draws a scene: uint8 [pixels, pixels, 3], the same bytes on every machine. What is beyond the border is cut off.
+
+  Positions and sizes are rounded to whole pixels.
+
+  Raises:
+    ValueError: no such place, object or style.
+  """
+  image = background(scene.place, scene.view, pixels).copy()
+  for thing in scene.things:
+    side = max(1, math.floor(thing.size * pixels + 0.5))
+    drawing = with_shadow(thing.name, thing.style, side)
+    left, top = (math.floor(at * pixels - side / 2 + 0.5) - margin(side) for at in (thing.x, thing.y))
+    lay(image, drawing, left, top)
+  return image
+
+
+def lay(image: np.ndarray, drawing: np.ndarray, left: int, top: int) -> None:
+  """Lays `drawing`, premultiplied RGBA uint8 [h, w, 4], over `image`, uint8 [H, W, 3], in place; what overlaps.
+
+  To the nearest byte, over = drawing + image * (255 - alpha) / 255 (Porter and Duff, Compositing Digital Images, 1984).
+  """
+  right, bottom = left + drawing.shape[1], top + drawing.shape[0]
+  drawing = drawing[max(-top, 0) : image.shape[0] - top, max(-left, 0) : image.shape[1] - left]
+  under = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+  # In 16 bits (t + (t >> 8)) >> 8 with t = x + 128 is x / 255, rounded, for all x up to 255 * 255.
+  shine = under * (255 - drawing[..., 3:]).astype(np.uint16) + np.uint16(128)
+  np.add(drawing[..., :3], (shine + (shine >> 8)) >> 8, out=under, casting="unsafe")
+
+
+def margin(side: int) -> int:
+  """Pixels that a shadow adds around a sprite of `side` pixels."""
+  return max(1, side // 12)
+
+
+@functools.lru_cache(maxsize=2048)
+def with_shadow(name: str, style: str, side: int) -> np.ndarray:
+  """A sprite on its soft shadow, premultiplied uint8 [h, h, 4] with h = side + 2 * margin(side), read-only."""
+  edge = margin(side)
+  drawing = np.pad(sprite(name, style, side), ((edge, edge), (edge, edge), (0, 0)))
+  shadow = _blurred(drawing[..., 3].astype(np.int64), edge)
+  # A third of black where the shadow is full and no object is over it.
+  shade = (shadow * (255 - drawing[..., 3]) + 382) // 765
+  drawing[..., 3] += shade.astype(np.uint8)
+  drawing.setflags(write=False)
+  return drawing
+
+
+def _blurred(alpha: np.ndarray, radius: int) -> np.ndarray:
+  """Means over squares of 2 * radius + 1 pixels, shifted down."""
+  for axis in (0, 1):
+    before, after = (radius + 1 + (radius + 1) // 2, radius - (radius + 1) // 2) if axis == 0 else (radius + 1, radius)
+    pads = [(0, 0), (0, 0)]
+    pads[axis] = (before, after)
+    sums = np.cumsum(np.pad(alpha, pads), axis=axis)
+    alpha = np.take(sums, range(2 * radius + 1, sums.shape[axis]), axis) - np.take(
+      sums, range(sums.shape[axis] - 2 * radius - 1), axis
+    )
+  return alpha // (2 * radius + 1) ** 2
