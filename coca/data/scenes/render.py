@@ -13,7 +13,7 @@ from coca.data.scenes.sprites import sprite
 def render(scene: Scene, pixels: int) -> np.ndarray:
   """Draws a scene: uint8 [pixels, pixels, 3], the same bytes on every machine. What is beyond the border is cut off.
 
-  Positions and sizes are rounded to whole pixels.
+  Positions and sizes are rounded to whole pixels, turns to whole degrees.
 
   Raises:
     ValueError: no such place, object or style.
@@ -21,8 +21,8 @@ def render(scene: Scene, pixels: int) -> np.ndarray:
   image = background(scene.place, scene.view, pixels).copy()
   for thing in scene.things:
     side = max(1, math.floor(thing.size * pixels + 0.5))
-    drawing = with_shadow(thing.name, thing.style, side)
-    left, top = (math.floor(at * pixels - side / 2 + 0.5) - margin(side) for at in (thing.x, thing.y))
+    drawing = with_shadow(thing.name, thing.style, side, round(thing.turn) % 360)
+    left, top = (math.floor(at * pixels - len(drawing) / 2 + 0.5) for at in (thing.x, thing.y))
     lay(image, drawing, left, top)
   return image
 
@@ -40,32 +40,20 @@ def lay(image: np.ndarray, drawing: np.ndarray, left: int, top: int) -> None:
   np.add(drawing[..., :3], (shine + (shine >> 8)) >> 8, out=under, casting="unsafe")
 
 
-def margin(side: int) -> int:
-  """Pixels that a shadow adds around a sprite of `side` pixels."""
-  return max(1, side // 12)
-
-
 @functools.lru_cache(maxsize=2048)
-def with_shadow(name: str, style: str, side: int) -> np.ndarray:
-  """A sprite on its soft shadow, premultiplied uint8 [h, h, 4] with h = side + 2 * margin(side), read-only."""
-  edge = margin(side)
-  drawing = np.pad(sprite(name, style, side), ((edge, edge), (edge, edge), (0, 0)))
-  shadow = _blurred(drawing[..., 3].astype(np.int64), edge)
-  # A third of black where the shadow is full and no object is over it.
-  shade = (shadow * (255 - drawing[..., 3]) + 382) // 765
+def with_shadow(name: str, style: str, pixels: int, turn: int) -> np.ndarray:
+  """A sprite on its soft shadow, in the middle of a square that has room for both: premultiplied RGBA, read-only."""
+  radius = max(1, pixels // 12)
+  drawing = np.pad(sprite(name, style, pixels, turn), ((radius, radius), (radius, radius), (0, 0)))
+  # A third of black where the shadow is full and the object does not hide it.
+  shade = (_shadow(drawing[..., 3], radius) * (255 - drawing[..., 3]) + 382) // 765
   drawing[..., 3] += shade.astype(np.uint8)
   drawing.setflags(write=False)
   return drawing
 
 
-def _blurred(alpha: np.ndarray, radius: int) -> np.ndarray:
-  """Means over squares of 2 * radius + 1 pixels, shifted down."""
-  for axis in (0, 1):
-    before, after = (radius + 1 + (radius + 1) // 2, radius - (radius + 1) // 2) if axis == 0 else (radius + 1, radius)
-    pads = [(0, 0), (0, 0)]
-    pads[axis] = (before, after)
-    sums = np.cumsum(np.pad(alpha, pads), axis=axis)
-    alpha = np.take(sums, range(2 * radius + 1, sums.shape[axis]), axis) - np.take(
-      sums, range(sums.shape[axis] - 2 * radius - 1), axis
-    )
-  return alpha // (2 * radius + 1) ** 2
+def _shadow(alpha: np.ndarray, radius: int) -> np.ndarray:
+  """Means over squares of 2 * radius + 1 pixels, half of `radius` further down: int64 [h, w]."""
+  width, down = 2 * radius + 1, (radius + 1) // 2
+  sums = np.pad(alpha.astype(np.int64), ((radius + 1 + down, radius - down), (radius + 1, radius))).cumsum(0).cumsum(1)
+  return (sums[width:, width:] - sums[:-width, width:] - sums[width:, :-width] + sums[:-width, :-width]) // width**2

@@ -1,6 +1,7 @@
 """The objects' drawings in five styles, cut out, at any size. Their licences are in coca/data/builtin/NOTICE."""
 
 import functools
+import math
 import pathlib
 
 import cv2
@@ -14,19 +15,38 @@ SIDE = 64  # pixels of a stored drawing
 
 
 @functools.lru_cache(maxsize=2048)  # 512 bytes to 50 kB each, by the size of the images
-def sprite(name: str, style: str, pixels: int) -> np.ndarray:
+def sprite(name: str, style: str, pixels: int, turn: int = 0) -> np.ndarray:
   """The drawing of an object, `pixels` a side: RGBA with premultiplied alpha, uint8 [pixels, pixels, 4], read-only.
 
-  The object is in the middle, and its longer side is the square's.
+  The object is in the middle, and its longer side is the square's. Turned by `turn` degrees, clockwise, it is as large
+  as before, in a square whose side is 23/16 of that: what the diagonal needs.
 
   Raises:
     ValueError: no such object or style.
   """
   if pixels < 1:
     raise ValueError(f"a sprite of {pixels} pixels; at least 1 is needed")
-  scaled = resize(_stored(name, style), pixels)
+  stored = _stored(name, style)
+  scaled = resize(_turned(stored, turn % 360), max(1, pixels * 23 // 16)) if turn % 360 else resize(stored, pixels)
   scaled.setflags(write=False)
   return scaled
+
+
+def _turned(image: np.ndarray, degrees: int) -> np.ndarray:
+  """Turns a drawing in a larger square, linear between pixels: uint8 [SIDE, SIDE, 4] to [SIDE * 23 / 16, ..., 4]."""
+  side, one = SIDE * 23 // 16, 1 << 14
+  sine, cosine = (round(one * f(math.radians(degrees))) for f in (math.sin, math.cos))
+  at = 2 * np.arange(side) + 1 - side  # half pixels from the middle
+  x, y = at[None, :], at[:, None]
+  # Where a new pixel comes from, in an image with a ring of empty pixels, in units of 1 / (2 one) pixel.
+  limit = 2 * one * (SIDE + 1) - 1
+  rows, columns = (np.clip(v + (SIDE + 1) * one, 0, limit) for v in (cosine * y - sine * x, cosine * x + sine * y))
+  image = np.pad(image, ((1, 1), (1, 1), (0, 0))).astype(np.int64)
+  (i, below), (j, right) = (np.divmod(v[..., None], 2 * one) for v in (rows, columns))
+  i, j = i[..., 0], j[..., 0]
+  upper = (2 * one - right) * image[i, j] + right * image[i, j + 1]
+  lower = (2 * one - right) * image[i + 1, j] + right * image[i + 1, j + 1]
+  return (((2 * one - below) * upper + below * lower + 2 * one**2) // (2 * one) ** 2).astype(np.uint8)
 
 
 def resize(image: np.ndarray, pixels: int) -> np.ndarray:
