@@ -3,7 +3,7 @@
   python tests/benchmarks/scenes.py
 
 Scenes of one to four things with everything that is random in them, each drawn once, as a loader does: the caches are
-warm (places, and whatever sizes of sprites they hold), the scenes are new. CPU time of one thread, the best of several
+warm (places, and the sprites they hold), the scenes are new. CPU time of one thread, the best of several
 rounds; the first round, with cold caches, apart. Threads by the wall clock.
 """
 

@@ -14,7 +14,7 @@ FILE = pathlib.Path(__file__).parent / "sprites.parquet"
 SIDE = 64  # pixels of a stored drawing
 
 
-@functools.lru_cache(maxsize=2048)  # 512 bytes to 50 kB each, by the size of the images
+@functools.lru_cache(maxsize=512)
 def sprite(name: str, style: str, pixels: int, turn: int = 0) -> np.ndarray:
   """The drawing of an object, `pixels` a side: RGBA with premultiplied alpha, uint8 [pixels, pixels, 4], read-only.
 
