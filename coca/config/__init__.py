@@ -1,6 +1,6 @@
 """Settings of a run. `from coca.config import ...` is what configs and users write."""
 
-from coca.config.data import Data, Eval, Source
+from coca.config.data import Data, Eval, SceneNoise, Scenes, Source
 from coca.config.losses import Answering, Captioning, Contrastive, Matching
 from coca.config.model import ImageEncoder, Med, Model, Poolers, TextDecoder
 from coca.config.optim import Optim
@@ -22,6 +22,8 @@ __all__ = [
   "Model",
   "Optim",
   "Poolers",
+  "SceneNoise",
+  "Scenes",
   "Source",
   "TextDecoder",
   "default",

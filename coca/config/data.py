@@ -10,13 +10,50 @@ ORIGINS = get_args(Origin)
 
 
 @dataclass(frozen=True, kw_only=True)
+class SceneNoise:
+  """Shares of scenes that have a text that is not true of them, as images of the web have; 1 at most together."""
+
+  # Another scene's caption.
+  other: float = 0.0
+  # A caption with one part wrong, an object, a number or a side: the hard kind.
+  wrong: float = 0.0
+  # A title that tells nothing of the image.
+  title: float = 0.0
+  # A file's name.
+  file_name: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+  """The built-in world: scenes composed of drawings, of which it is known what is true (coca/data/scenes)."""
+
+  # Another one gives other scenes of the same kind.
+  seed: int = 0
+  # Scenes that the split has. They are drawn as they are asked for, and take no space.
+  count: int = 1_000_000
+  # Pixels a side.
+  pixels: int = 64
+  # Things in a scene at most, 1 to 4.
+  objects: int = 4
+  # Objects that there are, the first ones of coca/data/scenes/objects.py.
+  vocabulary: int = 100
+  # The styles of the drawings. Empty: as the split has it, twemoji for 'scenes_new_style' and four others else.
+  styles: tuple[str, ...] = ()
+  # True captions of a scene at most. A text that is noise stands alone.
+  texts: int = 5
+  # Texts that are not true.
+  noise: SceneNoise = field(default_factory=SceneNoise)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
   """A source of image-text pairs (coca/data/sources).
 
   From `sidecars` on: texts of a CapFilt workdir in place of the source's own (coca/data/sources/bootstrapped.py).
   """
 
-  # The format. 'builtin' is the corpus in the package (coca/data/builtin).
+  # The format. 'builtin' is what is in the package: the corpus (coca/data/builtin), or with a split 'scenes...' the
+  # world of coca/data/scenes/held_out.py.
   kind: Literal["builtin", "tfds", "webdataset", "parquet", "folder"] = "tfds"
   # 'tfds': name or directory. 'webdataset', 'parquet': glob. 'folder': directory. URLs of fsspec work.
   path: str = ""
@@ -54,6 +91,8 @@ class Source:
   min_matching: float = -1.0
   # Texts need at least this cosine, likewise. -2: as kept. Human texts stay, whatever their scores.
   min_contrastive: float = -2.0
+  # Of 'builtin' with a split of scenes.
+  scenes: Scenes = field(default_factory=Scenes)
 
 
 @dataclass(frozen=True, kw_only=True)

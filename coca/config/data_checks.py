@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from PIL import ImageColor
 
-from coca.config.data import ORIGINS, Eval, Source
+from coca.config.data import ORIGINS, Eval, Scenes, Source
 from coca.config.settings import Config
 
 
@@ -98,6 +99,8 @@ def _evaluator(c: Config, e: Eval, where: str) -> None:
 def check_source(s: Source, where: str) -> None:
   """Raises ValueError if the settings make no sense together; `where` is its name."""
   check_prompts(s.prompts, f"{where}.prompts")
+  if s.scenes != Scenes():
+    _scenes(s, f"{where}.scenes")
   need(
     not s.question_key or s.text_key,
     f"{where}.question_key is {s.question_key!r}; set {where}.text_key to what holds the answers",
@@ -138,6 +141,33 @@ def check_source(s: Source, where: str) -> None:
     s.min_contrastive == -2 or -1 <= s.min_contrastive <= 1,
     f"{where}.min_contrastive {s.min_contrastive} is no cosine; -2: as the sidecars have it",
   )
+
+
+def _scenes(s: Source, where: str) -> None:
+  scenes = s.scenes
+  need(
+    s.kind == "builtin" and s.split.startswith("scenes"),
+    f"{where} is set, and the source is split {s.split!r} of kind {s.kind!r}: it is for the splits 'scenes...' of kind "
+    "'builtin'",
+  )
+  for name, least, most in (
+    ("seed", 0, 2**53),
+    ("count", 1, 2**31 - 1),
+    ("pixels", 16, 4096),
+    ("objects", 1, 4),
+    ("vocabulary", 1, 100),
+    ("texts", 1, 100),
+  ):
+    value = getattr(scenes, name)
+    need(least <= value <= most, f"{where}.{name} is {value}; it takes {least} to {most}")
+  known = ("noto", "noto-v1", "fluent-3d", "fxemoji", "twemoji")
+  for style in scenes.styles:
+    need(style in known, f"{where}.styles: there are no drawings in the style {style!r}; known: {', '.join(known)}")
+  shares = asdict(scenes.noise)
+  for name, share in shares.items():
+    need(0 <= share <= 1, f"{where}.noise.{name} is {share}; a share is from 0 to 1")
+  total = math.fsum(shares.values())
+  need(total <= 1, f"{where}.noise: {' + '.join(shares)} is {total:g}; together they are 1 at most")
 
 
 def check_prompts(prompts: Sequence[str], where: str) -> None:
