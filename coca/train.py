@@ -50,7 +50,9 @@ def main(argv) -> None:
     processes.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.timeout)
     workdir = workdir_path(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not FLAGS.workdir and jax.process_count() > 1:
-      raise ValueError("on several hosts give --workdir: a folder that all of them see, or gs://BUCKET/RUN")
+      raise ValueError(
+        "on several hosts give --workdir: a folder that all of them see, gs://BUCKET/RUN or s3://BUCKET/RUN"
+      )
     if not FLAGS.workdir:
       print(f"workdir: {workdir}", flush=True)
     status = run(config, workdir, FLAGS.profile)

@@ -33,6 +33,9 @@ for argument in "$@"; do
   if [[ $argument == --workdir || $argument == --process_id ]]; then previous="$argument "; fi
 done
 [[ $workdir ]] || fail "give --workdir=FOLDER: one that all hosts see, or gs://BUCKET/RUN"
+if [[ $workdir == *://* && $workdir != gs://* ]]; then
+  fail "--workdir=$workdir: hosts tell each other of the end in a folder or gs://; for s3:// start coca.train itself"
+fi
 
 # --- What the host has ---
 extra=${COCA_EXTRA:-}

@@ -169,6 +169,7 @@ def test_an_unknown_flag_would_be_noticed(tools):
     ("mig.sh", "", "NAME is not set"),
     ("xpk.sh", "run", "CLUSTER is not set"),
     ("run_worker.sh", "", "give --workdir=FOLDER"),
+    ("run_worker.sh", "--workdir=s3://bucket/run", "for s3:// start coca.train itself"),
   ],
 )
 def test_a_missing_setting_is_named(name, verb, said):

@@ -19,7 +19,7 @@ def evaluate(
   """Runs evaluators on the newest checkpoint of a working directory.
 
   Args:
-    workdir: what `python -m coca.train --workdir=...` wrote; a folder, or gs://.
+    workdir: what `python -m coca.train --workdir=...` wrote; a folder, gs:// or s3://.
     names: of evaluators in the run's config; None: all.
     ema: as for `coca.inference.load`.
     allow_urls: whether data in a bucket or on the web may be opened, which the workdir's config names. What is opened

@@ -1,7 +1,7 @@
-"""A workdir in a bucket of Google Cloud Storage, `gs://...`, as what reads and writes it through etils' epath sees it.
+"""A workdir in a bucket, `gs://...` or `s3://...`, as what reads and writes it through etils' epath sees it.
 
-Orbax writes to no other store: it takes s3:// for a folder on the disk. What goes otherwise than in a folder: nothing
-is appended to or renamed, an object is there whole or not at all, and a write may ask that nobody has written since.
+What goes otherwise than in a folder: nothing is appended to or renamed, an object is there whole or not at all, and a
+write may ask that nobody has written since.
 """
 
 import tempfile
@@ -15,13 +15,17 @@ from etils import epath
 
 from coca.files.retries import again
 from coca.files.writing import write_atomic
+from coca.storage import s3
 
 SECONDS = 30  # that a request for a small object may take, with its tries
-_TRIES = {"gcs_request_retries": {"max_retries": 3, "initial_delay": "500ms", "max_delay": "4s"}}
+STORES = ("gs://", "s3://")
+_TRY = {"max_retries": 3, "initial_delay": "500ms", "max_delay": "4s"}
+_TRIES = {"gcs_request_retries": _TRY, "s3_request_retries": _TRY}
 _ABSENT = b"\2"  # tensorstore's generation of what is not there
 
 # What is listed is asked for anew: other clients, such as tensorstore's, and other hosts write there too.
-fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+for name in ("gs", "s3"):
+  fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
 
 
 def in_bucket(path) -> bool:
@@ -32,25 +36,25 @@ def workdir_path(workdir: str):
   """The path of a run that is to be trained: a folder's, or an epath in a bucket that is there and may be used.
 
   Raises:
-    ValueError: another store than Google's, no such bucket, or no right to it.
+    ValueError: another store than those of `STORES`, no such bucket, or no right to it.
     ImportError: its client is not installed.
     OSError: it can't be reached.
   """
   if not in_bucket(workdir):
     return Path(workdir).absolute()
-  if not workdir.startswith("gs://"):
+  if not workdir.startswith(STORES):
     raise ValueError(
-      f"--workdir={workdir}: checkpoints can be written to a folder or to gs:// and to no other store, "
-      "since Orbax can't. Give a folder on a disk that all hosts see"
+      f"--workdir={workdir}: checkpoints can be written to a folder, to gs:// or to s3://, and to no other store. "
+      "Give a folder on a disk that all hosts see"
     )
   path = epath.Path(workdir)
   if len(path.parts) < 4:  # /, gs, bucket, run
-    raise ValueError(f"--workdir={workdir} names no folder in a bucket; give gs://BUCKET/RUN")
-  _check(path.parts[2], workdir)
+    raise ValueError(f"--workdir={workdir} names no folder in a bucket; give {workdir[:2]}://BUCKET/RUN")
+  (s3.check if workdir.startswith("s3://") else _check_gs)(path.parts[2], workdir)
   return path
 
 
-def _check(bucket: str, workdir: str) -> None:
+def _check_gs(bucket: str, workdir: str) -> None:
   """As Orbax does it when it removes a checkpoint: what it lacks then is told now."""
   install = f"--workdir={workdir} needs gcsfs and Google's clients: pip install -e '.[gs]'"
   try:
@@ -101,8 +105,9 @@ class Object:
   """
 
   def __init__(self, url: str):
-    folder, _, self._name = url.rpartition("/")
-    self._store = self._answer(tensorstore.KvStore.open(f"{folder}/", context=tensorstore.Context(_TRIES)))
+    folder, self._name = url[: url.rindex("/") + 1], url.rpartition("/")[2]
+    spec = s3.kvstore(folder) if url.startswith("s3://") else folder
+    self._store = self._answer(tensorstore.KvStore.open(spec, context=tensorstore.Context(_TRIES)))
     self._generation = _ABSENT
 
   def read(self) -> bytes | None:

@@ -25,7 +25,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from coca.devices.host import from_first
 from coca.files import retries
-from coca.storage.bucket import in_bucket
+from coca.storage import s3
+from coca.storage.bucket import STORES, in_bucket
 from coca.storage.checksums import checksums
 from coca.storage.saved_step import (
   Damaged,
@@ -43,6 +44,7 @@ from coca.storage.saved_step import (
 _NEVER = 10 * 365 * 24 * 3600  # seconds; Orbax' own time-out goes by the clock on the wall, which may jump
 
 DAMAGED = ".damaged"  # appended to the name of a step that failed its checks
+_OBJECT = 400 * 2**20  # bytes of one in a bucket, Orbax' own number for gs://; S3 takes at most 5 GiB at once
 _MARKER = "commit_success.txt"  # in a bucket Orbax writes it last; a folder has its name when it is complete
 
 
@@ -54,7 +56,7 @@ class Checkpoints:
   """The checkpoints of one run. Every process calls every method, with the same step.
 
   Args:
-    directory: local path or a URL, gs://; made when missing.
+    directory: local path or a URL, gs:// or s3://; made when missing.
     keep: how many of the latest steps stay.
     keep_every: every step that is a multiple of this stays for good; 0: none.
     timeout: seconds after which a save in the background counts as failed.
@@ -64,6 +66,7 @@ class Checkpoints:
     if keep < 1 or keep_every < 0:
       raise ValueError(f"checkpoint.keep is {keep}, keep_every {keep_every}: keep at least 1, every 0 (none) or more")
     self.directory, self._timeout, self._begun, self._saving = _path(directory), timeout, 0.0, ExitStack()
+    self._in_bucket = in_bucket(self.directory)
     preserve = [policies.LatestN(keep)] + [policies.EveryNSteps(keep_every)] * (keep_every > 0)
     self._manager = ocp.CheckpointManager(
       self.directory,
@@ -71,6 +74,8 @@ class Checkpoints:
         save_decision_policy=policies.FixedIntervalPolicy(1),  # the caller decides when
         preservation_policy=policies.AnyPreservationPolicy(preserve),
         async_options=ocp.AsyncOptions(timeout_secs=_NEVER),
+        # Orbax' own choice is this one for gs://, and a rename for all else.
+        temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath if self._in_bucket else None,
         cleanup_tmp_directories=True,
         lightweight_initialize=True,  # reads no step's files, so that a damaged one is met in restore()
       ),
@@ -108,7 +113,12 @@ class Checkpoints:
     with self._named_errors(f"saving step {step}"):
       self._saving.enter_context(one_error())
       self._manager.save(
-        step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(written), meta=ocp.args.JsonSave(record)), force=True
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(written, ocdbt_target_data_file_size=_OBJECT if self._in_bucket else None),
+          meta=ocp.args.JsonSave(record),
+        ),
+        force=True,
       )
     self._begun = time.monotonic()
     return True
@@ -205,7 +215,7 @@ class Checkpoints:
       target, n = f"{path}{DAMAGED}{n}", n + 1
     logging.warning("checkpoint %s is damaged: %s. It becomes %s, and the one before is used.", path, damage, target)
     if jax.process_index() == 0:
-      path.rename(target)
+      s3.move(path, target) if target.startswith("s3://") else path.rename(target)
     _worst(_FINE)  # a barrier: the rename is seen by all
     self._manager.reload()
 
@@ -324,11 +334,13 @@ def _is_there(path) -> bool:
 def _path(directory):
   if not in_bucket(directory):
     return epath.Path(os.path.abspath(directory))
-  if not str(directory).startswith("gs://"):
+  if not str(directory).startswith(STORES):
     raise ValueError(
-      f"{directory}: checkpoints are read from a folder or gs:// and from no other store, since Orbax "
-      "can't; copy the workdir to a folder"
+      f"{directory}: checkpoints are read from a folder, gs:// or s3://, and from no other store; copy the workdir "
+      "to a folder"
     )
+  if str(directory).startswith("s3://"):
+    s3.teach_orbax()
   return epath.Path(directory)
 
 

@@ -5,7 +5,7 @@
     checkpoints/     coca/storage/checkpoint.py
     metrics.jsonl, tensorboard/, curves.png, contact_sheet.png
 
-In a bucket (gs://) the lines are in metrics/000000.jsonl, ... (coca/training/metrics_file.py).
+In a bucket the lines are in metrics/000000.jsonl, ... (coca/training/metrics_file.py).
 
 A model directory, as `python -m coca.convert` writes it, has model.safetensors in place of checkpoints/, and its sha256
 in config.json. Whatever reads a model takes either.

@@ -1,4 +1,4 @@
-"""A workdir in a bucket, in a store of this machine: kills, resumes, two runs at once, a store that can't be used."""
+"""A workdir in a bucket, in stores of this machine: kills, resumes, two runs at once, a store that can't be used."""
 
 import json
 import os
@@ -26,22 +26,24 @@ from coca.training.metrics import Metrics
 from support.checkpoints import abstract, arrays, assert_same, saved, with_key
 from support.events import events
 from support.processes import ROOT, environment
+from support.s3_store import S3Store
 from support.store import BUCKET, Store
 
-RUN = f"gs://{BUCKET}/run"
+RUN = Store.run
+both = pytest.mark.parametrize("store", (Store, S3Store), ids=("gs", "s3"), indirect=True)
 
 
 @pytest.fixture
-def store(monkeypatch):
+def store(request, monkeypatch):
   import fsspec
 
-  with_store = Store()
+  with_store = getattr(request, "param", Store)()
   for name, value in with_store.env.items():
     monkeypatch.setenv(name, value)
   monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # which other processes have from the environment
   from etils.epath.backend import fsspec_backend
 
-  fsspec.get_filesystem_class("gs").clear_instance_cache()
+  fsspec.get_filesystem_class(with_store.run[:2]).clear_instance_cache()
   fsspec_backend._get_filesystem.cache_clear()
   yield with_store
   with_store.close()
@@ -49,11 +51,11 @@ def store(monkeypatch):
 
 @pytest.fixture
 def workdir(store):
-  return bucket.workdir_path(RUN)
+  return bucket.workdir_path(store.run)
 
 
 def process(store, script, *args, devices=8, **more):
-  env = environment(devices, **{**store.env, **more})
+  env = environment(devices, **{**(store.env if store else {}), **more})
   return subprocess.Popen(
     [sys.executable, *script, *map(str, args)],
     env=env,
@@ -84,8 +86,9 @@ class Kill:
 # --- A small object ---
 
 
+@both
 def test_of_two_writers_the_store_takes_one(store):
-  one, two = (bucket.Object(f"{RUN}/x") for _ in range(2))
+  one, two = (bucket.Object(f"{store.run}/x") for _ in range(2))
   assert one.read() is two.read() is None
   assert one.write(b"1") and not two.write(b"2") and two.read() == b"1"
   assert two.write(b"2") and not one.write(b"1") and not one.write(None)
@@ -143,26 +146,28 @@ def test_killed_while_saving_goes_on_from_an_exact_state(store, pattern, last):
   assert_same(state, with_key(arrays(5)))
 
 
+@both
 def test_a_damaged_step_is_set_aside(store):
-  saved(f"{RUN}/checkpoints", (1, 2))
+  saved(f"{store.run}/checkpoints", (1, 2))
   name = max(store.names("run/checkpoints/2/"), key=lambda name: len(store.read(name)))
   data = bytearray(store.read(name))
   data[25::50] = bytes(x ^ 1 for x in data[25::50])
-  bucket.write_atomic(f"gs://{BUCKET}/{name}", bytes(data))
+  bucket.write_atomic(f"{store.run[:2]}://{BUCKET}/{name}", bytes(data))
   whole = {name.split("/", 3)[3] for name in store.names("run/checkpoints/2/")}
-  checkpoints = Checkpoints(f"{RUN}/checkpoints")
+  checkpoints = Checkpoints(f"{store.run}/checkpoints")
   assert checkpoints.restore(abstract(with_key(arrays(0))))[2] == 1
   assert checkpoints.latest_step() == 1
   checkpoints.save(2, with_key(arrays(2)), {"step": 2})
   checkpoints.close()
   assert {name.split("/", 3)[3] for name in store.names("run/checkpoints/2.damaged/")} == whole
-  assert saved_steps(RUN) == [1, 2, 2]
+  assert saved_steps(store.run) == [1, 2, 2]
 
 
+@both
 def test_an_error_of_the_store_is_no_damage(store, monkeypatch):
   monkeypatch.setattr(retries, "PAUSES", (0,))
-  saved(f"{RUN}/checkpoints", (1, 2))
-  checkpoints = Checkpoints(f"{RUN}/checkpoints")
+  saved(f"{store.run}/checkpoints", (1, 2))
+  checkpoints = Checkpoints(f"{store.run}/checkpoints")
   store.asked = lambda method, path: 403 if "/checkpoints/2/" in path else None
   with pytest.raises(CheckpointError, match="error of the system and no damage"):
     checkpoints.restore(abstract(with_key(arrays(0))))
@@ -172,20 +177,22 @@ def test_an_error_of_the_store_is_no_damage(store, monkeypatch):
   assert not [name for name in store.names() if checkpoint.DAMAGED in name]
 
 
+@both
 def test_a_save_that_the_store_refuses_is_told(store):
-  saved(f"{RUN}/checkpoints", (1,))
-  checkpoints = Checkpoints(f"{RUN}/checkpoints")
-  store.asked = lambda method, path: 403 if method == "POST" and "checkpoints/2/state/ocdbt" in path else None
-  with pytest.raises(CheckpointError, match=r"a save in the background to gs://bucket/run/.*(403|Forbidden)"):
+  saved(f"{store.run}/checkpoints", (1,))
+  checkpoints = Checkpoints(f"{store.run}/checkpoints")
+  store.asked = lambda method, path: 403 if method in ("POST", "PUT") and "checkpoints/2/state/ocdbt" in path else None
+  with pytest.raises(CheckpointError, match=r"a save in the background to (gs|s3)://bucket/run/.*(403|Forbidden)"):
     checkpoints.save(2, with_key(arrays(2)), {"step": 2})
     checkpoints.wait()
   checkpoints.close()
-  assert saved_steps(RUN) == [1]
+  assert saved_steps(store.run) == [1]
 
 
 # --- Metrics ---
 
 
+@both
 def test_lines_come_in_parts_and_a_resume_takes_back_later_ones(workdir, store, monkeypatch):
   monkeypatch.setattr(metrics_file, "PART", 40)
   with Metrics(workdir) as m:
@@ -271,10 +278,10 @@ def fast(monkeypatch):
 
 
 def left(store, **changes):
-  with locked(RUN):
+  with locked(store.run):
     text = json.loads(store.read("run/.lock"))
   assert store.names() == []
-  bucket.write_atomic(f"{RUN}/.lock", json.dumps(text | changes).encode())
+  bucket.write_atomic(f"{store.run}/.lock", json.dumps(text | changes).encode())
 
 
 def test_the_second_run_is_told_who_is_there(store, holder, monkeypatch):
@@ -289,9 +296,10 @@ def test_the_second_run_is_told_who_is_there(store, holder, monkeypatch):
   assert store.names() == []
 
 
+@both
 def test_another_host_without_signs_of_life_is_gone(store, fast, capfd):
   left(store, host="elsewhere", place="another boot")
-  with locked(RUN):
+  with locked(store.run):
     pass
   assert "on elsewhere was in this workdir; waiting up to" in capfd.readouterr().err
 
@@ -315,6 +323,7 @@ def test_another_host_that_lives_keeps_the_workdir(store, fast):
     thread.join()
 
 
+@both
 def test_of_two_that_take_over_one_does(store, fast, monkeypatch):
   """The other one has written between this one's last look and its write."""
   left(store, host="elsewhere", place="another boot")
@@ -322,11 +331,11 @@ def test_of_two_that_take_over_one_does(store, fast, monkeypatch):
 
   def late(self, data):
     monkeypatch.setattr(bucket.Object, "write", write)
-    bucket.write_atomic(f"{RUN}/.lock", rival)
+    bucket.write_atomic(f"{store.run}/.lock", rival)
     return self.write(data)
 
   monkeypatch.setattr(bucket.Object, "write", late)
-  with pytest.raises(Locked, match="on rival"), locked(RUN):
+  with pytest.raises(Locked, match="on rival"), locked(store.run):
     pass
   assert store.read("run/.lock") == rival
 
@@ -355,7 +364,7 @@ def test_who_finds_its_lock_taken_ends(store, fast, monkeypatch, capfd):
 @pytest.mark.parametrize(
   "url, error, said",
   [
-    ("s3://bucket/run", ValueError, "to a folder or to gs://"),
+    ("az://bucket/run", ValueError, "to a folder, to gs:// or to s3://"),
     ("gs://bucket", ValueError, "gs://BUCKET/RUN"),
     ("gs://other-bucket/run", ValueError, "404 .* Is its name right"),
   ],
@@ -383,6 +392,29 @@ def test_a_store_that_refuses_or_is_not_there_is_one_line(store, monkeypatch):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("store", [S3Store], ids=["s3"], indirect=True)
+def test_so_it_is_with_amazons(store, monkeypatch):
+  with pytest.raises(ValueError, match="give s3://BUCKET/RUN"):
+    bucket.workdir_path("s3://bucket")
+  said = []
+
+  def refused(url, error, match):
+    with pytest.raises(error, match=match) as raised:
+      bucket.workdir_path(url)
+    said.append(str(raised.value))
+
+  refused("s3://other-bucket/run", ValueError, "does not exist. Is its name right")
+  store.asked = lambda method, path: 403
+  refused(store.run, ValueError, r"Forbidden.* s3:DeleteObject")
+  monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+  refused(store.run, ValueError, "AWS_SECRET_ACCESS_KEY, ~/.aws/credentials")
+  monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+  monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+  monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+  refused(store.run, OSError, "can't be reached")
+  assert not store.names() and not any("\n" in line for line in said)
+
+
 def test_the_command_says_it_in_one_line(store):
   train = ("-m", "coca.train", "--config=configs/coca_tiny.py:runlocal")
   for url, more, status in (
@@ -404,8 +436,8 @@ def test_a_model_that_may_not_be_read_is_one_line_at_once(store, monkeypatch, st
 
 
 def test_checkpoints_of_another_store_are_refused():
-  with pytest.raises(ValueError, match="from a folder or gs://"):
-    load_params("s3://bucket/run/checkpoints", {})
+  with pytest.raises(ValueError, match="from a folder, gs:// or s3://"):
+    load_params("az://bucket/run/checkpoints", {})
 
 
 def test_errors_of_a_stores_client_are_the_systems():
@@ -438,9 +470,11 @@ def lines(workdir):
   ]
 
 
-@pytest.mark.slow
-def test_killed_in_saves_and_between_a_run_ends_as_one_in_a_folder_that_nothing_disturbed(store, tmp_path):
-  config = tmp_path / "config.py"
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  """A run in a folder: its workdir, its command but for that, and the environment."""
+  folder = tmp_path_factory.mktemp("undisturbed")
+  config = folder / "config.py"
   config.write_text(f"""import runpy
 def get_config():
   config = runpy.run_path({str(ROOT / "configs" / "coca_tiny.py")!r})["get_config"]("runlocal")
@@ -459,34 +493,42 @@ def get_config():
   )
   more = {
     "devices": 1,
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
+    "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
   }
-  undisturbed = process(store, train, f"--workdir={tmp_path / 'run'}", **more)
-  out = undisturbed.communicate()[0]
-  assert undisturbed.returncode == 0, out
-  for pattern, before in (
-    (r"POST .*checkpoints/6/state/ocdbt", 0),
-    (r"POST .*checkpoints/6/commit_success.txt", 3),
+  ended = process(None, train, f"--workdir={folder / 'run'}", **more)
+  out = ended.communicate()[0]
+  assert ended.returncode == 0, out
+  return folder / "run", train, more
+
+
+@pytest.mark.slow
+@both
+def test_killed_in_saves_and_between_a_run_ends_as_one_in_a_folder_that_nothing_disturbed(store, undisturbed):
+  folder, train, more = undisturbed
+  kills = (
+    (r"(POST|PUT) .*checkpoints/6/commit_success.txt", 0),
+    (r"(POST|PUT) .*checkpoints/6/state/ocdbt", 3),
     (r"DELETE .*checkpoints/3/meta/metadata", 3),
-    (r"POST .*metrics/000003", 9),
-  ):
+    (r"(POST|PUT) .*metrics/000003", 9),
+  )
+  for pattern, before in kills if store.run.startswith("gs") else kills[::2]:
     kill = Kill(store, pattern)
-    kill.victim = process(store, train, f"--workdir={RUN}", **more)
+    kill.victim = process(store, train, f"--workdir={store.run}", **more)
     out = kill.victim.communicate()[0]
     assert kill.done and kill.victim.returncode == -signal.SIGKILL, out
     assert (f"going on from step {before}" if before else "starting") in out
-  last = process(store, train, f"--workdir={RUN}", **more)
+  last = process(store, train, f"--workdir={store.run}", **more)
   out = last.communicate()[0]
-  assert last.returncode == 0 and f"coca.load('{RUN}')" in out, out
-  wanted, found = parameters(tmp_path / "run"), parameters(RUN)
+  assert last.returncode == 0 and f"coca.load('{store.run}')" in out, out
+  wanted, found = parameters(folder), parameters(store.run)
   assert wanted.keys() == found.keys()
   for name, x in wanted.items():
     np.testing.assert_array_equal(x, found[name], err_msg=name)
-  assert lines(RUN) == lines(tmp_path / "run")
-  numbers = evaluate(RUN)
-  assert numbers == evaluate(tmp_path / "run")
+  assert lines(store.run) == lines(folder)
+  numbers = evaluate(store.run)
+  assert numbers == evaluate(folder)
   for name in ("eval.json", "curves.png", "contact_sheet.png", "config.json", "tokenizer.model"):
     assert store.read(f"run/{name}")
-  assert store.read("run/tokenizer.model") == (tmp_path / "run" / "tokenizer.model").read_bytes()
+  assert store.read("run/tokenizer.model") == (folder / "tokenizer.model").read_bytes()
   assert ".lock" not in [name.split("/")[1] for name in store.names("run/")]

@@ -25,10 +25,13 @@ class Store:
   """Listens on this machine until it is closed; its bucket is gs://bucket.
 
   Attributes:
+    run: a workdir in it.
     env: what the clients need to find it: gcsfs and google-cloud-storage, tensorstore.
     asked: called with method and address of each request, and the object's name where it is in the body. Returns None,
       a status that is answered in place of the store's, or raises ConnectionError: nothing is answered.
   """
+
+  run = f"gs://{BUCKET}/run"
 
   def __init__(self):
     self.asked = lambda method, path: None
