@@ -9,6 +9,7 @@ V vocabulary, L layers.
 """
 
 from collections.abc import Iterable
+from enum import IntEnum
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,13 @@ SHARED = {  # by `config.model.med.sharing`, parts of a layer that encoder and d
   "all_but_self_attention": ("norm_cross", "cross_attention", "norm_mlp", "mlp"),
   "none": (),
 }
+
+
+class Dropped(IntEnum):
+  """Random streams of `Bert`, folded into its key: dropout in the embedding and in the layers."""
+
+  EMBEDDING = 0
+  LAYERS = 1
 
 
 class Bert(nnx.Module):
@@ -69,8 +77,8 @@ class Bert(nnx.Module):
     mask = causal_mask(length) if causal else (ids != PAD)[:, None, None]
     x = self.norm(self.embedding(ids))
     if key is not None and self.dropout:
-      x = dropout(x, self.dropout, jax.random.fold_in(key, 0))
-      key = jax.random.fold_in(key, 1)
+      x = dropout(x, self.dropout, jax.random.fold_in(key, Dropped.EMBEDDING))
+      key = jax.random.fold_in(key, Dropped.LAYERS)
     return self.stack(x, mask, context, context_mask, key=key)
 
   def share(self, other: "Bert", parts: Iterable[str]) -> None:
