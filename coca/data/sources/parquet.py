@@ -224,6 +224,11 @@ def _examine(file: reading.File, settings: Source) -> tuple[_Table | None, str]:
   rows = tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
   if min(rows, default=0) < 0 or sum(rows) != footer.num_rows:
     return None, f"{file.name}: the footer is damaged: {footer.num_rows} rows, and {sum(rows)} in its row groups"
+  if max(rows) > file.size:  # pyarrow takes memory for as many before it reads any
+    return None, (
+      f"{file.name}: the footer is damaged: {max(rows):,} rows in row group {rows.index(max(rows))}, and "
+      f"{file.size:,} bytes in the file"
+    )
   return _Table(file, image, text, question, columns, rows, file.size * max(rows) // sum(rows)), ""
 
 

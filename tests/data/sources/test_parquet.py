@@ -134,6 +134,27 @@ def test_damaged_files(tmp_path):
     opened(tmp_path / "none*.parquet")
 
 
+def varint(n):
+  """A number as it stands in a footer: Thrift's compact protocol."""
+  data, n = bytearray(), 2 * n
+  while n > 127:
+    data.append(n & 127 | 128)
+    n >>= 7
+  return bytes(data) + bytes([n])
+
+
+def test_more_rows_than_the_file_can_hold_take_no_memory(tmp_path):
+  path = tmp_path / "x.parquet"
+  plain(path, count=1234, rows_a_group=5000)
+  whole = path.read_bytes()
+  start = len(whole) - 8 - pq.read_metadata(path).serialized_size
+  footer = whole[start:-8].replace(varint(1234), varint(1 << 40))
+  path.write_bytes(whole[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+  assert pq.read_metadata(path).row_group(0).num_rows == 1 << 40
+  with pytest.raises(ValueError, match=r"x\.parquet: the footer is damaged: 1,099,511,627,776 rows in row group 0"):
+    opened(path)
+
+
 def test_large_row_groups_give_a_warning(tmp_path, monkeypatch):
   plain(tmp_path / "x.parquet")
   with warnings.catch_warnings():
