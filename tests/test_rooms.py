@@ -40,7 +40,8 @@ def imported(path: Path, known) -> set[str]:
     elif isinstance(node, ast.ImportFrom):
       assert not node.level, f"{path}: imports name the whole module"
       names = {f"{node.module}.{alias.name}" for alias in node.names}
-      found |= {name if name in known else node.module for name in names}
+      # The number of the version is the package's, and above no room.
+      found |= {name if name in known else node.module for name in names if name != "coca.__version__"}
   return found & set(known)
 
 

@@ -15,6 +15,8 @@ manifest.json; and in the end report.html. Training reads them with
 
 import contextlib
 import os
+import re
+import sys
 
 import jax
 from absl import app, flags, logging
@@ -33,6 +35,7 @@ from coca.config.typed import from_plain
 from coca.data import sidecars
 from coca.data.records import ShardedRecords
 from coca.data.sources import check_places, open_source, places_of
+from coca.decoding.settings import Decoding, unknown
 from coca.devices.processes import CRASHED, LOCKED
 from coca.storage.checkpoint import CheckpointError
 from coca.storage.lock import Locked, locked
@@ -134,6 +137,15 @@ def main(argv) -> None:
       run(out, parse(FLAGS.config), FLAGS.preview)
 
 
+def parse_command(argv) -> list[str]:
+  """As `parse_flags`, but a setting that `Decoding` lacks is answered with the one that is meant."""
+  for argument in argv[1:]:
+    found = re.match(r"--?config\.decoding\.([\w-]+)", argument)
+    if found and not hasattr(Decoding(), found[1]):
+      sys.exit(f"error: config.decoding.{unknown(found[1])}")
+  return parse_flags(argv)
+
+
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
@@ -149,4 +161,4 @@ if __name__ == "__main__":
     "with --report and --export: open a source in a bucket or on the web, too, that the workdir names",
   )
   flags.mark_flag_as_required("workdir")
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=parse_command)

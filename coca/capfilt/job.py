@@ -24,6 +24,7 @@ from coca.data.sources import open_source
 from coca.files import finding, reading, writing
 from coca.storage.workdir import NOT_OURS
 
+NO_VERSION = "coca"  # what a job in a checkout said in place of its version, until 0.2.0
 ENOUGH = 200  # images, to judge the share of failed ones
 
 
@@ -74,7 +75,7 @@ def begin(out: str, settings: CapFilt, source: ShardedRecords, identities: dict)
   lines += [
     f"  {name}: {old[name]} before, {manifest[name]} now"
     for name in ("captioner", "filter", "version")
-    if old[name] != manifest[name]
+    if old[name] not in (manifest[name], NO_VERSION)
   ]
   if lines:
     raise ValueError(

@@ -12,10 +12,10 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 
 import numpy as np
 
+from coca import __version__
 from coca.capfilt.models import Models
 from coca.capfilt.settings import decoding_text, threshold
 from coca.data.records import BadRecord, Record, Records
@@ -223,7 +223,4 @@ def failed_images(columns: dict[str, list]) -> tuple[int, int, str]:
 
 def version() -> str:
   """The version of this code, for provenance."""
-  try:
-    return f"coca {metadata.version('coca')}"
-  except metadata.PackageNotFoundError:
-    return "coca"
+  return f"coca {__version__}"

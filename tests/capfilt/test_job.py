@@ -257,6 +257,15 @@ def test_a_job_goes_on_only_with_the_same_settings_models_and_source(done, model
     job.begin(str(done), dataclasses.replace(settings, min_matching=0.7), source, models.identities)
   with pytest.raises(ValueError, match=r"filter: sha256:.* before, sha256:x now"):
     job.begin(str(done), settings, source, models.identities | {"filter": "sha256:x"})
+  manifest = done / "manifest.json"
+  now = f'"coca {coca.__version__}"'
+  whole = manifest.read_text()
+  manifest.write_text(whole.replace(now, '"coca 0.0"'))
+  with pytest.raises(ValueError, match=f"version: coca 0.0 before, coca {coca.__version__} now"):
+    job.begin(str(done), settings, source, models.identities)
+  manifest.write_text(whole.replace(now, '"coca"'))  # as of a job before 0.2.0, in a checkout
+  assert job.begin(str(done), settings, source, models.identities) == shards
+  manifest.write_text(whole)
   shutil.copytree(folders / "web", tmp_path / "web")
   for path in (tmp_path / "web").glob("*.png"):
     path.write_bytes(path.read_bytes() + b"another")

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from coca.capfilt.__main__ import parse_command
 from coca.config.command_line import arguments, one_line
 from coca.storage.lock import locked
 
@@ -89,3 +90,11 @@ class TestOneLine:
     monkeypatch.setenv("COCA_TRACEBACK", "1")
     with pytest.raises(ValueError, match="wrong"), one_line(ValueError):
       raise ValueError("wrong")
+
+
+def test_a_setting_of_decoding_by_another_name_is_answered_with_ours():
+  command = ["capfilt", "--config=configs/capfilt.py", "--config.decoding.num_beams=3"]
+  with pytest.raises(SystemExit, match=r"config\.decoding\.num_beams is called beams, with strategy 'beam'"):
+    parse_command(command)
+  with pytest.raises(SystemExit, match=r"config\.decoding\.max_lenght: no such setting; did you mean max_length\?"):
+    parse_command([*command[:2], "--config.decoding.max_lenght=9"])
