@@ -147,7 +147,8 @@ class Eval:
   limit: int = 0
   # Of 'zero_shot': the prompt ensemble.
   templates: tuple[str, ...] = ("{}",)
-  # Of 'zero_shot': name of the training source for the baseline, nearest neighbours of 16x16 pixels.
+  # Of 'zero_shot', 'captions' and 'retrieval': name of the training source for the baseline, the text of the nearest
+  # neighbour in 16x16 pixels. The last two look at 20,000 images of a larger source.
   pixel_neighbours: str = ""
   # Of 'retrieval': texts of an image at most.
   texts_per_image: int = 5

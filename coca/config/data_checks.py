@@ -86,8 +86,9 @@ def _evaluator(c: Config, e: Eval, where: str) -> None:
     f"{', '.join(c.data.sources) or 'none'}",
   )
   need(
-    not e.pixel_neighbours or e.kind == "zero_shot",
-    f"{where}.pixel_neighbours {e.pixel_neighbours!r} is for kind 'zero_shot', not '{e.kind}'",
+    not e.pixel_neighbours or e.kind in ("zero_shot", "captions", "retrieval"),
+    f"{where}.pixel_neighbours {e.pixel_neighbours!r} is for kinds 'zero_shot', 'captions' and 'retrieval', not "
+    f"'{e.kind}'",
   )
   need(not e.rerank or e.kind == "retrieval", f"{where}.rerank {e.rerank} is for kind 'retrieval', not '{e.kind}'")
   need(

@@ -1,4 +1,7 @@
-"""The decoder's skill at writing: the loss of the true captions, and greedy captions beside them."""
+"""The decoder's skill at writing: the loss of the true captions, and greedy captions beside them.
+
+Where the truth of the images is known (scenes: coca/data/sources/scenes.py), captions are judged by it, too.
+"""
 
 import functools
 import math
@@ -14,8 +17,12 @@ from coca.config.special import Tokenizer
 from coca.data import texts
 from coca.data.pipeline import Wants
 from coca.data.records import BadRecord, Records
+from coca.data.scenes.judge import judge
+from coca.data.sources.scenes import SceneSource
 from coca.devices.host import to_host
 from coca.evals.evaluator import Evaluator
+from coca.evals.judged import judged
+from coca.evals.pixels import SOME, nearest
 from coca.evals.stream import Stream, own_texts
 from coca.files.threads import read_ahead
 from coca.inference.forward import Forward
@@ -26,21 +33,33 @@ class Captions(Evaluator):
 
   Args:
     config, forward, tokenizer: see `Evaluator`.
-    settings: the evaluator's: source, batch, limit.
+    settings: the evaluator's: source, batch, limit, pixel_neighbours.
     source: images and their texts, the references.
+    neighbours: the source that `settings.pixel_neighbours` names, if any.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
+  def __init__(
+    self,
+    config: Config,
+    settings: Eval,
+    forward: Forward,
+    tokenizer: Tokenizer,
+    source: Records,
+    neighbours: Records | None = None,
+  ):
     self._texts_of = functools.partial(own_texts, settings.source)
     wants = Wants(lambda record: [config.data.prompt + text for text in self._texts_of(record)], ends=False)
     self.stream = Stream(config, settings, forward, tokenizer, source, wants, lambda index, _: index)
-    self.records = source
+    self.records, self.neighbours = source, neighbours
     self._references = {}  # record's index -> its texts; read once
+    self._pixels: list[tuple[str, float]] | None = None
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields 'nll' (nats a token, EOS included), 'perplexity' and, on the first process, the captions' scores.
 
-    These are 'exact_match' (share of captions with the words of one of their references), 'bleu1' and 'examples'.
+    These are 'exact_match' (share of captions with the words of one of their references), 'bleu1' and 'examples'; of
+    scenes also what `coca.evals.judged.judged` says. 'pixel_exact_match' and so on are the scores of the first texts of
+    the nearest training images.
     """
     forward = self.stream.forward
     nll, tokens, captions = 0.0, 0.0, {}
@@ -58,6 +77,11 @@ class Captions(Evaluator):
     yield "perplexity", math.exp(min(mean, 100.0))  # that of a diverged model must not overflow
     if jax.process_index() == 0:
       yield from self._scores({i: self.stream.tokenizer.decode(ids) for i, ids in captions.items()})
+      if self.neighbours is not None and self._pixels is None:
+        records = self.stream.source
+        found = {int(records.indices[n.index]): n.taken_over for n in nearest(records, self.neighbours, SOME)}
+        self._pixels = [(f"pixel_{name}", value) for name, value in self._scores(found) if name != "examples"]
+      yield from self._pixels or ()
 
   def _scores(self, captions: dict[int, str]) -> Iterator[tuple[str, float]]:
     unread = [i for i in captions if i not in self._references]
@@ -67,6 +91,8 @@ class Captions(Evaluator):
     yield "exact_match", float(np.mean([matches(c, r) for c, r in pairs])) if pairs else math.nan
     yield "bleu1", bleu1([c for c, _ in pairs], [r for _, r in pairs])
     yield "examples", float(len(pairs))
+    if isinstance(self.records, SceneSource):
+      yield from judged(judge(caption, self.records.scene(i)) for i, caption in captions.items())
 
 
 def references(source: Records, index: int, texts_of=texts.captions) -> tuple[str, ...]:

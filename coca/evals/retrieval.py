@@ -9,21 +9,27 @@ the data (`coca.evals.ranking.ranks`). Numbers are shares between 0 and 1.
 
 With `config.evals.NAME.rerank` k, each query's k candidates of the highest cosine are put in a new order, as in BLIP
 (arXiv 2201.12086, section 5.1): by the matching head's logit of a match plus the cosine. All others come after them.
+
+With `config.evals.NAME.pixel_neighbours`, what pixels and words alone would reach: the first text of the nearest
+training image stands for each image, and texts are compared by the cosine of how often each token is in them.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 from absl import logging
 
 from coca.config import Config, Eval
-from coca.config.special import Tokenizer
+from coca.config.special import PAD, Tokenizer
 from coca.data.pipeline import Wants
 from coca.data.records import Records
 from coca.devices.host import Lagged, from_first
 from coca.evals.evaluator import Evaluator
+from coca.evals.pixels import SOME
+from coca.evals.pixels import nearest as nearest_images
 from coca.evals.ranking import BLOCK, nearest, ranks, recall, reranked
 from coca.evals.stream import Stream, View, own_texts
 from coca.inference.forward import Forward
@@ -37,18 +43,30 @@ class Retrieval(Evaluator):
 
   Args:
     config, forward, tokenizer: see `Evaluator`.
-    settings: the evaluator's: source, batch, limit, texts_per_image, equal_texts, rerank.
+    settings: the evaluator's: source, batch, limit, texts_per_image, equal_texts, rerank, pixel_neighbours.
     source: images and their texts.
+    neighbours: the source that `settings.pixel_neighbours` names, if any.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
+  def __init__(
+    self,
+    config: Config,
+    settings: Eval,
+    forward: Forward,
+    tokenizer: Tokenizer,
+    source: Records,
+    neighbours: Records | None = None,
+  ):
     wants = Wants(functools.partial(own_texts, settings.source), settings.texts_per_image)
     self.stream = Stream(config, settings, forward, tokenizer, source, wants)
+    self.neighbours = neighbours
+    self._pixels: list[tuple[str, float]] | None = None
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields 'i2t_r1' ... 't2i_r10' and 'examples', the number of images.
 
     These are of the cosines, whatever `settings.rerank`; where it is set, 'i2t_r1_reranked' and so on come after them.
+    On the first process 'pixel_i2t_r1' and 'pixel_t2i_r1' are the last.
     """
     images, keep, texts, owners = Lagged(), [], [], []
     for batch in self.stream:
@@ -79,6 +97,27 @@ class Retrieval(Evaluator):
       match=match,
     )
     yield "examples", float(len(images))
+    if self.neighbours is not None and jax.process_index() == 0:
+      if self._pixels is None:
+        self._pixels = list(self._pixel_recalls(np.flatnonzero(keep), ids, owners))
+      yield from self._pixels
+
+  def _pixel_recalls(self, records: np.ndarray, ids: np.ndarray, owners: np.ndarray) -> Iterator[tuple[str, float]]:
+    tokenizer, length = self.stream.tokenizer, ids.shape[1]
+    found = {n.index: n.taken_over for n in nearest_images(self.stream.source, self.neighbours, SOME)}
+    taken_over = np.stack([tokenizer.encode(found.get(int(i), ""), length) for i in records])
+    images, texts = (token_counts(rows, tokenizer.vocab) for rows in (taken_over, ids))
+    for name, value in recalls(images, texts, self.stream.kinds(ids), owners, self.stream.settings.equal_texts):
+      if name.endswith("_r1"):
+        yield f"pixel_{name}", value
+
+
+def token_counts(ids: np.ndarray, vocab: int) -> np.ndarray:
+  """Numbers of each token in each text, without padding: [N, T] -> float32 [N, vocab], unit length."""
+  counts = np.zeros((len(ids), vocab), np.float32)
+  np.add.at(counts, (np.arange(len(ids))[:, None], ids), 1)
+  counts[:, PAD] = 0
+  return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
 def match_logits(

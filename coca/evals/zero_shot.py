@@ -9,23 +9,22 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 from coca.config import Config, Eval
 from coca.config.special import Tokenizer
-from coca.data import images, texts
+from coca.data import texts
 from coca.data.pipeline import Wants
 from coca.data.prompts import ensemble, in_templates
 from coca.data.records import BadRecord, Record, Records
 from coca.devices.host import Lagged
 from coca.evals.evaluator import Evaluator
+from coca.evals.pixels import nearest
 from coca.evals.ranking import ranks, recall
 from coca.evals.stream import Stream
 from coca.files.threads import read_ahead
 from coca.inference.forward import Forward
 
-THUMB = 16  # pixels a side of what the pixel baseline compares
 MAX_NEIGHBOURS = 200_000  # records: above this the baseline is a job of its own
 
 
@@ -134,40 +133,15 @@ def check_names(source: Records, names: Sequence[str]) -> None:
 
 
 def pixel_top1(images: Records, neighbours: Records) -> float:
-  """Accuracy of taking over the first text of the nearest training image.
+  """Accuracy of taking over the first text of the nearest training image (`coca.evals.pixels.nearest`).
 
-  Nearest: least Euclidean distance of 16x16 RGB pixels (central square, on white, antialiased). Right: the neighbour's
-  first text is the image's, character by character.
+  Right: it is the image's own first text, character by character.
 
   Args:
     images: source to classify.
     neighbours: source of the training images.
   """
-  train, train_texts = _thumbnails(neighbours)
-  test, test_texts = _thumbnails(images)
-  for source, found in ((neighbours, train), (images, test)):
-    if not len(found):
-      raise ValueError(f"pixel baseline: '{source.name}' has no readable image with a text")
-  half_squares = 0.5 * np.square(train).sum(axis=1)
-  nearest = np.concatenate(
-    [np.argmax(test[i : i + 1024] @ train.T - half_squares, axis=1) for i in range(0, len(test), 1024)]
-  )
-  return float(np.mean([test_texts[i] == train_texts[n] for i, n in enumerate(nearest)]))
-
-
-def _thumbnails(source: Records) -> tuple[np.ndarray, list[str]]:
-  """Pixels float32 [N, 16 * 16 * 3] around 0 and first texts of the records that have both."""
-
-  def load(i):
-    try:
-      record = source[i]
-      return images.decode_eval(record.image, THUMB).ravel() / 127.5 - 1, record.texts[0].text
-    except (BadRecord, IndexError) as e:
-      logging.log_first_n(logging.WARNING, "pixel baseline leaves out record %d of %s: %s", 3, i, source.name, e)
-      return None
-
-  found = [x for x in read_ahead(load, range(len(source))) if x is not None]
-  return np.array([x for x, _ in found], np.float32).reshape(len(found), THUMB * THUMB * 3), [t for _, t in found]
+  return float(np.mean([found.text == found.taken_over for found in nearest(images, neighbours)]))
 
 
 def _first_texts(source: Records) -> Iterator[str]:

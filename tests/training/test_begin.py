@@ -67,8 +67,8 @@ EMOJI = "data__sources__emoji"
       r"config\.evals\.twemoji\.pixel_neighbours is 'emojis', which is no training source",
     ),
     (
-      {"evals__captions__pixel_neighbours": "emoji"},
-      r"config\.evals\.captions\.pixel_neighbours 'emoji' is for kind 'zero_shot', not 'captions'",
+      {"matching__weight": 1.0, "evals__captions__kind": "matching", "evals__captions__pixel_neighbours": "emoji"},
+      r"config\.evals\.captions\.pixel_neighbours 'emoji' is for kinds 'zero_shot', .*, not 'matching'",
     ),
     ({"evals__twemoji__limit": -1}, r"config\.evals\.twemoji\.limit is -1; it takes 0 or more"),
     ({"evals__retrieval__texts_per_image": 0}, r"config\.evals\.retrieval\.texts_per_image is 0; it takes 1 or more"),
