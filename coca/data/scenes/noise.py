@@ -5,7 +5,7 @@ from dataclasses import replace
 from coca.config import SceneNoise
 from coca.data.scenes.compose import World
 from coca.data.scenes.draws import Draws
-from coca.data.scenes.grammar import Group, Sentence, Statement, captions, say
+from coca.data.scenes.grammar import Group, Sentence, captions, say
 from coca.data.scenes.scene import OPPOSITE, Scene
 
 KINDS = ("other", "wrong", "title", "file_name")  # the names of the shares in `SceneNoise`
@@ -50,19 +50,19 @@ def noisy_text(kind: str, scene: Scene, world: World, draws: Draws) -> str:
 def one_wrong(sentence: Sentence, world: World, draws: Draws) -> str:
   """A true sentence with one part changed: an object, a number or a side. The hard kind: all else is right."""
   statement = sentence.statement
-  part = draws.choice(("object", "number", "side") if statement.relation else ("object", "number"))
+  told = {group.name for group in (statement.first, statement.second) if group}
+  others = [name for name in world.names if name not in told]
+  part = draws.choice(["number", *["object"] * bool(others), *["side"] * bool(statement.relation)])
   if part == "side":
     wrong = replace(statement, relation=OPPOSITE[statement.relation])
   elif statement.second and draws.below(2):
-    wrong = replace(statement, second=_changed(statement.second, part, statement, world, draws))
+    wrong = replace(statement, second=_changed(statement.second, part, others, draws))
   else:
-    wrong = replace(statement, first=_changed(statement.first, part, statement, world, draws))
+    wrong = replace(statement, first=_changed(statement.first, part, others, draws))
   return say(wrong, sentence.form, sentence.phrase)
 
 
-def _changed(group: Group, part: str, statement: Statement, world: World, draws: Draws) -> Group:
+def _changed(group: Group, part: str, others: list[str], draws: Draws) -> Group:
   if part == "number":
     return replace(group, count=draws.choice([n for n in range(1, 5) if n != group.count]))
-  told = {g.name for g in (statement.first, statement.second) if g}
-  others = [name for name in world.names if name not in told]
   return replace(group, name=draws.choice(others))

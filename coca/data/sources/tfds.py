@@ -53,6 +53,7 @@ def open_builtin(settings: config.Source) -> "TfdsSource | NameQuestions":
     FileNotFoundError, ValueError: the package's files are missing or damaged, or there is no such split or feature.
   """
   from coca.data.builtin import CORPUS
+  from coca.data.scenes.held_out import SPLITS
 
   if settings.path:
     raise ValueError(f"source path {settings.path!r}: kind 'builtin' takes none; for a data set of your own say 'tfds'")
@@ -67,6 +68,10 @@ def open_builtin(settings: config.Source) -> "TfdsSource | NameQuestions":
     return TfdsSource(CORPUS, settings, name=f"builtin:{settings.split}", builtin=True)
   except BadRecord as e:
     raise ValueError(f"the built-in corpus is damaged, install coca again: {e}") from None
+  except ValueError as e:
+    if not str(e).startswith("source split"):
+      raise
+    raise ValueError(f"{e}. The world of scenes has the splits {', '.join(SPLITS)}") from None
 
 
 def find(path: str):

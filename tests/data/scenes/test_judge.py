@@ -14,6 +14,7 @@ DOGS = Scene(
   (Thing("dog", "noto", 0.2, 0.3, 0.3), Thing("dog", "noto", 0.2, 0.7, 0.3), Thing("cat", "noto", 0.7, 0.5, 0.5)),
 )
 RING = Scene("snow", (Thing("castle", "noto", 0.4, 0.4, 0.5), Thing("ring", "noto", 0.65, 0.65, 0.4)))
+ASLANT = Scene("room", (Thing("dog", "noto", 0.2, 0.3, 0.3), Thing("key", "noto", 0.7, 0.7, 0.3)))
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,8 @@ RING = Scene("snow", (Thing("castle", "noto", 0.4, 0.4, 0.5), Thing("ring", "not
     (DOGS, "three keys above three rings at night", "false", "object number relation place"),
     (DOGS, "two dog on the beach", "no sentence", ""),
     (RING, "a ring in front of a big castle in the snow", "true", ""),
+    (ASLANT, "a key right of a dog in a room", "partly", "relation"),
+    (ASLANT, "a key below a dog in a room", "partly", "relation"),
     (RING, "a castle is behind a ring", "true", ""),
     (RING, "a castle in front of a ring", "partly", "relation"),
     (RING, "a castle left of a ring", "partly", "relation"),  # as much above as left

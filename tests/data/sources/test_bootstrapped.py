@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from coca import config
-from coca.config import Source
+from coca.config import SceneNoise, Scenes, Source
 from coca.data import pipeline, sidecars, texts
 from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sidecars import SidecarError
@@ -60,6 +60,9 @@ SOURCES = {
   "folder": human,
   "parquet": parquet,
   "builtin": lambda folder: Source(kind="builtin", split="train[:20]+openclipart[:20]"),
+  "scenes": lambda folder: Source(
+    kind="builtin", split="scenes", scenes=Scenes(count=40, texts=2, noise=SceneNoise(other=0.3, title=0.1))
+  ),
 }
 
 
