@@ -70,7 +70,7 @@ class Source:
   # Column, field or member that holds the text or texts. Empty: images alone, for CapFilt to write their texts.
   text_key: str = "caption"
   # Column or field with the question; `text_key` then names its answers, one an annotator. Of 'builtin', 'name' asks
-  # for the images' names.
+  # for the images' names, and 'question' goes with the splits 'scenes_questions...'.
   question_key: str = ""
   # Weight of the answers in the loss. BLIP gives Visual Genome's 0.2.
   answer_weight: float = 1.0

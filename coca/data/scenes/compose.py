@@ -36,6 +36,8 @@ _TRIES = 20_000  # of the settings that leave the least, one in a hundred makes 
 class World:
   """The scenes of a split: `world[i]` is scene `i`, for any `i` from 0 on.
 
+  `new` is what each of them shows that training never does: one of 'pairs', 'counts' and 'relations', or nothing.
+
   Args:
     split: one of `SPLITS`.
     seed: other scenes of the same kind.
@@ -60,11 +62,11 @@ class World:
     self.split, self.seed, self.objects = split, seed, objects
     self.names = tuple(thing.name for thing in OBJECTS[:vocabulary])
     self.styles = tuple(styles) or ((UNSEEN_STYLE,) if split == "scenes_new_style" else STYLES)
-    self._new = {split.removeprefix("scenes_new_")} & {"pairs", "counts", "relations"}
+    self.new = {split.removeprefix("scenes_new_")} & {"pairs", "counts", "relations"}
     self._kinds = {
       name: kind
       for name, kind in KINDS.items()
-      if kind.things <= objects and kind.objects <= len(self.names) and self._new <= kind.news
+      if kind.things <= objects and kind.objects <= len(self.names) and self.new <= kind.news
     }
     self[0]
 
@@ -81,6 +83,13 @@ class World:
       f"{len(self.names)} objects; allow more"
     )
 
+  def holds(self, scene: Scene) -> bool:
+    """True if a scene, changed by hand, could be one of this split: what it shows is as new, and it is on the split's
+    side of the line between training and validation."""
+    groups = [(name, len(things)) for name, things in scene.groups().items()]
+    side = relation(scene, *(name for name, _ in groups)) if len(groups) == 2 else ""
+    return news(groups, side) == self.new and self._is_own(scene)
+
   def _is_own(self, scene: Scene) -> bool:
     """A scene of validation is told by its content alone, so that no seed brings it into training."""
     if self.split not in ("scenes", "scenes_val"):
@@ -93,7 +102,7 @@ class World:
     counts = _counts(draws, kind, self.objects)
     side = draws.choice(_SIDES[: 3 if kind == "two" else 2]) if len(names) == 2 else ""
     groups = list(zip(names, counts, strict=True))
-    if news(groups, side) != self._new:
+    if news(groups, side) != self.new:
       return None
     styles = [draws.choice(self.styles) for _ in names]
     if side == "in front of":

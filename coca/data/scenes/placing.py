@@ -88,10 +88,10 @@ def in_front(draws: Draws, names, styles) -> list[Thing]:
     x = 1 - x
   behind = Thing(names[1], styles[1], _short(x), _short(y), _short(back))
   before = Thing(names[0], styles[0], _short(x + way * apart), _short(y + apart), _short(front))
-  return [behind, before] if SEEN[0] <= _covered(before, behind) <= SEEN[1] else []
+  return [behind, before] if SEEN[0] <= covered(before, behind) <= SEEN[1] else []
 
 
-def _covered(front: Thing, back: Thing) -> float:
+def covered(front: Thing, back: Thing) -> float:
   """The share of the drawing `back` that `front` covers, for squares overlap where drawings are empty."""
   size = 32
   masks = [np.zeros((size, size), bool) for _ in range(2)]

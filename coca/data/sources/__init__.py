@@ -61,6 +61,10 @@ def check_places(places: dict[str, str], allow_urls: bool, whose: str) -> None:
 
 def _open(settings: config.Source, where: str) -> ShardedRecords:
   # Each format imports its own library, and only when it is used.
+  if settings.kind == "builtin" and settings.split.startswith("scenes_questions"):
+    from coca.data.sources.scene_questions import open_questions
+
+    return open_questions(settings, where)
   if settings.kind == "builtin" and settings.split.startswith("scenes"):
     from coca.data.sources.scenes import open_scenes
 
