@@ -1,42 +1,42 @@
-"""A contact sheet: held-out images, what the model writes about them, and what they are."""
+"""A contact sheet: held-out images, what the model writes about them, where it looks, and what it finds."""
 
 import dataclasses
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
 from matplotlib.patches import Rectangle
 
-from coca.devices.host import to_host
-from coca.evals.captions import matches, references
+from coca.evals.captions import Captions, matches
 from coca.evals.evaluator import Evaluator
 from coca.evals.fonts import families_for
-from coca.evals.stream import Stream
+from coca.evals.retrieval import Retrieval
+from coca.evals.sheet_cells import Cell, attention_cells, held_out_cells, retrieval_cells
 from coca.evals.vqa import Vqa
 from coca.evals.zero_shot import ZeroShot
 from coca.files.writing import writing
 
-RIGHT, WRONG = "#1a7f37", "#57606a"
-WRAP = 28  # characters a line under an image
+RIGHT, WRONG, UNTOLD, PLAIN = "#1a7f37", "#cf222e", "#57606a", "black"
+WRAP = 27  # characters a line under an image
+COLUMNS = 6
+SIDE, MARGIN, LINE = 2.0, 0.2, 0.155  # inches: of an image, between two of them, of a line of text
+POOLERS = "Where the contrastive pooler looks", "Where the generative pooler looks, mean of its queries"
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-  """One image of the sheet."""
+class Band:
+  """Rows of the sheet under a title."""
 
-  image: np.ndarray  # uint8 [S, S, 3]
-  truth: tuple[str, ...]  # its texts
-  caption: str | None = None  # None: the model writes none
-  labels: tuple[str, ...] = ()  # best first
-  question: str = ""  # texts and caption are then answers to it
+  title: str
+  cells: Sequence[Cell]
 
 
 def write_contact_sheet(evaluators: dict[str, Evaluator], params, path, count: int = 30) -> None:
-  """Draws what the model makes of the images of its first zero-shot evaluator, or of its first one if it has none.
+  """Draws what the model makes of the images of its evaluators: of the first of each kind, and of two for captions.
 
   All processes call this; the first one writes the file.
 
@@ -44,123 +44,167 @@ def write_contact_sheet(evaluators: dict[str, Evaluator], params, path, count: i
     evaluators: from `coca.evals.build.make_evaluators`; without any, nothing is drawn.
     params: of the model.
     path: of the PNG file, or its URL.
-    count: of images, spread over the source.
+    count: of images of an evaluator, spread over its source; of several, a row each.
   """
-  if not evaluators:
-    return
-  name = next((name for name, e in evaluators.items() if isinstance(e, ZeroShot)), next(iter(evaluators)))
-  cells = held_out_cells(evaluators[name], params, count)
-  if cells:
-    true = "question and true answer" if isinstance(evaluators[name], Vqa) else "the true text"
-    title = f"{name}: {true} in bold, the caption in quotes, the likeliest labels below; green is right"
-    contact_sheet(cells, path, title=title)
-
-
-def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
-  """Looks at images spread over an evaluator's source; the first process gets the cells of its own rows."""
-  stream, zero_shot = evaluator.stream, evaluator if isinstance(evaluator, ZeroShot) else None
-  vqa = evaluator if isinstance(evaluator, Vqa) else None
-  settings, wants = dataclasses.replace(stream.settings, limit=count), stream.wants._replace(most=1)
-  source, config = stream.source, stream.config
-  classes = zero_shot.classes(params) if zero_shot else None
-  cells = []
-  writes = vqa or (stream.forward if config.model.text.multimodal_layers else None)
-  writer = writes.writer(params) if writes else None
-  few = Stream(config, settings, stream.forward, stream.tokenizer, source, wants, lambda index, _: index, stream.batch)
-  for batch in few:
-    captions = top = None
-    if vqa:
-      captions = vqa.answer(params, writer, batch)
-    elif writer is not None:
-      captions = [stream.tokenizer.decode(row) for row in few.write(params, writer, batch)]
-    if zero_shot:
-      embedded = to_host(stream.forward.embed_images(params, batch.device["image"]))
-      top = np.argsort(-embedded @ classes.T, axis=1)
-    if jax.process_index():
+  chosen = _chosen(evaluators)
+  bands = []
+  for name, evaluator in chosen.items():
+    if isinstance(evaluator, Retrieval) and len(chosen) > 1:
+      texts, images, searched = retrieval_cells(evaluator, params, COLUMNS)
+      among = f"among {searched:,} of {name}"
+      bands += [Band(f"A text and the nearest images {among}; a frame: right", texts)]
+      bands += [Band(f"An image, its text in bold, and the nearest texts {among}; green: right", images)]
       continue
-    for image, row in zip(batch.local["image"], few.host_rows, strict=True):
-      texts = references(source, int(batch.rows["label"][row])) if batch.rows["weight"][row] else ()
-      if texts:
-        caption = None if captions is None else captions[row]
-        # Each name once: two classes may have one.
-        labels = () if top is None else tuple(dict.fromkeys(zero_shot.names[k] for k in top[row]))[:3]
-        question = stream.tokenizer.decode(batch.rows["text"][row, 0]) if vqa else ""
-        cells.append(Cell(np.asarray(image), texts, caption, labels, question))
-  return cells
+    cells = held_out_cells(evaluator, params, count if len(chosen) == 1 else min(count, COLUMNS))
+    bands.append(Band(f"{name}: {_told(evaluator, cells)}", cells))
+    if isinstance(evaluator, Captions) and not any(band.title in POOLERS for band in bands):
+      bands += [Band(title, maps) for title, maps in zip(POOLERS, attention_cells(cells), strict=False)]
+  bands = [band for band in bands if band.cells]
+  if bands:
+    contact_sheet(bands, path)
 
 
-def contact_sheet(cells: Sequence[Cell], path, columns: int = 6, title: str = "") -> None:
-  """Draws cells as a PNG: the image, its first text, the caption and the likeliest labels, right ones in green.
+def _chosen(evaluators: dict[str, Evaluator]) -> dict[str, Evaluator]:
+  """Evaluators whose images are drawn; the first one, if none is of the kinds that have most to show."""
+  limits, chosen = {Captions: 2, ZeroShot: 1, Retrieval: 1, Vqa: 1}, {}
+  for name, evaluator in evaluators.items():
+    kind = next((kind for kind in limits if isinstance(evaluator, kind)), None)
+    if kind and limits[kind]:
+      limits[kind] -= 1
+      chosen[name] = evaluator
+  return chosen or dict(list(evaluators.items())[:1])
+
+
+def _told(evaluator: Evaluator, cells: Sequence[Cell]) -> str:
+  if any(cell.judgement is not None for cell in cells):
+    return "captions, right words in green and wrong ones in red, and then a true one in grey"
+  true = "question and true answer" if isinstance(evaluator, Vqa) else "the true text"
+  labels = ", the likeliest labels below" if isinstance(evaluator, ZeroShot) else ""
+  return f"{true} in bold, the caption in quotes{labels}; green is right"
+
+
+def contact_sheet(bands: Sequence[Band], path, columns: int = COLUMNS) -> None:
+  """Draws bands as a PNG.
 
   Args:
-    cells: at least one.
+    bands: at least one, of at least one cell each.
     path: of the PNG file, or its URL.
     columns: cells a row.
-    title: above all.
 
   Raises:
     ValueError: there are no cells.
   """
-  if not cells:
+  if not bands or not all(band.cells for band in bands):
     raise ValueError("a contact sheet needs at least one image")
-  rows = -(-len(cells) // columns)
-  families, missing = families_for(text for cell in cells for text in (title, *(line for line, *_ in _lines(cell))))
+  families, missing = families_for(
+    text for band in bands for text in (band.title, *(s for c in band.cells for line in _lines(c) for s, _ in line[0]))
+  )
+  note = ""
   if missing:
-    title = (
-      f"{title}\nBoxes are characters that no font here has, as U+{ord(missing[0]):04X}; Noto fonts have them "
+    note = (
+      f"Boxes are characters that no font here has, as U+{ord(missing[0]):04X}; Noto fonts have them "
       "(Debian: fonts-noto-core, fonts-noto-cjk)"
-    ).strip()
-  width, height, top = 2.2 * columns, 3.3 * rows, 0.5 if title else 0.1  # inches
-  figure = Figure(figsize=(width, height + top), dpi=100)
-  FigureCanvasAgg(figure)  # not pyplot: no display, no global state, any thread
-  if title:
-    figure.text(
-      0.5, 1 - 0.25 / (height + top), title, ha="center", va="center", fontsize=9 if missing else 12, family=families
     )
-  for i, cell in enumerate(cells):
-    left, below = 2.2 * (i % columns), 3.3 * (rows - 1 - i // columns)
-    place = [(left + 0.1) / width, (below + 1.2) / (height + top), 2.0 / width, 2.0 / (height + top)]
-    _draw(figure.add_axes(place), cell, families)
+  rows = [
+    (band.title if i == 0 else "", band.cells[i : i + columns])
+    for band in bands
+    for i in range(0, len(band.cells), columns)
+  ]
+  heights = [0.35 * bool(title) + SIDE + MARGIN + LINE * max(map(_height, cells)) for title, cells in rows]
+  width, height = columns * (SIDE + MARGIN), sum(heights) + 0.1 + 0.2 * bool(note)
+  figure = Figure(figsize=(width, height), dpi=100)
+  FigureCanvasAgg(figure)  # not pyplot: no display, no global state, any thread
+  top = height - 0.1
+  if note:
+    figure.text(0.5, 1 - 0.15 / height, note, ha="center", va="center", fontsize=9, family=families)
+    top -= 0.2
+  for (title, cells), row_height in zip(rows, heights, strict=True):
+    if title:
+      place = MARGIN / 2 / width, (top - 0.15) / height
+      figure.text(*place, title, va="center", fontsize=11, weight="bold", family=families, parse_math=False)
+    below = top - 0.35 * bool(title) - SIDE
+    for i, cell in enumerate(cells):
+      left = i * (SIDE + MARGIN) + MARGIN / 2
+      _draw(figure.add_axes([left / width, below / height, SIDE / width, SIDE / height]), cell, families)
+    top -= row_height
   with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Glyph .* missing")  # the title says it
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # the note says it
     with writing(path) as file:
       figure.savefig(file, format="png")
 
 
-def _lines(cell: Cell) -> list[tuple[str, str, str]]:
-  """Text, colour and weight of what stands under an image."""
-  lines = [(f"{cell.question} {cell.truth[0]}".strip(), "black", "bold")]
-  if cell.caption is not None:
-    lines.append((f"“{cell.caption}”", _colour(matches(cell.caption, cell.truth)), "normal"))
-  lines += [(f"{i}. {label}", _colour(matches(label, cell.truth)), "normal") for i, label in enumerate(cell.labels, 1)]
-  return lines
+Spans = list[tuple[str, str]]  # texts and their colours, one after the other
+
+
+def _lines(cell: Cell) -> Iterator[tuple[Spans, str]]:
+  """Lines under an image, wrapped, with their weights."""
+
+  def wrapped(text: str, colour: str, weight: str = "normal", most: int = 2):
+    for line in textwrap.wrap(text, WRAP, max_lines=most, placeholder="…") or [""]:
+      yield [(line, colour)], weight
+
+  true = f"{cell.question} {cell.truth[0]}".strip() if cell.truth else ""
+  if cell.image is None:
+    return
+  if cell.judgement is not None:
+    yield from ((line, "bold") for line in _judged(cell))
+    if cell.judgement.verdict != "true":
+      yield from wrapped(true, UNTOLD, most=3)
+  elif true:
+    yield from wrapped(true, PLAIN, "bold")
+    if cell.caption is not None:
+      yield from wrapped(f"“{cell.caption}”", _colour(matches(cell.caption, cell.truth)))
+  for i, label in enumerate(cell.labels, 1):
+    yield from wrapped(f"{i}. {label}", _colour(matches(label, cell.truth)), most=2 if cell.caption is None else 1)
+
+
+def _judged(cell: Cell) -> Iterator[Spans]:
+  """The words of a caption, each in the colour of the part that it tells."""
+  line, length = [], 0
+  for i, word in enumerate(cell.judgement.words):
+    right = cell.judgement.is_right(i)
+    colour = UNTOLD if right is None else RIGHT if right else WRONG
+    if length + len(word) > WRAP:
+      yield line
+      line, length = [], 0
+    if line and line[-1][1] == colour:
+      line[-1] = (f"{line[-1][0]} {word}", colour)
+    else:
+      line.append((word, colour))
+    length += len(word) + 1
+  yield line
+
+
+def _height(cell: Cell) -> int:
+  return sum(1 for _ in _lines(cell))
 
 
 def _draw(axes, cell: Cell, families: Sequence[str]) -> None:
   axes.axis("off")
-  axes.imshow(cell.image, interpolation="bicubic")
-  lines = _lines(cell)
-  if len(lines) > 1 and lines[1][1] == RIGHT:
+  if cell.image is None:
+    text = textwrap.fill(cell.truth[0], 18)
+    axes.text(0.98, 0.5, text, ha="right", va="center", fontsize=11, weight="bold", family=families, parse_math=False)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    return
+  extent = (0, cell.image.shape[1], cell.image.shape[0], 0)
+  axes.imshow(cell.image, extent=extent, interpolation="bicubic")
+  for seen in cell.maps[:1] if not cell.truth else ():
+    shade = 1 - seen / np.max(seen)
+    axes.imshow(np.zeros_like(shade), cmap="gray", alpha=0.85 * shade, extent=extent, interpolation="bilinear")
+  lines = list(_lines(cell))
+  is_right = cell.is_right or bool(cell.judgement)
+  if cell.judgement is None and cell.caption is not None:
+    is_right = matches(cell.caption, cell.truth)
+  if is_right:
     axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=RIGHT, linewidth=4))
-  y = -4.0  # points below the image
-  for i, (text, colour, weight) in enumerate(lines):
-    wrapped = textwrap.wrap(text, WRAP, max_lines=2 if i < 2 else 1, placeholder="…") or [""]
+  for n, (spans, weight) in enumerate(lines):
     # parse_math: a caption with two dollar signs is not a formula.
-    axes.annotate(
-      "\n".join(wrapped),
-      (0, 0),
-      (0, y),
-      xycoords="axes fraction",
-      textcoords="offset points",
-      va="top",
-      fontsize=8,
-      color=colour,
-      weight=weight,
-      parse_math=False,
-      family=families,
-    )
-    y -= 11.0 * len(wrapped)
+    looks = {"fontsize": 8, "weight": weight, "parse_math": False, "family": families}
+    parts = [TextArea(text, textprops={"color": colour, **looks}) for text, colour in spans]
+    line = HPacker(children=parts, pad=0, sep=2.5, align="baseline")
+    place = {"xybox": (0, -4 - 72 * LINE * n), "xycoords": "axes fraction", "boxcoords": "offset points"}
+    axes.add_artist(AnnotationBbox(line, (0, 0), **place, box_alignment=(0, 1), frameon=False, pad=0))
 
 
 def _colour(right: bool) -> str:
-  return RIGHT if right else WRONG
+  return RIGHT if right else UNTOLD

@@ -11,9 +11,13 @@ from PIL import Image
 from coca.config import Config, Data, Eval, Source
 from coca.data.pipeline import Wants
 from coca.data.records import BadRecord, Record, Text
+from coca.data.scenes.judge import judge
+from coca.data.scenes.scene import Scene, Thing
 from coca.data.tokenizers.sentencepiece import train
 from coca.evals import build, captions, contact_sheet, fonts, ranking, retrieval, zero_shot
+from coca.evals.contact_sheet import RIGHT, UNTOLD, WRONG
 from coca.evals.evaluator import Evaluator
+from coca.evals.sheet_cells import Cell, attention_cells, held_out_cells, retrieval_cells
 from coca.evals.stream import Stream
 from support.evals import CONFIG, NAMES, FakeForward, Source_, embeddings, green, png, rank64, recalls64, record, unit
 
@@ -400,19 +404,46 @@ def test_run_all_prefixes_names(tokenizer):
 # --- Pictures ---
 
 
+GREY = np.full((8, 8, 3), 128, np.uint8)
+
+
 def test_contact_sheet_marks_right_captions(tmp_path):
-  grey = np.full((8, 8, 3), 128, np.uint8)
-  right = contact_sheet.Cell(grey, ("a cat",), "A cat.", ("dog", "cow", "pig"))
-  wrong = contact_sheet.Cell(grey, ("a cat",), "a $dog$ _^ \\frac", ("dog", "cow", "pig"))
+  right = Cell(GREY, ("a cat",), "A cat.", ("dog", "cow", "pig"))
+  wrong = Cell(GREY, ("a cat",), "a $dog$ _^ \\frac", ("dog", "cow", "pig"))
   found = {}
-  for name, cells in (("right", [right] * 7), ("wrong", [wrong] * 7), ("bare", [contact_sheet.Cell(grey, ("a cat",))])):
-    contact_sheet.contact_sheet(cells, tmp_path / f"{name}.png", columns=3, title="twemoji")
+  for name, cells in (("right", [right] * 7), ("wrong", [wrong] * 7), ("bare", [Cell(GREY, ("a cat",))])):
+    contact_sheet.contact_sheet([contact_sheet.Band("twemoji", cells)], tmp_path / f"{name}.png", columns=3)
     found[name] = Image.open(tmp_path / f"{name}.png")
   assert found["right"].width == 660 and found["bare"].height < 400
-  assert abs(found["right"].height - 1040) < 2  # versions of matplotlib round differently
+  assert abs(found["right"].height - 938) < 2  # versions of matplotlib round differently
   assert green(found["right"]) > 0.005 and green(found["wrong"]) == green(found["bare"]) == 0
-  with pytest.raises(ValueError, match="at least one"):
-    contact_sheet.contact_sheet([], tmp_path / "none.png")
+  for bands in ([], [contact_sheet.Band("twemoji", [])]):
+    with pytest.raises(ValueError, match="at least one"):
+      contact_sheet.contact_sheet(bands, tmp_path / "none.png")
+
+
+def test_contact_sheet_colours_the_words_of_a_judged_caption(tmp_path):
+  scene = Scene("beach", (Thing("dog", "noto", 0.2, 0.5, 0.38), Thing("cat", "noto", 0.7, 0.5, 0.38)))
+  spans = {
+    "a dog is left of a cat in the snow": [
+      [("a dog", RIGHT), ("is", UNTOLD), ("left of a cat", RIGHT), ("in", WRONG)],
+      [("the snow", WRONG)],
+    ],
+    "two dogs on the beach": [[("two", WRONG), ("dogs on the beach", RIGHT)]],
+    "a dog, a dog": [[("a dog, a dog", UNTOLD)]],
+    "a dog on the beach": [[("a dog on the beach", RIGHT)]],
+  }
+  shares = {}
+  for text, wanted in spans.items():
+    cell = Cell(GREY, ("a dog left of a cat",), text, judgement=judge(text, scene))
+    lines = list(contact_sheet._lines(cell))
+    true = [] if text == "a dog on the beach" else [([("a dog left of a cat", UNTOLD)], "normal")]
+    assert lines == [(line, "bold") for line in wanted] + true
+    contact_sheet.contact_sheet([contact_sheet.Band("", [cell])], tmp_path / "sheet.png")
+    image = Image.open(tmp_path / "sheet.png")
+    shares[text] = green(image), green(image, WRONG)
+  assert [(g > 0, r > 0) for g, r in shares.values()] == [(True, True), (True, True), (False, False), (True, False)]
+  assert shares["a dog on the beach"][0] > 2 * shares["two dogs on the beach"][0]  # a frame
 
 
 @pytest.fixture
@@ -443,14 +474,13 @@ def test_contact_sheet_has_a_font_for_every_script_or_says_so(tmp_path, monkeypa
   assert fonts.families_for(["a 色\n\u732b"]) == (["DejaVu Sans", "Kanji Test"], "\u732b")
   titles = []
   monkeypatch.setattr(contact_sheet.Figure, "text", lambda self, x, y, text, **_: titles.append(text))
-  grey = np.full((8, 8, 3), 128, np.uint8)
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     for text in ("色", "猫"):
-      cells = [contact_sheet.Cell(grey, (text,), "a cat")]
-      contact_sheet.contact_sheet(cells, tmp_path / f"{text}.png", title="held out")
-  assert titles[0] == "held out"
-  assert titles[1].startswith("held out\nBoxes are characters that no font here has, as U+732B")
+      bands = [contact_sheet.Band("held out", [Cell(GREY, (text,), "a cat")])]
+      contact_sheet.contact_sheet(bands, tmp_path / f"{text}.png")
+  assert titles[::2] == ["held out", titles[2]] and titles[-1] == "held out"
+  assert titles[1].startswith("Boxes are characters that no font here has, as U+732B")
 
 
 def test_write_contact_sheet_asks_the_model(tmp_path, tokenizer):
@@ -459,7 +489,7 @@ def test_write_contact_sheet_asks_the_model(tmp_path, tokenizer):
   table = dict(zip(NAMES, np.eye(8, dtype=np.float32), strict=True))
   forward = FakeForward(tokenizer, unit(np.eye(8) + 0.1 * np.roll(np.eye(8), 1, 1)), table)
   evaluator = zero_shot.ZeroShot(CONFIG, Eval(), forward, tokenizer, Source_(records))
-  cells = contact_sheet.held_out_cells(evaluator, None, 6)  # records 0, 4, 8 (broken), 12, 16, 20
+  cells = held_out_cells(evaluator, None, 6)  # records 0, 4, 8 (broken), 12, 16, 20
   assert [cell.truth for cell in cells] == [(NAMES[i % 8],) for i in (0, 4, 12, 16, 20)]
   assert [cell.caption for cell in cells] == [cell.truth[0] for cell in cells]
   assert [cell.labels[:2] for cell in cells] == [(NAMES[i % 8], NAMES[(i + 1) % 8]) for i in (0, 4, 12, 16, 20)]
@@ -468,3 +498,43 @@ def test_write_contact_sheet_asks_the_model(tmp_path, tokenizer):
   assert green(Image.open(tmp_path / "sheet.png")) > 0.005
   contact_sheet.write_contact_sheet({}, None, tmp_path / "none.png")
   assert not (tmp_path / "none.png").exists()
+
+
+class Looking(FakeForward):
+  """Looks at the patch that is the image's number."""
+
+  def attention_maps(self, params, image):
+    one_hot = np.eye(4, dtype=np.float32)[self._numbers(image) % 4].reshape(-1, 2, 2)
+    return one_hot, np.stack([one_hot, np.full_like(one_hot, 0.25)], 1)
+
+
+def test_sheet_of_several_evaluators(tmp_path, tokenizer):
+  """Captions with both maps, and both directions of retrieval, by the same images."""
+  source = Source_([record(i, NAMES[i % 8]) if i != 8 else None for i in range(24)])
+  table = dict(zip(NAMES, np.eye(8, dtype=np.float32), strict=True))
+  images = np.eye(8)
+  images[0, 3], images[4, 0] = 2, 0.9  # of a text 0, images 4 are the nearest
+  forward = Looking(tokenizer, unit(images), table)
+  evaluators = {
+    "write": captions.Captions(CONFIG, Eval(kind="captions"), forward, tokenizer, source),
+    "pairs": retrieval.Retrieval(CONFIG, Eval(kind="retrieval"), forward, tokenizer, source),
+  }
+  cells = held_out_cells(evaluators["write"], None, 6)
+  contrastive, generative = attention_cells(cells)
+  assert [c.maps[0].argmax() for c in contrastive] == [i % 4 for i in (0, 4, 12, 16, 20)]
+  assert [c.maps[0].max() for c in generative] == [0.625] * 5
+  assert attention_cells([Cell(GREY)]) == []
+
+  texts, asked, searched = retrieval_cells(evaluators["pairs"], None, 3)
+  assert searched == 23 and [c.truth for c in texts[::3]] == [(NAMES[0],), (NAMES[4],)]  # records 0 and 12
+  assert [c.is_right for c in texts] == [False] * 4 + [True] * 2
+  assert [c.image is None or c.image[0, 0, 0] % 8 for c in texts] == [True, 4, 4, True, 4, 4]
+  assert len(asked) == 3 and all(c.truth[0] == NAMES[c.image[0, 0, 0] % 8] == c.labels[0] for c in asked)
+
+  drawn = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(contact_sheet, "contact_sheet", lambda bands, path: drawn.extend(bands))
+    contact_sheet.write_contact_sheet(evaluators, None, tmp_path / "sheet.png")
+  assert [len(band.cells) for band in drawn] == [5, 5, 5, 12, 6]
+  contact_sheet.contact_sheet(drawn, tmp_path / "sheet.png")
+  assert Image.open(tmp_path / "sheet.png").width == 1320

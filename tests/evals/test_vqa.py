@@ -12,7 +12,7 @@ from coca.data.questions import encode_candidates
 from coca.data.records import Record, Text
 from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.common import Decoded
-from coca.evals import build, contact_sheet
+from coca.evals import build, contact_sheet, sheet_cells
 from coca.evals.vqa import read_answers
 from coca.evals.vqa_accuracy import vqa_accuracy
 from support.evals import CONFIG, FakeForward, Source_, green, png
@@ -128,7 +128,7 @@ def test_contact_sheet(tmp_path, words):
   for settings in ({}, {"answers": str(tmp_path / "answers.txt")}):
     (tmp_path / "answers.txt").write_text("\n".join(ANSWERS))
     evaluator, _ = make(words, **settings)
-    cells = contact_sheet.held_out_cells(evaluator, "params", 23)
+    cells = sheet_cells.held_out_cells(evaluator, "params", 23)
     usable = [i for i in range(23) if i not in (4, 9, 14)]
     assert [c.question for c in cells] == [QUESTIONS[i % 2].lower() for i in usable]
     assert [c.caption for c in cells] == [ANSWERS[(i + i % 2) % 5] for i in usable]

@@ -123,7 +123,7 @@ def recalls64(images, texts, words, owners, equal_texts=True):
   return {f"{name}_r{k}": np.mean(rank < k) for name, rank in ranks.items() for k in (1, 5, 10)}
 
 
-def green(image):
-  """Share of pixels in the colour of right answers."""
-  rgb = tuple(bytes.fromhex(contact_sheet.RIGHT[1:]))
+def green(image, colour=contact_sheet.RIGHT):
+  """Share of pixels in a colour, that of right answers."""
+  rgb = tuple(bytes.fromhex(colour[1:]))
   return (np.asarray(image.convert("RGB")) == rgb).all(-1).mean()
