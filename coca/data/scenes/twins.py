@@ -33,7 +33,7 @@ def other_object(scene: Scene, name: str, world: World, draws: Draws) -> Scene |
   free = [other for other in world.names if other not in scene.groups()]
   for new in draws.some(free, 20):
     found = _with(scene, [replace(t, name=new) if t.name == name else t for t in scene.things])
-    if all(SEEN[0] <= share <= SEEN[1] for share in _hidden(found)) and (own := in_split(found, world)):
+    if _is_seen(found) and (own := in_split(found, world)):
       return own
   return None
 
@@ -60,7 +60,7 @@ def other_side(scene: Scene, world: World) -> Scene | None:
     return None
   if side in ("in front of", "behind"):
     found = _with(scene, scene.things[::-1])
-    if not all(SEEN[0] <= share <= SEEN[1] for share in _hidden(found)):
+    if not _is_seen(found):
       return None
   else:
     axis = "x" if side in ("left of", "right of") else "y"
@@ -71,6 +71,15 @@ def other_side(scene: Scene, world: World) -> Scene | None:
 def other_place(scene: Scene, world: World, draws: Draws) -> Scene | None:
   """The same things in another place."""
   return in_split(replace(scene, place=draws.choice([place for place in PLACES if place != scene.place])), world)
+
+
+def varied(scene: Scene, world: World, draws: Draws, keep_place: bool = False) -> Scene | None:
+  """The same things, on the same sides and of the same sizes, in other styles and another place."""
+  styles = {name: draws.choice(world.styles) for name in scene.groups()}
+  place = scene.place if keep_place else draws.choice(tuple(PLACES))
+  things = tuple(replace(t, style=styles[t.name]) for t in scene.things)
+  found = Scene(place, things, draws.below(VIEWS))
+  return in_split(found, world) if _is_seen(found) else None
 
 
 def resized(scene: Scene, name: str, size: float) -> Scene:
@@ -95,6 +104,10 @@ def _with(scene: Scene, things) -> Scene:
 
 def _sides(scene: Scene) -> list[str]:
   return [relation(scene, *pair) for pair in itertools.combinations(scene.groups(), 2)]
+
+
+def _is_seen(scene: Scene) -> bool:
+  return all(SEEN[0] <= share <= SEEN[1] for share in _hidden(scene))
 
 
 def _hidden(scene: Scene) -> Iterator[float]:
