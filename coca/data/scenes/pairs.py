@@ -28,8 +28,8 @@ PAIRS = 4  # of a statement
 PARTS = ("object", "number", "size", "side", "place")
 _PLURALS = {thing.name: thing.plural for thing in OBJECTS}
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
-# Of two scenes, A and a: the statement `{what}` is true of A and not of a. With their variants B and b, in which the same
-# is true and false, these pairs make a sentence true, and those false. X is any scene.
+# Of two scenes, `{what}` is true of A and not of a; B and b are variants of them, X is any scene. The pairs that make
+# the sentence true, and those that make it false.
 _QUANTIFIERS = {
   "the left image shows {what}": ("Aa BX", "aA bX"),
   "the right image shows {what}": ("aA XB", "Aa Xb"),
@@ -64,7 +64,7 @@ class Pair(NamedTuple):
 
 
 class Pairs:
-  """The statements about pairs of a world's scenes: `pairs[i]` is pair i % 4 of statement i // 4, for any `i` from 0 on.
+  """The statements about pairs of a world's scenes: `pairs[i]` is one of the four of statement i // 4, from 0 on.
 
   Raises:
     ValueError: the scenes of this world leave nothing to compare.

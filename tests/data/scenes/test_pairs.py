@@ -44,8 +44,10 @@ def is_true(pair):
     ("only one of the images shows (.*)", lambda what: shows(left, what) != shows(right, what)),
     (
       f"there are (more|fewer|as many) {A_NAME} in the left image (?:than|as) in the right image",
-      lambda how, name: {"more": 1, "fewer": -1, "as many": 0}[how]
-      == (len(named(left, name)) > len(named(right, name))) - (len(named(left, name)) < len(named(right, name))),
+      lambda how, name: (
+        {"more": 1, "fewer": -1, "as many": 0}[how]
+        == (len(named(left, name)) > len(named(right, name))) - (len(named(left, name)) < len(named(right, name)))
+      ),
     ),
     (
       f"there are (.*) {A_NAME} in the two images together",
