@@ -62,7 +62,7 @@ class Entailment:
     while not made:
       made = self._made(draws.choice(self._families), draws)
     sentence, scenes = made
-    label = LABELS[(place + draws.below(len(LABELS))) % len(LABELS)]
+    label = Draws("label", self._world.seed, number).some(LABELS, len(LABELS))[place]
     caption = captions(scenes[label], Draws("premise", self._world.seed, index), 1)[0].text
     return Hypothesis(scenes[label], sentence, label, caption, number)
 
