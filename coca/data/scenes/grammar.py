@@ -56,8 +56,14 @@ class Statement:
   relation: str = ""
   place: str = ""
 
+  @property
+  def groups(self) -> tuple[Group, ...]:
+    """The one or two groups that it tells of."""
+    return (self.first, self.second) if self.second else (self.first,)
+
   def inverse(self) -> "Statement":
     """The same, told from the other group: 'a cat right of a dog' for 'a dog left of a cat'."""
+    assert self.second, "a statement of two groups"
     return replace(self, first=self.second, second=self.first, relation=OPPOSITE.get(self.relation, ""))
 
 
@@ -108,13 +114,14 @@ def statements(scene: Scene) -> list[Statement]:
   """All that is said of a scene: with all of its things and its place, with sizes where one thing is of each kind."""
   groups = scene.groups()
   alone = len(groups) == len(scene.things)
-  told = [Group(len(things), name, size_word(things) if alone else "") for name, things in groups.items()]
-  if len(told) == 1:
-    return [Statement(told[0], place=scene.place)]
-  side = relation(scene, told[0].name, told[1].name)
-  found = [Statement(*told, side, scene.place)] if side else []
+  first, *others = (Group(len(things), name, size_word(things) if alone else "") for name, things in groups.items())
+  if not others:
+    return [Statement(first, place=scene.place)]
+  second = others[0]
+  side = relation(scene, first.name, second.name)
+  found = [Statement(first, second, side, scene.place)] if side else []
   if not side or not alone:
-    found.append(Statement(*told, "", scene.place))
+    found.append(Statement(first, second, "", scene.place))
   return [s for one in found for s in (one, one.inverse())]
 
 
@@ -167,26 +174,19 @@ def parse_words(text: str) -> Parsed | None:
   found = _sentence().fullmatch(" ".join(words))
   if not found or (found["before"] and found["after"]):
     return None
-  groups = [_group(found, n) for n in "12" if found[f"name{n}"]]
-  place = found["before"] or found["after"] or ""
-  side = next((name for name, phrases in _PHRASES.items() if found["side"] in phrases), "")
-  if None in groups or not _agrees(found, groups, side):
+  first, second = (_group(found, n) for n in "12")
+  side = next((name for name, phrases in _PHRASES.items() if found["relation"] in phrases), "")
+  if not first or (found["object2"] and not second) or not _agrees(found, first, bool(second) and not side):
     return None
-  statement = Statement(groups[0], groups[1] if len(groups) == 2 else None, side, _PLACES.get(place, ""))
-  spans = {
-    **{f"{part}{n}": f"{key}{n}" for n in "12" for part, key in _KEYS.items()},
-    "relation": "side",
-    "place": "before" if found["before"] else "after",
-  }
-  parts = {
-    part: range(*(found.string[:at].count(" ") + past for at, past in zip(found.span(key), (0, 1), strict=True)))
-    for part, key in spans.items()
-    if found[key]
-  }
-  return Parsed(statement, words, parts)
+  place = _PLACES.get(found["before"] or found["after"], "")
+  parts = {}
+  for part, said in found.groupdict().items():
+    if said and part not in ("be", "is"):
+      start = found.string[: found.start(part)].count(" ")
+      parts["place" if part in ("before", "after") else part] = range(start, start + 1 + said.count(" "))
+  return Parsed(Statement(first, second, side, place), words, parts)
 
 
-_KEYS = {"number": "number", "size": "size", "object": "name"}
 _PLACES = {phrase: name for name, phrase in PLACES.items()}
 _NAMES = {thing.name: thing.name for thing in OBJECTS} | {thing.plural: thing.name for thing in OBJECTS}
 
@@ -201,25 +201,27 @@ def _sentence() -> re.Pattern:
   def group(n: int) -> str:
     return (
       rf"(?P<number{n}>{any_of(['a', 'an', *NUMBERS])}) (?:(?P<size{n}>{any_of(SIZE_WORDS)}) )?"
-      rf"(?P<name{n}>{any_of(_NAMES)})"
+      rf"(?P<object{n}>{any_of(_NAMES)})"
     )
 
   place, sides = any_of(_PLACES), any_of(phrase for phrases in _PHRASES.values() for phrase in phrases)
   opening = r"(?:(?:there|here) (?P<be>is|are) |a drawing of |you can see )"
-  second = rf"(?: (?:and|(?:(?P<is>is|are) )?(?P<side>{sides})) {group(2)})"
+  second = rf"(?: (?:and|(?:(?P<is>is|are) )?(?P<relation>{sides})) {group(2)})"
   return re.compile(rf"(?:(?P<before>{place}) )?{opening}?{group(1)}{second}?(?: (?P<after>{place}))?")
 
 
 def _group(found: re.Match, n: str) -> Group | None:
-  """None where number, article and name do not go together."""
-  said, size, name = (found[f"{key}{n}"] for key in ("number", "size", "name"))
+  """None where there is none, or number, article and name do not go together."""
+  said, size, name = (found[f"{part}{n}"] for part in ("number", "size", "object"))
+  if not name:
+    return None
   count = 1 if said in ("a", "an") else NUMBERS.index(said)
   group = Group(count, _NAMES[name], size or "")
   article_or_number, rest = str(group).split(" ", 1)
   return group if rest == f"{size or ''} {name}".strip() and said in (article_or_number, NUMBERS[count]) else None
 
 
-def _agrees(found: re.Match, groups: list[Group], side: str) -> bool:
-  first = "is" if groups[0].count == 1 else "are"
-  be = {"are", first} if len(groups) == 2 and not side else {first}
-  return (not found["be"] or found["be"] in be) and (not found["is"] or found["is"] == first)
+def _agrees(found: re.Match, first: Group, several: bool) -> bool:
+  """True where 'is' and 'are' fit the first group; before 'a dog and a cat', `several`, both may stand."""
+  verb = "is" if first.count == 1 else "are"
+  return found["be"] in (None, verb, *["are"] * several) and found["is"] in (None, verb)

@@ -58,7 +58,7 @@ def judge_statement(statement: Statement, scene: Scene) -> Judgement:
 
 
 def _judgement(statement: Statement, scene: Scene, words: dict[str, range], text: tuple[str, ...]) -> Judgement:
-  told = [group for group in (statement.first, statement.second) if group]
+  told = statement.groups
   there = scene.groups()
   parts = max(
     (_parts(statement, scene, meant, words) for meant in _meanings(told, list(there))),
@@ -69,7 +69,7 @@ def _judgement(statement: Statement, scene: Scene, words: dict[str, range], text
   return Judgement(verdict, tuple(parts), text, tuple(name for name in there if name not in {g.name for g in told}))
 
 
-def _meanings(told: list[Group], there: list[str]):
+def _meanings(told: tuple[Group, ...], there: list[str]):
   """Objects of the scene that the groups may mean: that of its name, or else any of which nothing is told, or none.
 
   So that of 'two dogs left of a cat' the number and the side are right where there are two wolves left of a cat.
@@ -88,7 +88,7 @@ def _parts(statement: Statement, scene: Scene, meant: tuple[str, ...], words: di
   def add(kind: str, right: bool, key: str) -> None:
     parts.append(Part(kind, right, words.get(key, range(0))))
 
-  for n, (group, name) in enumerate(zip((statement.first, statement.second), meant, strict=False), 1):
+  for n, (group, name) in enumerate(zip(statement.groups, meant, strict=True), 1):
     things = there.get(name, ())
     if not group.count:  # "no dogs"
       add("object", not things, f"object{n}")

@@ -50,7 +50,7 @@ def noisy_text(kind: str, scene: Scene, world: World, draws: Draws) -> str:
 def one_wrong(sentence: Sentence, world: World, draws: Draws) -> str:
   """A true sentence with one part changed: an object, a number or a side. The hard kind: all else is right."""
   statement = sentence.statement
-  told = {group.name for group in (statement.first, statement.second) if group}
+  told = {group.name for group in statement.groups}
   others = [name for name in world.names if name not in told]
   part = draws.choice(["number", *["object"] * bool(others), *["side"] * bool(statement.relation)])
   if part == "side":
