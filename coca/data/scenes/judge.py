@@ -72,13 +72,17 @@ def _judgement(statement: Statement, scene: Scene, words: dict[str, range], text
 def _meanings(told: tuple[Group, ...], there: list[str]):
   """Objects of the scene that the groups may mean: that of its name, or else any of which nothing is told, or none.
 
-  So that of 'two dogs left of a cat' the number and the side are right where there are two wolves left of a cat.
+  So that of 'two dogs left of a cat' the number and the side are right where there are two wolves left of a cat. Of 'a
+  dog and a dog', the second one is another object than the first.
   """
-  names = {group.name for group in told}
+  names = [group.name for group in told]
   free = [name for name in there if name not in names] + [""]
-  choices = [[group.name] if group.name in there or not group.count else free for group in told]
+  choices = [
+    [""] if not group.count else [group.name] if group.name in there and group.name not in names[:n] else free
+    for n, group in enumerate(told)
+  ]
   for meant in itertools.product(*choices):
-    if len(meant) < 2 or meant[0] != meant[1] or not meant[0] or told[0].name == told[1].name:
+    if len(meant) < 2 or meant[0] != meant[1] or not meant[0]:
       yield meant
 
 
@@ -91,15 +95,15 @@ def _parts(statement: Statement, scene: Scene, meant: tuple[str, ...], words: di
   for n, (group, name) in enumerate(zip(statement.groups, meant, strict=True), 1):
     things = there.get(name, ())
     if not group.count:  # "no dogs"
-      add("object", not things, f"object{n}")
-      add("number", not things, f"number{n}")
+      add("object", group.name not in there, f"object{n}")
+      add("number", group.name not in there, f"number{n}")
       continue
     add("object", group.name == name, f"object{n}")
     add("number", group.count == len(things), f"number{n}")
     if group.size:
       add("size", bool(things) and group.size == size_word(things), f"size{n}")
   if statement.relation:
-    seen = relation(scene, *meant) if all(name in there for name in meant) and meant[0] != meant[1] else ""
+    seen = relation(scene, *meant) if all(name in there for name in meant) else ""
     add("relation", seen == statement.relation, "relation")
   if statement.place:
     add("place", scene.place == statement.place, "place")

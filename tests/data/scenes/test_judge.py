@@ -1,9 +1,11 @@
 """The judge against scenes whose truth is written here, and against a judgement of its own from coordinates."""
 
+import itertools
+
 import pytest
 
 from coca.data.scenes.compose import World
-from coca.data.scenes.grammar import parse, sentences
+from coca.data.scenes.grammar import Group, Statement, parse, sentences
 from coca.data.scenes.judge import Part, judge, judge_statement
 from coca.data.scenes.objects import OBJECTS, PLACES, article
 from coca.data.scenes.scene import OPPOSITE, Scene, Thing
@@ -31,7 +33,10 @@ ASLANT = Scene("room", (Thing("dog", "noto", 0.2, 0.3, 0.3), Thing("key", "noto"
     (DOGS, "two big dogs left of a cat", "partly", "size"),
     (DOGS, "two wolves left of a cat", "partly", "object"),  # the wolves are the dogs
     (DOGS, "a cat right of two wolves", "partly", "object"),
-    (DOGS, "two dogs left of two dogs", "partly", "relation"),
+    (DOGS, "two dogs left of two dogs", "partly", "object number"),  # the second ones are the cat
+    (DOGS, "a cat and a cat", "partly", "object number"),
+    (DOGS, "no dogs left of no dogs", "false", "object number relation"),
+    (DOGS, "no keys left of a cat", "partly", "relation"),
     (DOGS, "two cats left of a dog on the beach", "partly", "number relation"),
     (DOGS, "a wolf on the beach", "false", "object"),
     (DOGS, "four wolves on the beach", "false", "object number"),
@@ -138,3 +143,15 @@ def test_true_sentences_and_those_with_one_part_changed(split):
           assert next(iter(found.wrong)) in parts_of[differs[0]]
         wrong, count = wrong + (not found), count + 1
   assert wrong > 0.7 * count > 1000
+
+
+@pytest.mark.parametrize("scene", [DOGS, RING])
+def test_every_statement_has_a_judgement(scene):
+  """Odd ones, too: 'no dogs left of a dog'."""
+  groups = [Group(count, name) for count in range(5) for name in ("dog", "castle", "cat", "key")]
+  for first, second in itertools.product(groups, [None, *groups]):
+    for side in ("", "left of", "behind") if second else ("",):
+      found = judge_statement(Statement(first, second, side), scene)
+      assert bool(found) == (not found.wrong) and len(found.parts) == 2 + 2 * bool(second) + bool(side)
+      if second and first.count and second.count and first.name == second.name:
+        assert not found
