@@ -31,7 +31,7 @@ echo "== 5/6 a new model on human pairs and what CapFilt kept"
 train --config="configs/coca_tiny.py:capfilt=$out/capfilt" --config.steps="$steps" --workdir="$out/bootstrapped"
 
 echo "== 6/6 for comparison: the human pairs alone"
-train --config=configs/coca_tiny.py --config.steps="$steps" --workdir="$out/human"
+train --config=configs/coca_tiny.py:emoji --config.steps="$steps" --workdir="$out/human"
 
 "$python" - "$out" <<'PYTHON'
 import sys

@@ -27,6 +27,13 @@ from coca.evals.stream import Stream, own_texts
 from coca.files.threads import read_ahead
 from coca.inference.forward import Forward
 
+PIXEL = (
+  "pixel_exact_match",
+  "pixel_bleu1",
+  "pixel_true",
+  "pixel_right_parts",
+)  # of the baseline; the last two of scenes
+
 
 class Captions(Evaluator):
   """Loss per token of each record's first text, and a greedy caption for every image.
@@ -58,8 +65,8 @@ class Captions(Evaluator):
     """Yields 'nll' (nats a token, EOS included), 'perplexity' and, on the first process, the captions' scores.
 
     These are 'exact_match' (share of captions with the words of one of their references), 'bleu1' and 'examples'; of
-    scenes also what `coca.evals.judged.judged` says. 'pixel_exact_match' and so on are the scores of the first texts of
-    the nearest training images.
+    scenes also what `coca.evals.judged.judged` says. `PIXEL` are the scores of the first texts of the nearest training
+    images.
     """
     forward = self.stream.forward
     nll, tokens, captions = 0.0, 0.0, {}
@@ -80,7 +87,7 @@ class Captions(Evaluator):
       if self.neighbours is not None and self._pixels is None:
         records = self.stream.source
         found = {int(records.indices[n.index]): n.taken_over for n in nearest(records, self.neighbours, SOME)}
-        self._pixels = [(f"pixel_{name}", value) for name, value in self._scores(found) if name != "examples"]
+        self._pixels = [(f"pixel_{name}", value) for name, value in self._scores(found) if f"pixel_{name}" in PIXEL]
       yield from self._pixels or ()
 
   def _scores(self, captions: dict[int, str]) -> Iterator[tuple[str, float]]:

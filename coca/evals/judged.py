@@ -19,7 +19,7 @@ def judged(judgements: Iterable[Judgement]) -> Iterator[tuple[str, float]]:
     'true', 'partly', 'false' and 'no_sentence', which make 1; 'complete', the share that is true and leaves no object
     of the scene out; 'right_parts', the mean share of a caption's parts that are right, 0 for no sentence; and
     'object_wrong', 'number_wrong', 'size_wrong', 'relation_wrong' and 'place_wrong': of all parts of that kind that
-    captions tell, the share that is wrong, NaN where they tell none.
+    captions tell, the share that is wrong; left out where they tell none.
   """
   judgements = list(judgements)
   count, told, wrong = len(judgements) or math.nan, Counter(), Counter()
@@ -32,7 +32,8 @@ def judged(judgements: Iterable[Judgement]) -> Iterator[tuple[str, float]]:
   yield "complete", sum(bool(judgement) and not judgement.untold for judgement in judgements) / count
   yield "right_parts", math.fsum(map(_right_share, judgements)) / count
   for kind in PARTS:
-    yield f"{kind}_wrong", wrong[kind] / told[kind] if told[kind] else math.nan
+    if told[kind]:
+      yield f"{kind}_wrong", wrong[kind] / told[kind]
 
 
 def _right_share(judgement: Judgement) -> float:

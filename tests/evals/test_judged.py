@@ -14,7 +14,7 @@ from coca.data.sources import open_source
 from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.common import Decoded
 from coca.evals import pixels
-from coca.evals.captions import Captions
+from coca.evals.captions import PIXEL, Captions
 from coca.evals.judged import judged
 from coca.evals.retrieval import Retrieval, token_counts
 from support.evals import CONFIG, FakeForward, Source_, recalls64
@@ -37,7 +37,8 @@ def test_shares_by_hand():
   assert found == pytest.approx(
     {"object_wrong": 1 / 6, "number_wrong": 1 / 6, "size_wrong": 1 / 3, "relation_wrong": 1 / 2, "place_wrong": 1 / 4}
   )
-  assert all(math.isnan(value) for _, value in judged([]))
+  nothing = dict(judged([]))
+  assert set(nothing) == {*shares, "right_parts"} and all(map(math.isnan, nothing.values()))
 
 
 class Writer(FakeForward):
@@ -82,13 +83,15 @@ def test_captions_of_scenes_are_judged(scenes, tokenizer, swapped):
   settings = Eval(kind="captions", batch=4, limit=12)
   found = dict(Captions(CONFIG, settings, Writer(tokenizer, texts), tokenizer, scenes, neighbours).run(None))
   wanted = dict(judged(judge(text, scenes.scene(2 * i)) for i, text in enumerate(texts)))
-  assert {name: found[name] for name in wanted} == pytest.approx(wanted, nan_ok=True)
+  assert {name: found[name] for name in wanted} == pytest.approx(wanted)
   assert 0.6 < found["true"] == found["exact_match"] < 1
   pixel = dict(judged(judge(taken_over[i], scenes.scene(i)) for i in range(0, 24, 2)))
-  assert {name: found[f"pixel_{name}"] for name in pixel} == pytest.approx(pixel, nan_ok=True)
-  assert 0.5 < found["pixel_true"] < 1 and "pixel_examples" not in found
+  assert {name for name in found if name.startswith("pixel_")} == set(PIXEL)
+  for name in ("true", "right_parts"):
+    assert found[f"pixel_{name}"] == pytest.approx(pixel[name])
+  assert 0.5 < found["pixel_true"] < 1 and found["pixel_exact_match"] > 0.5
   plain = dict(Captions(CONFIG, settings, Writer(tokenizer, texts), tokenizer, scenes).run(None))
-  assert plain == pytest.approx({k: v for k, v in found.items() if not k.startswith("pixel_")}, nan_ok=True)
+  assert plain == pytest.approx({k: v for k, v in found.items() if not k.startswith("pixel_")})
 
 
 def test_retrieval_by_the_words_of_the_nearest_image(scenes, tokenizer, swapped):
