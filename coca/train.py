@@ -19,6 +19,7 @@ from coca.config import parse
 from coca.config.command_line import one_line, parse_flags
 from coca.config.help import described
 from coca.devices import processes
+from coca.devices.hardware import keep_memory
 from coca.planning import arithmetic
 from coca.storage.bucket import workdir_path
 from coca.storage.checkpoint import CheckpointError
@@ -47,6 +48,7 @@ def main(argv) -> None:
     if FLAGS.dry_run:
       print(arithmetic.describe(config, jax.device_count()))
       return
+    keep_memory()
     processes.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.timeout)
     workdir = workdir_path(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not FLAGS.workdir and jax.process_count() > 1:

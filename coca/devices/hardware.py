@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import glob
 import os
 import re
 
@@ -124,6 +125,26 @@ def known_options(options: dict, device) -> dict:
       if name not in str(e):  # 'No such compile option', 'While setting option'
         raise
   return known
+
+
+# What jax finds accelerators by.
+ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
+# Of malloc.h, with no limit to what is kept: one arena, none of a thread's own, which can't grow as large; nothing by
+# mmap; nothing given back.
+KEEP_FREED = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
+
+
+def keep_memory() -> None:
+  """Has malloc keep what is freed, on a machine without accelerators; before jax starts threads. Only on glibc.
+
+  XLA on CPU takes the memory of a program's temporaries anew in every call. As malloc is, it comes from the kernel each
+  time, which clears it page by page: 0.25 of 0.85 CPU seconds of a step of coca_tiny's size.
+  """
+  if os.environ.get("JAX_PLATFORMS") != "cpu" and any(glob.glob(pattern) for pattern in ACCELERATORS):
+    return
+  with contextlib.suppress(AttributeError, OSError, TypeError):
+    for option, value in KEEP_FREED.values():
+      ctypes.CDLL(None).mallopt(option, value)
 
 
 def release_memory() -> None:

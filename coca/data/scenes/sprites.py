@@ -6,7 +6,6 @@ import pathlib
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 
 STYLES = ("noto", "noto-v1", "fluent-3d", "fxemoji")
 UNSEEN_STYLE = "twemoji"
@@ -98,5 +97,7 @@ def premultiply(rgba: np.ndarray) -> np.ndarray:
 @functools.cache
 def _encoded() -> dict[tuple[str, str], bytes]:
   """Lossless WebP by object and style."""
+  import pyarrow.parquet as pq  # it starts a thread, which `coca.devices.hardware.keep_memory` must come before
+
   table = pq.read_table(FILE, columns=["name", "style", "image"])
   return {(row["name"], row["style"]): row["image"] for row in table.to_pylist()}
