@@ -1,5 +1,7 @@
 """What is true of a scene, found out anew: from the coordinates of its things alone, by none of coca's own rules."""
 
+import statistics
+
 from coca.data.scenes.objects import OBJECTS, PLACES
 
 NUMBERS = {"no": 0, "a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
@@ -30,10 +32,17 @@ def covers(a, b):
 
 
 def is_side(scene, ones, side, others):
-  """Every one is on that side of every other, by a margin, and not only just."""
+  """Every one is on that side of every other by a margin, and more so than it is above, say, when it is left."""
   if side in ("in front of", "behind"):
+    if len(ones) != 1 or len(others) != 1:
+      return False
     (a,), (b,) = ones, others
     later = scene.things.index(a) > scene.things.index(b)
     return covers(a, b) and later == (side == "in front of")
   axis, sign = {"left of": ("x", 1), "right of": ("x", -1), "above": ("y", 1), "below": ("y", -1)}[side]
-  return all(sign * (getattr(b, axis) - getattr(a, axis)) > 0.19 for a in ones for b in others)
+  away = {
+    a: statistics.fmean(getattr(t, a) for t in others) - statistics.fmean(getattr(t, a) for t in ones) for a in "xy"
+  }
+  return all(sign * (getattr(b, axis) - getattr(a, axis)) > 0.19 for a in ones for b in others) and (
+    abs(away[axis]) > 1.5 * min(map(abs, away.values()))
+  )
