@@ -54,6 +54,9 @@ def settings(batch: int, same_flops: bool, changes: list[str]):
 def work(args) -> None:
   """Our side: builds the state, then serves steps."""
   limit_threads(args.threads)
+  from coca.devices.hardware import keep_memory
+
+  keep_memory()  # as coca.train does
   import numpy as np
 
   from coca.devices import sharding
