@@ -90,7 +90,8 @@ def device_memory() -> int | None:
 OPTIONS = {
   # By default what can start is started, such as zeroing all gradients before the forward pass: 36 % more memory for
   # temporaries than in the order that holds least.
-  "cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
+  # Its vectors have 256 bits where the processor has 512: 5 % of a small step's time.
+  "cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_cpu_prefer_vector_width": "512"},
   # All-gathers of fsdp's parameters run while the matrix products of the layer before do, instead of before them.
   "tpu": {
     "xla_tpu_enable_async_collective_fusion": True,
