@@ -9,7 +9,7 @@ reads the question, a decoder of its own the encoder's states; 10 epochs, rate 2
 questions of 35 tokens. Each answer weighs as many of the annotators as gave it.
 
 It trains on questions that are made of the names in the built-in corpus (coca/data/sources/name_questions.py). On
-questions about scenes (coca/data/scenes/questions.py), for a model whose texts are long enough (16 tokens):
+questions about scenes (docs/scenes.md), for a model whose texts are long enough (20 tokens):
 
   --config.data.sources.pairs.split=scenes_questions --config.data.sources.pairs.question_key=question \
   --config.evals.vqa.source.split=scenes_questions_val --config.evals.vqa.source.question_key=question
