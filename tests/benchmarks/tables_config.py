@@ -1,0 +1,200 @@
+"""Settings of the cells of tables_blip.py and tables_coca.py: configs/coca_tiny.py, and what the cell changes.
+
+    python -m coca.train --config=tests/benchmarks/tables_config.py:role=pretrain,seed=0,noise=40 --workdir=...
+    python -m coca.capfilt --config=tests/benchmarks/tables_config.py:role=job,captioner=DIR,filter=DIR --workdir=...
+
+role: `pretrain` on human and web scenes; `captioner`, `filter`, or `shared`, one model that is both (BLIP Table 4), on
+the human ones; `job`, CapFilt over the web scenes; `blip`, a pre-training of BLIP's own model (Table 3); `coca`, that
+of configs/coca_tiny.py (CoCa Table 8).
+
+Human pairs have true captions, up to five a scene, as COCO has; web pairs one text each, and `noise` percent of these
+are not true: half of them have one wrong word, a quarter tell of another scene, the rest are titles and files' names.
+There are ten web pairs to a human one, as in BLIP (14.0M and 1.3M texts). A seed is that of the scenes, too.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from coca.capfilt import settings as capfilt
+from coca.commands import arguments
+from coca.config import parse
+from coca.data.sources import open_source
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# A small world, so that minutes are enough to learn it: the first objects, and things in a scene.
+WORLD = {"vocabulary": 16, "objects": 2}
+# BLIP's kind of tokenizer, WordPiece, and one for all. SentencePiece finds no whole words where there are so few.
+VOCAB = 512
+# What a variant takes of one and the same CapFilt job.
+VARIANTS = {
+  "none": {},
+  "filter": {"origins": {"web": 1.0}},
+  "captioner": {"min_matching": 0.0},  # no score is below it
+  "both": {},
+  "longer": {},  # of the job only the number of texts that it kept
+  # Each image once, with its web text or the synthetic one, none of them filtered.
+  "synthetic50": {"sample": "image", "min_matching": 0.0, "origins": {"web": 1.0, "synthetic": 1.0}},
+  "synthetic100": {"sample": "image", "min_matching": 0.0, "origins": {"synthetic": 1.0}},
+}
+
+
+def get_config(arg=None):
+  args = arguments(
+    arg,
+    role="pretrain",
+    seed=0,
+    noise=40,
+    human=1600,
+    web=16_000,
+    epochs=2.0,
+    steps=0,
+    variant="none",
+    capfilt="",
+    tokenizer="",
+    init_from="",
+    captioner="",
+    filter="",
+    decoding="nucleus",
+    share=0.0,
+    sharing="all_but_self_attention",
+    objective="both",
+    limit=1000,
+  )
+  return ROLES[args.role](args)
+
+
+def pretrain(args) -> ConfigDict:
+  config = _on_scenes(args, _file("coca_tiny"))
+  config.init_from = args.init_from
+  return _for_epochs(args, config)
+
+
+def blip(args) -> ConfigDict:
+  config, tiny = _file("blip_tiny"), _file("coca_tiny")
+  config.model.image.update(size=tiny.model.image.size, patch=tiny.model.image.patch)
+  config.model.text.length = tiny.model.text.length
+  config.model.med.update(positions=tiny.model.text.length, sharing=args.sharing)
+  config.data.batch, config.evals = tiny.data.batch, tiny.evals
+  return _for_epochs(args, _on_scenes(args, config))
+
+
+def fine_tune(args) -> ConfigDict:
+  file = "capfilt_captioner" if args.role == "captioner" else "capfilt_filter"
+  config = _file(file, f"tiny,init_from={args.init_from}")
+  config.data.sources = {"human": human(args)}
+  config.update(seed=args.seed, steps=str(args.steps))
+  config.data.threads = 1
+  config.evals = {}
+  if args.role == "shared":
+    config.captioning.update(weight=1.0, label_smoothing=0.1)
+    del config.optim.lr_scale.softmax  # it learns to write after all
+  return config
+
+
+def job(args) -> ConfigDict:
+  config = capfilt.default()
+  config.update(captioner=args.captioner, filter=args.filter, shard=2000, share=args.share, max_failed=1.0)
+  config.source.update(web(args))
+  # Texts of scenes have five words and more; with beams none at all is likelier than any.
+  config.decoding.update(min_length=5, seed=args.seed)
+  if args.decoding == "beam":
+    config.decoding.update(strategy="beam", beams=3, top_p=1.0, length_normalisation="whole")
+  return config
+
+
+def coca(args) -> ConfigDict:
+  config = _file("coca_tiny")
+  config.update(seed=args.seed, steps=str(args.steps))
+  config.contrastive.update(weight=1.0, directions="mean")  # with means the paper's 2 : 1 is what it says
+  config.captioning.weight = 2.0
+  config.data.sources.scenes.scenes.update(seed=args.seed, **WORLD)
+  _evaluate(args, config, ("captions", "retrieval", "twemoji"))
+  if args.objective == "contrastive":
+    text = config.model.text
+    text.update(unimodal_layers=text.unimodal_layers + text.multimodal_layers, multimodal_layers=0)
+    config.captioning.weight = 0.0
+    del config.evals.captions
+  elif args.objective == "captioning":
+    config.contrastive.weight = 0.0
+    del config.evals.retrieval, config.evals.twemoji
+  return config
+
+
+ROLES = {
+  "pretrain": pretrain,
+  "captioner": fine_tune,
+  "filter": fine_tune,
+  "shared": fine_tune,
+  "job": job,
+  "blip": blip,
+  "coca": coca,
+}
+
+
+def human(args) -> ConfigDict:
+  return _scenes(origin="human", seed=2 * args.seed, count=args.human)
+
+
+def web(args) -> ConfigDict:
+  source = _scenes(origin="web", seed=2 * args.seed + 1, count=args.web)
+  share = args.noise / 100
+  source.scenes.texts = 1
+  source.scenes.noise.update(wrong=share / 2, other=share / 4, title=share / 8, file_name=share / 8)
+  return source
+
+
+def _file(name: str, arg: str | None = None) -> ConfigDict:
+  return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](arg)
+
+
+def _scenes(origin: str, seed: int, count: int) -> ConfigDict:
+  source = _file("coca_tiny").data.sources.scenes
+  source.update(origin=origin, weight=0.0)  # every text is an example
+  source.scenes.update(seed=seed, count=count, **WORLD)
+  return source
+
+
+def _on_scenes(args, config: ConfigDict) -> ConfigDict:
+  config.seed = args.seed
+  config.model.text.vocab, config.data.tokenizer = VOCAB, args.tokenizer
+  config.data.sources = {"human": human(args), "web": web(args)}
+  if args.variant not in ("none", "longer"):
+    config.data.sources.web.update(sidecars=args.capfilt, **VARIANTS[args.variant])
+  _evaluate(args, config, ("captions", "retrieval"))
+  return config
+
+
+def _evaluate(args, config: ConfigDict, names) -> None:
+  config.evals = {name: config.evals[name] for name in names}
+  for settings in config.evals.values():
+    settings.update(every="", pixel_neighbours="")
+    if settings.source.split.startswith("scenes"):
+      settings.source.scenes.update(WORLD)
+      settings.limit = args.limit
+  config.checkpoint.update(every="20%", keep=1)
+
+
+def _for_epochs(args, config: ConfigDict) -> ConfigDict:
+  """As in BLIP, a run is so many times as long as its data have texts: more of them are a longer run (Table 12)."""
+  sources = {name: args.human if name == "human" else _texts(args, config) for name in config.data.sources}
+  if args.variant == "longer":  # the web's texts as often as if there were as many as the job kept
+    for name, texts in sources.items():
+      config.data.sources[name].weight = float(texts)
+  config.steps = f"{round(args.epochs * sum(sources.values()))} examples"
+  return config
+
+
+def _texts(args, config: ConfigDict) -> int:
+  """The number of the web's texts, for 'longer' that of 'both'."""
+  if args.variant == "none":
+    return args.web
+  source = config.data.sources.web
+  if args.variant == "longer":
+    source = source.copy_and_resolve_references()
+    source.sidecars = args.capfilt
+  config = config.copy_and_resolve_references()
+  config.data.sources = {"web": source}
+  config.steps = "1"
+  return len(open_source(parse(config).data.sources["web"]))
