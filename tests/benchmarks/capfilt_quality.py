@@ -42,10 +42,9 @@ def quality(rows: Iterable[dict], source: SceneSource) -> dict:
   Returns:
     'auc': that of P(match), the web's true texts against its others, 'auc_contrastive' that of the cosine; 'auc_KIND'
     against one kind of noise, 'auc_wrong_PART' against texts of the hard kind with that part wrong; 'auc_synthetic':
-    the captioner's true texts against its others. 'web_not_true' and 'synthetic_not_true': shares before the filter,
-    with '_kept' behind it of what was kept, 'not_true_kept' of both together. 'web_true_rejected' and
-    'synthetic_rejected': shares that are thrown out. 'synthetic_right_parts': the mean share of what the captioner says
-    that is true.
+    the captioner's true texts against its others. 'web_not_true', 'synthetic_true': shares before the filter, with
+    '_kept' behind it of what was kept, 'not_true_kept' of both together. 'web_true_rejected', 'synthetic_rejected':
+    shares that are thrown out. 'synthetic_right_parts': the mean share of what the captioner says that is true.
   """
   texts = defaultdict(list)  # by origin: row, judgement and kind of noise
   truth_of = functools.lru_cache(8)(source.truth)  # the texts of an image are beside each other
@@ -63,7 +62,7 @@ def quality(rows: Iterable[dict], source: SceneSource) -> dict:
   def part(found) -> str:
     return next((part for part in PARTS if part in found.wrong), "")
 
-  kept = {origin: [text for text in of if text[0]["kept"]] for origin, of in texts.items()}
+  kept = {origin: [text for text in texts[origin] if text[0]["kept"]] for origin in ("web", "synthetic")}
   out = {
     "auc": area(web, lambda *_: True),
     "auc_contrastive": area(web, lambda *_: True, "contrastive"),
@@ -71,11 +70,12 @@ def quality(rows: Iterable[dict], source: SceneSource) -> dict:
     **{f"auc_{kind}": area(web, lambda _, noise, kind=kind: noise == kind) for kind in KINDS},
     **{f"auc_wrong_{p}": area(web, lambda f, noise, p=p: noise == "wrong" and part(f) == p) for p in PARTS},
   }
-  for origin in ("web", "synthetic"):
-    out[f"{origin}_not_true"] = _share(texts[origin], lambda text: not text[1])
-    out[f"{origin}_not_true_kept"] = _share(kept.get(origin, ()), lambda text: not text[1])
   return out | {
-    "not_true_kept": _share([*kept.get("web", ()), *kept.get("synthetic", ())], lambda text: not text[1]),
+    "web_not_true": _share(web, lambda text: not text[1]),
+    "web_not_true_kept": _share(kept["web"], lambda text: not text[1]),
+    "synthetic_true": _share(synthetic, lambda text: bool(text[1])),
+    "synthetic_true_kept": _share(kept["synthetic"], lambda text: bool(text[1])),
+    "not_true_kept": _share(kept["web"] + kept["synthetic"], lambda text: not text[1]),
     "web_true_rejected": _share([text for text in web if text[1]], lambda text: not text[0]["kept"]),
     "synthetic_rejected": _share(synthetic, lambda text: not text[0]["kept"]),
     "synthetic_right_parts": _mean(

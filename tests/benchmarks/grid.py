@@ -169,6 +169,12 @@ def share(values: Sequence[float], images: float) -> str:
   return f"{percent(mean)} ± {percent(half)}"
 
 
+def mean(values: Sequence[float]) -> str:
+  """Mean and 95 % interval in percent."""
+  found, half = t_interval(values)
+  return percent(found) + ("" if math.isnan(half) else f" ± {percent(half)}")
+
+
 def direction(mean: float, half: float, paper: float) -> str:
   """A word for a gain of ours (mean and half of its interval) beside the paper's."""
   if math.isnan(half):

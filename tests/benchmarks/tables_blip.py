@@ -20,7 +20,6 @@ import functools
 from pathlib import Path
 
 import grid
-import numpy as np
 from capfilt_quality import of_job
 from grid import OUT, Cell, Grid, Measure
 
@@ -60,22 +59,23 @@ TABLES = {
   "synthetic": ("Share of synthetic texts, none of them filtered", ("none", "synthetic50", "synthetic100"), "none"),
 }
 QUALITY = {
-  "auc": "AUC",
-  "auc_contrastive": "of cosine",
-  "auc_other": "other scene",
-  "auc_wrong": "one word",
-  "auc_wrong_object": "object",
-  "auc_wrong_number": "number",
-  "auc_wrong_relation": "side",
-  "auc_title": "title",
-  "auc_file_name": "file",
-  "web_not_true": "web not true",
-  "web_not_true_kept": "of kept",
-  "web_true_rejected": "true thrown out",
-  "synthetic_not_true": "synthetic not true",
-  "synthetic_not_true_kept": "of kept",
-  "synthetic_right_parts": "right parts",
-  "synthetic_rejected": "synthetic thrown out",
+  "auc": "AUC of P(match): the web's true texts against the others",
+  "auc_contrastive": "AUC of the cosine",
+  "auc_other": "AUC, against another scene's captions",
+  "auc_wrong": "against captions with one word wrong",
+  "auc_wrong_object": "where that is an object",
+  "auc_wrong_number": "a number",
+  "auc_wrong_relation": "a side",
+  "auc_title": "against titles",
+  "auc_file_name": "against files' names",
+  "web_not_true": "web texts that are not true",
+  "web_not_true_kept": "of those that are kept",
+  "web_true_rejected": "true web texts thrown out",
+  "synthetic_true": "synthetic texts that are true",
+  "synthetic_true_kept": "of those that are kept",
+  "synthetic_right_parts": "right parts of synthetic texts",
+  "not_true_kept": "all texts kept that are not true",
+  "synthetic_rejected": "synthetic texts thrown out",
 }
 
 
@@ -88,6 +88,7 @@ class Blip:
 
   def __init__(self, args):
     self.args = args
+    self._share = f"-share{args.share:g}" if args.share else ""  # another one needs no other model to start from
 
   def _cell(self, noise: int, seed: int, name: str, role: str, *needs: Cell, module="coca.train", **more):
     sizes = {"human": self.args.human, "web": self.args.web, "limit": self.args.limit}
@@ -110,7 +111,8 @@ class Blip:
     captioner, judge = (self.tuned(noise, seed, role) for role in roles)
     more = {"decoding": "beam" if how == "beam" else "nucleus", "share": self.args.share}
     models = {"captioner": captioner.workdir, "filter": judge.workdir}
-    return self._cell(noise, seed, f"job-{how}", "job", captioner, judge, module="coca.capfilt", **models, **more)
+    name = f"job-{how}{self._share}"
+    return self._cell(noise, seed, name, "job", captioner, judge, module="coca.capfilt", **models, **more)
 
   def row(self, noise: int, seed: int, name: str) -> Cell:
     """The model of a row of `TABLES`."""
@@ -125,7 +127,7 @@ class Blip:
     variant = "both" if name in ("beam", "shared", "continued") else name
     more = {"variant": variant, "capfilt": job.workdir, "epochs": self.args.epochs}
     more |= {"init_from": none.workdir} if name == "continued" else {"tokenizer": VOCABULARY}
-    return self._cell(noise, seed, name, "pretrain", none, job, **more)
+    return self._cell(noise, seed, name + self._share, "pretrain", none, job, **more)
 
   def noises(self, table: str) -> list[int]:
     return self.args.noise if table == "1" else [self.args.ablation_noise]
@@ -161,16 +163,16 @@ class Blip:
         text += [f"\n{title}, {noise} % noise\n", *grid.head(MEASURES, "", "texts"), *lines]
         for how in {"2": ("beam", "both"), "3": (), "4": ("shared", "both"), "synthetic": ()}.get(table, ("both",)):
           jobs[noise, how] = self.found(made, noise, functools.partial(self.job, how=how))
+    jobs = {job: found for job, found in jobs.items() if found}
     text += [
-      "\nThe filter and the captioner, in %: AUC of P(match), the web's true texts against the others, and against "
-      "those that are wrong in one way; texts that are not true before and after the filter; what is thrown out\n",
-      "| noise | job | " + " | ".join(QUALITY.values()) + " | in BLIP |",
-      "| --- | --- |" + " ---: |" * (len(QUALITY) + 1),
+      "\nThe filter and the captioner, in %\n",
+      "| | " + " | ".join(f"{noise} % noise, {how}" for noise, how in jobs) + " |",
+      "| --- |" + " ---: |" * len(jobs),
     ]
-    for (noise, how), found in jobs.items():
-      if found:
-        means = [grid.percent(np.mean([done[name] for done in found.values()])) for name in QUALITY]
-        text.append(f"| {noise} % | {how} | " + " | ".join(means) + f" | {REJECTED[how]} |")
+    for name, title in QUALITY.items():
+      found = ([done[name] for done in of_seed.values()] for of_seed in jobs.values())
+      text.append(f"| {title} | " + " | ".join(map(grid.mean, found)) + " |")
+    text.append("| the same in BLIP | " + " | ".join(str(REJECTED[how]) for _, how in jobs) + " |")
     return "\n".join(text)
 
 
