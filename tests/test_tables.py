@@ -29,9 +29,18 @@ from grid import OUT, Cell, Grid, Measure
 
 BLIP = SimpleNamespace(
   **{"seeds": [1], "noise": [40, 60], "ablation_noise": 40, "tables": list(tables_blip.TABLES), "share": 0.0},
-  **{"human": 3, "web": 8, "limit": 9, "epochs": 2.0, "blip_epochs": 1.0, "captioner_steps": 2, "filter_steps": 3},
+  **{
+    "human": 3,
+    "web": 8,
+    "limit": 9,
+    "epochs": 2.0,
+    "blip_epochs": 1.0,
+    "init_steps": 4,
+    "captioner_steps": 2,
+    "filter_steps": 3,
+  },
 )
-COCA = SimpleNamespace(seeds=[1], tables=list(tables_coca.TABLES), steps=5, limit=9)
+COCA = SimpleNamespace(seeds=[1], tables=list(tables_coca.TABLES), pairs=320, limit=9)
 
 
 def settings_of(cell, out, monkeypatch):
@@ -58,7 +67,7 @@ def test_blip_cells(tmp_path, monkeypatch):
       workdir.mkdir(parents=True)
       write_run(config, tokens, workdir)
       tokens.save(workdir / tokens.file)
-  assert len(configs) == 2 * 7 + 2 + 3 + 1 + 1 + 4 + 2
+  assert len(configs) == 5 + 2 * 7 + 2 + 3 + 1 + 1 + 4 + 2
   at_40 = {name.partition("/")[2]: config for name, config in configs.items() if name.startswith("noise40")}
 
   def texts(name):
@@ -78,10 +87,9 @@ def test_blip_cells(tmp_path, monkeypatch):
   assert at_40["longer"].steps == at_40["both"].steps
   assert {name: s.weight for name, s in at_40["longer"].data.sources.items()} == texts("both")
   assert at_40["continued"].init_from == at_40["model-filter"].init_from == str(tmp_path / "noise40-seed1/none/run")
-  assert {c.data.tokenizer for name, c in at_40.items() if name in (*origins, "longer", "blip-all")} == {
-    str(tmp_path / "vocab.txt"),
-    "",
-  }
+  assert at_40["both"].init_from == at_40["none"].init_from == str(tmp_path / "init-coca/run")
+  assert at_40["blip-unshared"].init_from == str(tmp_path / "init-none/run")
+  assert configs["init-coca"].data.tokenizer == str(tmp_path / "vocab.txt") and not at_40["none"].data.tokenizer
   assert at_40["job-shared"].captioner == at_40["job-shared"].filter
   assert at_40["job-both"].source.scenes == at_40["none"].data.sources["web"].scenes
   assert at_40["job-beam"].decoding.strategy == "beam" and at_40["job-both"].decoding.top_p == 0.9
@@ -199,7 +207,7 @@ def test_blip_tables(tmp_path):
 
 
 def test_coca_tables(tmp_path):
-  args = SimpleNamespace(seeds=[0, 1], tables=["b", "f"], steps=5, limit=9)
+  args = SimpleNamespace(seeds=[0, 1], tables=["b", "f"], pairs=320, limit=9)
   for name, value in (("cascade", 0.5), ("contrastive", 0.4), ("captioning", None), ("n_query_0", 0.45)):
     for seed in args.seeds:
       examples = {f"eval/{kind}/examples": 1000.0 for kind in ("retrieval", "captions", "twemoji")}

@@ -47,7 +47,7 @@ MEASURES = (
 )
 # Share of the synthetic texts that the filter throws out, in percent.
 REJECTED = {"both": 25, "beam": 19, "shared": 8}
-SHARING = {"all": "all", "all_but_cross_attention": "", "all_but_self_attention": "", "unshared": "none"}
+SHARING = {name: name for name in ("all", "all_but_cross_attention", "all_but_self_attention")} | {"unshared": "none"}
 # Title, rows, and the row that others are compared with.
 TABLES = {
   "1": ("Table 1: captioner and filter", ("none", "filter", "captioner", "both"), "none"),
@@ -96,9 +96,17 @@ class Blip:
     config = f"--config={CONFIG}:" + ",".join(f"{key}={value}" for key, value in of_config.items())
     return Cell(f"noise{noise}-seed{seed}/{name}", module, (config,), needs)
 
+  def init(self, sharing: str = "") -> Cell:
+    """The model that all pre-trainings of a kind start from."""
+    of_config = (
+      f"role=init,tokenizer={VOCABULARY},sharing={sharing},steps={self.args.init_steps},limit={self.args.limit}"
+    )
+    return Cell(f"init-{sharing or 'coca'}", "coca.train", (f"--config={CONFIG}:{of_config}",))
+
   def none(self, noise: int, seed: int) -> Cell:
     """Pre-trained on human pairs and raw web pairs."""
-    return self._cell(noise, seed, "none", "pretrain", tokenizer=VOCABULARY, epochs=self.args.epochs)
+    init = self.init()
+    return self._cell(noise, seed, "none", "pretrain", init, init_from=init.workdir, epochs=self.args.epochs)
 
   def tuned(self, noise: int, seed: int, role: str) -> Cell:
     none = self.none(noise, seed)
@@ -119,15 +127,14 @@ class Blip:
     if name == "none":
       return self.none(noise, seed)
     if name in SHARING:
-      shared = SHARING[name] or name
-      return self._cell(
-        noise, seed, f"blip-{name}", "blip", tokenizer=VOCABULARY, sharing=shared, epochs=self.args.blip_epochs
-      )
+      init = self.init(SHARING[name])
+      more = {"sharing": SHARING[name], "init_from": init.workdir, "epochs": self.args.blip_epochs}
+      return self._cell(noise, seed, f"blip-{name}", "pretrain", init, **more)
     none, job = self.none(noise, seed), self.job(noise, seed, name if name in ("beam", "shared") else "both")
     variant = "both" if name in ("beam", "shared", "continued") else name
-    more = {"variant": variant, "capfilt": job.workdir, "epochs": self.args.epochs}
-    more |= {"init_from": none.workdir} if name == "continued" else {"tokenizer": VOCABULARY}
-    return self._cell(noise, seed, name + self._share, "pretrain", none, job, **more)
+    start = none if name == "continued" else self.init()
+    more = {"init_from": start.workdir, "variant": variant, "capfilt": job.workdir, "epochs": self.args.epochs}
+    return self._cell(noise, seed, name + self._share, "pretrain", start, job, **more)
 
   def noises(self, table: str) -> list[int]:
     return self.args.noise if table == "1" else [self.args.ablation_noise]
@@ -209,6 +216,7 @@ def main() -> None:
   parser.add_argument("--ablation_noise", type=int, default=40, help="of the other tables")
   parser.add_argument("--human", type=int, default=1600, help="human scenes")
   parser.add_argument("--web", type=int, default=16_000, help="web scenes")
+  parser.add_argument("--init_steps", type=int, default=3000, help="of the models that pre-trainings start from")
   parser.add_argument("--epochs", type=float, default=2.0, help="of each pre-training over its texts")
   parser.add_argument("--blip_epochs", type=float, default=1.0, help="in Table 3, where a step costs more")
   parser.add_argument("--captioner_steps", type=int, default=150)

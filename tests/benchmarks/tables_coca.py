@@ -54,7 +54,7 @@ MEASURES = (
 
 def cell(args, name: str, seed: int) -> Cell:
   objective, settings, _ = ROWS[name]
-  config = f"--config={CONFIG}:role=coca,objective={objective},seed={seed},steps={args.steps},limit={args.limit}"
+  config = f"--config={CONFIG}:role=coca,objective={objective},seed={seed},pairs={args.pairs},limit={args.limit}"
   flags = (f"--config.{key}={value}" for key, value in settings.items())
   return Cell(f"seed{seed}/{name.replace(':', '_to_')}", "coca.train", (config, *flags))
 
@@ -68,7 +68,7 @@ def cells(args) -> list[Cell]:
 def tables(args, made: Grid) -> str:
   """What is finished, as Markdown."""
   text = [
-    f"{args.steps} steps; {len(args.seeds)} seed(s). ±: 95 % t interval over seeds, in brackets, for a single seed, "
+    f"{args.pairs:,} pairs; {len(args.seeds)} seed(s). ±: 95 % t interval over seeds, in brackets, for a single seed, "
     "Wilson's over images. A gain is on 'cascade', the paper's model: the mean of differences seed by seed; 'unclear': "
     "its interval holds 0. " + grid.cost(list(filter(None, map(made.done, cells(args)))))
   ]
@@ -82,7 +82,7 @@ def tables(args, made: Grid) -> str:
 def main() -> None:
   style = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, parents=[grid.flags(list(TABLES))])
-  parser.add_argument("--steps", type=int, default=800)
+  parser.add_argument("--pairs", type=int, default=64_000, help="that a run sees")
   args = parser.parse_args()
   made = Grid(args.out, {"coca.train": trained})
   grid.main(args, made, cells(args), functools.partial(tables, args, made))
