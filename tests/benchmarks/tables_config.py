@@ -48,8 +48,8 @@ def get_config(arg=None):
     role="pretrain",
     seed=0,
     noise=40,
-    human=1600,
-    web=16_000,
+    human=2000,
+    web=20_000,
     epochs=2.0,
     steps=0,
     pairs=0,
@@ -110,7 +110,11 @@ def coca(args) -> ConfigDict:
   config.update(seed=args.seed, steps=f"{args.pairs} examples")
   config.contrastive.update(weight=1.0, directions="mean")  # with means the paper's 2 : 1 is what it says
   config.captioning.weight = 2.0
-  config.data.sources.scenes.scenes.update(seed=args.seed, **WORLD)
+  config.model.poolers.n_query = 8
+  for source in config.data.sources.values():
+    if source.split.startswith("scenes"):
+      objects = min(source.scenes.objects, WORLD["objects"])
+      source.scenes.update(seed=args.seed, vocabulary=WORLD["vocabulary"], objects=objects)
   _evaluate(args, config, ("captions", "retrieval", "twemoji"))
   if args.objective == "contrastive":
     text = config.model.text
@@ -135,13 +139,12 @@ ROLES = {
 
 
 def human(args) -> ConfigDict:
-  return _scenes(origin="human", seed=2 * args.seed, count=args.human)
+  return _scenes(origin="human", seed=2 * args.seed, count=args.human, texts=5)
 
 
 def web(args) -> ConfigDict:
-  source = _scenes(origin="web", seed=2 * args.seed + 1, count=args.web)
+  source = _scenes(origin="web", seed=2 * args.seed + 1, count=args.web, texts=1)
   share = args.noise / 100
-  source.scenes.texts = 1
   source.scenes.noise.update(wrong=share / 2, other=share / 4, title=share / 8, file_name=share / 8)
   return source
 
@@ -164,10 +167,10 @@ def _model(args) -> ConfigDict:
   return config
 
 
-def _scenes(origin: str, seed: int, count: int) -> ConfigDict:
+def _scenes(origin: str, **settings) -> ConfigDict:
   source = _file("coca_tiny").data.sources.scenes
   source.update(origin=origin, weight=0.0)  # every text is an example
-  source.scenes.update(seed=seed, count=count, **WORLD)
+  source.scenes.update(**settings, **WORLD)
   return source
 
 
