@@ -8,7 +8,8 @@ NUMBERS = {"no": 0, "a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 NAMES = {name: thing.name for thing in OBJECTS for name in (thing.name, thing.plural)}
 A_NAME = "(" + "|".join(sorted(NAMES, key=len, reverse=True)) + ")"
 A_PLACE = "(" + "|".join(PLACES.values()) + ")"
-A_SIDE = "(left of|right of|above|below|in front of|behind)"
+SIDES = ("left of", "right of", "above", "below", "in front of", "behind")
+A_SIDE = f"({'|'.join(SIDES)})"
 
 
 def named(scene, name):

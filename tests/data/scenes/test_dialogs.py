@@ -7,9 +7,10 @@ import pytest
 
 from coca.data.scenes.compose import World
 from coca.data.scenes.dialogs import Dialogs
-from support.scenes import A_NAME, A_PLACE, A_SIDE, NAMES, NUMBERS, is_place, is_side, is_size, named
+from coca.data.scenes.objects import PLACES
+from support.scenes import A_NAME, A_PLACE, A_SIDE, NAMES, NUMBERS, SIDES, is_place, is_side, is_size, named
 
-COUNT = 200
+COUNT = 120
 
 
 @pytest.fixture(scope="module")
@@ -18,54 +19,48 @@ def dialogs():
   return [made[i] for i in range(COUNT)]
 
 
-def is_right(question, answer, scene, known):
-  """Whether an answer, in any manner, is right; `known` is what the caption tells of."""
-  yes = {"yes": True, "no": False}.get(answer.split()[0])
-  answer = re.sub("^(i think|i would say|there is|there are|i can see) ", "", answer)
+def right_answer(question, scene, known):
+  """The right answer without its manner; `known` is what the caption tells of."""
   question = re.sub(r"\b(it|they)\b", f"the {known}", question)
-  sizes = {word: (lambda thing, word=word: is_size(thing, word)) for word in ("big", "small")}
-  sizes["of middle size"] = lambda thing: not sizes["big"](thing) and not sizes["small"](thing)
-  new = next(t.name for t in scene.things if t.name not in {t.name for t in named(scene, known)})
+  word = {n: word for word, n in NUMBERS.items() if word not in ("a", "an")}
+  yes = {True: "yes", False: "no"}
+  new = next(form for form in NAMES if named(scene, form) and NAMES[form] != NAMES[known])
+  new = next(form for form in forms(new) if (form == NAMES[form]) == (len(named(scene, new)) == 1))
+  number = {1: "an" if new[0] in "aeiou" else "a"} | {n: word[n] for n in (2, 3, 4)}
+
+  def size(name):
+    (thing,) = named(scene, name)
+    return "big" if is_size(thing, "big") else "small" if is_size(thing, "small") else "of middle size"
+
+  def side(a, b):
+    return next(s for s in SIDES if is_side(scene, named(scene, a), s, named(scene, b)))
+
   for pattern, right in (
-    (f"(?:is there an?|are there any) {A_NAME}", lambda name: yes is bool(named(scene, name))),
-    (
-      f"(?:is there only|are there) (one|two|three|four) {A_NAME}",
-      lambda n, name: yes is (len(named(scene, name)) == NUMBERS[n]),
-    ),
-    (f"(?:is|are) the {A_NAME} {A_PLACE}", lambda _, phrase: yes is is_place(scene, phrase)),
-    (
-      f"is the {A_NAME} (big|small|of middle size)",
-      lambda name, word: yes is sizes[word](*named(scene, name)),
-    ),
-    (
-      f"(?:is|are) the {A_NAME} {A_SIDE} the {A_NAME}",
-      lambda a, side, b: yes is is_side(scene, named(scene, a), side, named(scene, b)),
-    ),
-    (f"how many {A_NAME} are there", lambda name: NUMBERS.get(answer) == len(named(scene, name))),
-    ("how many things are there in all", lambda: NUMBERS.get(answer) == len(scene.things)),
-    ("what is the setting", lambda: is_place(scene, answer)),
-    (f"what size is the {A_NAME}", lambda name: answer in sizes and sizes[answer](*named(scene, name))),
-    (
-      "what else is there",
-      lambda: (
-        (found := re.fullmatch(f"(a|an|two|three|four) {A_NAME}", answer))
-        and named(scene, found[2]) == named(scene, new)
-        and NUMBERS[found[1]] == len(named(scene, new))
-      ),
-    ),
-    (
-      f"where (?:is|are) the {A_NAME}",
-      lambda a: (
-        (found := re.fullmatch(f"{A_SIDE} the {A_NAME}", answer))
-        and named(scene, found[2])
-        and named(scene, found[2]) != named(scene, a)
-        and is_side(scene, named(scene, a), found[1], named(scene, found[2]))
-      ),
-    ),
+    (f"(?:is there an?|are there any) {A_NAME}", lambda name: yes[bool(named(scene, name))]),
+    (f"(?:is there only|are there) (\\w+) {A_NAME}", lambda n, name: yes[len(named(scene, name)) == NUMBERS[n]]),
+    (f"(?:is|are) the {A_NAME} {A_PLACE}", lambda _, phrase: yes[is_place(scene, phrase)]),
+    (f"is the {A_NAME} (big|small|of middle size)", lambda name, said: yes[size(name) == said]),
+    (f"(?:is|are) the {A_NAME} {A_SIDE} the {A_NAME}", lambda a, said, b: yes[side(a, b) == said]),
+    (f"how many {A_NAME} are there", lambda name: word[len(named(scene, name))]),
+    ("how many things are there in all", lambda: word[len(scene.things)]),
+    ("what is the setting", lambda: PLACES[scene.place]),
+    (f"what size is the {A_NAME}", size),
+    ("what else is there", lambda: f"{number[len(named(scene, new))]} {new}"),
+    (f"where (?:is|are) the {A_NAME}", lambda a: f"{side(a, known)} the {known}"),
   ):
     if found := re.fullmatch(pattern, question):
-      return bool(right(*found.groups()))
+      return right(*found.groups())
   raise AssertionError(question)
+
+
+def forms(name):
+  return [form for form, base in NAMES.items() if base == NAMES[name]]
+
+
+def plain(answer):
+  """An answer without its manner."""
+  answer = re.sub("^(i think|i would say|there is|there are|i can see) ", "", answer)
+  return answer.split()[0] if answer.startswith(("yes", "no ")) else answer
 
 
 def test_answers_are_right_and_no_others(dialogs):
@@ -73,7 +68,8 @@ def test_answers_are_right_and_no_others(dialogs):
     known = re.fullmatch(f"a drawing of (?:an?|some) {A_NAME}", dialog.caption)[1]
     assert len(dialog.rounds) == 10 and len({r.question for r in dialog.rounds}) == 10
     for r in dialog.rounds:
-      right = [is_right(r.question, option, dialog.scene, known) for option in r.options]
+      answer = right_answer(r.question, dialog.scene, known)
+      right = [plain(option) == answer for option in r.options]
       assert right == [relevance == 1 for relevance in r.relevance], r
       assert len(set(r.options)) == 100 and sum(right) == 3 and right[r.gt_index] and r.options[r.gt_index] == r.answer
 
@@ -86,10 +82,6 @@ def test_what_is_asked_has_been_told_of(dialogs):
       if not r.question.startswith(("is there", "are there")):
         assert all(any(re.search(rf"\b{n}\b", told) for n in forms(name)) for name in names), (told, r)
       told = f"{told}; {r.question if r.answer.startswith('yes') else ''}; {r.answer}"
-
-
-def forms(name):
-  return [form for form, base in NAMES.items() if base == NAMES[name]]
 
 
 def test_history_tells_the_manner(dialogs):

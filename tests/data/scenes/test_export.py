@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -155,11 +153,3 @@ def test_settings_that_make_no_sense(written, capsys, task, arguments, message):
   with pytest.raises(SystemExit) as stopped:
     written(task, *arguments)
   assert message in f"{stopped.value.code} {capsys.readouterr().err}"
-
-
-def test_it_is_a_command():
-  command = [sys.executable, "-m", "coca.data.scenes.export", "--help"]
-  assert (
-    "--task {vqa,nlvr2,snli_ve,visdial,msrvtt,kinetics}"
-    in subprocess.run(command, capture_output=True, text=True, check=True).stdout
-  )

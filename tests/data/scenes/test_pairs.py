@@ -9,7 +9,7 @@ from coca.data.scenes.compose import World
 from coca.data.scenes.pairs import Pairs
 from support.scenes import A_NAME, A_PLACE, A_SIDE, NUMBERS, is_place, is_side, is_size, named
 
-COUNT = 1200
+COUNT = 1000
 TOTALS = NUMBERS | {"five": 5, "six": 6, "seven": 7, "eight": 8}
 
 
@@ -94,7 +94,7 @@ def test_images_alone_tell_nothing(pairs):
 def test_other_splits(split):
   world = World(split)
   made = Pairs(world)
-  for i in range(40):
+  for i in range(20):
     assert is_true(made[i]) == made[i].label
     if split == "scenes_val":
       assert world.holds(made[i].left) and world.holds(made[i].right)
@@ -102,4 +102,4 @@ def test_other_splits(split):
 
 def test_few_objects_leave_fewer_statements():
   made = Pairs(World("scenes", objects=1, vocabulary=1))
-  assert all(is_true(made[i]) == made[i].label for i in range(40))
+  assert all(is_true(made[i]) == made[i].label for i in range(20))

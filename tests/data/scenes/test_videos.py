@@ -11,7 +11,7 @@ from coca.data.scenes.render import render
 from coca.data.scenes.videos import ACTIONS, Videos
 from support.scenes import A_NAME, A_PLACE, NAMES, is_place
 
-COUNT = 400
+COUNT = 300
 
 
 @pytest.fixture(scope="module")
