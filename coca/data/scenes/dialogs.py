@@ -128,7 +128,9 @@ def _asked(scene: Scene, known: str, new: str, draws: Draws) -> list[_Asked]:
   told = draws.below(2) == 1
   name = new if told else draws.choice([name for name in _NAMES if name not in scene.groups()])
   several = _things(scene, new).count > 1
-  first.append(_yes_no(f"are there any {_PLURALS[name]}" if several else f"is there {Group(1, name)}", told, "object"))
+  first.append(
+    _yes_no(f"are there any {_PLURALS[name]}" if several else f"is there {Group(1, name)}", told, "object", "number")
+  )
   middle = []
   if not told:
     asked = _open("what else is there", _group(_things(scene, new)), "object", draws)

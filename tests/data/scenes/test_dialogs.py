@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from statistics import fmean
 
 import pytest
 
@@ -72,6 +73,34 @@ def test_answers_are_right_and_no_others(dialogs):
       right = [plain(option) == answer for option in r.options]
       assert right == [relevance == 1 for relevance in r.relevance], r
       assert len(set(r.options)) == 100 and sum(right) == 3 and right[r.gt_index] and r.options[r.gt_index] == r.answer
+
+
+def is_half(scene, known, side):
+  """Whether the other things are on that side of the known ones if one is not strict."""
+  ones = [thing for thing in scene.things if thing.name != NAMES[known]]
+  if side in ("in front of", "behind"):
+    return is_side(scene, ones, side, named(scene, known))
+  x, y = (fmean(getattr(t, a) for t in ones) - fmean(getattr(t, a) for t in named(scene, known)) for a in "xy")
+  along, across = (x, y) if side in ("left of", "right of") else (y, x)
+  return along * (1 if side in ("right of", "below") else -1) > 0.6 * abs(across)
+
+
+def test_no_other_candidate_could_be_said(dialogs):
+  """None of another kind, such as "big" where the question is whether it is big, and no side that is half right."""
+  for dialog in dialogs:
+    scene, known = dialog.scene, re.fullmatch(f"a drawing of (?:an?|some) {A_NAME}", dialog.caption)[1]
+    for r in dialog.rounds:
+      wrong = {plain(option) for option, right in zip(r.options, r.relevance, strict=True) if not right}
+      if re.search(f"{A_PLACE}|setting|where", r.question):
+        assert PLACES[scene.place] not in wrong
+      if re.search("size|big|small", r.question) and r.answer.startswith(("yes", "no ")):
+        assert not wrong & {"big", "small", "of middle size"}
+      if re.search(f"{A_SIDE} the|where", r.question):
+        assert not [side for side in SIDES if f"{side} the {known}" in wrong and is_half(scene, known, side)], (
+          r.question
+        )
+      if re.search("how many|only|are there", r.question) and r.answer.startswith(("yes", "no ")):
+        assert not wrong & {word for word, n in NUMBERS.items() if n > 0}
 
 
 def test_what_is_asked_has_been_told_of(dialogs):
