@@ -156,6 +156,10 @@ def _file(name: str, arg: str | None = None) -> ConfigDict:
 def _model(args) -> ConfigDict:
   """The settings of CoCa, or with `sharing` of BLIP."""
   config = tiny = _file("coca_tiny")
+  # BLIP's three losses: a matching head that begins with the filter's few steps tells nothing from nothing.
+  config.contrastive.update(weight=1.0, directions="mean")
+  config.captioning.weight = 1.0
+  config.matching.update(weight=1.0, floor=1e-4)
   if args.sharing:
     config = _file("blip_tiny")
     config.model.image.update(size=tiny.model.image.size, patch=tiny.model.image.patch)
