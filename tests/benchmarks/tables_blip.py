@@ -170,17 +170,21 @@ class Blip:
         text += [f"\n{title}, {noise} % noise\n", *grid.head(MEASURES, "", "texts"), *lines]
         for how in {"2": ("beam", "both"), "3": (), "4": ("shared", "both"), "synthetic": ()}.get(table, ("both",)):
           jobs[noise, how] = self.found(made, noise, functools.partial(self.job, how=how))
-    jobs = {job: found for job, found in jobs.items() if found}
-    text += [
+    return "\n".join(text + self._quality({job: found for job, found in jobs.items() if found}))
+
+  def _quality(self, jobs: dict) -> list[str]:
+    """Lines about jobs, by noise and kind: their results by seed."""
+    if not jobs:
+      return []
+    lines = [
       "\nThe filter and the captioner, in %\n",
       "| | " + " | ".join(f"{noise} % noise, {how}" for noise, how in jobs) + " |",
       "| --- |" + " ---: |" * len(jobs),
     ]
     for name, title in QUALITY.items():
       found = ([done[name] for done in of_seed.values()] for of_seed in jobs.values())
-      text.append(f"| {title} | " + " | ".join(map(grid.mean, found)) + " |")
-    text.append("| the same in BLIP | " + " | ".join(str(REJECTED[how]) for _, how in jobs) + " |")
-    return "\n".join(text)
+      lines.append(f"| {title} | " + " | ".join(map(grid.mean, found)) + " |")
+    return [*lines, "| the same in BLIP | " + " | ".join(str(REJECTED[how]) for _, how in jobs) + " |"]
 
 
 def trained(workdir) -> dict:
