@@ -7,6 +7,7 @@ are left out.
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 
@@ -39,6 +40,12 @@ gc.set_threshold(20_000, 20, 20)
 
 # Each call there is checked against its annotations; modules that are imported before this are not.
 install_import_hook(["coca.models", "coca.objectives"], "beartype.beartype")
+
+
+def pytest_configure():
+  # In the background of a script Ctrl-C is ignored, and what tests start would inherit that.
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

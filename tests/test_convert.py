@@ -48,6 +48,7 @@ def converted(published, tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_a_converted_model_is_used_like_any_other(converted, published):
   model = coca.load(converted)
   assert model.config.name == "tiny_coca"
@@ -205,6 +206,7 @@ def test_weights_alone_with_a_config_and_a_tokenizer(published, converted, tmp_p
   assert (tmp_path / "out" / "model.safetensors").read_bytes() == (converted / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_nothing_that_looks_complete(published, tmp_path):
   """Killed at the very last moment, after everything was written and before the directory got its name."""
   code = (
@@ -225,6 +227,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(published, tmp_p
   convert.from_open_clip(published, tmp_path / "out")  # and it can be done again
 
 
+@pytest.mark.slow
 def test_the_command_says_one_line(published, tmp_path):
   def run(*args):
     return subprocess.run(

@@ -249,6 +249,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_flops_are_those_of_the_traced_step(variant):
   c = VARIANTS[variant](small())

@@ -78,6 +78,7 @@ def finished(environment, tmp_path_factory):
   return workdir, out
 
 
+@pytest.mark.slow
 def test_a_run_leaves_numbers_pictures_and_a_model(finished):
   workdir, out = finished
   assert "starting: 12 steps of 16 pairs" in out and "step 12/12" in out

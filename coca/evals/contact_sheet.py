@@ -125,7 +125,7 @@ def contact_sheet(bands: Sequence[Band], path, columns: int = COLUMNS) -> None:
     below = top - 0.35 * bool(title) - SIDE
     for i, cell in enumerate(cells):
       left = i * (SIDE + MARGIN) + MARGIN / 2
-      _draw(figure.add_axes([left / width, below / height, SIDE / width, SIDE / height]), cell, families)
+      _draw(figure.add_axes((left / width, below / height, SIDE / width, SIDE / height)), cell, families)
     top -= row_height
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Glyph .* missing")  # the note says it
@@ -160,6 +160,7 @@ def _lines(cell: Cell) -> Iterator[tuple[Spans, str]]:
 
 def _judged(cell: Cell) -> Iterator[Spans]:
   """The words of a caption, each in the colour of the part that it tells."""
+  assert cell.judgement is not None
   line, length = [], 0
   for i, word in enumerate(cell.judgement.words):
     right = cell.judgement.is_right(i)

@@ -34,7 +34,7 @@ class View:
     label: (index in `source`, record) -> the label that stands in for the record's.
   """
 
-  def __init__(self, source: Records, indices: Sequence[int], label: Callable[[int, Record], int]):
+  def __init__(self, source: Records, indices: Sequence[int] | np.ndarray, label: Callable[[int, Record], int]):
     self.source, self.indices, self.label = source, indices, label
     self.name, self.problems, self.label_names = source.name, source.problems, source.label_names
 

@@ -524,6 +524,7 @@ def test_a_run_with_fewer_scores(browser, tmp_path, rows, scores):
   assert browser.problems == []
 
 
+@pytest.mark.slow
 def test_a_run_with_nothing_finished(browser, tmp_path):
   (tmp_path / "manifest.json").write_text('{"shards": [["a", 0, 2]]}')
   write_report(tmp_path, Pictures())

@@ -132,6 +132,7 @@ print(json.dumps(global_digests(make_config(threads=1 + host), trained_words(), 
 """
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_halves_of_what_one_sees(reference):
   running = [
     subprocess.Popen(

@@ -70,6 +70,7 @@ def test_beam_search_with_a_cache_equals_lists_and_full_passes(d):
     assert (text[:, 0] != text[:, 1]).any(-1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", WHOLE, ids=range(len(WHOLE)))
 @pytest.mark.parametrize("prompted", [False, True])
 def test_beams_by_the_whole_length_are_those_of_blips_authors(d, prompted):
@@ -240,6 +241,7 @@ def test_prompts_are_texts_without_their_eos():
     prompts(Letters(), ["a", "abcdef"], 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", MIXED, ids=lambda d: d.strategy)
 def test_a_text_does_not_depend_on_the_place_in_a_batch_nor_on_its_size(d):
   image = captioner()[2]

@@ -23,6 +23,7 @@ def distribution(logits, d):
   return p, ids, kept
 
 
+@pytest.mark.slow
 def test_frequencies_are_the_probabilities():
   """Chi-square with a fixed seed; each picture's number gives its own draws."""
   logits = np.random.default_rng(0).normal(0, 1.5, 300).astype(np.float32)

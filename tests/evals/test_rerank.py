@@ -212,6 +212,7 @@ def test_retrieval_is_brute_force_over_the_models_own_scores(model, monkeypatch,
   assert dict(evaluator.run(params)) == found
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_gone_later_counts_against_the_model(model):
   settings, tokenizer, params, source, *_ = model
   forward = Forward(settings, sharding.make_mesh(config.Mesh(), jax.devices()[:1]))

@@ -63,6 +63,7 @@ def test_import_is_light():
   subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_every_kind_of_picture_gives_the_same_embedding(model, data):
   path = data / "red.png"
   image = Image.open(path)
@@ -313,6 +314,7 @@ def test_models_with_one_loss_say_what_they_cannot_do(model, data):
       call([])
 
 
+@pytest.mark.slow
 def test_evaluate_writes_numbers_and_a_contact_sheet(workdir, model, capsys, monkeypatch):
   # The loaded model, whose functions are compiled.
   monkeypatch.setattr(inference, "load", lambda path, ema, devices: {(str(workdir), None): model}[path, ema])

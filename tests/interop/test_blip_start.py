@@ -80,6 +80,7 @@ def flat_params(settings):
   return nnx.to_pure_dict(nnx.state(make_model(settings, nnx.Rngs(0))))
 
 
+@pytest.mark.slow
 def test_towers_are_the_parents_and_the_rest_is_new(parents, started):
   c = read_config(started)
   assert c.model.med.sharing == "all_but_self_attention" and c.model.text.vocab == VOCAB + 2

@@ -73,6 +73,7 @@ def run(model, function, *args):
 # --- The same outputs ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_embeddings_and_matching_are_those_of_transformers(converted, expected):
   model = load(converted / "retrieval")
   forward, image, text = model.forward, expected["image"], expected["text"]
@@ -146,6 +147,7 @@ def test_answers_are_those_of_transformers(converted, expected):
   assert np.asarray(answers.text)[:, 0].tolist() == expected["answers"].tolist()
 
 
+@pytest.mark.slow
 def test_answers_to_questions_as_texts(converted, expected):
   model = load(converted / "vqa")
   questions = [model.tokenizer.decode(row[1:]) for row in expected["text"]]

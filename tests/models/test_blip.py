@@ -90,6 +90,7 @@ def model(sharing="all_but_self_attention"):
   return settings, random_params(settings), pairs(settings, B), run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", SHARED)
 def test_what_depends_on_which_parameter(sharing):
   """And the momentum encoders have those that the embeddings depend on."""
@@ -228,6 +229,7 @@ def writer(answers):
 BEAMS = Decoding(strategy="beam", beams=3, n=2, length_penalty=0.5, min_length=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("answers", "decoding", "prompted"),
   [
@@ -268,6 +270,7 @@ def test_dropout_keeps_the_expectation():
 PLACES = ("weights", "self", "cross_weights", "cross", "mlp")
 
 
+@pytest.mark.slow
 def test_dropout_is_in_all_the_places_of_bert(monkeypatch):
   """In place of it, known factors: the same in each layer, and in NumPy."""
   settings = tiny_blip(model__med__dropout=0.1)
@@ -301,6 +304,7 @@ def test_dropout_is_in_all_the_places_of_bert(monkeypatch):
     np.testing.assert_allclose(found[False][i], expected.encode(ids, ENCODE, tokens), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_and_is_another_with_another():
   settings = tiny_blip(model__med__dropout=0.1)
   params, batch = random_params(settings), jax.tree.map(jnp.asarray, model()[2])
@@ -323,6 +327,7 @@ def test_dropout_needs_a_key_and_is_another_with_another():
       assert np.abs(x - y).reshape(len(x), -1).max(axis=1).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_no_parameter_has_a_gradient_that_is_summed_in_bfloat16():
   assert not sums_in_bfloat16(tiny_blip(model__dtype="bfloat16"))
 
@@ -410,6 +415,7 @@ def test_captioning_accumulated_is_one_batch():
   assert np.any(one["caption_head"]["bias"])
 
 
+@pytest.mark.slow
 def test_the_best_of_given_answers_is_that_of_brute_force():
   settings, params, batch = answering()
   candidates = answers_of(settings, 5, seed=8)[0].reshape(-1, settings.answering.length)

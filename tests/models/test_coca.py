@@ -336,6 +336,7 @@ EVERY_PART = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", EVERY_PART.values(), ids=EVERY_PART.keys())
 def test_no_parameter_has_a_gradient_that_is_summed_in_bfloat16(changes):
   assert not sums_in_bfloat16(tiny(model__dtype="bfloat16", **changes))
@@ -352,6 +353,7 @@ def test_word_embeddings_and_biases_of_many_rows():
   np.testing.assert_allclose(row, np.full(2, pulled), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_contrastive_alone_pays_for_no_decoder(both_losses):
   changes = {"captioning__weight": 0.0, "model__poolers__kind": "parallel"}
   unused = gradient_jaxpr(tiny(**changes))

@@ -57,6 +57,7 @@ def with_loss(monkeypatch, loss):
   monkeypatch.setattr(terms, "LOSSES", (*terms.LOSSES, loss))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("loss", "others"), [(Spread, {}), (Sum, {}), (Sum, {"contrastive__weight": 0.0, "captioning__weight": 1.0})]
 )

@@ -119,6 +119,7 @@ def program():
   return config, compile_step(config, Topology("cpu", jax.devices(), 8, None, {}))
 
 
+@pytest.mark.slow
 def test_the_step_gathers_each_layer_twice_and_scatters_its_gradient_once(program):
   config, (_, _, rows, _) = program
   layers = config.model.text.unimodal_layers + config.model.text.multimodal_layers

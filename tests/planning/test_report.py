@@ -133,6 +133,7 @@ runpy.run_module("coca.plan", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("memory", "status", "said"),
   [

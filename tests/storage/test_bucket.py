@@ -415,6 +415,7 @@ def test_so_it_is_with_amazons(store, monkeypatch):
   assert not store.names() and not any("\n" in line for line in said)
 
 
+@pytest.mark.slow
 def test_the_command_says_it_in_one_line(store):
   train = ("-m", "coca.train", "--config=configs/coca_tiny.py:runlocal")
   for url, more, status in (

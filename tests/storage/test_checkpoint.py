@@ -321,6 +321,7 @@ def mutants(original: Path, seed: int, count: int):
       yield f"bit {bit} of byte {place}", name, data
 
 
+@pytest.mark.slow
 def test_no_mutant_gives_anything_but_the_state_or_the_one_before(tmp_path, warnings):
   """A bit, the end or all of a file is lost, also in what Orbax keeps beside the arrays."""
   saved(tmp_path, [1, 2])

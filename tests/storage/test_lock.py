@@ -170,6 +170,7 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path):
   assert not (tmp_path / "a" / "run").exists()
 
 
+@pytest.mark.slow
 def test_training_takes_the_lock(holder, tmp_path):
   """The second one writes nothing, and its status says that it may be tried again."""
   command = [sys.executable, "-m", "coca.train", "--config=configs/coca_tiny.py:runlocal", f"--workdir={tmp_path}"]

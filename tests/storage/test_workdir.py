@@ -37,6 +37,7 @@ def test_it_is_the_same_model(workdir):
   assert isinstance(model.caption(np.zeros((8, 8, 3), np.uint8))[0], str)
 
 
+@pytest.mark.slow
 def test_its_run_goes_on(workdir):
   config, _ = read_workdir(workdir)
   assert not check_same_run(config, workdir) and saved_steps(workdir) == [2]

@@ -20,6 +20,7 @@ def guard():
   jax.config.update("jax_transfer_guard", "allow")
 
 
+@pytest.mark.slow
 def test_steps_send_only_what_they_say(guard, monkeypatch, tmp_path):
   """From the second step to the fifth, with logs and a checkpoint among them, each transfer is an explicit one."""
   config = runpy.run_path(str(ROOT / "configs" / "coca_tiny.py"))["get_config"]("runlocal")

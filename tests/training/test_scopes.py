@@ -15,6 +15,7 @@ COCA = BOTH | {"generative_pooler", "contrastive_pooler", "unimodal_decoder", "m
 BLIP = BOTH | {"text_encoder", "image_grounded_encoder", "image_grounded_decoder", "matching_loss", "momentum"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("settings", "nouns"),
   [

@@ -170,6 +170,7 @@ def test_micro_batches_keep_embeddings_only(batches):
   assert (16, 24) in shapes  # embeddings
 
 
+@pytest.mark.slow
 def test_losses_are_weighed(one_device):
   first = one_device[0][0]
   np.testing.assert_allclose(first["loss"], first["contrastive"] + 2 * first["captioning"], rtol=1e-6)
@@ -211,6 +212,7 @@ def equal(a, b):
   return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
   states, metrics, _ = trained
   for i in (2, 3):

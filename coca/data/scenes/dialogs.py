@@ -66,6 +66,7 @@ class Dialogs:
   def __getitem__(self, index: int) -> Dialog:
     draws = Draws("dialogs", self._world.split, self._world.seed, index)
     scene = self._scene(draws)
+    assert scene is not None  # one was found at the start
     known, new = draws.some(list(scene.groups()), 2)
     manner = draws.below(3)
     rounds = tuple(_round(asked, manner, draws) for asked in _asked(scene, known, new, draws))
