@@ -50,7 +50,7 @@ EMOJI = "data__sources__emoji"
     ({f"{EMOJI}__weight": -1.0}, r"config\.data\.sources\.emoji\.weight is -1\.0; it takes 0 or more"),
     (
       {"data__sources__more": to_dict(Source(kind="builtin", weight=0.0))},
-      r"config\.data\.sources\.\*\.weight are \[0\.4, 0\.0, 0\.6\]; they have to be above 0, or 0 for all",
+      r"config\.data\.sources\.\*\.weight are \[0\.1, 0\.0, 0\.6, 0\.3\]; they have to be above 0, or 0 for all",
     ),
     ({f"{EMOJI}__min_matching": 0.5}, r"config\.data\.sources\.emoji\.min_matching chooses among a CapFilt workdir's"),
     ({f"{EMOJI}__origins": {"people": 1.0}, f"{EMOJI}__sidecars": "x"}, r"emoji\.origins\.people: no such origin"),
