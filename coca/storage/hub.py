@@ -28,13 +28,30 @@ def local_folder(path, torch: bool = False) -> Path | str:
     raise ValueError(f"{path}: write hf://org/name or hf://org/name@revision")
   try:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+      HfHubHTTPError,
+      LocalEntryNotFoundError,
+      OfflineModeIsEnabled,
+      RepositoryNotFoundError,
+    )
   except ImportError:
     raise ImportError(f"{path} needs huggingface_hub: pip install -e '.[hub]'") from None
   try:
-    folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FILES)))
+    from httpx import TransportError  # of huggingface_hub from 1.0 on  # pyright: ignore[reportMissingImports]
+  except ImportError:
+    TransportError = OfflineModeIsEnabled
+
+  def fetch(patterns):
+    settings = {"revision": revision or None, "allow_patterns": patterns}
+    try:
+      return Path(snapshot_download(name, **settings))
+    except (OfflineModeIsEnabled, TransportError):  # for a commit it may want the list of files, though all are there
+      return Path(snapshot_download(name, **settings, local_files_only=True))
+
+  try:
+    folder = fetch(list(FILES))
     if torch and not any(folder.glob("*.safetensors")):
-      snapshot_download(name, revision=revision or None, allow_patterns="*.bin")
+      fetch("*.bin")
     return folder
   except RepositoryNotFoundError:
     raise FileNotFoundError(f"{path}: the hub has no such repository, or it is private (then: hf auth login)") from None
