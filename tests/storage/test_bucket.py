@@ -71,13 +71,21 @@ class Kill:
   """Kills whoever sends the first request that matches, and answers nothing."""
 
   def __init__(self, store, pattern):
-    self.victim, self.done, self._pattern = None, False, re.compile(pattern)
+    self.victim, self.done, self._at_work, self._pattern = None, False, [], re.compile(pattern)
     store.asked = self
+
+  def wait(self) -> None:
+    """Until the store has done what else the killed process had asked of it."""
+    for thread in self._at_work:
+      thread.join(60)
 
   def __call__(self, method, path):
     if self.done or self.victim is None or not self._pattern.search(f"{method} {path}"):
       return
     self.done = True
+    # A thread for each connection, and all are of the process that is killed.
+    threads = [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
+    self._at_work = [thread for thread in threads if thread is not threading.current_thread()]
     self.victim.kill()
     self.victim.wait()
     raise ConnectionError
@@ -129,6 +137,7 @@ def test_killed_while_saving_goes_on_from_an_exact_state(store, pattern, last):
   kill.victim = process(store, SAVES, f"{RUN}/checkpoints", 5)
   out = kill.victim.communicate()[0]
   assert kill.done and kill.victim.returncode == -signal.SIGKILL, out
+  kill.wait()
   left = store.names("run/checkpoints/")
   assert saved_steps(RUN)[-1] == last
   # A run that only reads changes nothing.
