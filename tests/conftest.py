@@ -48,6 +48,10 @@ def pytest_configure():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish():
+  gc.freeze()  # what was imported and collected stays
+
+
 def pytest_collection_modifyitems(items):
   """Files with slow tests come first, so that no worker is left alone with one in the end."""
   slow = {item.path for item in items if item.get_closest_marker("slow")}

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from coca.storage import weights
 from coca.storage.checkpoint import Checkpoints
 from coca.storage.workdir import read_config, read_workdir, write_run
 from coca.training import loop
+from support.processes import ROOT, run_here
 
 GOLDEN = Path(__file__).parent / "interop" / "golden"
 TOKENIZERS = Path(__file__).parent / "data" / "tokenizers" / "golden"
@@ -227,21 +227,12 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(published, tmp_p
   convert.from_open_clip(published, tmp_path / "out")  # and it can be done again
 
 
-@pytest.mark.slow
-def test_the_command_says_one_line(published, tmp_path):
-  def run(*args):
-    return subprocess.run(
-      [sys.executable, "-m", "coca.convert", *map(str, args)],
-      capture_output=True,
-      text=True,
-      cwd=Path(__file__).parents[1],
-      env=os.environ | {"COCA_TRACEBACK": ""},
-    )
-
-  wrong = run(tmp_path / "gone", tmp_path / "out")
-  assert wrong.returncode == 1 and wrong.stderr == f"error: no such file or folder: {tmp_path / 'gone'}\n"
-  right = run(published, tmp_path / "out")
-  assert right.returncode == 0 and f'coca.load("{tmp_path / "out"}")' in right.stdout, right.stderr
+def test_the_command_says_one_line(published, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv("COCA_TRACEBACK", "")
+  program = ROOT / "coca/convert.py"
+  assert run_here(program, tmp_path / "gone", tmp_path / "out") == f"error: no such file or folder: {tmp_path / 'gone'}"
+  assert run_here(program, published, tmp_path / "out") is None
+  assert f'coca.load("{tmp_path / "out"}")' in capsys.readouterr().out
 
 
 # --- The model directory's file -------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -12,12 +10,12 @@ from coca import plan
 from coca.capfilt.settings import NUCLEUS
 from coca.models.flash import flash
 from coca.models.flops import flops_per_pair
-from coca.planning import advice, arithmetic, report, search
+from coca.planning import advice, arithmetic, report, search, topology
 from coca.planning.collectives import Collective
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step
 from coca.planning.topology import Topology, open_topology
 from support.common import tiny
-from support.processes import ROOT, environment
+from support.processes import ROOT, run_here
 from support.topologies import chips
 
 MIB = 2**20
@@ -121,19 +119,6 @@ def test_the_mesh_on_the_command_line():
       plan.mesh_setting(wrong)
 
 
-COMMAND = """
-import runpy, sys
-from coca.planning import search, topology
-from support.topologies import chips
-from coca.planning.compiled import Program
-topology.open_topology = lambda name, slices: chips(8, {memory}, slices)
-search.compile_step = lambda config, topology: Program(0, 0, [], 1.0)
-sys.argv = ["coca.plan", "--config=configs/coca_tiny.py:runlocal", "--topology=v5e-8", "--search", "--batches=16,64"]
-runpy.run_module("coca.plan", run_name="__main__")
-"""
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ("memory", "status", "said"),
   [
@@ -141,11 +126,12 @@ runpy.run_module("coca.plan", run_name="__main__")
     (1000, plan.NO_FIT, "nothing that was tried fits"),
   ],
 )
-def test_the_search_on_the_command_line(memory, status, said):
-  command = [sys.executable, "-c", COMMAND.format(memory=memory)]
-  ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
-  assert ended.returncode == status, ended.stderr
-  assert re.search(said, ended.stdout)
+def test_the_search_on_the_command_line(memory, status, said, monkeypatch, capsys):
+  monkeypatch.setattr(topology, "open_topology", lambda name, slices: chips(8, memory, slices))
+  monkeypatch.setattr(search, "compile_step", lambda config, topology: Program(0, 0, [], 1.0))
+  config = f"--config={ROOT}/configs/coca_tiny.py:runlocal"
+  assert run_here(ROOT / "coca/plan.py", config, "--topology=v5e-8", "--search", "--batches=16,64") == status
+  assert re.search(said, capsys.readouterr().out)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 from coca.files.writing import write_atomic
 from coca.storage import lock
 from coca.storage.lock import Locked, locked
+from support.processes import run_here
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """import sys
@@ -170,11 +171,10 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path):
   assert not (tmp_path / "a" / "run").exists()
 
 
-@pytest.mark.slow
-def test_training_takes_the_lock(holder, tmp_path):
+def test_training_takes_the_lock(holder, tmp_path, capsys):
   """The second one writes nothing, and its status says that it may be tried again."""
-  command = [sys.executable, "-m", "coca.train", "--config=configs/coca_tiny.py:runlocal", f"--workdir={tmp_path}"]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == lock.processes.LOCKED
-  assert re.match(f"error: another run is in {tmp_path}: process {holder.pid} ", done.stderr.splitlines()[-1])
+  config = f"--config={ROOT}/configs/coca_tiny.py:runlocal"
+  assert run_here(ROOT / "coca/train.py", config, f"--workdir={tmp_path}") == lock.processes.LOCKED
+  said = capsys.readouterr().err.splitlines()[-1]
+  assert re.match(f"error: another run is in {tmp_path}: process {holder.pid} ", said)
   assert [path.name for path in tmp_path.iterdir()] == [lock.FILE]

@@ -1,8 +1,15 @@
 """What tests that start other processes need."""
 
 import os
+import runpy
 import socket
+import sys
 from pathlib import Path
+
+import pytest
+from absl import app, flags
+
+from coca.devices import hardware, processes
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
@@ -18,3 +25,26 @@ def free_port() -> int:
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     return s.getsockname()[1]
+
+
+def run_here(file, *arguments):
+  """A program of absl's in this process, which has started Python and jax already.
+
+  Returns:
+    what it ends with: None, a status or what is said of its error.
+  """
+  known = set(flags.FLAGS)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys, "argv", [str(file), *map(str, arguments)])
+    patch.setattr(app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))  # it can be called once only
+    patch.setattr(processes, "initialize", lambda *args: None)
+    patch.setattr(processes, "_end", sys.exit)
+    patch.setattr(hardware, "keep_memory", lambda: None)
+    try:
+      runpy.run_path(str(file), run_name="__main__")
+    except SystemExit as end:
+      return end.code
+    finally:
+      flags.FLAGS.unparse_flags()
+      for name in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, name)
