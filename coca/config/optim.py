@@ -10,8 +10,9 @@ from coca.config.durations import Duration
 class Optim:
   """CoCa section 4.1 (pre-training)."""
 
-  # 'adafactor' is factored, with momentum.
-  name: Literal["adafactor", "adamw"] = "adafactor"
+  # 'adafactor' is factored, with momentum. 'muon' takes AdamW's settings, and AdamW for vectors, embeddings, patches
+  # and softmax; it needs whole matrices, which a mesh of fsdp or tensor has to gather.
+  name: Literal["adafactor", "adamw", "muon"] = "adafactor"
   # The highest learning rate.
   lr: float = 8e-4
   # How the rate decays to `final_lr` after the warm-up. 'epochs': in steps, as BLIP's.
@@ -28,7 +29,7 @@ class Optim:
   b1: float = 0.9
   # Decay of the second moment.
   b2: float = 0.999
-  # Added to the root of the second moment, of 'adamw' only. CLIP has 1e-6.
+  # Added to the root of the second moment, of AdamW only. CLIP has 1e-6.
   eps: float = 1e-8
   # Decoupled: a step takes this times its learning rate off a weight, as in AdamW. big_vision adds decay after the
   # rate's scale, so that its number is what the step of the highest rate takes: divide it by `lr`.

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from coca.config import Config
 from coca.config.durations import in_steps
@@ -62,6 +63,7 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
     rule = unless_skipped(optax.chain(second, optax.ema(o.b1, debias=False, accumulator_dtype=jnp.bfloat16)))
   else:
     rule = adam_in_place(o.b1, o.b2, o.eps)
+    rule = muon(rule) if o.name == "muon" else rule
   schedule = make_schedule(config, total)
 
   def scale(updates, _):
@@ -100,6 +102,33 @@ def adam_in_place(b1: float, b2: float, eps: float) -> optax.GradientTransformat
     return updates, optax.ScaleByAdamState(count, mu, nu)
 
   return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2).init, update)
+
+
+def muon(adam: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+  """Muon for the matrices between the first layer and the last, each of a stack for itself, and `adam` for the rest.
+
+  The update is as large as Adam's tend to be, so that rate and decay are AdamW's (Liu et al., arXiv 2502.16982, section
+  2.2: 0.2 sqrt(max(m, n))). Momentum 0.95 with Nesterov's look ahead, five Newton-Schulz steps (Jordan et al., Muon,
+  2024).
+  """
+
+  def labels(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if is_hidden(path_name(path)) else "adam", params)
+
+  def as_large_as_adams(updates, _):
+    return jax.tree.map(lambda u: 0.2 * max(u.shape[-2:]) ** 0.5 * u, updates)
+
+  def matrices(params):
+    return jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), params)
+
+  orthogonal = scale_by_muon(weight_dimension_numbers=matrices)
+  rule = unless_skipped(optax.chain(orthogonal, optax.stateless(as_large_as_adams)))
+  return optax.partition({"muon": rule, "adam": adam}, labels)
+
+
+def is_hidden(path: str) -> bool:
+  """True for a matrix from states to states."""
+  return path.endswith("/kernel") and not path.endswith(("patches/kernel", "softmax/kernel", "matching_head/kernel"))
 
 
 def unless_skipped(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -128,7 +128,27 @@ def adamw(params, gradients, lr, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
   return updates
 
 
-@pytest.mark.parametrize(("name", "formula", "tolerance"), [("adafactor", adafactor, 0.01), ("adamw", adamw, 5e-5)])
+def muon(params, gradients, lr, weight_decay, beta=0.95):
+  """Jordan et al., 2024, with NAdam's corrections of the momentum, as optax has it, and the scale of arXiv 2502.16982."""
+  if params.ndim < 2 or not weight_decay:  # of this tree's matrices, the embedding alone has no decay
+    return adamw(params, gradients, lr, weight_decay)
+  params, momentum, updates = params.astype(np.float64), 0.0, []
+  for t, gradient in enumerate(gradients, 1):
+    momentum = beta * momentum + (1 - beta) * gradient
+    x = beta * momentum / (1 - beta ** (t + 1)) + (1 - beta) * gradient / (1 - beta**t)
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+      square = x @ x.T
+      x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    updates.append(-lr * (0.2 * np.sqrt(max(x.shape)) * x + weight_decay * params))
+    params = params + updates[-1]
+  return updates
+
+
+FORMULAS = [("adafactor", adafactor, 0.01), ("adamw", adamw, 5e-5), ("muon", muon, 5e-4)]
+
+
+@pytest.mark.parametrize(("name", "formula", "tolerance"), FORMULAS)
 def test_updates_equal_the_formula(name, formula, tolerance, tree):
   """Adafactor keeps its momentum in bfloat16, hence the tolerance; stacked layers are as if each were alone."""
   updates, _ = updates_of(settings(name=name, lr=0.1, warmup="0", schedule="constant", weight_decay=0.05), tree)
@@ -141,7 +161,8 @@ def test_updates_equal_the_formula(name, formula, tolerance, tree):
       layers = [(param[i], [g[i] for g in gradients], [a[i] for a in actual]) for i in range(len(param))]
     for p, g, a in layers:
       expected = formula(p, g, 0.1, decay)
-      np.testing.assert_allclose(a[0], expected[0], atol=2e-6, rtol=5e-5)  # before anything was rounded
+      if name != "muon":  # a product of many matrices
+        np.testing.assert_allclose(a[0], expected[0], atol=2e-6, rtol=5e-5)  # before anything was rounded
       for one, other in zip(a, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
 
@@ -153,6 +174,17 @@ def test_epsilon_is_what_adamw_adds_to_the_root(tree):
   updates, _ = updates_of(adam, tree)
   gradient = tree[1][0]["head"]["kernel"]
   np.testing.assert_allclose(updates[0]["head"]["kernel"], -0.1 * gradient / (np.abs(gradient) + 0.5), rtol=1e-4)
+
+
+def test_muon_leaves_a_matrix_without_a_gradient_and_a_skipped_step_alone(tree):
+  params, gradients = tree
+  optimizer = make_optimizer(settings(name="muon", lr=0.1, warmup="0", weight_decay=0.0), 100, params)
+  nothing = jax.tree.map(np.zeros_like, gradients[0])
+  updates, state = optimizer.update(nothing, optimizer.init(params), params)
+  assert not any(x.any() for x in jax.tree.leaves(updates))
+  broken = jax.tree.map(lambda x: x * np.nan, nothing)
+  _, after = optimizer.update(broken, state, params, finite=np.array(False))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
 
 
 def test_adafactor_state_is_factored_and_its_momentum_bfloat16(tree):
