@@ -129,7 +129,7 @@ def adamw(params, gradients, lr, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def muon(params, gradients, lr, weight_decay, beta=0.95):
-  """Jordan et al., 2024, with NAdam's corrections of the momentum, as optax has it, and the scale of arXiv 2502.16982."""
+  """Jordan et al., 2024, with the scale of arXiv 2502.16982, and the corrections of NAdam, as optax has it."""
   if params.ndim < 2 or not weight_decay:  # of this tree's matrices, the embedding alone has no decay
     return adamw(params, gradients, lr, weight_decay)
   params, momentum, updates = params.astype(np.float64), 0.0, []
