@@ -30,7 +30,7 @@ def test_it_runs(path, folder, monkeypatch):
     "COCA_SHORT": "1",
     "PYTHONPATH": str(ROOT),
     "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
   }.items():
     monkeypatch.setenv(name, value)

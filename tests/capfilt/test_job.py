@@ -343,7 +343,7 @@ def start(folders, out, *more, program=("-m", "coca.capfilt")):
   env = os.environ | {
     "PYTHONPATH": str(ROOT),
     "JAX_COMPILATION_CACHE_DIR": str(folders / "xla"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
   }
   return subprocess.Popen(

@@ -4,14 +4,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import nnx
 
 from coca import config
 from coca.data.tokenizers import wordpiece
 from coca.devices.trees import flat
 from coca.interop import convert, tensors
 from coca.interop.blip import weights as blip_weights
-from coca.models import make_model
+from coca.models.abstract import abstract_model
 from coca.recipes import blip as blip_recipes
 from coca.storage.workdir import read_config, read_params
 from coca.training.init_from import initial_params, resize_positions
@@ -36,8 +35,7 @@ def parents(tmp_path_factory):
   """A ViT as timm names it, with a classifier, and BERT with an old checkpoint's names, pooler and segments."""
   folder = tmp_path_factory.mktemp("parents")
   c, rng = small(), np.random.default_rng(0)
-  params = nnx.to_pure_dict(nnx.state(make_model(c, nnx.Rngs(1))))
-  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), abstract_model(c)[1])
   names = tensors.to_state_dict(params, blip_weights.original_entries(c))
   vit, bert = {"head.weight": np.ones((3, WIDTH), np.float32)}, {}
   for key, x in names.items():
@@ -72,12 +70,8 @@ def started(parents, tmp_path_factory):
 
 def loaded(settings, folder):
   mesh = make_mesh()
-  fresh = jax.tree.map(lambda x: np.full(x.shape, -7.0, np.float32), flat_params(settings))
+  fresh = jax.tree.map(lambda x: np.full(x.shape, -7.0, np.float32), abstract_model(settings)[1])
   return flat(initial_params(folder, settings, fresh, mesh)[0])
-
-
-def flat_params(settings):
-  return nnx.to_pure_dict(nnx.state(make_model(settings, nnx.Rngs(0))))
 
 
 @pytest.mark.slow
@@ -111,7 +105,7 @@ def test_pre_training_starts_there_with_other_pictures(started):
     started,
     jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
-      flat_params(small()),
+      abstract_model(small())[1],
     ),
   )["image_encoder"]["positions"]
   expected = resize_positions(positions, 36, 1, "bicubic")

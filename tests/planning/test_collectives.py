@@ -137,6 +137,7 @@ def test_the_step_gathers_each_layer_twice_and_scatters_its_gradient_once(progra
   assert all(row.counted for row in rows)
 
 
+@pytest.mark.slow
 def test_the_step_scatters_the_gradient_of_the_softmax(program):
   """All devices would otherwise sum all of it, one of the two largest matrices."""
   config, (_, _, rows, _) = program
@@ -147,6 +148,7 @@ def test_the_step_scatters_the_gradient_of_the_softmax(program):
   ]
 
 
+@pytest.mark.slow
 def test_the_step_sends_no_pictures_no_activations_and_no_matrix_of_all_pairs(program):
   """Weights, their gradients and embeddings are the largest: all else would be larger."""
   config, (_, _, rows, _) = program
@@ -157,6 +159,7 @@ def test_the_step_sends_no_pictures_no_activations_and_no_matrix_of_all_pairs(pr
     assert np.prod(row.shape) <= largest, row
 
 
+@pytest.mark.slow
 def test_a_step_holds_its_state_and_more(program):
   config, found = program
   assert found.peak > found.arguments > 128 * config.model.image.size**2 * 3 // 8

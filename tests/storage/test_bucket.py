@@ -25,7 +25,7 @@ from coca.training import metrics, metrics_file, tensorboard
 from coca.training.metrics import Metrics
 from support.checkpoints import abstract, arrays, assert_same, saved, with_key
 from support.events import events
-from support.processes import ROOT, environment, run_here
+from support.processes import ROOT, environment, run_here, small_run
 from support.s3_store import S3Store
 from support.store import BUCKET, Store
 
@@ -483,27 +483,12 @@ def lines(workdir):
 def undisturbed(tmp_path_factory):
   """A run in a folder: its workdir, its command but for that, and the environment."""
   folder = tmp_path_factory.mktemp("undisturbed")
-  config = folder / "config.py"
-  config.write_text(f"""import runpy
-def get_config():
-  config = runpy.run_path({str(ROOT / "configs" / "coca_tiny.py")!r})["get_config"]("runlocal")
-  config.evals = {{"retrieval": config.evals["retrieval"]}}
-  config.evals.retrieval.limit, config.evals.retrieval.every = 32, "6"
-  return config
-""")
-  train = (
-    "-m",
-    "coca.train",
-    f"--config={config}",
-    "--config.steps=12",
-    "--config.log_every=2",
-    "--config.checkpoint.every=3",
-    "--config.data.batch=16",
-  )
+  config = small_run(folder, ("retrieval",))
+  train = ("-m", "coca.train", config, "--config.steps=12", "--config.evals.retrieval.every=6")
   more = {
     "devices": 1,
     "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   ended = process(None, train, f"--workdir={folder / 'run'}", **more)
   out = ended.communicate()[0]

@@ -21,6 +21,23 @@ def environment(devices=8, **variables):
   return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "XLA_FLAGS": flags, **variables}
 
 
+def small_run(folder, evals) -> str:
+  """--config= of a file that is written into `folder`: coca_tiny's short run with fewer words, and `evals` alone."""
+  file = folder / "small_run.py"
+  file.write_text(f"""import runpy
+def get_config():
+  config = runpy.run_path({str(ROOT / "configs" / "coca_tiny.py")!r})["get_config"]("emoji,runlocal")
+  config.data.tokenizer_texts = config.model.text.vocab = 300
+  config.update(log_every="2")
+  config.checkpoint.every, config.data.batch = "3", 16
+  config.evals = {{name: config.evals[name] for name in {evals!r}}}
+  for settings in config.evals.values():
+    settings.limit = 32
+  return config
+""")
+  return f"--config={file}"
+
+
 def free_port() -> int:
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))

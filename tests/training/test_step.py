@@ -231,6 +231,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(trained):
   assert metrics[5]["loss"] < metrics[0]["loss"]
 
 
+@pytest.mark.slow
 def test_moving_average(trained):
   states, _, _ = trained
   assert equal(states[0].ema, states[0].params)
@@ -239,6 +240,7 @@ def test_moving_average(trained):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.ema, expected)
 
 
+@pytest.mark.slow
 def test_a_frozen_part_stays_and_has_no_moments(trained):
   states, _, _ = trained
   assert equal(states[-1].params["embedding"], states[0].params["embedding"])
@@ -332,10 +334,12 @@ def test_heads_that_are_kept_without_a_loss_stay_as_they_are(optimizer, batches)
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_state_is_donated(trained):
   assert all(trained[2])
 
 
+@pytest.mark.slow
 def test_unusable_pairs_are_counted(trained):
   assert [m["data/skipped"] for m in trained[1]] == [1, 2, 3, 4, 5, 6]
 
