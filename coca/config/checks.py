@@ -18,6 +18,7 @@ LEAST = {
     "optim.max_nonfinite",
     "model.unroll",
     "evals.*.batch",
+    "evals.*.beams",
     "evals.*.rank",
     "evals.*.texts_per_image",
     "answering.answers",

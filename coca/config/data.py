@@ -119,6 +119,8 @@ class Data:
   # A SentencePiece model, CLIP's tokenizer.json or BERT's vocab.txt or tokenizer.json. Empty: one is trained (WordPiece
   # for 'blip', else SentencePiece) and kept in the workdir.
   tokenizer: str = ""
+  # How SentencePiece chooses its pieces. 'bpe' keeps words whole where few of them make most of the texts.
+  tokenizer_pieces: Literal["unigram", "bpe"] = "unigram"
   # Texts for training the tokenizer, at most.
   tokenizer_texts: int = 1_000_000
   # Pixels of an image at most. If its header has more, it is not decoded.
@@ -154,6 +156,8 @@ class Eval:
   texts_per_image: int = 5
   # Of 'retrieval': equal texts of other images are right, too. CLIP, CoCa and BLIP count the own alone.
   equal_texts: bool = False
+  # Of 'captions': the texts that beam search follows, as BLIP's authors have it, with 3. 1: greedy captions.
+  beams: int = 1
   # Of 'vqa': a text file with the possible answers, one a line. Empty: answers are generated.
   answers: str = ""
   # Of 'vqa': the possible answers that are scored whole, the likeliest by their first token.

@@ -90,6 +90,7 @@ def _evaluator(c: Config, e: Eval, where: str) -> None:
     f"{where}.pixel_neighbours {e.pixel_neighbours!r} is for kinds 'zero_shot', 'captions' and 'retrieval', not "
     f"'{e.kind}'",
   )
+  need(e.beams == 1 or e.kind == "captions", f"{where}.beams {e.beams} is for kind 'captions', not '{e.kind}'")
   need(not e.rerank or e.kind == "retrieval", f"{where}.rerank {e.rerank} is for kind 'retrieval', not '{e.kind}'")
   need(
     not e.rerank or c.matching.weight > 0,

@@ -57,7 +57,12 @@ class Decoding:
 
 def answer_decoding(length: int) -> Decoding:
   """BLIP's settings for answers of at most `length` tokens."""
-  return Decoding(strategy="beam", beams=3, max_length=length, length_normalisation="whole")
+  return beam_search(3, length)
+
+
+def beam_search(beams: int, length: int = 0) -> Decoding:
+  """As BLIP's authors have it; `length`: of a text at most, in tokens."""
+  return Decoding(strategy="beam", beams=beams, max_length=length, length_normalisation="whole")
 
 
 # Names that other libraries have for these settings: transformers' `generate`, open_clip's and BLIP's.

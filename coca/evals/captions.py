@@ -1,4 +1,4 @@
-"""The decoder's skill at writing: the loss of the true captions, and greedy captions beside them.
+"""The decoder's skill at writing: the loss of the true captions, and its own captions beside them.
 
 Where the truth of the images is known (scenes: coca/data/sources/scenes.py), captions are judged by it, too.
 """
@@ -36,11 +36,11 @@ PIXEL = (
 
 
 class Captions(Evaluator):
-  """Loss per token of each record's first text, and a greedy caption for every image.
+  """Loss per token of each record's first text, and a caption for every image.
 
   Args:
     config, forward, tokenizer: see `Evaluator`.
-    settings: the evaluator's: source, batch, limit, pixel_neighbours.
+    settings: the evaluator's: source, batch, limit, beams, pixel_neighbours.
     source: images and their texts, the references.
     neighbours: the source that `settings.pixel_neighbours` names, if any.
   """

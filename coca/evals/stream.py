@@ -20,6 +20,7 @@ from coca.data.pipeline import Wants, eval_batches, rows_of
 from coca.data.prompts import in_prompt
 from coca.data.records import Record, Records
 from coca.decoding.decode import own_prompt
+from coca.decoding.settings import Decoding, beam_search
 from coca.devices import sharding
 from coca.devices.host import Lagged, round_up, to_host
 from coca.inference.forward import Forward
@@ -97,6 +98,7 @@ class Stream:
   ):
     self.config, self.settings, self.forward, self.tokenizer = config, settings, forward, tokenizer
     self.wants = wants
+    self.decoding = beam_search(settings.beams) if settings.beams > 1 else Decoding()
     self.source = View(source, spread(len(source), settings.limit), label or (lambda index, record: record.label))
     self.batch = batch or round_up(min(settings.batch, len(self.source)), forward.mesh)
     self.host_rows = rows_of(sharding.batch_sharding(forward.mesh), self.batch)
@@ -117,7 +119,7 @@ class Stream:
       self._reported = True
 
   def write(self, params, writer, batch: Batch) -> np.ndarray:
-    """Greedy captions of a batch's images, all hosts' rows, without the model's own prompt: token ids [B, T].
+    """A caption for each of a batch's images, all hosts' rows, without the model's own prompt: token ids [B, T].
 
     Args:
       params: of the model.
@@ -127,7 +129,8 @@ class Stream:
     forward, special = self.forward, Special(self.tokenizer.bos, self.tokenizer.eos)
     prompt, begins = own_prompt(self.config, self.tokenizer, len(self.host_rows))
     encoded = forward.encode(params, batch.device["image"])
-    return to_host(forward.caption(writer, encoded, special=special, **forward.put(prompt)).text)[:, 0, begins:]
+    found = forward.caption(writer, encoded, self.decoding, special=special, **forward.put(prompt))
+    return to_host(found.text)[:, 0, begins:]
 
   def kinds(self, ids: np.ndarray) -> np.ndarray:
     """Token ids [N, L] -> int [N], one number for all equal texts: equal as far as a model can tell, by their tokens.

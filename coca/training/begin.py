@@ -47,11 +47,20 @@ FREE = (
   "data.prefetch",
   "data.max_skipped",
   "data.tokenizer_texts",
+  "data.tokenizer_pieces",
 )
 READ_ONCE = ("init_from", "data.tokenizer")
 PLACES = (".path", ".sidecars")  # of a source
 # What decides a tokenizer that is trained.
-TOKENIZER = ("seed", *READ_ONCE, "model.kind", "model.text.vocab", "data.tokenizer_texts", "data.sources")
+TOKENIZER = (
+  "seed",
+  *READ_ONCE,
+  "model.kind",
+  "model.text.vocab",
+  "data.tokenizer_texts",
+  "data.tokenizer_pieces",
+  "data.sources",
+)
 SAMPLE = 8  # records that stand for all of a source
 
 
@@ -182,8 +191,12 @@ def _new_tokenizer(config: Config, sources: dict) -> Tokenizer:
     tokenizer, where = read_workdir(config.init_from)[1], config.init_from
   else:
     texts = texts_of(sources, config.data.sources, config.data.tokenizer_texts, config.seed)
-    trainer = wordpiece.train if config.model.kind == "blip" else train
-    tokenizer, where = trainer(texts, config.model.text.vocab), "the tokenizer of these texts"
+    vocab = config.model.text.vocab
+    if config.model.kind == "blip":
+      tokenizer = wordpiece.train(texts, vocab)
+    else:
+      tokenizer = train(texts, vocab, config.data.tokenizer_pieces)
+    where = "the tokenizer of these texts"
   _check_tokenizer(config, tokenizer, where)
   return tokenizer
 

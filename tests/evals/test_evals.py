@@ -14,6 +14,7 @@ from coca.data.records import BadRecord, Record, Text
 from coca.data.scenes.judge import judge
 from coca.data.scenes.scene import Scene, Thing
 from coca.data.tokenizers.sentencepiece import train
+from coca.decoding.settings import Decoding
 from coca.evals import build, captions, contact_sheet, fonts, ranking, retrieval, zero_shot
 from coca.evals.contact_sheet import RIGHT, UNTOLD, WRONG
 from coca.evals.evaluator import Evaluator
@@ -261,6 +262,10 @@ def test_captions_weigh_tokens_and_leave_out_broken_records(tokenizer):
   assert found["exact_match"] == np.mean([i % 4 > 0 for i in kept]) and found["examples"] == 18
   assert found["bleu1"] == captions.bleu1(written, [[t] for t in texts])
   assert dict(evaluator.run(None)) == found
+  assert forward.decoding == Decoding()
+  searching = Eval(kind="captions", batch=8, beams=3)
+  assert dict(captions.Captions(CONFIG, searching, forward, tokenizer, Source_(records)).run(None)) == found
+  assert forward.decoding == Decoding(strategy="beam", beams=3, length_normalisation="whole")
 
 
 def test_bleu1_by_hand():

@@ -48,7 +48,7 @@ class Writer(FakeForward):
     super().__init__(tokenizer, np.ones((1, 2), np.float32))
     self.texts, self.written = texts, 0
 
-  def caption(self, writer, image, special):
+  def caption(self, writer, image, decoding, special):
     taken = (self.texts * 2)[self.written : self.written + len(image)]
     self.written += len(image)
     return Decoded(np.stack([self.tokenizer.encode(t, 32) for t in taken])[:, None], np.zeros((len(image), 1)))

@@ -233,6 +233,8 @@ def test_a_picture_that_is_gone_later_counts_against_the_model(model):
   [
     (Eval(kind="retrieval", rerank=4), 0.0, r"config\.evals\.x\.rerank 4 needs .*config\.matching\.weight above 0"),
     (Eval(kind="captions", rerank=4), 1.0, r"config\.evals\.x\.rerank 4 is for kind 'retrieval', not 'captions'"),
+    (Eval(kind="retrieval", beams=3), 1.0, r"config\.evals\.x\.beams 3 is for kind 'captions', not 'retrieval'"),
+    (Eval(kind="captions", beams=0), 1.0, r"config\.evals\.x\.beams is 0; it takes 1 or more"),
     (Eval(kind="retrieval", rerank=-1), 1.0, r"config\.evals\.x\.rerank is -1; it takes 0 or more"),
   ],
 )

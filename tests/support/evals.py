@@ -80,7 +80,8 @@ class FakeForward:
   def encode(self, params, image):
     return image
 
-  def caption(self, writer, image, special):
+  def caption(self, writer, image, decoding, special):
+    self.decoding = decoding
     assert special == (self.tokenizer.bos, self.tokenizer.eos)
     text = np.stack([self.tokenizer.encode(NAMES[n % len(NAMES)], 32) for n in self._numbers(image)])
     return Decoded(text[:, None], np.zeros((len(text), 1), np.float32))

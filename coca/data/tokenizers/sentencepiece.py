@@ -1,6 +1,6 @@
 """SentencePiece, trained in memory on the run's own texts (CoCa section 4.1: one model, 64k pieces).
 
-The paper does not say more; chosen here: unigram pieces and the normalisation `nmt_nfkc`, SentencePiece's defaults.
+The paper does not say more; SentencePiece's defaults are unigram pieces and the normalisation `nmt_nfkc`.
 Case is kept, so that captions come out written as people write them. Training twice on the same texts gives the same
 bytes. Two thirds of all one-bit flips in a model file load without complaint, so a model is known by its sha256.
 """
@@ -80,12 +80,13 @@ class SentencePiece:
     write_atomic(path, self.model)
 
 
-def train(texts: Iterable[str], vocab: int) -> SentencePiece:
+def train(texts: Iterable[str], vocab: int, pieces: str = "unigram") -> SentencePiece:
   """Trains a model; the same texts in the same order give the same bytes.
 
   Args:
     texts: what to learn from; white space is collapsed, empty ones are left out.
     vocab: pieces at most. Few texts do not fill a large vocabulary: `SentencePiece.vocab` is what came out.
+    pieces: how they are chosen, 'unigram' or 'bpe'.
 
   Raises:
     ValueError: no usable texts, or a vocabulary too small for them.
@@ -103,7 +104,7 @@ def train(texts: Iterable[str], vocab: int) -> SentencePiece:
       sentence_iterator=iter(texts),
       model_writer=model,
       vocab_size=vocab,
-      model_type="unigram",
+      model_type=pieces,
       hard_vocab_limit=False,
       normalization_rule_name="nmt_nfkc",
       byte_fallback=with_bytes,

@@ -90,6 +90,15 @@ def test_few_texts_do_not_fill_a_large_vocabulary():
   assert 4 < few.vocab < 64_000 and few.decode(few.encode("a cat", 16)) == "a cat"
 
 
+def test_byte_pairs_keep_words_whole():
+  texts = [f"there is a small dog to the left of two big {thing}" for thing in ("cats", "birds")] * 50
+  unigram, bpe = (tokenizer.train(texts, 80, pieces) for pieces in ("unigram", "bpe"))
+  assert len(bpe.tokens(texts[0])) == len(texts[0].split()) < len(unigram.tokens(texts[0]))
+  assert bpe.decode(bpe.encode(texts[0], 32)) == texts[0]
+  few = tokenizer.train(["a cat", "a dog"], 64_000, "bpe")
+  assert 4 < few.vocab < 64_000 and few.decode(few.encode("a cat", 16)) == "a cat"
+
+
 def test_unknown_characters_are_bytes_in_a_large_vocabulary_only(small):
   large = tokenizer.train(sentences(500), 8192)
   assert large.decode(large.encode("a 猫 🎉", 64)) == "a 猫 🎉"
