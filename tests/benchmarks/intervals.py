@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 
 def t_interval(values, level: float = 0.95) -> tuple[float, float]:
@@ -11,13 +11,13 @@ def t_interval(values, level: float = 0.95) -> tuple[float, float]:
   values = np.asarray(values, np.float64)
   if len(values) < 2:
     return float(values.mean()), math.nan
-  t = stats.t.ppf((1 + level) / 2, len(values) - 1)
+  t = special.stdtrit(len(values) - 1, (1 + level) / 2)
   return float(values.mean()), float(t * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def wilson(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
   """Wilson's interval for a share of n images: (low, high)."""
-  z = stats.norm.ppf((1 + level) / 2)
+  z = special.ndtri((1 + level) / 2)
   middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
   return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
