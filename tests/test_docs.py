@@ -204,6 +204,7 @@ def test_commands_are_read_by_their_own_parsers(page, checkout, monkeypatch, rea
     check_command(call, environment, read_line)
 
 
+@pytest.mark.slow
 @each([page for page in PAGES if "```python" in page.read_text()])
 def test_python_runs(page, checkout, monkeypatch):
   monkeypatch.chdir(checkout)

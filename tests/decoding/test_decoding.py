@@ -61,6 +61,7 @@ def test_cached_equals_uncached(d):
   assert_same(write(d), plain_sample(d))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", SEARCHES, ids=range(len(SEARCHES)))
 def test_beam_search_with_a_cache_equals_lists_and_full_passes(d):
   text, score = write(d)

@@ -23,6 +23,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.g
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries' malloc has no such settings")
 def test_a_steps_temporaries_are_not_taken_from_the_kernel_anew():
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}

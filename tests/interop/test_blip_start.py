@@ -16,6 +16,8 @@ from coca.storage.workdir import read_config, read_params
 from coca.training.init_from import initial_params, resize_positions
 from support.common import make_mesh
 
+pytestmark = pytest.mark.slow
+
 WIDTH, VOCAB = 64, 40
 
 
@@ -74,7 +76,6 @@ def loaded(settings, folder):
   return flat(initial_params(folder, settings, fresh, mesh)[0])
 
 
-@pytest.mark.slow
 def test_towers_are_the_parents_and_the_rest_is_new(parents, started):
   c = read_config(started)
   assert c.model.med.sharing == "all_but_self_attention" and c.model.text.vocab == VOCAB + 2

@@ -85,6 +85,7 @@ def test_embeddings_and_matching_are_those_of_transformers(converted, expected):
   np.testing.assert_allclose(logits.reshape(4, 2), expected["matching"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_token_of_matching(converted, published, expected, tmp_path):
   """BLIP was trained with [ENC] in front; transformers' classes leave [CLS] there."""
   convert.from_blip(published / "retrieval", tmp_path / "enc", **HEADS)
@@ -125,6 +126,7 @@ def test_logits_and_captions_are_those_of_transformers(converted, expected):
   assert model.caption(image, **beams) == [caption.removeprefix("a picture of ") for caption in captions]
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_transformers(converted, expected):
   model = load(converted / "vqa")
   forward, image, question = model.forward, expected["image"], expected["text"]

@@ -103,8 +103,8 @@ def test_a_loss_that_cannot_be_cut_is_refused_with_micro_batches(monkeypatch):
     tiny(matching__weight=1.0),
     tiny(optim__accumulate=2),
     tiny_blip(),
-    tiny_blip(**ANSWERS),
-    tiny_blip(contrastive__momentum=0.9, contrastive__queue=8),
+    pytest.param(tiny_blip(**ANSWERS), marks=pytest.mark.slow),
+    pytest.param(tiny_blip(contrastive__momentum=0.9, contrastive__queue=8), marks=pytest.mark.slow),
   ],
   ids=["coca", "micro", "blip", "answers", "momentum"],
 )

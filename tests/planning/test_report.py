@@ -40,6 +40,7 @@ def test_what_is_said(monkeypatch):
   assert f"{20 * 64 / rate / 3600 * 8:,.0f} chip-hours" in text
 
 
+@pytest.mark.slow
 def test_what_would_help(monkeypatch):
   def refuse(*_):
     raise DoesNotFit("temporaries alone take 0.3 GiB")

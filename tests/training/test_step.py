@@ -65,6 +65,7 @@ def test_parameters_do_not_depend_on_the_mesh():
   jax.tree.map(np.testing.assert_array_equal, state, first_state(settings, mesh))
 
 
+@pytest.mark.slow
 def test_parameters_of_a_new_model():
   params = first_params()
   kernel = params["unimodal"]["stack"]["layers"]["mlp"]["up"]["kernel"]

@@ -376,6 +376,7 @@ def test_batches_of_texts(tmp_path, words):
   assert sum(t.startswith("pair") for t in texts) == 9
 
 
+@pytest.mark.slow
 def test_batches_of_images(tmp_path, words):
   """Every image once an epoch; its texts as often as the weights of their origins say."""
   settings = human(tmp_path / "in")
