@@ -1,7 +1,7 @@
 r"""CapFilt's captioner (BLIP, arXiv 2201.12086, section 3.3): captioning loss alone, on human pairs.
 
   python -m coca.train --config=configs/capfilt_captioner.py:init_from=DIR --workdir=runs/captioner
-  python -m coca.train --config=configs/capfilt_captioner.py:init_from=DIR,tiny        # DIR as of coca_tiny
+  python -m coca.train --config=configs/capfilt_captioner.py:init_from=DIR,tiny        # DIR as of coca_tiny:web
   python -m coca.train --config=configs/capfilt_captioner.py:init_from=DIR,runlocal    # a few steps, to see it work
 
 DIR is the pre-trained model: a workdir, or what `python -m coca.convert` wrote. Its filter, configs/capfilt_filter.py,
@@ -9,7 +9,8 @@ starts from the same one and is trained apart: with shared weights it would let 
 (Table 4). Table 14, captioning on COCO: 5 epochs, AdamW with weight decay 0.05, rate 1e-5 (ViT-L: 2e-6; here, what is
 1,024 wide or wider), cosine decay to 0, batch 256. Label smoothing of 0.1 as in the language modelling loss (3.2).
 
-It trains on the built-in corpus, emoji and their names. On one's own images, a folder with a captions.jsonl:
+It trains on the built-in corpus, emoji and their names; with `tiny` on the sources of origin 'human' that DIR was
+trained on, if there are some, as of coca_tiny:web. On one's own images, a folder with a captions.jsonl:
 
   --config.data.sources.pairs.kind=folder --config.data.sources.pairs.path=data/coco_train \
   --config.data.sources.pairs.split='' --config.steps='2.8e6 examples'

@@ -1,7 +1,7 @@
 r"""CapFilt's filter (BLIP, arXiv 2201.12086, section 3.3): a fine-tune on human pairs that learns which texts match.
 
   python -m coca.train --config=configs/capfilt_filter.py:init_from=DIR --workdir=runs/filter
-  python -m coca.train --config=configs/capfilt_filter.py:init_from=DIR,tiny           # DIR as of coca_tiny
+  python -m coca.train --config=configs/capfilt_filter.py:init_from=DIR,tiny           # DIR as of coca_tiny:web
   python -m coca.train --config=configs/capfilt_filter.py:init_from=DIR,runlocal       # a few steps, to see it work
 
 DIR is the pre-trained model that the captioner, configs/capfilt_captioner.py, starts from too; the two share no weights
@@ -10,8 +10,8 @@ BLIP's COCO fine-tune draws them from all GPUs). Table 14, retrieval on COCO: 6 
 rate 1e-5 (ViT-L: 5e-6; here, what is 1,024 wide or wider), cosine decay to 0, batch 256. The filter keeps a text whose
 probability of a match is 0.5 or more: `coca.load("runs/filter").match(images, texts)`.
 
-It trains on the built-in corpus, emoji and their names; other data and sizes of images as in capfilt_captioner.py,
-with --config.steps='3.4e6 examples' for six epochs of COCO.
+It trains on what capfilt_captioner.py does; other data and sizes of images as there, with
+--config.steps='3.4e6 examples' for six epochs of COCO.
 
 Not BLIP's: the matching head sits on CoCa's causal multimodal decoder, behind a pooler with one query (CoCa section
 4.2.3 and appendix B), since there is no bidirectional text encoder to put it on. Where head and pooler are new, they

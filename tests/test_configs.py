@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from coca.capfilt import settings as capfilt
 from coca.config import parse
 from coca.config.durations import in_steps
 from coca.data.sources import open_source
@@ -36,12 +37,12 @@ every_file = pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 full_and_local = pytest.mark.parametrize("arg", [None, "runlocal"], ids=["full", "runlocal"])
 
 
-def save(folder, **changes):
+def save(folder, config=None, **changes):
   """A model directory without parameters."""
   folder.mkdir(exist_ok=True)
   tokens = sentencepiece.train([f"a word number {i}" for i in range(40)], 60)
   tokens.save(folder / tokens.file)
-  write_run(tiny(**changes), tokens, folder)
+  write_run(config or tiny(**changes), tokens, folder)
 
 
 def get_config(name, arg=None):
@@ -364,6 +365,30 @@ def test_captioner_and_filter_of_a_tiny_model(named):
     assert (c.steps, c.data.batch, c.optim.lr, c.optim.warmup) == (steps, 128, lr, "5%")
   assert filtering.optim.lr_scale == {"softmax": 0.0}
   assert named("capfilt_filter", "tiny,runlocal").steps == "4"
+
+
+def test_bootstrapping_on_scenes(tmp_path, named, model):
+  """The fine-tunes learn from the human pairs of the run that they start from, and CapFilt takes its web pairs."""
+  noisy = named("coca_tiny", "web")
+  save(tmp_path, noisy)
+  for name, kinds in (("capfilt_captioner", {"captions"}), ("capfilt_filter", {"retrieval", "matching"})):
+    c = named(name, "tiny", start=tmp_path)
+    assert c.data.sources == {"human": noisy.data.sources["human"]}
+    assert {e.kind for e in c.evals.values()} == kinds
+    assert all((e.source, e.limit) == (noisy.evals["captions"].source, 1000) for e in c.evals.values())
+    assert {e.limit for e in named(name, "tiny,runlocal", start=tmp_path).evals.values()} == {64}
+    assert named(name, start=tmp_path).data.sources["pairs"].split == "train+unseen_concepts"
+  job = get_config("capfilt", f"web_of={tmp_path}")
+  job.filter = "runs/filter"
+  assert capfilt.parse(job).source == noisy.data.sources["web"]
+  assert get_config("capfilt").source.split == "openclipart"
+  with pytest.raises(ValueError, match="no source of origin 'web'"):
+    get_config("capfilt", f"web_of={model}")
+  texts = {name: {t.origin for t in open_source(s)[0].texts} for name, s in noisy.data.sources.items()}
+  assert texts == {"human": {"human"}, "web": {"web"}}
+  assert named("coca_tiny", "human").data.sources == {"human": noisy.data.sources["human"]}
+  kept = named("coca_tiny", "capfilt=runs/capfilt").data.sources
+  assert kept == {**noisy.data.sources, "web": dataclasses.replace(noisy.data.sources["web"], sidecars="runs/capfilt")}
 
 
 def test_a_filter_that_has_a_head_keeps_its_rate(tmp_path, named):

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from coca.config import Eval, Source, default, to_dict
+from coca.config import Config, Eval, Source, default, to_dict
 from coca.data.prompts import CLIP_IMAGENET
 from coca.storage.workdir import read_config
 
@@ -155,8 +155,14 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
   return config
 
 
+def of_origin(origin: str, config: Config) -> dict[str, ConfigDict]:
+  """The sources of a run that are said to be of an origin, by their names."""
+  return {name: to_dict(source) for name, source in config.data.sources.items() if source.origin == origin}
+
+
 def bootstrapping(args: ConfigDict, epochs: int, large_lr: float, tiny_steps: int, tiny_lr: float) -> ConfigDict:
-  """The common part of CapFilt's two fine-tunes: BLIP's Table 14 (arXiv 2201.12086) over the built-in corpus' emoji.
+  """The common part of CapFilt's two fine-tunes: BLIP's Table 14 (arXiv 2201.12086) over the built-in corpus' emoji,
+  with `tiny` over the human pairs of the run that they start from, if its sources name some.
 
   Args:
     args: of the config file: init_from, runlocal, tiny, and res, the images' size (0: the model's).
@@ -190,4 +196,13 @@ def bootstrapping(args: ConfigDict, epochs: int, large_lr: float, tiny_steps: in
     if not args.runlocal:
       config.steps = str(tiny_steps)
       config.data.batch = 128
+    old = read_config(args.init_from)
+    if human := of_origin("human", old):
+      config.data.sources = human
+      if "zero_shot" in config.evals:
+        del config.evals.zero_shot  # among the emoji's names
+      for settings in config.evals.values():
+        for held_out in [e for e in old.evals.values() if e.kind == settings.kind][:1]:
+          settings.source = to_dict(held_out.source)
+          settings.limit = settings.limit or held_out.limit
   return config

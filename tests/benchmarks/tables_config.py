@@ -139,11 +139,11 @@ ROLES = {
 
 
 def human(args) -> ConfigDict:
-  return _scenes(origin="human", seed=2 * args.seed, count=args.human, texts=5)
+  return _scenes("human", seed=2 * args.seed, count=args.human)
 
 
 def web(args) -> ConfigDict:
-  source = _scenes(origin="web", seed=2 * args.seed + 1, count=args.web, texts=1)
+  source = _scenes("web", seed=2 * args.seed + 1, count=args.web)
   share = args.noise / 100
   source.scenes.noise.update(wrong=share / 2, other=share / 4, title=share / 8, file_name=share / 8)
   return source
@@ -155,11 +155,7 @@ def _file(name: str, arg: str | None = None) -> ConfigDict:
 
 def _model(args) -> ConfigDict:
   """The settings of CoCa, or with `sharing` of BLIP."""
-  config = tiny = _file("coca_tiny")
-  # BLIP's three losses: a matching head that begins with the filter's few steps tells nothing from nothing.
-  config.contrastive.update(weight=1.0, directions="mean")
-  config.captioning.weight = 1.0
-  config.matching.update(weight=1.0, floor=1e-4)
+  config = tiny = _file("coca_tiny", "web")
   if args.sharing:
     config = _file("blip_tiny")
     config.model.image.update(size=tiny.model.image.size, patch=tiny.model.image.patch)
@@ -171,9 +167,8 @@ def _model(args) -> ConfigDict:
   return config
 
 
-def _scenes(origin: str, **settings) -> ConfigDict:
-  source = _file("coca_tiny").data.sources.scenes
-  source.update(origin=origin, weight=0.0)  # every text is an example
+def _scenes(name: str, **settings) -> ConfigDict:
+  source = _file("coca_tiny", "web").data.sources[name]
   source.scenes.update(**settings, **WORLD)
   return source
 
