@@ -155,13 +155,9 @@ def _file(name: str, arg: str | None = None) -> ConfigDict:
 
 def _model(args) -> ConfigDict:
   """The settings of CoCa, or with `sharing` of BLIP."""
-  config = tiny = _file("coca_tiny", "web")
+  config = _file("blip_tiny") if args.sharing else _file("coca_tiny", "web")
   if args.sharing:
-    config = _file("blip_tiny")
-    config.model.image.update(size=tiny.model.image.size, patch=tiny.model.image.patch)
-    config.model.text.length = tiny.model.text.length
-    config.model.med.update(positions=tiny.model.text.length, sharing=args.sharing)
-    config.evals = tiny.evals
+    config.model.med.sharing = args.sharing
   config.init_from, config.data.tokenizer, config.model.text.vocab = args.init_from, args.tokenizer, VOCAB
   config.data.batch = BATCH
   return config
