@@ -108,8 +108,6 @@ def job(args) -> ConfigDict:
 def coca(args) -> ConfigDict:
   config = _file("coca_tiny")
   config.update(seed=args.seed, steps=f"{args.pairs} examples")
-  config.contrastive.update(weight=1.0, directions="mean")  # with means the paper's 2 : 1 is what it says
-  config.captioning.weight = 2.0
   config.model.poolers.n_query = 8
   for source in config.data.sources.values():
     if source.split.startswith("scenes"):

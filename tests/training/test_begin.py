@@ -50,7 +50,7 @@ EMOJI = "data__sources__emoji"
     ({f"{EMOJI}__weight": -1.0}, r"config\.data\.sources\.emoji\.weight is -1\.0; it takes 0 or more"),
     (
       {"data__sources__more": to_dict(Source(kind="builtin", weight=0.0))},
-      r"config\.data\.sources\.\*\.weight are \[0\.1, 0\.0, 0\.6, 0\.3\]; they have to be above 0, or 0 for all",
+      r"config\.data\.sources\.\*\.weight are \[0\.1, 0\.0, 0\.85, 0\.05\]; they have to be above 0, or 0 for all",
     ),
     ({f"{EMOJI}__min_matching": 0.5}, r"config\.data\.sources\.emoji\.min_matching chooses among a CapFilt workdir's"),
     ({f"{EMOJI}__origins": {"people": 1.0}, f"{EMOJI}__sidecars": "x"}, r"emoji\.origins\.people: no such origin"),
@@ -305,7 +305,7 @@ def test_more_steps_of_a_constant_schedule_change_nothing(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "source", "message"),
   [
-    ({"optim__lr": 0.5}, None, r"config\.optim\.lr: 0\.002 before, 0\.5 now"),
+    ({"optim__lr": 0.5}, None, r"config\.optim\.lr: 0\.004 before, 0\.5 now"),
     ({"steps": "29"}, None, r"config\.steps is 29, and 30 are done; it takes 30 or more"),
     (
       {f"{EMOJI}__path": "/moved"},
