@@ -41,7 +41,7 @@ def get_config(arg=None):
   config.data, config.evals = coca_tiny.data, coca_tiny.evals
   config.data.batch = 64
   config.evals.matching = config.evals.captions.copy_and_resolve_references()
-  config.evals.matching.update(kind="matching", pixel_neighbours="")
+  config.evals.matching.update(kind="matching", pixel_neighbours="", beams=1)
   config.checkpoint.every = "10%"
   if args.runlocal:
     config.name += "_runlocal"
