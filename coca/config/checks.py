@@ -112,6 +112,10 @@ def _towers(c: Config) -> None:
     need(
       tower.width % tower.heads == 0, f"config.model.{name}.width {tower.width} is no multiple of heads {tower.heads}"
     )
+  need(
+    image.position_init != "sincos2d" or image.width % 4 == 0,
+    f"config.model.image.position_init 'sincos2d' takes a width of a multiple of 4, not {image.width}",
+  )
   heads, has_matching = poolers.heads or image.heads, c.matching.weight > 0
   has_pooler = poolers.kind != "class_token" or poolers.n_query or has_matching
   need(

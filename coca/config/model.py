@@ -27,6 +27,9 @@ class ImageEncoder:
   patch_dropout: float = 0.0
   # A learned token stands in front of the patches. It is never dropped.
   class_token: bool = False
+  # How the positions begin, which are learned: as in BERT, or as sines and cosines of row and column (MoCo v3, arXiv
+  # 2104.02057, which leaves them so). With these, few steps are enough to tell where things are.
+  position_init: Literal["normal", "sincos2d"] = "normal"
   # The patches' projection has a bias.
   patch_bias: bool = True
   # A LayerNorm stands before the first layer.

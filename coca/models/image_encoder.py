@@ -3,17 +3,34 @@
 Shapes: B batch, S side in pixels, N patches, D width.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt8
 
 from coca.config import Model
 from coca.devices.sharding import constrain_batch, gather
 from coca.models.layers import Layer, Stack
 from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread
+
+
+def sincos2d(key: PRNGKeyArray, shape: tuple[int, int]) -> Float32[Array, "positions D"]:
+  """Sines and cosines of column and row, a quarter of the width each, with wavelengths from 2 pi to 10,000 times that.
+
+  As big_vision's posemb_sincos_2d; MoCo v3's stop one short of the longest. What comes before the grid, the position of
+  a class token, is 0, as in MAE.
+  """
+  del key  # nothing is drawn
+  positions, width = shape
+  side = math.isqrt(positions)
+  frequencies = 10_000 ** -np.linspace(0, 1, width // 4)
+  row, column = (x[:, None] * frequencies for x in np.divmod(np.arange(side**2), side))
+  grid = np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1)
+  return jnp.pad(jnp.asarray(grid, jnp.float32), ((positions - side**2, 0), (0, 0)))
 
 
 class ImageEncoder(nnx.Module):
@@ -22,7 +39,8 @@ class ImageEncoder(nnx.Module):
     self.patch, self.dtype, self.mean, self.std = image.patch, dtype, image.mean, image.std
     self.keep = image.kept
     self.patches = linear(image.patch**2 * 3, image.width, dtype, rngs, bias=image.patch_bias)
-    self.positions = nnx.Param(EMBED_INIT(rngs.params(), (image.tokens + image.class_token, image.width)))
+    position_init = sincos2d if image.position_init == "sincos2d" else EMBED_INIT
+    self.positions = nnx.Param(position_init(rngs.params(), (image.tokens + image.class_token, image.width)))
     self.class_token = nnx.Param(EMBED_INIT(rngs.params(), (image.width,))) if image.class_token else None
     self.norm_pre = layer_norm(image.width, model.norm_eps, dtype, rngs) if image.norm_pre else None
     self.stack = Stack(image.layers, lambda r: Layer(image, model, dtype, r), model, dtype, rngs)

@@ -75,6 +75,10 @@ class TestParse:
       ({"evals": {"e": {"source": {"text": "best"}}}}, r"config\.evals\.e\.source\.text is 'best'; it may be "),
       ({"model__image__size": 290}, r"image\.size 290 is no multiple of patch 18"),
       ({"model__image__patch_dropout": 1.0}, r"patch_dropout 1\.0 is not in \[0, 1\)"),
+      (
+        {"model__image__position_init": "sincos2d", "model__image__width": 6, "model__image__heads": 1},
+        r"config\.model\.image\.position_init 'sincos2d' takes a width of a multiple of 4, not 6",
+      ),
       ({"model__image__heads": 7}, r"config\.model\.image\.width 768 is no multiple of heads 7"),
       ({"model__text__heads": 7}, r"config\.model\.text\.width 768 is no multiple of heads 7"),
       ({"model__poolers__heads": 7}, r"config\.model\.poolers\.heads 7 does not divide the text width 768"),

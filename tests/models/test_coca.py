@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from coca.inference.forward import Forward
+from coca.models import make_model
 from coca.models.abstract import abstract_model
 from coca.models.attention import dot_product_attention
 from coca.models.coca import CoCa
@@ -29,6 +30,32 @@ from support.common import (
   tiny,
 )
 from support.reference import GELU, encode, pool, reference
+
+# --- Positions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_positions_begin_as_sines_and_cosines_of_column_and_row(class_token):
+  width, side = 32, 3
+  settings = tiny(
+    model__image__position_init="sincos2d",
+    model__image__class_token=class_token,
+    model__image__width=width,
+    model__image__size=3 * 8,
+    model__image__patch=8,
+  )
+  found = make_model(settings, nnx.Rngs(0)).image_encoder.positions[...]
+  wanted = np.zeros((side**2 + class_token, width))
+  for row in range(side):
+    for column in range(side):
+      for k in range(8):
+        frequency = 1 / 10_000 ** (k / 7)
+        for part, value in enumerate((np.sin(column * frequency), np.cos(column * frequency))):
+          wanted[class_token + row * side + column, 8 * part + k] = value
+        for part, value in enumerate((np.sin(row * frequency), np.cos(row * frequency)), 2):
+          wanted[class_token + row * side + column, 8 * part + k] = value
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
+
 
 # --- The model ------------------------------------------------------------------------------------------------------
 
