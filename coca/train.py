@@ -7,7 +7,6 @@ several hosts, start the same command on each. In the workdir: config.json, toke
 metrics.jsonl, tensorboard/, and in the end curves.png and contact_sheet.png.
 """
 
-import gc
 import signal
 import sys
 import time
@@ -50,7 +49,6 @@ def main(argv) -> None:
       print(arithmetic.describe(config, jax.device_count()))
       return
     keep_memory()
-    gc.set_threshold(20_000, 20, 20)  # traced programs live on: to walk them again and again took a tenth of the start
     processes.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.timeout)
     workdir = workdir_path(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not FLAGS.workdir and jax.process_count() > 1:

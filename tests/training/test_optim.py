@@ -184,7 +184,9 @@ def test_muon_leaves_a_matrix_without_a_gradient_and_a_skipped_step_alone(tree):
   assert not any(x.any() for x in jax.tree.leaves(updates))
   broken = jax.tree.map(lambda x: x * np.nan, nothing)
   _, after = optimizer.update(broken, state, params, finite=np.array(False))
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
+  for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+    if old.ndim:  # the schedule counts skipped steps, too
+      np.testing.assert_array_equal(new, old)
 
 
 def test_adafactor_state_is_factored_and_its_momentum_bfloat16(tree):
