@@ -4,7 +4,7 @@ from coca.config.data import Data, Eval, SceneNoise, Scenes, Source
 from coca.config.losses import Answering, Captioning, Contrastive, Matching
 from coca.config.model import ImageEncoder, Med, Model, Poolers, TextDecoder
 from coca.config.optim import Optim
-from coca.config.parsing import default, parse, to_dict
+from coca.config.parsing import Draft, default, parse, to_dict
 from coca.config.settings import Checkpoint, Config, Mesh
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
   "Config",
   "Contrastive",
   "Data",
+  "Draft",
   "Eval",
   "ImageEncoder",
   "Matching",

@@ -8,8 +8,10 @@ from coca.config.checks import check
 from coca.config.settings import Config
 from coca.config.typed import from_plain, to_plain
 
+Draft = Any  # settings that may still be changed: a ConfigDict, whose attributes have no types
 
-def default() -> Any:  # a ConfigDict, whose attributes have no types
+
+def default() -> Draft:
   """Every setting at its default: what a file in configs/ starts from."""
   config = to_dict(Config())
   config.lock()
@@ -18,7 +20,7 @@ def default() -> Any:  # a ConfigDict, whose attributes have no types
   return config
 
 
-def to_dict(settings) -> Any:
+def to_dict(settings) -> Draft:
   """A settings object (`Config`, `Source`, ...) as a ConfigDict."""
   return ConfigDict(to_plain(settings))
 

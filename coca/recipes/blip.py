@@ -1,14 +1,12 @@
 """The common part of BLIP's configs (arXiv 2201.12086). Constants that the paper lacks are its code's, marked so."""
 
-from ml_collections import ConfigDict
-
-from coca.config import Eval, Source, default, to_dict
+from coca.config import Draft, Eval, Source, default, to_dict
 from coca.config.model import MEAN, STD
 from coca.recipes.coca import EMOJI, shorten
 from coca.storage.workdir import read_config
 
 
-def pretraining(batch: int, lr: float) -> ConfigDict:
+def pretraining(batch: int, lr: float) -> Draft:
   """BLIP's pre-training (sections 3 and 4.1) with ViT-B/16; equal weights of ITC, ITM and LM.
 
   The 14M images and their texts (Table 11) are looked for under these names, each to be replaced as in
@@ -59,7 +57,7 @@ def pretraining(batch: int, lr: float) -> ConfigDict:
   return config
 
 
-def model(config: ConfigDict) -> None:
+def model(config: Draft) -> None:
   """BLIP's model with ViT-B/16 and BERT-base, at 224 pixels and 30 tokens."""
   config.model.update(kind="blip", activation="gelu", norm_eps=1e-6, embed_dim=256)
   config.model.image.update(
@@ -70,12 +68,12 @@ def model(config: ConfigDict) -> None:
   )
 
 
-def large(config: ConfigDict) -> None:
+def large(config: Draft) -> None:
   """ViT-L/16 in place of ViT-B/16."""
   config.model.image.update(layers=24, width=1024, mlp=4096, heads=16)
 
 
-def runlocal(config: ConfigDict) -> ConfigDict:
+def runlocal(config: Draft) -> Draft:
   """Shrinks a pre-training in place to about a minute on two cores, with the built-in corpus as data; returns it."""
   config.name += "_runlocal"
   tiny(config, layers=2, width=64)
@@ -92,7 +90,7 @@ def runlocal(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def tiny(config: ConfigDict, layers: int, width: int) -> None:
+def tiny(config: Draft, layers: int, width: int) -> None:
   """A small model, with the ids of a WordPiece that is trained on the run's own texts."""
   config.model.image.update(size=48, patch=12, layers=layers, width=width, mlp=4 * width, heads=4)
   config.model.text.update(
@@ -104,8 +102,8 @@ def tiny(config: ConfigDict, layers: int, width: int) -> None:
 
 
 def finetuning(
-  args: ConfigDict, lr: float, large_lr: float, epochs: int, size: int, tiny_steps: int, tiny_lr: float
-) -> ConfigDict:
+  args: Draft, lr: float, large_lr: float, epochs: int, size: int, tiny_steps: int, tiny_lr: float
+) -> Draft:
   """The common part of BLIP's fine-tunes (Table 14): AdamW with weight decay 0.05, cosine decay to 0, batch 256.
 
   They train on the built-in corpus, like the fine-tunes of CoCa; other data as `configs/finetune_caption.py` says.
@@ -163,7 +161,7 @@ def finetuning(
   return config
 
 
-def evaluate(config: ConfigDict, args: ConfigDict, name: str, **settings) -> None:
+def evaluate(config: Draft, args: Draft, name: str, **settings) -> None:
   """Adds an evaluator over a style of drawings that is not trained on."""
   source = Source(kind="builtin", split="twemoji", **settings.pop("source", {}))
   config.evals[name] = to_dict(Eval(source=source, every="20%", **settings))

@@ -1,15 +1,13 @@
 """The common part of the configs of the paper's sizes: CoCa's pre-training, and its small copy for a laptop."""
 
-from ml_collections import ConfigDict
-
-from coca.config import Config, Eval, Source, default, to_dict
+from coca.config import Config, Draft, Eval, Source, default, to_dict
 from coca.data.prompts import CLIP_IMAGENET
 from coca.storage.workdir import read_config
 
 EMOJI = 5406  # pairs that the fine-tunes' built-in splits hold
 
 
-def pretraining(pairs: str = "") -> ConfigDict:
+def pretraining(pairs: str = "") -> Draft:
   """CoCa's pre-training (section 4.1). The optimizer, the batch, the vocabulary and the loss weights are the defaults.
 
   Half of each batch is label-as-text data, the other half alt-text. The paper's JFT-3B and ALIGN are not public; these
@@ -60,14 +58,14 @@ def pretraining(pairs: str = "") -> ConfigDict:
   return config
 
 
-def alt_text_alone() -> ConfigDict:
+def alt_text_alone() -> Draft:
   """`pretraining` on the pairs of `alt_text` alone, as CLIP, SigLIP and CapPa train, in place of half and half."""
   config = pretraining()
   del config.data.sources.labels
   return config
 
 
-def shorten(config: ConfigDict, steps: int = 60, batch: int = 64, limit: int = 256) -> None:
+def shorten(config: Draft, steps: int = 60, batch: int = 64, limit: int = 256) -> None:
   """Leaves a config, in place, a few steps of a few pairs, and evaluations of a few examples at the end."""
   config.update(steps=str(steps), log_every=str(max(steps // 6, 1)))
   config.data.batch = batch
@@ -76,7 +74,7 @@ def shorten(config: ConfigDict, steps: int = 60, batch: int = 64, limit: int = 2
   config.checkpoint.every = "50%"
 
 
-def runlocal(config: ConfigDict) -> ConfigDict:
+def runlocal(config: Draft) -> Draft:
   """Shrinks a config in place to about a minute on two cores, with the built-in corpus as data, and returns it.
 
   What makes the recipe (sources half and half, losses, optimizer, towers, poolers) stays; the tokenizer is trained.
@@ -110,7 +108,7 @@ def runlocal(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
+def finetuning(init_from: str, runlocal: bool) -> Draft:
   """The base of the fine-tunes: the model in `init_from`, CoCa's Table 10 (MSCOCO), the built-in corpus, both sides
   evaluated on a style of drawings that is not trained on.
 
@@ -155,12 +153,12 @@ def finetuning(init_from: str, runlocal: bool) -> ConfigDict:
   return config
 
 
-def of_origin(origin: str, config: Config) -> dict[str, ConfigDict]:
+def of_origin(origin: str, config: Config) -> dict[str, Draft]:
   """The sources of a run that are said to be of an origin, by their names."""
   return {name: to_dict(source) for name, source in config.data.sources.items() if source.origin == origin}
 
 
-def bootstrapping(args: ConfigDict, epochs: int, large_lr: float, tiny_steps: int, tiny_lr: float) -> ConfigDict:
+def bootstrapping(args: Draft, epochs: int, large_lr: float, tiny_steps: int, tiny_lr: float) -> Draft:
   """The common part of CapFilt's two fine-tunes: BLIP's Table 14 (arXiv 2201.12086) over the built-in corpus' emoji,
   with `tiny` over the human pairs of the run that they start from, if its sources name some.
 
