@@ -131,6 +131,11 @@ def batch_shapes(c: Config):
     "hashes": jax.ShapeDtypeStruct((c.data.batch, 2), jnp.uint32),
     "weight": jax.ShapeDtypeStruct((c.data.batch,), jnp.float32),
     **({"parallel": jax.ShapeDtypeStruct((c.data.batch,), jnp.bool)} if c.captioning.parallel else {}),
+    **{
+      name: jax.ShapeDtypeStruct((c.data.batch, *shape), dtype)
+      for term in terms(c)
+      for name, (shape, dtype) in term.arrays().items()
+    },
   }
 
 
@@ -204,6 +209,7 @@ VARIANTS = {
   "contrastive only, parallel": lambda c: dataclasses.replace(parallel(c), captioning=Captioning(weight=0.0)),
   "captioning only": lambda c: dataclasses.replace(c, contrastive=Contrastive(weight=0.0)),
   "sigmoid": lambda c: dataclasses.replace(c, contrastive=Contrastive(loss="sigmoid")),
+  "three texts": lambda c: dataclasses.replace(c, contrastive=Contrastive(texts=3)),
   "patch dropout": lambda c: model_with(c, image=dataclasses.replace(c.model.image, patch_dropout=0.5)),
   "tied softmax": lambda c: model_with(c, text=dataclasses.replace(c.model.text, tied_softmax=True)),
   "frozen image encoder": lambda c: dataclasses.replace(c, optim=Optim(lr_scale={"image_encoder": 0.0})),
@@ -292,6 +298,7 @@ ANSWERS = {
 BLIP = {
   "all losses": blip,
   "no momentum": lambda: blip(momentum=0.0),
+  "two texts": lambda: blip(contrastive=Contrastive(texts=2)),
   "patch dropout": lambda: dropping(blip()),
   "captioner": lambda: blip(contrastive=Contrastive(weight=0.0), matching=Matching()),
   "retrieval": lambda: blip(captioning=Captioning(weight=0.0)),
@@ -314,15 +321,8 @@ BLIP = {
 def traced_step_flops(c: Config) -> int:
   """Those of the whole step for a batch: gradients, momentum encoders, optimizer."""
   setup = Setup(c, make_mesh(devices=jax.devices()[:1]))
-  shapes, answering = batch_shapes(c), c.answering
-  if answering.weight:
-    n = c.data.batch, answering.answers
-    shapes |= {
-      "answers": jax.ShapeDtypeStruct((*n, answering.length), jnp.int32),
-      "answer_weight": jax.ShapeDtypeStruct(n, jnp.float32),
-    }
   with jax.set_mesh(setup.mesh):
-    return matmul_flops(jax.make_jaxpr(make_step(setup))(setup.planned, shapes).jaxpr)
+    return matmul_flops(jax.make_jaxpr(make_step(setup))(setup.planned, batch_shapes(c)).jaxpr)
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_blip_cells(tmp_path, monkeypatch):
       workdir.mkdir(parents=True)
       write_run(config, tokens, workdir)
       tokens.save(workdir / tokens.file)
-  assert len(configs) == 5 + 2 * 7 + 2 + 3 + 1 + 1 + 4 + 2
+  assert len(configs) == 5 + 2 * 7 + 2 + 3 + 1 + 1 + 4 + 3
   at_40 = {name.partition("/")[2]: config for name, config in configs.items() if name.startswith("noise40")}
 
   def texts(name):
@@ -75,14 +75,16 @@ def test_blip_cells(tmp_path, monkeypatch):
 
   origins = {
     name: {text.origin for record in open_source(at_40[name].data.sources["web"]) for text in record.texts}
-    for name in ("none", "filter", "captioner", "both", "continued", "beam", "synthetic50", "synthetic100")
+    for name in ("none", "filter", "captioner", "both", "continued", "beam", "synthetic50", "synthetic100", "two_texts")
   }
   both = {"web", "synthetic"}
   assert origins == dict.fromkeys(origins, both) | {"none": {"web"}, "filter": {"web"}, "synthetic100": {"synthetic"}}
-  assert texts("none") == texts("synthetic50") == texts("synthetic100") == texts("longer") == {"human": 3, "web": 8}
+  for name in ("none", "synthetic50", "synthetic100", "two_texts", "longer"):
+    assert texts(name) == {"human": 3, "web": 8}
   assert texts("filter")["web"] < 8 < texts("both")["web"] < texts("captioner")["web"] == 24
   # As long as their texts are many; 'longer' as long as 'both', with the web's as often as there.
-  for name in ("none", "filter", "captioner", "both", "continued", "synthetic50"):
+  assert {name for name, c in at_40.items() if "job" not in name and c.contrastive.texts == 2} == {"two_texts"}
+  for name in ("none", "filter", "captioner", "both", "continued", "synthetic50", "two_texts"):
     assert at_40[name].steps == f"{2 * sum(texts(name).values())} examples"
   assert at_40["longer"].steps == at_40["both"].steps
   assert {name: s.weight for name, s in at_40["longer"].data.sources.items()} == texts("both")

@@ -22,6 +22,7 @@ LEAST = {
     "evals.*.rank",
     "evals.*.texts_per_image",
     "answering.answers",
+    "contrastive.texts",
     "captioning.chunk",
     "checkpoint.keep",
     "model.text.vocab",
@@ -188,6 +189,12 @@ def _losses(c: Config) -> None:
       "config.contrastive.momentum needs config.model.kind 'blip', config.contrastive.loss 'softmax' with a weight "
       "above 0, and config.optim.accumulate 1",
     )
+  need(
+    c.contrastive.texts == 1 or (c.contrastive.weight > 0 and not c.contrastive.momentum and not has_answering),
+    f"config.contrastive.texts {c.contrastive.texts} needs config.contrastive.weight above 0, "
+    "config.contrastive.momentum 0, since the queue holds one text of an image, and config.answering.weight 0, since a "
+    "question is one text; or set it to 1",
+  )
   need(
     c.contrastive.momentum or not c.matching.slow_keys,
     "config.matching.slow_keys needs config.contrastive.momentum above 0",

@@ -61,7 +61,9 @@ class Source:
   split: str = "train"
   # Share in the mixture. 0 for all sources: each example of any as often as the others.
   weight: float = 1.0
-  # Which of a record's texts is taken. 'labels': all of them, shuffled and joined, in a prompt.
+  # Which of a record's texts is taken. 'labels': all of them, shuffled and joined, in a prompt. Where
+  # `config.contrastive.texts` asks for more: the next ones; others at random, none twice before all were there; the
+  # labels in another order and prompt.
   text: Literal["first", "random", "labels"] = "random"
   # For 'labels': one of them is drawn, e.g. "a photo of the {}".
   prompts: tuple[str, ...] = ()

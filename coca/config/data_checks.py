@@ -43,6 +43,11 @@ def check_data(c: Config) -> None:
       f"{where}.question_key is {source.question_key!r} and "
       f"config.answering.weight {c.answering.weight}: batches of questions need both, others neither",
     )
+    need(
+      c.contrastive.texts == 1 or not source.sidecars or source.sample == "image",
+      f"{where}.sample 'text' makes an example of each text, and config.contrastive.texts {c.contrastive.texts} wants "
+      "several in one; say sample 'image'",
+    )
   weights = [data.sources[name].weight for name in sorted(data.sources)]
   need(
     not any(weights) or min(weights) > 0,

@@ -25,6 +25,10 @@ class Contrastive:
   # of 1 and 2 want one convention for both losses: with means here and over tokens a CoCa-Base begins with terms of
   # 1 x ln 65,536 = 11.09 and 2 x ln 64,000 = 22.13, with the sum here of 22.18 and 22.13. --dry_run has a config's.
   directions: Literal["sum", "mean"] = "mean"
+  # Texts of an image that are compared with it. Of several the loss is the mean: the images with each one's first text,
+  # then with each one's second, and so on, each time with negatives of their own (TIPS, arXiv 2410.16512, has two, web
+  # and synthetic, with an image embedding for each). The other losses see the first alone.
+  texts: int = 1
   # What other pairs' texts are that equal one's own (of the same labels, in any prompt and order, or of the same
   # words). 'negatives': as all others. 'mask': left out. 'positives': they match (UniCL).
   equal_texts: Literal["negatives", "mask", "positives"] = "mask"

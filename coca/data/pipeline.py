@@ -12,6 +12,7 @@ with the batch. Threads work on parts of a batch; decoders release the GIL.
 """
 
 import hashlib
+import itertools
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +80,9 @@ def train_batches(
     `equality`), "weight": float32 [b]}, b = len(rows), and the reasons of its unusable records (weight 0, text all
     PAD). Closing the iterator stops its threads. With `config.answering.weight` the text is a question, and "answers"
     int32 [b, K, A] are the different answers to it with "answer_weight" float32 [b, K], each one's share of the
-    annotators times the source's `answer_weight`; 0 and PAD fill up.
+    annotators times the source's `answer_weight`; 0 and PAD fill up. With `config.contrastive.texts` K above 1,
+    "more_texts" int32 [b, K-1, L] are the texts that follow in the draw, with "more_hashes" uint32 [b, K-1, 2]; all
+    else is as with 1.
 
   """
   data = config.data
@@ -94,6 +97,7 @@ def train_batches(
 def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) -> grain.MapDataset:
   """A source's endless stream of examples, in an order of its own: other sources do not change it."""
   data, settings, answering = config.data, config.data.sources[name], config.answering
+  more = config.contrastive.texts - 1
   size, length = config.model.image.size, config.model.text.length
   background = images.colour(data.background)
   unusable = {
@@ -108,20 +112,24 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
       "answers": np.zeros((answering.answers, answering.length), np.int32),
       "answer_weight": np.zeros(answering.answers, np.float32),
     }
+  if more:
+    unusable |= {"more_texts": np.zeros((more, length), np.int32), "more_hashes": np.zeros((more, 2), np.uint32)}
 
   def example(index: int, rng: np.random.Generator) -> tuple[Batch, str]:
-    where, out, names = name, {"weight": np.float32(1)}, ()
+    where, names = name, ()
+    out: Batch = {"weight": np.ones((), np.float32)}
     try:
       record = source[index]
       where = f"{name} {record.key}"
       if answering.weight:
-        text = questions.question_of(record)
+        said = iter([questions.question_of(record)])
         out["answers"], out["answer_weight"] = questions.encode_answers(
           record, answering, settings.answer_weight, tokenizer
         )
       else:
-        text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
+        said = texts.draws(record, settings.text, settings.prompts, rng, settings.origins)
         names = texts.label_names(record) if settings.text == "labels" else ()
+      text = next(said)
       image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
       out["image"] = rand_augment(image, rng, *data.rand_augment)
     except BadRecord as e:
@@ -129,6 +137,12 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
     out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
     out["text"] = ids = tokenizer.encode(data.prompt + text, length)
     out["last"] = tokenizer.encode(data.prompt + text, length, ends=False)[-1] if ids[-1] != PAD else ids[-1]
+    if more:
+      others = list(itertools.islice(said, more))
+      out["more_texts"] = np.stack([tokenizer.encode(data.prompt + other, length) for other in others])
+      out["more_hashes"] = np.stack(
+        [equality(names, tokenizer.encode(other, length), tokenizer, rng) for other in others]
+      )
     return out, ""
 
   order, draws = np.random.SeedSequence([config.seed, zlib.crc32(name.encode())]).generate_state(2).tolist()

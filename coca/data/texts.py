@@ -1,6 +1,7 @@
 """Texts: the choice among a record's, label names as text, and rows of ids."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,29 +17,51 @@ def choose(
   rng: np.random.Generator,
   origins: Mapping[str, float] | None = None,
 ) -> str:
-  """One text of a record, white space collapsed.
+  """The first of the texts that `draws` gives."""
+  return next(draws(record, rule, prompts, rng, origins))
+
+
+def draws(
+  record: Record,
+  rule: str,
+  prompts: Sequence[str],
+  rng: np.random.Generator,
+  origins: Mapping[str, float] | None = None,
+) -> Iterator[str]:
+  """Texts of a record one after the other, white space collapsed, without end: all of them, then all again.
 
   Args:
     record: its texts; empty ones do not count.
-    rule: 'first'; 'random' (all equally likely); 'labels': label names, shuffled, joined by commas, in a prompt drawn
-      at random, as in "a photo of the cat, animal" (CoCa section 4.1).
+    rule: 'first', in their order; 'random', in one that is drawn anew for each round, all equally likely; 'labels':
+      each time label names, shuffled, joined by commas, in a prompt drawn at random, as in "a photo of the cat, animal"
+      (CoCa section 4.1).
     prompts: for 'labels', with {} where the names go; without any, the names stand alone.
     rng: source of the choice.
-    origins: for 'random', how likely a text of each origin is, relative to those of others; without any, all are alike.
+    origins: for 'random', how likely a text of each origin is, relative to those of others that are left; without any,
+      all are alike.
 
   Raises:
     BadRecord: no text is left ("no caption").
   """
   usable = label_names(record) if rule == "labels" else captions(record)
-  if rule == "first" or (rule == "random" and len(usable) == 1):
-    return usable[0]
-  if rule == "random" and origins:
-    ends = np.cumsum([origins.get(t.origin, 0) for t in record.texts if collapse(t.text)])
-    return usable[int(np.searchsorted(ends[:-1], rng.random() * ends[-1], "right"))]
-  if rule == "random":
-    return usable[int(rng.integers(len(usable)))]
-  names = ", ".join(usable[i] for i in rng.permutation(len(usable)))
-  return in_prompt(prompts[int(rng.integers(len(prompts)))], names) if prompts else names
+  if rule == "labels":
+    while True:
+      names = ", ".join(usable[i] for i in rng.permutation(len(usable)))
+      yield in_prompt(prompts[int(rng.integers(len(prompts)))], names) if prompts else names
+  if rule == "first" or len(usable) == 1:
+    yield from itertools.cycle(usable)
+  weights = [origins.get(t.origin, 0) if origins else 1 for t in record.texts if collapse(t.text)]
+  if not any(weights):
+    raise BadRecord("no caption")
+  left: list[int] = []
+  while True:
+    left = left or [i for i, weight in enumerate(weights) if weight > 0]
+    if origins:
+      ends = np.cumsum([weights[i] for i in left])
+      drawn = int(np.searchsorted(ends[:-1], rng.random() * ends[-1], "right"))
+    else:
+      drawn = int(rng.integers(len(left)))
+    yield usable[left.pop(drawn)]
 
 
 def captions(record: Record) -> list[str]:

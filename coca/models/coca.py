@@ -106,8 +106,8 @@ class CoCa(nnx.Module):
     """Embeddings of unit length."""
     return self._pool(self.image_encoder(image), contrast=True, caption=False)[0]
 
-  def embed_text(self, text: Int32[Array, "B T"]) -> Float32[Array, "B E"]:
-    """Embeddings of unit length."""
+  def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
+    """Embeddings of unit length; `key` is for models with dropout."""
     return self._read(text, contrast=True)[1]
 
   def attention_maps(

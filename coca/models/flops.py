@@ -15,9 +15,10 @@ def flops_per_pair(config: Config) -> dict[str, float]:
 
   A product with a weight counts once forward, once for the weight's gradient unless its part is frozen, and once for
   the input's gradient unless nothing before it is trained; usually that is three times forward. The contrastive loss
-  compares a pair with the whole batch, the softmax once in each direction. The matching loss takes three texts and two
-  images through the multimodal half for each pair; the draw of its negatives compares the pair with its group,
-  forward only, and is counted with the head. A trained LayerNorm counts as something trained before what it feeds.
+  compares a pair with the whole batch, the softmax once in each direction, and each of an
+  image's `config.contrastive.texts` is embedded and compared. The matching loss takes three texts and two images
+  through the multimodal half for each pair; the draw of its negatives compares the pair with its group, forward only,
+  and is counted with the head. A trained LayerNorm counts as something trained before what it feeds.
   Momentum encoders go forward only, the image and the text through them once, and what they embed has no gradient.
   """
   flops = (_blip if config.model.kind == "blip" else _coca)(config)
@@ -75,7 +76,8 @@ def _coca(config: Config) -> dict[str, float]:
     flops["unimodal"] = text.unimodal_layers * _layer(text, text.length + has_cls, is_trained, has_grad)
   if has_contrastive:
     flops["unimodal"] += _product(text.width * embed_dim, is_trained, has_grad)
-    matrices = 2 if config.contrastive.loss == "softmax" else 1
+    flops["unimodal"] *= config.contrastive.texts
+    matrices = config.contrastive.texts * (2 if config.contrastive.loss == "softmax" else 1)
     flops["contrastive_loss"] = matrices * 2 * config.data.batch * embed_dim * (1 + image_has_grad + has_grad)
 
   if has_decoder:
@@ -154,16 +156,17 @@ def _blip(config: Config) -> dict[str, float]:
     )
 
   if has_contrastive:
-    flops["text_encoder"], text_has_grad = bert("text_encoder", text.length)
+    flops["text_encoder"], text_has_grad = bert("text_encoder", text.length, texts=config.contrastive.texts)
     with_grad = project("image_projection", image.width, image_has_grad)
     with_grad += project("text_projection", text.width, text_has_grad)
+    flops["text_projection"] *= config.contrastive.texts
     if config.contrastive.momentum:
       # Similarities to the slow embeddings, which have no gradient, of the embeddings and of the slow ones themselves.
       flops["contrastive_loss"] = 2.0 * (batch + config.contrastive.queue) * embed_dim * (4 + with_grad)
       flops["momentum"] = _image_encoder(image, image.tokens + 1, False) + 2.0 * (image.width + text.width) * embed_dim
       flops["momentum"] += text.unimodal_layers * _layer(text, text.length, False, False)
     else:
-      matrices = 2 if config.contrastive.loss == "softmax" else 1
+      matrices = config.contrastive.texts * (2 if config.contrastive.loss == "softmax" else 1)
       flops["contrastive_loss"] = matrices * 2.0 * batch * embed_dim * (1 + with_grad)
   if has_captioning:
     write(text.length, image_states)

@@ -18,6 +18,7 @@ class Stream(IntEnum):
   ANSWER = 3  # and in the decoder that writes its answers
   TEXTS = 4  # dropout where each image is grounded in its own and in a drawn text
   IMAGES = 5  # and where each text is grounded in a drawn image
+  MORE_TEXTS = 6  # and in the encoder of the further texts of images
 
 
 class Triples(NamedTuple):
@@ -32,11 +33,13 @@ class Triples(NamedTuple):
 class Pass:
   """One forward pass over a batch or a micro-batch; what no loss asked for is None. As in `coca.models.outputs.Output`.
 
-  Shapes: B batch, Q image tokens for the decoder, T text length, D text width, E embedding width.
+  Shapes: B batch, K further texts an image, Q image tokens for the decoder, T text length, D text width, E embedding
+  width.
   """
 
   image: Float32[Array, "B E"] | None = None  # unit length
   text: Float32[Array, "B E"] | None = None  # unit length
+  more_texts: Float32[Array, "B K E"] | None = None  # of the batch's 'more_texts', unit length
   tokens: Float[Array, "B Q kv_width"] | None = None
   words: Float[Array, "B T D"] | None = None
   states: Float[Array, "B T D"] | None = None  # the softmax over them predicts the next token
@@ -45,6 +48,11 @@ class Pass:
   memory: dict | None = None  # of the momentum encoders: 'image' and 'text' [B, E], 'queue', 'alpha'
   model: Any = None
   key: PRNGKeyArray | None = None
+
+  @property
+  def embeddings(self) -> tuple:
+    """The first three fields."""
+    return self.image, self.text, self.more_texts
 
   def stream(self, stream: Stream) -> PRNGKeyArray | None:
     """The key of one random stream; None where there is none."""
@@ -62,7 +70,7 @@ class Term(Protocol):
       triples.
     cut: how the gradient is taken over micro-batches. 'adds_up': `value` is a sum over examples, which the step divides
       by the whole batch's `divisor`. 'by_embeddings': the loss compares all examples of the batch, and is a function of
-      their embeddings and the temperature, of which alone the forward pass consists then. 'no': not at all.
+      `Pass.embeddings` and the temperature, of which alone the forward pass consists then. 'no': not at all.
     weight: in the sum of all losses; 0 for a loss that the config does not have.
   """
 

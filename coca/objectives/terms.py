@@ -22,6 +22,7 @@ class Contrastive(Term):
 
   def __init__(self, config: Config):
     self.weight, self.settings, self.batch = config.contrastive.weight, config.contrastive, config.data.batch
+    self.length = config.model.text.length
     self.cut = "no" if self.settings.momentum else "by_embeddings"
 
   def value(self, passed: Pass, batch: dict):
@@ -34,7 +35,16 @@ class Contrastive(Term):
     else:
       slow = memory["image"], memory["text"], memory["queue"]
       loss = momentum_contrastive_loss(*pairs, *slow, *given, log_scale, memory["alpha"], self.settings)
+    if passed.more_texts is not None:
+      for k in range(self.settings.texts - 1):
+        given = passed.more_texts[:, k], batch["more_hashes"][:, k], batch["weight"]
+        loss += contrastive_loss(passed.image, *given, passed.temperature, self.settings)
+      loss /= self.settings.texts
     return {"contrastive": loss, "temperature": jnp.exp(-log_scale)}
+
+  def arrays(self):
+    more = self.settings.texts - 1
+    return {"more_texts": ((more, self.length), jnp.int32), "more_hashes": ((more, 2), jnp.uint32)} if more else {}
 
   def at_start(self):
     c = self.settings

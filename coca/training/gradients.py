@@ -47,6 +47,10 @@ def make_gradients(config: Config, graphdef=None):
       **{name: batch[name] for name in ("parallel",) if name in batch},
     )
     passed = replace(passed, **out._asdict())
+    if "more_texts" in batch:
+      texts = batch["more_texts"]
+      more = passed.model.embed_text(texts.reshape(-1, texts.shape[-1]), passed.stream(Stream.MORE_TEXTS))
+      passed = replace(passed, more_texts=more.reshape(*texts.shape[:2], -1))
     return ground_triples(passed, batch, config.matching) if "match" in asks else passed
 
   def evaluate(losses, passed, batch, divisors):
@@ -84,23 +88,22 @@ def make_gradients(config: Config, graphdef=None):
 
     def embed(_, part):
       passed = forward(params, *part, losses=compared)
-      return None, (passed.image, passed.text)
+      return None, passed.embeddings
 
     def compare(embeddings, temperature):
       if "temperature" in frozen:
         temperature = jax.lax.stop_gradient(temperature)
-      image, text = embeddings
-      values = evaluate(compared, Pass(image=image, text=text, temperature=temperature), batch, divisors)
+      values = evaluate(compared, Pass(*embeddings, temperature=temperature), batch, divisors)
       return total(compared, values), values
 
-    values, pulls, grads = {}, (None, None), jax.tree.map(jnp.zeros_like, params)
+    values, pulls, grads = {}, Pass().embeddings, jax.tree.map(jnp.zeros_like, params)
     if compared:
       _, embeddings = jax.lax.scan(embed, None, split)
-      embeddings = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, x.shape[-1]), embeddings)
+      embeddings = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), embeddings)
       (pulls, grads["temperature"]), values = jax.grad(compare, argnums=(0, 1), has_aux=True)(
         embeddings, params["temperature"]
       )
-      pulls = jax.tree.map(lambda x: x.reshape(-1, k, x.shape[-1]).swapaxes(0, 1), pulls)
+      pulls = jax.tree.map(lambda x: x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1), pulls)
 
     def backward(carry, inputs):
       part, pulls = inputs
@@ -109,9 +112,7 @@ def make_gradients(config: Config, graphdef=None):
         passed = forward(params, *part, losses=losses)
         shares = evaluate(shared, passed, part[0], divisors)
         pulled = [
-          jnp.vdot(x, pull)
-          for x, pull in zip((passed.image, passed.text), pulls, strict=True)
-          if compared and x is not None
+          jnp.vdot(x, pull) for x, pull in zip(passed.embeddings, pulls, strict=True) if compared and x is not None
         ]
         return total(shared, shares) + sum(pulled), shares
 

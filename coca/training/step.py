@@ -30,8 +30,7 @@ class TrainStep:
   """The step: (state, batch) -> (state, metrics). The state is donated. Compiled at the first call.
 
   batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'hashes' uint32 [B, 2], the same for equal texts, and 'weight'
-  fp32 [B], split over the batch axes; for answering, where the text is a question, also 'answers' int32 [B, K, A] and
-  'answer_weight' fp32 [B, K].
+  fp32 [B], split over the batch axes; and what else a loss has for itself (`Term.arrays`).
   metrics: fp32 scalars on the device: loss, and those of each loss that has a weight (`coca.objectives.terms`), all
   unweighted; grad_norm, skipped, skipped_in_a_row, and data/skipped: unusable pairs so far.
   """

@@ -8,7 +8,8 @@
 Every cell is in a folder of its own (grid.py); its settings are those of tables_config.py. All of Table 1 for a noise
 and a seed comes from one CapFilt job: `none` is the model that its captioner and filter start from, the other variants
 read the job's texts in other ways. `synthetic` is a question of today: none, half or all of the web's images with a
-synthetic text in place of their own, none filtered, as many examples each.
+synthetic text in place of their own, none filtered, as many examples each; and `two_texts`, both texts of an image in
+the contrastive loss (`config.contrastive.texts` 2), one of which the captioner learns.
 
 What is measured is the pre-trained model, with no fine-tuning, on 1,000 scenes that training lacks; BLIP's figures are
 of COCO after fine-tuning. All but Table 3 is with CoCa's model, whose filter has its matching head on the causal
@@ -56,7 +57,11 @@ TABLES = {
   "12": ("Table 12: no more than longer training? The web's own texts, repeated", ("none", "longer", "both"), "none"),
   "13": ("Table 13: the model before trained on, or a new one ('both')", ("continued", "both"), "continued"),
   "3": ("Table 3: what encoder and decoder share, with BLIP's model and raw web texts", tuple(SHARING), "all"),
-  "synthetic": ("Share of synthetic texts, none of them filtered", ("none", "synthetic50", "synthetic100"), "none"),
+  "synthetic": (
+    "Share of synthetic texts, none of them filtered; or both texts in the contrastive loss",
+    ("none", "synthetic50", "synthetic100", "two_texts"),
+    "none",
+  ),
 }
 QUALITY = {
   "auc": "AUC of P(match): the web's true texts against the others",

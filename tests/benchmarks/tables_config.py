@@ -39,6 +39,8 @@ VARIANTS = {
   # Each image once, with its web text or the synthetic one, none of them filtered.
   "synthetic50": {"sample": "image", "min_matching": 0.0, "origins": {"web": 1.0, "synthetic": 1.0}},
   "synthetic100": {"sample": "image", "min_matching": 0.0, "origins": {"synthetic": 1.0}},
+  # The same batches as of synthetic50, and the image's other text besides, of a human one another caption.
+  "two_texts": {"sample": "image", "min_matching": 0.0, "origins": {"web": 1.0, "synthetic": 1.0}},
 }
 
 
@@ -172,6 +174,8 @@ def _on_scenes(args, config: ConfigDict) -> ConfigDict:
   config.data.sources = {"human": human(args), "web": web(args)}
   if args.variant not in ("none", "longer"):
     config.data.sources.web.update(sidecars=args.capfilt, **VARIANTS[args.variant])
+  if args.variant == "two_texts":
+    config.contrastive.texts = 2
   _evaluate(args, config, ("captions", "retrieval"))
   return config
 

@@ -27,6 +27,9 @@ def changed(**changes):
   return config
 
 
+BLIP = {"model__kind": "blip", "model__image__class_token": True, "model__embed_dim": 256}
+
+
 class TestParse:
   def test_the_default_is_the_dataclass(self):
     assert parse(default()) == Config()
@@ -83,6 +86,22 @@ class TestParse:
       ({"model__text__heads": 7}, r"config\.model\.text\.width 768 is no multiple of heads 7"),
       ({"model__poolers__heads": 7}, r"config\.model\.poolers\.heads 7 does not divide the text width 768"),
       ({"contrastive__weight": 0.0, "captioning__weight": 0.0}, "nothing to train"),
+      ({"contrastive__texts": 0}, r"config\.contrastive\.texts is 0; it takes 1 or more"),
+      *(
+        (
+          {"contrastive__texts": 2, **changes},
+          r"texts 2 needs config\.contrastive\.weight above 0, .*momentum 0, since",
+        )
+        for changes in (
+          {"contrastive__weight": 0.0},
+          BLIP | {"contrastive__momentum": 0.9},
+          BLIP | {"answering__weight": 1.0, "captioning__weight": 0.0},
+        )
+      ),
+      (
+        {"contrastive__texts": 2, "data__sources": {"a": {"sidecars": "runs/capfilt"}}},
+        r"config\.data\.sources\.a\.sample 'text' makes an example of each text, .* say sample 'image'",
+      ),
       ({"model__text__multimodal_layers": 0}, r"config\.captioning\.weight needs .*multimodal_layers"),
       ({"model__text__unimodal_layers": 0}, r"config\.contrastive\.weight needs .*unimodal_layers above 0"),
       ({"model__text__mask": "full"}, r"mask 'full' needs config\.model\.text\.multimodal_layers 0"),

@@ -32,6 +32,7 @@ from support.pipeline import (
 from support.processes import environment
 
 CAPTIONS = pipeline.Wants(texts.captions, ends=False)
+MORE = ("more_texts", "more_hashes")
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +254,36 @@ def test_the_prompt_is_in_front_of_what_is_trained(words):
   assert plain["weight"].sum() == 39  # one has no text: it gets no prompt
   for text, longer, weight in zip(plain["text"], prompted["text"], plain["weight"], strict=True):
     assert words.decode(longer) == ("the " + words.decode(text) if weight else "")
+
+
+def test_further_texts_change_nothing_else(words):
+  """Each text once before any comes again; the rest of the batch is as without, whatever the rows and the start."""
+  config = make_config(batch=40, prompt="the ", rand_augment=(1, 5))
+  more = dataclasses.replace(config, contrastive=settings.Contrastive(texts=5))
+
+  def batches(config, rows, start, steps):
+    return [b for b, _ in take(pipeline.train_batches(config, open_sources(), words, rows, start), steps)]
+
+  found, without = batches(more, range(40), 0, 3), batches(config, range(40), 0, 3)
+  for batch, one in zip(found, without, strict=True):
+    assert all(np.array_equal(batch[name], one[name]) for name in one)
+    assert batch["more_texts"].shape == (40, 4, LENGTH) and batch["more_texts"].dtype == np.int32
+    assert batch["more_hashes"].shape == (40, 4, 2) and batch["more_hashes"].dtype == np.uint32
+    for text, others, hashes, weight in zip(*(batch[n] for n in ("text", *MORE, "weight")), strict=True):
+      if not weight:
+        assert not others.any() and not hashes.any()
+        continue
+      first, second = (text, *others[:2]), others[2:]
+      assert len({words.decode(ids) for ids in first}) == 3 and len({words.decode(ids) for ids in second}) == 2
+      assert {words.decode(ids) for ids in second} < {words.decode(ids) for ids in first}
+      assert all(words.decode(ids).startswith("the ") for ids in others)
+      plain = [words.encode(words.decode(ids).removeprefix("the "), LENGTH) for ids in others]
+      expected = [pipeline.equality((), ids, words, np.random.default_rng(0)) for ids in plain]
+      assert np.array_equal(hashes, expected)
+  assert any((batch["weight"] == 0).any() for batch in found)
+  assert not np.array_equal(found[0]["more_texts"], found[1]["more_texts"])
+  for part, whole in zip(batches(more, [3, 12], 1, 2), found[1:], strict=True):
+    assert all(np.array_equal(part[name], whole[name][[3, 12]]) for name in whole)
 
 
 def test_sources_are_judged_when_they_are_opened(words, monkeypatch):

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from coca.config import Contrastive
+from coca.devices.host import put_batch
 from coca.devices.sharding import batch_sharding
+from coca.inference.forward import Forward
 from coca.objectives.contrastive import contrastive_loss
-from support.common import hashes, make_mesh, numeric_gradient
+from coca.training.gradients import make_gradients
+from support.blip_reference import tiny_blip
+from support.common import assert_trees_close, hashes, make_mesh, numeric_gradient, pairs, random_params, tiny
 
 N, E = 16, 5
 LOG_SCALE, BIAS = 1.3, -2.0
@@ -126,3 +130,55 @@ def test_one_pair_alone_costs_nothing_but_its_bias(batch):
   value, _ = loss_and_gradients(Contrastive(loss="sigmoid"), (image, text, ids, weight), make_mesh())
   logit = np.exp(LOG_SCALE) * image[7] @ text[7] + BIAS
   np.testing.assert_allclose(value, np.log1p(np.exp(-logit)), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("make", "mesh", "changes"),
+  [
+    (tiny, (8, 1, 1), {}),
+    (tiny, (2, 2, 2), {"optim__accumulate": 2, "contrastive__loss": "sigmoid"}),
+    (tiny_blip, (1, 1, 1), {}),
+  ],
+  ids=["coca, devices", "coca, micro-batches, sigmoid", "blip"],
+)
+def test_two_texts_of_an_image(make, mesh, changes):
+  """The loss is the mean of both texts', the gradient that of steps with one of them; other losses see the first."""
+  one, two = make(**changes | {"optim__accumulate": 1}), make(contrastive__texts=2, **changes)
+  params, batch = random_params(one), pairs(one)
+  # The rows of equal texts are not the same ones.
+  first, second = (
+    {name: np.roll(pairs(one, seed=k)[name], 3 * k, axis=0) for name in ("text", "last", "hashes")} for k in (0, 1)
+  )
+
+  def run(settings, mesh, batches):
+    with jax.set_mesh(mesh):
+      step = jax.jit(make_gradients(settings))
+      return [step(params, put_batch(batch | more, mesh), None, jax.random.key(0)) for more in batches]
+
+  def both(given, more):
+    return given | {"more_texts": more["text"][:, None], "more_hashes": more["hashes"][:, None]}
+
+  alone = run(one, make_mesh(), [first, second])
+  together = run(two, make_mesh(*mesh), [both(first, second), both(second, first)])
+  forward = Forward(one, make_mesh())
+  image, *texts = (
+    np.asarray(x, np.float64)
+    for x in (
+      forward.embed_images(params, batch["image"]),
+      *(forward.embed_texts(params, of["text"]) for of in (first, second)),
+    )
+  )
+  temperature = [float(params["temperature"].get(name, 0)) for name in ("log_scale", "logit_bias")]
+  losses = [
+    reference(image, text, *temperature, of["hashes"], batch["weight"], one.contrastive)
+    for text, of in zip(texts, (first, second), strict=True)
+  ]
+  assert abs(losses[0] - losses[1]) > 1e-3
+  for (_, metrics), (_, single), loss in zip(together, alone, losses, strict=True):
+    np.testing.assert_allclose(single["contrastive"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["contrastive"], np.mean(losses), rtol=1e-5)
+    for name in {*single} - {"contrastive", "loss"}:
+      np.testing.assert_allclose(metrics[name], single[name], rtol=1e-5, err_msg=name)
+  added = [jax.tree.map(np.add, *(gradients for gradients, _ in runs)) for runs in (together, alone)]
+  assert_trees_close(*added, 1e-5)

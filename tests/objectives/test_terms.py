@@ -101,12 +101,12 @@ def test_a_loss_that_cannot_be_cut_is_refused_with_micro_batches(monkeypatch):
   "settings",
   [
     tiny(matching__weight=1.0),
-    tiny(optim__accumulate=2),
+    tiny(optim__accumulate=2, contrastive__texts=3),
     tiny_blip(),
     pytest.param(tiny_blip(**ANSWERS), marks=pytest.mark.slow),
     pytest.param(tiny_blip(contrastive__momentum=0.9, contrastive__queue=8), marks=pytest.mark.slow),
   ],
-  ids=["coca", "micro", "blip", "answers", "momentum"],
+  ids=["coca", "micro, texts", "blip", "answers", "momentum"],
 )
 def test_terms_say_what_they_return(settings):
   """`metrics` are the keys of `value`, and the loss is their weighted sum."""

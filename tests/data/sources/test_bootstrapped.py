@@ -1,6 +1,7 @@
 """Training from a source and sidecars: which texts, how often, and what is wrong with either."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import sys
@@ -313,6 +314,16 @@ def test_weighted_draw():
   assert chi_square(found, {"a": 1000, "b": 500, "c": 500, "d": 4000}) < 16.27
   assert draws({"web": 1.0, "synthetic": 1.0}).keys() == {"a", "b", "c"}
   assert draws({"human": 0.1}).keys() == {"d"}
+  # The first two by their weights among those that are left, then the others, and all again; 31.26: 11 degrees of
+  # freedom.
+  weights = {"web": 1.0, "synthetic": 0.5, "human": 4.0}
+  rounds = [list(itertools.islice(texts.draws(record, "random", (), rng, weights), 8)) for _ in range(6000)]
+  assert all(sorted(r[:4]) == sorted(r[4:]) == list("abcd") for r in rounds)
+  of = {"a": 1, "b": 0.5, "c": 0.5, "d": 4}
+  first_two = {(a, b): 6000 * of[a] / 6 * of[b] / (6 - of[a]) for a, b in itertools.permutations("abcd", 2)}
+  assert chi_square(Counter((r[0], r[1]) for r in rounds), first_two) < 31.26
+  once = itertools.islice(texts.draws(record, "random", (), rng, {"web": 1.0, "synthetic": 1.0}), 300)
+  assert set(once) == {"a", "b", "c"}
   seeded = [
     [texts.choose(record, "random", (), r, {"web": 1.0, "human": 2.0}) for _ in range(50)]
     for r in (np.random.default_rng(1), np.random.default_rng(1), np.random.default_rng(2))

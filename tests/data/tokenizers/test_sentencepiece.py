@@ -193,6 +193,10 @@ def test_rules_of_which_text_is_used():
   seen = {texts.choose(record, "labels", ("a photo of the {}", "{}!"), rng) for _ in range(100)}
   assert seen == {"a photo of the cat, animal", "a photo of the animal, cat", "cat, animal!", "animal, cat!"}
   assert texts.choose(Record("k", b"", (Text("dog"),)), "labels", (), rng) == "dog"
+  further = texts.draws(record, "first", (), rng)
+  assert [next(further) for _ in range(6)] == ["one text", "two", "cat", "animal", "one text", "two"]
+  labels = texts.draws(record, "labels", ("a photo of the {}", "{}!"), rng)
+  assert {next(labels) for _ in range(100)} == seen
 
 
 @pytest.mark.parametrize("rule", ["first", "random", "labels"])
