@@ -1,12 +1,13 @@
 """The models: CoCa, which configured otherwise is CLIP and more, and BLIP."""
 
-from flax import nnx
+from jaxtyping import PRNGKeyArray
 
 from coca.config import Config
 from coca.models.blip import Blip
 from coca.models.coca import CoCa
+from coca.models.rngs import Rngs
 
 
-def make_model(config: Config, rngs: nnx.Rngs) -> CoCa | Blip:
-  """A new model of `config.model.kind`."""
-  return {"coca": CoCa, "blip": Blip}[config.model.kind](config, rngs)
+def make_model(config: Config, key: PRNGKeyArray) -> CoCa | Blip:
+  """A new model of `config.model.kind`, its parameters drawn by `key`."""
+  return {"coca": CoCa, "blip": Blip}[config.model.kind](config, Rngs(key))

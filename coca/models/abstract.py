@@ -18,8 +18,8 @@ def abstract_model(config: Config) -> tuple[nnx.GraphDef, dict]:
 
 @functools.lru_cache(maxsize=16)
 def _abstract_model(model, contrastive, captioning, matching, answering):
-  """A start asks for it half a dozen times, at half a second each."""
+  """A start asks for it half a dozen times, at a tenth of a second each."""
   # All that a model looks at.
   config = Config(model=model, contrastive=contrastive, captioning=captioning, matching=matching, answering=answering)
-  graphdef, state = nnx.split(nnx.eval_shape(lambda: make_model(config, nnx.Rngs(0))))
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: make_model(config, jax.random.key(0))))
   return graphdef, nnx.to_pure_dict(state)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from coca.devices.hardware import platform
 from coca.models.linear import linear, spread
+from coca.models.rngs import Rngs
 
 KeysValues = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
 CachedKeysValues = tuple[Float[Array, "B H S K"], Float[Array, "B H S K"]]
@@ -109,7 +110,7 @@ class Attention(nnx.Module):
     width: int,
     heads: int,
     dtype: DTypeLike,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     *,
     kv_width: int | None = None,
     inner: int | None = None,

@@ -25,6 +25,7 @@ from coca.models.image_encoder import ImageEncoder
 from coca.models.layers import ACTIVATIONS, Layer, Stack
 from coca.models.linear import layer_norm, linear
 from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
+from coca.models.rngs import Rngs
 from coca.models.text_decoder import Embedding, causal_mask
 
 # Parts that a config has no use for are None; coca/config/checks.py says what needs what, and pyright can't know it.
@@ -48,7 +49,7 @@ class Dropped(IntEnum):
 class Bert(nnx.Module):
   """BERT's embedding and layers (arXiv 1810.04805), with cross-attention to tokens [B, N, kv_width]."""
 
-  def __init__(self, model: Model, layers: int, kv_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(self, model: Model, layers: int, kv_width: int, dtype: DTypeLike, rngs: Rngs):
     text, med = model.text, model.med
     self.dropout = med.dropout
     self.embedding = Embedding(model, dtype, rngs, positions=med.positions)
@@ -92,7 +93,7 @@ class Bert(nnx.Module):
 class CaptionHead(nnx.Module):
   """BERT's language model head before the vocabulary, whose matrix is that of the embedding."""
 
-  def __init__(self, model: Model, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(self, model: Model, dtype: DTypeLike, rngs: Rngs):
     self.activation = ACTIVATIONS[model.activation]
     self.transform = linear(model.text.width, model.text.width, dtype, rngs)
     self.norm = layer_norm(model.text.width, model.med.norm_eps, dtype, rngs)
@@ -109,7 +110,7 @@ class Blip(nnx.Module):
   answers questions, looks at the question's states instead.
   """
 
-  def __init__(self, config: Config, rngs: nnx.Rngs):
+  def __init__(self, config: Config, rngs: Rngs):
     model = config.model
     text, dtype = model.text, compute_dtype(config)
     has_embeddings, has_matching = config.contrastive.heads, config.matching.weight > 0

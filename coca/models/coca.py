@@ -19,6 +19,7 @@ from coca.models.image_encoder import ImageEncoder
 from coca.models.linear import linear
 from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
 from coca.models.poolers import AttentionalPooler
+from coca.models.rngs import Rngs
 from coca.models.text_decoder import Embedding, MultimodalDecoder, UnimodalDecoder
 
 # Parts that a config has no use for are None; coca/config/checks.py says what needs what, and pyright can't know it.
@@ -30,7 +31,7 @@ class CoCa(nnx.Module):
 
   softmax_bias = None
 
-  def __init__(self, config: Config, rngs: nnx.Rngs):
+  def __init__(self, config: Config, rngs: Rngs):
     model = config.model
     dtype = compute_dtype(config)
     has_embeddings, has_multimodal = config.contrastive.heads, model.text.multimodal_layers > 0

@@ -16,6 +16,7 @@ from coca.config import Model
 from coca.devices.sharding import constrain_batch, gather
 from coca.models.layers import Layer, Stack
 from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread
+from coca.models.rngs import Rngs
 
 
 def sincos2d(key: PRNGKeyArray, shape: tuple[int, int]) -> Float32[Array, "positions D"]:
@@ -34,7 +35,7 @@ def sincos2d(key: PRNGKeyArray, shape: tuple[int, int]) -> Float32[Array, "posit
 
 
 class ImageEncoder(nnx.Module):
-  def __init__(self, model: Model, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(self, model: Model, dtype: DTypeLike, rngs: Rngs):
     image = model.image
     self.patch, self.dtype, self.mean, self.std = image.patch, dtype, image.mean, image.std
     self.keep = image.kept

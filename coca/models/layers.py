@@ -17,6 +17,7 @@ from coca import config
 from coca.devices.sharding import constrain_batch, gather_layer
 from coca.models.attention import Attention, CachedKeysValues, dropout
 from coca.models.linear import few_rows_dot_general, layer_norm, linear
+from coca.models.rngs import Rngs
 
 Cache = tuple[Float[Array, "B H slots K"], Float[Array, "B H slots K"]]  # keys and values of a text's tokens
 
@@ -29,7 +30,7 @@ ACTIVATIONS = {
 
 
 class Mlp(nnx.Module):
-  def __init__(self, width: int, hidden: int, activation: str, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(self, width: int, hidden: int, activation: str, dtype: DTypeLike, rngs: Rngs):
     self.activation = activation
     self.up = linear(width, hidden, dtype, rngs)
     self.down = linear(hidden, width, dtype, rngs)
@@ -51,7 +52,7 @@ class Layer(nnx.Module):
     tower: config.ImageEncoder | config.TextDecoder,
     model: config.Model,
     dtype: DTypeLike,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     *,
     kv_width: int | None = None,
     bert: config.Med | None = None,
@@ -196,14 +197,11 @@ REMAT = {
 class Stack(nnx.Module):
   """Equal layers, parameters stacked along a leading dimension [L, ...], run by one `jax.lax.scan`."""
 
-  def __init__(
-    self, layers: int, make: Callable[[nnx.Rngs], Layer], model: config.Model, dtype: DTypeLike, rngs: nnx.Rngs
-  ):
+  def __init__(self, layers: int, make: Callable[[Rngs], Layer], model: config.Model, dtype: DTypeLike, rngs: Rngs):
     """`make(rngs)` builds one layer."""
     self.remat, self.unroll, self.dtype = model.remat, min(model.unroll, layers), dtype
     keys = jax.random.split(rngs.params(), layers)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    self.layers = nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key))))(keys))
+    self.layers = jax.vmap(lambda key: make(Rngs(key)))(keys)
 
   def __call__(self, x: Float[Array, "BK T D"], *args, key: PRNGKeyArray | None = None) -> Float[Array, "BK T D"]:
     """Each layer as `layer(x, *args)`. `key`, for dropout, gives each one of its own."""

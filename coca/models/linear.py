@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from coca.devices.sharding import gather_layer
+from coca.models.rngs import Rngs
 
 # What the papers leave open: kernels as in the ViT code (Xavier), embeddings as in BERT.
 KERNEL_INIT = nnx.initializers.xavier_uniform()
@@ -66,9 +67,11 @@ class Linear(nnx.Linear):
     return y if self.bias is None else y + spread(self.bias[...], y.shape, y.dtype)
 
 
-def linear(n_in: int, n_out: int, dtype: DTypeLike, rngs: nnx.Rngs, bias: bool = True, keep: str = "matmul") -> Linear:
+def linear(n_in: int, n_out: int, dtype: DTypeLike, rngs: Rngs, bias: bool = True, keep: str = "matmul") -> Linear:
   dot_general = functools.partial(flat_dot_general, keep=keep)
-  return Linear(n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, dot_general=dot_general, rngs=rngs)
+  # In a dict, since flax says that it wants its own `Rngs`; all that it asks of it is `params()`.
+  options = {"use_bias": bias, "dtype": dtype, "kernel_init": KERNEL_INIT, "dot_general": dot_general, "rngs": rngs}
+  return Linear(n_in, n_out, **options)
 
 
 def gathered(module: M, dtype: DTypeLike, prefix: str = "") -> M:
@@ -77,5 +80,6 @@ def gathered(module: M, dtype: DTypeLike, prefix: str = "") -> M:
   return nnx.merge(graphdef, gather_layer(state, dtype, prefix))
 
 
-def layer_norm(width: int, eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+def layer_norm(width: int, eps: float, dtype: DTypeLike, rngs: Rngs) -> nnx.LayerNorm:
+  options = {"epsilon": eps, "dtype": dtype, "use_fast_variance": False, "rngs": rngs}
+  return nnx.LayerNorm(width, **options)

@@ -13,12 +13,13 @@ from coca.config import Model
 from coca.models.attention import Attention
 from coca.models.layers import Mlp
 from coca.models.linear import EMBED_INIT, gathered, layer_norm
+from coca.models.rngs import Rngs
 
 
 class AttentionalPooler(nnx.Module):
   """Pools tokens [B, S, kv_width] to [B, n_query, out]."""
 
-  def __init__(self, model: Model, n_query: int, kv_width: int, out: int, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(self, model: Model, n_query: int, kv_width: int, out: int, dtype: DTypeLike, rngs: Rngs):
     width = model.text.width
     heads = model.poolers.heads or model.image.heads
     self.dtype = dtype

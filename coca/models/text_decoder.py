@@ -15,6 +15,7 @@ from coca.config.special import PAD
 from coca.devices.sharding import along_width, constrain_batch, gather
 from coca.models.layers import Layer, Stack
 from coca.models.linear import EMBED_INIT, layer_norm, linear, spread
+from coca.models.rngs import Rngs
 
 
 @jax.custom_vjp
@@ -42,7 +43,7 @@ class Embedding(nnx.Module):
   With `masks`, there is [MASK] too, which stands for every word of an example that is predicted in parallel.
   """
 
-  def __init__(self, model: Model, dtype: DTypeLike, rngs: nnx.Rngs, *, masks: bool = False, positions: int = 0):
+  def __init__(self, model: Model, dtype: DTypeLike, rngs: Rngs, *, masks: bool = False, positions: int = 0):
     """`positions`: 0 for as many as a text has tokens."""
     text = model.text
     self.dtype = dtype
@@ -100,7 +101,7 @@ class UnimodalDecoder(nnx.Module):
   no decoder but an encoder, bidirectional (SigLIP).
   """
 
-  def __init__(self, model: Model, embed_dim: int, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(self, model: Model, embed_dim: int, dtype: DTypeLike, rngs: Rngs):
     text = model.text
     self.dtype = dtype
     self.stack = Stack(text.unimodal_layers, lambda r: Layer(text, model, dtype, r), model, dtype, rngs)
@@ -139,7 +140,7 @@ class UnimodalDecoder(nnx.Module):
 class MultimodalDecoder(nnx.Module):
   """Causal text layers with cross-attention to the image tokens [B, S, kv_width]."""
 
-  def __init__(self, model: Model, kv_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(self, model: Model, kv_width: int, dtype: DTypeLike, rngs: Rngs):
     text = model.text
     self.stack = Stack(
       text.multimodal_layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width), model, dtype, rngs

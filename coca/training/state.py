@@ -70,7 +70,7 @@ class Setup:
     """A new training state on the mesh; the same numbers on any mesh."""
 
     def init():
-      return self._new_state(nnx.to_pure_dict(nnx.state(make_model(self.config, nnx.Rngs(self.config.seed)))))
+      return self._new_state(nnx.to_pure_dict(nnx.state(make_model(self.config, jax.random.key(self.config.seed)))))
 
     with jax.set_mesh(self.mesh):
       return jax.jit(init, out_shardings=self.shardings)()

@@ -44,7 +44,7 @@ def test_positions_begin_as_sines_and_cosines_of_column_and_row(class_token):
     model__image__size=3 * 8,
     model__image__patch=8,
   )
-  found = make_model(settings, nnx.Rngs(0)).image_encoder.positions[...]
+  found = make_model(settings, jax.random.key(0)).image_encoder.positions[...]
   wanted = np.zeros((side**2 + class_token, width))
   for row in range(side):
     for column in range(side):
@@ -267,7 +267,7 @@ def test_remat_and_unroll_change_neither_values_nor_gradients():
   results = []
   for remat, unroll in (("none", 1), ("dots", 1), ("lean", 1), ("full", 2)):
     settings = tiny(model__remat=remat, model__unroll=unroll)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda s=settings: CoCa(s, nnx.Rngs(0)).multimodal))
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda s=settings: make_model(s, jax.random.key(0)).multimodal))
     params = random_params(settings)["multimodal"]
 
     def loss(params, states, tokens, graphdef=graphdef):

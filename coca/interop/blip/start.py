@@ -58,7 +58,7 @@ def join(
       raise ValueError(f"the weights are {whose}: there is no '{key.partition('.')[2]}'")
   width = len(found["visual_encoder.norm.weight"])
   config = blip_settings.from_tensors(found | {"vision_proj.weight": np.zeros((EMBED_DIM, width))}, tokens, name)
-  fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model(config, nnx.Rngs(0)))))()
+  fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model(config, jax.random.key(0)))))()
   fresh = tensors.to_state_dict(fresh, blip_weights.original_entries(config))
   anew = ("crossattention", "vision_proj.", "text_proj.", "itm_head.", "temp", ".decoder.")
   found |= {key: x for key, x in fresh.items() if any(part in key for part in anew)}
