@@ -7,6 +7,7 @@ several hosts, start the same command on each. In the workdir: config.json, toke
 metrics.jsonl, tensorboard/, and in the end curves.png and contact_sheet.png.
 """
 
+import gc
 import signal
 import sys
 import time
@@ -49,6 +50,7 @@ def main(argv) -> None:
       print(arithmetic.describe(config, jax.device_count()))
       return
     keep_memory()
+    gc.set_threshold(20_000, 20, 20)  # to walk what is traced again and again is 2 of a short run's 21 CPU seconds
     processes.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.timeout)
     workdir = workdir_path(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not FLAGS.workdir and jax.process_count() > 1:

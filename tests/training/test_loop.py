@@ -25,6 +25,7 @@ def test_steps_send_only_what_they_say(guard, monkeypatch, tmp_path):
   """From the second step to the fifth, with logs and a checkpoint among them, each transfer is an explicit one."""
   config = runpy.run_path(str(ROOT / "configs" / "coca_tiny.py"))["get_config"]("runlocal")
   config.update(steps="6", log_every="2")
+  config.optim.name = "adamw"
   config.evals = {}
   config.checkpoint.every = "3"
   config.data.batch = 8
