@@ -10,7 +10,6 @@ from coca.inference.forward import Forward
 from coca.models import make_model
 from coca.models.abstract import abstract_model
 from coca.models.attention import dot_product_attention
-from coca.models.coca import CoCa
 from coca.models.layers import ACTIVATIONS
 from coca.models.linear import spread
 from coca.models.outputs import compute_dtype
