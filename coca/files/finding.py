@@ -91,11 +91,17 @@ def find(path: str, suffix: str, make: str, where: str) -> tuple[list[File], lis
 
   Raises:
     FileNotFoundError: nothing there.
+    OSError: the store does not answer, or wants credentials.
   """
   fs, _ = fsspec.core.url_to_fs(path)
   fs.invalidate_cache()
   names = [fsspec.core.url_to_fs(name)[1] for name in braces(path)] if path else []
-  found = dict(zip(names, read_ahead(lambda name: _listing(fs, name, suffix), names, THREADS), strict=True))
+  try:
+    found = dict(zip(names, read_ahead(lambda name: _listing(fs, name, suffix), names, THREADS), strict=True))
+  except OSError:
+    raise
+  except Exception as e:  # a store's client has exceptions of its own, for want of credentials among others
+    raise OSError(f"{where}.path is {path!r}, which can't be listed: {type(e).__name__}: {e}") from e
   files = {info["name"]: info for infos in found.values() for info in infos if info["type"] == "file"}
   missing = [f"{name}: no such file" for name, infos in found.items() if not infos]
   missing += [

@@ -7,6 +7,7 @@ import sys
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from coca.data.sources import values
 from coca.files import finding, reading, writing
@@ -67,3 +68,17 @@ def test_lists_in_lists_beyond_all_depth():
     deep = [deep]
   with pytest.raises(ValueError, match="nested too deeply"):
     values.as_texts(["good", deep], "web")
+
+
+def test_a_store_that_refuses_is_an_error_that_names_the_setting(monkeypatch):
+  """Clients of stores have exceptions that are no OSError, as botocore's for want of credentials."""
+
+  class NoCredentialsError(Exception):
+    pass
+
+  def refuse(*args, **options):
+    raise NoCredentialsError("Unable to locate credentials")
+
+  monkeypatch.setattr(MemoryFileSystem, "info", refuse)
+  with pytest.raises(OSError, match=r"sources\.web\.path is 'memory://b/a\.tar', .*: Unable to locate credentials"):
+    finding.find("memory://b/a.tar", ".tar", "make", "config.data.sources.web")
