@@ -7,7 +7,6 @@ several hosts, start the same command on each. In the workdir: config.json, toke
 metrics.jsonl, tensorboard/, and in the end curves.png and contact_sheet.png.
 """
 
-import gc
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from coca.config import parse
 from coca.config.command_line import one_line, parse_flags
 from coca.config.help import described
 from coca.devices import processes
-from coca.devices.hardware import keep_memory
+from coca.devices.hardware import collect_seldom, keep_memory
 from coca.planning import arithmetic
 from coca.storage.bucket import workdir_path
 from coca.storage.checkpoint import CheckpointError
@@ -50,7 +49,7 @@ def main(argv) -> None:
       print(arithmetic.describe(config, jax.device_count()))
       return
     keep_memory()
-    gc.set_threshold(20_000, 20, 20)  # to walk what is traced again and again is 2 of a short run's 21 CPU seconds
+    collect_seldom()
     processes.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process_id, FLAGS.timeout)
     workdir = workdir_path(FLAGS.workdir or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not FLAGS.workdir and jax.process_count() > 1:

@@ -36,6 +36,7 @@ from coca.data import sidecars
 from coca.data.records import ShardedRecords
 from coca.data.sources import check_places, open_source, places_of
 from coca.decoding.settings import Decoding, unknown
+from coca.devices.hardware import collect_seldom
 from coca.devices.processes import CRASHED, LOCKED
 from coca.storage.checkpoint import CheckpointError
 from coca.storage.lock import Locked, locked
@@ -134,6 +135,7 @@ def main(argv) -> None:
     elif FLAGS.config is None:
       raise ValueError("--config is missing: --config=configs/capfilt.py")
     else:
+      collect_seldom()
       run(out, parse(FLAGS.config), FLAGS.preview)
 
 
