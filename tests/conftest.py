@@ -35,11 +35,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the process that started it
   os.environ["XLA_FLAGS"] = " ".join(known(FLAGS))
 
-# Traced programs are millions of objects that live on: to walk them all, again and again, is a tenth of the time.
-gc.set_threshold(20_000, 20, 20)
-
 # Each call there is checked against its annotations; modules that are imported before this are not.
 install_import_hook(["coca.models", "coca.objectives"], "beartype.beartype")
+
+from coca.devices.hardware import collect_seldom  # noqa: E402
+
+collect_seldom()
 
 
 def pytest_configure():
