@@ -32,6 +32,9 @@ def known(flags):
 
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Each fake device may wait in several collectives at a time, a thread each; with XLA's 8 threads for 8 devices they
+# wait for ever, or until it aborts. NPROC is the number of processors that it believes in.
+os.environ["NPROC"] = "32"
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the process that started it
   os.environ["XLA_FLAGS"] = " ".join(known(FLAGS))
 
