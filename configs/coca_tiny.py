@@ -67,10 +67,10 @@ def get_config(arg=None):
     config.name += "_runlocal"
     config.model.image.update(size=48, patch=12, layers=2, width=64, mlp=256)
     config.model.text.update(vocab=1000, width=64, mlp=256, unimodal_layers=1, multimodal_layers=1)
-    config.data.tokenizer_texts = 6000
+    config.data.tokenizer_texts = 3000
     for source in config.data.sources.values():
       if source.split == "scenes":
-        source.scenes.count = 2000
+        source.scenes.count = 1000
     config.evals = {name: config.evals[name] for name in ("captions", "retrieval", "twemoji") if name in config.evals}
     for settings in config.evals.values():
       settings.beams = 1

@@ -12,7 +12,6 @@ from coca.data.survey import survey
 from coca.devices import processes, sharding
 from coca.devices.batch import batch_arithmetic
 from coca.evals import build
-from coca.evals.contact_sheet import write_contact_sheet
 from coca.inference.forward import Forward
 from coca.models.flops import flops_per_pair
 from coca.storage.lock import locked
@@ -119,6 +118,8 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
     # --- Images ---
     saving.close()
     metrics.flush()
+    from coca.evals.contact_sheet import write_contact_sheet  # its matplotlib takes 0.3 s of a start
+
     write_contact_sheet(evaluators, state.best_params, workdir / "contact_sheet.png")
     if jax.process_index() == 0:
       made = ["metrics.jsonl", plot_curves(workdir).name] + ["contact_sheet.png"] * bool(evaluators)
