@@ -155,6 +155,19 @@ def test_grid_goes_on(tmp_path, monkeypatch):
     made.run([b, Cell("a", "coca.train", ())])
 
 
+def test_kept_figures_are_enough_for_what_nothing_needs(tmp_path, monkeypatch):
+  a = Cell("a", "coca.train", ("--x=1",))
+  b, c = Cell("b", "coca.train", ("--y=1",), (a,)), Cell("c", "coca.train", (), (a,))
+  results = {"coca.train": lambda folder: {"in": folder.parent.name}}
+  ran = fake_run(monkeypatch, {})
+  assert Grid(tmp_path / "first", results, tmp_path / "kept").run([b]) == {} and ran == ["a", "b"]
+  ran.clear()
+  elsewhere = Grid(tmp_path / "second", results, tmp_path / "kept")
+  assert elsewhere.done(b)["in"] == "b" and elsewhere.run([a, b]) == {} and ran == []
+  assert elsewhere.run([b, c]) == {} and ran == ["a", "c"]  # c reads what a leaves
+  assert elsewhere.done(Cell("b", "coca.train", ("--y=2",))) is None  # of other settings
+
+
 def test_grid_waits_for_a_process_of_a_killed_one(tmp_path, monkeypatch):
   made = Grid(tmp_path, {"coca.train": lambda folder: {}})
   ran = fake_run(monkeypatch, {"a": [grid.LOCKED, grid.LOCKED, 0]})

@@ -2,7 +2,8 @@
 
 A cell is a run of `python -m coca.train` or `python -m coca.capfilt`. In its folder are command.json, log.txt, run/,
 which is the workdir, and, once it is finished, done.json with what tables show. Stopped at any moment, the same command
-goes on where it was.
+goes on where it was. With --kept the figures of finished cells are in a second folder, too, small enough to be
+committed: what it has is not run again on another machine, where no workdir is left.
 """
 
 import argparse
@@ -46,13 +47,25 @@ class Grid:
   Args:
     out: that folder.
     results: what done.json holds of a finished workdir, by the command's module.
+    kept: a folder of finished cells' figures, a file each; None: none.
   """
 
-  def __init__(self, out: Path, results: Mapping[str, Callable[[Path], dict]]):
-    self.out, self._results = out, results
+  def __init__(self, out: Path, results: Mapping[str, Callable[[Path], dict]], kept: Path | None = None):
+    self.out, self._results, self._kept = out, results, kept
 
   def done(self, cell: Cell) -> dict | None:
-    """What a finished cell's done.json holds. SystemExit: the cell was run with other settings."""
+    """A finished cell's figures. SystemExit: the cell was run with other settings."""
+    return self._done(cell) or self._done_elsewhere(cell)
+
+  def _done_elsewhere(self, cell: Cell) -> dict | None:
+    """From the folder of kept figures; those of other settings count as none."""
+    if self._kept is None or not (path := self._kept / f"{cell.name}.json").exists():
+      return None
+    figures = json.loads(path.read_text())
+    return figures if figures.pop("command") == [cell.module, *cell.flags] else None
+
+  def _done(self, cell: Cell) -> dict | None:
+    """From the cell's folder, where its workdir is, too."""
     folder, command = self.out / cell.name, [cell.module, *cell.flags]
     if (folder / "command.json").exists() and (old := json.loads((folder / "command.json").read_text())) != command:
       changed = [f"  {was}" for was in old if was not in command] + [
@@ -71,9 +84,11 @@ class Grid:
     Returns:
       the names of cells that failed, or whose needs did, and why. The others are done all the same.
     """
-    cells, failed = in_order(cells), {}
-    todo = [cell for cell in cells if not self.done(cell)]
-    say(f"{len(cells) - len(todo)} of {len(cells)} cells are done")
+    done = [cell for cell in in_order(cells) if self.done(cell)]
+    say(f"{len(done)} of {len(in_order(cells))} cells are done")
+    # What these need has to have a workdir here.
+    wanted = in_order([cell for cell in cells if cell not in done])
+    todo, failed = [cell for cell in wanted if not self._done(cell)], {}
     for n, cell in enumerate(todo, 1):
       missing = [need.name for need in cell.needs if need.name in failed]
       began = time.monotonic()
@@ -113,7 +128,12 @@ class Grid:
     except (OSError, ValueError) as e:
       return f"{folder}/run: {e}"
     # The time of a part says nothing.
-    write_json(folder / "done.json", found | {"seconds": None if has_begun else round(seconds, 1), "commit": commit()})
+    found |= {"seconds": None if has_begun else round(seconds, 1), "commit": commit()}
+    write_json(folder / "done.json", found)
+    if self._kept:
+      path = self._kept / f"{cell.name}.json"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      write_json(path, {"command": [cell.module, *cell.flags]} | found)
     return ""
 
 
@@ -263,6 +283,7 @@ def flags(tables: Sequence[str]) -> argparse.ArgumentParser:
 
   made = argparse.ArgumentParser(add_help=False)
   made.add_argument("--out", type=lambda p: Path(p).resolve(), required=True, help="folder of the cells")
+  made.add_argument("--kept", type=Path, help="folder of finished cells' figures, read and written")
   made.add_argument("--tables", type=some, default=list(tables), help=f"of {','.join(tables)}; all")
   made.add_argument("--seeds", type=numbers, default=[0, 1, 2])
   made.add_argument("--limit", type=int, default=1000, help="scenes that a model is measured on")

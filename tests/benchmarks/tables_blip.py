@@ -193,12 +193,14 @@ class Blip:
 
 
 def trained(workdir) -> dict:
-  """The last numbers of a run, and how many texts its sources have."""
+  """The last numbers of a run's evaluations, and how many texts its sources have."""
   from coca.data.sources import open_source
   from coca.storage.workdir import read_config
   from coca.training.metrics import read
 
-  values = {name: value for row in read(workdir / "metrics.jsonl") for name, value in row.items()}
+  values = {
+    name: value for row in read(workdir / "metrics.jsonl") for name, value in row.items() if name.startswith("eval/")
+  }
   return values | {"texts": {name: len(open_source(s)) for name, s in read_config(workdir).data.sources.items()}}
 
 
@@ -237,7 +239,7 @@ def main() -> None:
     help="of all texts that a job keeps, in place of P(match) of 0.5 and more: for filters of too few steps",
   )
   args = parser.parse_args()
-  blip, made = Blip(args), Grid(args.out, {"coca.train": trained, "coca.capfilt": of_job})
+  blip, made = Blip(args), Grid(args.out, {"coca.train": trained, "coca.capfilt": of_job}, args.kept)
   if not args.table and not (args.out / "vocab.txt").exists():
     write_vocabulary(args.out / "vocab.txt")
   grid.main(args, made, blip.cells(), lambda: blip.tables(made))

@@ -84,7 +84,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, parents=[grid.flags(list(TABLES))])
   parser.add_argument("--pairs", type=int, default=64_000, help="that a run sees")
   args = parser.parse_args()
-  made = Grid(args.out, {"coca.train": trained})
+  made = Grid(args.out, {"coca.train": trained}, args.kept)
   grid.main(args, made, cells(args), functools.partial(tables, args, made))
 
 
