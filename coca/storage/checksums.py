@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 # Multipliers of two known bijections of 32-bit words: MurmurHash3's finalizer and Wellons' "lowbias32".
 _MULTIPLIERS = ((0x85EBCA6B, 0xC2B2AE35), (0x7FEB352D, 0x846CA68B))
+_SMALL = 2**20  # elements of an array that NumPy adds up sooner than XLA compiles a program for its shape
 
 
 def checksums(arrays: dict[str, jax.Array]) -> dict[str, str]:
@@ -19,8 +20,14 @@ def checksums(arrays: dict[str, jax.Array]) -> dict[str, str]:
   other constants. Addition of integers has no order, so every sharding gives the same sum; one changed element
   always changes it, and other changes, such as two swapped values, do but for a chance of 2^-64.
   """
-  sums = {name: _checksum(x.sharding)(x) for name, x in arrays.items()}  # all are queued, then fetched
+  # All are queued, then fetched.
+  sums = {name: _sums(np.asarray(x)) if _is_at_hand(x) else _checksum(x.sharding)(x) for name, x in arrays.items()}
   return {name: "{:08x}{:08x}".format(*np.asarray(s)) for name, s in sums.items()}
+
+
+def _is_at_hand(x: jax.Array) -> bool:
+  """True of a small array in this process' own memory."""
+  return x.size <= _SMALL and x.is_fully_addressable and {d.platform for d in x.devices()} == {"cpu"}
 
 
 @lru_cache(maxsize=64)
@@ -37,32 +44,40 @@ def _checksum(sharding):
   return jax.jit(jax.shard_map(sharded, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=PartitionSpec()))
 
 
+@np.errstate(over="ignore")  # NumPy warns of scalars alone
 def _sums(x, starts=()):
-  """Both sums over a part of an array that begins at `starts`; without them, at 0."""
-  if x.dtype == bool:
-    bits = x.astype(jnp.uint32)
-  elif x.dtype.itemsize > 4:
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)  # one axis more
-  else:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+  """Both sums over a part of an array, JAX's or NumPy's, that begins at `starts`; without them, at 0."""
+  xp = np if isinstance(x, np.ndarray) else jnp
+  bits = _bits(x).astype(xp.uint32)
 
   def mix(v, m1, m2):
-    v = (v ^ (v >> 16)) * jnp.uint32(m1)
-    v = (v ^ (v >> 15)) * jnp.uint32(m2)
+    v = (v ^ (v >> 16)) * xp.uint32(m1)
+    v = (v ^ (v >> 15)) * xp.uint32(m2)
     return v ^ (v >> 16)
 
   mixed = []
   for m1, m2 in _MULTIPLIERS:
-    place = jnp.zeros((), jnp.uint32)
+    place = xp.zeros((), xp.uint32)
     for axis, (n, start) in enumerate(zip_longest(bits.shape, starts, fillvalue=0)):
-      places = jnp.arange(n, dtype=jnp.uint32) + jnp.uint32(start)
-      index = mix(places + jnp.uint32(0x9E3779B9 * (axis + 1) % 2**32), m1, m2)
-      place = place * jnp.uint32(m2) + jnp.expand_dims(index, [i for i in range(bits.ndim) if i != axis])
+      places = xp.arange(n, dtype=xp.uint32) + xp.uint32(start)
+      index = mix(places + xp.uint32(0x9E3779B9 * (axis + 1) % 2**32), m1, m2)
+      place = place * xp.uint32(m2) + xp.expand_dims(index, [i for i in range(bits.ndim) if i != axis])
     mixed.append(mix(bits ^ place, m1, m2))
+  if xp is np:
+    return np.array([m.sum(dtype=np.uint32) for m in mixed])
   # One reduction of both: two of them make XLA on CPU hold an array of mixed values for each.
   return jnp.stack(
     jax.lax.reduce(
       mixed, [np.uint32(0)] * 2, lambda a, b: [i + j for i, j in zip(a, b, strict=True)], tuple(range(bits.ndim))
     )
   )
+
+
+def _bits(x):
+  """Unsigned integers; of a wide type's elements two of 32 bits, along one axis more."""
+  if x.dtype == bool:
+    return x
+  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+  if isinstance(x, np.ndarray):
+    return np.ascontiguousarray(x).reshape(-1).view(unsigned).reshape((*x.shape, *[-1] * (x.dtype.itemsize > 4)))
+  return jax.lax.bitcast_convert_type(x, unsigned)

@@ -5,7 +5,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from coca.storage import checksums as module
 from coca.storage.checksums import checksums
+
+
+@pytest.fixture(autouse=True, params=["XLA", "NumPy"])
+def by(request, monkeypatch):
+  """Small arrays are added up by NumPy, larger ones by XLA."""
+  monkeypatch.setattr(module, "_SMALL", {"XLA": -1, "NumPy": 2**20}[request.param])
 
 
 def mesh_of(a: int, b: int):
