@@ -71,7 +71,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("topology", None, "devices to plan for: v5e-256, v4:8x16x16, h100-256")
   flags.DEFINE_integer("slices", 1, "number of such slices, joined along the data axis", lower_bound=1)
   flags.DEFINE_string("mesh", "", "devices along each axis, as data=32,fsdp=64; empty: config.mesh")
-  flags.DEFINE_float("mfu", 0.5, "share of the peak FLOP/s that the run is assumed to reach", 0.01, 1.0)
+  flags.DEFINE_float("mfu", None, "share of the peak FLOP/s to reckon with, in place of the compiler's", 0.01, 1.0)
   flags.DEFINE_bool("search", False, "try meshes, remat policies and batches")
   flags.DEFINE_list("batches", [], "batches that --search tries; empty: the config's, half and twice that")
   flags.DEFINE_bool("capfilt", False, "plan CapFilt with the config's model, on one device")

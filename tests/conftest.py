@@ -6,11 +6,13 @@ are left out.
 """
 
 import gc
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 
+import pytest
 from jaxtyping import install_import_hook
 
 FLAGS = (
@@ -44,6 +46,17 @@ install_import_hook(["coca.models", "coca.objectives"], "beartype.beartype")
 from coca.devices.hardware import collect_seldom  # noqa: E402
 
 collect_seldom()
+
+
+@pytest.fixture
+def libtpu(monkeypatch):
+  """For tests that compile for TPUs: its compiler, which ends the process where it finds flags of XLA's for CPUs."""
+  if not importlib.util.find_spec("libtpu"):
+    pytest.skip("libtpu is not installed (pip install -e '.[plan]')")
+  import jax
+
+  jax.devices()  # the CPU's client has read them
+  monkeypatch.delenv("XLA_FLAGS")
 
 
 def pytest_configure():

@@ -150,7 +150,7 @@ def test_lowers_on_8_devices(file, named):
   config = named(file.stem)
   mesh = make_mesh(config.mesh)
   setup = Setup(config, mesh)
-  lowered = TrainStep(setup).lower(setup.planned, batch_shapes(config, mesh))
+  lowered = TrainStep(setup).trace(setup.planned, batch_shapes(config, mesh)).lower()
   new_state, metrics = lowered.out_info
   assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
     lambda x: (x.shape, x.dtype), setup.planned

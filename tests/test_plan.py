@@ -374,7 +374,7 @@ def test_flops_against_xla():
     unroll=2,  # a loop's body would be counted once
   )
   setup = Setup(c, make_mesh(devices=jax.devices()[:1]))
-  cost = TrainStep(setup).lower(setup.planned, batch_shapes(c)).compile().cost_analysis()
+  cost = TrainStep(setup).trace(setup.planned, batch_shapes(c)).lower().compile().cost_analysis()
   # XLA counts elementwise work and the optimizer too.
   assert 1.0 < cost["flops"] / (16 * flops_per_pair(c)["total"]) < 1.06
 

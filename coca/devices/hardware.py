@@ -6,6 +6,7 @@ import gc
 import glob
 import os
 import re
+from typing import NamedTuple
 
 import jax
 
@@ -68,6 +69,36 @@ MEMORY = (
 def memory(kind: str) -> int | None:
   """Bytes of one jax device of this `device_kind` that a program may use; None where it is not known."""
   return next((int(gib * 2**30) for pattern, gib in MEMORY if re.search(pattern, kind)), None)
+
+
+class Tpu(NamedTuple):
+  """Rates of a TPU in a second, or in a cycle; of one jax device."""
+
+  flops: float
+  clock: float  # cycles
+  memory: float  # bytes read and written
+  ring: float  # bytes sent both ways along one axis of the torus
+  exponentials: int  # in a cycle: assumed to be a vector of 8 x 128 for each TensorCore
+
+
+# (device_kind, multiply-adds in a cycle, GB/s of memory, GB/s both ways along an axis of the torus, TensorCores):
+# Google Cloud's documentation of each version, the links by its "interchip interconnect bandwidth" over the axes.
+# v6e's multiply-adds: those with which its peak is at a clock like v5p's, 1.75 GHz.
+TPUS = (
+  (r"^TPU v4$", 8 * 128**2, 1228, 100, 2),
+  (r"^TPU v5 ?(lite|e)$", 4 * 128**2, 819, 100, 1),
+  (r"^TPU v5p?$", 8 * 128**2, 2765, 200, 2),
+  (r"^TPU v6 ?(lite|e)$", 4 * 256**2, 1640, 224, 1),
+)
+
+
+def tpu(kind: str) -> Tpu | None:
+  """The rates of this `device_kind`; None: not known. The clock is the one at which its units reach its peak."""
+  peak = peak_flops(kind)
+  for pattern, multiply_adds, memory_rate, ring, tensor_cores in TPUS:
+    if peak and re.search(pattern, kind):
+      return Tpu(peak, peak / multiply_adds / 2, memory_rate * 1e9, ring * 1e9, 1024 * tensor_cores)
+  return None
 
 
 def cores() -> int:

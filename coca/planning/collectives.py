@@ -11,17 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-BITS = {"pred": 8, "c64": 64, "c128": 128}  # others have it in their names: bf16, s32, u4, f8e4m3fn
+from coca.planning import hlo
 
 _KIND = re.compile(
   r" (all-gather|all-reduce|reduce-scatter|ragged-all-to-all|all-to-all|collective-permute|"
   r"collective-broadcast)(-start)?\("
 )
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
-_CALLED = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.-]+)")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_LIMIT = re.compile(r" = s(?:32|64)\[\]\S* constant\((\d+)\)")
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # numbers 0, 1, ... in this shape, transposed
 
 
@@ -35,6 +30,7 @@ class Collective(NamedTuple):
   times: int  # a step
   sent: int  # bytes that each device sends a step, if it sends them round a ring
   counted: bool  # whether all loops around them say how often they run; one that does not counts once
+  hidden: bool = False  # whether they run beside other work
 
 
 def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
@@ -44,12 +40,13 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
     text: the compiled module.
     mesh: devices along each axis, in the mesh's order.
   """
-  computations, entry = _computations(text)
+  computations, entry = hlo.computations(text)
   alike = defaultdict(list)
-  for name, (times, counted) in _runs(computations, entry).items():
+  for name, (times, counted) in hlo.runs(computations, entry).items():
     lines = computations[name]
     if "async_collective_fusion" in name or any('"AsyncCollectiveDone"' in line for line in lines):
       continue
+    starts = any('"AsyncCollectiveStart"' in line for line in lines)
     for line in lines:
       found = _KIND.search(line)
       group = _group(line, math.prod(mesh.values())) if found else ()
@@ -58,58 +55,20 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
       if arrays:
         kind = "reduce-scatter" if "all-reduce-scatter" in name else found[1]  # TPUs' fusion of two
         share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
-        sent = times * share * sum(map(_bytes, arrays))
-        alike[kind, axes, *max(arrays, key=_bytes)].append((times, sent, counted))
+        sent = times * share * sum(map(hlo.nbytes, arrays))
+        key = kind, axes, *max(arrays, key=hlo.nbytes), starts or bool(found[2])
+        alike[key].append((times, sent, counted))
   rows = []
   for key, found in alike.items():
     times, sent, counted = zip(*found, strict=True)
-    rows.append(Collective(*key, sum(times), round(sum(sent)), all(counted)))
+    *key, hidden = key
+    rows.append(Collective(*key, sum(times), round(sum(sent)), all(counted), hidden))
   return sorted(rows, key=lambda row: -row.sent)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """The lines of each computation by its name, and the name of the one that runs."""
-  computations, entry, lines = {}, "", []
-  for line in text.splitlines():
-    if not line.startswith(" ") and (found := _COMPUTATION.match(line)):
-      lines = computations[found[2]] = []
-      entry = found[2] if found[1] else entry
-    else:
-      lines.append(line)
-  return computations, entry
-
-
-def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, tuple[int, bool]]:
-  """The number of times that each computation runs that is reached from the entry, and if that is known."""
-  runs = {}
-
-  def visit(name, times, counted):
-    if name in computations and times > runs.get(name, (0, True))[0]:
-      runs[name] = times, counted
-      for line in computations[name]:
-        called = dict(_CALLED.findall(line))
-        trips = _trips(line, computations.get(called["condition"].lstrip("%"), ())) if "condition" in called else 1
-        for names in called.values():
-          for callee in re.findall(r"[\w.-]+", names):
-            visit(callee, times * (trips or 1), counted and trips is not None)
-
-  visit(entry, 1, True)
-  return runs
-
-
-def _trips(line: str, condition: list[str]) -> int | None:
-  """The number of a loop's iterations: as it says, or the one number that its condition compares the counter with."""
-  if known := _TRIPS.search(line):
-    return int(known[1])
-  limits = [found[1] for found in map(_LIMIT.search, condition) if found]
-  below = any(" compare(" in line and "direction=LT" in line for line in condition)
-  return int(limits[0]) if below and len(limits) == 1 else None
-
-
-def _arrays(line: str, found: re.Match, n: int) -> list[tuple[str, tuple[int, ...]]]:
+def _arrays(line: str, found: re.Match, n: int) -> list[hlo.Array]:
   """(dtype, shape) of what a collective over n devices leaves on each; of a reduce-scatter, of what it starts from."""
-  arrays = _ARRAY.findall(line[: found.start()].split(" = ", 1)[-1])
-  arrays = [(dtype, tuple(int(x) for x in shape.split(",") if x)) for dtype, shape in arrays]
+  arrays = hlo.arrays(line[: found.start()].split(" = ", 1)[-1])
   kind, starts = found[1], found[2]
   if starts and kind == "all-gather":  # its inputs come first
     arrays = arrays[len(arrays) // 2 :]
@@ -119,12 +78,6 @@ def _arrays(line: str, found: re.Match, n: int) -> list[tuple[str, tuple[int, ..
     split = int(re.search(r"dimensions=\{(\d+)", line)[1])
     arrays = [(dtype, (*shape[:split], shape[split] * n, *shape[split + 1 :])) for dtype, shape in arrays]
   return arrays
-
-
-def _bytes(array: tuple[str, tuple[int, ...]]) -> int:
-  dtype, shape = array
-  bits = BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])
-  return math.prod(shape) * bits // 8
 
 
 def _axes(group, mesh: dict[str, int]) -> tuple[str, ...]:

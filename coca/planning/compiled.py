@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import re
 import sys
 import threading
@@ -15,21 +16,26 @@ import numpy as np
 from coca.config import Config, Mesh
 from coca.config.special import Special
 from coca.decoding.settings import Decoding
+from coca.devices import hardware
 from coca.devices.sharding import batch_sharding, make_mesh
 from coca.inference.forward import Forward
 from coca.objectives.terms import terms
 from coca.planning.collectives import Collective, collectives
+from coca.planning.executed import executed_flops
+from coca.planning.expected import Cost, costs
 from coca.planning.topology import Topology
 from coca.training.state import Setup
 from coca.training.step import TrainStep
 
 
 class Program(NamedTuple):
-  """A compiled program; all bytes are those of one device."""
+  """A compiled program; all bytes and FLOPs are those of one device."""
 
   peak: int  # most that is held at any time, arguments included
   arguments: int
   collectives: list[Collective]
+  costs: list[Cost]  # what the compiler expects to take time; empty where it does not say, as on GPUs
+  executed: float  # FLOPs of matrix products, those that are computed again included
   seconds: float  # that compiling took
 
 
@@ -53,8 +59,8 @@ def compile_step(config: Config, topology: Topology) -> Program:
   """
   mesh, config = make_mesh(config.mesh, topology.devices), for_topology(config)
   setup = Setup(config, mesh)
-  lowered = TrainStep(setup).lower(setup.planned, batch_shapes(config, mesh))
-  return _compile(lowered, topology, dict(mesh.shape))
+  traced = TrainStep(setup).trace(setup.planned, batch_shapes(config, mesh))
+  return _compile(traced, topology, dict(mesh.shape))
 
 
 def batch_shapes(config: Config, mesh) -> dict:
@@ -109,13 +115,13 @@ def compile_capfilt(config: Config, topology: Topology, batch: int, decoding: De
       args["caption"] = params, weights, encoded, np.uint32(0), inputs
     if config.contrastive.heads or config.matching.weight:
       args["score"] = params, encoded, shape(jnp.int32, decoding.n, text.length)
-    return {name: _compile(functions[name].lower(*given), topology, dict(mesh.shape)) for name, given in args.items()}
+    return {name: _compile(functions[name].trace(*given), topology, dict(mesh.shape)) for name, given in args.items()}
 
 
-def _compile(lowered, topology: Topology, mesh: dict[str, int]) -> Program:
+def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
   start = time.monotonic()
   try:
-    compiled = lowered.compile(compiler_options=topology.options or None)
+    compiled = traced.lower().compile(compiler_options=topology.options or None)
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
@@ -125,10 +131,14 @@ def _compile(lowered, topology: Topology, mesh: dict[str, int]) -> Program:
   memory = compiled.memory_analysis()
   if topology.memory and memory.peak_memory_in_bytes > topology.memory:  # on GPUs the compiler does not look
     raise DoesNotFit(f"it takes {memory.peak_memory_in_bytes / 2**30:.2f} GiB")
+  text, tpu = compiled.as_text(), hardware.tpu(topology.kind)
+  sent = collectives(text, mesh)
   return Program(
     memory.peak_memory_in_bytes,
     memory.argument_size_in_bytes,
-    collectives(compiled.as_text(), mesh),
+    sent,
+    costs(text, tpu, sent) if tpu else [],
+    executed_flops(traced.jaxpr.jaxpr) / math.prod(mesh.values()),
     time.monotonic() - start,
   )
 

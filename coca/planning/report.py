@@ -3,8 +3,11 @@
 `python -m coca.plan` prints what is written here.
 """
 
+from collections import Counter
+
 from coca.capfilt.settings import NUCLEUS
 from coca.config import Config
+from coca.devices import hardware
 from coca.devices.batch import batch_arithmetic
 from coca.devices.hardware import peak_flops
 from coca.devices.sharding import AXES, mesh_shape
@@ -12,6 +15,7 @@ from coca.models.flops import flops_per_pair
 from coca.planning.advice import GIB, advice, saved_bytes
 from coca.planning.arithmetic import parameter_table, state_bytes
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step, for_topology, progress
+from coca.planning.expected import KINDS
 from coca.planning.topology import Topology
 
 HELD = {
@@ -23,7 +27,7 @@ HELD = {
 }
 
 
-def fit(config: Config, topology: Topology, mfu: float) -> tuple[str, bool]:
+def fit(config: Config, topology: Topology, mfu: float | None) -> tuple[str, bool]:
   """Compiles the training step: what there is to say of it, and whether it fits.
 
   Raises:
@@ -44,6 +48,8 @@ def fit(config: Config, topology: Topology, mfu: float) -> tuple[str, bool]:
     "",
     *cost(config, topology, mfu, program),
   ]
+  if program.costs:
+    lines += ["", *share_table(program), "", *costliest_table(program)]
   return "\n".join(lines), True
 
 
@@ -93,19 +99,65 @@ def collective_table(program: Program, most: int = 12) -> list[str]:
   return lines
 
 
-def cost(config: Config, topology: Topology, mfu: float, program: Program) -> list[str]:
+def cost(config: Config, topology: Topology, mfu: float | None, program: Program) -> list[str]:
+  """The time that a step and the run take: as the compiler expects, or at the MFU that is given."""
   flops, peak = flops_per_pair(config)["total"], peak_flops(topology.kind)
   lines = [f"{flops / 1e9:,.1f} GFLOPs a pair, forward and backward"]
-  if peak:
-    steps, batch = config.total_steps, config.data.batch
-    rate = mfu * peak * len(topology.devices) / flops
-    hours = steps * batch / rate / 3600
-    sent = sum(row.sent for row in program.collectives)
+  per_device = flops * config.data.batch / len(topology.devices)
+  tpu = hardware.tpu(topology.kind)
+  if mfu and peak:
+    seconds = per_device / peak / mfu
+    lines.append(f"at an MFU of {mfu:g} (--mfu): {seconds:.3f} s a step")
+  elif program.costs and tpu:
+    cycles = sum(row.cycles for row in program.costs)
+    seconds = cycles / tpu.clock
+    useful, all_of_it = (100 * x / seconds / tpu.flops for x in (per_device, program.executed))
     lines.append(
-      f"at an MFU of {mfu:g} (--mfu, an assumption): {rate:,.0f} pairs/s, {batch / rate:.2f} s a step; "
-      f"{steps:,} steps take {hours / 24:,.1f} days, {hours * topology.chips:,.0f} chip-hours"
+      f"the compiler expects {seconds:.3f} s a step ({cycles / 1e6:,.1f}M cycles at {tpu.clock / 1e9:.2f} GHz): an "
+      f"MFU of {useful:.1f} %, {all_of_it:.1f} % with what is computed again"
     )
-    lines.append(f"to hide what it sends behind that, a device has to send {sent * rate / batch / 1e9:,.1f} GB/s")
+  else:
+    return lines
+  steps, batch = config.total_steps, config.data.batch
+  hours = steps * seconds / 3600
+  sent = sum(row.sent for row in program.collectives)
+  lines += [
+    f"{batch / seconds:,.0f} pairs/s; {steps:,} steps take {hours / 24:,.1f} days, "
+    f"{hours * topology.chips:,.0f} chip-hours",
+    f"to hide what it sends behind that, a device has to send {sent / seconds / 1e9:,.1f} GB/s",
+  ]
+  return lines
+
+
+def share_table(program: Program, least: float = 0.001) -> list[str]:
+  """The expected time by parts of the model and kinds of work, in percent of the step.
+
+  Parts that take less than `least` of it are in the row of the rest.
+  """
+  whole, of_part, found = sum(row.cycles for row in program.costs), Counter(), Counter()
+  for row in program.costs:
+    of_part[row.part] += row.cycles
+  for row in program.costs:
+    found[row.part if of_part[row.part] > least * whole else "", row.kind] += row.cycles
+  kinds = [kind for kind in KINDS if any(k == kind for _, k in found)]
+  parts = sorted({part for part, _ in found}, key=lambda part: -of_part[part] * bool(part))
+  lines = [f"{'% of the step':<24}" + "".join(f"{kind:>{len(kind) + 2}}" for kind in [*kinds, "  all"])]
+  for name in [*parts, "all"]:
+    of = {kind: sum(found[part, kind] for part in parts if name in (part, "all")) for kind in kinds}
+    cells = [(kind, of[kind]) for kind in kinds] + [("  all", sum(of.values()))]
+    lines.append(
+      f"{name or 'the rest':<24}" + "".join(f"{100 * cycles / whole:>{len(kind) + 2}.1f}" for kind, cycles in cells)
+    )
+  return lines
+
+
+def costliest_table(program: Program, most: int = 10) -> list[str]:
+  """The instructions that take longest, a line each, with the lines of code that they come from."""
+  whole = sum(row.cycles for row in program.costs)
+  lines = [f"{'% of the step':<15}{'times':>5}  {'costliest instructions':<20} of"]
+  for row in program.costs[:most]:
+    part = f"{row.part}{' (backward)' * row.backward}" or row.name
+    lines.append(f"{100 * row.cycles / whole:>13.1f}{row.times:>7}  {row.kind:<20} {part}: {row.source or row.name}")
   return lines
 
 

@@ -47,14 +47,14 @@ class TrainStep:
 
   def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     if self._program is None:
-      self._program = self.lower(state, batch).compile()
+      self._program = self.trace(state, batch).lower().compile()
       release_memory()
     return self._program(state, batch)
 
-  def lower(self, state: TrainState, batch: dict):
-    """The program before it is compiled. Shapes with shardings do, in place of arrays."""
+  def trace(self, state: TrainState, batch: dict):
+    """The program before it is lowered. Shapes with shardings do, in place of arrays."""
     with jax.set_mesh(self._mesh):
-      return self._jitted.lower(state, batch)
+      return self._jitted.trace(state, batch)
 
 
 def make_step(setup: Setup):

@@ -13,6 +13,7 @@ from coca.models.flops import flops_per_pair
 from coca.planning import advice, arithmetic, report, search, topology
 from coca.planning.collectives import Collective
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step
+from coca.planning.expected import Cost
 from coca.planning.topology import Topology, open_topology
 from support.common import tiny
 from support.processes import ROOT, run_here
@@ -27,7 +28,7 @@ ROWS = [
 
 def test_what_is_said(monkeypatch):
   config, topology = tiny(data__batch=64, mesh__fsdp=4), chips(8, 100 * MIB)
-  program = Program(60 * MIB, 20 * MIB, ROWS, 1.0)
+  program = Program(60 * MIB, 20 * MIB, ROWS, [], 1e9, 1.0)
   monkeypatch.setattr(report, "compile_step", lambda *_: program)
   text, fits = report.fit(config, topology, 0.25)
   assert fits
@@ -38,6 +39,32 @@ def test_what_is_said(monkeypatch):
   rate = 0.25 * 197e12 * 8 / flops_per_pair(config)["total"]
   assert f"{rate:,.0f} pairs/s" in text
   assert f"{20 * 64 / rate / 3600 * 8:,.0f} chip-hours" in text
+
+
+def test_what_is_said_of_time(monkeypatch):
+  config, topology = tiny(data__batch=64, mesh__fsdp=4), chips(8, 100 * MIB)
+  useful = flops_per_pair(config)["total"] * 8
+  cycles = useful / (131_072 * 0.3)  # at 131,072 FLOPs a cycle: an MFU of 30 %
+  costs = [
+    Cost(0.6 * cycles, 12, "products", "image_encoder", True, "fusion.1", "linear.py:67 Linear.__call__"),
+    Cost(0.3 * cycles, 3, "copies", "image_encoder", False, "copy.1", ""),
+    Cost(0.0995 * cycles, 1, "products", "captioning_loss", False, "fusion.2", "captioning.py:147 step"),
+    Cost(0.0005 * cycles, 1, "fills", "ema", False, "fill", ""),
+  ]
+  program = Program(60 * MIB, 20 * MIB, ROWS, costs, 1.5 * useful, 1.0)
+  monkeypatch.setattr(report, "compile_step", lambda *_: program)
+  text, _ = report.fit(config, topology, None)
+  assert "an MFU of 30.0 %, 45.0 % with what is computed again" in text
+  assert f"{0.3 * 197e12 * 8 / flops_per_pair(config)['total']:,.0f} pairs/s" in text
+  table = dict(re.findall(r"^([a-z][a-z_ ]*?)  +((?:\d+\.\d +)*\d+\.\d)$", text, re.MULTILINE))
+  assert {name: [float(x) for x in row.split()] for name, row in table.items() if name != "optimizer"} == {
+    "image_encoder": [60.0, 30.0, 0.0, 90.0],
+    "captioning_loss": [10.0, 0.0, 0.0, 10.0],
+    "the rest": [0.0, 0.0, 0.1, 0.1],
+    "all": [70.0, 30.0, 0.1, 100.0],
+  }
+  assert re.search(r" 60.0 +12  products +image_encoder \(backward\): linear.py:67 Linear.__call__\n", text)
+  assert re.search(r" 30.0 +3  copies +image_encoder: copy.1\n", text)
 
 
 @pytest.mark.slow
@@ -94,7 +121,7 @@ def test_the_search(monkeypatch):
     compiled.append((config.mesh.fsdp, config.model.remat, config.data.batch))
     if peak > topology.memory:
       raise DoesNotFit(f"it takes {peak}")
-    return Program(peak, 0, [ROWS[0]._replace(sent=config.mesh.fsdp * 10**6)], 1.0)
+    return Program(peak, 0, [ROWS[0]._replace(sent=config.mesh.fsdp * 10**6)], [], 0.0, 1.0)
 
   memory = 2 * advice.saved_bytes(config, 64, "dots")
   monkeypatch.setattr(search, "compile_step", compile_one)
@@ -129,7 +156,7 @@ def test_the_mesh_on_the_command_line():
 )
 def test_the_search_on_the_command_line(memory, status, said, monkeypatch, capsys):
   monkeypatch.setattr(topology, "open_topology", lambda name, slices: chips(8, memory, slices))
-  monkeypatch.setattr(search, "compile_step", lambda config, topology: Program(0, 0, [], 1.0))
+  monkeypatch.setattr(search, "compile_step", lambda config, topology: Program(0, 0, [], [], 0.0, 1.0))
   config = f"--config={ROOT}/configs/coca_tiny.py:runlocal"
   assert run_here(ROOT / "coca/plan.py", config, "--topology=v5e-8", "--search", "--batches=16,64") == status
   assert re.search(said, capsys.readouterr().out)
@@ -150,9 +177,8 @@ def test_capfilt_compiles_the_functions_of_a_worker():
 # --- With libtpu ----------------------------------------------------------------------------------------------------
 
 
-def test_a_step_for_four_tpu_chips(monkeypatch):
+def test_a_step_for_four_tpu_chips(libtpu, monkeypatch):
   """With the Pallas kernel in the image encoder, of 144 tokens."""
-  pytest.importorskip("libtpu", reason="libtpu is not installed (pip install -e '.[plan]')")
   topology, called = open_topology("v5e-4"), []
   monkeypatch.setattr("coca.models.flash.flash", lambda *x, flash=flash: called.append(x) or flash(*x))
   config = tiny(
@@ -164,6 +190,9 @@ def test_a_step_for_four_tpu_chips(monkeypatch):
   assert state < program.arguments < program.peak < topology.memory
   assert {"all-gather", "reduce-scatter"} <= {row.kind for row in program.collectives}
   assert all(row.counted for row in program.collectives)
+  assert {"products", "copies", "reductions", "kernels"} <= {cost.kind for cost in program.costs}
+  assert {"image_encoder", "multimodal_decoder", "captioning_loss"} <= {cost.part for cost in program.costs}
+  assert any("attention.py" in cost.source for cost in program.costs)
   large = dataclasses.replace(config, data=dataclasses.replace(config.data, batch=2**20))
   with pytest.raises(DoesNotFit, match=r"temporaries alone take \d"):
     compile_step(large, topology)

@@ -75,8 +75,7 @@ def test_memory_of_every_device_that_has_a_name():
   assert hardware.memory("cpu") is None
 
 
-def test_tpus():
-  pytest.importorskip("libtpu", reason="libtpu is not installed (pip install -e '.[plan]')")
+def test_tpus(libtpu):
   for name, chips, devices, kind in (
     ("v5e-16", 16, 16, "TPU v5 lite"),
     ("v4-4096", 2048, 2048, "TPU v4"),

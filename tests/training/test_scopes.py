@@ -27,7 +27,7 @@ BLIP = BOTH | {"text_encoder", "image_grounded_encoder", "image_grounded_decoder
 )
 def test_a_step_names_the_parts_of_the_model(settings, nouns):
   setup = Setup(settings, make_mesh())
-  lowered = TrainStep(setup).lower(setup.planned, batch_shapes(settings, setup.mesh))
+  lowered = TrainStep(setup).trace(setup.planned, batch_shapes(settings, setup.mesh)).lower()
   text = lowered.as_text(dialect="hlo", debug_info=True)
   names = {scope for op in re.findall(r'op_name="([^"]*)"', text) for scope in re.split(r"[/()]+", op)}
   assert names >= nouns

@@ -1,0 +1,146 @@
+"""The time that a TPU's compiler expects a program to take, read from its text.
+
+libtpu writes beside most instructions how many cycles it expects them to take; they are summed here, each as often as
+it runs. It is the compiler's model and no clock. What it leaves out is counted by rules: a Pallas kernel takes as long
+as its products at the peak rate, its exponentials or its bytes from memory do, whichever is longest (`kernel_cycles`);
+a collective that nothing hides takes its bytes round a ring. Copies between memories that run beside other work, and
+what a collective that is hidden takes longer than the work that hides it, count nothing.
+"""
+
+import json
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from coca.devices.hardware import Tpu
+from coca.planning import hlo
+from coca.planning.collectives import Collective
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\(")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_PALLAS = 'custom_call_target="tpu_custom_call"'
+# Instructions that only move what is there, and those that cut it out of what a loop keeps, or put it in.
+_MOVES = {"copy", "transpose", "reshape", "bitcast", "parameter", "tuple", "get-tuple-element", "slice", "concatenate"}
+_SLICES = {"dynamic-slice", "dynamic-update-slice"}
+_FILLS = {"broadcast", "constant", "iota", "bitcast", "parameter"}
+KINDS = ("products", "kernels", "copies", "slices of loops", "fills", "reductions", "element-wise", "collectives")
+# Scopes of the step (`jax.named_scope`); beside these each loss has one, NAME_loss.
+PARTS = (
+  "momentum",
+  "image_encoder",
+  "generative_pooler",
+  "contrastive_pooler",
+  "unimodal_decoder",
+  "multimodal_decoder",
+  "text_encoder",
+  "image_grounded_encoder",
+  "image_grounded_decoder",
+  "matching_pooler",
+  "optimizer",
+  "ema",
+)
+
+
+class Cost(NamedTuple):
+  """An instruction, or one kind of collective."""
+
+  cycles: float  # a step: of all times that it runs
+  times: int
+  kind: str  # of `KINDS`
+  part: str  # of the model, as its scope is called: 'image_encoder'; '': not known
+  backward: bool
+  name: str
+  source: str  # lines of code, innermost first
+
+
+def costs(text: str, tpu: Tpu, sent: list[Collective]) -> list[Cost]:
+  """All that takes time, what takes longest first.
+
+  Args:
+    text: `Compiled.as_text()`, by libtpu.
+    tpu: what it was compiled for.
+    sent: the program's collectives.
+  """
+  computations, entry = hlo.computations(text)
+  sources, found = hlo.Sources(text), []
+  for name, (times, _) in hlo.runs(computations, entry).items():
+    here = []
+    for line in computations[name]:
+      cycles = _cycles(line, tpu)
+      if cycles:
+        op = _LINE.match(line)
+        part, backward = part_of(line)
+        kind = _kind(line, op[2] if op else "", computations)
+        here.append(Cost(cycles * times, times, kind, part, backward, op[1] if op else "", sources.of(line)))
+    found += here if name == entry else _with_parts(here)
+  for row in sent:
+    if not row.hidden:
+      name = f"{row.kind} {row.dtype}[{','.join(map(str, row.shape))}]"
+      found.append(Cost(row.sent / tpu.ring * tpu.clock, row.times, "collectives", "", False, name, ""))
+  return sorted(found, key=lambda cost: -cost.cycles)
+
+
+def _with_parts(of_loop: list[Cost]) -> list[Cost]:
+  """The compiler's own copies in a loop have no scope: they get that of most of the loop's work."""
+  work = Counter()
+  for cost in of_loop:
+    if cost.part:
+      work[cost.part, cost.backward] += cost.cycles
+  if not work:
+    return of_loop
+  part, backward = max(work, key=lambda key: work[key])
+  return [cost if cost.part else cost._replace(part=part, backward=backward) for cost in of_loop]
+
+
+def part_of(line: str) -> tuple[str, bool]:
+  """The part of the model that an instruction is of, ('', ...) if none is named, and whether in the backward pass."""
+  scopes = _OP_NAME.search(line)
+  names = re.findall(r"\w+", scopes[1]) if scopes else []
+  part = next((name for name in names if name in PARTS or name.endswith("_loss")), "")
+  return part, "transpose" in names[:3]
+
+
+def kernel_cycles(line: str, tpu: Tpu) -> float:
+  """A Pallas kernel's: its products at the peak rate, its exponentials, or its bytes; whichever takes longest.
+
+  The kernel's author states the first two (`cost_estimate`). Without these, the bytes of what it reads and writes are
+  all that is known, once each.
+  """
+  stated = re.search(r'"cost_estimate":(\{[^}]*\})', line)
+  cost = {k: float(v) for k, v in json.loads(stated[1]).items()} if stated else {}
+  moved = cost.get("bytes_accessed") or sum(map(hlo.nbytes, hlo.arrays(line.partition("custom_call_target")[0])))
+  seconds = cost.get("flops", 0.0) / tpu.flops, moved / tpu.memory
+  return max(max(seconds) * tpu.clock, cost.get("transcendentals", 0.0) / tpu.exponentials)
+
+
+def _cycles(line: str, tpu: Tpu) -> float:
+  if stated := _CYCLES.search(line):
+    return float(stated[1])
+  return kernel_cycles(line, tpu) if _PALLAS in line else 0.0
+
+
+def _kind(line: str, op: str, computations: dict[str, list[str]]) -> str:
+  if _PALLAS in line:
+    return "kernels"
+  ops = _ops(line, op, computations)
+  if ops & {"convolution", "dot"}:
+    return "products"
+  if ops <= _MOVES:
+    return "copies"
+  if ops <= _FILLS:
+    return "fills"
+  if ops & {"reduce", "reduce-window", "sort", "scatter"}:
+    return "reductions"
+  if ops & _SLICES and ops <= _MOVES | _SLICES | {"convert", "constant", "broadcast", "iota", "select", "compare"}:
+    return "slices of loops"
+  return "element-wise"
+
+
+def _ops(line: str, op: str, computations: dict[str, list[str]]) -> set[str]:
+  """What an instruction does, within its fusions."""
+  called = re.search(r"\bcalls=%?([\w.-]+)", line) if op == "fusion" else None
+  if not called:
+    return {op}
+  matches = [(inner, _LINE.match(inner)) for inner in computations.get(called[1], ())]
+  return set().union(*(_ops(inner, match[2], computations) for inner, match in matches if match))
