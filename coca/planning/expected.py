@@ -138,7 +138,7 @@ def _kind(line: str, op: str, computations: dict[str, list[str]]) -> str:
 
 
 def _ops(line: str, op: str, computations: dict[str, list[str]]) -> set[str]:
-  """What an instruction does, within its fusions."""
+  """The operations of an instruction, with those in its fusions."""
   called = re.search(r"\bcalls=%?([\w.-]+)", line) if op == "fusion" else None
   if not called:
     return {op}
