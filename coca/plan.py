@@ -6,13 +6,14 @@ compiling the training step itself for devices that are not here:
     python -m coca.plan --config=configs/coca_giant.py --topology=v4:8x16x16 --mesh=data=32,fsdp=64
 
 says whether it fits, what a device holds at the peak, what the devices send each other in a step, and how long the
-config's steps take at an assumed MFU. No accelerator is used. For TPUs `pip install -e '.[plan]'`, for GPUs
-`'.[plan_gpu]'`.
+compiler expects the config's steps to take, and where that time goes. No accelerator is used. For TPUs
+`pip install -e '.[plan]'`, for GPUs `'.[plan_gpu]'`.
 
     --topology     v5e-256 (chips); v4-4096, v5p-12288 (TensorCores, two a chip, as Google Cloud counts); h100-256
                    (GPUs); or a shape: v4:8x16x16 chips along each axis, h100:32x8 hosts x GPUs
     --slices=2     number of them, joined along the data axis
-    --search       which meshes, remat policies and batches fit, best first
+    --search       which meshes, remat policies, batches and kernels fit, the fastest first, and its command
+    --mfu=0.5      a share of the devices' peak rate to reckon with, in place of what the compiler expects
     --capfilt      captioner and filter of the config's model in place of training, on one device
 
 The exit status is 0 where it fits and 3 where it does not. What is compiled is the program alone, without the options
@@ -20,6 +21,7 @@ of `coca.devices.hardware` by which transfers run beside computation; these take
 """
 
 import re
+import shlex
 import sys
 
 from absl import app, flags, logging
@@ -58,6 +60,10 @@ def main(argv) -> None:
       batches = [int(n) for n in FLAGS.batches] or [config.data.batch // 2, config.data.batch, 2 * config.data.batch]
       found = search.search(config, devices, batches, lambda line: print(line, flush=True))
       text, fits = "\n".join(search.search_table(found, devices)), bool(found)
+      if fits:
+        given = [arg for arg in sys.argv[1:] if arg.startswith("--config")]
+        command = shlex.join(["python", "-m", "coca.train", *given, *search.flags_of(found[0], config)])
+        text += f"\n\nthe best of these:\n{command}"
     else:
       text, fits = report.fit(config, devices, FLAGS.mfu)
     print(text)

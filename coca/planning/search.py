@@ -1,32 +1,47 @@
-"""The search for meshes, remat policies and batches with which a config fits on a topology."""
+"""The search for meshes, remat policies, batches and kernels with which a config fits on a topology and is fast."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from coca.config import Config, checks
+from coca.devices import hardware
+from coca.devices.sharding import AXES
+from coca.models.flops import flops_per_pair
 from coca.planning import arithmetic
 from coca.planning.advice import GIB, POLICIES, meshes, saved_bytes, with_batch
 from coca.planning.compiled import DoesNotFit, Program, compile_step, for_topology, progress
 from coca.planning.topology import Topology
 
+# Of config.model: what is tried, one setting after the other, with the fastest mesh and batch.
+TRIED = {"remat": POLICIES, "attention": ("xla", "flash"), "unroll": (1, 2, 3)}
+
 
 class Found(NamedTuple):
+  """A config that fits, and its compiled step."""
+
   config: Config
   program: Program
+  seconds: float  # of a step, as the compiler expects; 0: it does not say, as on GPUs
+
+  @property
+  def sent(self) -> float:
+    """Bytes that a device sends for a pair."""
+    return sum(row.sent for row in self.program.collectives) / self.config.data.batch
 
   @property
   def order(self):
-    """Best first: the least computed again, then the fewest bytes sent for a pair."""
-    sent = sum(row.sent for row in self.program.collectives)
-    return POLICIES.index(self.config.model.remat), sent / self.config.data.batch
+    """Best first: the least time for a pair; where it is not known the least computed again, then the fewest bytes."""
+    return self.seconds / self.config.data.batch, POLICIES.index(self.config.model.remat), self.sent
 
 
 def search(config: Config, topology: Topology, batches: list[int], say: Callable[[str], None]) -> list[Found]:
   """Compiles meshes, remat policies and batches; says each result, and returns those that fit, best first.
 
   For each mesh and batch: the policy that computes least again and fits. What cannot fit by arithmetic is left out; so
-  is a batch larger than one that does not fit. Meshes: the smallest fsdp that can fit, 4 and 16 times it.
+  is a batch larger than one that does not fit. Meshes: the smallest fsdp that can fit, 4 and 16 times it. Where the
+  compiler says how long a step takes, other policies, kernels and loops (`TRIED`) are then tried with the fastest.
   """
   found, compiled, smallest = [], 0, None
   unit = len(topology.devices) // max(config.mesh.tensor, 1) * config.optim.accumulate
@@ -56,35 +71,84 @@ def search(config: Config, topology: Topology, batches: list[int], say: Callable
         one = dataclasses.replace(
           with_batch(config, batch), mesh=mesh, model=dataclasses.replace(config.model, remat=policy)
         )
-        name = f"data={mesh.data} fsdp={mesh.fsdp} remat={policy} batch={batch:,}"
         compiled += 1
-        try:
-          with progress(name):
-            found.append(Found(one, compile_step(one, topology)))
-        except DoesNotFit as e:
-          say(f"{name}: does not fit, {e}")
-          policies.remove(policy)
+        if fits := _compiled(one, topology, say):
+          found.append(fits)
+          break
+        policies.remove(policy)
+  if any(f.seconds for f in found):
+    fastest = min(found, key=lambda f: f.order)
+    for setting, values in TRIED.items():
+      for value in values:
+        other = _with(fastest.config, setting, value)
+        if other is None or other in [f.config for f in found]:
           continue
-        say(f"{name}: fits, {found[-1].program.peak / GIB:,.2f} GiB; compiled in {found[-1].program.seconds:.0f} s")
-        break
+        compiled += 1
+        if fits := _compiled(other, topology, say):
+          found.append(fits)
+      fastest = min(found, key=lambda f: f.order)
   say(f"{compiled} programs compiled")
   return sorted(found, key=lambda f: f.order)
+
+
+def _with(config: Config, setting: str, value) -> Config | None:
+  """With another setting of the model; None where there is no such config."""
+  other = dataclasses.replace(config, model=dataclasses.replace(config.model, **{setting: value}))
+  try:
+    checks.check(other)
+  except ValueError:
+    return None
+  return other
+
+
+def _compiled(config: Config, topology: Topology, say: Callable[[str], None]) -> Found | None:
+  """Compiles a step and says what came of it; None: it does not fit."""
+  mesh, model = config.mesh, config.model
+  name = f"data={mesh.data} fsdp={mesh.fsdp} remat={model.remat} batch={config.data.batch:,}"
+  name += f" attention={model.attention}" * (model.attention != "xla") + f" unroll={model.unroll}" * (model.unroll > 1)
+  try:
+    with progress(name):
+      program = compile_step(config, topology)
+  except DoesNotFit as e:
+    say(f"{name}: does not fit, {e}")
+    return None
+  tpu = hardware.tpu(topology.kind)
+  seconds = sum(row.cycles for row in program.costs) / tpu.clock if tpu else 0.0
+  time = f"{seconds:.3f} s a step expected; " if seconds else ""
+  say(f"{name}: fits, {program.peak / GIB:,.2f} GiB; {time}compiled in {program.seconds:.0f} s")
+  return Found(config, program, seconds)
 
 
 def search_table(found: list[Found], topology: Topology) -> list[str]:
   if not found:
     return ["nothing that was tried fits; there are smaller batches (--batches), --config.mesh.tensor, more devices"]
+  is_timed = any(f.seconds for f in found)
+  order = "the least time expected for a pair" if is_timed else "the least computed again, then the fewest bytes sent"
   lines = [
-    "what fits, best first: the least computed again, then the fewest bytes sent for a pair",
-    f"{'mesh':<24}{'remat':<7}{'batch':>9}{'GiB':>8}{'GiB left':>10}{'MB sent a pair':>16}",
+    f"what fits, best first: {order}",
+    f"{'mesh':<24}{'remat':<7}{'attention':<11}{'unroll':>6}{'batch':>9}{'GiB':>8}{'GiB left':>10}"
+    f"{'MB sent a pair':>16}" + f"{'pairs/s':>12}{'MFU, %':>8}" * is_timed,
   ]
   for f in found:
-    mesh = f"data={f.config.mesh.data},fsdp={f.config.mesh.fsdp}" + f",tensor={f.config.mesh.tensor}" * (
-      f.config.mesh.tensor > 1
-    )
+    mesh, model = f.config.mesh, f.config.model
+    axes = f"data={mesh.data},fsdp={mesh.fsdp}" + f",tensor={mesh.tensor}" * (mesh.tensor > 1)
     left = f"{(topology.memory - f.program.peak) / GIB:.2f}" if topology.memory else ""
-    lines.append(
-      f"{mesh:<24}{f.config.model.remat:<7}{f.config.data.batch:>9,}{f.program.peak / GIB:>8.2f}{left:>10}"
-      f"{f.order[1] * len(topology.devices) / 1e6:>16,.2f}"
-    )
+    line = f"{axes:<24}{model.remat:<7}{model.attention:<11}{model.unroll:>6}{f.config.data.batch:>9,}"
+    line += f"{f.program.peak / GIB:>8.2f}{left:>10}{f.sent * len(topology.devices) / 1e6:>16,.2f}"
+    if is_timed:
+      rate = f.config.data.batch / f.seconds
+      peak = (hardware.peak_flops(topology.kind) or math.nan) * len(topology.devices)
+      line += f"{rate:>12,.0f}{100 * rate * flops_per_pair(f.config)['total'] / peak:>8.1f}"
+    lines.append(line)
   return lines
+
+
+def flags_of(found: Found, config: Config) -> list[str]:
+  """Those that make the config that was searched for into the one found."""
+  new, old = found.config, config
+  pairs = {
+    **{f"mesh.{axis}": (getattr(new.mesh, axis), getattr(old.mesh, axis)) for axis in AXES},
+    "data.batch": (new.data.batch, old.data.batch),
+    **{f"model.{name}": (getattr(new.model, name), getattr(old.model, name)) for name in TRIED},
+  }
+  return [f"--config.{name}={value}" for name, (value, before) in pairs.items() if value != before]

@@ -136,8 +136,32 @@ def test_the_search(monkeypatch):
   assert (1, "none", 1024) not in compiled  # half as many did not fit
   assert any("remat=none batch=512: does not fit" in line for line in lines)
   table = search.search_table(found, chips(8, memory))
-  assert re.search(r"data=8,fsdp=1 +none +256", table[2])
+  assert re.search(r"data=8,fsdp=1 +none +xla +1 +256", table[2])
+  assert search.flags_of(found[0], config) == ["--config.mesh.data=8", "--config.data.batch=256"]
   assert not search.search(config, chips(8, 1000), [256], lines.append)
+
+
+def test_the_search_goes_by_the_expected_time(monkeypatch):
+  """A chip on which half of the mesh's bytes cost time, what is computed again saves some, and loops are unrolled."""
+  config, lines = tiny(), []
+
+  def compile_one(config, topology):
+    if config.model.unroll == 3:
+      raise DoesNotFit("it takes more")
+    model = config.model
+    per_pair = 10 + config.mesh.fsdp - 3 * (model.remat == "lean") + (model.attention == "flash") - model.unroll
+    cost = Cost(1e6 * per_pair * config.data.batch, 1, "products", "", False, "", "")
+    return Program(MIB, 0, [], [cost], 0.0, 1.0)
+
+  monkeypatch.setattr(search, "compile_step", compile_one)
+  found = search.search(config, chips(8, 100 * MIB), [128, 256], lines.append)
+  best, model = found[0], found[0].config.model
+  assert (best.config.mesh.fsdp, model.remat, model.attention, model.unroll) == (1, "lean", "xla", 2)
+  assert [f.seconds / f.config.data.batch for f in found] == sorted(f.seconds / f.config.data.batch for f in found)
+  assert any("unroll=3: does not fit" in line for line in lines)
+  assert search.flags_of(best, config)[-2:] == ["--config.model.remat=lean", "--config.model.unroll=2"]
+  table = search.search_table(found, chips(8, 100 * MIB))
+  assert "least time" in table[0] and f"{best.config.data.batch / best.seconds:,.0f}" in table[2]
 
 
 def test_the_mesh_on_the_command_line():
@@ -150,7 +174,7 @@ def test_the_mesh_on_the_command_line():
 @pytest.mark.parametrize(
   ("memory", "status", "said"),
   [
-    (MIB * 1000, 0, r"data=8,fsdp=1 +none +64 +0.00 +0.98"),
+    (MIB * 1000, 0, r"data=8,fsdp=1 +none +xla +4 +64 +0.00 +0.98"),
     (1000, plan.NO_FIT, "nothing that was tried fits"),
   ],
 )
@@ -159,7 +183,11 @@ def test_the_search_on_the_command_line(memory, status, said, monkeypatch, capsy
   monkeypatch.setattr(search, "compile_step", lambda config, topology: Program(0, 0, [], [], 0.0, 1.0))
   config = f"--config={ROOT}/configs/coca_tiny.py:runlocal"
   assert run_here(ROOT / "coca/plan.py", config, "--topology=v5e-8", "--search", "--batches=16,64") == status
-  assert re.search(said, capsys.readouterr().out)
+  told = capsys.readouterr().out
+  assert re.search(said, told)
+  assert status or re.search(
+    r"coca.train --config=\S+coca_tiny.py:runlocal --config.mesh.data=8 .*batch=\d+$", told.strip()
+  )
 
 
 @pytest.mark.slow
