@@ -20,10 +20,11 @@ from coca.devices import hardware
 from coca.devices.sharding import batch_sharding, make_mesh
 from coca.inference.forward import Forward
 from coca.objectives.terms import terms
+from coca.planning import expected, roofline
 from coca.planning.collectives import Collective, collectives
 from coca.planning.executed import executed_flops
-from coca.planning.expected import Cost, costs
-from coca.planning.topology import Topology
+from coca.planning.expected import Cost
+from coca.planning.topology import GPUS, Topology
 from coca.training.state import Setup
 from coca.training.step import TrainStep
 
@@ -34,7 +35,8 @@ class Program(NamedTuple):
   peak: int  # most that is held at any time, arguments included
   arguments: int
   collectives: list[Collective]
-  costs: list[Cost]  # what the compiler expects to take time; empty where it does not say, as on GPUs
+  costs: list[Cost]  # what takes time: on TPUs as the compiler expects, on GPUs by a roofline; empty: not known
+  clock: float  # cycles a second in which the costs are told
   executed: float  # FLOPs of matrix products, those that are computed again included
   seconds: float  # that compiling took
 
@@ -131,16 +133,29 @@ def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
   memory = compiled.memory_analysis()
   if topology.memory and memory.peak_memory_in_bytes > topology.memory:  # on GPUs the compiler does not look
     raise DoesNotFit(f"it takes {memory.peak_memory_in_bytes / 2**30:.2f} GiB")
-  text, tpu = compiled.as_text(), hardware.tpu(topology.kind)
+  text = compiled.as_text()
   sent = collectives(text, mesh)
+  costs, clock = _costs(text, topology.kind, sent)
   return Program(
     memory.peak_memory_in_bytes,
     memory.argument_size_in_bytes,
     sent,
-    costs(text, tpu, sent) if tpu else [],
+    costs,
+    clock,
     executed_flops(traced.jaxpr.jaxpr) / math.prod(mesh.values()),
     time.monotonic() - start,
   )
+
+
+def _costs(text: str, kind: str, sent: list[Collective]) -> tuple[list[Cost], float]:
+  """`Program.costs` and `Program.clock`."""
+  if tpu := hardware.tpu(kind):
+    return expected.costs(text, tpu, sent), tpu.clock
+  peak, card = hardware.peak_flops(kind), next((card for card in GPUS.values() if card["name"] == kind), None)
+  if peak and card:
+    clock = card["ghz"] * 1e9
+    return roofline.costs(text, peak, card["bandwidth"], clock), clock
+  return [], 0.0
 
 
 @contextlib.contextmanager

@@ -23,6 +23,18 @@ _PALLAS = 'custom_call_target="tpu_custom_call"'
 # Instructions that only move what is there, and those that cut it out of what a loop keeps, or put it in.
 _MOVES = {"copy", "transpose", "reshape", "bitcast", "parameter", "tuple", "get-tuple-element", "slice", "concatenate"}
 _SLICES = {"dynamic-slice", "dynamic-update-slice"}
+# Those that take no time.
+FREE = {
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "while",
+  "conditional",
+  "call",
+  "partition-id",
+}
 _FILLS = {"broadcast", "constant", "iota", "bitcast", "parameter"}
 KINDS = ("products", "kernels", "copies", "slices of loops", "fills", "reductions", "element-wise", "collectives")
 # Scopes of the step (`jax.named_scope`); beside these each loss has one, NAME_loss.
@@ -71,9 +83,9 @@ def costs(text: str, tpu: Tpu, sent: list[Collective]) -> list[Cost]:
       if cycles:
         op = _LINE.match(line)
         part, backward = part_of(line)
-        kind = _kind(line, op[2] if op else "", computations)
+        kind = kind_of(line, op[2] if op else "", computations)
         here.append(Cost(cycles * times, times, kind, part, backward, op[1] if op else "", sources.of(line)))
-    found += here if name == entry else _with_parts(here)
+    found += here if name == entry else with_parts(here)
   for row in sent:
     if not row.hidden:
       name = f"{row.kind} {row.dtype}[{','.join(map(str, row.shape))}]"
@@ -81,7 +93,7 @@ def costs(text: str, tpu: Tpu, sent: list[Collective]) -> list[Cost]:
   return sorted(found, key=lambda cost: -cost.cycles)
 
 
-def _with_parts(of_loop: list[Cost]) -> list[Cost]:
+def with_parts(of_loop: list[Cost]) -> list[Cost]:
   """The compiler's own copies in a loop have no scope: they get that of most of the loop's work."""
   work = Counter()
   for cost in of_loop:
@@ -120,7 +132,8 @@ def _cycles(line: str, tpu: Tpu) -> float:
   return kernel_cycles(line, tpu) if _PALLAS in line else 0.0
 
 
-def _kind(line: str, op: str, computations: dict[str, list[str]]) -> str:
+def kind_of(line: str, op: str, computations: dict[str, list[str]]) -> str:
+  """One of `KINDS`, by the operations of an instruction and of the fusions in it."""
   if _PALLAS in line:
     return "kernels"
   ops = _ops(line, op, computations)

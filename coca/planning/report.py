@@ -9,7 +9,6 @@ from coca.capfilt.settings import NUCLEUS
 from coca.config import Config
 from coca.devices import hardware
 from coca.devices.batch import batch_arithmetic
-from coca.devices.hardware import peak_flops
 from coca.devices.sharding import AXES, mesh_shape
 from coca.models.flops import flops_per_pair
 from coca.planning.advice import GIB, advice, saved_bytes
@@ -101,20 +100,23 @@ def collective_table(program: Program, most: int = 12) -> list[str]:
 
 def cost(config: Config, topology: Topology, mfu: float | None, program: Program) -> list[str]:
   """The time that a step and the run take: as the compiler expects, or at the MFU that is given."""
-  flops, peak = flops_per_pair(config)["total"], peak_flops(topology.kind)
+  flops, peak = flops_per_pair(config)["total"], hardware.peak_flops(topology.kind)
   lines = [f"{flops / 1e9:,.1f} GFLOPs a pair, forward and backward"]
   per_device = flops * config.data.batch / len(topology.devices)
-  tpu = hardware.tpu(topology.kind)
   if mfu and peak:
     seconds = per_device / peak / mfu
     lines.append(f"at an MFU of {mfu:g} (--mfu): {seconds:.3f} s a step")
-  elif program.costs and tpu:
+  elif program.costs and peak:
     cycles = sum(row.cycles for row in program.costs)
-    seconds = cycles / tpu.clock
-    useful, all_of_it = (100 * x / seconds / tpu.flops for x in (per_device, program.executed))
+    seconds = cycles / program.clock
+    useful, all_of_it = (f"{100 * x / seconds / peak:.1f} %" for x in (per_device, program.executed))
+    is_tpu = hardware.tpu(topology.kind) is not None
     lines.append(
-      f"the compiler expects {seconds:.3f} s a step ({cycles / 1e6:,.1f}M cycles at {tpu.clock / 1e9:.2f} GHz): an "
-      f"MFU of {useful:.1f} %, {all_of_it:.1f} % with what is computed again"
+      f"the compiler expects {seconds:.3f} s a step ({cycles / 1e6:,.1f}M cycles at {program.clock / 1e9:.2f} GHz): an "
+      f"MFU of {useful}, {all_of_it} with what is computed again"
+      if is_tpu
+      else f"a roofline, each kernel as long as its products at the peak or its bytes take: {seconds:.3f} s a step, an "
+      f"MFU of {useful}, {all_of_it} with what is computed again; a card takes longer"
     )
   else:
     return lines

@@ -28,7 +28,7 @@ ROWS = [
 
 def test_what_is_said(monkeypatch):
   config, topology = tiny(data__batch=64, mesh__fsdp=4), chips(8, 100 * MIB)
-  program = Program(60 * MIB, 20 * MIB, ROWS, [], 1e9, 1.0)
+  program = Program(60 * MIB, 20 * MIB, ROWS, [], 0.0, 1e9, 1.0)
   monkeypatch.setattr(report, "compile_step", lambda *_: program)
   text, fits = report.fit(config, topology, 0.25)
   assert fits
@@ -51,7 +51,7 @@ def test_what_is_said_of_time(monkeypatch):
     Cost(0.0995 * cycles, 1, "products", "captioning_loss", False, "fusion.2", "captioning.py:147 step"),
     Cost(0.0005 * cycles, 1, "fills", "ema", False, "fill", ""),
   ]
-  program = Program(60 * MIB, 20 * MIB, ROWS, costs, 1.5 * useful, 1.0)
+  program = Program(60 * MIB, 20 * MIB, ROWS, costs, 197e12 / 131_072, 1.5 * useful, 1.0)
   monkeypatch.setattr(report, "compile_step", lambda *_: program)
   text, _ = report.fit(config, topology, None)
   assert "an MFU of 30.0 %, 45.0 % with what is computed again" in text
@@ -121,7 +121,7 @@ def test_the_search(monkeypatch):
     compiled.append((config.mesh.fsdp, config.model.remat, config.data.batch))
     if peak > topology.memory:
       raise DoesNotFit(f"it takes {peak}")
-    return Program(peak, 0, [ROWS[0]._replace(sent=config.mesh.fsdp * 10**6)], [], 0.0, 1.0)
+    return Program(peak, 0, [ROWS[0]._replace(sent=config.mesh.fsdp * 10**6)], [], 0.0, 0.0, 1.0)
 
   memory = 2 * advice.saved_bytes(config, 64, "dots")
   monkeypatch.setattr(search, "compile_step", compile_one)
@@ -151,7 +151,7 @@ def test_the_search_goes_by_the_expected_time(monkeypatch):
     model = config.model
     per_pair = 10 + config.mesh.fsdp - 3 * (model.remat == "lean") + (model.attention == "flash") - model.unroll
     cost = Cost(1e6 * per_pair * config.data.batch, 1, "products", "", False, "", "")
-    return Program(MIB, 0, [], [cost], 0.0, 1.0)
+    return Program(MIB, 0, [], [cost], 1.5e9, 0.0, 1.0)
 
   monkeypatch.setattr(search, "compile_step", compile_one)
   found = search.search(config, chips(8, 100 * MIB), [128, 256], lines.append)
@@ -180,7 +180,7 @@ def test_the_mesh_on_the_command_line():
 )
 def test_the_search_on_the_command_line(memory, status, said, monkeypatch, capsys):
   monkeypatch.setattr(topology, "open_topology", lambda name, slices: chips(8, memory, slices))
-  monkeypatch.setattr(search, "compile_step", lambda config, topology: Program(0, 0, [], [], 0.0, 1.0))
+  monkeypatch.setattr(search, "compile_step", lambda config, topology: Program(0, 0, [], [], 0.0, 0.0, 1.0))
   config = f"--config={ROOT}/configs/coca_tiny.py:runlocal"
   assert run_here(ROOT / "coca/plan.py", config, "--topology=v5e-8", "--search", "--batches=16,64") == status
   told = capsys.readouterr().out
