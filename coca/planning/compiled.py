@@ -56,12 +56,20 @@ def compile_step(config: Config, topology: Topology) -> Program:
   """The training step of the config over all devices of the topology.
 
   Raises:
-    ValueError: the mesh does not fit the devices, or does not divide a parameter.
+    ValueError: the mesh does not fit the devices, or does not divide a parameter; or cuDNN is needed and not there.
     DoesNotFit: it needs more memory than a device has.
   """
   mesh, config = make_mesh(config.mesh, topology.devices), for_topology(config)
   setup = Setup(config, mesh)
-  traced = TrainStep(setup).trace(setup.planned, batch_shapes(config, mesh))
+  try:
+    traced = TrainStep(setup).trace(setup.planned, batch_shapes(config, mesh))
+  except RuntimeError as e:
+    if "cuDNN" not in str(e):
+      raise
+    raise ValueError(
+      f"config.model.attention={config.model.attention} can be planned only where cuDNN is installed: plan with xla, "
+      "which holds and sends more"
+    ) from None
   return _compile(traced, topology, dict(mesh.shape))
 
 

@@ -15,7 +15,7 @@ from coca.planning.compiled import DoesNotFit, Program, compile_step, for_topolo
 from coca.planning.topology import Topology
 
 # Of config.model: what is tried, one setting after the other, with the fastest mesh and batch.
-TRIED = {"remat": POLICIES, "attention": ("xla", "flash", "cudnn"), "unroll": (1, 2, 3)}
+TRIED = {"remat": POLICIES, "attention": ("xla", "flash"), "unroll": (1, 2, 3)}
 
 
 class Found(NamedTuple):
