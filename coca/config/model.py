@@ -157,9 +157,9 @@ class Model:
   # What the backward pass computes again. 'dots': all but matmuls. 'lean': as 'dots', and the image tokens' keys and
   # values in each decoder layer, which are as large as all else there. 'full': everything.
   remat: Literal["none", "dots", "lean", "full"] = "none"
-  # The kernels of attention. 'cudnn' and 'flash' are taken where they can be used: 'cudnn' on NVIDIA GPUs with
-  # bfloat16; 'flash' on TPUs with 128 tokens and more and no mask (image encoder and generative pooler). Not in the
-  # paper.
-  attention: Literal["xla", "cudnn", "flash"] = "xla"
+  # The kernels of attention. 'auto': the fastest of coca's own and XLA's, which is 'flash' on TPUs and 'xla' elsewhere.
+  # 'cudnn' and 'flash' are taken where they can be used, 'xla' in their place: 'cudnn' on NVIDIA GPUs with bfloat16;
+  # 'flash' on TPUs, with 16 tokens and more. Not in the paper.
+  attention: Literal["auto", "xla", "cudnn", "flash"] = "auto"
   # Layers in an iteration of the scan. More compiles longer and saves a little time on CPU.
   unroll: int = 1

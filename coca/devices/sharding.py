@@ -202,6 +202,12 @@ def along_width(x):
   return jax.lax.with_sharding_constraint(x, P("data", *(None,) * (x.ndim - 2), "fsdp"))
 
 
+def batch_devices() -> int:
+  """The number of devices that the mesh in context splits a batch over."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape.get(axis, 1) for axis in BATCH)
+
+
 def constrain_batch(x):
   """Keeps the leading dimension split over the batch axes; nothing without a mesh in context."""
   mesh = jax.sharding.get_abstract_mesh()

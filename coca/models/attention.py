@@ -26,21 +26,20 @@ def _one_by_one(q, k) -> bool:
   return alone and platform() == "cpu" and k.shape[0] > 1 and q.shape[1] * k.shape[1] >= 2**16
 
 
-def _usable(implementation: str, q, k, mask) -> bool:
-  """True if there is such a kernel here: a model goes from the devices that it was trained on to others."""
+def _kernel(setting: str, q, k, mask) -> str:
+  """The kernel that `setting` comes to here: a model goes from the devices that it was trained on to others."""
   t, s, width = q.shape[1], k.shape[1], q.shape[3]
-  if implementation == "cudnn":
+  if setting == "cudnn":
     # A mask becomes a bias there, one of all queries, and its gradient wants even lengths.
     fits = mask is None or (mask.shape[2] == t and t % 2 == s % 2 == 0)
-    return platform() in ("gpu", "cuda") and q.dtype.itemsize == 2 and fits and width % 8 == 0 and width <= 128
-  tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-  return (
-    implementation == "flash"
-    and platform() == "tpu"
-    and mask is None
-    and min(t, s) >= 128
-    and (q.shape[2] % tensor == 0)
-  )
+    fits &= platform() in ("gpu", "cuda") and q.dtype.itemsize == 2 and width % 8 == 0 and width <= 128
+    return "cudnn" if fits else "xla"
+  if setting in ("auto", "flash") and platform() == "tpu" and (mask is None or mask.shape[1] == 1):
+    from coca.models.flash import fits  # Pallas is slow to import
+
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    return "flash" if q.shape[2] % tensor == 0 and fits(t, s, width, mask is not None) else "xla"
+  return "xla"
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray) -> Float[Array, "*shape"]:
@@ -64,17 +63,18 @@ def dot_product_attention(
     k: the keys.
     v: the values.
     mask: True may be attended. Each row must allow something.
-    implementation: 'xla'; 'cudnn', on NVIDIA GPUs in half precision; 'flash', on TPUs without a mask and with at least
-      128 tokens. Elsewhere, and where weights are dropped out, both are as 'xla'.
+    implementation: 'xla'; 'cudnn', on NVIDIA GPUs in half precision; 'flash', on TPUs; 'auto': 'flash' there.
+      Elsewhere, where a kernel does not fit, and where weights are dropped out, all are as 'xla'.
     drop: a function of the softmax' weights [B, H, T, S], dropout; None: none.
   """
   if len(q) < len(k):
     q = spread(q, (len(k), *q.shape[1:]), q.dtype)
-  if drop is None and _usable(implementation, q, k, mask):
-    if implementation == "flash":
-      from coca.models.flash import flash  # Pallas is slow to import
+  kernel = "xla" if drop else _kernel(implementation, q, k, mask)
+  if kernel == "flash":
+    from coca.models.flash import flash
 
-      return flash(q, k, v)
+    return flash(q, k, v, mask)
+  if kernel == "cudnn":
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
   if mask is None and drop is None and _one_by_one(q, k):
 

@@ -1,57 +1,182 @@
-"""JAX's flash attention kernel for TPUs (Pallas), for any number of tokens and a mesh that splits whole heads."""
+"""Attention on TPUs (Pallas) that reads and writes [B, T, H K], as products leave and take it: no head is cut out or
+turned, and logits stay in the core.
+
+The lanes of other heads are masked with zeros: a product over 64 lanes takes as long as one over 128, and to move lanes
+takes longer. A head sees all keys at once. Backward, the logits are turned, [S, T]: sums over keys then move no lanes,
+and one product in five wants a turned operand.
+
+Shapes: B batch, T queries, S keys, H heads, K width of a head, D = H K.
+"""
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, SegmentIds, flash_attention
+from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from coca.devices.sharding import BATCH
 
-TILE, MOST = 128, 512  # tokens of a block: a multiple of the first, and no more than the second
+LANES, SUBLANES = 128, 16  # of a tile, in bfloat16
+LOGITS = 2**18  # of a head at a time: 1 MiB, and a few arrays of that are held
+BLOCK = 2**18  # numbers of q, k or v at a time, if there are so many: the backward pass holds seven such blocks twice
+
+
+def fits(t: int, s: int, width: int, masked: bool) -> bool:
+  """True if there are tokens enough for whole tiles, and not so many that their logits can't be held."""
+  rows = _rows(t, s)
+  return min(t, s) >= SUBLANES and rows * s <= 2 * LOGITS and not (masked and rows < t) and width <= 2 * LANES
 
 
 def flash(
-  q: Float[Array, "B T H K"], k: Float[Array, "B S H K"], v: Float[Array, "B S H K"]
+  q: Float[Array, "B T H K"],
+  k: Float[Array, "B S H K"],
+  v: Float[Array, "B S H K"],
+  mask: Bool[Array, "#B 1 #T #S"] | None = None,
 ) -> Float[Array, "B T H K"]:
-  """Softmax attention without a mask; the logits of all tokens are never held at once."""
+  """Softmax attention of what `fits`. mask: True may be attended; each row must allow something."""
+  args = [x.reshape(*x.shape[:2], -1) for x in (q, k, v)]
+  if mask is not None:
+    bias = jnp.where(mask[:, 0], jnp.float32(0), jnp.finfo(jnp.float32).min)
+    args.append(jnp.broadcast_to(bias, (len(bias), q.shape[1], k.shape[1])))
+  local = functools.partial(_attention, q.shape[-1])
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return _local(q, k, v)
-  heads = P(BATCH, None, "tensor", None)  # the partitioner can't look into a kernel
-  return jax.shard_map(_local, in_specs=(heads,) * 3, out_specs=heads, check_vma=False)(q, k, v)
+  if not mesh.empty and mesh.size > 1:
+    heads = P(BATCH, None, "tensor")  # the partitioner can't look into a kernel
+    specs = (*(heads,) * 3, *(P(BATCH if len(x) == len(q) else None) for x in args[3:]))
+    local = jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)
+  return local(*args).reshape(q.shape)
 
 
-def _local(q, k, v):
-  (t, s), scale = (q.shape[1], k.shape[1]), q.shape[-1] ** -0.5
-  block_q, blocks_q = _blocks(t)
-  block_k, blocks_k = _blocks(s)
-  q, k, v = (
-    jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, n - x.shape[1]), (0, 0)))
-    for x, n in ((q, block_q * blocks_q), (k, block_k * blocks_k), (v, block_k * blocks_k))
-  )
-  segments = None
-  if k.shape[2] > s:  # what is filled up is of another segment, which no query looks at
-    of_k = jnp.broadcast_to((jnp.arange(k.shape[2]) >= s).astype(jnp.int32), (len(k), k.shape[2]))
-    segments = SegmentIds(jnp.zeros((len(q), q.shape[2]), jnp.int32), of_k)
-  sizes = BlockSizes(
-    block_q=block_q,
-    block_k_major=block_k,
-    block_k=block_k,
-    block_b=1,
-    block_q_major_dkv=block_q,
-    block_q_dkv=block_q,
-    block_k_major_dkv=block_k,
-    block_k_dkv=block_k,
-    block_q_dq=block_q,
-    block_k_major_dq=block_k,
-    block_k_dq=block_k,
-  )
-  y = flash_attention(q, k, v, segment_ids=segments, sm_scale=scale, block_sizes=sizes)
-  return y[:, :, :t].transpose(0, 2, 1, 3)
+def _rows(t: int, s: int) -> int:
+  """Queries at a time."""
+  cuts = [n for n in range(SUBLANES, t, SUBLANES) if t % n == 0 and n * s <= LOGITS]
+  return cuts[-1] if cuts and t * s > LOGITS else t
 
 
-def _blocks(tokens: int) -> tuple[int, int]:
-  """Tokens of a block, and how many: as few as `MOST` allows, filled up as little as whole tiles allow."""
-  count = -(-tokens // MOST)
-  return -(-tokens // (count * TILE)) * TILE, count
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(width, q, k, v, bias=None):
+  return _call(_forward, width, [q], [q, k, v], bias)[0]
+
+
+def _attention_fwd(width, q, k, v, bias=None):
+  return _attention(width, q, k, v, bias), (q, k, v, bias)
+
+
+def _attention_bwd(width, given, g):
+  q, k, v, bias = given
+  turned = None if bias is None else bias.swapaxes(1, 2)
+  return *_call(_backward, width, [q, k, v], [q, k, v, g], turned), None
+
+
+_attention.defvjp(_attention_fwd, _attention_bwd)
+
+
+def _call(kernel, width, outputs, inputs, bias):
+  """The kernel over blocks of some examples and some heads; `outputs`: what each output is like."""
+  batch, _, d = inputs[0].shape
+  tokens = max(x.shape[1] for x in inputs)
+  lanes, step = d, math.lcm(width, LANES)
+  if d % step == 0:
+    lanes = max((n for n in range(step, d, step) if d % n == 0 and n * tokens <= BLOCK), default=step)
+    lanes = d if d * tokens <= BLOCK else lanes
+  examples = max((n for n in range(1, batch + 1) if batch % n == 0 and n * tokens * lanes <= BLOCK), default=1)
+
+  def block(x):
+    return pl.BlockSpec((examples, x.shape[1], lanes), lambda b, h: (b, 0, h))
+
+  specs = [block(x) for x in inputs]
+  if bias is not None:
+    one = len(bias) == 1 < batch
+    specs.append(pl.BlockSpec((1 if one else examples, *bias.shape[1:]), lambda b, h: (0 if one else b, 0, 0)))
+
+  def body(*refs):
+    ins, outs = refs[: len(inputs)], refs[len(specs) :]
+    mask = refs[len(inputs)] if bias is not None else None
+
+    def example(i, _):
+      kernel(width, i, *ins, mask, *outs)
+
+    jax.lax.fori_loop(0, examples, example, None)
+
+  return pl.pallas_call(
+    body,
+    grid=(batch // examples, d // lanes),
+    in_specs=specs,
+    out_specs=[block(x) for x in outputs],
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+    name=kernel.__name__.strip("_"),
+  )(*inputs, *([] if bias is None else [bias]))
+
+
+def _forward(width, i, q_ref, k_ref, v_ref, mask_ref, y_ref):
+  """One example's heads."""
+  (t, lanes), s = q_ref.shape[1:], k_ref.shape[1]
+  rows = _rows(t, s)
+  for first in range(0, t, rows):
+    some, tiles = slice(first, first + rows), {}
+    for window, mine in _heads(lanes, width):
+      k, v = mine(k_ref[i, :, window]), mine(v_ref[i, :, window])
+      logits = _dot(q_ref[i, some, window], k, 1, 1) * width**-0.5
+      logits = _masked(logits, mask_ref, i)
+      p = jnp.exp(logits - logits.max(1, keepdims=True))
+      _add(tiles, window, _dot(p.astype(v.dtype), v, 1, 0) / p.sum(1, keepdims=True))
+    _store(y_ref, i, some, tiles)
+
+
+def _backward(width, i, q_ref, k_ref, v_ref, g_ref, mask_ref, dq_ref, dk_ref, dv_ref):
+  """One example's heads; mask_ref, and logits and what is like them, are turned."""
+  (t, lanes), s = q_ref.shape[1:], k_ref.shape[1]
+  rows = _rows(t, s)
+  dk, dv = {}, {}
+  for first in range(0, t, rows):
+    some, dq = slice(first, first + rows), {}
+    for window, mine in _heads(lanes, width):
+      q, g = mine(q_ref[i, some, window]), mine(g_ref[i, some, window])
+      k, v = mine(k_ref[i, :, window]), v_ref[i, :, window]
+      logits = _masked(_dot(k, q, 1, 1) * width**-0.5, mask_ref, i)
+      p = jnp.exp(logits - logits.max(0, keepdims=True))
+      p /= p.sum(0, keepdims=True)
+      dp = _dot(v, g, 1, 1)
+      d_logits = (p * (dp - (p * dp).sum(0, keepdims=True)) * width**-0.5).astype(q.dtype)
+      _add(dq, window, _dot(d_logits, k, 0, 0))
+      _add(dk, window, _dot(d_logits, q, 1, 0))
+      _add(dv, window, _dot(p.astype(g.dtype), g, 1, 0))
+    _store(dq_ref, i, some, dq)
+  _store(dk_ref, i, slice(None), dk)
+  _store(dv_ref, i, slice(None), dv)
+
+
+def _heads(lanes, width):
+  """For each head the tiles that it is in, as a slice of lanes, and what zeroes the lanes of others there."""
+  for first in range(0, lanes, width):
+    start = first // LANES * LANES
+    stop = min(-(-(first + width) // LANES) * LANES, lanes)
+
+    def mine(x, first=first - start):
+      lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+      return x if x.shape[1] == width else jnp.where((lane >= first) & (lane < first + width), x, jnp.zeros_like(x))
+
+    yield slice(start, stop), mine
+
+
+def _dot(a, b, axis_a, axis_b):
+  return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _masked(logits, mask_ref, i):
+  return logits if mask_ref is None else logits + mask_ref[jnp.minimum(i, mask_ref.shape[0] - 1)]
+
+
+def _add(tiles, window, x):
+  """Adds to the sums of the tiles of a window."""
+  for start in range(window.start, window.stop, LANES):
+    part = x[:, start - window.start : min(start + LANES, window.stop) - window.start]
+    tiles[start] = tiles[start] + part if start in tiles else part
+
+
+def _store(ref, i, rows, tiles):
+  for start, x in tiles.items():
+    ref[i, rows, start : start + x.shape[1]] = x.astype(ref.dtype)

@@ -94,7 +94,8 @@ class Layer(nnx.Module):
       return dropout(x, self.dropout, next(keys)) if drops else x
 
     def add(norm, x, function):
-      return self._after(norm, x, drop(function(self._before(norm, x))))
+      y, x = self._before(norm, x)
+      return self._after(norm, x, drop(function(y)))
 
     def attend(y):
       return self.self_attention(y, self.self_attention.keys_values(y), mask, drop if drops else None)
@@ -113,7 +114,8 @@ class Layer(nnx.Module):
     return constrain_batch(add(self.norm_mlp, x, self.mlp))
 
   def _before(self, norm, x):
-    return x if self.post_norm else norm(x)
+    """The input of a part of the layer, and the sum that its output is added to."""
+    return (x, x) if self.post_norm else norm.fork(x)
 
   def _after(self, norm, x, y):
     return norm(x + y) if self.post_norm else x + y
@@ -163,7 +165,7 @@ class Layer(nnx.Module):
     Returns:
       the states, and the new cache.
     """
-    y = self._before(self.norm_self, x)
+    y, x = self._before(self.norm_self, x)
     new = self.self_attention.cached_keys_values(y)
     if spread > 1:
       new = [jax.lax.pad(k, jnp.zeros((), k.dtype), [(0, 0, 0)] * 2 + [(0, 0, spread - 1), (0, 0, 0)]) for k in new]
@@ -173,16 +175,18 @@ class Layer(nnx.Module):
     cache = keys, values
     x = self._after(self.norm_self, x, self.self_attention.over_cache(y, cache, mask))
     if self.self_mlp:
-      x = self._after(self.norm_self_mlp, x, self.self_mlp(self._before(self.norm_self_mlp, x)))
+      y, x = self._before(self.norm_self_mlp, x)
+      x = self._after(self.norm_self_mlp, x, self.self_mlp(y))
     if context is not None:
-      y, attention = self._before(self.norm_cross, x), self.cross_attention
+      (y, x), attention = self._before(self.norm_cross, x), self.cross_attention
       y = (
         attention.over_cache(y, context, context_mask)
         if isinstance(context, tuple)
         else attention.over_tokens(y, context, context_mask)
       )
       x = self._after(self.norm_cross, x, y)
-    return self._after(self.norm_mlp, x, self.mlp(self._before(self.norm_mlp, x))), cache
+    y, x = self._before(self.norm_mlp, x)
+    return self._after(self.norm_mlp, x, self.mlp(y)), cache
 
 
 KEEP = jax.checkpoint_policies.save_only_these_names

@@ -10,7 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from coca.devices.sharding import gather_layer
+from coca.devices.hardware import platform
+from coca.devices.sharding import batch_devices, gather_layer
 from coca.models.rngs import Rngs
 
 # What the papers leave open: kernels as in the ViT code (Xavier), embeddings as in BERT.
@@ -21,20 +22,12 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def flat_dot_general(
-  x: Float[Array, "*rows D"],
-  kernel: Float[Array, "D E"],
-  dimension_numbers: tuple | None,
-  keep: str = "matmul",
-  **options,
+  x: Float[Array, "*rows D"], kernel: Float[Array, "D E"], dimension_numbers: tuple | None, **options
 ) -> Float[Array, "*rows E"]:
-  """x @ kernel as a product of two matrices: twice as fast backward on CPU as over [B, T, D].
-
-  `keep` names the result for `REMAT`.
-  """
+  """x @ kernel as a product of two matrices: twice as fast backward on CPU as over [B, T, D]."""
   del dimension_numbers  # nnx.Linear only ever contracts the last dimension with the first
   flat = x.reshape(-1, x.shape[-1])
-  y = checkpoint_name(jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options), keep)
-  return y.reshape(*x.shape[:-1], -1)
+  return jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], -1)
 
 
 def few_rows_dot_general(
@@ -56,22 +49,49 @@ def spread(x: Float[Array, "..."], shape: tuple[int, ...], dtype: DTypeLike) -> 
   Its gradient is their sum, in fp32: in bfloat16 a sum of many numbers stops growing where one of them is less than a
   256th of it.
   """
+  if platform() == "tpu" and x.ndim == 1 and len(shape) > 1 and dtype != jnp.float32:
+    return _spread(x, shape, dtype)
   return jnp.broadcast_to(x.astype(jnp.float32), shape).astype(dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _spread(x, shape, dtype):
+  """`spread` of a vector, with the sum as a product with ones: the matrix units sum faster than the others."""
+  return jnp.broadcast_to(x.astype(dtype), shape)
+
+
+def _spread_fwd(x, shape, dtype):
+  return _spread(x, shape, dtype), jnp.zeros((), x.dtype)
+
+
+def _spread_bwd(shape, dtype, like, g):
+  ones = jnp.ones((8, *shape[:-1]), g.dtype)
+  axes = range(len(shape) - 1)
+  contracted = tuple(i + 1 for i in axes), tuple(axes)
+  total = jax.lax.dot_general(ones, g, (contracted, ((), ())), preferred_element_type=jnp.float32)
+  return (total[0].astype(like.dtype),)
+
+
+_spread.defvjp(_spread_fwd, _spread_bwd)
+
+
 class Linear(nnx.Linear):
-  """With the bias as `spread` has it."""
+  """With the bias as `spread` has it; `keep` names the result for `REMAT`."""
+
+  keep = "matmul"
 
   def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows E"]:
     y = self.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype), None)
-    return y if self.bias is None else y + spread(self.bias[...], y.shape, y.dtype)
+    y = y if self.bias is None else y + spread(self.bias[...], y.shape, y.dtype)
+    return checkpoint_name(y, self.keep)
 
 
 def linear(n_in: int, n_out: int, dtype: DTypeLike, rngs: Rngs, bias: bool = True, keep: str = "matmul") -> Linear:
-  dot_general = functools.partial(flat_dot_general, keep=keep)
   # In a dict, since flax says that it wants its own `Rngs`; all that it asks of it is `params()`.
-  options = {"use_bias": bias, "dtype": dtype, "kernel_init": KERNEL_INIT, "dot_general": dot_general, "rngs": rngs}
-  return Linear(n_in, n_out, **options)
+  options = {"use_bias": bias, "dtype": dtype, "kernel_init": KERNEL_INIT, "rngs": rngs}
+  layer = Linear(n_in, n_out, dot_general=flat_dot_general, **options)
+  layer.keep = keep
+  return layer
 
 
 def gathered(module: M, dtype: DTypeLike, prefix: str = "") -> M:
@@ -80,6 +100,27 @@ def gathered(module: M, dtype: DTypeLike, prefix: str = "") -> M:
   return nnx.merge(graphdef, gather_layer(state, dtype, prefix))
 
 
-def layer_norm(width: int, eps: float, dtype: DTypeLike, rngs: Rngs) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
+  """On TPUs by a kernel of our own."""
+
+  def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    return self._kernel(x, fork=False)[0] if self._fits(x) else super().__call__(x)
+
+  def fork(self, x: Float[Array, "*rows D"]) -> tuple[Float[Array, "*rows D"], Float[Array, "*rows D"]]:
+    """x normed, and x, for what goes around."""
+    return self._kernel(x, fork=True) if self._fits(x) else (super().__call__(x), x)
+
+  def _fits(self, x):
+    if platform() != "tpu" or x.ndim != 3 or x.dtype != self.dtype:
+      return False
+    return x.shape[0] % batch_devices() == 0 and x.shape[1] >= 16 and x.shape[2] % 128 == 0  # whole tiles
+
+  def _kernel(self, x, fork):
+    from coca.models import norm  # Pallas is slow to import
+
+    return norm.layer_norm(x, self.scale[...], self.bias[...], self.epsilon, fork)
+
+
+def layer_norm(width: int, eps: float, dtype: DTypeLike, rngs: Rngs) -> LayerNorm:
   options = {"epsilon": eps, "dtype": dtype, "use_fast_variance": False, "rngs": rngs}
-  return nnx.LayerNorm(width, **options)
+  return LayerNorm(width, **options)

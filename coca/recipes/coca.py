@@ -34,7 +34,7 @@ def pretraining(pairs: str = "") -> Draft:
 
   # Label texts repeat within a batch; the paper says nothing about it.
   config.contrastive.equal_texts = "mask"
-  config.model.remat = "dots"
+  config.model.remat = "full"
   config.mesh.data, config.mesh.fsdp = 1, -1
   if pairs:
     config.data.sources = {"pairs": to_dict(Source(kind="webdataset", path=pairs))}

@@ -1,4 +1,4 @@
-"""The Pallas kernel for TPUs, interpreted on CPU, and where it and cuDNN's are used."""
+"""The Pallas kernels for TPUs, interpreted on CPU, and where they and cuDNN's are used."""
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +8,18 @@ from jax.experimental.pallas import tpu as pltpu
 
 from coca import config as settings
 from coca.devices.sharding import make_mesh
-from coca.models import attention
-from coca.models.flash import _blocks, flash
+from coca.models import attention, norm
+from coca.models.flash import _rows, fits, flash
 
 
-def operands(t, s, b=1, h=1, seed=0):
+def operands(t, s, b, h, width, seed=0):
   rng = np.random.default_rng(seed)
-  return [rng.standard_normal((b, n, h, 32)) for n in (t, s, s, t)]
+  return [rng.standard_normal((b, n, h, width)) for n in (t, s, s, t)]
 
 
-def reference(q, k, v, g):
+def reference(q, k, v, g, mask):
   """Attention and the gradients of its product with g, in float64."""
-  logits = np.einsum("bthk,bshk->bhts", q, k) / np.sqrt(q.shape[-1])
+  logits = np.where(mask, np.einsum("bthk,bshk->bhts", q, k) / np.sqrt(q.shape[-1]), -np.inf)
   w = np.exp(logits - logits.max(-1, keepdims=True))
   w /= w.sum(-1, keepdims=True)
   dw = np.einsum("bthk,bshk->bhts", g, v)
@@ -32,44 +32,113 @@ def reference(q, k, v, g):
   )
 
 
-def test_outputs_and_gradients_with_tokens_that_fill_no_block():
-  q, k, v, g = operands(130, 140)
+def causal(t):
+  return np.tril(np.ones((1, 1, t, t), bool))
+
+
+def words(b, s):
+  """The first word of each text may be attended, and some of the others."""
+  return (np.random.default_rng(1).random((b, 1, 1, s)) > 0.5) | (np.arange(s) == 0)
+
+
+@pytest.mark.parametrize(
+  ("t", "s", "b", "heads", "width", "mask"),
+  [
+    (24, 40, 2, 4, 64, None),  # two heads in a tile
+    (20, 18, 2, 16, 88, None),  # heads that begin in one tile and end in the next
+    (17, 17, 4, 3, 32, None),  # tokens and heads that fill no tile
+    (17, 17, 3, 2, 128, causal(17)),
+    (16, 30, 4, 2, 64, words(4, 30)),
+    (1024, 1024, 1, 1, 128, None),  # some of the queries at a time
+  ],
+)
+def test_outputs_and_gradients(t, s, b, heads, width, mask):
+  q, k, v, g = operands(t, s, b, heads, width)
+  assert fits(t, s, width, masked=mask is not None)
   with pltpu.force_tpu_interpret_mode():
-    y, back = jax.vjp(flash, *(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    allowed = None if mask is None else jnp.asarray(mask)
+    y, back = jax.vjp(lambda *x: flash(*x, allowed), *(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
     found = y, *back(jnp.asarray(g, jnp.float32))
-  for ours, theirs in zip(found, reference(q, k, v, g), strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+  for ours, theirs in zip(found, reference(q, k, v, g, True if mask is None else mask), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=4e-6)
 
 
-@pytest.mark.parametrize(("tokens", "blocks"), [(130, (256, 1)), (256, (256, 1)), (324, (384, 1)), (1296, (512, 3))])
-def test_blocks(tokens, blocks):
-  assert _blocks(tokens) == blocks
+@pytest.mark.parametrize(
+  ("tokens", "rows"), [(65, 65), (256, 256), (324, 324), (576, 288), (1024, 256), (1296, 144), (577, 577)]
+)
+def test_queries_at_a_time(tokens, rows):
+  assert _rows(tokens, tokens) == rows
 
 
-@pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_too_many_tokens_that_no_number_divides_are_left_to_xla():
+  assert fits(577, 577, 64, masked=False) and not fits(1601, 1601, 64, masked=False)
+  assert not fits(1024, 1024, 64, masked=True)
+
+
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize(("b", "t", "d"), [(4, 17, 256), (3, 40, 1408)])
+def test_norm_and_its_gradients(b, t, d, around):
+  rng = np.random.default_rng(0)
+  x, g, of_x = 2 + 3 * rng.standard_normal((3, b, t, d))
+  scale, bias = rng.standard_normal((2, d))
+  of_x *= around
+  by = 1 / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  normed, scaled = (x - x.mean(-1, keepdims=True)) * by, g * scale
+  along = (scaled * normed).mean(-1, keepdims=True)
+  dx = by * (scaled - scaled.mean(-1, keepdims=True) - normed * along) + of_x
+  expected = normed * scale + bias, dx, (g * normed).sum((0, 1)), g.sum((0, 1))
+  with pltpu.force_tpu_interpret_mode():
+    args = (jnp.asarray(a, jnp.float32) for a in (x, scale, bias))
+    y, back = jax.vjp(lambda *args: norm.layer_norm(*args, 1e-6, around), *args)
+    found = y[0], *back(tuple(jnp.asarray(a, jnp.float32) for a in (g, of_x)[: 1 + around]))
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
+
+
+SIZES = pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+
+
+@SIZES
 def test_it_lowers_for_tpus_under_a_mesh(sizes):
-  """Each device has its own rows and heads; nothing is gathered for the kernel."""
+  """Each device has its own rows and heads; nothing is gathered for the kernel, cut into heads or turned."""
   mesh = make_mesh(settings.Mesh(**sizes), jax.devices() if sizes else jax.devices()[:1])
-  shapes = [jax.ShapeDtypeStruct((4, n, 2, 64), jnp.bfloat16) for n in (324, 256, 256)]
+  shapes = [jax.ShapeDtypeStruct((4, n, 4, 64), jnp.bfloat16) for n in (324, 256, 256)]
 
   def loss(q, k, v):
     return flash(q, k, v).astype(jnp.float32).sum()
 
   with jax.set_mesh(mesh):
-    text = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
-  # Forward and backward; how many kernels the way back takes is jax's affair, but no product is left outside them.
-  assert text.count("tpu_custom_call") > 1 and "dot_general" not in text
-  assert ("tensor<1x1x384x64xbf16>" if sizes else "tensor<4x2x384x64xbf16>") in text
+    text = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+  assert text.count("@tpu_custom_call") == 2 and "dot_general" not in text and "transpose" not in text
+  assert ("tensor<1x324x128xbf16>" if sizes else "tensor<4x324x256xbf16>") in text
+
+
+@SIZES
+def test_the_norm_lowers_for_tpus_under_a_mesh(sizes):
+  mesh = make_mesh(settings.Mesh(**sizes), jax.devices() if sizes else jax.devices()[:1])
+  shapes = jax.ShapeDtypeStruct((4, 324, 256), jnp.bfloat16), *[jax.ShapeDtypeStruct((256,), jnp.float32)] * 2
+
+  def loss(*args):
+    normed, around = norm.layer_norm(*args, 1e-6, True)
+    return (normed * around).astype(jnp.float32).sum()
+
+  with jax.set_mesh(mesh):
+    text = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
+  assert text.count("@tpu_custom_call") == 2
+  assert ("tensor<1x324x256xbf16>" if sizes else "tensor<4x324x256xbf16>") in text
 
 
 @pytest.mark.parametrize(
   ("name", "where", "dtype", "tokens", "mask", "kernel"),
   [
     ("flash", "tpu", "bfloat16", 128, None, "flash"),
-    ("flash", "tpu", "bfloat16", 127, None, None),
-    ("flash", "tpu", "bfloat16", 128, True, None),
+    ("auto", "tpu", "bfloat16", 128, None, "flash"),
+    ("flash", "tpu", "bfloat16", 15, None, None),
+    ("flash", "tpu", "bfloat16", 128, True, "flash"),
     ("flash", "cpu", "bfloat16", 128, None, None),
     ("flash", "gpu", "bfloat16", 128, None, None),
+    ("auto", "cpu", "bfloat16", 128, None, None),
+    ("auto", "gpu", "bfloat16", 128, None, None),
     ("cudnn", "gpu", "bfloat16", 16, True, "cudnn"),
     ("cudnn", "gpu", "float32", 16, None, None),
     ("cudnn", "cpu", "bfloat16", 16, None, None),
@@ -82,7 +151,7 @@ def test_a_kernel_is_used_where_it_can_be(monkeypatch, name, where, dtype, token
   """The same model runs on other devices than it was trained on."""
   used = []
   monkeypatch.setattr(attention, "platform", lambda: where)
-  monkeypatch.setattr("coca.models.flash.flash", lambda q, k, v: used.append("flash") or q)
+  monkeypatch.setattr("coca.models.flash.flash", lambda q, *_: used.append("flash") or q)
   monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **options: used.append("cudnn") or q)
   q, k, v = (jnp.zeros((2, tokens, 2, 8), dtype) for _ in range(3))
   mask = None if mask is None else jnp.ones((1, 1, tokens, tokens), bool)
