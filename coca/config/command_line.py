@@ -57,9 +57,16 @@ def parse_flags(argv) -> list[str]:
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     while e.args and isinstance(e.args[0], Exception):
       e = e.args[0]
-    said = f"no such setting: {e.args[0]}" if isinstance(e, KeyError) and e.args else str(e).replace("\\n", "\n")
+    said = _unknown(str(e.args[0]), argv) if isinstance(e, KeyError) and e.args else str(e).replace("\\n", "\n")
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     sys.exit(f"error: {lines[-1].removeprefix('ValueError: ') if 'Traceback' in said else ' '.join(lines)}")
+
+
+def _unknown(said: str, argv: list[str]) -> str:
+  """ml_collections names one part alone of a setting that is not there: 'lrr'."""
+  names = (arg.partition("=")[0] for arg in argv if arg.startswith("--config."))
+  flag = next((name for name in names if any(f"'{part}'" in said for part in name.split("."))), "--config")
+  return f"{flag}: no such setting: {said}"
 
 
 @contextlib.contextmanager

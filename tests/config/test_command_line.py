@@ -8,6 +8,7 @@ import pytest
 from coca.capfilt.__main__ import parse_command
 from coca.config.command_line import arguments, one_line
 from coca.storage.lock import locked
+from support.processes import ROOT, run_here
 
 
 class TestArguments:
@@ -98,3 +99,9 @@ def test_a_setting_of_decoding_by_another_name_is_answered_with_ours():
     parse_command(command)
   with pytest.raises(SystemExit, match=r"config\.decoding\.max_lenght: no such setting; did you mean max_length\?"):
     parse_command([*command[:2], "--config.decoding.max_lenght=9"])
+
+
+@pytest.mark.parametrize(("flag", "part"), [("--config.optim.lrr", "lrr"), ("--config.optimm.lr", "optimm")])
+def test_a_setting_that_is_not_there_is_named_whole(flag, part):
+  said = run_here(ROOT / "coca/train.py", f"--config={ROOT}/configs/coca_tiny.py", f"{flag}=3")
+  assert said.startswith(f"error: {flag}: no such setting: '{part}' Did you mean")
