@@ -65,12 +65,12 @@ def alt_text_alone() -> Draft:
   return config
 
 
-def shorten(config: Draft, steps: int = 60, batch: int = 64, limit: int = 256) -> None:
+def shorten(config: Draft, steps: int = 60, batch: int = 64) -> None:
   """Leaves a config, in place, a few steps of a few pairs, and evaluations of a few examples at the end."""
   config.update(steps=str(steps), log_every=str(max(steps // 6, 1)))
   config.data.batch = batch
   for settings in config.evals.values():
-    settings.update(limit=limit, batch=64, every="")
+    settings.update(limit=64, batch=64, every="")
   config.checkpoint.every = "50%"
 
 
@@ -149,7 +149,7 @@ def finetuning(init_from: str, runlocal: bool) -> Draft:
       config.evals[kind] = to_dict(Eval(kind=kind, source=unseen, every="20%", equal_texts=kind == "retrieval"))
   if runlocal:
     config.optim.warmup = "1"
-    shorten(config, steps=4, batch=8, limit=64)
+    shorten(config, steps=4, batch=8)
   return config
 
 
