@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from coca.devices.hardware import platform
-from coca.models.linear import linear, spread
+from coca.models.linear import linear, spread, stacked
 from coca.models.rngs import Rngs
 
 KeysValues = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
@@ -26,19 +26,18 @@ def _one_by_one(q, k) -> bool:
   return alone and platform() == "cpu" and k.shape[0] > 1 and q.shape[1] * k.shape[1] >= 2**16
 
 
-def _kernel(setting: str, q, k, mask) -> str:
+def _kernel(setting: str, t: int, s: int, heads: int, width: int, dtype, mask) -> str:
   """The kernel that `setting` comes to here: a model goes from the devices that it was trained on to others."""
-  t, s, width = q.shape[1], k.shape[1], q.shape[3]
   if setting == "cudnn":
     # A mask becomes a bias there, one of all queries, and its gradient wants even lengths.
     fits = mask is None or (mask.shape[2] == t and t % 2 == s % 2 == 0)
-    fits &= platform() in ("gpu", "cuda") and q.dtype.itemsize == 2 and width % 8 == 0 and width <= 128
+    fits &= platform() in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2 and width % 8 == 0 and width <= 128
     return "cudnn" if fits else "xla"
   if setting in ("auto", "flash") and platform() == "tpu" and (mask is None or mask.shape[1] == 1):
     from coca.models.flash import fits  # Pallas is slow to import
 
     tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-    return "flash" if q.shape[2] % tensor == 0 and fits(t, s, width, mask is not None) else "xla"
+    return "flash" if heads % tensor == 0 and fits(t, s, width, mask is not None) else "xla"
   return "xla"
 
 
@@ -69,11 +68,12 @@ def dot_product_attention(
   """
   if len(q) < len(k):
     q = spread(q, (len(k), *q.shape[1:]), q.dtype)
-  kernel = "xla" if drop else _kernel(implementation, q, k, mask)
+  kernel = "xla" if drop else _kernel(implementation, q.shape[1], k.shape[1], *q.shape[2:], q.dtype, mask)
   if kernel == "flash":
     from coca.models.flash import flash
 
-    return flash(q, k, v, mask)
+    parts = tuple(x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+    return flash(parts, q.shape[-1], mask).reshape(q.shape)
   if kernel == "cudnn":
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
   if mask is None and drop is None and _one_by_one(q, k):
@@ -138,6 +138,26 @@ class Attention(nnx.Module):
     """x attends to `kv`, a pair as `keys_values` returns it."""
     y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation, drop)
     return self.out(y.reshape(*y.shape[:2], -1))
+
+  def over(
+    self,
+    x: Float[Array, "B T D"],
+    context: Float[Array, "B S kv_width"] | None = None,
+    mask: Bool[Array, "#B #H #T #S"] | None = None,
+    drop: Callable | None = None,
+  ) -> Float[Array, "B T out"]:
+    """x attends to `context`, or to itself: what is projected from the same tokens is one product on TPUs."""
+    tokens, width = x if context is None else context, self.query.out_features // self.heads
+    sizes = x.shape[1], tokens.shape[1], self.heads, width
+    if drop or _kernel(self.implementation, *sizes, self.query.dtype, mask) != "flash":
+      return self(x, self.keys_values(tokens), mask, drop)
+    from coca.models.flash import flash
+
+    if context is None:
+      parts = (stacked([self.query, self.key, self.value], x),)
+    else:
+      parts = self.query(x), stacked([self.key, self.value], context)
+    return self.out(flash(parts, width, mask))
 
   def weights(self, x: Float[Array, "#B T D"], context: Float[Array, "B S kv_width"]) -> Float32[Array, "B T S"]:
     """The weights with which x attends to the context, the mean over the heads."""

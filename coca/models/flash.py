@@ -25,29 +25,37 @@ BLOCK = 2**18  # numbers of q, k or v at a time, if there are so many: the backw
 
 
 def fits(t: int, s: int, width: int, masked: bool) -> bool:
-  """True if there are tokens enough for whole tiles, and not so many that their logits can't be held."""
+  """True if there are keys enough for whole tiles, and not so many that their logits can't be held."""
   rows = _rows(t, s)
-  return min(t, s) >= SUBLANES and rows * s <= 2 * LOGITS and not (masked and rows < t) and width <= 2 * LANES
+  held = s >= SUBLANES and rows * s <= 2 * LOGITS and width <= 2 * LANES
+  return held and (not masked or t == rows >= SUBLANES)
 
 
-def flash(
-  q: Float[Array, "B T H K"],
-  k: Float[Array, "B S H K"],
-  v: Float[Array, "B S H K"],
-  mask: Bool[Array, "#B 1 #T #S"] | None = None,
-) -> Float[Array, "B T H K"]:
-  """Softmax attention of what `fits`. mask: True may be attended; each row must allow something."""
-  args = [x.reshape(*x.shape[:2], -1) for x in (q, k, v)]
+def flash(parts: tuple, width: int, mask: Bool[Array, "#B 1 #T #S"] | None = None) -> Float[Array, "B T D"]:
+  """Softmax attention of what `fits`.
+
+  Args:
+    parts: queries [B, T, D], keys and values [B, S, D]. Neighbours may be stacked as one product leaves them: (q, kv)
+      with kv [2, B, S, D], or (qkv,).
+    width: of a head.
+    mask: True may be attended; each row must allow something.
+  """
+  bias, (batch, t, _) = None, parts[0].shape[-3:]
+  missing = SUBLANES - t if len(parts) > 1 and mask is None else 0
+  if missing > 0:  # such as the one query of a pooler
+    padded = jnp.pad(parts[0], ((0, 0), (0, missing), (0, 0)))
+    return flash((padded, *parts[1:]), width)[:, :t]
   if mask is not None:
     bias = jnp.where(mask[:, 0], jnp.float32(0), jnp.finfo(jnp.float32).min)
-    args.append(jnp.broadcast_to(bias, (len(bias), q.shape[1], k.shape[1])))
-  local = functools.partial(_attention, q.shape[-1])
+    bias = jnp.broadcast_to(bias, (len(bias), t, parts[-1].shape[-2]))
+  local = functools.partial(_attention, width)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.size > 1:
-    heads = P(BATCH, None, "tensor")  # the partitioner can't look into a kernel
-    specs = (*(heads,) * 3, *(P(BATCH if len(x) == len(q) else None) for x in args[3:]))
-    local = jax.shard_map(local, in_specs=specs, out_specs=heads, check_vma=False)
-  return local(*args).reshape(q.shape)
+    heads = BATCH, None, "tensor"  # the partitioner can't look into a kernel
+    specs = tuple(P(*[None] * (x.ndim - 3), *heads) for x in parts)
+    of_bias = P() if bias is None or len(bias) < batch else P(BATCH)
+    local = jax.shard_map(local, in_specs=(specs, of_bias), out_specs=P(*heads), check_vma=False)
+  return local(parts, bias)
 
 
 def _rows(t: int, s: int) -> int:
@@ -57,18 +65,19 @@ def _rows(t: int, s: int) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(width, q, k, v, bias=None):
-  return _call(_forward, width, [q], [q, k, v], bias)[0]
+def _attention(width, parts, bias):
+  like = jax.ShapeDtypeStruct(parts[0].shape[-3:], parts[0].dtype)
+  return _call(_forward, width, [like], parts, bias)[0]
 
 
-def _attention_fwd(width, q, k, v, bias=None):
-  return _attention(width, q, k, v, bias), (q, k, v, bias)
+def _attention_fwd(width, parts, bias):
+  return _attention(width, parts, bias), (parts, bias)
 
 
 def _attention_bwd(width, given, g):
-  q, k, v, bias = given
+  parts, bias = given
   turned = None if bias is None else bias.swapaxes(1, 2)
-  return *_call(_backward, width, [q, k, v], [q, k, v, g], turned), None
+  return tuple(_call(_backward, width, parts, (*parts, g), turned)), None
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
@@ -76,8 +85,8 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 
 def _call(kernel, width, outputs, inputs, bias):
   """The kernel over blocks of some examples and some heads; `outputs`: what each output is like."""
-  batch, _, d = inputs[0].shape
-  tokens = max(x.shape[1] for x in inputs)
+  batch, _, d = inputs[0].shape[-3:]
+  tokens = max(x.shape[-2] for x in inputs)
   lanes, step = d, math.lcm(width, LANES)
   if d % step == 0:
     lanes = max((n for n in range(step, d, step) if d % n == 0 and n * tokens <= BLOCK), default=step)
@@ -85,7 +94,11 @@ def _call(kernel, width, outputs, inputs, bias):
   examples = max((n for n in range(1, batch + 1) if batch % n == 0 and n * tokens * lanes <= BLOCK), default=1)
 
   def block(x):
-    return pl.BlockSpec((examples, x.shape[1], lanes), lambda b, h: (b, 0, h))
+    stack = x.shape[:-3]
+    return pl.BlockSpec((*stack, examples, x.shape[-2], lanes), lambda b, h: (*(0 for _ in stack), b, 0, h))
+
+  def apart(refs):
+    return [part for ref in refs for part in ([ref] if ref.ndim == 3 else [ref.at[i] for i in range(ref.shape[0])])]
 
   specs = [block(x) for x in inputs]
   if bias is not None:
@@ -93,7 +106,7 @@ def _call(kernel, width, outputs, inputs, bias):
     specs.append(pl.BlockSpec((1 if one else examples, *bias.shape[1:]), lambda b, h: (0 if one else b, 0, 0)))
 
   def body(*refs):
-    ins, outs = refs[: len(inputs)], refs[len(specs) :]
+    ins, outs = apart(refs[: len(inputs)]), apart(refs[len(specs) :])
     mask = refs[len(inputs)] if bias is not None else None
 
     def example(i, _):
@@ -115,15 +128,17 @@ def _forward(width, i, q_ref, k_ref, v_ref, mask_ref, y_ref):
   """One example's heads."""
   (t, lanes), s = q_ref.shape[1:], k_ref.shape[1]
   rows = _rows(t, s)
-  for first in range(0, t, rows):
-    some, tiles = slice(first, first + rows), {}
+
+  def some_rows(n, _):
+    some, tiles = slice(None) if rows == t else pl.ds(pl.multiple_of(n * rows, SUBLANES), rows), {}
     for window, mine in _heads(lanes, width):
       k, v = mine(k_ref[i, :, window]), mine(v_ref[i, :, window])
-      logits = _dot(q_ref[i, some, window], k, 1, 1) * width**-0.5
-      logits = _masked(logits, mask_ref, i)
+      logits = _masked(_dot(q_ref[i, some, window], k, 1, 1) * width**-0.5, mask_ref, i)
       p = jnp.exp(logits - logits.max(1, keepdims=True))
       _add(tiles, window, _dot(p.astype(v.dtype), v, 1, 0) / p.sum(1, keepdims=True))
     _store(y_ref, i, some, tiles)
+
+  jax.lax.fori_loop(0, t // rows, some_rows, None)  # unrolled, all of them would be held at once
 
 
 def _backward(width, i, q_ref, k_ref, v_ref, g_ref, mask_ref, dq_ref, dk_ref, dv_ref):

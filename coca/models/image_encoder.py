@@ -58,7 +58,8 @@ class ImageEncoder(nnx.Module):
     """
     x = self._normalized(image)
     batch, side = x.shape[0], x.shape[1] // self.patch
-    x = x.reshape(batch, side, self.patch, side, self.patch, 3).swapaxes(2, 3).reshape(batch, side**2, -1)
+    # A row of a patch as one dimension: what is turned has many numbers in a row, not three.
+    x = x.reshape(batch, side, self.patch, side, self.patch * 3).swapaxes(2, 3).reshape(batch, side**2, -1)
     positions = gather("positions", self.positions[...], self.dtype)
     x = gathered(self.patches, self.dtype, "patches/")(x)
     x += spread(positions if self.class_token is None else positions[1:], x.shape, self.dtype)

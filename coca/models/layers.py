@@ -98,7 +98,7 @@ class Layer(nnx.Module):
       return self._after(norm, x, drop(function(y)))
 
     def attend(y):
-      return self.self_attention(y, self.self_attention.keys_values(y), mask, drop if drops else None)
+      return self.self_attention.over(y, mask=mask, drop=drop if drops else None)
 
     x = add(self.norm_self, x, attend)
     if self.self_mlp:
@@ -106,9 +106,9 @@ class Layer(nnx.Module):
     if context is not None:
 
       def look(y):
-        kv = self.cross_attention.keys_values(self._context(context))
         queries = y.reshape(len(context), -1, y.shape[-1])  # of one attention: they don't see each other
-        return self.cross_attention(queries, kv, context_mask, drop if drops else None).reshape(y.shape)
+        drop_weights = drop if drops else None
+        return self.cross_attention.over(queries, self._context(context), context_mask, drop_weights).reshape(y.shape)
 
       x = add(self.norm_cross, x, look)
     return constrain_batch(add(self.norm_mlp, x, self.mlp))

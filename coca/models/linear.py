@@ -86,6 +86,15 @@ class Linear(nnx.Linear):
     return checkpoint_name(y, self.keep)
 
 
+def stacked(layers: list[Linear], x: Float[Array, "B T D"]) -> Float[Array, "n B T E"]:
+  """The results of layers of one size on the same rows, of one product."""
+  dtype, kept = layers[0].dtype, layers[0].keep
+  kernels = jnp.stack([layer.kernel[...].astype(dtype) for layer in layers])
+  y = jnp.einsum("btd,nde->nbte", x.astype(dtype), kernels)
+  y += jax.vmap(lambda bias: spread(bias, y.shape[1:], dtype))(jnp.stack([layer.bias[...] for layer in layers]))
+  return checkpoint_name(y, kept)
+
+
 def linear(n_in: int, n_out: int, dtype: DTypeLike, rngs: Rngs, bias: bool = True, keep: str = "matmul") -> Linear:
   # In a dict, since flax says that it wants its own `Rngs`; all that it asks of it is `params()`.
   options = {"use_bias": bias, "dtype": dtype, "kernel_init": KERNEL_INIT, "rngs": rngs}

@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
 from coca import config as settings
 from coca.devices.sharding import make_mesh
 from coca.models import attention, norm
 from coca.models.flash import _rows, fits, flash
+from coca.models.rngs import Rngs
+from support.common import assert_trees_close
 
 
 def operands(t, s, b, h, width, seed=0):
@@ -30,6 +33,14 @@ def reference(q, k, v, g, mask):
     np.einsum("bhts,bthk->bshk", dl, q),
     np.einsum("bhts,bthk->bshk", w, g),
   )
+
+
+def by_heads(q, k, v, mask=None):
+  """As `dot_product_attention`; where they are of the same shape, k and v are stacked, or all three."""
+  shape = q.shape
+  q, k, v = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+  parts = (jnp.stack([q, k, v]),) if q.shape == k.shape else (q, jnp.stack([k, v]))
+  return flash(parts, shape[-1], mask).reshape(shape)
 
 
 def causal(t):
@@ -57,7 +68,7 @@ def test_outputs_and_gradients(t, s, b, heads, width, mask):
   assert fits(t, s, width, masked=mask is not None)
   with pltpu.force_tpu_interpret_mode():
     allowed = None if mask is None else jnp.asarray(mask)
-    y, back = jax.vjp(lambda *x: flash(*x, allowed), *(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    y, back = jax.vjp(lambda *x: by_heads(*x, allowed), *(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
     found = y, *back(jnp.asarray(g, jnp.float32))
   for ours, theirs in zip(found, reference(q, k, v, g, True if mask is None else mask), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=4e-6)
@@ -73,6 +84,36 @@ def test_queries_at_a_time(tokens, rows):
 def test_too_many_tokens_that_no_number_divides_are_left_to_xla():
   assert fits(577, 577, 64, masked=False) and not fits(1601, 1601, 64, masked=False)
   assert not fits(1024, 1024, 64, masked=True)
+
+
+@pytest.mark.parametrize("tokens", [None, 20])
+def test_a_layer_with_stacked_products_is_as_one_without(monkeypatch, tokens):
+  """Over itself, and over a context of 20 tokens."""
+  kv = {} if tokens is None else {"kv_width": 48}
+  layer = attention.Attention(64, 2, jnp.float32, Rngs(jax.random.key(0)), implementation="auto", **kv)
+  layer.key.bias[...] = layer.value.bias[...] = jnp.arange(64) / 64
+  x, context = jax.random.normal(jax.random.key(1), (2, 3, 17, 64)), None
+  if tokens:
+    context = jax.random.normal(jax.random.key(2), (3, tokens, 48))
+  graphdef, params = nnx.split(layer)
+
+  def loss(params, x, context):
+    return (nnx.merge(graphdef, params).over(x[0], context) * x[1]).sum()
+
+  expected = jax.value_and_grad(loss)(params, x, context)
+  monkeypatch.setattr(attention, "platform", lambda: "tpu")
+  with pltpu.force_tpu_interpret_mode():
+    found = jax.value_and_grad(loss)(params, x, context)
+  assert_trees_close(found, expected, 1e-5)
+
+
+def test_one_query_and_what_it_sees():
+  q, k, v, g = operands(1, 24, 2, 2, 64)
+  with pltpu.force_tpu_interpret_mode():
+    y, back = jax.vjp(by_heads, *(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    found = y, *back(jnp.asarray(g, jnp.float32))
+  for ours, theirs in zip(found, reference(q, k, v, g, True), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=4e-6)
 
 
 @pytest.mark.parametrize("around", [False, True])
@@ -105,7 +146,7 @@ def test_it_lowers_for_tpus_under_a_mesh(sizes):
   shapes = [jax.ShapeDtypeStruct((4, n, 4, 64), jnp.bfloat16) for n in (324, 256, 256)]
 
   def loss(q, k, v):
-    return flash(q, k, v).astype(jnp.float32).sum()
+    return by_heads(q, k, v).astype(jnp.float32).sum()
 
   with jax.set_mesh(mesh):
     text = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
@@ -134,6 +175,7 @@ def test_the_norm_lowers_for_tpus_under_a_mesh(sizes):
     ("flash", "tpu", "bfloat16", 128, None, "flash"),
     ("auto", "tpu", "bfloat16", 128, None, "flash"),
     ("flash", "tpu", "bfloat16", 15, None, None),
+    ("flash", "tpu", "bfloat16", 15, True, None),
     ("flash", "tpu", "bfloat16", 128, True, "flash"),
     ("flash", "cpu", "bfloat16", 128, None, None),
     ("flash", "gpu", "bfloat16", 128, None, None),
@@ -151,7 +193,7 @@ def test_a_kernel_is_used_where_it_can_be(monkeypatch, name, where, dtype, token
   """The same model runs on other devices than it was trained on."""
   used = []
   monkeypatch.setattr(attention, "platform", lambda: where)
-  monkeypatch.setattr("coca.models.flash.flash", lambda q, *_: used.append("flash") or q)
+  monkeypatch.setattr("coca.models.flash.flash", lambda parts, *_: used.append("flash") or parts[0])
   monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **options: used.append("cudnn") or q)
   q, k, v = (jnp.zeros((2, tokens, 2, 8), dtype) for _ in range(3))
   mask = None if mask is None else jnp.ones((1, 1, tokens, tokens), bool)
