@@ -120,8 +120,21 @@ def _call(kernel, width, outputs, inputs, bias):
     in_specs=specs,
     out_specs=[block(x) for x in outputs],
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+    cost_estimate=_cost(kernel, width, outputs, inputs),
     name=kernel.__name__.strip("_"),
   )(*inputs, *([] if bias is None else [bias]))
+
+
+def _cost(kernel, width, outputs, inputs):
+  """The work of a kernel for those who plan: lanes that are zeroed are multiplied, too."""
+  (batch, t, d), products = inputs[0].shape[-3:], 2 if kernel is _forward else 5
+  s = inputs[-1 if kernel is _forward else -2].shape[-2]  # backward, the gradient comes behind the values
+  lanes = sum(window.stop - window.start for window, _ in _heads(d, width))
+  return pl.CostEstimate(
+    flops=2 * products * batch * t * s * lanes,
+    transcendentals=batch * d // width * t * s,
+    bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, *outputs)),
+  )
 
 
 def _forward(width, i, q_ref, k_ref, v_ref, mask_ref, y_ref):

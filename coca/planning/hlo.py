@@ -92,16 +92,16 @@ class Sources:
   def of(self, line: str, deep: int = 2) -> str:
     """'linear.py:58 Linear.__call__ < attention.py:120 Attention.__call__': an instruction's lines, innermost first.
 
-    Files of installed packages are left out, unless there are no others.
+    One of each file; those of installed packages are left out, unless there are no others.
     """
     if file := re.search(r'source_file="([^"]*)" source_line=(\d+)', line):
       return f"{_short(file[1])}:{file[2]}"
     found = re.search(r"stack_frame_id=(\d+)", line)
-    k, names = found[1] if found else "0", []
+    k, lines = found[1] if found else "0", {}  # by file: the innermost
     while k in self._frames:
       file, number, function, k = self._frames[k]
-      names.append((file, f"{_short(file)}:{number} {function}"))
-    own = [name for file, name in names if "site-packages" not in file] or [name for _, name in names]
+      lines.setdefault(file, f"{_short(file)}:{number} {function}")
+    own = [name for file, name in lines.items() if "site-packages" not in file] or list(lines.values())
     return " < ".join(own[:deep])
 
 
