@@ -14,6 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
@@ -121,6 +122,8 @@ def _call(kernel, width, outputs, inputs, bias):
     out_specs=[block(x) for x in outputs],
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
     cost_estimate=_cost(kernel, width, outputs, inputs),
+    # On chips of two cores each takes half of the blocks.
+    compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
     name=kernel.__name__.strip("_"),
   )(*inputs, *([] if bias is None else [bias]))
 
