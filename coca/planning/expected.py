@@ -39,6 +39,9 @@ _FILLS = {"broadcast", "constant", "iota", "bitcast", "parameter"}
 # Share of the peak at which the products of a kernel are counted. The compiler's own schedules of coca's attention come
 # to 0.74 forward and 0.77 backward, with 256 tokens and heads of 64 on v5e (tests/benchmarks/RESULTS.md).
 IN_KERNELS = 0.75
+# Published step times of language models over what is expected of them, by chip: the least and the most of those that
+# `tests/benchmarks/calibration.py` rebuilds (tests/benchmarks/RESULTS.md, which says where the model is off).
+PUBLISHED = {"v5e": (0.73, 0.83), "v5p": (0.89, 0.98)}
 KINDS = ("products", "kernels", "copies", "slices of loops", "fills", "reductions", "element-wise", "collectives")
 # Scopes of the step (`jax.named_scope`); beside these each loss has one, NAME_loss.
 PARTS = (

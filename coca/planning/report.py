@@ -14,7 +14,7 @@ from coca.models.flops import flops_per_pair
 from coca.planning.advice import GIB, advice, saved_bytes
 from coca.planning.arithmetic import parameter_table, state_bytes
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step, for_topology, progress
-from coca.planning.expected import KINDS
+from coca.planning.expected import KINDS, PUBLISHED
 from coca.planning.topology import Topology
 
 HELD = {
@@ -118,6 +118,12 @@ def cost(config: Config, topology: Topology, mfu: float | None, program: Program
       else f"a roofline, each kernel as long as its products at the peak or its bytes take: {seconds:.3f} s a step, an "
       f"MFU of {useful}, {all_of_it} with what is computed again; a card takes longer"
     )
+    if is_tpu:
+      factors = ", ".join(f"{least:g} to {most:g} on {chip}" for chip, (least, most) in PUBLISHED.items())
+      lines.append(
+        f"published runs of language models took {factors} times as long as is expected of them "
+        "(tests/benchmarks/RESULTS.md)"
+      )
   else:
     return lines
   steps, batch = config.total_steps, config.data.batch
