@@ -68,7 +68,8 @@ def dot_product_attention(
   """
   if len(q) < len(k):
     q = spread(q, (len(k), *q.shape[1:]), q.dtype)
-  kernel = "xla" if drop else _kernel(implementation, q.shape[1], k.shape[1], *q.shape[2:], q.dtype, mask)
+  _, t, heads, width = q.shape
+  kernel = "xla" if drop else _kernel(implementation, t, k.shape[1], heads, width, q.dtype, mask)
   if kernel == "flash":
     from coca.models.flash import flash
 
@@ -148,8 +149,8 @@ class Attention(nnx.Module):
   ) -> Float[Array, "B T out"]:
     """x attends to `context`, or to itself: what is projected from the same tokens is one product on TPUs."""
     tokens, width = x if context is None else context, self.query.out_features // self.heads
-    sizes = x.shape[1], tokens.shape[1], self.heads, width
-    if drop or _kernel(self.implementation, *sizes, self.query.dtype, mask) != "flash":
+    t, s = x.shape[1], tokens.shape[1]
+    if drop or _kernel(self.implementation, t, s, self.heads, width, self.query.dtype, mask) != "flash":
       return self(x, self.keys_values(tokens), mask, drop)
     from coca.models.flash import flash
 

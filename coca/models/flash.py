@@ -32,7 +32,7 @@ def fits(t: int, s: int, width: int, masked: bool) -> bool:
   return held and (not masked or t == rows >= SUBLANES)
 
 
-def flash(parts: tuple, width: int, mask: Bool[Array, "#B 1 #T #S"] | None = None) -> Float[Array, "B T D"]:
+def flash(parts: tuple[Array, ...], width: int, mask: Bool[Array, "#B 1 #T #S"] | None = None) -> Float[Array, "B T D"]:
   """Softmax attention of what `fits`.
 
   Args:
@@ -42,7 +42,7 @@ def flash(parts: tuple, width: int, mask: Bool[Array, "#B 1 #T #S"] | None = Non
     mask: True may be attended; each row must allow something.
   """
   bias, (batch, t, _) = None, parts[0].shape[-3:]
-  missing = SUBLANES - t if len(parts) > 1 and mask is None else 0
+  missing = 0 if len(parts) == 1 or mask is not None else SUBLANES - t
   if missing > 0:  # such as the one query of a pooler
     padded = jnp.pad(parts[0], ((0, 0), (0, missing), (0, 0)))
     return flash((padded, *parts[1:]), width)[:, :t]

@@ -1,7 +1,7 @@
 """Linear layers and norms: how they are initialised, multiplied and gathered."""
 
 import functools
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,8 @@ def stacked(layers: list[Linear], x: Float[Array, "B T D"]) -> Float[Array, "n B
   dtype, kept = layers[0].dtype, layers[0].keep
   kernels = jnp.stack([layer.kernel[...].astype(dtype) for layer in layers])
   y = jnp.einsum("btd,nde->nbte", x.astype(dtype), kernels)
-  y += jax.vmap(lambda bias: spread(bias, y.shape[1:], dtype))(jnp.stack([layer.bias[...] for layer in layers]))
+  biases = jnp.stack([layer.bias[...] for layer in layers])  # pyright: ignore[reportOptionalSubscript]
+  y += jax.vmap(lambda bias: spread(bias, y.shape[1:], y.dtype))(biases)
   return checkpoint_name(y, kept)
 
 
@@ -124,10 +125,11 @@ class LayerNorm(nnx.LayerNorm):
       return False
     return x.shape[0] % batch_devices() == 0 and x.shape[1] >= 16 and x.shape[2] % 128 == 0  # whole tiles
 
-  def _kernel(self, x, fork):
+  def _kernel(self, x, fork) -> Any:
     from coca.models import norm  # Pallas is slow to import
 
-    return norm.layer_norm(x, self.scale[...], self.bias[...], self.epsilon, fork)
+    scale, bias = (p[...] for p in (self.scale, self.bias))  # pyright: ignore[reportOptionalSubscript]
+    return norm.layer_norm(x, scale, bias, self.epsilon, fork)
 
 
 def layer_norm(width: int, eps: float, dtype: DTypeLike, rngs: Rngs) -> LayerNorm:

@@ -39,6 +39,7 @@ class Program(NamedTuple):
   clock: float  # cycles a second in which the costs are told
   executed: float  # FLOPs of matrix products, those that are computed again included
   seconds: float  # that compiling took
+  unread: str = ""  # the reason why this jaxlib can't read the compiled program: collectives and costs are not known
 
 
 class DoesNotFit(RuntimeError):
@@ -141,7 +142,10 @@ def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
   memory = compiled.memory_analysis()
   if topology.memory and memory.peak_memory_in_bytes > topology.memory:  # on GPUs the compiler does not look
     raise DoesNotFit(f"it takes {memory.peak_memory_in_bytes / 2**30:.2f} GiB")
-  text = compiled.as_text()
+  try:
+    text, unread = compiled.as_text(), ""
+  except jax.errors.JaxRuntimeError as e:  # seen with jaxlib 0.10 and libtpu 0.0.52 for v6e
+    text, unread = "", str(e).splitlines()[0]
   sent = collectives(text, mesh)
   costs, clock = _costs(text, topology.kind, sent)
   return Program(
@@ -152,6 +156,7 @@ def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
     clock,
     executed_flops(traced.jaxpr.jaxpr) / math.prod(mesh.values()),
     time.monotonic() - start,
+    unread,
   )
 
 

@@ -17,6 +17,7 @@ from coca.planning import hlo
 from coca.planning.collectives import Collective
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_UNKNOWN = 2**62  # from here on libtpu's number says that it has none, as of lookups on v6e's SparseCores: bytes count
 _LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\(")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _PALLAS = 'custom_call_target="tpu_custom_call"'
@@ -133,9 +134,12 @@ def kernel_cycles(line: str, tpu: Tpu) -> float:
 
 
 def _cycles(line: str, tpu: Tpu) -> float:
-  if stated := _CYCLES.search(line):
+  stated = _CYCLES.search(line)
+  if stated and int(stated[1]) < _UNKNOWN:
     return float(stated[1])
-  return kernel_cycles(line, tpu) if _PALLAS in line else 0.0
+  if stated or _PALLAS in line:
+    return kernel_cycles(line, tpu)
+  return 0.0
 
 
 def kind_of(line: str, op: str, computations: dict[str, list[str]]) -> str:

@@ -43,7 +43,7 @@ def fit(config: Config, topology: Topology, mfu: float | None) -> tuple[str, boo
     "",
     *memory_table(config, topology, program),
     "",
-    *collective_table(program),
+    *(unread(program) if program.unread else collective_table(program)),
     "",
     *cost(config, topology, mfu, program),
   ]
@@ -80,6 +80,13 @@ def memory_table(config: Config, topology: Topology, program: Program) -> list[s
     left = topology.memory - program.peak
     lines.append(f"it fits: {left / GIB:.2f} GiB of {topology.memory / GIB:.2f} are left")
   return lines
+
+
+def unread(program: Program) -> list[str]:
+  return [
+    "neither what it sends nor how long it takes can be told: this jaxlib can't read the program that the compiler "
+    f"made ({program.unread}); a newer jax may: pip install -U jax jaxlib"
+  ]
 
 
 def collective_table(program: Program, most: int = 12) -> list[str]:

@@ -15,7 +15,7 @@ from coca.planning.compiled import DoesNotFit, Program, compile_step, for_topolo
 from coca.planning.topology import Topology
 
 # Of config.model: what is tried, one setting after the other, with the fastest mesh and batch.
-TRIED = {"remat": POLICIES, "attention": ("xla", "flash"), "unroll": (1, 2, 3)}
+TRIED = {"remat": POLICIES, "attention": ("auto", "xla"), "unroll": (1, 2, 3)}
 
 
 class Found(NamedTuple):
@@ -105,7 +105,7 @@ def _compiled(config: Config, topology: Topology, say: Callable[[str], None]) ->
   """Compiles a step and says what came of it; None: it does not fit."""
   mesh, model = config.mesh, config.model
   name = f"data={mesh.data} fsdp={mesh.fsdp} remat={model.remat} batch={config.data.batch:,}"
-  name += f" attention={model.attention}" * (model.attention != "xla") + f" unroll={model.unroll}" * (model.unroll > 1)
+  name += f" attention={model.attention}" * (model.attention != "auto") + f" unroll={model.unroll}" * (model.unroll > 1)
   try:
     with progress(name):
       program = compile_step(config, topology)

@@ -115,6 +115,14 @@ def test_a_kernel_takes_its_products_or_its_exponentials_or_its_bytes():
   assert kernel_cycles(line + "{}", v5e) == pytest.approx((4 * 2**20 + 16) / 819e9 * v5e.clock)
 
 
+def test_a_number_that_says_that_there_is_none_is_not_counted():
+  line = (
+    "ENTRY %m (x: f32[]) -> f32[4096] {\n  ROOT %f = f32[4096]{0} fusion(%x), kind=kLoop, calls=%c, backend_config="
+  )
+  (cost,) = costs(line + '{"estimated_cycles":"9223372036854775807"}\n}', tpu("TPU v6 lite"), [])
+  assert cost.cycles == pytest.approx(4 * 4096 / 1640e9 * tpu("TPU v6 lite").clock)
+
+
 def test_clocks_are_as_published():
   for kind, gigahertz in (("TPU v4", 1.05), ("TPU v5 lite", 1.5), ("TPU v5", 1.75)):
     assert tpu(kind).clock == pytest.approx(gigahertz * 1e9, rel=0.005)

@@ -69,6 +69,14 @@ def test_what_is_said_of_time(monkeypatch):
   assert re.search(r" 30.0 +3  copies +image_encoder: copy.1\n", text)
 
 
+def test_a_program_that_cannot_be_read_is_told(monkeypatch):
+  program = Program(60 * MIB, 20 * MIB, [], [], 0.0, 1e9, 1.0, "INTERNAL: RET_CHECK failure")
+  monkeypatch.setattr(report, "compile_step", lambda *_: program)
+  text, fits = report.fit(tiny(data__batch=64, mesh__fsdp=4), chips(8, 100 * MIB), None)
+  assert fits and "it fits: 0.04 GiB" in text
+  assert "can't read the program that the compiler made (INTERNAL: RET_CHECK" in text
+
+
 @pytest.mark.slow
 def test_what_would_help(monkeypatch):
   def refuse(*_):
@@ -138,7 +146,7 @@ def test_the_search(monkeypatch):
   assert (1, "none", 1024) not in compiled  # half as many did not fit
   assert any("remat=none batch=512: does not fit" in line for line in lines)
   table = search.search_table(found, chips(8, memory))
-  assert re.search(r"data=8,fsdp=1 +none +xla +1 +256", table[2])
+  assert re.search(r"data=8,fsdp=1 +none +auto +1 +256", table[2])
   assert search.flags_of(found[0], config) == ["--config.mesh.data=8", "--config.data.batch=256"]
   assert not search.search(config, chips(8, 1000), [256], lines.append)
 
@@ -151,14 +159,14 @@ def test_the_search_goes_by_the_expected_time(monkeypatch):
     if config.model.unroll == 3:
       raise DoesNotFit("it takes more")
     model = config.model
-    per_pair = 10 + config.mesh.fsdp - 3 * (model.remat == "lean") + (model.attention == "flash") - model.unroll
+    per_pair = 10 + config.mesh.fsdp - 3 * (model.remat == "lean") + (model.attention == "xla") - model.unroll
     cost = Cost(1e6 * per_pair * config.data.batch, 1, "products", "", False, "", "")
     return Program(MIB, 0, [], [cost], 1.5e9, 0.0, 1.0)
 
   monkeypatch.setattr(search, "compile_step", compile_one)
   found = search.search(config, chips(8, 100 * MIB), [128, 256], lines.append)
   best, model = found[0], found[0].config.model
-  assert (best.config.mesh.fsdp, model.remat, model.attention, model.unroll) == (1, "lean", "xla", 2)
+  assert (best.config.mesh.fsdp, model.remat, model.attention, model.unroll) == (1, "lean", "auto", 2)
   assert [f.seconds / f.config.data.batch for f in found] == sorted(f.seconds / f.config.data.batch for f in found)
   assert any("unroll=3: does not fit" in line for line in lines)
   assert search.flags_of(best, config)[-2:] == ["--config.model.remat=lean", "--config.model.unroll=2"]
@@ -176,7 +184,7 @@ def test_the_mesh_on_the_command_line():
 @pytest.mark.parametrize(
   ("memory", "status", "said"),
   [
-    (MIB * 1000, 0, r"data=8,fsdp=1 +none +xla +4 +64 +0.00 +0.98"),
+    (MIB * 1000, 0, r"data=8,fsdp=1 +none +auto +4 +64 +0.00 +0.98"),
     (1000, plan.NO_FIT, "nothing that was tried fits"),
   ],
 )
