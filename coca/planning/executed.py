@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 from jax.extend.core import Jaxpr
 
 
@@ -36,5 +35,5 @@ def _flops(eqn) -> float:
 def _jaxprs(value):
   for x in value if isinstance(value, tuple | list) else (value,):
     x = getattr(x, "jaxpr", x)
-    if isinstance(x, jax.extend.core.Jaxpr):
+    if isinstance(x, Jaxpr):
       yield x

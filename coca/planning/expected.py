@@ -9,7 +9,7 @@ what a collective that is hidden takes longer than the work that hides it, count
 
 import json
 import re
-from collections import Counter
+from collections import defaultdict
 from typing import NamedTuple
 
 from coca.devices.hardware import Tpu
@@ -102,7 +102,7 @@ def costs(text: str, tpu: Tpu, sent: list[Collective]) -> list[Cost]:
 
 def with_parts(of_loop: list[Cost]) -> list[Cost]:
   """The compiler's own copies in a loop have no scope: they get that of most of the loop's work."""
-  work = Counter()
+  work = defaultdict(float)
   for cost in of_loop:
     if cost.part:
       work[cost.part, cost.backward] += cost.cycles

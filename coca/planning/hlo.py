@@ -35,7 +35,7 @@ def runs(found: dict[str, list[str]], entry: str) -> dict[str, tuple[int, bool]]
       times_of[name] = times, counted
       for line in found[name]:
         called = dict(_CALLED.findall(line))
-        trips = _trips(line, found.get(called["condition"].lstrip("%"), ())) if "condition" in called else 1
+        trips = _trips(line, found.get(called["condition"].lstrip("%"), [])) if "condition" in called else 1
         for names in called.values():
           for callee in re.findall(r"[\w.-]+", names):
             visit(callee, times * (trips or 1), counted and trips is not None)

@@ -3,7 +3,7 @@
 `python -m coca.plan` prints what is written here.
 """
 
-from collections import Counter
+from collections import defaultdict
 
 from coca.capfilt.settings import NUCLEUS
 from coca.config import Config
@@ -149,7 +149,8 @@ def share_table(program: Program, least: float = 0.001) -> list[str]:
 
   Parts that take less than `least` of it are in the row of the rest.
   """
-  whole, of_part, found = sum(row.cycles for row in program.costs), Counter(), Counter()
+  whole = sum(row.cycles for row in program.costs)
+  of_part, found = defaultdict(float), defaultdict(float)
   for row in program.costs:
     of_part[row.part] += row.cycles
   for row in program.costs:
