@@ -28,7 +28,8 @@ def _flops(eqn) -> float:
     return max(inner)
   times = params["length"] if name == "scan" else 1
   if name == "shard_map":  # its shapes are those of one device
-    times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    axes = params["manual_axes" if "manual_axes" in params else "newly_manual_axes"]  # before jax 0.10.2, and since
+    times = math.prod(params["mesh"].shape[axis] for axis in axes)
   return times * sum(inner)
 
 
