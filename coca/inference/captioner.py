@@ -387,6 +387,7 @@ def identity(model: ContrastiveCaptioner | None) -> str | None:
     return None
   # Without defaults, so that a setting that is newer than a job does not change it.
   default, settings = (flat(to_plain(x)) for x in (Model(), model.config.model))
+  default["attention"] = "auto" if settings["attention"] == "auto" else "xla"  # 'xla' was the default before 'auto'
   changed = {name: value for name, value in settings.items() if value != default[name]}
   digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode())
   digest.update((model.tokenizer.sha256 + model.config.data.prompt).encode())
