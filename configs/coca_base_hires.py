@@ -25,5 +25,4 @@ def get_config(arg=None):
   config.model.text.update(unimodal_layers=12, multimodal_layers=12, width=768, mlp=3072, heads=12)
   config.steps = "3.6e9 examples"
   config.optim.lr = 8e-5
-  config.model.remat = "full"
   return runlocal(config) if args.runlocal else config

@@ -23,5 +23,4 @@ def get_config(arg=None):
   config.name = "coca_giant"
   config.model.image.update(layers=40, width=1408, mlp=6144, heads=16)
   config.model.text.update(unimodal_layers=18, multimodal_layers=18, width=1408, mlp=5632, heads=16)
-  config.model.remat = "full"
   return runlocal(config) if args.runlocal else config

@@ -93,12 +93,14 @@ class Layer(nnx.Module):
     def drop(x):
       return dropout(x, self.dropout, next(keys)) if drops else x
 
+    drop_weights = drop if drops else None
+
     def add(norm, x, function):
       y, x = self._before(norm, x)
       return self._after(norm, x, drop(function(y)))
 
     def attend(y):
-      return self.self_attention.over(y, mask=mask, drop=drop if drops else None)
+      return self.self_attention.over(y, mask=mask, drop=drop_weights)
 
     x = add(self.norm_self, x, attend)
     if self.self_mlp:
@@ -107,7 +109,6 @@ class Layer(nnx.Module):
 
       def look(y):
         queries = y.reshape(len(context), -1, y.shape[-1])  # of one attention: they don't see each other
-        drop_weights = drop if drops else None
         return self.cross_attention.over(queries, self._context(context), context_mask, drop_weights).reshape(y.shape)
 
       x = add(self.norm_cross, x, look)

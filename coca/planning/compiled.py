@@ -41,6 +41,11 @@ class Program(NamedTuple):
   seconds: float  # that compiling took
   unread: str = ""  # the reason why this jaxlib can't read the compiled program: collectives and costs are not known
 
+  @property
+  def step_seconds(self) -> float:
+    """The time of a step by `costs`; 0: not known."""
+    return sum(row.cycles for row in self.costs) / self.clock if self.costs else 0.0
+
 
 class DoesNotFit(RuntimeError):
   """The program needs more memory than a device has; the message says how much."""

@@ -18,7 +18,6 @@ from coca.planning.collectives import Collective
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _UNKNOWN = 2**62  # from here on libtpu's number says that it has none, as of lookups on v6e's SparseCores: bytes count
-_LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\(")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _PALLAS = 'custom_call_target="tpu_custom_call"'
 # Instructions that only move what is there, and those that cut it out of what a loop keeps, or put it in.
@@ -88,10 +87,10 @@ def costs(text: str, tpu: Tpu, sent: list[Collective]) -> list[Cost]:
     for line in computations[name]:
       cycles = _cycles(line, tpu)
       if cycles:
-        op = _LINE.match(line)
-        part, backward = part_of(line)
-        kind = kind_of(line, op[2] if op else "", computations)
-        here.append(Cost(cycles * times, times, kind, part, backward, op[1] if op else "", sources.of(line)))
+        match = hlo.INSTRUCTION.match(line)
+        name_of_it, op = (match[1], match[3]) if match else ("", "")
+        kind = kind_of(line, op, computations)
+        here.append(Cost(cycles * times, times, kind, *part_of(line), name_of_it, sources.of(line)))
     found += here if name == entry else with_parts(here)
   for row in sent:
     if not row.hidden:
@@ -162,8 +161,7 @@ def kind_of(line: str, op: str, computations: dict[str, list[str]]) -> str:
 
 def _ops(line: str, op: str, computations: dict[str, list[str]]) -> set[str]:
   """The operations of an instruction, with those in its fusions."""
-  called = re.search(r"\bcalls=%?([\w.-]+)", line) if op == "fusion" else None
-  if not called:
+  if op != "fusion":
     return {op}
-  matches = [(inner, _LINE.match(inner)) for inner in computations.get(called[1], ())]
-  return set().union(*(_ops(inner, match[2], computations) for inner, match in matches if match))
+  matches = [(inner, hlo.INSTRUCTION.match(inner)) for name in hlo.held(line) for inner in computations.get(name, ())]
+  return set().union(*(_ops(inner, match[3], computations) for inner, match in matches if match))

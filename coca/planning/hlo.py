@@ -3,7 +3,15 @@
 import math
 import re
 
-BITS = {"pred": 8, "c64": 64, "c128": 128}  # others have it in their names: bf16, s32, u4, f8e4m3fn
+# An instruction: its name, its result, its operation, and what is behind the bracket.
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+BITS = {
+  "pred": 8,
+  "c64": 64,
+  "c128": 128,
+  "token": 0,
+  "opaque": 0,
+}  # others have it in their names: bf16, s32, u4, f8e4m3fn
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.-]+)")
@@ -60,8 +68,13 @@ def arrays(text: str) -> list[Array]:
 
 def nbytes(array: Array) -> int:
   dtype, shape = array
-  bits = BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])  # pyright: ignore[reportOptionalSubscript]
+  bits = BITS[dtype] if dtype in BITS else int(re.search(r"\d+", dtype)[0])  # pyright: ignore[reportOptionalSubscript]
   return math.prod(shape) * bits // 8
+
+
+def held(line: str) -> list[str]:
+  """Computations that a fusion or a reduction holds; those of loops are programs of their own."""
+  return re.findall(r"\b(?:calls|to_apply)=%?([\w.-]+)", line)
 
 
 class Sources:

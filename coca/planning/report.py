@@ -114,22 +114,21 @@ def cost(config: Config, topology: Topology, mfu: float | None, program: Program
     seconds = per_device / peak / mfu
     lines.append(f"at an MFU of {mfu:g} (--mfu): {seconds:.3f} s a step")
   elif program.costs and peak:
-    cycles = sum(row.cycles for row in program.costs)
-    seconds = cycles / program.clock
-    useful, all_of_it = (f"{100 * x / seconds / peak:.1f} %" for x in (per_device, program.executed))
-    is_tpu = hardware.tpu(topology.kind) is not None
-    lines.append(
-      f"the compiler expects {seconds:.3f} s a step ({cycles / 1e6:,.1f}M cycles at {program.clock / 1e9:.2f} GHz): an "
-      f"MFU of {useful}, {all_of_it} with what is computed again"
-      if is_tpu
-      else f"a roofline, each kernel as long as its products at the peak or its bytes take: {seconds:.3f} s a step, an "
-      f"MFU of {useful}, {all_of_it} with what is computed again; a card takes longer"
-    )
-    if is_tpu:
+    seconds = program.step_seconds
+    useful, all_of_it = (100 * x / seconds / peak for x in (per_device, program.executed))
+    shares = f"an MFU of {useful:.1f} %, {all_of_it:.1f} % with what is computed again"
+    if hardware.tpu(topology.kind):
+      cycles = f"{seconds * program.clock / 1e6:,.1f}M cycles at {program.clock / 1e9:.2f} GHz"
       factors = ", ".join(f"{least:g} to {most:g} on {chip}" for chip, (least, most) in PUBLISHED.items())
-      lines.append(
+      lines += [
+        f"the compiler expects {seconds:.3f} s a step ({cycles}): {shares}",
         f"published runs of language models took {factors} times as long as is expected of them "
-        "(tests/benchmarks/RESULTS.md)"
+        "(tests/benchmarks/RESULTS.md)",
+      ]
+    else:
+      lines.append(
+        f"a roofline, each kernel as long as its products at the peak or its bytes take: {seconds:.3f} s a step, "
+        f"{shares}; a card takes longer"
       )
   else:
     return lines

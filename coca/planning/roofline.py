@@ -11,7 +11,6 @@ from coca.planning import hlo
 from coca.planning.expected import FREE, Cost, kind_of, part_of, with_parts
 
 _NAME = re.compile(r"%([\w.-]+)")
-_DEFINED = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _GEMM = re.compile(r'custom_call_target="__cublas')
 
 
@@ -26,31 +25,25 @@ def costs(text: str, flops: float, bandwidth: float, clock: float) -> list[Cost]
   """
   computations, entry = hlo.computations(text)
   sources, found = hlo.Sources(text), []
-  fused = {name for lines in computations.values() for line in lines for name in _inner(line)}
+  fused = {name for lines in computations.values() for line in lines for name in hlo.held(line)}
   for name, (times, _) in hlo.runs(computations, entry).items():
     if name in fused:
       continue
     shapes, here = _shapes(computations[name]), []
     for line in computations[name]:
-      match = _DEFINED.match(line)
+      match = hlo.INSTRUCTION.match(line)
       if not match or match[3] in FREE or match[3].endswith(("-start", "-done")):
         continue
-      called = computations.get(next(iter(_inner(line)), ""), [])
+      called = computations.get(next(iter(hlo.held(line)), ""), [])
       seconds = max(_products(line, shapes, computations) / flops, _moved(match, shapes, called) / bandwidth)
-      part, backward = part_of(line)
       kind = "products" if _GEMM.search(line) else kind_of(line, match[3], computations)
-      here.append(Cost(seconds * clock * times, times, kind, part, backward, match[1], sources.of(line)))
+      here.append(Cost(seconds * clock * times, times, kind, *part_of(line), match[1], sources.of(line)))
     found += here if name == entry else with_parts(here)
   return sorted(found, key=lambda cost: -cost.cycles)
 
 
-def _inner(line: str) -> list[str]:
-  """Computations that a fusion or a reduction holds; those of loops are programs of their own."""
-  return re.findall(r"\b(?:calls|to_apply)=%?([\w.-]+)", line)
-
-
 def _shapes(lines: list[str]) -> dict[str, list[hlo.Array]]:
-  return {match[1]: hlo.arrays(match[2]) for match in map(_DEFINED.match, lines) if match}
+  return {match[1]: hlo.arrays(match[2]) for match in map(hlo.INSTRUCTION.match, lines) if match}
 
 
 def _operands(match: re.Match) -> list[str]:
@@ -59,14 +52,14 @@ def _operands(match: re.Match) -> list[str]:
 
 def _products(line: str, shapes: dict[str, list[hlo.Array]], computations: dict[str, list[str]]) -> float:
   """FLOPs of the matrix products of an instruction, or of its fusion."""
-  match = _DEFINED.match(line)
+  match = hlo.INSTRUCTION.match(line)
   if not match:
     return 0.0
   if match[3] == "dot" or _GEMM.search(line):
     contracted = re.search(r'lhs_contracting_dim(?:ension)?s"?[:=][\[{]"?(\d+)', line)
     left, product = shapes[_operands(match)[0]][0][1], hlo.arrays(match[2])[0][1]
     return 2.0 * math.prod(product) * (left[int(contracted[1])] if contracted else 1)
-  inner = [computations.get(name, []) for name in _inner(line)] if match[3] == "fusion" else []
+  inner = [computations.get(name, []) for name in hlo.held(line)] if match[3] == "fusion" else []
   return sum(_products(each, _shapes(lines), computations) for lines in inner for each in lines)
 
 
@@ -75,7 +68,7 @@ def _moved(match: re.Match, shapes: dict[str, list[hlo.Array]], called: list[str
   operands = [sum(map(hlo.nbytes, shapes.get(name, ()))) for name in _operands(match)]
   results = hlo.arrays(match[2])
   written = sum(map(hlo.nbytes, results[:1] if _GEMM.search(match[0]) else results))  # a product's second: room to work
-  inner = [found for found in map(_DEFINED.match, called) if found]
+  inner = [found for found in map(hlo.INSTRUCTION.match, called) if found]
   shapes = _shapes(called)
   for found in inner:
     if found[3] == "parameter":

@@ -23,7 +23,6 @@ class Found(NamedTuple):
 
   config: Config
   program: Program
-  seconds: float  # of a step, as `Program.costs` has it; 0: not known
 
   @property
   def sent(self) -> float:
@@ -33,7 +32,7 @@ class Found(NamedTuple):
   @property
   def order(self):
     """Best first: the least time for a pair; where it is not known the least computed again, then the fewest bytes."""
-    return self.seconds / self.config.data.batch, POLICIES.index(self.config.model.remat), self.sent
+    return self.program.step_seconds / self.config.data.batch, POLICIES.index(self.config.model.remat), self.sent
 
 
 def search(config: Config, topology: Topology, batches: list[int], say: Callable[[str], None]) -> list[Found]:
@@ -76,7 +75,7 @@ def search(config: Config, topology: Topology, batches: list[int], say: Callable
           found.append(fits)
           break
         policies.remove(policy)
-  if any(f.seconds for f in found):
+  if any(f.program.step_seconds for f in found):
     fastest = min(found, key=lambda f: f.order)
     for setting, values in TRIED.items():
       for value in values:
@@ -112,16 +111,15 @@ def _compiled(config: Config, topology: Topology, say: Callable[[str], None]) ->
   except DoesNotFit as e:
     say(f"{name}: does not fit, {e}")
     return None
-  seconds = sum(row.cycles for row in program.costs) / program.clock if program.clock else 0.0
-  time = f"{seconds:.3f} s a step expected; " if seconds else ""
+  time = f"{program.step_seconds:.3f} s a step expected; " if program.step_seconds else ""
   say(f"{name}: fits, {program.peak / GIB:,.2f} GiB; {time}compiled in {program.seconds:.0f} s")
-  return Found(config, program, seconds)
+  return Found(config, program)
 
 
 def search_table(found: list[Found], topology: Topology) -> list[str]:
   if not found:
     return ["nothing that was tried fits; there are smaller batches (--batches), --config.mesh.tensor, more devices"]
-  is_timed = any(f.seconds for f in found)
+  is_timed = any(f.program.step_seconds for f in found)
   order = "the least time expected for a pair" if is_timed else "the least computed again, then the fewest bytes sent"
   lines = [
     f"what fits, best first: {order}",
@@ -135,7 +133,7 @@ def search_table(found: list[Found], topology: Topology) -> list[str]:
     line = f"{axes:<24}{model.remat:<7}{model.attention:<11}{model.unroll:>6}{f.config.data.batch:>9,}"
     line += f"{f.program.peak / GIB:>8.2f}{left:>10}{f.sent * len(topology.devices) / 1e6:>16,.2f}"
     if is_timed:
-      rate = f.config.data.batch / f.seconds
+      rate = f.config.data.batch / f.program.step_seconds
       peak = (hardware.peak_flops(topology.kind) or math.nan) * len(topology.devices)
       line += f"{rate:>12,.0f}{100 * rate * flops_per_pair(f.config)['total'] / peak:>8.1f}"
     lines.append(line)
