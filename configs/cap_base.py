@@ -4,6 +4,7 @@ r"""Cap and CapPa B/16 (arXiv 2306.07915), from scratch: 191.7M parameters in bi
   python -m coca.train --config=configs/cap_base.py:parallel --workdir=runs/cappa_base
   python -m coca.train --config=configs/cap_base.py:parallel --dry_run
   python -m coca.train --config=configs/cap_base.py:runlocal         # a minute on a laptop, built-in corpus
+  python -m coca.train --config=configs/cap_base.py:tiny             # minutes on two cores, scenes
 
 A captioner alone: CoCa's image encoder, all of whose tokens its multimodal decoder sees; no unimodal half, no poolers,
 no contrastive loss. With `parallel` (CapPa), the decoder has nothing but [MASK]s for three quarters of the examples, no
@@ -22,10 +23,11 @@ for as WebDataset shards (`coca.recipes.coca.pretraining`, also for the evaluati
 
 from coca.commands import arguments
 from coca.recipes.coca import alt_text_alone, runlocal
+from coca.recipes.tiny import on_scenes
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False, parallel=False)
+  args = arguments(arg, runlocal=False, tiny=False, parallel=False)
   config = alt_text_alone()
   config.name = "cappa_base" if args.parallel else "cap_base"
   config.model.image.update(size=224, patch=16, layers=12, width=768, mlp=3072, heads=12)
@@ -41,4 +43,6 @@ def get_config(arg=None):
   for name in ("imagenet", "coco_retrieval", "flickr_retrieval"):  # of embeddings
     del config.evals[name]
   config.evals.coco_captions.every = "5%"
+  if args.tiny:
+    on_scenes(config)
   return runlocal(config) if args.runlocal else config

@@ -3,6 +3,7 @@ r"""CLIP with a ViT-B/16 (arXiv 2103.00020), from scratch: 149,620,737 parameter
   python -m coca.train --config=configs/clip_base.py --workdir=runs/clip_base --config.data.tokenizer=tokenizer.json
   python -m coca.train --config=configs/clip_base.py --dry_run
   python -m coca.train --config=configs/clip_base.py:runlocal        # a minute on a laptop, built-in corpus
+  python -m coca.train --config=configs/clip_base.py:tiny            # minutes on two cores, scenes
 
 CoCa's image encoder with a class token and one LayerNorm more, and its unimodal decoder, whose state at EOS is the text
 embedding; no poolers, no multimodal half, no captioning loss. `python -m coca.convert` reads OpenAI's and open_clip's
@@ -20,10 +21,11 @@ at 100. Not the paper's: weight decay on matrices only (there, on embeddings too
 from coca.commands import arguments
 from coca.config.model import MEAN, STD
 from coca.recipes.coca import alt_text_alone, runlocal
+from coca.recipes.tiny import on_scenes
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False)
+  args = arguments(arg, runlocal=False, tiny=False)
   config = alt_text_alone()
   config.name = "clip_base"
   config.model.update(activation="quick_gelu", norm_eps=1e-5)
@@ -39,4 +41,6 @@ def get_config(arg=None):
   config.steps = "12.8e9 examples"
   config.data.update(batch=32_768, crop=(0.9, 1.0), tokenizer="data/clip/tokenizer.json")
   del config.evals.coco_captions
+  if args.tiny:
+    on_scenes(config)
   return runlocal(config) if args.runlocal else config

@@ -20,10 +20,9 @@ each other.
 """
 
 from coca.commands import arguments
-from coca.config import Eval, SceneNoise, Scenes, Source, default, to_dict
+from coca.config import Eval, SceneNoise, Source, default, to_dict
 from coca.recipes.coca import shorten
-
-OBJECTS = 26
+from coca.recipes.tiny import evaluate, scenes, sources
 
 
 def get_config(arg=None):
@@ -40,13 +39,10 @@ def get_config(arg=None):
   config.contrastive.equal_texts = "positives"  # a name stands beside up to four images
   config.optim.update(name="muon", lr=4e-3, b2=0.98, weight_decay=0.05, schedule="cosine", warmup="5%", clip=1.0)
 
-  config.data.update(batch=48, flip=False, threads=1, tokenizer_pieces="bpe", tokenizer_texts=8000)
-  config.data.sources.emoji = to_dict(Source(kind="builtin", split="train+unseen_concepts", weight=0.1))
+  config.data.batch = 48
+  sources(config)
   new_style = Source(kind="builtin", split="twemoji")
   if not args.emoji:
-    # A text each, which takes less time to write: no scene is seen twice. Those of a single thing teach the objects.
-    config.data.sources.scenes = to_dict(scenes("scenes", weight=0.85, texts=1))
-    config.data.sources.single = to_dict(scenes("scenes", weight=0.05, texts=1, objects=1))
     for name, held_out, limit in (
       ("", scenes("scenes_val"), 1000),
       ("_in_new_style", scenes("scenes_new_style"), 1000),
@@ -56,6 +52,7 @@ def get_config(arg=None):
     ):
       evaluate(config, name, held_out, limit=limit, pixel_neighbours="scenes")
   else:
+    del config.data.sources.scenes, config.data.sources.single
     config.data.crop = (0.8, 1.0)  # there are few
     evaluate(config, "", new_style)
   config.evals.twemoji = to_dict(Eval(kind="zero_shot", source=new_style, every="20%", pixel_neighbours="emoji"))
@@ -95,14 +92,3 @@ def in_loop(config, args) -> None:
   # A matching head that begins with the filter's few steps tells nothing from nothing.
   config.captioning.weight = 1.0
   config.matching.update(weight=1.0, floor=1e-4)
-
-
-def scenes(split: str, weight: float = 1.0, **settings) -> Source:
-  settings = Scenes(pixels=60, vocabulary=OBJECTS, **settings)
-  return Source(kind="builtin", split=split, weight=weight, scenes=settings)
-
-
-def evaluate(config, name: str, source: Source, **settings) -> None:
-  """Captions and retrieval. A sentence that is true of two scenes is right for both: so it is for their equal texts."""
-  config.evals[f"captions{name}"] = to_dict(Eval(kind="captions", source=source, beams=3, **settings))
-  config.evals[f"retrieval{name}"] = to_dict(Eval(kind="retrieval", source=source, equal_texts=True, **settings))

@@ -3,6 +3,7 @@ r"""SigLIP B/16 (arXiv 2303.15343), from scratch: 203,155,970 parameters, as Goo
   python -m coca.train --config=configs/siglip_base.py --workdir=runs/siglip_base
   python -m coca.train --config=configs/siglip_base.py --dry_run
   python -m coca.train --config=configs/siglip_base.py:runlocal      # a minute on a laptop, built-in corpus
+  python -m coca.train --config=configs/siglip_base.py:tiny          # minutes on two cores, scenes
 
 CoCa's image encoder under one contrastive pooler with a feed-forward behind it (a MAP head), its unimodal half without
 a mask, whose last state is the text embedding, and the pairwise sigmoid loss, round the devices.
@@ -21,10 +22,11 @@ no BOS and are filled up with EOS. WebLI is not public: pairs are looked for as 
 
 from coca.commands import arguments
 from coca.recipes.coca import alt_text_alone, runlocal
+from coca.recipes.tiny import on_scenes
 
 
 def get_config(arg=None):
-  args = arguments(arg, runlocal=False)
+  args = arguments(arg, runlocal=False, tiny=False)
   config = alt_text_alone()
   config.name = "siglip_base"
   config.model.image.update(size=224, patch=16, layers=12, width=768, mlp=3072, heads=12)
@@ -38,4 +40,6 @@ def get_config(arg=None):
   config.steps = "40e9 examples"
   config.data.batch = 32_768
   del config.evals.coco_captions
+  if args.tiny:
+    on_scenes(config)
   return runlocal(config) if args.runlocal else config

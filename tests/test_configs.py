@@ -117,6 +117,14 @@ def test_builds(file, arg, tmp_path, monkeypatch, named):
     assert not settings.pixel_neighbours or settings.pixel_neighbours in config.data.sources
 
 
+@pytest.mark.parametrize("name", ["clip_base", "siglip_base", "cap_base"])
+def test_the_family_in_small_is_made_of_scenes(name, named):
+  config, whole = named(name, "tiny"), named(name)
+  assert config.data.sources == named("coca_tiny").data.sources and config.evals
+  assert config.model.poolers.kind == whole.model.poolers.kind and config.contrastive.loss == whole.contrastive.loss
+  assert {e.source.split for e in config.evals.values()} == {"scenes_val", "scenes_new_style"}
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_models_on_pairs_of_ones_own(name, named):
   config = named(name, "pairs=gs://bucket/pairs/*.tar")
