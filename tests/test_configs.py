@@ -98,6 +98,7 @@ def test_all_are_here():
     "blip_base",
     "blip_large",
     "blip_tiny",
+    "albef_base",
     *FROM_BLIP,
   }
 
@@ -117,7 +118,7 @@ def test_builds(file, arg, tmp_path, monkeypatch, named):
     assert not settings.pixel_neighbours or settings.pixel_neighbours in config.data.sources
 
 
-@pytest.mark.parametrize("name", ["clip_base", "siglip_base", "cap_base"])
+@pytest.mark.parametrize("name", ["clip_base", "siglip_base", "cap_base", "albef_base"])
 def test_the_family_in_small_is_made_of_scenes(name, named):
   config, whole = named(name, "tiny"), named(name)
   assert config.data.sources == named("coca_tiny").data.sources and config.evals
@@ -163,7 +164,9 @@ def test_lowers_on_8_devices(file, named):
   assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
     lambda x: (x.shape, x.dtype), setup.planned
   )
-  losses = {name for name in ("contrastive", "captioning", "matching", "answering") if getattr(config, name).weight}
+  losses = {
+    name for name in ("contrastive", "captioning", "matching", "answering", "masked") if getattr(config, name).weight
+  }
   assert {"loss", "grad_norm", *losses} <= set(metrics)
 
 
@@ -210,6 +213,19 @@ def test_sizes_of_clip_and_siglip_are_the_published_ones(name, published, named)
   """Those of OpenAI's ViT-B/16 and of Google's siglip-base-patch16-224, to the last parameter."""
   assert arithmetic.parameter_table(named(name))[-1][1] == published
   assert (CONFIGS / f"{name}.py").read_text().count(f"{published:,}") == 2
+
+
+def test_size_of_albef_is_the_published_one(named):
+  """By hand, and section 4.1's 85.8M of the ViT and 123.7M of BERT; [DEC] and [ENC] are here in place of segments."""
+  d, m, words = 768, 3072, 30_522
+  layer = 4 * (d * d + d) + 2 * d * m + m + d + 4 * d
+  vit = 768 * d + d + (256 + 2) * d + 12 * layer + 2 * d
+  bert = (words + 512 + 2) * d + 2 * d + 12 * layer + 6 * (4 * (d * d + d) + 2 * d) + d * d + 3 * d + words
+  found = dict(arithmetic.parameter_table(named("albef_base")))
+  assert found["image_encoder"] == vit and round(vit / 1e6, 1) == 85.8
+  assert found["text_encoder"] + found["fusion"] + found["masked_head"] == bert + 2 and round(bert / 1e6, 1) == 123.7
+  total = vit + bert + 2 + 2 * (d * 256 + 256) + 2 * d + 2 + 1
+  assert found["total"] == total and f"{total:,}" in (CONFIGS / "albef_base.py").read_text()
 
 
 @pytest.mark.parametrize(("arg", "mask"), [(None, 0), ("parallel", 768)])

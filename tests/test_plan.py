@@ -16,6 +16,7 @@ from coca.config import (
   Contrastive,
   Data,
   ImageEncoder,
+  Masked,
   Matching,
   Med,
   Mesh,
@@ -281,6 +282,11 @@ def blip(momentum=0.9, **changes) -> Config:
   )
 
 
+def albef(**changes):
+  changes = {"captioning": Captioning(weight=0.0, chunk=4096), "masked": Masked(weight=1.0, most=3)} | changes
+  return model_with(blip(**changes), kind="albef")
+
+
 def frozen(*parts):
   return Optim(lr_scale=dict.fromkeys(parts, 0.0))
 
@@ -315,6 +321,10 @@ BLIP = {
   "frozen text encoder": lambda: blip(optim=frozen("text_encoder")),
   "frozen image encoder": lambda: blip(optim=frozen("image_encoder")),
   "frozen image encoder and projection": lambda: blip(optim=frozen("image_encoder", "image_projection")),
+  "albef": lambda: albef(),
+  "albef, no momentum": lambda: albef(momentum=0.0),
+  "albef for retrieval": lambda: albef(masked=Masked()),
+  "albef, frozen image encoder": lambda: albef(optim=frozen("image_encoder")),
 }
 
 

@@ -24,6 +24,7 @@ LEAST = {
     "answering.answers",
     "contrastive.texts",
     "captioning.chunk",
+    "masked.most",
     "checkpoint.keep",
     "model.text.vocab",
     "model.med.positions",
@@ -43,6 +44,7 @@ LEAST = {
     "model.poolers.mlp",
     "model.med.cls",
     "model.med.encode",
+    "model.med.mask",
     "contrastive.weight",
     "contrastive.max_scale",
     "contrastive.min_scale",
@@ -53,6 +55,7 @@ LEAST = {
     "matching.floor",
     "matching.group",
     "answering.weight",
+    "masked.weight",
     "optim.lr",
     "optim.final_lr",
     "optim.weight_decay",
@@ -72,7 +75,7 @@ ABOVE_0 = (
   "optim.lr_decay",
   "data.sources.*.answer_weight",
 )
-SHARES = ("captioning.parallel", "contrastive.soft_targets", "data.max_skipped")  # 0 to 1
+SHARES = ("captioning.parallel", "contrastive.soft_targets", "masked.share", "data.max_skipped")  # 0 to 1
 DECAYS = (
   "model.image.patch_dropout",
   "model.med.dropout",
@@ -93,8 +96,12 @@ def check(c: Config) -> None:
   _each(c, DECAYS, lambda x: 0 <= x < 1, "{} is not in [0, 1)")
   _towers(c)
   _losses(c)
+  if c.model.kind != "coca":
+    _bert(c)
   if c.model.kind == "blip":
     _blip(c)
+  if c.model.kind == "albef":
+    _albef(c)
   check_data(c)
   _optimizer(c)
   _durations(c)
@@ -120,7 +127,7 @@ def _towers(c: Config) -> None:
   heads, has_matching = poolers.heads or image.heads, c.matching.weight > 0
   has_pooler = poolers.kind != "class_token" or poolers.n_query or has_matching
   need(
-    c.model.kind == "blip" or text.width % heads == 0 or not has_pooler,
+    c.model.kind != "coca" or text.width % heads == 0 or not has_pooler,
     f"config.model.poolers.heads {heads} does not divide the text width {text.width}",
   )
   need(min(image.std) > 0, f"config.model.image.std {image.std} has to be above 0")
@@ -148,7 +155,8 @@ def _towers(c: Config) -> None:
 def _losses(c: Config) -> None:
   text, is_blip, has_matching = c.model.text, c.model.kind == "blip", c.matching.weight > 0
   has_answering = c.answering.weight > 0
-  need(c.contrastive.weight > 0 or c.captioning.weight > 0 or has_answering, "all loss weights are 0: nothing to train")
+  weights = (x.weight for x in (c.contrastive, c.captioning, c.answering, c.masked))
+  need(any(weights), "all loss weights are 0: nothing to train")
   need(
     not c.contrastive.heads or text.unimodal_layers > 0,
     "config.contrastive.weight needs config.model.text.unimodal_layers above 0; or set the weight to 0 (and "
@@ -183,11 +191,18 @@ def _losses(c: Config) -> None:
     f"config.answering.length {c.answering.length} holds BOS, EOS and no answer; it takes 3 or more",
   )
   need(is_blip or not has_answering, "config.answering.weight needs config.model.kind 'blip'")
+  need(
+    c.masked.weight == 0 or c.model.kind == "albef",
+    "config.masked.weight needs config.model.kind 'albef'; or set the weight to 0",
+  )
   if c.contrastive.momentum:
     need(
-      is_blip and c.contrastive.loss == "softmax" and c.contrastive.weight > 0 and c.optim.accumulate == 1,
-      "config.contrastive.momentum needs config.model.kind 'blip', config.contrastive.loss 'softmax' with a weight "
-      "above 0, and config.optim.accumulate 1",
+      c.model.kind != "coca"
+      and c.contrastive.loss == "softmax"
+      and c.contrastive.weight > 0
+      and c.optim.accumulate == 1,
+      "config.contrastive.momentum needs config.model.kind 'blip' or 'albef', config.contrastive.loss 'softmax' with a "
+      "weight above 0, and config.optim.accumulate 1",
     )
   need(
     c.contrastive.texts == 1 or (c.contrastive.weight > 0 and not c.contrastive.momentum and not has_answering),
@@ -207,23 +222,13 @@ def _losses(c: Config) -> None:
   )
 
 
-def _blip(c: Config) -> None:
-  image, text, med = c.model.image, c.model.text, c.model.med
-  needs_encoder = max(x.weight for x in (c.contrastive, c.matching, c.answering)) > 0
-  need(image.class_token, "config.model.kind 'blip' needs config.model.image.class_token")
-  need(
-    text.unimodal_layers > 0 or not needs_encoder,
-    "config.model.text.unimodal_layers is 0: a text encoder is needed by the contrastive, the matching and the "
-    "answering loss; set their weights to 0, or give it layers",
-  )
-  need(
-    c.answering.weight == 0 or (text.multimodal_layers > 0 and not c.captioning.weight),
-    "config.answering.weight needs config.model.text.multimodal_layers above 0 and config.captioning.weight 0: the "
-    "decoder looks at the question's states, not at the image",
-  )
+def _bert(c: Config) -> None:
+  """Common to 'blip' and 'albef'."""
+  kind, text, med = c.model.kind, c.model.text, c.model.med
+  need(c.model.image.class_token, f"config.model.kind {kind!r} needs config.model.image.class_token")
   need(
     not c.contrastive.heads or c.model.embed_dim > 0,
-    "config.model.embed_dim is 0: for 'blip' it takes a number (BLIP 256)",
+    f"config.model.embed_dim is 0: for {kind!r} it takes a number (BLIP and ALBEF 256)",
   )
   need(
     max(text.length, c.answering.length) <= med.positions,
@@ -233,6 +238,42 @@ def _blip(c: Config) -> None:
   need(
     max(med.cls, med.encode) < text.vocab,
     f"config.model.med.cls {med.cls} and encode {med.encode} have to be below config.model.text.vocab {text.vocab}",
+  )
+
+
+def _albef(c: Config) -> None:
+  text = c.model.text
+  need(
+    c.captioning.weight == 0,
+    "config.captioning.weight needs a decoder, and config.model.kind 'albef' has none; set the weight to 0",
+  )
+  need(
+    text.unimodal_layers > 0 and (text.multimodal_layers > 0 or not c.masked.weight),
+    "config.model.kind 'albef' needs config.model.text.unimodal_layers above 0, and multimodal_layers above 0 with "
+    "config.masked.weight",
+  )
+  need(
+    not c.masked.weight or c.model.med.mask < text.vocab,
+    f"config.model.med.mask {c.model.med.mask} has to be below config.model.text.vocab {text.vocab}",
+  )
+  need(
+    c.masked.most <= text.length or not c.masked.weight,
+    f"config.masked.most {c.masked.most} is more than config.model.text.length {text.length}",
+  )
+
+
+def _blip(c: Config) -> None:
+  text, med = c.model.text, c.model.med
+  needs_encoder = max(x.weight for x in (c.contrastive, c.matching, c.answering)) > 0
+  need(
+    text.unimodal_layers > 0 or not needs_encoder,
+    "config.model.text.unimodal_layers is 0: a text encoder is needed by the contrastive, the matching and the "
+    "answering loss; set their weights to 0, or give it layers",
+  )
+  need(
+    c.answering.weight == 0 or (text.multimodal_layers > 0 and not c.captioning.weight),
+    "config.answering.weight needs config.model.text.multimodal_layers above 0 and config.captioning.weight 0: the "
+    "decoder looks at the question's states, not at the image",
   )
   need(
     med.sharing == "none"

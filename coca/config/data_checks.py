@@ -70,9 +70,9 @@ def _evaluator(c: Config, e: Eval, where: str) -> None:
     "(config.contrastive.weight is 0) the model makes none",
   )
   need(
-    e.kind != "captions" or (c.model.text.multimodal_layers and not c.answering.weight),
-    f"{where}: a captions evaluator needs config.model.text.multimodal_layers above 0 and config.answering.weight "
-    "0: this model writes no captions",
+    e.kind != "captions" or (c.model.writes and not c.answering.weight),
+    f"{where}: a captions evaluator needs a decoder, config.model.text.multimodal_layers above 0 in a kind other than "
+    "'albef', and config.answering.weight 0: this model writes no captions",
   )
   need(
     e.kind != "matching" or c.matching.weight,

@@ -11,7 +11,7 @@ class Contrastive:
   """CoCa equation 2, or SigLIP's pairwise sigmoid (arXiv 2303.15343).
 
   From `momentum` on: momentum distillation (ALBEF, arXiv 2107.07651, sections 3.3 and 3.4; BLIP section 3.2), for the
-  softmax of 'blip'.
+  softmax of 'blip' and 'albef'.
   """
 
   # Weight of the loss. 0: the model makes no embeddings, unless `keep` says so.
@@ -103,3 +103,17 @@ class Answering:
   answers: int = 10
   # Tokens of an answer, BOS and EOS included. Longer ones are cut, and have no EOS.
   length: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+  """Masked language modelling (ALBEF, arXiv 2107.07651, section 3.2): hidden words are told from the others and the
+  image. With momentum encoders, theirs are `config.contrastive.soft_targets` of the targets too."""
+
+  # Weight of the loss. ALBEF's is 1. 0: the model has no head for it.
+  weight: float = 0.0
+  # Share of the words that are hidden (section 3.2).
+  share: float = 0.15
+  # Words of a text that are hidden at most, so many states of it reach the vocabulary. Not in the paper: of texts of
+  # 25 tokens, 2 in 10,000 would have more.
+  most: int = 10

@@ -133,18 +133,21 @@ class Med:
   # The id in BERT's vocabulary of [Encode], which takes that place for matching and for questions. transformers leaves
   # [CLS] there.
   encode: int = 30_523
+  # The id in BERT's vocabulary of [MASK], which takes the place of hidden words. Of 'albef'.
+  mask: int = 103
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
   """The model as a whole, and how it is computed."""
 
-  # 'coca': CoCa and what it includes, as CLIP, SigLIP and CapPa. 'blip': BLIP.
-  kind: Literal["coca", "blip"] = "coca"
+  # 'coca': CoCa and what it includes, as CLIP, SigLIP and CapPa. 'blip': BLIP. 'albef': ALBEF, of whose text layers
+  # `text.unimodal_layers` are the text encoder and `text.multimodal_layers` the fusion encoder.
+  kind: Literal["coca", "blip", "albef"] = "coca"
   image: ImageEncoder = field(default_factory=ImageEncoder)
   poolers: Poolers = field(default_factory=Poolers)
   text: TextDecoder = field(default_factory=TextDecoder)
-  # Of 'blip', which has no poolers.
+  # Of 'blip' and 'albef', which have no poolers.
   med: Med = field(default_factory=Med)
   # Width of the contrastive embeddings. 0: the text width. Not in the paper.
   embed_dim: int = 0
@@ -163,3 +166,8 @@ class Model:
   attention: Literal["auto", "xla", "cudnn", "flash"] = "auto"
   # Layers in an iteration of the scan. More compiles longer and saves a little time on CPU.
   unroll: int = 1
+
+  @property
+  def writes(self) -> bool:
+    """True if there is a decoder."""
+    return self.kind != "albef" and self.text.multimodal_layers > 0

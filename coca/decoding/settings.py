@@ -152,6 +152,8 @@ def check_decoding_model(decoding: Decoding, config: Config, asked: bool = False
   text = config.model.text
   if config.answering.weight and not asked:
     raise ValueError("this model answers questions (config.answering.weight is above 0) and writes no captions")
+  if config.model.kind == "albef":
+    raise ValueError("this model has no decoder (config.model.kind is 'albef'): it writes no texts")
   if not text.multimodal_layers:
     raise ValueError(
       "this model has no multimodal decoder (config.model.text.multimodal_layers is 0): it writes no texts"

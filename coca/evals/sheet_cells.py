@@ -43,7 +43,7 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
   source, config, forward = stream.source, stream.config, stream.forward
   classes = zero_shot.classes(params) if zero_shot else None
   cells = []
-  writes = vqa or (forward if config.model.text.multimodal_layers else None)
+  writes = vqa or (forward if config.model.writes else None)
   writer = writes.writer(params) if writes else None
   for batch in _few(stream, count):
     captions = top = None

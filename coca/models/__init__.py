@@ -1,13 +1,14 @@
-"""The models: CoCa, which configured otherwise is CLIP and more, and BLIP."""
+"""The models: CoCa, which configured otherwise is CLIP and more, BLIP and ALBEF."""
 
 from jaxtyping import PRNGKeyArray
 
 from coca.config import Config
+from coca.models.albef import Albef
 from coca.models.blip import Blip
 from coca.models.coca import CoCa
 from coca.models.rngs import Rngs
 
 
-def make_model(config: Config, key: PRNGKeyArray) -> CoCa | Blip:
+def make_model(config: Config, key: PRNGKeyArray) -> CoCa | Blip | Albef:
   """A new model of `config.model.kind`, its parameters drawn by `key`."""
-  return {"coca": CoCa, "blip": Blip}[config.model.kind](config, Rngs(key))
+  return {"coca": CoCa, "blip": Blip, "albef": Albef}[config.model.kind](config, Rngs(key))

@@ -11,15 +11,15 @@ from coca.models import make_model
 
 def abstract_model(config: Config) -> tuple[nnx.GraphDef, dict]:
   """The model's graph definition, and its parameters as a nested dict of ShapeDtypeStructs; nothing is computed."""
-  parts = config.model, config.contrastive, config.captioning, config.matching, config.answering
-  graphdef, params = _abstract_model(*parts)
+  # All that a model looks at.
+  names = "model", "contrastive", "captioning", "matching", "answering", "masked"
+  graphdef, params = _abstract_model(**{name: getattr(config, name) for name in names})
   return graphdef, jax.tree.map(lambda x: x, params)  # dicts of the caller's own
 
 
 @functools.lru_cache(maxsize=16)
-def _abstract_model(model, contrastive, captioning, matching, answering):
+def _abstract_model(**settings):
   """A start asks for it half a dozen times, at a tenth of a second each."""
-  # All that a model looks at.
-  config = Config(model=model, contrastive=contrastive, captioning=captioning, matching=matching, answering=answering)
+  config = Config(**settings)
   graphdef, state = nnx.split(nnx.eval_shape(lambda: make_model(config, jax.random.key(0))))
   return graphdef, nnx.to_pure_dict(state)

@@ -47,9 +47,9 @@ class Dropped(IntEnum):
 
 
 class Bert(nnx.Module):
-  """BERT's embedding and layers (arXiv 1810.04805), with cross-attention to tokens [B, N, kv_width]."""
+  """BERT's embedding and layers (arXiv 1810.04805), with cross-attention where there is a `kv_width`."""
 
-  def __init__(self, model: Model, layers: int, kv_width: int, dtype: DTypeLike, rngs: Rngs):
+  def __init__(self, model: Model, layers: int, kv_width: int | None, dtype: DTypeLike, rngs: Rngs):
     text, med = model.text, model.med
     self.dropout = med.dropout
     self.embedding = Embedding(model, dtype, rngs, positions=med.positions)

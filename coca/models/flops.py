@@ -21,7 +21,7 @@ def flops_per_pair(config: Config) -> dict[str, float]:
   and is counted with the head. A trained LayerNorm counts as something trained before what it feeds.
   Momentum encoders go forward only, the image and the text through them once, and what they embed has no gradient.
   """
-  flops = (_blip if config.model.kind == "blip" else _coca)(config)
+  flops = {"coca": _coca, "blip": _blip, "albef": _albef}[config.model.kind](config)
   return flops | {"total": sum(flops.values())}
 
 
@@ -101,7 +101,7 @@ def _coca(config: Config) -> dict[str, float]:
 
 
 def _blip(config: Config) -> dict[str, float]:
-  image, text, embed_dim, batch = config.model.image, config.model.text, config.model.embed_dim, config.data.batch
+  image, text = config.model.image, config.model.text
   has_contrastive, has_captioning, has_matching, has_answering = (
     x.weight > 0 for x in (config.contrastive, config.captioning, config.matching, config.answering)
   )
@@ -141,11 +141,6 @@ def _blip(config: Config) -> dict[str, float]:
   flops = {"image_encoder": _image_encoder(image, image_states[0], image_has_grad)}
   flops |= dict.fromkeys(("text_encoder", "text_decoder", "caption_head", "softmax"), 0.0)
 
-  def project(part, width, has_grad):
-    is_trained = part not in frozen
-    flops[part] = _product(width * embed_dim, is_trained, has_grad)
-    return has_grad or is_trained
-
   def write(length, context, texts=1):
     cost, has_grad = bert("text_decoder", length, context, texts)
     is_head_trained = "caption_head" not in frozen
@@ -157,30 +152,77 @@ def _blip(config: Config) -> dict[str, float]:
 
   if has_contrastive:
     flops["text_encoder"], text_has_grad = bert("text_encoder", text.length, texts=config.contrastive.texts)
-    with_grad = project("image_projection", image.width, image_has_grad)
-    with_grad += project("text_projection", text.width, text_has_grad)
-    flops["text_projection"] *= config.contrastive.texts
-    if config.contrastive.momentum:
-      # Similarities to the slow embeddings, which have no gradient, of the embeddings and of the slow ones themselves.
-      flops["contrastive_loss"] = 2.0 * (batch + config.contrastive.queue) * embed_dim * (4 + with_grad)
-      flops["momentum"] = _image_encoder(image, image.tokens + 1, False) + 2.0 * (image.width + text.width) * embed_dim
-      flops["momentum"] += text.unimodal_layers * _layer(text, text.length, False, False)
-    else:
-      matrices = config.contrastive.texts * (2 if config.contrastive.loss == "softmax" else 1)
-      flops["contrastive_loss"] = matrices * 2.0 * batch * embed_dim * (1 + with_grad)
+    flops |= _compared(config, image_has_grad, text_has_grad)
   if has_captioning:
     write(text.length, image_states)
   if has_matching:
     cost, has_grad = bert("text_encoder", text.length, image_states, texts=3, contexts=2)
     flops["text_encoder"] += cost
-    flops["matching_head"] = 3 * _product(text.width * 2, "matching_head" not in frozen, has_grad) + (
-      2 * 2.0 * (config.matching.group or batch) * embed_dim
-    )
+    flops["matching_head"] = _matched(config, has_grad)
   if has_answering:
     cost, has_grad = bert("text_encoder", text.length, image_states)
     flops["text_encoder"] += cost
     write(config.answering.length, (text.length, text.width, has_grad), config.answering.answers)
   return {part: cost for part, cost in flops.items() if cost}
+
+
+def _albef(config: Config) -> dict[str, float]:
+  image, text = config.model.image, config.model.text
+  has_contrastive, has_matching, has_masked = (
+    x.weight > 0 for x in (config.contrastive, config.matching, config.masked)
+  )
+  parts = "image_encoder", "text_encoder", "fusion", "masked_head"
+  is_image, is_text, is_fusion, is_head = (part not in frozen_parts(config) for part in parts)
+  has_grad = is_image or is_text or is_fusion
+  tokens, length, hidden = image.kept + 1, text.length, config.masked.most * text.width
+
+  def read(is_trained):
+    return text.unimodal_layers * _layer(text, length, is_trained, is_trained)
+
+  def fuse(is_trained, has_grad, is_image, texts=1, contexts=1):
+    context = tokens, image.width, is_image
+    return text.multimodal_layers * _layer(text, length, is_trained, has_grad, *context, texts=texts, contexts=contexts)
+
+  flops = {"image_encoder": _image_encoder(image, tokens, is_image)}
+  flops["text_encoder"] = (config.contrastive.texts * has_contrastive + has_masked) * read(is_text)
+  flops |= _compared(config, is_image, is_text) if has_contrastive else {}
+  if has_matching:
+    flops["fusion"] = fuse(is_fusion, has_grad, is_image, texts=3, contexts=2)
+    flops["matching_head"] = _matched(config, has_grad)
+  if has_masked:
+    flops["fusion"] = flops.get("fusion", 0.0) + fuse(is_fusion, has_grad, is_image)
+    flops["masked_head"] = _product(hidden * text.width, is_head, has_grad)
+    flops["softmax"] = _product(hidden * text.vocab, is_text, has_grad or is_head)
+    if config.contrastive.momentum:
+      flops["momentum"] += read(False) + fuse(False, False, False) + 2.0 * hidden * (text.width + text.vocab)
+  return flops
+
+
+def _compared(config: Config, image_has_grad: bool, text_has_grad: bool) -> dict[str, float]:
+  """The projections and the contrastive loss of BLIP and ALBEF, and the momentum encoders' embeddings for it."""
+  image, text, settings, embed_dim = config.model.image, config.model.text, config.contrastive, config.model.embed_dim
+  flops, with_grad, batch = {}, 0, config.data.batch
+  for part, width, has_grad, times in (
+    ("image_projection", image.width, image_has_grad, 1),
+    ("text_projection", text.width, text_has_grad, settings.texts),
+  ):
+    is_trained = part not in frozen_parts(config)
+    flops[part] = times * _product(width * embed_dim, is_trained, has_grad)
+    with_grad += has_grad or is_trained
+  if settings.momentum:
+    # Similarities to the slow embeddings, which have no gradient, of the embeddings and of the slow ones themselves.
+    flops["contrastive_loss"] = 2.0 * (batch + settings.queue) * embed_dim * (4 + with_grad)
+    flops["momentum"] = _image_encoder(image, image.tokens + 1, False) + 2.0 * (image.width + text.width) * embed_dim
+    flops["momentum"] += text.unimodal_layers * _layer(text, text.length, False, False)
+  else:
+    matrices = settings.texts * (2 if settings.loss == "softmax" else 1)
+    flops["contrastive_loss"] = matrices * 2.0 * batch * embed_dim * (1 + with_grad)
+  return flops
+
+
+def _matched(config: Config, has_grad: bool) -> float:
+  head = 3 * _product(config.model.text.width * 2, "matching_head" not in frozen_parts(config), has_grad)
+  return head + 2 * 2.0 * (config.matching.group or config.data.batch) * config.model.embed_dim
 
 
 def _image_encoder(image, tokens, is_trained):

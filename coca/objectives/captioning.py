@@ -8,6 +8,7 @@ Shapes: N texts, T tokens, D width, V vocabulary; n tokens of one device, v word
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,15 @@ from jaxtyping import Array, Float, Float32, Int32
 from coca import config
 from coca.config.special import PAD
 from coca.devices.sharding import BATCH
+
+
+class SoftTargets(NamedTuple):
+  """Another model's probabilities as a share of the targets; no gradient."""
+
+  states: Float[Array, "N T D"]
+  kernel: Float[Array, "D V"]
+  bias: Float[Array, " V"]
+  share: Float[Array, ""] | float
 
 
 def next_tokens(
@@ -77,54 +87,85 @@ def captioning_loss(
   count = label_count(weights, weight, settings)
   if settings.tokens == "per_text":
     weights /= jnp.maximum((weights > 0).sum(1, keepdims=True), 1)
-
-  def sharded(states, kernel, labels, weights, bias):
-    flat = states.reshape(-1, states.shape[-1])
-    chunk = -(-len(flat) // -(-len(flat) // settings.chunk))  # chunks as equal as can be: the least padding
-    pad = -len(flat) % chunk
-
-    def chunks(x):
-      x = jnp.pad(x, ((0, pad), *((0, 0),) * (x.ndim - 1)))
-      return x.reshape(-1, chunk, *x.shape[1:])
-
-    # What differs between devices is marked so, which makes the transposes (sums over devices) come out right.
-    kernel = jax.lax.pcast(kernel.astype(states.dtype), "data", to="varying")
-    bias = jax.lax.pcast(bias, BATCH, to="varying")
-    # Gathered here, its gradient is scattered over fsdp; left to the partitioner, all devices sum all of it.
-    kernel = jax.lax.all_gather(kernel, "fsdp", tiled=True)
-    flat, labels, weights = jax.lax.pcast((flat, labels.reshape(-1), weights.reshape(-1)), "tensor", to="varying")
-    nll = _chunked_nll(chunks(flat), kernel, bias, chunks(labels), chunks(weights), settings.label_smoothing)
-    # Each device of the tensor axis has the same sum.
-    return jax.lax.psum(nll, (*BATCH, "tensor")) / jax.lax.axis_size("tensor")
-
-  batch = P(BATCH)
-  nll = jax.shard_map(sharded, in_specs=(batch, P("fsdp", "tensor"), batch, batch, P("tensor")), out_specs=P())(
-    states, kernel, labels, weights, bias
-  )
+  nll = vocabulary_nll(states, kernel, labels, weights, bias, settings.chunk, settings.label_smoothing)
   return nll, count
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _chunked_nll(states, kernel, bias, labels, weights, smoothing):
+def vocabulary_nll(
+  states: Float[Array, "N T D"],
+  kernel: Float[Array, "D V"],
+  labels: Int32[Array, "N T"],
+  weights: Float[Array, "N T"],
+  bias: Float[Array, " V"] | None,
+  chunk: int,
+  smoothing: float = 0.0,
+  soft: SoftTargets | None = None,
+) -> Float32[Array, ""]:
+  """The sum of the weighted cross-entropies, `chunk` tokens of a device at a time. Arguments as of `captioning_loss`.
+
+  The target is the label, a part of it spread over all words (`smoothing`), or shared with `soft`.
+  """
+
+  def sharded(states, kernel, labels, weights, bias, soft):
+    flat = states.reshape(-1, states.shape[-1])
+    size = -(-len(flat) // -(-len(flat) // chunk))  # chunks as equal as can be: the least padding
+    pad = -len(flat) % size
+
+    def chunks(x):
+      x = jnp.pad(x, ((0, pad), *((0, 0),) * (x.ndim - 1)))
+      return x.reshape(-1, size, *x.shape[1:])
+
+    def whole(kernel, bias):
+      # What differs between devices is marked so, which makes the transposes (sums over devices) come out right.
+      kernel = jax.lax.pcast(kernel.astype(states.dtype), "data", to="varying")
+      bias = jax.lax.pcast(bias, BATCH, to="varying")
+      # Gathered here, its gradient is scattered over fsdp; left to the partitioner, all devices sum all of it.
+      return jax.lax.all_gather(kernel, "fsdp", tiled=True), bias
+
+    kernel, bias = whole(kernel, bias)
+    flat, labels, weights = jax.lax.pcast((flat, labels.reshape(-1), weights.reshape(-1)), "tensor", to="varying")
+    if soft:
+      slow = jax.lax.pcast(soft.states.reshape(flat.shape), "tensor", to="varying")
+      soft = SoftTargets(chunks(slow), *whole(soft.kernel, soft.bias), soft.share)
+    nll = _chunked_nll(chunks(flat), kernel, bias, chunks(labels), chunks(weights), soft, smoothing)
+    # Each device of the tensor axis has the same sum.
+    return jax.lax.psum(nll, (*BATCH, "tensor")) / jax.lax.axis_size("tensor")
+
+  batch, columns, words = P(BATCH), P("fsdp", "tensor"), P("tensor")
+  soft_specs = soft and SoftTargets._make((batch, columns, words, P()))
+  return jax.shard_map(sharded, in_specs=(batch, columns, batch, batch, words, soft_specs), out_specs=P())(
+    states, kernel, labels, weights, bias, soft
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _chunked_nll(states, kernel, bias, labels, weights, soft, smoothing):
   """states [chunks, n, D], kernel [D, v], bias [v] or None, labels, weights [chunks, n] -> the sum of weighted nll."""
 
   def step(total, chunk):
-    x, labels, weights = chunk
-    return total + _nll(x, kernel, bias, labels, weights, smoothing)[0], None
+    x, labels, weights, slow = chunk
+    return total + _nll(x, kernel, bias, labels, weights, soft, slow, smoothing)[0], None
 
-  return jax.lax.scan(step, _varying_zero(states, kernel), (states, labels, weights))[0]
+  slow = soft and soft.states
+  return jax.lax.scan(step, _varying_zero(states, kernel), (states, labels, weights, slow))[0]
 
 
-def _nll(x, kernel, bias, labels, weights, smoothing):
-  """One chunk's sum of weighted nll, and what its gradient needs: exp(logits), their sums and where the labels are."""
+def _nll(x, kernel, bias, labels, weights, soft, slow, smoothing):
+  """One chunk's sum of weighted nll, and what its gradient needs: exp(logits), their sums and the targets.
+
+  `slow`: the chunk's part of `soft.states`.
+  """
   logits = jnp.dot(x, kernel, preferred_element_type=jnp.float32)
   logits = logits if bias is None else logits + bias
   words = kernel.shape[1]
   local = labels - jax.lax.axis_index("tensor") * words
   is_label = jnp.arange(words) == local[:, None]
-  top = jax.lax.stop_gradient(jax.lax.pmax(logits.max(1), "tensor"))
-  exp = jnp.exp(logits - top[:, None])
-  normaliser = jax.lax.psum(exp.sum(1), "tensor")
+  exp, normaliser, top = _softmax(logits)
+  if soft:
+    slow_exp, slow_sum, _ = _softmax(jnp.dot(slow, soft.kernel, preferred_element_type=jnp.float32) + soft.bias)
+    targets = soft.share * slow_exp / slow_sum[:, None] + (1 - soft.share) * is_label
+    target = jax.lax.psum((targets * logits).sum(1), "tensor")
+    return jnp.sum(weights * (jnp.log(normaliser) + top - target)), (exp, normaliser, targets)
   target = jax.lax.psum(jnp.where(is_label, logits, 0).sum(1), "tensor")
   nll = jnp.log(normaliser) + top - (1 - smoothing) * target
   if smoothing:
@@ -133,12 +174,19 @@ def _nll(x, kernel, bias, labels, weights, smoothing):
   return jnp.sum(weights * nll), (exp, normaliser, is_label)
 
 
-def _chunked_nll_fwd(states, kernel, bias, labels, weights, smoothing):
+def _softmax(logits):
+  """exp(logits - top), its sum over all words, and top, the largest logit of all words."""
+  top = jax.lax.stop_gradient(jax.lax.pmax(logits.max(1), "tensor"))
+  exp = jnp.exp(logits - top[:, None])
+  return exp, jax.lax.psum(exp.sum(1), "tensor"), top
+
+
+def _chunked_nll_fwd(states, kernel, bias, labels, weights, soft, smoothing):
   def step(carry, chunk):
     total, d_kernel, d_bias = carry
-    x, labels, weights = chunk
-    nll, (exp, normaliser, is_label) = _nll(x, kernel, bias, labels, weights, smoothing)
-    p = exp / normaliser[:, None] - (1 - smoothing) * is_label
+    x, labels, weights, slow = chunk
+    nll, (exp, normaliser, targets) = _nll(x, kernel, bias, labels, weights, soft, slow, smoothing)
+    p = exp / normaliser[:, None] - (1 - smoothing) * targets
     if smoothing:
       p -= smoothing / (p.shape[1] * jax.lax.axis_size("tensor"))
     d_bias = None if bias is None else d_bias + (weights[:, None] * p).sum(0)
@@ -149,13 +197,14 @@ def _chunked_nll_fwd(states, kernel, bias, labels, weights, smoothing):
 
   zero = _varying_zero(states, kernel)
   d_kernel, d_bias = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32) + zero, (kernel, bias))
-  (total, d_kernel, d_bias), d_states = jax.lax.scan(step, (zero, d_kernel, d_bias), (states, labels, weights))
+  rows = states, labels, weights, soft and soft.states
+  (total, d_kernel, d_bias), d_states = jax.lax.scan(step, (zero, d_kernel, d_bias), rows)
   return total, (d_states, d_kernel.astype(kernel.dtype), d_bias)
 
 
 def _chunked_nll_bwd(smoothing, gradients, g):
   g = jax.lax.psum(g, "tensor")  # every device's loss depends on this device's words
-  return *jax.tree.map(lambda x: (g * x).astype(x.dtype), gradients), None, None
+  return *jax.tree.map(lambda x: (g * x).astype(x.dtype), gradients), None, None, None
 
 
 _chunked_nll.defvjp(_chunked_nll_fwd, _chunked_nll_bwd)

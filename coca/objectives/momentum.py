@@ -21,17 +21,22 @@ from coca.devices.trees import flat, nested
 from coca.objectives.contrastive import compare, everyone
 
 PARTS = ("image_encoder", "image_projection", "text_encoder", "text_projection")
+FILLING = ("fusion", "masked_head")  # ALBEF's, that fill in hidden words
 
 
 def momentum_params(params: dict) -> dict:
-  """The parameters that the embeddings come from: without the cross-attention and what is the decoder's alone."""
+  """The parameters that the embeddings come from: without the cross-attention and what is the decoder's alone.
+
+  Of a model that fills in hidden words, all that does so too.
+  """
   leaves = flat(params)
+  filling = FILLING if "masked_head" in params else ()
 
   def wanted(name):
     part, _, rest = name.partition("/")
     # What encoder and decoder share is kept under the decoder's name.
     shared = part == "text_decoder" and f"text_encoder/{rest}" not in leaves
-    return (part in PARTS or shared) and "cross" not in rest
+    return part in filling or ((part in PARTS or shared) and "cross" not in rest)
 
   return nested({name: x for name, x in leaves.items() if wanted(name)})
 

@@ -19,6 +19,7 @@ class Stream(IntEnum):
   TEXTS = 4  # dropout where each image is grounded in its own and in a drawn text
   IMAGES = 5  # and where each text is grounded in a drawn image
   MORE_TEXTS = 6  # and in the encoder of the further texts of images
+  MASKED = 7  # and in the encoders of texts with hidden words
 
 
 class Triples(NamedTuple):
@@ -45,7 +46,9 @@ class Pass:
   states: Float[Array, "B T D"] | None = None  # the softmax over them predicts the next token
   triples: Triples | None = None
   temperature: dict | None = None  # {'log_scale': []} and, for the sigmoid, 'logit_bias'
-  memory: dict | None = None  # of the momentum encoders: 'image' and 'text' [B, E], 'queue', 'alpha'
+  memory: dict | None = (
+    None  # of the momentum encoders: 'image' and 'text' [B, E], 'queue', 'alpha'; 'words', `SoftTargets`
+  )
   model: Any = None
   key: PRNGKeyArray | None = None
 

@@ -9,6 +9,7 @@ import numpy as np
 from coca.config import Config
 from coca.objectives.captioning import captioning_loss, label_count, next_tokens
 from coca.objectives.contrastive import contrastive_loss
+from coca.objectives.masked import masked_loss, word_weights
 from coca.objectives.matching import matching_loss
 from coca.objectives.momentum import momentum_contrastive_loss
 from coca.objectives.term import Pass, Stream, Term
@@ -152,12 +153,37 @@ class Answering(Term):
     return math.log(self.vocab), f"ln {self.vocab:,} for each token of an answer"
 
 
+class Masked(Term):
+  """ALBEF section 3.2: the hidden words of each text, told from the others and the image."""
+
+  name, metrics = "masked", ("masked",)
+  asks = frozenset()
+  cut = "adds_up"
+
+  def __init__(self, config: Config):
+    self.weight, self.chunk, self.vocab = config.masked.weight, config.captioning.chunk, config.model.text.vocab
+
+  def value(self, passed: Pass, batch: dict):
+    model, memory = passed.model, passed.memory
+    states = model.fill(passed.tokens, batch["masked"], batch["masked_at"], passed.stream(Stream.MASKED))
+    soft = memory["words"] if memory else None
+    head = model.softmax_kernel(), model.softmax_bias
+    return {"masked": masked_loss(states, *head, batch["masked_words"], batch["weight"], self.chunk, soft)}
+
+  def divisor(self, batch: dict):
+    return jnp.maximum(word_weights(batch["masked_words"], batch["weight"]).sum(), 1e-9)
+
+  def at_start(self):
+    return math.log(self.vocab), f"ln {self.vocab:,}"
+
+
 # All there are, in the order in which they are computed, logged and drawn.
 LOSSES: tuple[type[Term], ...] = (
   Contrastive,
   Captioning,
   Matching,
   Answering,
+  Masked,
 )
 
 

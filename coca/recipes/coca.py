@@ -142,7 +142,7 @@ def finetuning(init_from: str, runlocal: bool) -> Draft:
   for kind, has in (
     ("zero_shot", text.unimodal_layers),
     ("retrieval", text.unimodal_layers),
-    ("captions", text.multimodal_layers),
+    ("captions", old.model.writes),
   ):
     if has:
       # Equal names: as in the loss.

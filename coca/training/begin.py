@@ -192,7 +192,7 @@ def _new_tokenizer(config: Config, sources: dict) -> Tokenizer:
   else:
     texts = texts_of(sources, config.data.sources, config.data.tokenizer_texts, config.seed)
     vocab = config.model.text.vocab
-    if config.model.kind == "blip":
+    if config.model.kind != "coca":
       tokenizer = wordpiece.train(texts, vocab)
     else:
       tokenizer = train(texts, vocab, config.data.tokenizer_pieces)
@@ -256,10 +256,10 @@ def _check_tokenizer(config: Config, tokenizer: Tokenizer, path) -> None:
   if tokenizer.vocab > (vocab := config.model.text.vocab):
     raise ValueError(f"{path} has {tokenizer.vocab} pieces, more than config.model.text.vocab {vocab}")
   med, caption = config.model.med, config.captioning
-  if config.model.kind == "blip":
+  if config.model.kind != "coca":
     if not isinstance(tokenizer, wordpiece.WordPiece):
       raise ValueError(
-        f"{path}: a model of kind 'blip' takes BERT's vocab.txt or tokenizer.json in "
+        f"{path}: a model of kind {config.model.kind!r} takes BERT's vocab.txt or tokenizer.json in "
         "config.data.tokenizer; leave it empty to train one"
       )
     # transformers leaves [CLS] where BLIP has [Encode].
@@ -268,6 +268,8 @@ def _check_tokenizer(config: Config, tokenizer: Tokenizer, path) -> None:
         f"config.model.med.cls {med.cls} and encode {med.encode} are not those of {path}: set them to "
         f"{tokenizer.cls} and {tokenizer.enc}"
       )
+    if config.masked.weight and med.mask != tokenizer.mask:
+      raise ValueError(f"config.model.med.mask {med.mask} is not [MASK] of {path}: set it to {tokenizer.mask}")
   if config.data.prompt and tokenizer.encode(config.data.prompt, config.model.text.length)[-1] != PAD:
     raise ValueError(
       f"config.data.prompt {config.data.prompt!r} leaves no room for a text in config.model.text.length "

@@ -115,7 +115,7 @@ def initial_params(workdir, config: Config, fresh, mesh):
     loaded, out = flat(loaded), flat(fresh)
     for name, x in ((name, loaded[old]) for name, old in source.items() if old in loaded):
       if name == IMAGE:
-        method = "bicubic" if config.model.kind == "blip" else "bilinear"
+        method = "bilinear" if config.model.kind == "coca" else "bicubic"
         x = resize_positions(x, config.model.image.tokens, int(config.model.image.class_token), method)
       elif name == TEXT and len(x) != len(out[name]):
         x = fit_length(x, out[name], int(config.model.text.cls_position))

@@ -14,6 +14,8 @@ from coca.config.durations import in_steps
 from coca.devices.hardware import compiler_options, release_memory
 from coca.devices.sharding import batch_sharding, replicated
 from coca.objectives import momentum
+from coca.objectives.captioning import SoftTargets
+from coca.objectives.masked import hide_words
 from coca.training.gradients import make_gradients
 from coca.training.state import Setup, TrainState
 
@@ -24,6 +26,7 @@ class Stream(IntEnum):
   GRADIENTS = 1
   PARALLEL = 2  # which examples' words are predicted all at once
   MOMENTUM = 3  # dropout in the momentum encoders
+  MASKED = 4  # which words are hidden
 
 
 class TrainStep:
@@ -65,20 +68,26 @@ def make_step(setup: Setup):
 
   @jax.named_scope("momentum")
   def remember(state, batch, key):
-    """The momentum encoders' parameters, moved on, and what the contrastive loss takes of them and of the queue."""
+    """The momentum encoders' parameters, moved on, and what the losses take of them and of the queue."""
     decay = config.contrastive.momentum
     slow = jax.tree.map(
       lambda m, p: decay * m + (1 - decay) * p, state.momentum, momentum.momentum_params(state.params)
     )
     model = nnx.merge(setup.graphdef, momentum.with_momentum(state.params, slow))
     alpha = config.contrastive.soft_targets * (jnp.minimum(1.0, state.step / ramp) if ramp else 1.0)
-    image, text = jax.lax.stop_gradient((model.embed_image(batch["image"]), model.embed_text(batch["text"], key)))
-    return slow, {"image": image, "text": text, "queue": state.queue, "alpha": alpha}
+    encoded, text = model.encode(batch["image"]), model.embed_text(batch["text"], key)
+    memory = {"image": encoded.embedding, "text": text, "queue": state.queue, "alpha": alpha}
+    if config.masked.weight:
+      states = model.fill(encoded.tokens, batch["masked"], batch["masked_at"], jax.random.fold_in(key, Stream.MASKED))
+      memory["words"] = SoftTargets(states, model.softmax_kernel(), model.softmax_bias, alpha)
+    return slow, jax.lax.stop_gradient(memory)
 
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     key, noise = jax.random.fold_in(jax.random.key(config.seed), state.step), None
     if config.model.image.patch_dropout:
       noise = jax.random.uniform(key, (len(batch["image"]), config.model.image.tokens))
+    if config.masked.weight:
+      batch = batch | hide_words(batch["text"], jax.random.fold_in(key, Stream.MASKED), config.masked, config.model)
     slow = memory = None
     if config.contrastive.momentum:
       slow, memory = remember(state, batch, jax.random.fold_in(key, Stream.MOMENTUM))

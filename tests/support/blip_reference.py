@@ -54,6 +54,15 @@ ANSWERS = {
 }
 
 
+ALBEF = {
+  "model__kind": "albef",
+  "model__med__mask": 5,
+  "captioning__weight": 0.0,
+  "masked__weight": 1.0,
+  "masked__most": 3,
+}
+
+
 class Reference:
   """Everything is of one picture and one text: tokens [N, D], ids [T], states [T, D]."""
 
@@ -86,10 +95,13 @@ class Reference:
 
   def bert(self, p, ids, seen, context=None, context_seen=None):
     """seen: bool [T, T], who may attend to whom; context_seen: bool [S]."""
-    heads = self.model.text.heads
     embedded = p["embedding"]["tokens"][ids] + p["embedding"]["positions"][: len(ids)]
     x = self.change("embedding", self.norm(p["norm"], embedded))
-    layers = p["stack"]["layers"]
+    return self.layers(p["stack"]["layers"], x, seen, context, context_seen)
+
+  def layers(self, layers, x, seen, context=None, context_seen=None):
+    """States [T, D] behind the layers; arguments as of `bert`."""
+    heads = self.model.text.heads
     for i in range(len(layers["norm_self"]["scale"])):
       layer = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
       x = self.norm(
@@ -100,7 +112,7 @@ class Reference:
         ),
       )
       if context is not None:
-        mask = None if context_seen is None else np.broadcast_to(context_seen, (len(ids), len(context)))
+        mask = None if context_seen is None else np.broadcast_to(context_seen, (len(x), len(context)))
         x = self.norm(
           layer["norm_cross"],
           x
@@ -139,6 +151,29 @@ class Reference:
   def answer(self, tokens, question, answer):
     """The logits of an answer's words [A, V]."""
     return self.logits(self.encode(question, ENCODE, tokens), answer, np.concatenate([[True], question[1:] != PAD]))
+
+
+class AlbefReference(Reference):
+  """Section 3.1 of arXiv 2107.07651: fusion goes on from the text encoder's states, and all words see all."""
+
+  def read(self, ids):
+    return self.encode(ids, CLS)
+
+  def embed_text(self, ids):
+    return unit(linear(self.p["text_projection"], self.read(ids)[0]))
+
+  def fuse(self, tokens, ids):
+    seen = np.broadcast_to(ids != PAD, (len(ids), len(ids)))
+    return self.layers(self.p["fusion"]["layers"], self.read(ids), seen, tokens)
+
+  def match(self, tokens, ids):
+    return linear(self.p["matching_head"], self.fuse(tokens, ids)[0])
+
+  def fill(self, tokens, ids):
+    """The logits of all words at all places [T, V]."""
+    head = self.p["masked_head"]
+    hidden = GELU[self.model.activation](linear(head["transform"], self.fuse(tokens, ids)))
+    return self.norm(head["norm"], hidden) @ self.p["text_encoder"]["embedding"]["tokens"].T + head["bias"]
 
 
 def join(a, b):

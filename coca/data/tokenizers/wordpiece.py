@@ -47,6 +47,8 @@ _words = pre_tokenizers.BertPreTokenizer()
 class WordPiece:
   """BLIP's tokenizer: `bos` is [DEC], `eos` is [SEP]; `cls` and `enc` are the other first ids that BLIP has.
 
+  `mask` is [MASK], -1 for none.
+
   Args:
     pieces: in the order of their ids. [DEC] and [ENC] are put at the end where they are missing.
 
@@ -76,6 +78,7 @@ class WordPiece:
     self._pieces.decoder = decoders.WordPiece(_INSIDE, cleanup=True)
     self._special = {ids[name] for name in SPECIAL if name in ids}
     self.bos, self.eos, self.cls, self.enc = (ids[name] for name in ("[DEC]", "[SEP]", "[CLS]", "[ENC]"))
+    self.mask = ids.get("[MASK]", -1)
     self.unknown = ids["[UNK]"]
     self.vocab = len(pieces)
     self.sha256 = hashlib.sha256(self.model).hexdigest()

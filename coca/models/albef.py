@@ -1,0 +1,147 @@
+"""ALBEF: BERT cut in two (arXiv 2107.07651, section 3.1).
+
+The lower layers are the text encoder; the upper ones, with cross-attention to all image tokens, are the fusion encoder,
+which goes on from the text encoder's states. Nothing is causal and nothing is written: masked words are filled in.
+
+Shapes: B batch, S side in pixels, N image tokens, K texts an image, T text length, M masked words, D text width, E
+embedding width, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, UInt8
+
+from coca.config import Config
+from coca.config.special import PAD
+from coca.models.blip import Bert, CaptionHead
+from coca.models.image_encoder import ImageEncoder
+from coca.models.layers import Layer, Stack
+from coca.models.linear import linear
+from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
+from coca.models.rngs import Rngs
+
+# Parts that a config has no use for are None; coca/config/checks.py says what needs what, and pyright can't know it.
+# pyright: reportOptionalCall=false, reportOptionalMemberAccess=false
+
+
+class Albef(nnx.Module):
+  """The projections are built where `config.contrastive.heads`, each head where its loss has a weight, and the fusion
+  encoder where it has layers."""
+
+  def __init__(self, config: Config, rngs: Rngs):
+    model, dtype = config.model, compute_dtype(config)
+    text, med, width = model.text, model.med, model.image.width
+    has_embeddings = config.contrastive.heads
+    self.med = med
+    self.image_encoder = ImageEncoder(model, dtype, rngs)
+    self.text_encoder = Bert(model, text.unimodal_layers, None, dtype, rngs)
+    n, layer = text.multimodal_layers, lambda r: Layer(text, model, dtype, r, kv_width=width, bert=med)
+    self.fusion = Stack(n, layer, model, dtype, rngs) if n else None
+    self.masked_head = CaptionHead(model, dtype, rngs) if config.masked.weight > 0 else None
+    self.image_projection = linear(width, model.embed_dim, dtype, rngs) if has_embeddings else None
+    self.text_projection = linear(text.width, model.embed_dim, dtype, rngs) if has_embeddings else None
+    self.temperature = Temperature(config) if has_embeddings else None
+    self.matching_head = linear(text.width, 2, jnp.float32, rngs) if config.matching.weight > 0 else None
+
+  def __call__(
+    self,
+    image: UInt8[Array, "B S S 3"],
+    text: Int32[Array, "B T"],
+    *,
+    contrast: bool = True,
+    caption: bool = False,
+    match: bool = False,
+    patch_noise: Float[Array, "B N"] | None = None,
+    key: PRNGKeyArray | None = None,
+  ) -> Output:
+    """One pass over each encoder that the losses need.
+
+    Args:
+      image: pixels of 0 to 255.
+      text: a first token of any kind, words, [SEP], padding.
+      contrast: whether to compute the embeddings.
+      caption: refused by the config's checks.
+      match: whether to compute the states that `ground` goes on from.
+      patch_noise: see `ImageEncoder`.
+      key: for dropout; None: none.
+    """
+    del caption
+    tokens = self.image_encoder(image, patch_noise)
+    words = self._read(text, key) if contrast or match else None
+    embeddings = (self._project(tokens), self._embed(words)) if contrast else (None, None)
+    return Output(*embeddings, tokens, words, None)
+
+  def embed_image(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
+    """Embeddings of unit length."""
+    return self._project(self.image_encoder(image))
+
+  def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
+    """Embeddings of unit length."""
+    return self._embed(self._read(text, key))
+
+  @jax.named_scope("fusion_encoder")
+  def ground(
+    self,
+    words: Float[Array, "B *K T D"],
+    text: Int32[Array, "B *K T"],
+    tokens: Float[Array, "B N kv_width"],
+    key: PRNGKeyArray | None = None,
+  ) -> Float[Array, "B *K T D"]:
+    """The fusion encoder: the text encoder's states of texts, one or K an image, over image tokens."""
+    length, width = words.shape[-2:]
+    mask = (text.reshape(-1, length) != PAD)[:, None, None]
+    return self.fusion(words.reshape(-1, length, width), mask, tokens, None, key=key).reshape(words.shape)
+
+  def match(self, states: Float[Array, "B K T D"], text: Int32[Array, "B K T"]) -> Float32[Array, "B K 2"]:
+    """`ground`'s states -> logits: of no match, and of a match."""
+    del text
+    return self.matching_head(states[..., 0, :].astype(jnp.float32))
+
+  def fill(
+    self,
+    tokens: Float[Array, "B N kv_width"],
+    text: Int32[Array, "B T"],
+    places: Int32[Array, "B M"],
+    key: PRNGKeyArray | None = None,
+  ) -> Float[Array, "B M D"]:
+    """The states from which the softmax predicts the words that were at some places of masked texts."""
+    key, more = (None, None) if key is None else jax.random.split(key)
+    states = self.ground(self._read(text, key), text, tokens, more)
+    return self.masked_head(jnp.take_along_axis(states, places[..., None], axis=1))
+
+  def softmax_kernel(self) -> Float[Array, "D V"]:
+    """The vocabulary head: states @ kernel + `softmax_bias` are the logits."""
+    return self.text_encoder.embedding.tokens[...].T
+
+  @property
+  def softmax_bias(self) -> Float[Array, " V"]:
+    return self.masked_head.bias[...]
+
+  def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
+    """The embedding, where the model has one, and all image tokens."""
+    tokens = self.image_encoder(image)
+    return Encoded(self._project(tokens) if self.image_projection else None, tokens)
+
+  def score(self, encoded: Encoded, text: Int32[Array, "B K T"]) -> Scores:
+    """Images and K texts of each; without an embedding of the images there are no cosines."""
+    contrastive = matching = logits = None
+    words = self._read(text.reshape(-1, text.shape[2]))
+    if encoded.embedding is not None:
+      contrastive = jnp.sum(encoded.embedding[:, None] * self._embed(words).reshape(*text.shape[:2], -1), axis=-1)
+    if self.matching_head is not None:
+      assert encoded.tokens is not None
+      logits = self.match(self.ground(words.reshape(*text.shape, -1), text, encoded.tokens), text)
+      matching, logits = jax.nn.softmax(logits)[..., 1], logits[..., 1]
+    return Scores(contrastive, matching, logits)
+
+  @jax.named_scope("text_encoder")
+  def _read(self, text, key=None):
+    """Texts [B, T] -> states [B, T, D]; [CLS] takes the first token's place."""
+    return self.text_encoder(text.at[:, 0].set(self.med.cls), key=key)
+
+  def _embed(self, words):
+    return unit(self.text_projection(words[:, 0]))
+
+  def _project(self, tokens):
+    return unit(self.image_projection(tokens[:, 0]))
