@@ -17,6 +17,7 @@ LEAST = {
     "optim.accumulate",
     "optim.max_nonfinite",
     "model.unroll",
+    "model.text.cross_every",
     "evals.*.batch",
     "evals.*.beams",
     "evals.*.rank",
@@ -145,6 +146,17 @@ def _towers(c: Config) -> None:
     text.mask == "causal" or text.multimodal_layers == 0,
     "config.model.text.mask 'full' needs config.model.text.multimodal_layers 0: the decoder would see the words "
     "that it has to predict",
+  )
+  need(
+    not text.two_passes
+    or (c.model.kind == "coca" and text.pool == "cls" and text.unimodal_layers == text.multimodal_layers > 0),
+    "config.model.text.two_passes needs config.model.kind 'coca', config.model.text.pool 'cls' and as many "
+    f"unimodal_layers ({text.unimodal_layers}) as multimodal_layers ({text.multimodal_layers}): they are the same",
+  )
+  need(
+    text.cross_every == 1 or (c.model.kind == "coca" and text.multimodal_layers % text.cross_every == 0),
+    f"config.model.text.cross_every {text.cross_every} needs config.model.kind 'coca' and has to divide "
+    f"config.model.text.multimodal_layers {text.multimodal_layers}",
   )
   need(
     text.mask == "causal" or text.pool != "cls",

@@ -109,6 +109,11 @@ class TextDecoder:
   feedforwards: Literal[1, 2] = 1
   # A LayerNorm stands on the image tokens in each multimodal layer (open_clip).
   norm_context: bool = False
+  # Both halves are the same layers, which read a text twice (MaMMUT, arXiv 2303.16839): for the embedding without the
+  # image, all words seeing each other; for captions with it, causally, and from the words themselves.
+  two_passes: bool = False
+  # Every how many-th multimodal layer has cross-attention (MaMMUT); the others have none.
+  cross_every: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

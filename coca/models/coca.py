@@ -55,9 +55,16 @@ class CoCa(nnx.Module):
     )
     self.embedding = Embedding(model, dtype, rngs, masks=config.captioning.parallel > 0)
     has_unimodal = model.text.unimodal_layers > 0
-    self.unimodal = UnimodalDecoder(model, embed_dim if has_embeddings else 0, dtype, rngs) if has_unimodal else None
     kv_width = text_width if has_generative else image_width
-    self.multimodal = MultimodalDecoder(model, kv_width, dtype, rngs) if has_multimodal else None
+    self.two_passes = model.text.two_passes
+    # MaMMUT's first pass goes through layers that are there; those of other models are drawn in their order.
+    shared = MultimodalDecoder(model, kv_width, dtype, rngs) if self.two_passes else None
+    self.unimodal = (
+      UnimodalDecoder(model, embed_dim if has_embeddings else 0, dtype, rngs, shared and shared.stack)
+      if has_unimodal and (has_embeddings or not shared)
+      else None
+    )
+    self.multimodal = shared or (MultimodalDecoder(model, kv_width, dtype, rngs) if has_multimodal else None)
     has_softmax = has_multimodal and not model.text.tied_softmax
     self.softmax = linear(text_width, model.text.vocab, dtype, rngs, bias=False) if has_softmax else None
     self.temperature = Temperature(config) if has_embeddings else None
@@ -171,7 +178,8 @@ class CoCa(nnx.Module):
     """The decoding protocol of `coca.decoding`: what `start_decoding` takes, a tree of arrays."""
     tokens, positions = self.embedding.tables()
     head = gather("softmax/kernel", self.softmax_kernel(), self.dtype).T
-    stacks = [half.stack.decoding_weights() if half else [] for half in (self.unimodal, self.multimodal)]
+    unimodal = None if self.two_passes else self.unimodal
+    stacks = [half.stack.decoding_weights() if half else [] for half in (unimodal, self.multimodal)]
     return {"tokens": tokens, "positions": positions, "stacks": stacks, "head": head}
 
   def start_decoding(
@@ -179,9 +187,9 @@ class CoCa(nnx.Module):
   ):
     """The decoding protocol of `coca.decoding`; [CLS] is left out, since no word ever sees it."""
     unimodal, multimodal = weights["stacks"]
-    layers = self.unimodal.stack.decoding_layers(unimodal) if self.unimodal else []
-    grounded = self.multimodal.stack.decoding_layers(multimodal)
-    contexts = [*(None for _ in layers), *(layer.context_cache(image_tokens, rows * length) for layer in grounded)]
+    layers = self.unimodal.stack.decoding_layers(unimodal) if unimodal else []
+    layers = [*layers, *self.multimodal.decoding_layers(multimodal)]
+    contexts = [layer.context_cache(image_tokens, rows * length) if layer.crosses else None for layer in layers]
 
     def embed(ids, position):
       return weights["tokens"][ids] + weights["positions"][position]
@@ -189,16 +197,16 @@ class CoCa(nnx.Module):
     def predict(states):
       return vocabulary_logits(self.multimodal.norm(states), weights["head"])
 
-    return start_layers([*layers, *grounded], contexts, None, embed, predict, length, rows, prefix)
+    return start_layers(layers, contexts, None, embed, predict, length, rows, prefix)
 
   @jax.named_scope("unimodal_decoder")
   def _read(self, text, contrast: bool, parallel=None) -> tuple[Any, Any]:
     """Text [B, T] -> unimodal states [B, T, D] and, where asked for, the embedding [B, E], unit length."""
     embedded = self.embedding(text, parallel)
     if not contrast:
-      return self.unimodal.states(embedded) if self.unimodal else embedded, None
+      return self.unimodal.states(embedded) if self.unimodal and not self.two_passes else embedded, None
     words, embedding = self.unimodal(embedded, text, self.embedding.cls_position(text.shape[1]))
-    return words, unit(embedding)
+    return embedded if self.two_passes else words, unit(embedding)
 
   def _pool(self, encoded, contrast: bool, caption: bool) -> tuple[Any, Any]:
     """Encoded image [B, N, D] -> the embedding [B, E] and the decoder's tokens [B, Q, D], each where asked for."""

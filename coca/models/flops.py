@@ -69,10 +69,10 @@ def _coca(config: Config) -> dict[str, float]:
     if has_contrastive and kind != "class_token":
       _, _, image_has_grad = pool("contrastive_pooler", 1, embed_dim, *(image_tokens if is_cascade else encoded))
 
-  is_trained = text.unimodal_layers > 0 and "unimodal" not in frozen
+  is_trained = text.unimodal_layers > 0 and ("multimodal" if text.two_passes else "unimodal") not in frozen
   has_grad = is_trained or "embedding" not in frozen
   has_cls = has_contrastive and text.pool == "cls"
-  if text.unimodal_layers:
+  if text.unimodal_layers and (has_contrastive or not text.two_passes):
     flops["unimodal"] = text.unimodal_layers * _layer(text, text.length + has_cls, is_trained, has_grad)
   if has_contrastive:
     flops["unimodal"] += _product(text.width * embed_dim, is_trained, has_grad)
@@ -84,9 +84,12 @@ def _coca(config: Config) -> dict[str, float]:
     is_trained = "multimodal" not in frozen
     has_grad |= is_trained
     texts, images = (3, 2) if has_matching else (1, 1)
-    flops["multimodal"] = text.multimodal_layers * _layer(
+    crossing = text.multimodal_layers // text.cross_every
+    flops["multimodal"] = crossing * _layer(
       text, text.length, is_trained, has_grad, *image_tokens, texts=texts, contexts=images
     )
+    plain = _layer(text, text.length, is_trained, has_grad)
+    flops["multimodal"] += (text.multimodal_layers - crossing) * texts * plain
   if has_matching:
     _, _, pooled_has_grad = pool("matching_pooler", 1, text.width, text.length, text.width, has_grad)
     flops["matching_pooler"] *= 3

@@ -58,6 +58,7 @@ class Layer(nnx.Module):
     bert: config.Med | None = None,
   ):
     self.post_norm, self.dropout = bert is not None, bert.dropout if bert else 0.0
+    self.crosses = kv_width is not None
     norm = functools.partial(layer_norm, tower.width, bert.norm_eps if bert else model.norm_eps, dtype, rngs)
     attention = functools.partial(Attention, tower.width, tower.heads, dtype, rngs, implementation=model.attention)
     self.norm_self, self.self_attention = norm(), attention()
@@ -202,7 +203,9 @@ REMAT = {
 class Stack(nnx.Module):
   """Equal layers, parameters stacked along a leading dimension [L, ...], run by one `jax.lax.scan`."""
 
-  def __init__(self, layers: int, make: Callable[[Rngs], Layer], model: config.Model, dtype: DTypeLike, rngs: Rngs):
+  def __init__(
+    self, layers: int, make: Callable[[Rngs], nnx.Module], model: config.Model, dtype: DTypeLike, rngs: Rngs
+  ):
     """`make(rngs)` builds one layer."""
     self.remat, self.unroll, self.dtype = model.remat, min(model.unroll, layers), dtype
     keys = jax.random.split(rngs.params(), layers)
@@ -231,7 +234,7 @@ class Stack(nnx.Module):
       for i in range(layers)
     ]
 
-  def decoding_layers(self, weights: list) -> list[Layer]:
+  def decoding_layers(self, weights: list) -> list:
     """The layers with parameters of `decoding_weights`, for `Layer.decode`."""
     layers = [nnx.merge(nnx.graphdef(self.layers), state) for state in weights]
     for layer in layers:

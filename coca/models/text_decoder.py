@@ -93,18 +93,33 @@ def causal_mask(length: int) -> Bool[Array, "1 1 {length} {length}"]:
   return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
+class Group(nnx.Module):
+  """Layers of which the last alone has cross-attention (MaMMUT); `layers` in all."""
+
+  def __init__(self, layers: int, model: Model, kv_width: int, dtype: DTypeLike, rngs: Rngs):
+    self.before = nnx.List([Layer(model.text, model, dtype, rngs) for _ in range(layers - 1)])
+    self.last = Layer(model.text, model, dtype, rngs, kv_width=kv_width)
+
+  def __call__(self, x, mask=None, context=None, context_mask=None, key=None):
+    """As `Layer`, without dropout."""
+    for layer in self.before:
+      x = layer(x, mask)
+    return self.last(x, mask, context, context_mask, key)
+
+
 class UnimodalDecoder(nnx.Module):
   """Causal text layers without cross-attention; the learned [CLS] at the end gives the text embedding.
 
   With `config.model.text.pool` 'eos' there is no [CLS], and the state at EOS takes its place (CLIP), with 'last' that
   of the last position (SigLIP). With `embed_dim` 0 there is none of these and only `states`. With `mask` 'full' it is
-  no decoder but an encoder, bidirectional (SigLIP).
+  no decoder but an encoder, bidirectional (SigLIP). With `shared`, the multimodal half's layers, it reads in MaMMUT's
+  first pass: all but padding.
   """
 
-  def __init__(self, model: Model, embed_dim: int, dtype: DTypeLike, rngs: Rngs):
+  def __init__(self, model: Model, embed_dim: int, dtype: DTypeLike, rngs: Rngs, shared: Stack | None = None):
     text = model.text
-    self.dtype = dtype
-    self.stack = Stack(text.unimodal_layers, lambda r: Layer(text, model, dtype, r), model, dtype, rngs)
+    self.dtype, self.two_passes = dtype, shared is not None
+    self.stack = shared or Stack(text.unimodal_layers, lambda r: Layer(text, model, dtype, r), model, dtype, rngs)
     self.legacy, self.causal, self.pool = text.cls_mask == "legacy", text.mask == "causal", text.pool
     if embed_dim:
       self.cls = nnx.Param(EMBED_INIT(rngs.params(), (text.width,))) if text.pool == "cls" else None
@@ -128,7 +143,11 @@ class UnimodalDecoder(nnx.Module):
       return states, self.projection(self.norm(pooled))
     cls = self.cls[...].astype(self.dtype) + (0 if cls_position is None else cls_position)
     cls = spread(cls, (embedded.shape[0], 1, embedded.shape[2]), self.dtype)
-    states = self.stack(jnp.concatenate([embedded, cls], axis=1), unimodal_mask(text, self.legacy))
+    if self.two_passes:
+      mask = jnp.pad(text != PAD, ((0, 0), (0, 1)), constant_values=True)[:, None, None]
+    else:
+      mask = unimodal_mask(text, self.legacy)
+    states = self.stack(jnp.concatenate([embedded, cls], axis=1), mask)
     states = constrain_batch(states)
     return constrain_batch(states[:, :-1]), self.projection(self.norm(states[:, -1]))
 
@@ -142,9 +161,13 @@ class MultimodalDecoder(nnx.Module):
 
   def __init__(self, model: Model, kv_width: int, dtype: DTypeLike, rngs: Rngs):
     text = model.text
-    self.stack = Stack(
-      text.multimodal_layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width), model, dtype, rngs
-    )
+    self.every = every = text.cross_every
+
+    def make(rngs):
+      group = Group(every, model, kv_width, dtype, rngs) if every > 1 else None
+      return group or Layer(text, model, dtype, rngs, kv_width=kv_width)
+
+    self.stack = Stack(text.multimodal_layers // every, make, model, dtype, rngs)
     self.norm = layer_norm(text.width, model.norm_eps, dtype, rngs)
 
   @jax.named_scope("multimodal_decoder")
@@ -161,3 +184,8 @@ class MultimodalDecoder(nnx.Module):
     length, width = states.shape[-2:]
     mask = causal_mask(length) if parallel is None else causal_mask(length) | parallel[:, None, None, None]
     return self.norm(self.stack(states.reshape(-1, length, width), mask, image_tokens)).reshape(states.shape)
+
+  def decoding_layers(self, weights: list) -> list[Layer]:
+    """As `Stack.decoding_layers`, the layers of groups one after the other."""
+    parts = self.stack.decoding_layers(weights)
+    return parts if self.every == 1 else [layer for group in parts for layer in (*group.before, group.last)]

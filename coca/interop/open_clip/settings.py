@@ -211,6 +211,8 @@ def from_config(config: Config) -> dict:
   """
   if config.model.kind != "coca":
     raise ValueError(f"open_clip has no model like that of config.model.kind {config.model.kind!r}; transformers has")
+  if config.model.text.two_passes or config.model.text.cross_every > 1:
+    raise ValueError("open_clip has no model like MaMMUT: config.model.text.two_passes and cross_every are set")
   if not config.contrastive.heads:
     raise ValueError("open_clip's models have a contrastive side; this one has none (config.contrastive.weight is 0)")
   image, text, poolers = config.model.image, config.model.text, config.model.poolers
