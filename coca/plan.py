@@ -16,8 +16,8 @@ compiler expects the config's steps to take, and where that time goes. No accele
     --mfu=0.5      a share of the devices' peak rate to reckon with, in place of what the compiler expects
     --capfilt      captioner and filter of the config's model in place of training, on one device
 
-The exit status is 0 where it fits and 3 where it does not. What is compiled is the program alone, without the options
-of `coca.devices.hardware` by which transfers run beside computation; these take some memory too.
+The exit status is 0 where it fits and 3 where it does not. For TPUs the step is compiled with the options of training
+by which transfers run beside computation (`coca.devices.hardware`), for GPUs without them: they take some memory, too.
 """
 
 import re

@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens (queries), S tokens (keys), D width, H heads, K width of a head.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,13 @@ KeysValues = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
 CachedKeysValues = tuple[Float[Array, "B H S K"], Float[Array, "B H S K"]]
 
 
+class Dropout(NamedTuple):
+  """That of the softmax' weights."""
+
+  rate: float
+  key: PRNGKeyArray
+
+
 def _one_by_one(q, k) -> bool:
   """True if examples take turns: on CPU, the logits of one with many tokens stay in its caches."""
   mesh = jax.sharding.get_abstract_mesh()
@@ -26,11 +33,11 @@ def _one_by_one(q, k) -> bool:
   return alone and platform() == "cpu" and k.shape[0] > 1 and q.shape[1] * k.shape[1] >= 2**16
 
 
-def _kernel(setting: str, t: int, s: int, heads: int, width: int, dtype, mask) -> str:
+def _kernel(setting: str, t: int, s: int, heads: int, width: int, dtype, mask, drop: Dropout | None) -> str:
   """The kernel that `setting` comes to here: a model goes from the devices that it was trained on to others."""
   if setting == "cudnn":
     # A mask becomes a bias there, one of all queries, and its gradient wants even lengths.
-    fits = mask is None or (mask.shape[2] == t and t % 2 == s % 2 == 0)
+    fits = drop is None and (mask is None or (mask.shape[2] == t and t % 2 == s % 2 == 0))
     fits &= platform() in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2 and width % 8 == 0 and width <= 128
     return "cudnn" if fits else "xla"
   if setting in ("auto", "flash") and platform() == "tpu" and (mask is None or mask.shape[1] == 1):
@@ -53,7 +60,7 @@ def dot_product_attention(
   v: Float[Array, "B S H K"],
   mask: Bool[Array, "#B #H #T #S"] | None = None,
   implementation: str = "xla",
-  drop: Callable | None = None,
+  drop: Dropout | None = None,
 ) -> Float[Array, "B T H K"]:
   """Softmax attention.
 
@@ -63,18 +70,18 @@ def dot_product_attention(
     v: the values.
     mask: True may be attended. Each row must allow something.
     implementation: 'xla'; 'cudnn', on NVIDIA GPUs in half precision; 'flash', on TPUs; 'auto': 'flash' there.
-      Elsewhere, where a kernel does not fit, and where weights are dropped out, all are as 'xla'.
-    drop: a function of the softmax' weights [B, H, T, S], dropout; None: none.
+      Elsewhere, and where a kernel does not fit, all are as 'xla'; and 'cudnn' is where weights are dropped out.
+    drop: dropout of the softmax' weights; which are dropped, differs between 'flash' and the others. None: none.
   """
   if len(q) < len(k):
     q = spread(q, (len(k), *q.shape[1:]), q.dtype)
   _, t, heads, width = q.shape
-  kernel = "xla" if drop else _kernel(implementation, t, k.shape[1], heads, width, q.dtype, mask)
+  kernel = _kernel(implementation, t, k.shape[1], heads, width, q.dtype, mask, drop)
   if kernel == "flash":
     from coca.models.flash import flash
 
     parts = tuple(x.reshape(*x.shape[:2], -1) for x in (q, k, v))
-    return flash(parts, q.shape[-1], mask).reshape(q.shape)
+    return flash(parts, q.shape[-1], mask, drop).reshape(q.shape)
   if kernel == "cudnn":
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
   if mask is None and drop is None and _one_by_one(q, k):
@@ -91,7 +98,7 @@ def dot_product_attention(
 def _attend(q, k, v, mask, drop=None):
   """`dot_product_attention` with the heads in front: q [B, H, T, K], k and v [B, H, S, K] -> [B, H, T, K]."""
   weights = _attention_weights(q, k, mask).astype(v.dtype)
-  weights = drop(weights) if drop else weights
+  weights = dropout(weights, *drop) if drop else weights
   return jnp.einsum("bhts,bhsk->bhtk", weights, v)
 
 
@@ -134,7 +141,7 @@ class Attention(nnx.Module):
     x: Float[Array, "#B T D"],
     kv: KeysValues,
     mask: Bool[Array, "#B #H #T #S"] | None = None,
-    drop: Callable | None = None,
+    drop: Dropout | None = None,
   ) -> Float[Array, "B T out"]:
     """x attends to `kv`, a pair as `keys_values` returns it."""
     y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation, drop)
@@ -145,12 +152,12 @@ class Attention(nnx.Module):
     x: Float[Array, "B T D"],
     context: Float[Array, "B S kv_width"] | None = None,
     mask: Bool[Array, "#B #H #T #S"] | None = None,
-    drop: Callable | None = None,
+    drop: Dropout | None = None,
   ) -> Float[Array, "B T out"]:
     """x attends to `context`, or to itself: what is projected from the same tokens is one product on TPUs."""
     tokens, width = x if context is None else context, self.query.out_features // self.heads
     t, s = x.shape[1], tokens.shape[1]
-    if drop or _kernel(self.implementation, t, s, self.heads, width, self.query.dtype, mask) != "flash":
+    if _kernel(self.implementation, t, s, self.heads, width, self.query.dtype, mask, drop) != "flash":
       return self(x, self.keys_values(tokens), mask, drop)
     from coca.models.flash import flash
 
@@ -158,7 +165,7 @@ class Attention(nnx.Module):
       parts = (stacked([self.query, self.key, self.value], x),)
     else:
       parts = self.query(x), stacked([self.key, self.value], context)
-    return self.out(flash(parts, width, mask))
+    return self.out(flash(parts, width, mask, drop))
 
   def weights(self, x: Float[Array, "#B T D"], context: Float[Array, "B S kv_width"]) -> Float32[Array, "B T S"]:
     """The weights with which x attends to the context, the mean over the heads."""

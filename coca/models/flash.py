@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from coca.devices.sharding import BATCH
 
@@ -32,7 +32,12 @@ def fits(t: int, s: int, width: int, masked: bool) -> bool:
   return held and (not masked or t == rows >= SUBLANES)
 
 
-def flash(parts: tuple[Array, ...], width: int, mask: Bool[Array, "#B 1 #T #S"] | None = None) -> Float[Array, "B T D"]:
+def flash(
+  parts: tuple[Array, ...],
+  width: int,
+  mask: Bool[Array, "#B 1 #T #S"] | None = None,
+  drop: tuple[float, PRNGKeyArray] | None = None,
+) -> Float[Array, "B T D"]:
   """Softmax attention of what `fits`.
 
   Args:
@@ -40,23 +45,30 @@ def flash(parts: tuple[Array, ...], width: int, mask: Bool[Array, "#B 1 #T #S"] 
       with kv [2, B, S, D], or (qkv,).
     width: of a head.
     mask: True may be attended; each row must allow something.
+    drop: the share of the softmax' weights that becomes 0, while the others are scaled up, and the key of its choice:
+      each example's head has a number of its own, and what becomes of a weight is a hash of that and its place
+      (`_kept`), the same on any mesh, forward and backward. None: none.
   """
-  bias, (batch, t, _) = None, parts[0].shape[-3:]
+  bias, (batch, t, d) = None, parts[0].shape[-3:]
   missing = 0 if len(parts) == 1 or mask is not None else SUBLANES - t
   if missing > 0:  # such as the one query of a pooler
     padded = jnp.pad(parts[0], ((0, 0), (0, missing), (0, 0)))
-    return flash((padded, *parts[1:]), width)[:, :t]
+    return flash((padded, *parts[1:]), width, drop=drop)[:, :t]
   if mask is not None:
     bias = jnp.where(mask[:, 0], jnp.float32(0), jnp.finfo(jnp.float32).min)
     bias = jnp.broadcast_to(bias, (len(bias), t, parts[-1].shape[-2]))
-  local = functools.partial(_attention, width)
+  rate, seeds = (
+    (0.0, None) if drop is None else (drop[0], jax.random.bits(drop[1], (batch, d // width)).view(jnp.int32))
+  )
+  local = functools.partial(_attention, width, rate)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.size > 1:
     heads = BATCH, None, "tensor"  # the partitioner can't look into a kernel
     specs = tuple(P(*[None] * (x.ndim - 3), *heads) for x in parts)
     of_bias = P() if bias is None or len(bias) < batch else P(BATCH)
-    local = jax.shard_map(local, in_specs=(specs, of_bias), out_specs=P(*heads), check_vma=False)
-  return local(parts, bias)
+    in_specs = specs, of_bias, P(BATCH, "tensor")
+    local = jax.shard_map(local, in_specs=in_specs, out_specs=P(*heads), check_vma=False)
+  return local(parts, bias, seeds)
 
 
 def _rows(t: int, s: int) -> int:
@@ -65,26 +77,26 @@ def _rows(t: int, s: int) -> int:
   return cuts[-1] if cuts and t * s > LOGITS else t
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(width, parts, bias):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(width, rate, parts, bias, seeds):
   like = jax.ShapeDtypeStruct(parts[0].shape[-3:], parts[0].dtype)
-  return _call(_forward, width, [like], parts, bias)[0]
+  return _call(_forward, width, rate, [like], parts, bias, seeds)[0]
 
 
-def _attention_fwd(width, parts, bias):
-  return _attention(width, parts, bias), (parts, bias)
+def _attention_fwd(width, rate, parts, bias, seeds):
+  return _attention(width, rate, parts, bias, seeds), (parts, bias, seeds)
 
 
-def _attention_bwd(width, given, g):
-  parts, bias = given
+def _attention_bwd(width, rate, given, g):
+  parts, bias, seeds = given
   turned = None if bias is None else bias.swapaxes(1, 2)
-  return tuple(_call(_backward, width, parts, (*parts, g), turned)), None
+  return tuple(_call(_backward, width, rate, parts, (*parts, g), turned, seeds)), None, None
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
-def _call(kernel, width, outputs, inputs, bias):
+def _call(kernel, width, rate, outputs, inputs, bias, seeds):
   """The kernel over blocks of some examples and some heads; `outputs`: what each output is like."""
   batch, _, d = inputs[0].shape[-3:]
   tokens = max(x.shape[-2] for x in inputs)
@@ -106,12 +118,24 @@ def _call(kernel, width, outputs, inputs, bias):
     one = len(bias) == 1 < batch
     specs.append(pl.BlockSpec((1 if one else examples, *bias.shape[1:]), lambda b, h: (0 if one else b, 0, 0)))
 
+  if seeds is not None:
+    specs.append(pl.BlockSpec(memory_space=pltpu.SMEM))  # all of them: one a head
+
   def body(*refs):
     ins, outs = apart(refs[: len(inputs)]), apart(refs[len(specs) :])
     mask = refs[len(inputs)] if bias is not None else None
+    first = pl.program_id(0) * examples * (d // width) + pl.program_id(1) * (lanes // width)
 
     def example(i, _):
-      kernel(width, i, *ins, mask, *outs)
+      def drop(head, weights, query, turned=False):
+        """The weights of a head from a query on, with some of them 0 and the others scaled up."""
+        if seeds is None:
+          return weights
+        seed = refs[len(specs) - 1][first + i * (d // width) + head]
+        kept = _kept(seed, rate, weights.shape, query, turned)
+        return jnp.where(kept, weights / (1 - rate), 0)
+
+      kernel(width, i, *ins, mask, drop, *outs)
 
     jax.lax.fori_loop(0, examples, example, None)
 
@@ -125,7 +149,7 @@ def _call(kernel, width, outputs, inputs, bias):
     # On chips of two cores each takes half of the blocks.
     compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
     name=kernel.__name__.strip("_"),
-  )(*inputs, *([] if bias is None else [bias]))
+  )(*inputs, *([] if bias is None else [bias]), *([] if seeds is None else [seeds.reshape(-1)]))
 
 
 def _cost(kernel, width, outputs, inputs):
@@ -140,41 +164,58 @@ def _cost(kernel, width, outputs, inputs):
   )
 
 
-def _forward(width, i, q_ref, k_ref, v_ref, mask_ref, y_ref):
+def _kept(seed, rate, shape, query, turned):
+  """True where a weight is not dropped; [T, S] from a query on, or, turned, [S, T].
+
+  From the seed and the weight's number by the mixing steps of MurmurHash3 (Appleby, public domain).
+  """
+  t, s = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in ((1, 0) if turned else (0, 1)))
+  x = ((query + t) * shape[not turned] + s) * _int32(0x9E3779B9) ^ seed
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    x = (x ^ jax.lax.shift_right_logical(x, shift)) * _int32(factor)
+  return jax.lax.shift_right_logical(x, 8) >= round(rate * 2**24)
+
+
+def _int32(bits: int) -> int:
+  return bits - 2**32 if bits >= 2**31 else bits
+
+
+def _forward(width, i, q_ref, k_ref, v_ref, mask_ref, drop, y_ref):
   """One example's heads."""
   (t, lanes), s = q_ref.shape[1:], k_ref.shape[1]
   rows = _rows(t, s)
 
   def some_rows(n, _):
     some, tiles = slice(None) if rows == t else pl.ds(pl.multiple_of(n * rows, SUBLANES), rows), {}
-    for window, mine in _heads(lanes, width):
+    for head, (window, mine) in enumerate(_heads(lanes, width)):
       k, v = mine(k_ref[i, :, window]), mine(v_ref[i, :, window])
       logits = _masked(_dot(q_ref[i, some, window], k, 1, 1) * width**-0.5, mask_ref, i)
       p = jnp.exp(logits - logits.max(1, keepdims=True))
-      _add(tiles, window, _dot(p.astype(v.dtype), v, 1, 0) / p.sum(1, keepdims=True))
+      kept = drop(head, p, n * rows)
+      _add(tiles, window, _dot(kept.astype(v.dtype), v, 1, 0) / p.sum(1, keepdims=True))
     _store(y_ref, i, some, tiles)
 
   jax.lax.fori_loop(0, t // rows, some_rows, None)  # unrolled, all of them would be held at once
 
 
-def _backward(width, i, q_ref, k_ref, v_ref, g_ref, mask_ref, dq_ref, dk_ref, dv_ref):
+def _backward(width, i, q_ref, k_ref, v_ref, g_ref, mask_ref, drop, dq_ref, dk_ref, dv_ref):
   """One example's heads; mask_ref, and logits and what is like them, are turned."""
   (t, lanes), s = q_ref.shape[1:], k_ref.shape[1]
   rows = _rows(t, s)
   dk, dv = {}, {}
   for first in range(0, t, rows):
     some, dq = slice(first, first + rows), {}
-    for window, mine in _heads(lanes, width):
+    for head, (window, mine) in enumerate(_heads(lanes, width)):
       q, g = mine(q_ref[i, some, window]), mine(g_ref[i, some, window])
       k, v = mine(k_ref[i, :, window]), v_ref[i, :, window]
       logits = _masked(_dot(k, q, 1, 1) * width**-0.5, mask_ref, i)
       p = jnp.exp(logits - logits.max(0, keepdims=True))
       p /= p.sum(0, keepdims=True)
-      dp = _dot(v, g, 1, 1)
+      dp = drop(head, _dot(v, g, 1, 1), first, turned=True)
       d_logits = (p * (dp - (p * dp).sum(0, keepdims=True)) * width**-0.5).astype(q.dtype)
       _add(dq, window, _dot(d_logits, k, 0, 0))
       _add(dk, window, _dot(d_logits, q, 1, 0))
-      _add(dv, window, _dot(p.astype(g.dtype), g, 1, 0))
+      _add(dv, window, _dot(drop(head, p, first, turned=True).astype(g.dtype), g, 1, 0))
     _store(dq_ref, i, some, dq)
   _store(dk_ref, i, slice(None), dk)
   _store(dv_ref, i, slice(None), dv)

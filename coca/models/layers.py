@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from coca import config
 from coca.devices.sharding import constrain_batch, gather_layer
-from coca.models.attention import Attention, CachedKeysValues, dropout
+from coca.models.attention import Attention, CachedKeysValues, Dropout, dropout
 from coca.models.linear import few_rows_dot_general, layer_norm, linear
 from coca.models.rngs import Rngs
 
@@ -94,14 +94,15 @@ class Layer(nnx.Module):
     def drop(x):
       return dropout(x, self.dropout, next(keys)) if drops else x
 
-    drop_weights = drop if drops else None
+    def drop_weights():
+      return Dropout(self.dropout, next(keys)) if drops else None
 
     def add(norm, x, function):
       y, x = self._before(norm, x)
       return self._after(norm, x, drop(function(y)))
 
     def attend(y):
-      return self.self_attention.over(y, mask=mask, drop=drop_weights)
+      return self.self_attention.over(y, mask=mask, drop=drop_weights())
 
     x = add(self.norm_self, x, attend)
     if self.self_mlp:
@@ -110,7 +111,8 @@ class Layer(nnx.Module):
 
       def look(y):
         queries = y.reshape(len(context), -1, y.shape[-1])  # of one attention: they don't see each other
-        return self.cross_attention.over(queries, self._context(context), context_mask, drop_weights).reshape(y.shape)
+        y = self.cross_attention.over(queries, self._context(context), context_mask, drop_weights())
+        return y.reshape(-1, *x.shape[1:])
 
       x = add(self.norm_cross, x, look)
     return constrain_batch(add(self.norm_mlp, x, self.mlp))

@@ -147,7 +147,8 @@ def _tpus(version: str, shape: tuple[int, ...], slices: int) -> Topology:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
   except jax.errors.JaxRuntimeError as e:
     raise ValueError(f"--topology {name}: {str(e).splitlines()[0].removeprefix('INVALID_ARGUMENT: ')}") from None
-  return Topology(name, devices, chips * slices, hardware.memory(devices[0].device_kind), {})
+  kind = devices[0].device_kind
+  return Topology(name, devices, chips * slices, hardware.memory(kind), hardware.step_options(devices[0]))
 
 
 def _gpus(version: str, shape: tuple[int, ...], slices: int) -> Topology:

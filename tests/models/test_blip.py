@@ -287,6 +287,7 @@ def test_dropout_is_in_all_the_places_of_bert(monkeypatch):
     return x * factor(place, x.shape).astype(np.float32)
 
   monkeypatch.setattr(layers, "dropout", in_layer)
+  monkeypatch.setattr(attention, "dropout", in_layer)
   monkeypatch.setattr(blip, "dropout", lambda x, rate, key: x * factor("embedding", x.shape).astype(np.float32))
   model = nnx.merge(abstract_model(settings)[0], jax.tree.map(jnp.asarray, params))
   tokens = model.image_encoder(batch["image"])

@@ -20,27 +20,27 @@ def operands(t, s, b, h, width, seed=0):
   return [rng.standard_normal((b, n, h, width)) for n in (t, s, s, t)]
 
 
-def reference(q, k, v, g, mask):
-  """Attention and the gradients of its product with g, in float64."""
+def reference(q, k, v, g, mask, factors=1):
+  """Attention and the gradients of its product with g, in float64; `factors` of the weights, as by dropout."""
   logits = np.where(mask, np.einsum("bthk,bshk->bhts", q, k) / np.sqrt(q.shape[-1]), -np.inf)
   w = np.exp(logits - logits.max(-1, keepdims=True))
   w /= w.sum(-1, keepdims=True)
-  dw = np.einsum("bthk,bshk->bhts", g, v)
+  dw = np.einsum("bthk,bshk->bhts", g, v) * factors
   dl = w * (dw - (w * dw).sum(-1, keepdims=True)) / np.sqrt(q.shape[-1])
   return (
-    np.einsum("bhts,bshk->bthk", w, v),
+    np.einsum("bhts,bshk->bthk", w * factors, v),
     np.einsum("bhts,bshk->bthk", dl, k),
     np.einsum("bhts,bthk->bshk", dl, q),
-    np.einsum("bhts,bthk->bshk", w, g),
+    np.einsum("bhts,bthk->bshk", w * factors, g),
   )
 
 
-def by_heads(q, k, v, mask=None):
+def by_heads(q, k, v, mask=None, drop=None):
   """As `dot_product_attention`; where they are of the same shape, k and v are stacked, or all three."""
   shape = q.shape
   q, k, v = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
   parts = (jnp.stack([q, k, v]),) if q.shape == k.shape else (q, jnp.stack([k, v]))
-  return flash(parts, shape[-1], mask).reshape(shape)
+  return flash(parts, shape[-1], mask, drop).reshape(shape)
 
 
 def causal(t):
@@ -72,6 +72,39 @@ def test_outputs_and_gradients(t, s, b, heads, width, mask):
     found = y, *back(jnp.asarray(g, jnp.float32))
   for ours, theirs in zip(found, reference(q, k, v, g, True if mask is None else mask), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=4e-6)
+
+
+def kept(seeds, t, s, rate):
+  """[B, H, T, S]: which weights are not dropped, for seeds [B, H]."""
+  x = np.arange(t * s, dtype=np.uint32) * np.uint32(0x9E3779B9) ^ seeds[..., None]
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    x = (x ^ x >> np.uint32(shift)) * np.uint32(factor)
+  return ((x >> np.uint32(8)) / 2**24 >= rate).reshape(*seeds.shape, t, s)
+
+
+@pytest.mark.parametrize(
+  ("t", "s", "b", "heads", "width", "mask"),
+  [(24, 40, 3, 4, 64, None), (30, 30, 2, 3, 32, causal(30)), (1024, 1024, 1, 1, 128, None)],
+)
+def test_dropped_weights_are_the_same_forward_and_backward(t, s, b, heads, width, mask):
+  (q, k, v, g), key, rate = operands(t, s, b, heads, width), jax.random.key(3), 0.25
+  with pltpu.force_tpu_interpret_mode():
+    allowed = None if mask is None else jnp.asarray(mask)
+    args = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
+    y, back = jax.vjp(lambda *x: by_heads(*x, allowed, (rate, key)), *args)
+    found = y, *back(jnp.asarray(g, jnp.float32))
+  factors = kept(np.asarray(jax.random.bits(key, (b, heads))), t, s, rate) / (1 - rate)
+  for ours, theirs in zip(found, reference(q, k, v, g, True if mask is None else mask, factors), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=6e-6)
+
+
+def test_each_weight_is_dropped_by_itself():
+  for rate in (0.1, 0.5):
+    left = kept(np.asarray(jax.random.bits(jax.random.key(0), (64, 12))), 30, 197, rate)
+    assert abs(left.mean() - (1 - rate)) < 4 * np.sqrt(rate * (1 - rate) / left.size)
+    for axis in range(4):  # and not with its neighbour along any axis
+      both = np.diff(left.astype(int), axis=axis) == 0
+      assert abs(both.mean() - (1 - 2 * rate * (1 - rate))) < 6 * 0.5 / np.sqrt(both.size)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +173,15 @@ SIZES = pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2
 
 
 @SIZES
-def test_it_lowers_for_tpus_under_a_mesh(sizes):
+@pytest.mark.parametrize("drops", [False, True])
+def test_it_lowers_for_tpus_under_a_mesh(sizes, drops):
   """Each device has its own rows and heads; nothing is gathered for the kernel, cut into heads or turned."""
   mesh = make_mesh(settings.Mesh(**sizes), jax.devices() if sizes else jax.devices()[:1])
   shapes = [jax.ShapeDtypeStruct((4, n, 4, 64), jnp.bfloat16) for n in (324, 256, 256)]
+  drop = (0.1, jax.random.key(0)) if drops else None
 
   def loss(q, k, v):
-    return by_heads(q, k, v).astype(jnp.float32).sum()
+    return by_heads(q, k, v, drop=drop).astype(jnp.float32).sum()
 
   with jax.set_mesh(mesh):
     text = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).trace(*shapes).lower(lowering_platforms=("tpu",)).as_text()
