@@ -3,15 +3,16 @@ r"""Other people's weights as a model directory, and back.
     python -m coca.convert SOURCE OUT         # a folder with config, weights and tokenizer, or hf://org/name
     python -m coca.convert WEIGHTS OUT --model=coca_ViT-B-32           # a file of open_clip's weights alone
     python -m coca.convert WEIGHTS OUT --tokenizer=vocab.txt           # one of BLIP's original files
-    python -m coca.convert VIT OUT --bert=BERT             # what BLIP's pre-training starts from
+    python -m coca.convert VIT OUT --bert=BERT             # what BLIP's pre-training starts from; ALBEF's: --kind=albef
     python -m coca.convert SOURCE OUT --to=open_clip       # a model directory or a workdir: a folder for open_clip
     python -m coca.convert SOURCE OUT --to=transformers    # of a BLIP model
 
 OUT then works wherever a workdir does: coca.load(OUT), config.init_from=OUT. What converts: open_clip's CoCa and its
 CLIP models with ViTs (coca/interop/open_clip/settings.py); BLIP's pre-trained models, captioners, retrieval and VQA
-models, in their original files and as transformers has them (coca/interop/blip/settings.py). Weights are read from
-.safetensors; from .bin, .pt and .pth only where torch is installed, and never by running code that is in them. OUT
-appears as a whole or not at all.
+models, in their original files and as transformers has them (coca/interop/blip/settings.py); ALBEF's pre-trained and
+retrieval models, in their original files (coca/interop/blip/albef.py). Weights are read from .safetensors; from .bin,
+.pt and .pth only where torch is installed, and never by running code that is in them. OUT appears as a whole or not at
+all.
 """
 
 import argparse
@@ -32,6 +33,7 @@ def main() -> None:
   parser.add_argument("--config", default="", help="a file like open_clip_config.json, or transformers' config.json")
   parser.add_argument("--tokenizer", default="", help="CLIP's or BERT's tokenizer files, if not beside the weights")
   parser.add_argument("--bert", default="", help="BLIP: uncased BERT as transformers has it; the source is timm's ViT")
+  parser.add_argument("--kind", default="blip", choices=("blip", "albef"), help="with --bert: what is to start")
   parser.add_argument(
     "--matching_token",
     default="enc",
@@ -57,7 +59,7 @@ def main() -> None:
     elif args.to == "transformers":
       use = f'{to_transformers(args.source, args.out, args.architecture)}.from_pretrained("{args.out}")'
     elif args.bert:
-      from_vit_and_bert(args.source, args.bert, args.out, args.tokenizer)
+      from_vit_and_bert(args.source, args.bert, args.out, args.tokenizer, args.kind)
     elif not args.model and is_blip(args.source, args.config):
       from_blip(
         args.source,

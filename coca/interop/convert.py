@@ -10,6 +10,7 @@ from coca.data.tokenizers import clip, wordpiece
 from coca.devices import sharding
 from coca.inference.forward import Forward
 from coca.interop import files
+from coca.interop.blip import albef
 from coca.interop.blip import settings as blip_settings
 from coca.interop.blip import start as blip_start
 from coca.interop.blip import weights as blip_weights
@@ -52,8 +53,8 @@ def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> 
   """Writes a model directory.
 
   Args:
-    source: a folder with transformers' config.json, weights and tokenizer; or a file of weights, an original one or one
-      that lies beside such a config.json.
+    source: a folder with transformers' config.json, weights and tokenizer; or a file of weights, an original one, of
+      BLIP or ALBEF, or one that lies beside such a config.json.
     out: the new directory.
     config: a file like config.json, instead.
     tokenizer: vocab.txt or tokenizer.json of uncased BERT, or a folder with one of them; empty: beside the weights.
@@ -68,9 +69,14 @@ def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> 
   name = Path(source).resolve().stem
   with _naming(path):
     tensors = blip_weights.tidy(files.read_state_dict(path))
-    vocab = blip_weights.vocabulary(tensors)
-  tokens = wordpiece.find(tokenizer or folder, vocab)
-  if blip_weights.is_original(tensors):
+    vocab, is_albef = blip_weights.vocabulary(tensors), albef.is_albef(tensors)
+  tokens = wordpiece.find(tokenizer or folder, vocab + (albef.ADDED if is_albef else 0))
+  if is_albef:
+    with _naming(path):
+      choices.pop("matching_token", None)  # there is one first token
+      tensors = albef.fitted(tensors, tokens)
+      settings = albef.from_tensors(tensors, tokens, name, **choices)
+  elif blip_weights.is_original(tensors):
     with _naming(path):
       settings = blip_settings.from_tensors(tensors, tokens, name, **choices)
   else:
@@ -79,20 +85,21 @@ def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> 
     with _naming(described):
       settings = blip_settings.from_transformers(found, processor, tokens, name, **choices)
   with _naming(path):
-    params = blip_weights.to_params(tensors, settings)
+    params = (albef if is_albef else blip_weights).to_params(tensors, settings)
   _write(out, settings, tokens, params)
-  if settings.model.med.sharing == "none":
+  if not is_albef and settings.model.med.sharing == "none":
     print("note: encoder and decoder share nothing in these weights: config.model.med.sharing is 'none'")
 
 
-def from_vit_and_bert(vit, bert, out, tokenizer: str = "") -> None:
-  """Writes a model directory for `config.init_from` of BLIP's pre-training; see `coca.interop.blip.start`.
+def from_vit_and_bert(vit, bert, out, tokenizer: str = "", kind: str = "blip") -> None:
+  """Writes a model directory for `config.init_from` of a pre-training; see `coca.interop.blip.start`.
 
   Args:
     vit: a file of timm's weights, or a folder with one.
     bert: likewise of transformers' BERT.
     out: the new directory.
     tokenizer: as for `from_blip`; empty: beside BERT.
+    kind: 'blip' or 'albef'.
 
   Raises:
     as `from_blip`.
@@ -105,7 +112,7 @@ def from_vit_and_bert(vit, bert, out, tokenizer: str = "") -> None:
       found.append(files.read_state_dict(path))
   tokens = wordpiece.find(tokenizer or folder, sys.maxsize)
   with _naming(f"{vit} and {bert}"):
-    config, params = blip_start.join(*found, tokens)
+    config, params = blip_start.join(*found, tokens=tokens, kind=kind)
   _write(out, config, tokens, params)
 
 

@@ -1,7 +1,8 @@
-"""The start of BLIP's pre-training (arXiv 2201.12086, section 4.1): a ViT trained on ImageNet, and BERT.
+"""The start of BLIP's pre-training (arXiv 2201.12086, section 4.1), and ALBEF's: a ViT trained on ImageNet, and BERT.
 
 The ViT has the names of the timm library (DeiT's, too), BERT those of transformers. Text encoder and decoder both start
-as BERT; cross-attention, projections, matching head and the tokens [DEC] and [ENC] begin anew.
+as BERT; cross-attention, projections, matching head and the tokens [DEC] and [ENC] begin anew. ALBEF takes BERT's lower
+layers as text encoder and its upper ones as fusion encoder (arXiv 2107.07651, section 3.1), with segment 0.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from flax import nnx
 from coca.config import Config
 from coca.data.tokenizers.wordpiece import WordPiece
 from coca.interop import tensors
+from coca.interop.blip import albef
 from coca.interop.blip import settings as blip_settings
 from coca.interop.blip import weights as blip_weights
 from coca.models import make_model
@@ -22,7 +24,7 @@ STD = 0.02  # of BERT's embeddings at their start
 
 
 def join(
-  vit: Mapping[str, np.ndarray], bert: Mapping[str, np.ndarray], tokens: WordPiece, name: str = "blip"
+  vit: Mapping[str, np.ndarray], bert: Mapping[str, np.ndarray], tokens: WordPiece, kind: str = "blip"
 ) -> tuple[Config, dict]:
   """A pre-training model of both.
 
@@ -30,7 +32,7 @@ def join(
     vit: a ViT with class token; its classifier is left out.
     bert: uncased BERT; pooler, segments and the head for next sentences are left out, as BLIP does.
     tokens: BERT's, with [DEC] and [ENC].
-    name: what the config is to be called.
+    kind: 'blip' or 'albef'; the config is called so too.
 
   Returns:
     Our config and parameters.
@@ -41,6 +43,10 @@ def join(
   found = {f"visual_encoder.{key}": x for key, x in vit.items() if not key.startswith("head.")}
   for key, x in bert.items():
     key = key.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias")
+    if kind == "albef":
+      if key.startswith(("embeddings.", "encoder.", "cls.predictions.")) and "position_ids" not in key:
+        found[f"text_encoder.{key}"] = x
+      continue
     if key == "embeddings.word_embeddings.weight":
       new = np.random.default_rng(0).normal(0, STD, (max(tokens.vocab - len(x), 0), x.shape[1]))
       x = np.concatenate([x, new.astype(x.dtype)])
@@ -57,14 +63,17 @@ def join(
     if key not in found:
       raise ValueError(f"the weights are {whose}: there is no '{key.partition('.')[2]}'")
   width = len(found["visual_encoder.norm.weight"])
-  config = blip_settings.from_tensors(found | {"vision_proj.weight": np.zeros((EMBED_DIM, width))}, tokens, name)
+  layout, settings, entries = blip_weights, blip_settings, blip_weights.original_entries
+  if kind == "albef":
+    found, layout, settings, entries = albef.fitted(found, tokens), albef, albef, albef.entries
+  config = settings.from_tensors(found | {"vision_proj.weight": np.zeros((EMBED_DIM, width))}, tokens, kind)
   fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model(config, jax.random.key(0)))))()
-  fresh = tensors.to_state_dict(fresh, blip_weights.original_entries(config))
+  fresh = tensors.to_state_dict(fresh, entries(config))
   anew = ("crossattention", "vision_proj.", "text_proj.", "itm_head.", "temp", ".decoder.")
   found |= {key: x for key, x in fresh.items() if any(part in key for part in anew)}
-  head = "text_decoder.cls.predictions"  # one parameter under two names
+  head = albef.HEAD if kind == "albef" else "text_decoder.cls.predictions"  # one parameter under two names
   found |= {
     f"{head}.decoder.weight": found["text_encoder.embeddings.word_embeddings.weight"],
     f"{head}.decoder.bias": found.get(f"{head}.bias", fresh[f"{head}.bias"]),
   }
-  return config, blip_weights.to_params(found, config)
+  return config, layout.to_params(found, config)

@@ -113,19 +113,28 @@ def _entries(config: Config, original: bool) -> Iterator[Entry]:
 def original_entries(config: Config) -> Iterator[Entry]:
   """The tensors of an original file."""
   text, has_answering = config.model.text, config.answering.weight > 0
-  yield from _image_encoder(config.model.image.layers)
+  yield from image_encoder(config.model.image.layers)
   n_encoder, n_decoder = text.unimodal_layers, text.multimodal_layers
   shared = SHARED[config.model.med.sharing] if n_encoder and n_decoder and not has_answering else ()
   if n_encoder:
     yield from _bert("text_encoder", "text_encoder", n_encoder, shared)
   if n_decoder:
     yield from _bert("text_decoder.bert", "text_decoder", n_decoder, ())
-    head = "text_decoder.cls.predictions"
-    yield from linear(f"{head}.transform.dense", "caption_head/transform")
-    yield from norm(f"{head}.transform.LayerNorm", "caption_head/norm")
-    yield Entry(f"{head}.bias", ("caption_head/bias",), None, "same")
-    yield Entry(f"{head}.decoder.bias", ("caption_head/bias",), None, "same")
-    yield Entry(f"{head}.decoder.weight", ("text_decoder/embedding/tokens",), None, "same")
+    yield from vocabulary_head("text_decoder.cls.predictions", "caption_head", "text_decoder")
+  yield from projections(config)
+
+
+def vocabulary_head(theirs: str, ours: str, tower: str) -> Iterator[Entry]:
+  """BERT's head, whose vocabulary is that of the tower's embedding."""
+  yield from linear(f"{theirs}.transform.dense", f"{ours}/transform")
+  yield from norm(f"{theirs}.transform.LayerNorm", f"{ours}/norm")
+  yield Entry(f"{theirs}.bias", (f"{ours}/bias",), None, "same")
+  yield Entry(f"{theirs}.decoder.bias", (f"{ours}/bias",), None, "same")
+  yield Entry(f"{theirs}.decoder.weight", (f"{tower}/embedding/tokens",), None, "same")
+
+
+def projections(config: Config) -> Iterator[Entry]:
+  """The heads of the contrastive and the matching loss, where the model has these."""
   if config.contrastive.heads:
     yield from linear("vision_proj", "image_projection")
     yield from linear("text_proj", "text_projection")
@@ -134,7 +143,8 @@ def original_entries(config: Config) -> Iterator[Entry]:
     yield from linear("itm_head", "matching_head")
 
 
-def _image_encoder(layers: int) -> Iterator[Entry]:
+def image_encoder(layers: int) -> Iterator[Entry]:
+  """The ViT, as timm names its parts."""
   theirs, ours = "visual_encoder", "image_encoder"
   yield Entry(f"{theirs}.cls_token", (f"{ours}/class_token",), None, "leading")
   yield Entry(f"{theirs}.pos_embed", (f"{ours}/positions",), None, "leading")
@@ -155,20 +165,28 @@ def _image_encoder(layers: int) -> Iterator[Entry]:
 
 def _bert(theirs: str, ours: str, layers: int, shared: tuple[str, ...]) -> Iterator[Entry]:
   """`shared`: the parts of a layer that are the decoder's; with any of them the embedding is too."""
-  first = "text_decoder" if shared else ours
-  yield Entry(f"{theirs}.embeddings.word_embeddings.weight", (f"{first}/embedding/tokens",), None, "same")
-  yield Entry(f"{theirs}.embeddings.position_embeddings.weight", (f"{first}/embedding/positions",), None, "same")
-  yield from norm(f"{theirs}.embeddings.LayerNorm", f"{first}/norm")
+  yield from embedding(theirs, "text_decoder" if shared else ours)
   for i in range(layers):
-    for part, name in PARTS.items():
-      key = f"{theirs}.encoder.layer.{i}"
+    for part in PARTS:
       path = f"{'text_decoder' if part in shared else ours}/stack/layers/{part}"
-      if part == "mlp":
-        yield from linear(f"{key}.intermediate.dense", f"{path}/up", i)
-        yield from linear(f"{key}.output.dense", f"{path}/down", i)
-      elif part.startswith("norm"):
-        yield from norm(f"{key}.{name}", path, i)
-      else:
-        for projection in ("query", "key", "value"):
-          yield from linear(f"{key}.{name}.self.{projection}", f"{path}/{projection}", i)
-        yield from linear(f"{key}.{name}.output.dense", f"{path}/out", i)
+      yield from layer_part(f"{theirs}.encoder.layer.{i}", path, part, i)
+
+
+def embedding(theirs: str, ours: str) -> Iterator[Entry]:
+  """BERT's embedding with its norm."""
+  yield Entry(f"{theirs}.embeddings.word_embeddings.weight", (f"{ours}/embedding/tokens",), None, "same")
+  yield Entry(f"{theirs}.embeddings.position_embeddings.weight", (f"{ours}/embedding/positions",), None, "same")
+  yield from norm(f"{theirs}.embeddings.LayerNorm", f"{ours}/norm")
+
+
+def layer_part(key: str, path: str, part: str, layer: int) -> Iterator[Entry]:
+  """One of `PARTS` of the text layer that they call `key`, in ours of a stack."""
+  if part == "mlp":
+    yield from linear(f"{key}.intermediate.dense", f"{path}/up", layer)
+    yield from linear(f"{key}.output.dense", f"{path}/down", layer)
+  elif part.startswith("norm"):
+    yield from norm(f"{key}.{PARTS[part]}", path, layer)
+  else:
+    for projection in ("query", "key", "value"):
+      yield from linear(f"{key}.{PARTS[part]}.self.{projection}", f"{path}/{projection}", layer)
+    yield from linear(f"{key}.{PARTS[part]}.output.dense", f"{path}/out", layer)
