@@ -76,7 +76,7 @@ def named(model, blip):
   """The settings of a config file; one that starts from a model does so from `start`, else from the small one."""
 
   def named(name, arg=None, start=None):
-    if name.startswith(("finetune", "capfilt_")):
+    if name.startswith(("finetune", "capfilt_", "lit_")):
       start = start or model
     elif name in FROM_BLIP:
       start = start or blip
@@ -96,6 +96,10 @@ def test_all_are_here():
     "siglip_base",
     "cap_base",
     "mammut_base",
+    "vit_base",
+    "lit_base",
+    "unicl_base",
+    "finetune_classify",
     "blip_base",
     "blip_large",
     "blip_tiny",

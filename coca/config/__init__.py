@@ -1,7 +1,7 @@
 """Settings of a run. `from coca.config import ...` is what configs and users write."""
 
 from coca.config.data import Data, Eval, SceneNoise, Scenes, Source
-from coca.config.losses import Answering, Captioning, Contrastive, Masked, Matching
+from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching
 from coca.config.model import ImageEncoder, Med, Model, Poolers, TextDecoder
 from coca.config.optim import Optim
 from coca.config.parsing import Draft, default, parse, to_dict
@@ -11,6 +11,7 @@ __all__ = [
   "Answering",
   "Captioning",
   "Checkpoint",
+  "Classification",
   "Config",
   "Contrastive",
   "Data",

@@ -57,6 +57,10 @@ LEAST = {
     "matching.group",
     "answering.weight",
     "masked.weight",
+    "classification.weight",
+    "classification.classes",
+    "classification.mixup",
+    "classification.cutmix",
     "optim.lr",
     "optim.final_lr",
     "optim.weight_decay",
@@ -81,6 +85,7 @@ DECAYS = (
   "model.image.patch_dropout",
   "model.med.dropout",
   "captioning.label_smoothing",
+  "classification.label_smoothing",
   "contrastive.momentum",
   "optim.b1",
   "optim.b2",
@@ -167,8 +172,9 @@ def _towers(c: Config) -> None:
 def _losses(c: Config) -> None:
   text, is_blip, has_matching = c.model.text, c.model.kind == "blip", c.matching.weight > 0
   has_answering = c.answering.weight > 0
-  weights = (x.weight for x in (c.contrastive, c.captioning, c.answering, c.masked))
-  need(any(weights), "all loss weights are 0: nothing to train")
+  others = max(x.weight for x in (c.contrastive, c.captioning, c.answering, c.masked))
+  need(max(others, c.classification.weight) > 0, "all loss weights are 0: nothing to train")
+  _classification(c, others)
   need(
     not c.contrastive.heads or text.unimodal_layers > 0,
     "config.contrastive.weight needs config.model.text.unimodal_layers above 0; or set the weight to 0 (and "
@@ -231,6 +237,29 @@ def _losses(c: Config) -> None:
     group == 0 or (group > 1 and c.data.batch % group == 0),
     f"config.matching.group {group} has to be above 1 and divide config.data.batch {c.data.batch}; 0 is the whole "
     "batch",
+  )
+
+
+def _classification(c: Config, others: float) -> None:
+  settings = c.classification
+  if not settings.weight:
+    return
+  need(
+    c.model.kind == "coca",
+    "config.classification.weight needs config.model.kind 'coca'; others have no class head",
+  )
+  need(
+    settings.classes > 1,
+    f"config.classification.classes is {settings.classes}; it takes the number of names of the training data's labels",
+  )
+  need(
+    settings.pool != "class_token" or c.model.image.class_token,
+    "config.classification.pool 'class_token' needs config.model.image.class_token; or say 'attention' or 'mean'",
+  )
+  need(
+    not others or not (settings.mixup or settings.cutmix),
+    f"config.classification.mixup {settings.mixup} and cutmix {settings.cutmix} need all other losses' weights to be "
+    "0: texts can't be mixed as images are; or set them to 0",
   )
 
 

@@ -140,7 +140,7 @@ class Eval:
   """An evaluator: what it measures, on which data, and when (coca/evals)."""
 
   # The measurement.
-  kind: Literal["zero_shot", "retrieval", "captions", "matching", "vqa"] = "zero_shot"
+  kind: Literal["zero_shot", "retrieval", "captions", "matching", "vqa", "classification"] = "zero_shot"
   # The data.
   source: Source = field(default_factory=Source)
   # Time between two evaluations. Empty: at the end only.

@@ -82,6 +82,11 @@ def _evaluator(c: Config, e: Eval, where: str) -> None:
     e.kind != "vqa" or c.answering.weight,
     f"{where}: a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer",
   )
+  need(
+    e.kind != "classification" or c.classification.weight,
+    f"{where}: a classification evaluator needs config.classification.weight above 0: the model has no class head; a "
+    "zero_shot evaluator compares embeddings",
+  )
   if e.kind == "zero_shot":
     need(e.templates, f"{where}: a zero_shot evaluator needs templates; ('{{}}',) takes the bare class names")
     check_prompts(e.templates, f"{where}.templates")

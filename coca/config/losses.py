@@ -117,3 +117,28 @@ class Masked:
   # Words of a text that are hidden at most, so many states of it reach the vocabulary. Not in the paper: of texts of
   # 25 tokens, 2 in 10,000 would have more.
   most: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+  """Single-encoder classification (CoCa sections 3.1 and 4.2.1): softmax cross-entropy over label ids.
+
+  A record without a label counts for the other losses alone; where there are none, it is unusable.
+  """
+
+  # Weight of the loss. 0: the model has no class head.
+  weight: float = 0.0
+  # Classes: as many as the training sources' labels have names.
+  classes: int = 0
+  # What the head reads. 'attention': an attentional pooler with one query over the encoder's tokens (section 4.2.1).
+  # 'class_token': the encoder's class token (ViT, arXiv 2010.11929). 'mean': the mean of the patches' tokens (arXiv
+  # 2205.01580).
+  pool: Literal["attention", "class_token", "mean"] = "attention"
+  # Share of the target that is spread over all classes.
+  label_smoothing: float = 0.0
+  # Two images are blended, and their labels, in shares drawn from Beta(mixup, mixup), the same for a whole batch (arXiv
+  # 1710.09412). 0: none.
+  mixup: float = 0.0
+  # A box of one image lies in the other, its share of the area drawn from Beta(cutmix, cutmix) (arXiv 1905.04899).
+  # With `mixup` beside it, each batch is given one of them, by chance. 0: none.
+  cutmix: float = 0.0

@@ -115,6 +115,11 @@ class TextDecoder:
   # Every how many-th multimodal layer has cross-attention (MaMMUT); the others have none.
   cross_every: int = 1
 
+  @property
+  def layers(self) -> int:
+    """Layers of both halves. 0: the model reads no text (a classifier)."""
+    return self.unimodal_layers + self.multimodal_layers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Med:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from coca.config.data import Data, Eval
 from coca.config.durations import Duration, in_steps
-from coca.config.losses import Answering, Captioning, Contrastive, Masked, Matching
+from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching
 from coca.config.model import Model
 from coca.config.optim import Optim
 
@@ -64,6 +64,7 @@ class Config:
   matching: Matching = field(default_factory=Matching)
   answering: Answering = field(default_factory=Answering)
   masked: Masked = field(default_factory=Masked)
+  classification: Classification = field(default_factory=Classification)
   optim: Optim = field(default_factory=Optim)
   data: Data = field(default_factory=Data)
   # Evaluators by names of your own.

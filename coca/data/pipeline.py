@@ -82,8 +82,8 @@ def train_batches(
     int32 [b, K, A] are the different answers to it with "answer_weight" float32 [b, K], each one's share of the
     annotators times the source's `answer_weight`; 0 and PAD fill up. With `config.contrastive.texts` K above 1,
     "more_texts" int32 [b, K-1, L] are the texts that follow in the draw, with "more_hashes" uint32 [b, K-1, 2]; all
-    else is as with 1.
-
+    else is as with 1. With `config.classification.weight`, "label" int32 [b] is the image's class, -1 where it has
+    none: of a model that reads no texts, such a record is unusable.
   """
   data = config.data
   streams = [_stream(name, sources[name], config, tokenizer) for name in sorted(data.sources)]
@@ -99,6 +99,7 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
   data, settings, answering = config.data, config.data.sources[name], config.answering
   more = config.contrastive.texts - 1
   size, length = config.model.image.size, config.model.text.length
+  classes, reads = config.classification.classes if config.classification.weight else 0, config.model.text.layers > 0
   background = images.colour(data.background)
   unusable = {
     "image": _blank(config),
@@ -112,6 +113,8 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
       "answers": np.zeros((answering.answers, answering.length), np.int32),
       "answer_weight": np.zeros(answering.answers, np.float32),
     }
+  if classes:
+    unusable["label"] = np.int32(-1)
   if more:
     unusable |= {"more_texts": np.zeros((more, length), np.int32), "more_hashes": np.zeros((more, 2), np.uint32)}
 
@@ -121,7 +124,13 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
     try:
       record = source[index]
       where = f"{name} {record.key}"
-      if answering.weight:
+      if classes:
+        out["label"] = np.int32(record.label if 0 <= record.label < classes else -1)
+      if not reads:
+        said = iter([""])
+        if out["label"] < 0:
+          raise BadRecord("no label")
+      elif answering.weight:
         said = iter([questions.question_of(record)])
         out["answers"], out["answer_weight"] = questions.encode_answers(
           record, answering, settings.answer_weight, tokenizer

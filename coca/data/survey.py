@@ -30,7 +30,7 @@ def survey(config: Config, sources: dict[str, Records], tokenizer: Tokenizer) ->
     a line for each source whose texts, or the answers to whose questions, are cut, and one for each with unknown words.
   """
   lines = []
-  for name in sorted(sources):
+  for name in sorted(sources) if config.model.text.layers else ():
     read = [kinds for kinds in _texts(name, sources[name], config, max(PLACES // len(sources), 2)) if kinds]
     kinds = [("texts", [text for text, _ in read], config.model.text.length, "config.model.text.length")]
     if config.answering.weight:

@@ -39,6 +39,7 @@ PARAMETERS = {
   "transform/kernel": ("embed", None),
   "softmax/kernel": ("embed", "vocab"),
   "matching_head/kernel": ("embed", None),
+  "class_head/kernel": ("embed", None),
   "embedding/tokens": ("vocab", "embed"),
   "positions": (None, "embed"),
   "queries": (None, "embed"),

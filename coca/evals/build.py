@@ -1,13 +1,14 @@
 """Evaluators of a config: their data opened, each made, all run."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from coca.config import Config, Eval
 from coca.config.special import Tokenizer
 from coca.data.records import Records
 from coca.data.sources import open_source, places_of
 from coca.evals.captions import Captions
+from coca.evals.classification import Classification
 from coca.evals.evaluator import Evaluator
 from coca.evals.matching import Matching
 from coca.evals.retrieval import Retrieval
@@ -23,6 +24,7 @@ KINDS: dict[str, type[Evaluator]] = {
   "captions": Captions,
   "matching": Matching,
   "vqa": Vqa,
+  "classification": Classification,
 }
 
 
@@ -89,6 +91,7 @@ def make_evaluators(
   tokenizer: Tokenizer,
   sources: dict[str, Records],
   train_sources: dict[str, Records] | None = None,
+  labels: Sequence[str] = (),
 ) -> dict[str, Evaluator]:
   """The evaluators of `config.evals` that have a source.
 
@@ -98,6 +101,7 @@ def make_evaluators(
     tokenizer: the run's.
     sources: opened sources by the evaluators' names.
     train_sources: those that `pixel_neighbours` names, by their names.
+    labels: names of the class head's classes.
 
   Raises:
     ValueError: names the evaluator, and what it lacks.
@@ -107,7 +111,8 @@ def make_evaluators(
     settings = config.evals[name]
     with _naming(name):
       neighbours = [train_sources[settings.pixel_neighbours]] if settings.pixel_neighbours else []
-      evaluators[name] = KINDS[settings.kind](config, settings, forward, tokenizer, source, *neighbours)
+      more = {"labels": labels} if settings.kind == "classification" else {}
+      evaluators[name] = KINDS[settings.kind](config, settings, forward, tokenizer, source, *neighbours, **more)
   return evaluators
 
 

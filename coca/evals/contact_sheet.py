@@ -12,6 +12,7 @@ from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
 from matplotlib.patches import Rectangle
 
 from coca.evals.captions import Captions, matches
+from coca.evals.classification import Classification
 from coca.evals.evaluator import Evaluator
 from coca.evals.fonts import families_for
 from coca.evals.retrieval import Retrieval
@@ -66,7 +67,7 @@ def write_contact_sheet(evaluators: dict[str, Evaluator], params, path, count: i
 
 def _chosen(evaluators: dict[str, Evaluator]) -> dict[str, Evaluator]:
   """Evaluators whose images are drawn; the first one, if none is of the kinds that have most to show."""
-  limits, chosen = {Captions: 2, ZeroShot: 1, Retrieval: 1, Vqa: 1}, {}
+  limits, chosen = {Captions: 2, ZeroShot: 1, Classification: 1, Retrieval: 1, Vqa: 1}, {}
   for name, evaluator in evaluators.items():
     kind = next((kind for kind in limits if isinstance(evaluator, kind)), None)
     if kind and limits[kind]:
@@ -79,7 +80,7 @@ def _told(evaluator: Evaluator, cells: Sequence[Cell]) -> str:
   if any(cell.judgement is not None for cell in cells):
     return "captions, right words in green and wrong ones in red, and then a true one in grey"
   true = "question and true answer" if isinstance(evaluator, Vqa) else "the true text"
-  labels = ", the likeliest labels below" if isinstance(evaluator, ZeroShot) else ""
+  labels = ", the likeliest labels below" if isinstance(evaluator, (ZeroShot, Classification)) else ""
   return f"{true} in bold, the caption in quotes{labels}; green is right"
 
 

@@ -10,7 +10,7 @@ from coca.data.sources import check_places
 from coca.evals import build
 from coca.evals.contact_sheet import write_contact_sheet
 from coca.files.writing import write_atomic
-from coca.storage.workdir import read_workdir
+from coca.storage.workdir import read_labels, read_workdir
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def evaluate(
   check_places(build.places(config, names), allow_urls, f"{workdir}/config.json")
   sources = build.open_sources(config, names)
   model = inference.load(workdir, ema, jax.devices())
-  evaluators = build.make_evaluators(config, model.forward, tokenizer, *sources)
+  evaluators = build.make_evaluators(config, model.forward, tokenizer, *sources, labels=read_labels(workdir))
   numbers = {}
   for name, value in build.run_all(evaluators, model.params):
     numbers[name] = value

@@ -9,8 +9,10 @@ import numpy as np
 from coca.data.records import BadRecord
 from coca.data.scenes.judge import Judgement, judge
 from coca.data.sources.scenes import SceneSource
+from coca.data.texts import captions as texts_of
 from coca.devices.host import Lagged, to_host
 from coca.evals.captions import Captions, references
+from coca.evals.classification import Classification
 from coca.evals.evaluator import Evaluator
 from coca.evals.retrieval import Retrieval
 from coca.evals.stream import Stream, spread
@@ -38,10 +40,10 @@ class Cell:
 
 def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
   """Looks at images spread over an evaluator's source; the first process gets the cells of its own rows."""
-  stream, zero_shot = evaluator.stream, evaluator if isinstance(evaluator, ZeroShot) else None
+  stream, classifier = evaluator.stream, evaluator if isinstance(evaluator, (ZeroShot, Classification)) else None
   vqa = evaluator if isinstance(evaluator, Vqa) else None
   source, config, forward = stream.source, stream.config, stream.forward
-  classes = zero_shot.classes(params) if zero_shot else None
+  scorer = classifier.scorer(params) if classifier else None
   cells = []
   writes = vqa or (forward if config.model.writes else None)
   writer = writes.writer(params) if writes else None
@@ -54,24 +56,28 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
       captions = [stream.tokenizer.decode(row) for row in stream.write(params, writer, batch)]
     if isinstance(evaluator, Captions) and config.model.kind == "coca":
       maps = [to_host(x) for x in forward.attention_maps(params, batch.device["image"]) if x is not None]
-    if zero_shot:
-      embedded = to_host(forward.embed_images(params, batch.device["image"]))
-      top = np.argsort(-embedded @ classes.T, axis=1)
+    if scorer:
+      top = np.argsort(-scorer(batch), axis=1)
     if jax.process_index():
       continue
     for image, row in zip(batch.local["image"], stream.host_rows, strict=True):
       index = int(batch.rows["label"][row])
-      texts = references(source, index) if batch.rows["weight"][row] else ()
+      texts = references(source, index, _truth(evaluator)) if batch.rows["weight"][row] else ()
       if texts:
         caption = None if captions is None else captions[row]
         # Each name once: two classes may have one.
-        labels = () if top is None else tuple(dict.fromkeys(zero_shot.names[k] for k in top[row]))[:3]
+        labels = () if top is None else tuple(dict.fromkeys(classifier.names[k] for k in top[row]))[:3]
         question = stream.tokenizer.decode(batch.rows["text"][row, 0]) if vqa else ""
         is_scene = caption is not None and isinstance(source.source, SceneSource)
         judgement = judge(caption, source.source.scene(int(source.indices[index]))) if is_scene else None
         seen = tuple(m[row] if m.ndim == 3 else m[row].mean(0) for m in maps)
         cells.append(Cell(np.asarray(image), texts, caption, labels, question, judgement, seen))
   return cells
+
+
+def _truth(evaluator: Evaluator):
+  """The true texts of a record of the evaluator's stream; of a classifier, the name of its class."""
+  return (lambda record: (evaluator.names[record.label],)) if isinstance(evaluator, Classification) else texts_of
 
 
 def attention_cells(cells: Sequence[Cell]) -> list[list[Cell]]:

@@ -5,7 +5,7 @@ class is the one with the largest cosine. Numbers are shares between 0 and 1.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -17,11 +17,11 @@ from coca.data import texts
 from coca.data.pipeline import Wants
 from coca.data.prompts import ensemble, in_templates
 from coca.data.records import BadRecord, Record, Records
-from coca.devices.host import Lagged
+from coca.devices.host import Lagged, to_host
 from coca.evals.evaluator import Evaluator
 from coca.evals.pixels import nearest
 from coca.evals.ranking import ranks, recall
-from coca.evals.stream import Stream
+from coca.evals.stream import Batch, Stream
 from coca.files.threads import read_ahead
 from coca.inference.forward import Forward
 
@@ -61,7 +61,7 @@ class ZeroShot(Evaluator):
     self._class_of = None if source.label_names else {name: i for i, name in enumerate(self.names)}
     self.templates, self.length = settings.templates, config.model.text.length
     self.stream = Stream(
-      config, settings, forward, tokenizer, source, Wants(_labelled), lambda _, record: self.class_of(record)
+      config, settings, forward, tokenizer, source, Wants(labelled), lambda _, record: self.class_of(record)
     )
     self.neighbours = neighbours
     self._pixel_top1 = None
@@ -91,6 +91,11 @@ class ZeroShot(Evaluator):
       )
     return ensemble(self.stream.embed_texts(params, self._ids), len(self.templates))
 
+  def scorer(self, params) -> Callable[[Batch], np.ndarray]:
+    """The cosines of a batch, all hosts' rows, with the classes: float32 [B, C]."""
+    classes = self.classes(params)
+    return lambda batch: to_host(self.stream.forward.embed_images(params, batch.device["image"])) @ classes.T
+
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields 'top1', 'top5', 'examples' and, on the first process, 'pixel_top1'."""
     classes = self.classes(params)
@@ -116,7 +121,7 @@ class ZeroShot(Evaluator):
       yield "pixel_top1", self._pixel_top1
 
 
-def _labelled(record: Record) -> tuple[str, ...]:
+def labelled(record: Record) -> tuple[str, ...]:
   """No text: the classes' names are all that is read. Raises BadRecord without a label."""
   if record.label < 0:
     raise BadRecord("no label")

@@ -15,7 +15,7 @@ from coca.decoding.settings import Decoding, make_decoding
 from coca.files.threads import read_ahead
 from coca.files.writing import write_atomic
 from coca.inference import images as image_files
-from coca.inference.captioner import identity
+from coca.inference.identity import identity
 from coca.inference.json_lines import JsonLines
 from coca.inference.page import MOST, Page
 

@@ -9,31 +9,26 @@ and `checkpoints/`.
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from coca.config import Config, Model
+from coca.config import Config
 from coca.config.data_checks import check_prompts
 from coca.config.special import Special, Tokenizer
-from coca.config.typed import to_plain
 from coca.data.prompts import ensemble, in_templates
 from coca.data.questions import clean, encode_candidates
 from coca.decoding.decode import prompts
 from coca.decoding.settings import answer_decoding, check_decoding_model, make_decoding
 from coca.devices import sharding
 from coca.devices.host import round_up
-from coca.devices.trees import flat
 from coca.inference.batches import in_batches
 from coca.inference.forward import Forward
 from coca.inference.images import as_list, decoded, prepared
 from coca.storage.hub import local_folder
-from coca.storage.workdir import read_params, read_workdir
+from coca.storage.workdir import read_labels, read_params, read_workdir
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
 SAID = 20  # broken images that are named
@@ -50,10 +45,12 @@ class ContrastiveCaptioner:
     tokenizer: the run's.
     forward: compiled functions.
     params: their parameters.
+    labels: names of the class head's classes.
   """
 
-  def __init__(self, config: Config, tokenizer: Tokenizer, forward: Forward, params):
+  def __init__(self, config: Config, tokenizer: Tokenizer, forward: Forward, params, labels: Sequence[str] = ()):
     self.config, self.tokenizer, self.forward, self.params = config, tokenizer, forward, params
+    self.labels = tuple(labels)
     self._batches = sorted({round_up(n, forward.mesh) for n in BATCHES})
 
   def embed_images(self, images, skip_broken: bool = False) -> np.ndarray:
@@ -167,21 +164,25 @@ class ContrastiveCaptioner:
     return self._see(images, skip_broken, match, (), prepare, "pairs")[0]
 
   def classify(
-    self, images, labels: Sequence[str], templates: Sequence[str] = ("{}",), skip_broken: bool = False
+    self, images, labels: Sequence[str] | None = None, templates: Sequence[str] = ("{}",), skip_broken: bool = False
   ) -> np.ndarray:
     """Probabilities of labels, zero-shot: the softmax over labels of cosine / learned temperature (CLIP section 3.1.2).
 
+    Without labels, those of the classes that the model was trained on, by its class head: `model.labels`.
+
     Args:
       images, skip_broken: as for `embed_images`.
-      labels: names of the classes.
+      labels: names of the classes. None: `model.labels`, of a model with a class head.
       templates: prompts with {} where the name goes, such as `coca.data.prompts.CLIP_IMAGENET`; their mean counts.
 
     Returns:
       float32 [N, len(labels)]; rows sum to 1. `labels[p.argmax()]` is the likeliest one.
 
     Raises:
-      ValueError: no labels, a template without {}, or as `embed_images`.
+      ValueError: no labels, and no class head; a template without {}; or as `embed_images`.
     """
+    if labels is None:
+      return self._classes(images, skip_broken)
     if isinstance(labels, str) or not len(labels):
       raise ValueError(f"classify takes a list of labels to choose from, not {labels!r}")
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
@@ -192,6 +193,19 @@ class ContrastiveCaptioner:
     logits = scale * (self.embed_images(images, skip_broken) @ classes.T)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
+
+  def _classes(self, images, skip_broken: bool) -> np.ndarray:
+    """`classify` by the class head."""
+    if not self.config.classification.weight:
+      raise ValueError(
+        "this model has no class head (config.classification.weight is 0): name the labels to choose from, or train "
+        "one with configs/finetune_classify.py"
+      )
+
+    def classify(batch):
+      return jax.nn.softmax(self.forward.classify(self.params, batch["image"]))
+
+    return self._see(as_list(images), skip_broken, classify, (self.config.classification.classes,))[0]
 
   def caption(
     self,
@@ -378,20 +392,4 @@ def load(workdir, ema: bool | None = None, devices=None) -> ContrastiveCaptioner
   forward = Forward(config, sharding.make_mesh(devices=devices or jax.local_devices()))
   part = {None: None, True: "ema", False: "params"}[ema]
   params = read_params(workdir, forward.abstract_params, part)
-  return ContrastiveCaptioner(config, tokenizer, forward, params)
-
-
-def identity(model: ContrastiveCaptioner | None) -> str | None:
-  """sha256 of a model's settings, tokenizer and parameters: which model it is, wherever it lies."""
-  if model is None:
-    return None
-  # Without defaults, so that a setting that is newer than a job does not change it.
-  default, settings = (flat(to_plain(x)) for x in (Model(), model.config.model))
-  default["attention"] = "auto" if settings["attention"] == "auto" else "xla"  # 'xla' was the default before 'auto'
-  changed = {name: value for name, value in settings.items() if value != default[name]}
-  digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode())
-  digest.update((model.tokenizer.sha256 + model.config.data.prompt).encode())
-  for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(jnp.copy(leaf)))  # of the leaf itself jax would keep the host's copy
-  return f"sha256:{digest.hexdigest()}"
+  return ContrastiveCaptioner(config, tokenizer, forward, params, read_labels(workdir))

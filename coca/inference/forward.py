@@ -1,7 +1,7 @@
 """A model's functions, compiled over a mesh: what evaluation and inference call.
 
 `params` is always an argument, a tree of global arrays, so that a training loop can pass its current ones.
-Shapes: B batch, S side in pixels, K texts an image, T text length, E embedding width.
+Shapes: B batch, S side in pixels, K texts an image, T text length, E embedding width, C classes.
 """
 
 import dataclasses
@@ -44,6 +44,10 @@ class Forward:
   def embed_images(self, params, image):
     """uint8 [B, S, S, 3] -> fp32 [B, E], unit length."""
     return self._call(self._embed_images, params, image)
+
+  def classify(self, params, image):
+    """uint8 [B, S, S, 3] -> fp32 [B, C], the class head's logits."""
+    return self._call(self._classify, params, image)
 
   def attention_maps(self, params, image):
     """See `coca.models.coca.CoCa.attention_maps`; the maps are [B, side, side] and [B, Q, side, side] here."""
@@ -161,6 +165,10 @@ class Forward:
   @functools.cached_property
   def _embed_images(self):
     return self._jit(lambda model, image: in_groups(model.embed_image, image, self.config.model.image.tokens))
+
+  @functools.cached_property
+  def _classify(self):
+    return self._jit(lambda model, image: in_groups(model.classify, image, self.config.model.image.tokens))
 
   @functools.cached_property
   def _attention_maps(self):

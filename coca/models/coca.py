@@ -1,7 +1,7 @@
 """CoCa: image encoder, attentional poolers, unimodal and multimodal text decoder (arXiv 2205.01917).
 
 Shapes: B batch, S side in pixels, N patches, Q image tokens for the decoder, K texts an image, T text length,
-D text width, E embedding width, V vocabulary, L layers.
+D text width, E embedding width, V vocabulary, C classes, L layers.
 """
 
 from typing import Any
@@ -53,7 +53,7 @@ class CoCa(nnx.Module):
     self.image_projection = (
       linear(pooled_width, embed_dim, dtype, rngs, bias=False) if has_embeddings and not has_own_pooler else None
     )
-    self.embedding = Embedding(model, dtype, rngs, masks=config.captioning.parallel > 0)
+    self.embedding = Embedding(model, dtype, rngs, masks=config.captioning.parallel > 0) if model.text.layers else None
     has_unimodal = model.text.unimodal_layers > 0
     kv_width = text_width if has_generative else image_width
     self.two_passes = model.text.two_passes
@@ -70,6 +70,17 @@ class CoCa(nnx.Module):
     self.temperature = Temperature(config) if has_embeddings else None
     self.matching_pooler = AttentionalPooler(model, 1, text_width, text_width, dtype, rngs) if has_matching else None
     self.matching_head = linear(text_width, 2, jnp.float32, rngs) if has_matching else None
+    classes = config.classification
+    self.class_pool = classes.pool
+    self.class_pooler = (
+      AttentionalPooler(model, 1, image_width, image_width, dtype, rngs, image_width)
+      if classes.weight and classes.pool == "attention"
+      else None
+    )
+    # Zeros, as in ViT (arXiv 2010.11929, section 3.2, of its fine-tunes).
+    self.class_head = (
+      linear(image_width, classes.classes, jnp.float32, rngs, init=nnx.initializers.zeros) if classes.weight else None
+    )
 
   def __call__(
     self,
@@ -79,6 +90,7 @@ class CoCa(nnx.Module):
     contrast: bool = True,
     caption: bool = True,
     match: bool = False,
+    classify: bool = False,
     patch_noise: Float[Array, "B N"] | None = None,
     parallel: Bool[Array, " B"] | None = None,
     key: PRNGKeyArray | None = None,
@@ -91,14 +103,19 @@ class CoCa(nnx.Module):
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
       match: whether to return what the decoder starts from, to pair images and texts anew.
+      classify: whether to compute the classes' logits.
       patch_noise: see `ImageEncoder`.
       parallel: the examples whose words are predicted all at once (CapPa).
       key: for models with dropout; not looked at.
     """
-    image_embedding, tokens = self._pool(self.image_encoder(image, patch_noise), contrast, caption or match)
+    encoded = self.image_encoder(image, patch_noise)
+    classes = self._classify(encoded) if classify else None
+    if not (contrast or caption or match):
+      return Output(None, None, None, None, None, classes)
+    image_embedding, tokens = self._pool(encoded, contrast, caption or match)
     words, text_embedding = self._read(text, contrast, parallel)
     states = self.multimodal(words, tokens, parallel) if caption else None
-    return Output(image_embedding, text_embedding, tokens, words, states)
+    return Output(image_embedding, text_embedding, tokens, words, states, classes)
 
   def ground(
     self,
@@ -117,6 +134,10 @@ class CoCa(nnx.Module):
   def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
     """Embeddings of unit length; `key` is for models with dropout."""
     return self._read(text, contrast=True)[1]
+
+  def classify(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B C"]:
+    """Logits of the classes."""
+    return self._classify(self.image_encoder(image))
 
   def attention_maps(
     self, image: UInt8[Array, "B S S 3"]
@@ -198,6 +219,18 @@ class CoCa(nnx.Module):
       return vocabulary_logits(self.multimodal.norm(states), weights["head"])
 
     return start_layers(layers, contexts, None, embed, predict, length, rows, prefix)
+
+  @jax.named_scope("class_head")
+  def _classify(self, encoded):
+    """Encoded image [B, N, D] -> logits [B, C], fp32."""
+    if self.class_pooler:
+      pooled = self.class_pooler(encoded)[:, 0]
+    elif self.class_pool == "class_token":
+      pooled = encoded[:, 0]
+    else:
+      first = 0 if self.image_encoder.class_token is None else 1
+      pooled = encoded[:, first:].astype(jnp.float32).mean(axis=1)
+    return self.class_head(pooled.astype(jnp.float32))
 
   @jax.named_scope("unimodal_decoder")
   def _read(self, text, contrast: bool, parallel=None) -> tuple[Any, Any]:

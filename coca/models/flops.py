@@ -40,12 +40,12 @@ def _coca(config: Config) -> dict[str, float]:
   flops = {"image_encoder": _image_encoder(image, tokens, is_trained)}
   encoded = (tokens, width, is_trained)
 
-  def pool(part, n_query, out, tokens, width, has_grad):
+  def pool(part, n_query, out, tokens, width, has_grad, query_width=text.width):
     is_trained = part not in frozen
     flops[part] = (
-      _product(2 * tokens * width * text.width, is_trained, has_grad or (is_trained and model.poolers.norm_inputs))
-      + _product(n_query * (text.width * out + 2 * out * model.poolers.mlp), is_trained, has_grad or is_trained)
-      + _attention(n_query * tokens * text.width, has_grad or is_trained)
+      _product(2 * tokens * width * query_width, is_trained, has_grad or (is_trained and model.poolers.norm_inputs))
+      + _product(n_query * (query_width * out + 2 * out * model.poolers.mlp), is_trained, has_grad or is_trained)
+      + _attention(n_query * tokens * query_width, has_grad or is_trained)
     )
     return n_query, out, has_grad or is_trained
 
@@ -53,6 +53,12 @@ def _coca(config: Config) -> dict[str, float]:
     is_trained = "image_projection" not in frozen
     flops["image_projection"] = _product(width * embed_dim, is_trained, has_grad)
     return has_grad or is_trained
+
+  if config.classification.weight:
+    has_grad = encoded[2]
+    if config.classification.pool == "attention":
+      _, _, has_grad = pool("class_pooler", 1, width, *encoded, width)
+    flops["class_head"] = _product(width * config.classification.classes, "class_head" not in frozen, has_grad)
 
   image_tokens, image_has_grad = encoded, False
   if kind == "openclip":

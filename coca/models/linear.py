@@ -96,9 +96,11 @@ def stacked(layers: list[Linear], x: Float[Array, "B T D"]) -> Float[Array, "n B
   return checkpoint_name(y, kept)
 
 
-def linear(n_in: int, n_out: int, dtype: DTypeLike, rngs: Rngs, bias: bool = True, keep: str = "matmul") -> Linear:
+def linear(
+  n_in: int, n_out: int, dtype: DTypeLike, rngs: Rngs, bias: bool = True, keep: str = "matmul", init=KERNEL_INIT
+) -> Linear:
   # In a dict, since flax says that it wants its own `Rngs`; all that it asks of it is `params()`.
-  options = {"use_bias": bias, "dtype": dtype, "kernel_init": KERNEL_INIT, "rngs": rngs}
+  options = {"use_bias": bias, "dtype": dtype, "kernel_init": init, "rngs": rngs}
   layer = Linear(n_in, n_out, dot_general=flat_dot_general, **options)
   layer.keep = keep
   return layer

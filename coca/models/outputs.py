@@ -1,6 +1,7 @@
 """The common part of CoCa and BLIP: results, the temperature, the dtype.
 
-Shapes: B batch, Q image tokens for the decoder, K texts an image, T text length, D text width, E embedding width.
+Shapes: B batch, Q image tokens for the decoder, K texts an image, T text length, D text width, E embedding width,
+C classes.
 """
 
 from typing import NamedTuple
@@ -22,6 +23,7 @@ class Output(NamedTuple):
   tokens: Float[Array, "B Q D"] | None  # what the grounded text layers attend to
   words: Float[Array, "B T D"] | None  # what they start from, where that is more than the text's ids
   states: Float[Array, "B T D"] | None  # the softmax over them predicts the next token
+  classes: Float32[Array, "B C"] | None = None  # logits of the classes
 
 
 class Encoded(NamedTuple):

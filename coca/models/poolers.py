@@ -19,8 +19,9 @@ from coca.models.rngs import Rngs
 class AttentionalPooler(nnx.Module):
   """Pools tokens [B, S, kv_width] to [B, n_query, out]."""
 
-  def __init__(self, model: Model, n_query: int, kv_width: int, out: int, dtype: DTypeLike, rngs: Rngs):
-    width = model.text.width
+  def __init__(self, model: Model, n_query: int, kv_width: int, out: int, dtype: DTypeLike, rngs: Rngs, width: int = 0):
+    """`width`: of queries, keys and values; 0: the text width."""
+    width = width or model.text.width
     heads = model.poolers.heads or model.image.heads
     self.dtype = dtype
     self.queries = nnx.Param(EMBED_INIT(rngs.params(), (n_query, width)))

@@ -35,7 +35,7 @@ class Pass:
   """One forward pass over a batch or a micro-batch; what no loss asked for is None. As in `coca.models.outputs.Output`.
 
   Shapes: B batch, K further texts an image, Q image tokens for the decoder, T text length, D text width, E embedding
-  width.
+  width, C classes.
   """
 
   image: Float32[Array, "B E"] | None = None  # unit length
@@ -49,6 +49,7 @@ class Pass:
   memory: dict | None = (
     None  # of the momentum encoders: 'image' and 'text' [B, E], 'queue', 'alpha'; 'words', `SoftTargets`
   )
+  classes: Float32[Array, "B C"] | None = None  # logits
   model: Any = None
   key: PRNGKeyArray | None = None
 
@@ -70,7 +71,7 @@ class Term(Protocol):
     name: of the loss, and of its settings.
     metrics: names of what `value` returns, the loss first.
     asks: what the forward pass has to compute: 'contrast', the embeddings; 'caption', the decoder's states; 'match',
-      triples.
+      triples; 'classify', the classes' logits.
     cut: how the gradient is taken over micro-batches. 'adds_up': `value` is a sum over examples, which the step divides
       by the whole batch's `divisor`. 'by_embeddings': the loss compares all examples of the batch, and is a function of
       `Pass.embeddings` and the temperature, of which alone the forward pass consists then. 'no': not at all.

@@ -8,6 +8,7 @@ import numpy as np
 
 from coca.config import Config
 from coca.objectives.captioning import captioning_loss, label_count, next_tokens
+from coca.objectives.classification import Classification
 from coca.objectives.contrastive import contrastive_loss
 from coca.objectives.masked import masked_loss, word_weights
 from coca.objectives.matching import matching_loss
@@ -184,6 +185,7 @@ LOSSES: tuple[type[Term], ...] = (
   Matching,
   Answering,
   Masked,
+  Classification,
 )
 
 

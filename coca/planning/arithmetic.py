@@ -31,6 +31,8 @@ PARTS = (  # in the order in which a pair goes through them
   "temperature",
   "matching_pooler",
   "matching_head",
+  "class_pooler",
+  "class_head",
 )
 
 

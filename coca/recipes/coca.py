@@ -1,10 +1,15 @@
 """The common part of the configs of the paper's sizes: CoCa's pre-training, and its small copy for a laptop."""
 
+from dataclasses import replace
+
 from coca.config import Config, Draft, Eval, Source, default, to_dict
 from coca.data.prompts import CLIP_IMAGENET
 from coca.storage.workdir import read_config
 
 EMOJI = 5406  # pairs that the fine-tunes' built-in splits hold
+EMOJI_NAMES = 1753  # different ones among the emoji that `runlocal` trains on
+
+IMAGENET = 1_281_167  # training images
 
 
 def pretraining(pairs: str = "") -> Draft:
@@ -100,11 +105,28 @@ def runlocal(config: Draft) -> Draft:
   else:
     config.data.sources = {"alt_text": to_dict(emoji)}
   config.evals = {"twemoji": to_dict(Eval(source=Source(kind="builtin", split="twemoji")))}
-  if config.contrastive.weight:
+  if config.classification.weight:
+    config.classification.classes = EMOJI_NAMES
+    config.evals.twemoji.kind = "classification"
+  elif config.contrastive.weight:
     config.evals.twemoji.pixel_neighbours = next(iter(config.data.sources))  # where the emoji are
   else:
     config.evals.twemoji.kind = "captions"
   shorten(config)
+  return config
+
+
+def imagenet(config: Draft) -> Draft:
+  """Gives a config ImageNet's images with label ids (tfds' imagenet2012, in ArrayRecord format), and returns it."""
+  source = Source(kind="tfds", path="imagenet2012", text="labels", text_key="label")
+  config.data.sources = {"imagenet": to_dict(source)}
+  config.evals = {
+    "imagenet": to_dict(Eval(kind="classification", source=replace(source, split="validation"), every="5%", batch=4096))
+  }
+  config.contrastive.weight = config.captioning.weight = 0.0
+  config.classification.update(weight=1.0, classes=1000)
+  config.model.text.update(unimodal_layers=0, multimodal_layers=0)
+  config.data.tokenizer_texts = 10_000  # a run keeps a tokenizer, even one that reads no texts
   return config
 
 

@@ -30,6 +30,15 @@ def evaluate(config: Draft, name: str, source: Source, **settings) -> None:
   config.evals[f"retrieval{name}"] = to_dict(Eval(kind="retrieval", source=source, equal_texts=True, **settings))
 
 
+def classes(config: Draft) -> None:
+  """Scenes of a single thing with its object as label, of the styles of training and of another."""
+  config.classification.classes = OBJECTS
+  config.data.sources = {"single": to_dict(scenes("scenes", texts=1, objects=1))}
+  for name, split in (("", "scenes_val"), ("_in_new_style", "scenes_new_style")):
+    settings = Eval(kind="classification", source=scenes(split, objects=1), limit=1000)
+    config.evals[f"classification{name}"] = to_dict(settings)
+
+
 def on_scenes(config: Draft, steps: int = 1200, batch: int = 64) -> Draft:
   """Shrinks a system of the family in place to minutes on two cores, on `sources`, and returns it.
 
@@ -52,7 +61,10 @@ def on_scenes(config: Draft, steps: int = 1200, batch: int = 64) -> Draft:
   config.evals = {}
   for name, split in (("", "scenes_val"), ("_in_new_style", "scenes_new_style")):
     evaluate(config, name, scenes(split), limit=1000, pixel_neighbours="scenes")
+  if config.classification.weight:
+    classes(config)
   has = {"captions": text.multimodal_layers and config.captioning.weight, "retrieval": config.contrastive.weight}
+  has["classification"] = config.classification.weight
   config.evals = {name: settings for name, settings in config.evals.items() if has[settings.kind]}
   config.checkpoint.every = "10%"
   return config

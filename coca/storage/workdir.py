@@ -1,6 +1,7 @@
 """A run's working directory: the settings it was started with, its tokenizer and its parameters.
 
-    config.json      {"config": ..., "tokenizer_sha256": ..., "sources": {name: {"records": ..., ...}}}
+    config.json      {"config": ..., "tokenizer_sha256": ..., "sources": {name: {"records": ..., ...}},
+                     "labels": [...]}, the last if the model has a class head
     tokenizer.model  SentencePiece; or tokenizer.json, CLIP's byte-pair encoding; or vocab.txt, BERT's WordPiece
     checkpoints/     coca/storage/checkpoint.py
     metrics.jsonl, tensorboard/, curves.png, contact_sheet.png
@@ -115,6 +116,11 @@ def read_run(workdir) -> dict | None:
       "or open_clip converts: python -m coca.convert"
     )
   return run
+
+
+def read_labels(workdir) -> tuple[str, ...]:
+  """The names of the classes that a run's class head tells apart; none if it has no such head."""
+  return tuple((read_run(epath.Path(workdir)) or {}).get("labels", ()))
 
 
 def parse_run(workdir, run: dict) -> Config:

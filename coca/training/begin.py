@@ -13,6 +13,7 @@ from etils import epath
 from coca.config import Config, to_dict
 from coca.config.differing import differing, flat
 from coca.config.special import PAD, Tokenizer
+from coca.data.labels import class_names
 from coca.data.records import BadRecord, Records
 from coca.data.tokenizers import wordpiece
 from coca.data.tokenizers.load import FILES, load, texts_of
@@ -24,7 +25,16 @@ from coca.files.retries import exists
 from coca.files.threads import read_ahead
 from coca.storage import weights
 from coca.storage.bucket import names
-from coca.storage.workdir import NOT_OURS, parse_run, read_run, read_workdir, saved_steps, tokenizer_path, write_run
+from coca.storage.workdir import (
+  NOT_OURS,
+  parse_run,
+  read_config,
+  read_run,
+  read_workdir,
+  saved_steps,
+  tokenizer_path,
+  write_run,
+)
 from coca.training.optim import make_schedule
 
 # What may change between two starts in one workdir: nothing here changes the parameters that come out, but that with
@@ -154,6 +164,9 @@ def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]
     saved = read_run(workdir) or {}
     begun = bool(saved and saved_steps(workdir))
     records = {name: _fingerprint(source) for name, source in sources.items()}
+    labels = list(class_names(config, sources))
+    if begun and labels != saved.get("labels", []):
+      raise ValueError(f"the labels of config.data.sources have other names than when the run in {workdir} began")
     if begun:
       said += _check_records(config, parse_run(workdir, saved), records, saved.get("sources", {}))
     if begun and not exists(tokenizer_path(workdir)):
@@ -166,7 +179,7 @@ def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]
     else:
       tokenizer = _new_tokenizer(config, sources)
       _remove_tokenizer(workdir, saved.get("tokenizer_sha256", ""))
-    write_run(config, tokenizer, workdir, sources=records)
+    write_run(config, tokenizer, workdir, sources=records, **({"labels": labels} if labels else {}))
     if not exists(workdir / tokenizer.file):  # last: config.json says whose file it is
       tokenizer.save(workdir / tokenizer.file)
     told = np.array([*bytes.fromhex(tokenizer.sha256), FILES.index(tokenizer.file)], np.uint8)
@@ -187,7 +200,7 @@ def _same_tokenizer(config: Config, workdir, saved: dict) -> bool:
 def _new_tokenizer(config: Config, sources: dict) -> Tokenizer:
   if config.data.tokenizer:
     tokenizer, where = load(config.data.tokenizer), config.data.tokenizer
-  elif config.init_from:  # its parameters know no other numbering
+  elif config.init_from and read_config(config.init_from).model.text.layers:  # its parameters know no other numbering
     tokenizer, where = read_workdir(config.init_from)[1], config.init_from
   else:
     texts = texts_of(sources, config.data.sources, config.data.tokenizer_texts, config.seed)

@@ -45,6 +45,7 @@ def make_gradients(config: Config, graphdef=None):
       key=passed.stream(Stream.DROPOUT),
       **{name: name in asks for name in ("contrast", "caption", "match")},
       **{name: batch[name] for name in ("parallel",) if name in batch},
+      **({"classify": True} if "classify" in asks else {}),
     )
     passed = replace(passed, **out._asdict())
     if "more_texts" in batch:

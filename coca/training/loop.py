@@ -7,6 +7,7 @@ import jax
 from coca.config import Config
 from coca.config.durations import in_steps
 from coca.data.feed import DeviceFeed
+from coca.data.labels import class_names
 from coca.data.pipeline import open_sources, rows_of, train_batches
 from coca.data.survey import survey
 from coca.devices import processes, sharding
@@ -61,7 +62,7 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   if config.init_from and not saved_steps(workdir):
     compare(config.init_from, config)
   sources = open_sources(config)
-  eval_sources = build.open_sources(config)
+  eval_sources, labels = build.open_sources(config), class_names(config, sources)
 
   # --- Tokenizer, evaluators, state ---
   tokenizer, said = begin(config, sources, workdir)
@@ -69,7 +70,7 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
     said += [f"data: {line}" for source in sources.values() for line in source.problems[:3]]
     said += [f"data: {line}" for line in survey(config, sources, tokenizer)]
   forward = Forward(config, mesh)
-  evaluators = build.make_evaluators(config, forward, tokenizer, *eval_sources)
+  evaluators = build.make_evaluators(config, forward, tokenizer, *eval_sources, labels=labels)
   saving = Saving(setup, workdir, tokenizer.sha256)
   state, start, loaded = saving.first_state()
   skipped = Skipped(config.data.max_skipped, config.data.batch, start, int(state.unusable))

@@ -126,9 +126,13 @@ def muon(adam: optax.GradientTransformationExtraArgs) -> optax.GradientTransform
   return optax.partition({"muon": rule, "adam": adam}, labels)
 
 
+# The first layer and the last ones.
+LAST = "patches/kernel", "softmax/kernel", "matching_head/kernel", "class_head/kernel"
+
+
 def is_hidden(path: str) -> bool:
   """True for a matrix from states to states."""
-  return path.endswith("/kernel") and not path.endswith(("patches/kernel", "softmax/kernel", "matching_head/kernel"))
+  return path.endswith("/kernel") and not path.endswith(LAST)
 
 
 def unless_skipped(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -15,6 +15,7 @@ from coca.devices.hardware import compiler_options, release_memory
 from coca.devices.sharding import batch_sharding, replicated
 from coca.objectives import momentum
 from coca.objectives.captioning import SoftTargets
+from coca.objectives.classification import mix
 from coca.objectives.masked import hide_words
 from coca.training.gradients import make_gradients
 from coca.training.state import Setup, TrainState
@@ -27,6 +28,7 @@ class Stream(IntEnum):
   PARALLEL = 2  # which examples' words are predicted all at once
   MOMENTUM = 3  # dropout in the momentum encoders
   MASKED = 4  # which words are hidden
+  MIX = 5  # how images are mixed with others
 
 
 class TrainStep:
@@ -88,6 +90,8 @@ def make_step(setup: Setup):
       noise = jax.random.uniform(key, (len(batch["image"]), config.model.image.tokens))
     if config.masked.weight:
       batch = batch | hide_words(batch["text"], jax.random.fold_in(key, Stream.MASKED), config.masked, config.model)
+    if config.classification.weight and (config.classification.mixup or config.classification.cutmix):
+      batch = mix(batch, jax.random.fold_in(key, Stream.MIX), config.classification)
     slow = memory = None
     if config.contrastive.momentum:
       slow, memory = remember(state, batch, jax.random.fold_in(key, Stream.MOMENTUM))

@@ -37,6 +37,14 @@ def tiny(**changes) -> config.Config:
   return config.parse(c)
 
 
+def classifier(*, others=None, **settings) -> config.Config:
+  """`tiny` with a class head and nothing else; `settings` are of `config.classification`, `others` as `tiny`'s."""
+  alone = {"contrastive__weight": 0.0, "captioning__weight": 0.0}
+  alone |= {"model__text__unimodal_layers": 0, "model__text__multimodal_layers": 0}
+  settings = {"weight": 1.0, "classes": 3} | settings
+  return tiny(**alone | {f"classification__{name}": x for name, x in settings.items()} | (others or {}))
+
+
 @functools.cache
 def make_mesh(data=1, fsdp=1, tensor=1):
   axes = config.Mesh(data=data, fsdp=fsdp, tensor=tensor)

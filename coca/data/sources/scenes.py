@@ -31,9 +31,7 @@ class Truth:
 
 
 class SceneSource:
-  """A split of the world, as a source; made by `open_scenes`."""
-
-  label_names = ()
+  """A split of the world, as a source; made by `open_scenes`. A scene of a single thing has its object as label."""
 
   def __init__(self, settings: config.Source):
     s = settings.scenes
@@ -43,6 +41,8 @@ class SceneSource:
     self._noisy = any(getattr(s.noise, kind) for kind in KINDS)
     self._origin = settings.origin or ("web" if self._noisy else "human")
     self._world = World(settings.split, s.seed, s.objects, s.vocabulary, s.styles)
+    self.label_names = self._world.names
+    self._labels = {name: i for i, name in enumerate(self.label_names)}
 
   def __len__(self) -> int:
     return self._settings.count
@@ -55,7 +55,8 @@ class SceneSource:
   def __getitem__(self, i: int) -> Record:
     scene, draws = self.scene(i), self._draws(i)
     texts = self._texts(scene, draws) if self._with_texts else ()
-    return Record(f"{self._world.split}/{i:06d}", bmp(scene, self._settings.pixels), texts)
+    label = self._labels[scene.things[0].name] if len(scene.things) == 1 else -1
+    return Record(f"{self._world.split}/{i:06d}", bmp(scene, self._settings.pixels), texts, label)
 
   def scene(self, i: int) -> Scene:
     """The scene of record `i`."""
