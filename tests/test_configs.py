@@ -100,6 +100,7 @@ def test_all_are_here():
     "lit_base",
     "unicl_base",
     "finetune_classify",
+    "lemon_base",
     "blip_base",
     "blip_large",
     "blip_tiny",
@@ -244,6 +245,27 @@ def test_size_of_the_captioner_alone(arg, mask, named):
   said = (CONFIGS / "cap_base.py").read_text()
   for number in (theirs, theirs - words + biases, biases):
     assert f"{number:,}" in said
+
+
+@pytest.mark.parametrize(
+  ("size", "millions"),
+  [
+    ("tiny", 13.4),
+    ("tiny12", 18.1),
+    ("small", 34.3),
+    ("small24", 55.6),
+    ("base", 111.7),
+    ("base24", 196.7),
+    ("large", 338.3),
+    ("huge", 675.4),
+  ],
+)
+def test_sizes_of_lemon_are_those_of_table_2(size, millions, named):
+  """With BERT's pooler, which captions do not use, and without two of BLIP's tokens."""
+  c = named("lemon_base", f"size={size}")
+  d, total = c.model.text.width, arithmetic.parameter_table(c)[-1][1]
+  assert (total + d * d + d - 2 * (d + 1)) / 1e6 == pytest.approx(millions, abs=0.051)
+  assert size != "base" or f"{total:,} here" in (CONFIGS / "lemon_base.py").read_text()
 
 
 @pytest.mark.parametrize("name", ["siglip_base", "cap_base"])

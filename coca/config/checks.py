@@ -29,6 +29,8 @@ LEAST = {
     "checkpoint.keep",
     "model.text.vocab",
     "model.med.positions",
+    "model.regions.width",
+    "model.regions.count",
     "model.image.size",
     "model.image.patch",
     *(f"model.{tower}.{size}" for tower in ("image", "text") for size in ("width", "heads", "mlp")),
@@ -46,6 +48,7 @@ LEAST = {
     "model.med.cls",
     "model.med.encode",
     "model.med.mask",
+    "model.regions.tags",
     "contrastive.weight",
     "contrastive.max_scale",
     "contrastive.min_scale",
@@ -102,7 +105,9 @@ def check(c: Config) -> None:
   _each(c, DECAYS, lambda x: 0 <= x < 1, "{} is not in [0, 1)")
   _towers(c)
   _losses(c)
-  if c.model.kind != "coca":
+  if c.model.kind == "lemon":
+    _lemon(c)
+  elif c.model.kind != "coca":
     _bert(c)
   if c.model.kind == "blip":
     _blip(c)
@@ -210,8 +215,8 @@ def _losses(c: Config) -> None:
   )
   need(is_blip or not has_answering, "config.answering.weight needs config.model.kind 'blip'")
   need(
-    c.masked.weight == 0 or c.model.kind == "albef",
-    "config.masked.weight needs config.model.kind 'albef'; or set the weight to 0",
+    c.masked.weight == 0 or c.model.kind in ("albef", "lemon"),
+    "config.masked.weight needs config.model.kind 'albef' or 'lemon'; or set the weight to 0",
   )
   if c.contrastive.momentum:
     need(
@@ -279,6 +284,30 @@ def _bert(c: Config) -> None:
   need(
     max(med.cls, med.encode) < text.vocab,
     f"config.model.med.cls {med.cls} and encode {med.encode} have to be below config.model.text.vocab {text.vocab}",
+  )
+
+
+def _lemon(c: Config) -> None:
+  text, med, regions = c.model.text, c.model.med, c.model.regions
+  kinds = "contrastive", "captioning", "matching", "answering", "classification"
+  others = [name for name in kinds if getattr(c, name).weight]
+  need(
+    c.masked.weight > 0 and not others and not c.contrastive.keep,
+    f"config.model.kind 'lemon' is trained by hidden words alone: set config.masked.weight above 0, and 0 for "
+    f"{', '.join(f'config.{name}.weight' for name in others) or 'config.contrastive.keep'}",
+  )
+  need(
+    text.multimodal_layers > 0 and text.unimodal_layers == 0,
+    "config.model.kind 'lemon' has one stack: config.model.text.multimodal_layers above 0 and unimodal_layers 0",
+  )
+  need(
+    text.length + regions.tags <= med.positions,
+    f"config.model.text.length {text.length} and config.model.regions.tags {regions.tags} are together more than "
+    f"config.model.med.positions {med.positions}",
+  )
+  need(
+    max(med.cls, med.mask) < text.vocab,
+    f"config.model.med.cls {med.cls} and mask {med.mask} have to be below config.model.text.vocab {text.vocab}",
   )
 
 

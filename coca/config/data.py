@@ -93,6 +93,9 @@ class Source:
   min_matching: float = -1.0
   # Texts need at least this cosine, likewise. -2: as kept. Human texts stay, whatever their scores.
   min_contrastive: float = -2.0
+  # Records are regions that a detector found, for models that read these in place of images ('lemon'). Of
+  # 'parquet' (coca/data/sources/regions.py has the columns), and of the scenes of 'builtin'.
+  regions: bool = False
   # Of 'builtin' with a split of scenes.
   scenes: Scenes = field(default_factory=Scenes)
 

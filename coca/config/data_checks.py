@@ -38,6 +38,7 @@ def check_data(c: Config) -> None:
   for name, source in data.sources.items():
     where = f"config.data.sources.{name}"
     check_source(source, where)
+    _regions(c, source, where)
     need(
       bool(source.question_key) == has_answering,
       f"{where}.question_key is {source.question_key!r} and "
@@ -55,7 +56,17 @@ def check_data(c: Config) -> None:
   )
   for name, e in c.evals.items():
     check_source(e.source, f"config.evals.{name}.source")
+    _regions(c, e.source, f"config.evals.{name}.source")
     _evaluator(c, e, f"config.evals.{name}")
+
+
+def _regions(c: Config, s: Source, where: str) -> None:
+  kind = c.model.kind
+  need(
+    s.regions == c.model.reads_regions,
+    f"{where}.regions is {s.regions} and config.model.kind {kind!r}, which reads "
+    f"{'regions' if c.model.reads_regions else 'images'}: say {where}.regions={c.model.reads_regions}",
+  )
 
 
 def _evaluator(c: Config, e: Eval, where: str) -> None:
@@ -120,6 +131,10 @@ def check_source(s: Source, where: str) -> None:
   need(
     not s.question_key or not s.sidecars,
     f"{where}.question_key and {where}.sidecars are both set: sidecars hold captions, no answers",
+  )
+  need(
+    not s.regions or ((s.kind == "parquet" or s.split.startswith("scenes")) and not (s.sidecars or s.question_key)),
+    f"{where}.regions is for kind 'parquet' and the splits 'scenes...' of 'builtin', without sidecars and questions",
   )
   default = Source()
   changed = [

@@ -114,6 +114,10 @@ class Masked:
   weight: float = 0.0
   # Share of the words that are hidden (section 3.2).
   share: float = 0.15
+  # Which words are drawn. 'each': each one with `share`, but never the last token, EOS. 'number': that share of a
+  # text's tokens, BOS and EOS included, rounded and 1 at least; EOS may be one of them, so that texts learn to end
+  # (VinVL).
+  draw: Literal["each", "number"] = "each"
   # Words of a text that are hidden at most, so many states of it reach the vocabulary. Not in the paper: of texts of
   # 25 tokens, 2 in 10,000 would have more.
   most: int = 10

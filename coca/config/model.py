@@ -143,8 +143,20 @@ class Med:
   # The id in BERT's vocabulary of [Encode], which takes that place for matching and for questions. transformers leaves
   # [CLS] there.
   encode: int = 30_523
-  # The id in BERT's vocabulary of [MASK], which takes the place of hidden words. Of 'albef'.
+  # The id in BERT's vocabulary of [MASK], which takes the place of hidden words. Of 'albef' and 'lemon'.
   mask: int = 103
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regions:
+  """A detector's findings in an image, for models that read them in place of it (VinVL, arXiv 2101.00529)."""
+
+  # Width of a region's feature, without its box.
+  width: int = 2048
+  # Regions of an image. Of more the first ones are read, and places that are left are masked.
+  count: int = 50
+  # Tokens of the regions' names, EOS included. VinVL's captioner has 70 with the caption's 40.
+  tags: int = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +165,15 @@ class Model:
 
   # 'coca': CoCa and what it includes, as CLIP, SigLIP and CapPa. 'blip': BLIP. 'albef': ALBEF, of whose text layers
   # `text.unimodal_layers` are the text encoder and `text.multimodal_layers` the fusion encoder.
-  kind: Literal["coca", "blip", "albef"] = "coca"
+  # 'lemon': LEMON, VinVL's captioner, which reads regions; `text.multimodal_layers` are its layers.
+  kind: Literal["coca", "blip", "albef", "lemon"] = "coca"
   image: ImageEncoder = field(default_factory=ImageEncoder)
   poolers: Poolers = field(default_factory=Poolers)
   text: TextDecoder = field(default_factory=TextDecoder)
-  # Of 'blip' and 'albef', which have no poolers.
+  # Of 'blip', 'albef' and 'lemon', which have no poolers.
   med: Med = field(default_factory=Med)
+  # Of 'lemon', which has no image encoder.
+  regions: Regions = field(default_factory=Regions)
   # Width of the contrastive embeddings. 0: the text width. Not in the paper.
   embed_dim: int = 0
   # Of the feed-forward layers; 'gelu' is the one by erf. Not in the paper.
@@ -181,3 +196,8 @@ class Model:
   def writes(self) -> bool:
     """True if there is a decoder."""
     return self.kind != "albef" and self.text.multimodal_layers > 0
+
+  @property
+  def reads_regions(self) -> bool:
+    """True for the kinds that read regions in place of images."""
+    return self.kind == "lemon"

@@ -16,22 +16,24 @@ import itertools
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 from jax.sharding import Sharding
 
 from coca.config import Config
+from coca.config.regions import Regions
 from coca.config.special import PAD, Tokenizer
-from coca.data import images, questions, texts
+from coca.data import images, questions, regions, texts
 from coca.data.augment import rand_augment
 from coca.data.records import BadRecord, Record, Records
 from coca.data.sources import open_source
 from coca.data.texts import all_unknown
 from coca.devices.hardware import cores
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # of arrays; 'image' may be a `Regions` of them
 Rows = Sequence[int] | np.ndarray  # of a global batch
 _PART = 32  # rows that a thread works on at a time
 
@@ -84,6 +86,7 @@ def train_batches(
     "more_texts" int32 [b, K-1, L] are the texts that follow in the draw, with "more_hashes" uint32 [b, K-1, 2]; all
     else is as with 1. With `config.classification.weight`, "label" int32 [b] is the image's class, -1 where it has
     none: of a model that reads no texts, such a record is unusable.
+    A model that reads regions has a `Regions` of arrays in the place of the image.
   """
   data = config.data
   streams = [_stream(name, sources[name], config, tokenizer) for name in sorted(data.sources)]
@@ -139,8 +142,11 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
         said = texts.draws(record, settings.text, settings.prompts, rng, settings.origins)
         names = texts.label_names(record) if settings.text == "labels" else ()
       text = next(said)
-      image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
-      out["image"] = rand_augment(image, rng, *data.rand_augment)
+      if config.model.reads_regions:
+        out["image"] = regions.padded(record.regions, config.model, tokenizer)
+      else:
+        image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
+        out["image"] = rand_augment(image, rng, *data.rand_augment)
     except BadRecord as e:
       return unusable, f"{where}: {e}"
     out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
@@ -223,7 +229,10 @@ def eval_batches(
       record = source[n]
       where = f"{source.name} {record.key}"
       found = wants.texts(record)[:k]
-      image = images.decode_eval(record.image, size, background, config.data.max_pixels, config.data.squash)
+      if config.model.reads_regions:
+        image = regions.padded(record.regions, config.model, tokenizer)
+      else:
+        image = images.decode_eval(record.image, size, background, config.data.max_pixels, config.data.squash)
     except BadRecord as e:
       return out, f"{where}: {e}"
     for j, text in enumerate(found):
@@ -235,7 +244,9 @@ def eval_batches(
   return _read(example, rows, batch, 0, -(-count // batch), config)
 
 
-def _blank(config: Config) -> np.ndarray:
+def _blank(config: Config) -> np.ndarray | Regions:
+  if config.model.reads_regions:
+    return regions.blank(config.model)
   size = config.model.image.size
   return np.full((size, size, 3), images.colour(config.data.background), np.uint8)
 
@@ -260,7 +271,7 @@ class _Parts:
   def __getitem__(self, i: int) -> tuple[Batch, list[str]]:
     step, part = divmod(i, len(self.parts))
     made = [self.example(step * self.batch + row) for row in self.parts[part]]
-    arrays = {name: np.stack([example[name] for example, _ in made]) for name in made[0][0]}
+    arrays = jax.tree.map(lambda *x: np.stack(x), *(example for example, _ in made))
     return arrays, [problem for _, problem in made if problem]
 
 
@@ -281,7 +292,7 @@ def _read(example, rows, batch: int, start: int, steps: int, config: Config) -> 
     try:
       for _ in range(start, steps):
         made = [next(reader) for _ in parts.parts]
-        arrays = made[0][0] if len(made) == 1 else {k: np.concatenate([m[0][k] for m in made]) for k in made[0][0]}
+        arrays = jax.tree.map(lambda *x: np.concatenate(x) if len(x) > 1 else x[0], *(part for part, _ in made))
         yield arrays, [problem for _, problems in made for problem in problems]
     finally:
       reader.close()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 _LONGEST = 120  # characters of a shard's name; file systems take 255, and something comes before and behind
 
 
@@ -19,15 +21,26 @@ class Text:
   origin: str = "web"  # one of coca.config.data.ORIGINS
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Detected:
+  """The n regions that a detector found in an image, the surest first."""
+
+  boxes: np.ndarray  # fp32 [n, 4]: left, top, right, bottom, as shares of the image's width and height
+  features: np.ndarray  # fp32 [n, F]
+  tags: tuple[str, ...] = ()  # names of what is in them
+  place: str = ""  # file and row, for errors
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
   """One image with its texts, not decoded yet."""
 
   key: str  # unique in its source
-  image: bytes  # encoded: JPEG, PNG, WebP, ...
+  image: bytes  # encoded: JPEG, PNG, WebP, ...; empty where there are regions alone
   texts: tuple[Text, ...]
   label: int = -1  # index into the source's label_names; -1: no label
   question: str = ""  # its texts are then the answers, as the annotators gave them, equal ones as often as given
+  regions: Detected | None = None
 
 
 class BadRecord(Exception):

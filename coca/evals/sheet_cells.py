@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from coca.data.images import decode_eval
 from coca.data.records import BadRecord
 from coca.data.scenes.judge import Judgement, judge
 from coca.data.sources.scenes import SceneSource
@@ -60,7 +61,7 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
       top = np.argsort(-scorer(batch), axis=1)
     if jax.process_index():
       continue
-    for image, row in zip(batch.local["image"], stream.host_rows, strict=True):
+    for i, row in enumerate(stream.host_rows):
       index = int(batch.rows["label"][row])
       texts = references(source, index, _truth(evaluator)) if batch.rows["weight"][row] else ()
       if texts:
@@ -71,13 +72,26 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
         is_scene = caption is not None and isinstance(source.source, SceneSource)
         judgement = judge(caption, source.source.scene(int(source.indices[index]))) if is_scene else None
         seen = tuple(m[row] if m.ndim == 3 else m[row].mean(0) for m in maps)
-        cells.append(Cell(np.asarray(image), texts, caption, labels, question, judgement, seen))
+        image = (
+          _pixels(source, index, config.model.image.size)
+          if config.model.reads_regions
+          else np.asarray(batch.local["image"][i])
+        )
+        cells.append(Cell(image, texts, caption, labels, question, judgement, seen))
   return cells
 
 
 def _truth(evaluator: Evaluator):
   """The true texts of a record of the evaluator's stream; of a classifier, the name of its class."""
   return (lambda record: (evaluator.names[record.label],)) if isinstance(evaluator, Classification) else texts_of
+
+
+def _pixels(source, index: int, size: int) -> np.ndarray:
+  """The image behind regions, grey where their source has none."""
+  try:
+    return decode_eval(source[index].image, size)
+  except BadRecord:
+    return np.full((size, size, 3), 127, np.uint8)
 
 
 def attention_cells(cells: Sequence[Cell]) -> list[list[Cell]]:

@@ -26,7 +26,7 @@ from coca.devices import sharding
 from coca.devices.host import round_up
 from coca.inference.batches import in_batches
 from coca.inference.forward import Forward
-from coca.inference.images import as_list, decoded, prepared
+from coca.inference.images import as_list, blank, decoded, prepared
 from coca.storage.hub import local_folder
 from coca.storage.workdir import read_labels, read_params, read_workdir
 
@@ -320,7 +320,7 @@ class ContrastiveCaptioner:
     unit: str = "images",
   ) -> tuple[np.ndarray, dict[int, str]]:
     """`_run` over images and what `prepare(i)` puts beside the i-th; and why some of them could not be read."""
-    size, broken = self.config.model.image.size, {}
+    broken = {}
 
     def row(i):
       try:
@@ -328,7 +328,7 @@ class ContrastiveCaptioner:
       except ValueError as e:
         if not skip_broken:
           raise
-        image, broken[i] = np.zeros((size, size, 3), np.uint8), str(e)
+        image, broken[i] = blank(self.config), str(e)
       return {"image": image} | prepare(i)
 
     out = self._run(range(len(images)), row, function, unit, shape)
@@ -345,9 +345,12 @@ class ContrastiveCaptioner:
     """`in_batches` on this model's devices."""
     return in_batches(items, prepare, lambda batch: function(self.forward.put(batch)), self._batches, unit, shape)
 
-  def prepare(self, image) -> np.ndarray:
-    """Any accepted image as uint8 [S, S, 3], prepared as in evaluation. Errors as those of `embed_images`."""
-    return prepared(image, self.config)
+  def prepare(self, image):
+    """Any accepted image as uint8 [S, S, 3], prepared as in evaluation. Errors as those of `embed_images`.
+
+    A model that reads regions takes a `coca.data.records.Detected`, and `Regions` come of it.
+    """
+    return prepared(image, self.config, self.tokenizer)
 
   def decode(self, image: bytes) -> np.ndarray:
     """An encoded image (JPEG, PNG, ...) as uint8 [S, S, 3], as in evaluation. Raises BadRecord."""

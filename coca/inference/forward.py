@@ -212,11 +212,12 @@ GROUP = 2500
 
 
 def in_groups(function, x, tokens: int):
-  """function(x [B, ...]), a tree of [B, ...]; on one CPU device some rows at a time, `tokens` in each."""
+  """function(x), x and the result trees of [B, ...]; on one CPU device some rows at a time, `tokens` in each."""
   mesh = jax.sharding.get_abstract_mesh()
   most = max(1, GROUP // tokens)
-  if platform() != "cpu" or mesh.size > 1 or len(x) <= most:
+  rows = len(jax.tree.leaves(x)[0])
+  if platform() != "cpu" or mesh.size > 1 or rows <= most:
     return function(x)
-  group = max(n for n in range(1, most + 1) if len(x) % n == 0)
-  out = jax.lax.map(function, x.reshape(-1, group, *x.shape[1:]))
+  group = max(n for n in range(1, most + 1) if rows % n == 0)
+  out = jax.lax.map(function, jax.tree.map(lambda y: y.reshape(-1, group, *y.shape[1:]), x))
   return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), out)

@@ -12,8 +12,11 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from coca.config import Config
+from coca.config.regions import Regions
+from coca.config.special import Tokenizer
+from coca.data import regions
 from coca.data.images import colour, decode_eval, resize_eval, to_rgb
-from coca.data.records import BadRecord
+from coca.data.records import BadRecord, Detected
 from coca.files import finding, reading
 
 ENDINGS = tuple(f".{extension}" for extension in finding.IMAGE_EXTENSIONS)  # what a folder is searched for
@@ -39,11 +42,11 @@ def as_list(images) -> list:
   """
   if isinstance(images, (str, os.PathLike)):
     return images_in(images) if is_folder(images) else [images]
-  if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim != 4):
+  if isinstance(images, (Image.Image, Detected)) or (isinstance(images, np.ndarray) and images.ndim != 4):
     return [images]
   images = list(images)
   for image in images:
-    if not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray)):
+    if not isinstance(image, (str, os.PathLike, Image.Image, np.ndarray, Detected)):
       raise TypeError(
         f"an image is a path, a URL, a PIL image or a uint8 array [height, width, 3], not {type(image).__name__}"
       )
@@ -107,14 +110,22 @@ def locate(name) -> tuple[fsspec.AbstractFileSystem, str]:
     raise ValueError(f"{name}: {e}") from None
 
 
-def prepared(image, config: Config) -> np.ndarray:
-  """Any image of `as_list` as uint8 [S, S, 3], as the model of `config` sees it in evaluation.
+def prepared(image, config: Config, tokenizer: Tokenizer) -> np.ndarray | Regions:
+  """Any image of `as_list` as uint8 [S, S, 3], as the model of `config` sees it in evaluation, or its regions.
 
   Raises:
-    ValueError: it can't be read (names the file), an array of another type or shape, or as `locate`.
+    ValueError: it can't be read (names the file), an array of another type or shape, an image for a model that reads
+      regions or regions for one that reads images, or as `locate`.
     ImportError: as `locate`.
   """
   size, data = config.model.image.size, config.data
+  if config.model.reads_regions != isinstance(image, Detected):
+    raise ValueError(_other_input(config))
+  if isinstance(image, Detected):
+    try:
+      return regions.padded(image, config.model, tokenizer)
+    except BadRecord as e:
+      raise ValueError(str(e)) from None
   if isinstance(image, np.ndarray):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
       raise ValueError(
@@ -134,8 +145,25 @@ def prepared(image, config: Config) -> np.ndarray:
     raise ValueError(f"can't read the image {image}: {e}") from e
 
 
+def blank(config: Config) -> np.ndarray | Regions:
+  """Stands in for an image that can't be read."""
+  model = config.model
+  return regions.blank(model) if model.reads_regions else np.zeros((model.image.size, model.image.size, 3), np.uint8)
+
+
 def decoded(image: bytes, config: Config) -> np.ndarray:
   """An encoded image (JPEG, PNG, ...) as uint8 [S, S, 3], as the model of `config` sees it. Raises BadRecord."""
   data = config.data
+  if config.model.reads_regions:
+    raise ValueError(_other_input(config))
   size, background = config.model.image.size, colour(data.background)
   return decode_eval(image, size, background, data.max_pixels, data.squash)
+
+
+def _other_input(config: Config) -> str:
+  if config.model.reads_regions:
+    return (
+      f"this model reads regions of a detector, not images (config.model.kind is {config.model.kind!r}): give a "
+      "coca.data.records.Detected(boxes, features, tags) for each image"
+    )
+  return "this model reads images, not the regions of a detector"

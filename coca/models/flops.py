@@ -21,7 +21,7 @@ def flops_per_pair(config: Config) -> dict[str, float]:
   and is counted with the head. A trained LayerNorm counts as something trained before what it feeds.
   Momentum encoders go forward only, the image and the text through them once, and what they embed has no gradient.
   """
-  flops = {"coca": _coca, "blip": _blip, "albef": _albef}[config.model.kind](config)
+  flops = {"coca": _coca, "blip": _blip, "albef": _albef, "lemon": _lemon}[config.model.kind](config)
   return flops | {"total": sum(flops.values())}
 
 
@@ -232,6 +232,21 @@ def _compared(config: Config, image_has_grad: bool, text_has_grad: bool) -> dict
 def _matched(config: Config, has_grad: bool) -> float:
   head = 3 * _product(config.model.text.width * 2, "matching_head" not in frozen_parts(config), has_grad)
   return head + 2 * 2.0 * (config.matching.group or config.data.batch) * config.model.embed_dim
+
+
+def _lemon(config: Config) -> dict[str, float]:
+  text, regions, d = config.model.text, config.model.regions, config.model.text.width
+  is_projected, is_trained, is_head_trained = (
+    part not in frozen_parts(config) for part in ("region_projection", "text_decoder", "caption_head")
+  )
+  tokens, hidden = text.length + regions.tags + regions.count, min(config.masked.most, text.length)
+  has_grad = is_projected or is_trained
+  return {
+    "region_projection": _product(regions.count * (regions.width + 6) * d, is_projected, False),
+    "text_decoder": text.multimodal_layers * _layer(text, tokens, is_trained, has_grad),
+    "caption_head": _product(hidden * d * d, is_head_trained, has_grad),
+    "softmax": _product(hidden * d * text.vocab, is_trained, has_grad or is_head_trained),
+  }
 
 
 def _image_encoder(image, tokens, is_trained):

@@ -4,7 +4,7 @@ Shapes: B batch, Q image tokens for the decoder, K texts an image, T text length
 C classes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class Output(NamedTuple):
 
   image: Float32[Array, "B E"] | None  # unit length
   text: Float32[Array, "B E"] | None  # unit length
-  tokens: Float[Array, "B Q D"] | None  # what the grounded text layers attend to
+  tokens: Any  # what the grounded text layers attend to, [B, Q, D], or an `Encoded`; None
   words: Float[Array, "B T D"] | None  # what they start from, where that is more than the text's ids
   states: Float[Array, "B T D"] | None  # the softmax over them predicts the next token
   classes: Float32[Array, "B C"] | None = None  # logits of the classes

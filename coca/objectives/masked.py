@@ -21,7 +21,8 @@ MASKED, RANDOM = 0.8, 0.1  # shares of the hidden words that become [MASK] and a
 def hide_words(text: Int32[Array, "N T"], key: PRNGKeyArray, settings: config.Masked, model: config.Model) -> dict:
   """Draws the words to hide: each with `settings.share`, of more than `settings.most` those with the smallest draws.
 
-  The first token and the last, which are special, and padding are never drawn. ALBEF's code draws [SEP] as well.
+  The first token and the last, which are special, and padding are never drawn. ALBEF's code draws [SEP] as well. With
+  `settings.draw` 'number' it is a number of them, the last one too, as in run_captioning.py of Oscar and VinVL.
 
   Returns:
     'masked', the texts with hidden words replaced, int32 [N, T]; 'masked_at', their places, int32 [N, M]; and
@@ -31,9 +32,16 @@ def hide_words(text: Int32[Array, "N T"], key: PRNGKeyArray, settings: config.Ma
   draw, kind = (jax.random.uniform(k, text.shape) for k in keys[:2])
   word = jax.random.randint(keys[2], text.shape, 0, model.text.vocab)
   following = jnp.pad(text[:, 1:], ((0, 0), (0, 1)), constant_values=PAD)
-  draw = jnp.where((jnp.arange(text.shape[1]) > 0) & (following != PAD), draw, 1.0)
+  by_number = settings.draw == "number"
+  may = (text if by_number else following) != PAD
+  draw = jnp.where((jnp.arange(text.shape[1]) > 0) & may, draw, 1.0)
   places = jnp.argsort(draw, axis=1)[:, : settings.most].astype(jnp.int32)
-  drawn = jnp.take_along_axis(draw, places, axis=1) < settings.share
+  drawn = jnp.take_along_axis(draw, places, axis=1)
+  if by_number:
+    number = jnp.maximum(jnp.round(settings.share * (text != PAD).sum(axis=1, keepdims=True)), 1)
+    drawn = (drawn < 1) & (jnp.arange(places.shape[1]) < number)
+  else:
+    drawn = drawn < settings.share
   rows = jnp.arange(len(text))[:, None]
   hidden = jnp.zeros(text.shape, bool).at[rows, places].set(drawn)
   replaced = jnp.where(kind < MASKED, model.med.mask, jnp.where(kind < MASKED + RANDOM, word, text))

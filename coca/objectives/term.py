@@ -41,7 +41,7 @@ class Pass:
   image: Float32[Array, "B E"] | None = None  # unit length
   text: Float32[Array, "B E"] | None = None  # unit length
   more_texts: Float32[Array, "B K E"] | None = None  # of the batch's 'more_texts', unit length
-  tokens: Float[Array, "B Q kv_width"] | None = None
+  tokens: Any = None  # [B, Q, kv_width], or an `Encoded` where some do not count
   words: Float[Array, "B T D"] | None = None
   states: Float[Array, "B T D"] | None = None  # the softmax over them predicts the next token
   triples: Triples | None = None

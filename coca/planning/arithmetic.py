@@ -15,6 +15,9 @@ from coca.training.state import Setup
 
 PARTS = (  # in the order in which a pair goes through them
   "image_encoder",
+  "region_projection",
+  "region_norm",
+  "segments",
   "generative_pooler",
   "contrastive_pooler",
   "image_projection",

@@ -15,6 +15,7 @@ import numpy as np
 
 from coca.config import Config, Mesh
 from coca.config.special import Special
+from coca.data import regions
 from coca.decoding.settings import Decoding
 from coca.devices import hardware
 from coca.devices.sharding import batch_sharding, make_mesh
@@ -83,7 +84,6 @@ def batch_shapes(config: Config, mesh) -> dict:
   """A batch of `TrainStep` as ShapeDtypeStructs."""
   image, text, batch = config.model.image, config.model.text, config.data.batch
   shapes = {
-    "image": ((image.size, image.size, 3), jnp.uint8),
     "text": ((text.length,), jnp.int32),
     "last": ((), jnp.int32),
     "hashes": ((2,), jnp.uint32),
@@ -92,8 +92,13 @@ def batch_shapes(config: Config, mesh) -> dict:
   for term in terms(config):
     shapes |= term.arrays()
   sharding = batch_sharding(mesh)
-  return {
+  out = {
     name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
+  }
+  pixels = jax.ShapeDtypeStruct((image.size, image.size, 3), jnp.uint8)
+  seen = regions.blank(config.model) if config.model.reads_regions else pixels
+  return out | {
+    "image": jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype, sharding=sharding), seen)
   }
 
 

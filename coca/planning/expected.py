@@ -47,6 +47,7 @@ KINDS = ("products", "kernels", "copies", "slices of loops", "fills", "reduction
 PARTS = (
   "momentum",
   "image_encoder",
+  "regions",
   "generative_pooler",
   "contrastive_pooler",
   "unimodal_decoder",
@@ -54,6 +55,7 @@ PARTS = (
   "text_encoder",
   "image_grounded_encoder",
   "image_grounded_decoder",
+  "text_decoder",
   "matching_pooler",
   "optimizer",
   "ema",

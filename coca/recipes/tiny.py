@@ -63,7 +63,8 @@ def on_scenes(config: Draft, steps: int = 1200, batch: int = 64) -> Draft:
     evaluate(config, name, scenes(split), limit=1000, pixel_neighbours="scenes")
   if config.classification.weight:
     classes(config)
-  has = {"captions": text.multimodal_layers and config.captioning.weight, "retrieval": config.contrastive.weight}
+  writes = text.multimodal_layers and (config.captioning.weight or config.model.kind == "lemon")
+  has = {"captions": writes, "retrieval": config.contrastive.weight}
   has["classification"] = config.classification.weight
   config.evals = {name: settings for name, settings in config.evals.items() if has[settings.kind]}
   config.checkpoint.every = "10%"

@@ -161,6 +161,8 @@ def idle(config: Config) -> list[str]:
     x.weight > 0 for x in (config.contrastive, config.captioning, config.matching, config.answering)
   )
   paths = []
+  if config.model.kind == "lemon":
+    return paths
   if not has_contrastive:
     paths += [
       "contrastive_pooler/",

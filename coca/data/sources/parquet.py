@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, shards_of
+from coca.data.sources import regions
 from coca.data.sources.values import DEFAULT_IMAGE_KEY, DEFAULT_TEXT_KEY, as_question, as_texts, lookup
 from coca.files import finding, reading
 from coca.files.finding import SETTING
@@ -57,7 +58,7 @@ class Parquet:
 
   def __init__(self, settings: Source, where: str):
     self.name = settings.path
-    self._origin = settings.origin or "web"
+    self._origin, self._regions = settings.origin or "web", settings.regions
     found, self.problems = finding.find(settings.path, ".parquet", MAKE, where)
     self._tables = []
     for table, problem in finding.for_each(functools.partial(_examine, settings=settings), found, "opening Parquet"):
@@ -93,7 +94,8 @@ class Parquet:
     """Record `i`.
 
     Raises:
-      BadRecord: the image is missing, it or a text can't be read, or img2dataset's `status` is not success.
+      BadRecord: the image is missing, it, its regions or a text can't be read, or img2dataset's `status` is not
+        success.
     """
     i = operator.index(i)
     if not 0 <= i < len(self):
@@ -105,7 +107,8 @@ class Parquet:
     place = f"{table.file.name}:{i - self._first[t]}"
     try:
       data = self._row_group(group)
-      values = {name: data.column(name)[row].as_py() for name in table.columns}
+      read = regions.numbers if self._regions else operator.methodcaller("as_py")
+      values = {name: read(data.column(name)[row]) for name in table.columns}
     except Unavailable:
       raise
     except READ_ERRORS as e:
@@ -115,12 +118,14 @@ class Parquet:
     status = values.get("status")
     if status is not None and status != "success":
       raise BadRecord(f"{where}: status '{status}'")
-    image = values[table.image]
-    if isinstance(image, dict):
+    image, detected = values[table.image], None
+    if self._regions:
+      image, detected = b"", regions.from_row(values, image, where)
+    elif isinstance(image, dict):
       if image.get("bytes") is None and image.get("path"):
         raise BadRecord(f"{where}: column '{table.image}' holds no bytes, only the path {image['path']!r}")
       image = image.get("bytes")
-    if not image:
+    if not image and detected is None:
       raise BadRecord(f"{where}: no image (column '{table.image}')")
     try:
       found = lookup(values, table.text) if table.text else None
@@ -128,7 +133,7 @@ class Parquet:
       question = as_question(lookup(values, table.question)) if table.question else ""
     except ValueError as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
-    return Record(key, image, texts, question=question)
+    return Record(key, image, texts, question=question, regions=detected)
 
   @property
   def shards(self) -> list[Shard]:
@@ -198,7 +203,14 @@ def _examine(file: reading.File, settings: Source) -> tuple[_Table | None, str]:
     return None, f"{file.name}: holds no rows"
   default = settings.image_key == DEFAULT_IMAGE_KEY
   names = (settings.image_key, *finding.IMAGE_EXTENSIONS) if default else (settings.image_key,)
-  image = _choose(schema, names, _holds_image)
+  if settings.regions:
+    names = (regions.FEATURES,) if default else names
+  image = _choose(schema, names, regions.holds_features if settings.regions else _holds_image)
+  if settings.regions and not (image and schema.get_field_index("boxes") >= 0):
+    return None, (
+      f"{file.name}: config.data.sources.*.regions wants columns '{names[0]}' (image_key: bytes, or lists of lists of "
+      f"numbers) and 'boxes'; {_shown(schema)}"
+    )
   if not image:
     return None, (
       f"{file.name}: image_key is {settings.image_key!r}, and there is no such column with image bytes; "
@@ -218,6 +230,7 @@ def _examine(file: reading.File, settings: Source) -> tuple[_Table | None, str]:
       f"{file.name}: question_key is {settings.question_key!r}, and there is no such column of text; {_shown(schema)}"
     )
   extra = (text, text.partition(".")[0], question, question.partition(".")[0], "key", "status")
+  extra += regions.COLUMNS * settings.regions
   # The index of a name that several columns have is -1: which of them is meant nobody knows.
   columns = tuple(dict.fromkeys((image, *(c for c in extra if schema.get_field_index(c) >= 0))))
   # Nothing here asks for the metadata of a column: where that is damaged, pyarrow ends the process.
@@ -278,7 +291,10 @@ def open_parquet(settings: Source, where: str = SETTING) -> Parquet:
       field `bytes`; at its default also jpg, jpeg, png, webp. `text_key`: a column of texts or of lists of texts; at
       its default also txt, text, TEXT, captions; '' reads no texts; a dot leads into structs ("answers.answer").
       `question_key`: a column of questions, whose answers `text_key` names. A column `key` names the records (else
-      file:row), and rows whose column `status` is not "success" (img2dataset's failed downloads) are bad records.
+      file:row), and rows whose column `status` is not "success" (img2dataset's failed downloads) are bad records. With
+      `regions`, `image_key` names the features, at its default 'features': bytes of 16 or 32 bits a number beside a
+      column `shape` ([regions, width]), or lists of lists; `boxes` has left, top, right and bottom of each, as shares
+      of the image, or in pixels beside `width` and `height`; `tags` their names.
 
   Raises:
     FileNotFoundError: no file matches.

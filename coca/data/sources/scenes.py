@@ -4,12 +4,14 @@ source = open_source(Source(kind="builtin", split="scenes_val"))
 source[7].texts, source.scene(7), judge("a dog on the beach", source.scene(7))
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
+import numpy as np
 
 from coca import config
-from coca.data.records import Record, Shard, Text
+from coca.data.records import Detected, Record, Shard, Text
 from coca.data.scenes.compose import World
 from coca.data.scenes.draws import Draws
 from coca.data.scenes.grammar import captions
@@ -19,6 +21,7 @@ from coca.data.scenes.scene import Scene
 from coca.files.finding import SETTING
 
 _SHARD = 10_000  # scenes
+CROP = 8  # pixels a side of a thing's feature
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class SceneSource:
     s = settings.scenes
     self.name = f"builtin:{settings.split}"
     self.problems: list[str] = []
-    self._settings, self._with_texts = s, bool(settings.text_key)
+    self._settings, self._with_texts, self._regions = s, bool(settings.text_key), settings.regions
     self._noisy = any(getattr(s.noise, kind) for kind in KINDS)
     self._origin = settings.origin or ("web" if self._noisy else "human")
     self._world = World(settings.split, s.seed, s.objects, s.vocabulary, s.styles)
@@ -56,7 +59,8 @@ class SceneSource:
     scene, draws = self.scene(i), self._draws(i)
     texts = self._texts(scene, draws) if self._with_texts else ()
     label = self._labels[scene.things[0].name] if len(scene.things) == 1 else -1
-    return Record(f"{self._world.split}/{i:06d}", bmp(scene, self._settings.pixels), texts, label)
+    detected = regions(scene, self._settings.pixels) if self._regions else None
+    return Record(f"{self._world.split}/{i:06d}", bmp(scene, self._settings.pixels), texts, label, regions=detected)
 
   def scene(self, i: int) -> Scene:
     """The scene of record `i`."""
@@ -92,6 +96,22 @@ def bmp(scene: Scene, pixels: int) -> bytes:
   written, encoded = cv2.imencode(".bmp", cv2.cvtColor(render(scene, pixels), cv2.COLOR_RGB2BGR))
   assert written
   return encoded.tobytes()
+
+
+def regions(scene: Scene, pixels: int) -> Detected:
+  """The things of a scene as a perfect detector would find them, those drawn last first.
+
+  A feature is what the image shows in the thing's square, in 8 x 8 pixels from -1 to 1: width 192.
+  """
+  image, boxes, features = render(scene, pixels), [], []
+  for thing in reversed(scene.things):
+    sides = np.array([thing.x, thing.y, thing.x, thing.y]) + np.array([-1, -1, 1, 1]) * thing.size / 2
+    boxes.append(np.clip(sides, 0, 1))
+    left, top, right, bottom = (math.floor(at * pixels + 0.5) for at in boxes[-1])
+    crop = cv2.resize(image[top:bottom, left:right], (CROP, CROP), interpolation=cv2.INTER_AREA)
+    features.append(crop.reshape(-1) / np.float32(127.5) - 1)
+  tags = tuple(thing.name for thing in reversed(scene.things))
+  return Detected(np.array(boxes, np.float32), np.array(features, np.float32), tags)
 
 
 def open_scenes(settings: config.Source, where: str = SETTING) -> SceneSource:
