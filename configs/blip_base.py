@@ -1,7 +1,7 @@
 r"""BLIP with ViT-B/16 (arXiv 2201.12086, sections 3 and 4.1): 252M parameters, pre-trained on 14M images.
 
   python -m coca.train --config=configs/blip_base.py --workdir=runs/blip_base
-  python -m coca.train --config=configs/blip_base.py --config.mesh.fsdp=16 --config.model.remat=full      # faster on TPUs
+  python -m coca.train --config=configs/blip_base.py --config.mesh.fsdp=16 --config.model.remat=full  # for TPUs
   python -m coca.train --config=configs/blip_base.py --dry_run
   python -m coca.train --config=configs/blip_base.py:runlocal        # a minute on a laptop, built-in corpus
   python -m coca.train --config=configs/blip_base.py:init_from=DIR   # DIR: ViT and BERT, as BLIP starts
