@@ -72,7 +72,17 @@ def blip(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def named(model, blip):
+def albef(blip, tmp_path_factory):
+  """The directory of a small ALBEF."""
+  folder = tmp_path_factory.mktemp("albef")
+  tokens = wordpiece.find(blip, 100)
+  tokens.save(folder / tokens.file)
+  write_run(parse(get_config("albef_base", "runlocal")), tokens, folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def named(model, blip, albef):
   """The settings of a config file; one that starts from a model does so from `start`, else from the small one."""
 
   def named(name, arg=None, start=None):
@@ -80,6 +90,8 @@ def named(model, blip):
       start = start or model
     elif name in FROM_BLIP:
       start = start or blip
+    elif name == "albef_retrieval":
+      start = start or albef
     return parse(get_config(name, ",".join(filter(None, (arg, start and f"init_from={start}")))))
 
   return named
@@ -105,6 +117,7 @@ def test_all_are_here():
     "blip_large",
     "blip_tiny",
     "albef_base",
+    "albef_retrieval",
     *FROM_BLIP,
   }
 

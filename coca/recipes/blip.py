@@ -102,7 +102,14 @@ def tiny(config: Draft, layers: int, width: int) -> None:
 
 
 def finetuning(
-  args: Draft, lr: float, large_lr: float, epochs: int, size: int, tiny_steps: int, tiny_lr: float
+  args: Draft,
+  lr: float,
+  large_lr: float,
+  epochs: int,
+  size: int,
+  tiny_steps: int,
+  tiny_lr: float,
+  kind: str = "blip",
 ) -> Draft:
   """The common part of BLIP's fine-tunes (Table 14): AdamW with weight decay 0.05, cosine decay to 0, batch 256.
 
@@ -116,9 +123,10 @@ def finetuning(
     size: of the images, in pixels, for models with images of 224 and more; smaller ones keep theirs.
     tiny_steps: in place of the epochs for a model like configs/blip_tiny.py's, of batches of 128.
     tiny_lr: likewise; it has seen no million pairs and has more to learn.
+    kind: of the model: 'blip' or 'albef'.
 
   Raises:
-    ValueError: no `init_from`, or no model of kind 'blip'.
+    ValueError: no `init_from`, or no model of that kind.
     FileNotFoundError: nothing there.
   """
   if not args.init_from:
@@ -127,10 +135,11 @@ def finetuning(
       "what python -m coca.convert wrote"
     )
   old = read_config(args.init_from)
-  if old.model.kind != "blip":
+  if old.model.kind != kind:
     raise ValueError(
-      f"{args.init_from} holds a model of kind {old.model.kind!r}; this is a recipe for 'blip', and "
-      "configs/finetune_caption.py or configs/capfilt_filter.py for others"
+      f"{args.init_from} holds a model of kind {old.model.kind!r}; this is a recipe for {kind!r}, and "
+      "configs/albef_retrieval.py for 'albef', configs/blip_retrieval.py for 'blip', configs/finetune_caption.py or "
+      "configs/capfilt_filter.py for 'coca'"
     )
   config = default()
   config.init_from = args.init_from
