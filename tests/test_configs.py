@@ -113,6 +113,7 @@ def test_all_are_here():
     "unicl_base",
     "finetune_classify",
     "lemon_base",
+    "simvlm_base",
     "blip_base",
     "blip_large",
     "blip_tiny",
@@ -143,6 +144,14 @@ def test_the_family_in_small_is_made_of_scenes(name, named):
   assert config.data.sources == named("coca_tiny").data.sources and config.evals
   assert config.model.poolers.kind == whole.model.poolers.kind and config.contrastive.loss == whole.contrastive.loss
   assert {e.source.split for e in config.evals.values()} == {"scenes_val", "scenes_new_style"}
+
+
+@pytest.mark.parametrize("arg", [None, "tiny", "runlocal"])
+def test_simvlm_mixes_texts_alone_with_pairs(arg, named):
+  """512 to 4,096."""
+  sources = named("simvlm_base", arg).data.sources
+  alone = [source.weight for source in sources.values() if source.text_only]
+  assert len(alone) == 1 and sum(source.weight for source in sources.values()) == pytest.approx(9 * alone[0])
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -107,12 +107,14 @@ def check(c: Config) -> None:
   _losses(c)
   if c.model.kind == "lemon":
     _lemon(c)
-  elif c.model.kind != "coca":
+  elif c.model.is_bert:
     _bert(c)
   if c.model.kind == "blip":
     _blip(c)
   if c.model.kind == "albef":
     _albef(c)
+  if c.model.kind == "simvlm":
+    _simvlm(c)
   check_data(c)
   _optimizer(c)
   _durations(c)
@@ -193,6 +195,10 @@ def _losses(c: Config) -> None:
   need(
     c.captioning.weight == 0 or text.multimodal_layers > 0,
     "config.captioning.weight needs config.model.text.multimodal_layers above 0; or set the weight to 0",
+  )
+  need(
+    c.model.kind != "simvlm" or not has_matching,
+    "config.matching.weight needs embeddings, and config.model.kind 'simvlm' makes none; set the weight to 0",
   )
   need(
     is_blip or not has_matching or text.multimodal_layers > 0,
@@ -308,6 +314,30 @@ def _lemon(c: Config) -> None:
   need(
     max(med.cls, med.mask) < text.vocab,
     f"config.model.med.cls {med.cls} and mask {med.mask} have to be below config.model.text.vocab {text.vocab}",
+  )
+
+
+def _simvlm(c: Config) -> None:
+  image, text = c.model.image, c.model.text
+  need(
+    not c.captioning.parallel and not c.captioning.prompt_tokens,
+    "config.captioning.parallel or prompt_tokens is above 0; set them to 0 with config.model.kind 'simvlm', which "
+    "draws the words that are given",
+  )
+  need(
+    text.unimodal_layers == 0 < text.multimodal_layers and image.layers > 0 and image.width == text.width,
+    "config.model.kind 'simvlm' needs config.model.text.unimodal_layers 0, multimodal_layers and "
+    f"config.model.image.layers above 0, and one width for both, not {image.width} and {text.width}",
+  )
+  need(
+    image.patch == 16 and not image.class_token and not image.patch_dropout,
+    f"config.model.image.patch {image.patch}, class_token or patch_dropout: config.model.kind 'simvlm' has a stem "
+    "whose tokens are of 16 pixels, and neither of the others",
+  )
+  need(min(c.model.stem.blocks) > 0, f"config.model.stem.blocks {c.model.stem.blocks}: each takes 1 or more")
+  need(
+    c.model.stem.width > 0 and (c.model.stem.width <= 32 or c.model.stem.width % 32 == 0),
+    f"config.model.stem.width {c.model.stem.width} takes 1 to 32, or a multiple of 32, the groups of a norm",
   )
 
 

@@ -65,6 +65,9 @@ class Source:
   # `config.contrastive.texts` asks for more: the next ones; others at random, none twice before all were there; the
   # labels in another order and prompt.
   text: Literal["first", "random", "labels"] = "random"
+  # The texts stand alone, as documents do: for models of kind 'simvlm', which learn from them beside pairs. Images are
+  # not looked at, and a Parquet file needs none.
+  text_only: bool = False
   # For 'labels': one of them is drawn, e.g. "a photo of the {}".
   prompts: tuple[str, ...] = ()
   # Column, field or member that holds the image.

@@ -40,6 +40,10 @@ def check_data(c: Config) -> None:
     check_source(source, where)
     _regions(c, source, where)
     need(
+      not source.text_only or c.model.kind == "simvlm",
+      f"{where}.text_only needs config.model.kind 'simvlm': other models learn from images",
+    )
+    need(
       bool(source.question_key) == has_answering,
       f"{where}.question_key is {source.question_key!r} and "
       f"config.answering.weight {c.answering.weight}: batches of questions need both, others neither",
@@ -57,6 +61,7 @@ def check_data(c: Config) -> None:
   for name, e in c.evals.items():
     check_source(e.source, f"config.evals.{name}.source")
     _regions(c, e.source, f"config.evals.{name}.source")
+    need(not e.source.text_only, f"config.evals.{name}.source.text_only: an evaluation needs images; set it to False")
     _evaluator(c, e, f"config.evals.{name}")
 
 

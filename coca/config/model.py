@@ -160,13 +160,24 @@ class Regions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stem:
+  """Convolutions in place of patches, the first three blocks of a ResNet (SimVLM, arXiv 2108.10904)."""
+
+  # Bottlenecks of each block. ResNet-50 has 3, 4, 6, ResNet-101 3, 4, 23, ResNet-152 3, 8, 36.
+  blocks: tuple[int, int, int] = (3, 4, 23)
+  # Channels of the first convolution; the blocks give 4, 8 and 16 times as many.
+  width: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
   """The model as a whole, and how it is computed."""
 
   # 'coca': CoCa and what it includes, as CLIP, SigLIP and CapPa. 'blip': BLIP. 'albef': ALBEF, of whose text layers
   # `text.unimodal_layers` are the text encoder and `text.multimodal_layers` the fusion encoder.
-  # 'lemon': LEMON, VinVL's captioner, which reads regions; `text.multimodal_layers` are its layers.
-  kind: Literal["coca", "blip", "albef", "lemon"] = "coca"
+  # 'lemon': LEMON, VinVL's captioner, which reads regions; `text.multimodal_layers` are its layers. 'simvlm': SimVLM,
+  # whose encoder, of image and text, has `image.layers`, and whose decoder has `text.multimodal_layers`.
+  kind: Literal["coca", "blip", "albef", "lemon", "simvlm"] = "coca"
   image: ImageEncoder = field(default_factory=ImageEncoder)
   poolers: Poolers = field(default_factory=Poolers)
   text: TextDecoder = field(default_factory=TextDecoder)
@@ -174,6 +185,8 @@ class Model:
   med: Med = field(default_factory=Med)
   # Of 'lemon', which has no image encoder.
   regions: Regions = field(default_factory=Regions)
+  # Of 'simvlm'.
+  stem: Stem = field(default_factory=Stem)
   # Width of the contrastive embeddings. 0: the text width. Not in the paper.
   embed_dim: int = 0
   # Of the feed-forward layers; 'gelu' is the one by erf. Not in the paper.
@@ -191,6 +204,11 @@ class Model:
   attention: Literal["auto", "xla", "cudnn", "flash"] = "auto"
   # Layers in an iteration of the scan. More compiles longer and saves a little time on CPU.
   unroll: int = 1
+
+  @property
+  def is_bert(self) -> bool:
+    """True if the text layers, and the words, are BERT's."""
+    return self.kind in ("blip", "albef", "lemon")
 
   @property
   def writes(self) -> bool:

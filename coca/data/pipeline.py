@@ -118,6 +118,8 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
     }
   if classes:
     unusable["label"] = np.int32(-1)
+  if config.model.kind == "simvlm":
+    unusable["has_image"] = np.float32(0)
   if more:
     unusable |= {"more_texts": np.zeros((more, length), np.int32), "more_hashes": np.zeros((more, 2), np.uint32)}
 
@@ -144,6 +146,8 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
       text = next(said)
       if config.model.reads_regions:
         out["image"] = regions.padded(record.regions, config.model, tokenizer)
+      elif settings.text_only:
+        out["image"] = unusable["image"]
       else:
         image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
         out["image"] = rand_augment(image, rng, *data.rand_augment)
@@ -152,6 +156,8 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
     out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
     out["text"] = ids = tokenizer.encode(data.prompt + text, length)
     out["last"] = tokenizer.encode(data.prompt + text, length, ends=False)[-1] if ids[-1] != PAD else ids[-1]
+    if config.model.kind == "simvlm":
+      out["has_image"] = np.float32(not settings.text_only)
     if more:
       others = list(itertools.islice(said, more))
       out["more_texts"] = np.stack([tokenizer.encode(data.prompt + other, length) for other in others])

@@ -55,6 +55,8 @@ def decode(
   if prompt is None or lengths is None:
     prompt, lengths = jnp.full((batch, 1), special.bos, jnp.int32), jnp.ones((batch,), jnp.int32)
   lengths = jnp.minimum(lengths, longest)
+  if read := getattr(model, "with_prompt", None):  # of a model whose encoder reads it
+    encoded = read(encoded, prompt[:, :longest], lengths)
   masked = {} if encoded.mask is None else {"context_mask": encoded.mask}
   start = functools.partial(model.start_decoding, weights, **masked)
   given = encoded.tokens, prompt[:, :longest], lengths

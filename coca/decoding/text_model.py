@@ -60,6 +60,8 @@ class TextModel(Protocol):
       prefix: int32 [B, P], tokens at the positions 0 to P - 1, the same for all rows of an image; P may be 0. They are
         read at once and kept as row 0's.
 
+    A model whose encoder reads the prompt has `with_prompt(encoded, prompt, lengths)`, which returns an `Encoded`.
+
     A model whose `Encoded.mask` may say that only some image tokens count takes `context_mask`, bool [B, 1, 1, S], too.
     """
     ...

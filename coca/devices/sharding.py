@@ -33,6 +33,7 @@ PARAMETERS = {
   "up/kernel": ("embed", "mlp"),
   "down/kernel": ("mlp", "embed"),
   "patches/kernel": (None, "embed"),
+  "conv/kernel": (None, None, None, None),
   "projection/kernel": ("embed", None),
   "image_projection/kernel": ("embed", None),
   "text_projection/kernel": ("embed", None),

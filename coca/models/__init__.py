@@ -1,4 +1,4 @@
-"""The models: CoCa, which configured otherwise is CLIP and more, BLIP, ALBEF and LEMON."""
+"""The models: CoCa, which configured otherwise is CLIP and more, BLIP, ALBEF, LEMON and SimVLM."""
 
 from jaxtyping import PRNGKeyArray
 
@@ -8,8 +8,10 @@ from coca.models.blip import Blip
 from coca.models.coca import CoCa
 from coca.models.lemon import Lemon
 from coca.models.rngs import Rngs
+from coca.models.simvlm import SimVlm
 
 
-def make_model(config: Config, key: PRNGKeyArray) -> CoCa | Blip | Albef | Lemon:
+def make_model(config: Config, key: PRNGKeyArray) -> CoCa | Blip | Albef | Lemon | SimVlm:
   """A new model of `config.model.kind`, its parameters drawn by `key`."""
-  return {"coca": CoCa, "blip": Blip, "albef": Albef, "lemon": Lemon}[config.model.kind](config, Rngs(key))
+  kinds = {"coca": CoCa, "blip": Blip, "albef": Albef, "lemon": Lemon, "simvlm": SimVlm}
+  return kinds[config.model.kind](config, Rngs(key))

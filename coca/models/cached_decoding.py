@@ -23,6 +23,7 @@ def start_layers(
   length: int,
   rows: int,
   prefix: Int32[Array, "B P"],
+  first: Int32[Array, " B"] | None = None,
 ) -> tuple[Callable, tuple]:
   """`start_decoding` of `coca.decoding` for a model whose text goes through one list of layers.
 
@@ -38,6 +39,7 @@ def start_layers(
     length: T.
     rows: K.
     prefix: the tokens that all rows begin with.
+    first: the first position that an image's texts see from there on; None: all.
   """
   batch, n = prefix.shape
 
@@ -50,6 +52,8 @@ def start_layers(
 
   def step(caches, ids, position, ancestors):
     own = jnp.arange(length)[:, None] <= position
+    if first is not None:
+      own &= jnp.arange(length)[:, None] >= first[:, None, None, None]
     mask = (ancestors[..., None] == jnp.arange(rows)) & own  # [B, rows, length, rows]
     x, caches = run(embed(ids, position), caches, position * rows, mask.reshape(batch, 1, rows, length * rows))
     logits = predict(x.reshape(batch * rows, -1))

@@ -21,7 +21,8 @@ def flops_per_pair(config: Config) -> dict[str, float]:
   and is counted with the head. A trained LayerNorm counts as something trained before what it feeds.
   Momentum encoders go forward only, the image and the text through them once, and what they embed has no gradient.
   """
-  flops = {"coca": _coca, "blip": _blip, "albef": _albef, "lemon": _lemon}[config.model.kind](config)
+  kinds = {"coca": _coca, "blip": _blip, "albef": _albef, "lemon": _lemon, "simvlm": _simvlm}
+  flops = kinds[config.model.kind](config)
   return flops | {"total": sum(flops.values())}
 
 
@@ -246,6 +247,32 @@ def _lemon(config: Config) -> dict[str, float]:
     "text_decoder": text.multimodal_layers * _layer(text, tokens, is_trained, has_grad),
     "caption_head": _product(hidden * d * d, is_head_trained, has_grad),
     "softmax": _product(hidden * d * text.vocab, is_trained, has_grad or is_head_trained),
+  }
+
+
+def _simvlm(config: Config) -> dict[str, float]:
+  """The stem's convolutions by their outputs; all of the encoder's and the decoder's tokens, given or not."""
+  model, image, text = config.model, config.model.image, config.model.text
+  frozen = frozen_parts(config)
+  is_stem, is_encoder, is_decoder = (part not in frozen for part in ("stem", "encoder", "decoder"))
+  side, width, products = image.size // 4, model.stem.width, (image.size // 2) ** 2 * 49 * 3 * model.stem.width
+  for i, depth in enumerate(model.stem.blocks):
+    channels, before = model.stem.width * 2**i, side
+    side = side if i == 0 else side // 2
+    # The first bottleneck reads a larger map, and has a shortcut.
+    products += before**2 * width * channels + side**2 * (13 * channels**2 + 4 * width * channels)
+    products += (depth - 1) * side**2 * 17 * channels**2
+    width = 4 * channels
+  products += image.tokens * width * image.width
+  tokens = image.tokens + text.length
+  has_grad = is_stem or "embedding" not in frozen
+  softmax = ("embedding" if text.tied_softmax else "softmax") not in frozen
+  context = tokens, image.width, has_grad or is_encoder
+  return {
+    "stem": _product(products, is_stem, is_stem),
+    "encoder": image.layers * _layer(image, tokens, is_encoder, has_grad),
+    "decoder": text.multimodal_layers * _layer(text, text.length, is_decoder, has_grad, *context),
+    "softmax": _product(text.length * text.width * text.vocab, softmax, has_grad or is_encoder or is_decoder),
   }
 
 

@@ -34,6 +34,14 @@ def sincos2d(key: PRNGKeyArray, shape: tuple[int, int]) -> Float32[Array, "posit
   return jnp.pad(jnp.asarray(grid, jnp.float32), ((positions - side**2, 0), (0, 0)))
 
 
+def normalized(image: UInt8[Array, "B S S 3"], mean: tuple, std: tuple, dtype: DTypeLike) -> Float[Array, "B S S 3"]:
+  """Pixels of 0 to 255: minus the mean, by the deviation of each colour, which are given between 0 and 1."""
+  off, scale = (255 * np.array(x, np.float32) for x in (mean, std))
+  if len(set(mean)) == len(set(std)) == 1:
+    off, scale = off[0], scale[0]
+  return ((image.astype(jnp.float32) - off) / scale).astype(dtype)
+
+
 class ImageEncoder(nnx.Module):
   def __init__(self, model: Model, dtype: DTypeLike, rngs: Rngs):
     image = model.image
@@ -56,7 +64,7 @@ class ImageEncoder(nnx.Module):
     With noise, the patches with the smallest values stay, as many as the config's `patch_dropout` leaves (FLIP
     section 3).
     """
-    x = self._normalized(image)
+    x = normalized(image, self.mean, self.std, self.dtype)
     batch, side = x.shape[0], x.shape[1] // self.patch
     # A row of a patch as one dimension: what is turned has many numbers in a row, not three.
     x = x.reshape(batch, side, self.patch, side, self.patch * 3).swapaxes(2, 3).reshape(batch, side**2, -1)
@@ -72,10 +80,3 @@ class ImageEncoder(nnx.Module):
     x = self.norm_pre(x) if self.norm_pre else x
     x = self.stack(constrain_batch(x))
     return self.norm(x) if self.norm else x
-
-  def _normalized(self, image):
-    """uint8 [B, S, S, 3] of 0 to 255: minus the mean, by the deviation of each colour."""
-    mean, std = (255 * np.array(x, np.float32) for x in (self.mean, self.std))
-    if len(set(self.mean)) == len(set(self.std)) == 1:
-      mean, std = mean[0], std[0]
-    return ((image.astype(jnp.float32) - mean) / std).astype(self.dtype)

@@ -213,7 +213,7 @@ class Stack(nnx.Module):
     keys = jax.random.split(rngs.params(), layers)
     self.layers = jax.vmap(lambda key: make(Rngs(key)))(keys)
 
-  def __call__(self, x: Float[Array, "BK T D"], *args, key: PRNGKeyArray | None = None) -> Float[Array, "BK T D"]:
+  def __call__(self, x: Float[Array, "BK *T D"], *args, key: PRNGKeyArray | None = None) -> Float[Array, "BK *T D"]:
     """Each layer as `layer(x, *args)`. `key`, for dropout, gives each one of its own."""
     graphdef, state = nnx.split(self.layers)
     keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(state)[0]))

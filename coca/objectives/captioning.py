@@ -30,14 +30,17 @@ class SoftTargets(NamedTuple):
 
 
 def next_tokens(
-  text: Int32[Array, "N T"], weight: Float[Array, " N"], prompt: int = 0, last: Int32[Array, " N"] | None = None
+  text: Int32[Array, "N T"],
+  weight: Float[Array, " N"],
+  prompt: int | Int32[Array, " N"] = 0,
+  last: Int32[Array, " N"] | None = None,
 ) -> tuple[Int32[Array, "N T"], Float32[Array, "N T"]]:
   """The token that each position has to predict.
 
   Args:
     text: BOS, words, EOS, padding.
     weight: of the texts.
-    prompt: the number of words at the beginning that are no labels.
+    prompt: the number of words at the beginning that are no labels, of all texts or of each.
     last: the last token as a label: where a text was cut, the word that EOS took the place of, since EOS would teach
       the decoder to stop in mid-word. None: as in `text`.
 
@@ -47,8 +50,19 @@ def next_tokens(
   """
   last = text[:, -1] if last is None else last
   labels = jnp.concatenate([text[:, 1:-1], last[:, None], jnp.full_like(last, PAD)[:, None]], axis=1)
-  learned = (labels != PAD) & (jnp.arange(text.shape[1]) >= prompt)
+  learned = (labels != PAD) & (jnp.arange(text.shape[1]) >= jnp.asarray(prompt)[..., None])
   return labels, jnp.where(learned, weight[:, None], 0).astype(jnp.float32)
+
+
+def prefix_lengths(text: Int32[Array, "N T"], drawn: Float[Array, " N"]) -> Int32[Array, " N"]:
+  """Words that a prefix has of each text, BOS not counted: from none to all but the last label, each as likely.
+
+  Args:
+    text: BOS, words, EOS, padding.
+    drawn: uniform, from 0 to below 1.
+  """
+  labels = (text != PAD).sum(1) - 1
+  return jnp.maximum(jnp.floor(drawn * labels).astype(jnp.int32), 0)
 
 
 def label_count(
@@ -66,6 +80,7 @@ def captioning_loss(
   settings: config.Captioning,
   bias: Float[Array, " V"] | None = None,
   last: Int32[Array, " N"] | None = None,
+  prefix: Int32[Array, " N"] | None = None,
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
   """Sum of the weighted negative log-likelihoods, and what to divide it by.
 
@@ -79,11 +94,12 @@ def captioning_loss(
     settings: see `coca.config.Captioning`.
     bias: of the vocabulary head; None: none.
     last: see `next_tokens`.
+    prefix: words of each text that are no labels, in place of `settings.prompt_tokens`.
 
   Returns:
     nll in nats, with 'per_text' each text's by its number of tokens; and the number of tokens ('mean'), or of texts.
   """
-  labels, weights = next_tokens(text, weight, settings.prompt_tokens, last)
+  labels, weights = next_tokens(text, weight, settings.prompt_tokens if prefix is None else prefix, last)
   count = label_count(weights, weight, settings)
   if settings.tokens == "per_text":
     weights /= jnp.maximum((weights > 0).sum(1, keepdims=True), 1)

@@ -66,6 +66,7 @@ class Captioning(Term):
 
   def __init__(self, config: Config):
     self.weight, self.settings, self.vocab = config.captioning.weight, config.captioning, config.model.text.vocab
+    self.prefixes = config.model.kind == "simvlm"
     # CoCa's matching head reads the states that words are predicted from; BLIP's has an encoder of its own.
     grounded = config.matching.weight > 0 and config.model.kind == "coca"
     self.asks = frozenset() if grounded else frozenset({"caption"})
@@ -83,12 +84,17 @@ class Captioning(Term):
       self.settings,
       model.softmax_bias,
       batch.get("last"),
+      batch.get("prefix"),
     )
     return {"captioning": nll}
 
   def divisor(self, batch: dict):
-    _, weights = next_tokens(batch["text"], batch["weight"], self.settings.prompt_tokens)
+    prompt = batch.get("prefix", self.settings.prompt_tokens)
+    _, weights = next_tokens(batch["text"], batch["weight"], prompt)
     return jnp.maximum(label_count(weights, batch["weight"], self.settings), 1e-9)
+
+  def arrays(self):
+    return {"has_image": ((), jnp.float32)} if self.prefixes else {}
 
   def at_start(self):
     """The loss of one token where it is a sum over them."""

@@ -205,7 +205,7 @@ def _new_tokenizer(config: Config, sources: dict) -> Tokenizer:
   else:
     texts = texts_of(sources, config.data.sources, config.data.tokenizer_texts, config.seed)
     vocab = config.model.text.vocab
-    if config.model.kind != "coca":
+    if config.model.is_bert:
       tokenizer = wordpiece.train(texts, vocab)
     else:
       tokenizer = train(texts, vocab, config.data.tokenizer_pieces)
@@ -269,7 +269,7 @@ def _check_tokenizer(config: Config, tokenizer: Tokenizer, path) -> None:
   if tokenizer.vocab > (vocab := config.model.text.vocab):
     raise ValueError(f"{path} has {tokenizer.vocab} pieces, more than config.model.text.vocab {vocab}")
   med, caption = config.model.med, config.captioning
-  if config.model.kind != "coca":
+  if config.model.is_bert:
     if not isinstance(tokenizer, wordpiece.WordPiece):
       raise ValueError(
         f"{path}: a model of kind {config.model.kind!r} takes BERT's vocab.txt or tokenizer.json in "

@@ -18,9 +18,9 @@ def make_gradients(config: Config, graphdef=None):
   """(params, batch, patch_noise, key, memory) -> (gradients, metrics), over one batch or over micro-batches.
 
   The result is the same for both. Where the batch has 'parallel', bool [B], the words of those examples are predicted
-  all at once (CapPa). The random key draws the negatives of the matching loss and what is dropped out; without them it
-  may be left out. `memory`: of the momentum encoders, see `coca.training.step`. `graphdef`: of the model, where it is
-  there already.
+  all at once (CapPa); 'prefix', int32 [B], says how many words of each text are given (SimVLM). The random key draws
+  the negatives of the matching loss and what is dropped out; without them it may be left out. `memory`: of the momentum
+  encoders, see `coca.training.step`. `graphdef`: of the model, where it is there already.
 
   Raises:
     ValueError: a loss that can't be cut into the micro-batches that the config asks for.
@@ -44,7 +44,7 @@ def make_gradients(config: Config, graphdef=None):
       patch_noise=noise,
       key=passed.stream(Stream.DROPOUT),
       **{name: name in asks for name in ("contrast", "caption", "match")},
-      **{name: batch[name] for name in ("parallel",) if name in batch},
+      **{name: batch[name] for name in ("parallel", "prefix", "has_image") if name in batch},
       **({"classify": True} if "classify" in asks else {}),
     )
     passed = replace(passed, **out._asdict())

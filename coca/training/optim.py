@@ -126,8 +126,8 @@ def muon(adam: optax.GradientTransformationExtraArgs) -> optax.GradientTransform
   return optax.partition({"muon": rule, "adam": adam}, labels)
 
 
-# The first layer and the last ones.
-LAST = "patches/kernel", "softmax/kernel", "matching_head/kernel", "class_head/kernel"
+# The first layers and the last ones.
+LAST = "patches/kernel", "conv/kernel", "softmax/kernel", "matching_head/kernel", "class_head/kernel"
 
 
 def is_hidden(path: str) -> bool:

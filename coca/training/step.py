@@ -14,7 +14,7 @@ from coca.config.durations import in_steps
 from coca.devices.hardware import compiler_options, release_memory
 from coca.devices.sharding import batch_sharding, replicated
 from coca.objectives import momentum
-from coca.objectives.captioning import SoftTargets
+from coca.objectives.captioning import SoftTargets, prefix_lengths
 from coca.objectives.classification import mix
 from coca.objectives.masked import hide_words
 from coca.training.gradients import make_gradients
@@ -29,6 +29,7 @@ class Stream(IntEnum):
   MOMENTUM = 3  # dropout in the momentum encoders
   MASKED = 4  # which words are hidden
   MIX = 5  # how images are mixed with others
+  PREFIX = 6  # how many words of each text are given
 
 
 class TrainStep:
@@ -98,6 +99,9 @@ def make_step(setup: Setup):
     if config.captioning.parallel:
       drawn = jax.random.uniform(jax.random.fold_in(key, Stream.PARALLEL), (len(batch["text"]),))
       batch = batch | {"parallel": drawn < config.captioning.parallel}
+    if config.model.kind == "simvlm":
+      drawn = jax.random.uniform(jax.random.fold_in(key, Stream.PREFIX), (len(batch["text"]),))
+      batch = batch | {"prefix": prefix_lengths(batch["text"], drawn)}
     grads, metrics = gradients(state.params, batch, noise, jax.random.fold_in(key, Stream.GRADIENTS), memory)
     metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])

@@ -74,6 +74,24 @@ def test_batches_have_the_promised_arrays(words):
   assert all(isinstance(p, str) for p in problems)
 
 
+def test_texts_alone_are_marked_and_their_images_not_read(words):
+  config = make_config(weights={"web": 1.0})
+  alone = {"web": dataclasses.replace(config.data.sources["web"], text_only=True), "label": settings.Source()}
+  config = dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, kind="simvlm"),
+    data=dataclasses.replace(config.data, sources=alone),
+  )
+  taken = take(pipeline.train_batches(config, open_sources(), words, range(8)), 10)
+  batch = {name: np.concatenate([b[name] for b, _ in taken]) for name in taken[0][0]}
+  assert batch["has_image"].dtype == np.float32 and not any("truncated" in p for _, problems in taken for p in problems)
+  for image, text, has_image, weight in zip(*(batch[k] for k in ("image", "text", "has_image", "weight")), strict=True):
+    if weight:
+      assert (image == 255).all() == (not has_image)
+      assert ("web" in words.decode(text)) == (not has_image)
+  assert {0.0, 1.0} == set(batch["has_image"][batch["weight"] > 0].tolist())
+
+
 def test_every_row_differs_and_a_seed_decides_all(words, reference):
   rows = flat(reference)
   blank = max(rows, key=rows.count)

@@ -118,14 +118,14 @@ class Parquet:
     status = values.get("status")
     if status is not None and status != "success":
       raise BadRecord(f"{where}: status '{status}'")
-    image, detected = values[table.image], None
+    image, detected = values[table.image] if table.image else b"", None
     if self._regions:
       image, detected = b"", regions.from_row(values, image, where)
     elif isinstance(image, dict):
       if image.get("bytes") is None and image.get("path"):
         raise BadRecord(f"{where}: column '{table.image}' holds no bytes, only the path {image['path']!r}")
       image = image.get("bytes")
-    if not image and detected is None:
+    if not image and table.image and detected is None:
       raise BadRecord(f"{where}: no image (column '{table.image}')")
     try:
       found = lookup(values, table.text) if table.text else None
@@ -205,13 +205,14 @@ def _examine(file: reading.File, settings: Source) -> tuple[_Table | None, str]:
   names = (settings.image_key, *finding.IMAGE_EXTENSIONS) if default else (settings.image_key,)
   if settings.regions:
     names = (regions.FEATURES,) if default else names
-  image = _choose(schema, names, regions.holds_features if settings.regions else _holds_image)
+  fits = regions.holds_features if settings.regions else _holds_image
+  image = "" if settings.text_only else _choose(schema, names, fits)
   if settings.regions and not (image and schema.get_field_index("boxes") >= 0):
     return None, (
       f"{file.name}: config.data.sources.*.regions wants columns '{names[0]}' (image_key: bytes, or lists of lists of "
       f"numbers) and 'boxes'; {_shown(schema)}"
     )
-  if not image:
+  if not image and not settings.text_only:
     return None, (
       f"{file.name}: image_key is {settings.image_key!r}, and there is no such column with image bytes; "
       f"{_shown(schema)}. If tars lie beside it, they hold the images: kind='webdataset'"
@@ -232,7 +233,8 @@ def _examine(file: reading.File, settings: Source) -> tuple[_Table | None, str]:
   extra = (text, text.partition(".")[0], question, question.partition(".")[0], "key", "status")
   extra += regions.COLUMNS * settings.regions
   # The index of a name that several columns have is -1: which of them is meant nobody knows.
-  columns = tuple(dict.fromkeys((image, *(c for c in extra if schema.get_field_index(c) >= 0))))
+  images = (image,) if image else ()
+  columns = tuple(dict.fromkeys((*images, *(c for c in extra if schema.get_field_index(c) >= 0))))
   # Nothing here asks for the metadata of a column: where that is damaged, pyarrow ends the process.
   rows = tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
   if min(rows, default=0) < 0 or sum(rows) != footer.num_rows:

@@ -71,6 +71,17 @@ def test_img2dataset(tmp_path):
   assert opened(tmp_path, text_key="txt")[2].texts == (Text("two"),)
 
 
+def test_documents(tmp_path):
+  """Texts that stand alone need no images, and where there are some they are not read."""
+  write(tmp_path / "c4.parquet", {"text": ["one", "two"], "url": ["x", "y"]})
+  source = opened(tmp_path / "c4.parquet", text_key="text", text_only=True)
+  assert records(source) == [Record(f"c4.parquet:{n}", b"", (Text(t),)) for n, t in enumerate(("one", "two"))]
+  plain(tmp_path / "pairs.parquet", count=1)
+  assert opened(tmp_path / "pairs.parquet", text_only=True)[0].image == b""
+  with pytest.raises(ValueError, match="no such column with image bytes"):
+    opened(tmp_path / "c4.parquet", text_key="text")
+
+
 def test_structs_and_lists(tmp_path):
   """Hugging Face's image feature (a struct) and several captions a row."""
   image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
