@@ -1,0 +1,130 @@
+"""Checks of what a kind of model asks for; a CoCa's are those of the towers and losses (coca/config/checks.py)."""
+
+from coca.config.data_checks import need
+from coca.config.settings import Config
+
+
+def check_kind(c: Config) -> None:
+  """Raises ValueError, which names the setting, if one does not go with `config.model.kind`."""
+  if c.model.kind == "lemon":
+    _lemon(c)
+  elif c.model.is_bert:
+    _bert(c)
+  if c.model.kind == "blip":
+    _blip(c)
+  if c.model.kind == "albef":
+    _albef(c)
+  if c.model.kind == "simvlm":
+    _simvlm(c)
+
+
+def _bert(c: Config) -> None:
+  """Common to 'blip' and 'albef'."""
+  kind, text, med = c.model.kind, c.model.text, c.model.med
+  need(c.model.image.class_token, f"config.model.kind {kind!r} needs config.model.image.class_token")
+  need(
+    not c.contrastive.heads or c.model.embed_dim > 0,
+    f"config.model.embed_dim is 0: for {kind!r} it takes a number (BLIP and ALBEF 256)",
+  )
+  need(
+    max(text.length, c.answering.length) <= med.positions,
+    f"config.model.text.length {text.length} or config.answering.length {c.answering.length} is more than "
+    f"config.model.med.positions {med.positions}",
+  )
+  need(
+    max(med.cls, med.encode) < text.vocab,
+    f"config.model.med.cls {med.cls} and encode {med.encode} have to be below config.model.text.vocab {text.vocab}",
+  )
+
+
+def _lemon(c: Config) -> None:
+  text, med, regions = c.model.text, c.model.med, c.model.regions
+  kinds = "contrastive", "captioning", "matching", "answering", "classification"
+  others = [name for name in kinds if getattr(c, name).weight]
+  need(
+    c.masked.weight > 0 and not others and not c.contrastive.keep,
+    f"config.model.kind 'lemon' is trained by hidden words alone: set config.masked.weight above 0, and 0 for "
+    f"{', '.join(f'config.{name}.weight' for name in others) or 'config.contrastive.keep'}",
+  )
+  need(
+    text.multimodal_layers > 0 and text.unimodal_layers == 0,
+    "config.model.kind 'lemon' has one stack: config.model.text.multimodal_layers above 0 and unimodal_layers 0",
+  )
+  need(
+    text.length + regions.tags <= med.positions,
+    f"config.model.text.length {text.length} and config.model.regions.tags {regions.tags} are together more than "
+    f"config.model.med.positions {med.positions}",
+  )
+  need(
+    max(med.cls, med.mask) < text.vocab,
+    f"config.model.med.cls {med.cls} and mask {med.mask} have to be below config.model.text.vocab {text.vocab}",
+  )
+
+
+def _simvlm(c: Config) -> None:
+  image, text = c.model.image, c.model.text
+  need(
+    not c.captioning.parallel and not c.captioning.prompt_tokens,
+    "config.captioning.parallel or prompt_tokens is above 0; set them to 0 with config.model.kind 'simvlm', which "
+    "draws the words that are given",
+  )
+  need(
+    text.unimodal_layers == 0 < text.multimodal_layers and image.layers > 0 and image.width == text.width,
+    "config.model.kind 'simvlm' needs config.model.text.unimodal_layers 0, multimodal_layers and "
+    f"config.model.image.layers above 0, and one width for both, not {image.width} and {text.width}",
+  )
+  need(
+    image.patch == 16 and not image.class_token and not image.patch_dropout,
+    f"config.model.image.patch {image.patch}, class_token or patch_dropout: config.model.kind 'simvlm' has a stem "
+    "whose tokens are of 16 pixels, and neither of the others",
+  )
+  need(min(c.model.stem.blocks) > 0, f"config.model.stem.blocks {c.model.stem.blocks}: each takes 1 or more")
+  need(
+    c.model.stem.width > 0 and (c.model.stem.width <= 32 or c.model.stem.width % 32 == 0),
+    f"config.model.stem.width {c.model.stem.width} takes 1 to 32, or a multiple of 32, the groups of a norm",
+  )
+
+
+def _albef(c: Config) -> None:
+  text = c.model.text
+  need(
+    c.captioning.weight == 0,
+    "config.captioning.weight needs a decoder, and config.model.kind 'albef' has none; set the weight to 0",
+  )
+  need(
+    text.unimodal_layers > 0 and (text.multimodal_layers > 0 or not c.masked.weight),
+    "config.model.kind 'albef' needs config.model.text.unimodal_layers above 0, and multimodal_layers above 0 with "
+    "config.masked.weight",
+  )
+  need(
+    not c.masked.weight or c.model.med.mask < text.vocab,
+    f"config.model.med.mask {c.model.med.mask} has to be below config.model.text.vocab {text.vocab}",
+  )
+  need(
+    c.masked.most <= text.length or not c.masked.weight,
+    f"config.masked.most {c.masked.most} is more than config.model.text.length {text.length}",
+  )
+
+
+def _blip(c: Config) -> None:
+  text, med = c.model.text, c.model.med
+  needs_encoder = max(x.weight for x in (c.contrastive, c.matching, c.answering)) > 0
+  need(
+    text.unimodal_layers > 0 or not needs_encoder,
+    "config.model.text.unimodal_layers is 0: a text encoder is needed by the contrastive, the matching and the "
+    "answering loss; set their weights to 0, or give it layers",
+  )
+  need(
+    c.answering.weight == 0 or (text.multimodal_layers > 0 and not c.captioning.weight),
+    "config.answering.weight needs config.model.text.multimodal_layers above 0 and config.captioning.weight 0: the "
+    "decoder looks at the question's states, not at the image",
+  )
+  need(
+    med.sharing == "none"
+    or not text.unimodal_layers
+    or not text.multimodal_layers
+    or c.answering.weight > 0
+    or text.unimodal_layers == text.multimodal_layers,
+    f"config.model.med.sharing {med.sharing!r} needs as many unimodal_layers ({text.unimodal_layers}) as "
+    f"multimodal_layers ({text.multimodal_layers}) in config.model.text; or 'none'",
+  )
