@@ -20,13 +20,14 @@ def coco(config: Draft) -> None:
 
 def on_scenes(config: Draft) -> Draft:
   """`coca.recipes.tiny.on_scenes` with the regions of the scenes' things, in place, and no emoji."""
-  tiny.on_scenes(config)
+  # Names take longer than elsewhere: of an example 15 % of the words are learned, not all. No dropout, as in CoCa.
+  tiny.on_scenes(config, steps=3000)
   del config.data.sources["emoji"]
   for source in (*config.data.sources.values(), *(settings.source for settings in config.evals.values())):
     source.regions = True
   config.model.text.update(multimodal_layers=4)
   config.model.regions.update(width=192, count=4, tags=min(config.model.regions.tags, 12))
-  config.model.med.update(cls=2, mask=4, positions=32)
+  config.model.med.update(cls=2, mask=4, positions=32, dropout=0.0)
   return config
 
 

@@ -93,17 +93,26 @@ class Lemon(Reference):
 def case():
   settings = lemon()
   params = random_params(settings, 3)
-  model = nnx.merge(abstract_model(settings)[0], jax.tree.map(jnp.asarray, params))
-  return settings, model, Lemon(params, settings), pairs(settings, 6)["text"], some_regions(6)
+  graphdef = abstract_model(settings)[0]
+
+  def logits(read):
+    """`read(model, *args)` gives states; compiled."""
+
+    def function(params, *args):
+      model = nnx.merge(graphdef, params)
+      return read(model, *args) @ model.softmax_kernel() + model.softmax_bias
+
+    return functools.partial(jax.jit(function), params)
+
+  return logits, Lemon(params, settings), pairs(settings, 6)["text"], some_regions(6)
 
 
 def test_hidden_words_against_numpy(case):
   """A word sees itself, those before it, all tags and all regions; these never see it."""
-  _, model, reference, text, image = case
+  logits, reference, text, image = case
   masked, places = text.copy(), np.tile([[2, 0, 5]], (6, 1)).astype(np.int32)
   masked[:, 2] = MASK
-  encoded = model.encode(jax.tree.map(jnp.asarray, image))
-  actual = model.fill(encoded, jnp.asarray(masked), jnp.asarray(places)) @ model.softmax_kernel() + model.softmax_bias
+  actual = logits(lambda model, image, *args: model.fill(model.encode(image), *args))(image, masked, places)
   for b in range(6):
     ids = [CLS, *masked[b, 1:]]
     states = reference.states([(i, t, range(t + 1)) for t, i in enumerate(ids)], one(image, b))
@@ -111,13 +120,12 @@ def test_hidden_words_against_numpy(case):
 
 
 def test_the_next_word_is_that_of_a_mask_behind_the_text(case):
-  _, model, reference, text, image = case
-  out = model(jax.tree.map(jnp.asarray, image), jnp.asarray(text))
-  logits = out.states @ model.softmax_kernel() + model.softmax_bias
+  logits, reference, text, image = case
+  actual = logits(lambda model, image, text: model(image, text).states)(image, text)
   for b, last in ((0, 0), (1, 3), (4, text.shape[1] - 2)):
     ids = [CLS, *text[b, 1 : last + 1], MASK]
     states = reference.states([(i, t, range(t + 1)) for t, i in enumerate(ids)], one(image, b))
-    np.testing.assert_allclose(logits[b, last], reference.read(states)[-1], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(actual[b, last], reference.read(states)[-1], rtol=2e-4, atol=2e-4)
 
 
 @functools.cache
@@ -150,12 +158,11 @@ def uncached(text, *_):
 @pytest.mark.parametrize(
   ("decoding", "prompted"),
   [
-    (Decoding(), False),
     (Decoding(), True),
     (Decoding(strategy="sample", n=3, top_k=4, seed=5), False),
     (Decoding(strategy="beam", beams=3, n=2), True),
   ],
-  ids=["greedy", "prompt", "sample", "beam"],
+  ids=["greedy", "sample", "beam"],
 )
 def test_cached_equals_uncached(decoding, prompted):
   forward, params, image = captioner()
@@ -199,7 +206,7 @@ def batch_of(settings):
 def test_micro_batches_and_devices_have_the_same_gradients():
   params = random_params(lemon(), 5)
   found = []
-  for accumulate, mesh in ((1, (1, 1, 1)), (4, (1, 1, 1)), (1, (2, 2, 2))):
+  for accumulate, mesh in ((1, (1, 1, 1)), (4, (2, 2, 1))):
     settings = lemon(optim__accumulate=accumulate)
     with jax.set_mesh(make_mesh(*mesh)):
       batch = jax.device_put(batch_of(settings), sharding.batch_sharding(make_mesh(*mesh)))
