@@ -53,10 +53,12 @@ PARTS = (
   "unimodal_decoder",
   "multimodal_decoder",
   "text_encoder",
+  "fusion_encoder",
   "image_grounded_encoder",
   "image_grounded_decoder",
   "text_decoder",
   "matching_pooler",
+  "class_head",
   "optimizer",
   "ema",
 )

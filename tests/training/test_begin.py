@@ -76,7 +76,7 @@ EMOJI = "data__sources__emoji"
     ({"contrastive__weight": 0.0}, r"config\.evals\.retrieval: a retrieval evaluator compares embeddings"),
     (
       {"captioning__weight": 0.0, "model__text__multimodal_layers": 0},
-      r"config\.evals\.captions: a captions evaluator needs config\.model\.text\.multimodal_layers above 0",
+      r"config\.evals\.captions: a captions evaluator needs a decoder, config\.model\.text\.multimodal_layers above 0",
     ),
     (
       {"evals__captions__kind": "matching"},
