@@ -108,6 +108,7 @@ def test_all_are_here():
     "siglip_base",
     "cap_base",
     "mammut_base",
+    "openvision_base",
     "vit_base",
     "lit_base",
     "unicl_base",

@@ -6,6 +6,7 @@ from coca.config.model import ImageEncoder, Med, Model, Poolers, TextDecoder
 from coca.config.optim import Optim
 from coca.config.parsing import Draft, default, parse, to_dict
 from coca.config.settings import Checkpoint, Config, Mesh
+from coca.config.stages import Stage
 
 __all__ = [
   "Answering",
@@ -28,6 +29,7 @@ __all__ = [
   "SceneNoise",
   "Scenes",
   "Source",
+  "Stage",
   "TextDecoder",
   "default",
   "parse",

@@ -6,6 +6,7 @@ from coca.config.data_checks import check_data, need
 from coca.config.durations import in_steps
 from coca.config.kind_checks import check_kind
 from coca.config.settings import Config
+from coca.config.stages import spans
 from coca.config.typed import lookup
 
 # The least that a number may be, by path.
@@ -33,6 +34,7 @@ LEAST = {
     "model.regions.width",
     "model.regions.count",
     "model.image.size",
+    "stages.*.size",
     "model.image.patch",
     *(f"model.{tower}.{size}" for tower in ("image", "text") for size in ("width", "heads", "mlp")),
   ),
@@ -66,6 +68,7 @@ LEAST = {
     "classification.mixup",
     "classification.cutmix",
     "optim.lr",
+    "stages.*.lr",
     "optim.final_lr",
     "optim.weight_decay",
     "optim.clip",
@@ -288,11 +291,14 @@ def _durations(c: Config) -> None:
     ("checkpoint.every", c.checkpoint.every),
     ("checkpoint.keep_every", c.checkpoint.keep_every),
     *((f"evals.{k}.every", e.every) for k, e in c.evals.items()),
+    *((f"stages.{k}.until", s.until) for k, s in c.stages.items()),
+    *((f"stages.{k}.warmup", s.warmup) for k, s in c.stages.items()),
   ):
     try:
       in_steps(value, c.data.batch, None if where == "steps" else 1)
     except ValueError as e:
       raise ValueError(f"config.{where}: {e}") from None
+  _stages(c)
   need(in_steps(c.log_every, c.data.batch, 1), f"config.log_every is {c.log_every!r}; it takes a step or more")
   if c.optim.schedule == "epochs":
     warmup, epoch = (in_steps(duration, c.data.batch, c.total_steps) for duration in (c.optim.warmup, c.optim.epoch))
@@ -303,3 +309,19 @@ def _durations(c: Config) -> None:
       f"config.optim.warmup {c.optim.warmup!r} is longer than config.optim.epoch "
       f"{c.optim.epoch!r} ({warmup} and {epoch} steps): schedule 'epochs' wants it within the first epoch",
     )
+
+
+def _stages(c: Config) -> None:
+  for name, stage in c.stages.items():
+    need(
+      stage.size % c.model.image.patch == 0,
+      f"config.stages.{name}.size {stage.size} is no multiple of config.model.image.patch {c.model.image.patch}",
+    )
+  need(not c.stages or not c.model.reads_regions, "config.stages is for images, and this model reads their regions")
+  need(not c.stages or c.optim.schedule != "epochs", "config.stages needs another config.optim.schedule than 'epochs'")
+  ends = [span.last for span in spans(c)]
+  need(
+    all(a < b for a, b in zip([0, *ends], ends, strict=False)),
+    f"the stages end at the steps {', '.join(map(str, ends))}, the last with the run: each needs a step of its own, so "
+    "change config.stages.NAME.until or config.steps",
+  )

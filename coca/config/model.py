@@ -1,6 +1,6 @@
 """Settings of the models: CoCa and its relatives, and BLIP."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 # Of red, green and blue in CLIP's images, for `ImageEncoder.mean` and `std`.
@@ -40,6 +40,10 @@ class ImageEncoder:
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   # What red, green and blue are divided by after that.
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+  def at(self, size: int) -> "ImageEncoder":
+    """The same for images of another size."""
+    return replace(self, size=size)
 
   @property
   def tokens(self) -> int:

@@ -15,7 +15,7 @@ def default() -> Draft:
   """Every setting at its default: what a file in configs/ starts from."""
   config = to_dict(Config())
   config.lock()
-  for open_ended in (config.data.sources, config.evals, config.optim.lr_scale):
+  for open_ended in (config.data.sources, config.evals, config.optim.lr_scale, config.stages):
     open_ended.unlock()
   return config
 

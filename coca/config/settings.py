@@ -18,6 +18,7 @@ from coca.config.durations import Duration, in_steps
 from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching
 from coca.config.model import Model
 from coca.config.optim import Optim
+from coca.config.stages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class Config:
   classification: Classification = field(default_factory=Classification)
   optim: Optim = field(default_factory=Optim)
   data: Data = field(default_factory=Data)
+  # Stages with images of other sizes, before the last one, by names of your own.
+  stages: dict[str, Stage] = field(default_factory=dict)
   # Evaluators by names of your own.
   evals: dict[str, Eval] = field(default_factory=dict)
   mesh: Mesh = field(default_factory=Mesh)

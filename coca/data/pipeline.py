@@ -26,6 +26,7 @@ from jax.sharding import Sharding
 from coca.config import Config
 from coca.config.regions import Regions
 from coca.config.special import PAD, Tokenizer
+from coca.config.stages import spans
 from coca.data import images, questions, regions, texts
 from coca.data.augment import rand_augment
 from coca.data.records import BadRecord, Record, Records
@@ -86,15 +87,37 @@ def train_batches(
     "more_texts" int32 [b, K-1, L] are the texts that follow in the draw, with "more_hashes" uint32 [b, K-1, 2]; all
     else is as with 1. With `config.classification.weight`, "label" int32 [b] is the image's class, -1 where it has
     none: of a model that reads no texts, such a record is unusable.
-    A model that reads regions has a `Regions` of arrays in the place of the image.
+    A model that reads regions has a `Regions` of arrays in the place of the image. S is that of the step's
+    stage (`config.stages`).
   """
+  stages = [stage for stage in spans(config) if stage.last > start_step]
+  if len(stages) < 2:
+    return _train_batches(stages[0].config if stages else config, sources, tokenizer, rows, start_step)
+  # Each stage reads its own positions in the stream, all of them: those of a size end where its steps end.
+  return _in_turn(
+    [
+      _train_batches(stage.config, sources, tokenizer, rows, max(start_step, stage.first), stage.last)
+      for stage in stages[:-1]
+    ]
+    + [_train_batches(stages[-1].config, sources, tokenizer, rows, stages[-1].first)]
+  )
+
+
+def _in_turn(streams: Sequence[Iterator]) -> Iterator:
+  """`itertools.chain`, which can be closed."""
+  for stream in streams:
+    yield from stream
+
+
+def _train_batches(config: Config, sources, tokenizer, rows, start: int, end: int | None = None) -> Iterator:
+  """`train_batches` of one stage: from that of step `start` on, before that of step `end`."""
   data = config.data
   streams = [_stream(name, sources[name], config, tokenizer) for name in sorted(data.sources)]
   weights = [data.sources[name].weight for name in sorted(data.sources)]
   if not any(weights):
     weights = [len(sources[name]) for name in sorted(data.sources)]
   mixed = grain.MapDataset.mix(streams, weights) if len(streams) > 1 else streams[0]
-  return _read(mixed.__getitem__, rows, data.batch, start_step, sys.maxsize // data.batch, config)
+  return _read(mixed.__getitem__, rows, data.batch, start, end or sys.maxsize // data.batch, config)
 
 
 def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) -> grain.MapDataset:

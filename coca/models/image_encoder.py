@@ -16,6 +16,7 @@ from coca.config import Model
 from coca.devices.sharding import constrain_batch, gather
 from coca.models.layers import Layer, Stack
 from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread
+from coca.models.positions import resize_positions
 from coca.models.rngs import Rngs
 
 
@@ -46,7 +47,7 @@ class ImageEncoder(nnx.Module):
   def __init__(self, model: Model, dtype: DTypeLike, rngs: Rngs):
     image = model.image
     self.patch, self.dtype, self.mean, self.std = image.patch, dtype, image.mean, image.std
-    self.keep = image.kept
+    self.settings = image
     self.patches = linear(image.patch**2 * 3, image.width, dtype, rngs, bias=image.patch_bias)
     position_init = sincos2d if image.position_init == "sincos2d" else EMBED_INIT
     self.positions = nnx.Param(position_init(rngs.params(), (image.tokens + image.class_token, image.width)))
@@ -61,6 +62,8 @@ class ImageEncoder(nnx.Module):
   ) -> Float[Array, "B kept D"]:
     """Image tokens: all N, or those kept; the class token, where there is one, comes before them.
 
+    The images may be of another size than the config's: the grid of positions is resampled to theirs.
+
     With noise, the patches with the smallest values stay, as many as the config's `patch_dropout` leaves (FLIP
     section 3).
     """
@@ -69,10 +72,12 @@ class ImageEncoder(nnx.Module):
     # A row of a patch as one dimension: what is turned has many numbers in a row, not three.
     x = x.reshape(batch, side, self.patch, side, self.patch * 3).swapaxes(2, 3).reshape(batch, side**2, -1)
     positions = gather("positions", self.positions[...], self.dtype)
+    positions = resize_positions(positions, side**2, int(self.class_token is not None))
     x = gathered(self.patches, self.dtype, "patches/")(x)
     x += spread(positions if self.class_token is None else positions[1:], x.shape, self.dtype)
-    if patch_noise is not None and self.keep < x.shape[1]:
-      kept = jnp.sort(jnp.argsort(patch_noise, axis=1)[:, : self.keep], axis=1)
+    keep = self.settings.at(image.shape[1]).kept
+    if patch_noise is not None and keep < x.shape[1]:
+      kept = jnp.sort(jnp.argsort(patch_noise, axis=1)[:, :keep], axis=1)
       x = jnp.take_along_axis(x, kept[..., None], axis=1)
     if self.class_token is not None:
       first = self.class_token[...].astype(self.dtype) + positions[0]

@@ -6,6 +6,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from coca.config import Config
+from coca.config.stages import spans
 from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import AXES, mesh_shape
 from coca.models.abstract import abstract_model
@@ -79,7 +80,15 @@ def describe(config: Config, n_devices: int) -> str:
     lines.append(f"{part:<20}{parameters.get(part, 0):>15,}{flops.get(part, 0) / 1e6:>18,.2f}")
   lines.append(f"{'total':<20}{total_parameters:>15,}{total_flops / 1e6:>18,.2f}")
 
-  steps = config.total_steps
+  steps, whole, stages = config.total_steps, 0.0, []
+  for first, last, stage in spans(config):
+    flops_there = flops_per_pair(stage)["total"]
+    whole += (last - first) * batch.total * flops_there
+    stages.append(
+      f"stage: steps {first + 1:,} to {last:,}, images of {stage.model.image.size} pixels, {flops_there / 1e6:,.2f} "
+      f"MFLOPs a pair, learning rate up to {stage.optim.lr:g}"
+    )
+  stages = stages if config.stages else []
   mesh = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, mesh_shape(config.mesh, n_devices), strict=True))
   mib = {name: f"{size / 2**20:,.1f} MiB" for name, size in memory.items()}
   starts = [(term, *term.at_start()) for term in terms(config)]
@@ -92,7 +101,8 @@ def describe(config: Config, n_devices: int) -> str:
     f"batch: {batch.per_device:,} per device x {batch.shards:,} devices x {batch.accumulate} accumulated = "
     f"{batch.total:,} pairs a step",
     f"losses at the start, by their weights: {', '.join(losses)}",
-    f"run: {steps:,} steps, {steps * batch.total:,} pairs, {steps * batch.total * total_flops:.3g} FLOPs (forward and "
+    *stages,
+    f"run: {steps:,} steps, {steps * batch.total:,} pairs, {whole:.3g} FLOPs (forward and "
     "backward; causal attention in full, nothing that is computed again)",
     f"on each device: parameters {mib['params']}, gradients {mib['params']}, optimizer {mib['opt']}{rest}; activations "
     "come on top",

@@ -59,8 +59,8 @@ def for_topology(config: Config) -> Config:
   return config
 
 
-def compile_step(config: Config, topology: Topology) -> Program:
-  """The training step of the config over all devices of the topology.
+def compile_step(config: Config, topology: Topology, size: int = 0) -> Program:
+  """The training step of the config over all devices of the topology; `size`: of its images, if not the config's.
 
   Raises:
     ValueError: the mesh does not fit the devices, or does not divide a parameter; or cuDNN is needed and not there.
@@ -69,7 +69,7 @@ def compile_step(config: Config, topology: Topology) -> Program:
   mesh, config = make_mesh(config.mesh, topology.devices), for_topology(config)
   setup = Setup(config, mesh)
   try:
-    traced = TrainStep(setup).trace(setup.planned, batch_shapes(config, mesh))
+    traced = TrainStep(setup).trace(setup.planned, batch_shapes(config, mesh, size))
   except RuntimeError as e:
     if "cuDNN" not in str(e):
       raise
@@ -80,9 +80,9 @@ def compile_step(config: Config, topology: Topology) -> Program:
   return _compile(traced, topology, dict(mesh.shape))
 
 
-def batch_shapes(config: Config, mesh) -> dict:
+def batch_shapes(config: Config, mesh, size: int = 0) -> dict:
   """A batch of `TrainStep` as ShapeDtypeStructs."""
-  image, text, batch = config.model.image, config.model.text, config.data.batch
+  text, batch, size = config.model.text, config.data.batch, size or config.model.image.size
   shapes = {
     "text": ((text.length,), jnp.int32),
     "last": ((), jnp.int32),
@@ -95,7 +95,7 @@ def batch_shapes(config: Config, mesh) -> dict:
   out = {
     name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
   }
-  pixels = jax.ShapeDtypeStruct((image.size, image.size, 3), jnp.uint8)
+  pixels = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
   seen = regions.blank(config.model) if config.model.reads_regions else pixels
   return out | {
     "image": jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype, sharding=sharding), seen)

@@ -4,9 +4,11 @@
 """
 
 from collections import defaultdict
+from dataclasses import replace
 
 from coca.capfilt.settings import NUCLEUS
 from coca.config import Config
+from coca.config.stages import spans
 from coca.devices import hardware
 from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import AXES, mesh_shape
@@ -33,10 +35,11 @@ def fit(config: Config, topology: Topology, mfu: float | None) -> tuple[str, boo
     ValueError: batch or mesh cannot be split over the devices.
   """
   lines = [heading(config, topology)]
+  stages = [replace(stage.config, steps=str(stage.last - stage.first)) for stage in spans(config)]
   state_bytes(config, len(topology.devices))  # raises what is wrong with the mesh at once
   try:
     with progress(f"compiling the training step of {config.name} for {topology.name}"):
-      program = compile_step(config, topology)
+      *before, program = (compile_step(config, topology, stage.model.image.size) for stage in stages)
   except DoesNotFit as e:
     return "\n".join([*lines, "", refusal(e, topology), "", *advice(config, topology)]), False
   lines += [
@@ -45,10 +48,17 @@ def fit(config: Config, topology: Topology, mfu: float | None) -> tuple[str, boo
     "",
     *(unread(program) if program.unread else collective_table(program)),
     "",
-    *cost(config, topology, mfu, program),
+    *cost(stages[-1], topology, mfu, program),
   ]
   if program.costs:
     lines += ["", *share_table(program), "", *costliest_table(program)]
+  for stage, program in zip(stages, before, strict=False):
+    size, peak = stage.model.image.size, program.peak / GIB
+    lines += [
+      "",
+      f"before that, images of {size} pixels: {peak:.2f} GiB at the peak",
+      *cost(stage, topology, mfu, program),
+    ]
   return "\n".join(lines), True
 
 

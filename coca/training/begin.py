@@ -13,6 +13,7 @@ from etils import epath
 from coca.config import Config, to_dict
 from coca.config.differing import differing, flat
 from coca.config.special import PAD, Tokenizer
+from coca.config.stages import spans
 from coca.data.labels import class_names
 from coca.data.records import BadRecord, Records
 from coca.data.tokenizers import wordpiece
@@ -133,6 +134,12 @@ def _longer(old: Config, new: Config, done: int) -> list[str]:
   if now < done:
     raise ValueError(f"config.steps is {new.steps}, and {done} are done; it takes {done} or more")
   past = np.arange(done)
+  sizes = [[(s.last, s.config.model.image.size) for s in spans(c) if s.first < done] for c in (old, new)]
+  if sizes[0][:-1] != sizes[1][:-1] or sizes[0][-1][1] != sizes[1][-1][1]:
+    raise ValueError(
+      f"config.steps: {before} before, {now} now; of the {done} steps that are done some would have had images of "
+      "another size. Write config.stages.NAME.until in steps or examples for a run that may get longer"
+    )
   if np.allclose(*(make_schedule(c, total)(past) for c, total in ((old, before), (new, now))), rtol=1e-6):
     return [f"config.steps: {before} before, {now} now"]
   return [

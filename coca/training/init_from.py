@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from coca.config import Config
 from coca.config.differing import listed
 from coca.devices.trees import flat, nested
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
+from coca.models.positions import resize_positions
 from coca.objectives.momentum import momentum_params
 from coca.storage.workdir import has_params, read_config, read_params
 from coca.training.state import TrainState
@@ -124,40 +124,6 @@ def initial_params(workdir, config: Config, fresh, mesh):
 
   params = jax.jit(fit, out_shardings=target.params_shardings)(read_params(workdir, wanted), fresh)
   return params, _report(workdir, there, here, skipped, new, resized)
-
-
-def resize_positions(positions, tokens: int, first: int = 0, method: str = "bilinear"):
-  """Resizes a square grid of position embeddings: bilinear for CoCa, whose paper does not say how, bicubic for BLIP.
-
-  Args:
-    positions: [first + N, D]; the first ones, of a class token, stay as they are.
-    tokens: of the new grid.
-    first: how many come before the grid.
-    method: 'bilinear', smoothed where the grid shrinks; 'bicubic', not smoothed, with Keys' a = -0.75 (as PyTorch's
-      interpolate with align_corners=False, which BLIP calls).
-
-  Returns:
-    [first + tokens, D].
-  """
-  if len(positions) == first + tokens:
-    return positions
-  old, new = math.isqrt(len(positions) - first), math.isqrt(tokens)
-  grid = positions[first:].reshape(old, old, -1)
-  if method == "bicubic":
-    rows = _cubic_weights(old, new)
-    grid = jnp.einsum("ih,jw,hwd->ijd", rows, rows, grid, precision="highest")
-  else:
-    grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear")
-  return jnp.concatenate([positions[:first], grid.reshape(tokens, -1)])
-
-
-def _cubic_weights(old: int, new: int) -> np.ndarray:
-  """[new, old]: what each old place adds to a new one; beyond the edges lies the edge's own value."""
-  at = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
-  taps = np.floor(at).astype(int) + np.arange(-1, 3)
-  x, a = np.abs(at - taps), -0.75
-  weights = np.where(x < 1, (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4))
-  return (weights[..., None] * (np.clip(taps, 0, old - 1)[..., None] == np.arange(old))).sum(1).astype(np.float32)
 
 
 def fit_length(positions, fresh, last: int = 0):

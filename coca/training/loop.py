@@ -6,6 +6,7 @@ import jax
 
 from coca.config import Config
 from coca.config.durations import in_steps
+from coca.config.stages import spans
 from coca.data.feed import DeviceFeed
 from coca.data.labels import class_names
 from coca.data.pipeline import open_sources, rows_of, train_batches
@@ -80,9 +81,14 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   rows = rows_of(sharding.batch_sharding(mesh), config.data.batch)
   batches = train_batches(config, sources, tokenizer, rows, start)
   steps, numbers = range(start + 1, total + 1), {}
+  flops = [(stage.last, flops_per_pair(stage.config)["total"]) for stage in spans(config)]
+
+  def flops_at(step):
+    return next(n for last, n in flops if step <= last)
+
   with (
     saving.finished(),
-    Metrics(workdir, start, total, config.data.batch, flops_per_pair(config)["total"]) as metrics,
+    Metrics(workdir, start, total, config.data.batch, flops_at) as metrics,
     DeviceFeed(batches, forward.put) as feed,
     Preemption() as preempted,
     Trace(steps if profile else (), workdir / "tensorboard", metrics) as trace,
@@ -101,6 +107,9 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
         with metrics.waiting(numbers.get("loss")):
           batch, problems = next(feed)
         skipped.add(problems)
+        if not train_step.is_compiled_for(batch):
+          with metrics.paused(state):
+            train_step.compile(state, batch)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
           state, numbers = train_step(state, batch)
         if logging.due(step):

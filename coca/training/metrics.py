@@ -33,14 +33,13 @@ class Metrics:
     resume_step: step that the run goes on from; what was written of later ones is cut. 0: a new run.
     total_steps: of the whole run, for the time left.
     batch: pairs a step, all processes together, for pairs a second.
-    flops_per_pair: of a training step; 0: no MFU.
+    flops_per_pair: of a training step, by its number; None: no MFU.
   """
 
-  def __init__(self, workdir, resume_step: int = 0, total_steps: int = 0, batch: int = 0, flops_per_pair: float = 0.0):
-    self._batch = batch
+  def __init__(self, workdir, resume_step: int = 0, total_steps: int = 0, batch: int = 0, flops_per_pair=None):
+    self._batch, self._flops_per_pair = batch, flops_per_pair
     self._main = jax.process_index() == 0
-    peak = peak_flops(jax.devices()[0].device_kind)
-    self._mfu_per_pair = flops_per_pair / (peak * jax.device_count()) if peak else 0.0
+    self._peak = (peak_flops(jax.devices()[0].device_kind) or 0.0) * jax.device_count()
     self._fetcher = ThreadPoolExecutor(1, "metrics")
     self._pending = None  # (step, future of (values, when they were there), data wait share, pause)
     self._last = None  # (step, time) of the values written last
@@ -147,8 +146,8 @@ class Metrics:
       seconds = max(there - self._last[1] - pause, 1e-9)
       rate = (step - self._last[0]) * self._batch / seconds
       values |= {"perf/pairs_per_second": rate, "perf/data_wait": wait_share}
-      if self._mfu_per_pair:
-        values["perf/mfu"] = rate * self._mfu_per_pair
+      if self._peak and self._flops_per_pair:
+        values["perf/mfu"] = rate * self._flops_per_pair(step) / self._peak
       if memory := device_memory():
         values["perf/peak_memory_gib"] = memory / 2**30
     self._last = step, there

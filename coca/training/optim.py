@@ -8,6 +8,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from coca.config import Config
 from coca.config.durations import in_steps
 from coca.config.settings import frozen_parts
+from coca.config.stages import spans
 from coca.devices.trees import path_name
 from coca.models.blip import SHARED
 
@@ -15,9 +16,17 @@ from coca.models.blip import SHARED
 def make_schedule(config: Config, total: int) -> optax.Schedule:
   """Linear warm-up, then decay to `final_lr` at step `total` (CoCa section 4.1: 2 %, linear).
 
+  Of a run in stages (`config.stages`) each has that for itself.
+
   'epochs' is BLIP's (section 4.1, arXiv 2201.12086, and utils.py of its code): max(lr * lr_decay^epoch, lr * final_lr)
   with epochs counted from 0 at step 0. Warm-up lies within the first one; the code begins it at a rate of 1e-6.
   """
+  stages = spans(config, total)
+  schedules = [_schedule(stage.config, stage.last - stage.first) for stage in stages]
+  return optax.join_schedules(schedules, [stage.last for stage in stages[:-1]]) if len(stages) > 1 else schedules[0]
+
+
+def _schedule(config: Config, total: int) -> optax.Schedule:
   o = config.optim
   warmup = min(in_steps(o.warmup, config.data.batch, total), total)
   rest, epoch = max(total - warmup, 1), in_steps(o.epoch, config.data.batch, total)

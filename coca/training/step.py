@@ -33,7 +33,9 @@ class Stream(IntEnum):
 
 
 class TrainStep:
-  """The step: (state, batch) -> (state, metrics). The state is donated. Compiled at the first call.
+  """The step: (state, batch) -> (state, metrics). The state is donated.
+
+  Compiled at the first call, and again at the first with images of another size; one program is held at a time.
 
   batch: 'image' uint8 [B, S, S, 3], 'text' int32 [B, T], 'hashes' uint32 [B, 2], the same for equal texts, and 'weight'
   fp32 [B], split over the batch axes; and what else a loss has for itself (`Term.arrays`).
@@ -42,7 +44,7 @@ class TrainStep:
   """
 
   def __init__(self, setup: Setup):
-    self._mesh, self._program = setup.mesh, None
+    self._mesh, self._program, self._compiled_for = setup.mesh, None, []
     self._jitted = jax.jit(
       make_step(setup),
       in_shardings=(setup.shardings, batch_sharding(setup.mesh)),
@@ -52,15 +54,27 @@ class TrainStep:
     )
 
   def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-    if self._program is None:
-      self._program = self.trace(state, batch).lower().compile()
-      release_memory()
+    if not self.is_compiled_for(batch):
+      self.compile(state, batch)
     return self._program(state, batch)
+
+  def is_compiled_for(self, batch: dict) -> bool:
+    return self._program is not None and self._compiled_for == _shapes(batch["image"])
+
+  def compile(self, state: TrainState, batch: dict) -> None:
+    """Compiles the step for batches of this form; no step is made."""
+    self._program = None  # what it holds is free before the next one is made
+    self._program, self._compiled_for = self.trace(state, batch).lower().compile(), _shapes(batch["image"])
+    release_memory()
 
   def trace(self, state: TrainState, batch: dict):
     """The program before it is lowered. Shapes with shardings do, in place of arrays."""
     with jax.set_mesh(self._mesh):
       return self._jitted.trace(state, batch)
+
+
+def _shapes(image) -> list[tuple[int, ...]]:
+  return [x.shape for x in jax.tree.leaves(image)]
 
 
 def make_step(setup: Setup):
@@ -88,7 +102,8 @@ def make_step(setup: Setup):
   def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
     key, noise = jax.random.fold_in(jax.random.key(config.seed), state.step), None
     if config.model.image.patch_dropout:
-      noise = jax.random.uniform(key, (len(batch["image"]), config.model.image.tokens))
+      patches = config.model.image.at(batch["image"].shape[1]).tokens
+      noise = jax.random.uniform(key, (len(batch["image"]), patches))
     if config.masked.weight:
       batch = batch | hide_words(batch["text"], jax.random.fold_in(key, Stream.MASKED), config.masked, config.model)
     if config.classification.weight and (config.classification.mixup or config.classification.cutmix):

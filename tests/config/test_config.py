@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from coca.config import Config, Data, Eval, Source, default, help, parse, to_dict
+from coca.config import Config, Data, Eval, Source, Stage, default, help, parse, to_dict
 from coca.config.durations import in_steps
 from coca.config.typed import to_plain
 
@@ -213,7 +213,7 @@ class TestHelp:
         else:
           yield f"{name}{key}", repr(value)
 
-    config = Config(data=Data(sources={"NAME": Source()}), evals={"NAME": Eval()})
+    config = Config(data=Data(sources={"NAME": Source()}), stages={"NAME": Stage()}, evals={"NAME": Eval()})
     said = [(setting.name, setting.default) for group in help.groups() for setting in group.settings]
     assert sorted(said) == sorted(flat(to_plain(config), ""))
 

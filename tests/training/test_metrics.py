@@ -241,7 +241,7 @@ def test_speed_counts_training_time_only(tmp_path, monkeypatch, capsys):
   clock = Clock(monkeypatch)
   monkeypatch.setattr(metrics, "peak_flops", lambda kind: 1e6)
   monkeypatch.setattr(metrics, "device_memory", lambda: 3 * 2**29)
-  with Metrics(tmp_path, total_steps=100, batch=32, flops_per_pair=5e3) as m:
+  with Metrics(tmp_path, total_steps=100, batch=32, flops_per_pair=lambda step: 5e3) as m:
     m.log(1, {"train/loss": 1.0})
     m._pending[1].result(30)
     clock.now += 8
@@ -282,7 +282,7 @@ def test_waiting_for_data_counts_only_where_the_devices_wait_too(tmp_path, monke
 
 
 def test_cpu_has_no_mfu_and_no_memory(tmp_path):
-  with Metrics(tmp_path, batch=4, flops_per_pair=1e9) as m:
+  with Metrics(tmp_path, batch=4, flops_per_pair=lambda step: 1e9) as m:
     m.log(1, {})
     m.log(2, {})
   assert set(lines(tmp_path)[1]) == {"step", "perf/pairs_per_second", "perf/data_wait"}
