@@ -104,14 +104,15 @@ def runlocal(config: Draft) -> Draft:
     config.data.sources = {"labels": to_dict(emoji), "alt_text": to_dict(Source(kind="builtin", split="openclipart"))}
   else:
     config.data.sources = {"alt_text": to_dict(emoji)}
-  config.evals = {"twemoji": to_dict(Eval(source=Source(kind="builtin", split="twemoji")))}
+  twemoji = to_dict(Eval(source=Source(kind="builtin", split="twemoji")))
   if config.classification.weight:
     config.classification.classes = EMOJI_NAMES
-    config.evals.twemoji.kind = "classification"
+    twemoji.kind = "classification"
   elif config.contrastive.weight:
-    config.evals.twemoji.pixel_neighbours = next(iter(config.data.sources))  # where the emoji are
+    twemoji.pixel_neighbours = next(iter(config.data.sources))  # where the emoji are
   else:
-    config.evals.twemoji.kind = "captions"
+    twemoji.kind = "captions"
+  config.evals = {"twemoji": twemoji}
   shorten(config)
   return config
 
