@@ -47,6 +47,9 @@ KINDS = ("products", "kernels", "copies", "slices of loops", "fills", "reduction
 PARTS = (
   "momentum",
   "image_encoder",
+  "conv_stem",
+  "encoder",
+  "decoder",
   "regions",
   "generative_pooler",
   "contrastive_pooler",

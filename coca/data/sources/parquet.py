@@ -133,7 +133,7 @@ class Parquet:
       question = as_question(lookup(values, table.question)) if table.question else ""
     except ValueError as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
-    return Record(key, image, texts, question=question, regions=detected)
+    return Record(key, image or b"", texts, question=question, regions=detected)
 
   @property
   def shards(self) -> list[Shard]:
