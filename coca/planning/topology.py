@@ -61,7 +61,7 @@ class Topology(NamedTuple):
   devices: list  # compile-only
   chips: int
   memory: int | None  # bytes of a device that a program may use; None: not known
-  options: dict[str, int]  # of the compiler
+  options: dict[str, bool | str]  # of the compiler
 
   @property
   def kind(self) -> str:
