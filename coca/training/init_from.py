@@ -75,7 +75,7 @@ def compare(workdir, config: Config) -> Common:
     name: there[old] for name, old in source.items() if old in there
   }
   skipped, new = (_units(a, b) for a, b in ((there, here), (here, there)))
-  resized = [name for name in (IMAGE, TEXT) if name in there and there[name].shape != here[name].shape]
+  resized = [name for name in (IMAGE, TEXT) if name in there and name in here and there[name].shape != here[name].shape]
   differing = [
     f"{name}: {_say(there.get(name))} there, {_say(here.get(name))} here"
     for name in sorted(there | here)

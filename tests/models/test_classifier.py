@@ -14,6 +14,7 @@ from coca.devices.trees import flat
 from coca.models.abstract import abstract_model
 from coca.models.flops import flops_per_pair
 from coca.training.gradients import make_gradients
+from coca.training.init_from import compare
 from support.common import classifier, make_mesh, pairs, random_params, tiny
 from support.workdirs import make_workdir
 
@@ -111,3 +112,5 @@ def test_a_model_without_a_head_wants_labels(tmp_path):
   make_workdir(tmp_path / "run", tiny())
   with pytest.raises(ValueError, match=r"no class head .*name the labels .*finetune_classify"):
     coca.load(tmp_path / "run").classify(np.zeros((8, 8, 3), np.uint8))
+  common = compare(tmp_path / "run", classifier())  # which leaves the text side out
+  assert set(common.new) == {"class_pooler", "class_head"} and "embedding" in common.skipped and not common.resized
