@@ -44,7 +44,8 @@ class TrainStep:
   """
 
   def __init__(self, setup: Setup):
-    self._mesh, self._program, self._compiled_for = setup.mesh, None, []
+    self._mesh, self._compiled_for = setup.mesh, []
+    self._program: Any = None
     self._jitted = jax.jit(
       make_step(setup),
       in_shardings=(setup.shardings, batch_sharding(setup.mesh)),
