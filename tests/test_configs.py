@@ -115,6 +115,7 @@ def test_all_are_here():
     "finetune_classify",
     "lemon_base",
     "simvlm_base",
+    "align_base",
     "blip_base",
     "blip_large",
     "blip_tiny",
@@ -139,7 +140,7 @@ def test_builds(file, arg, tmp_path, monkeypatch, named):
     assert not settings.pixel_neighbours or settings.pixel_neighbours in config.data.sources
 
 
-@pytest.mark.parametrize("name", ["clip_base", "siglip_base", "cap_base", "albef_base", "mammut_base"])
+@pytest.mark.parametrize("name", ["clip_base", "siglip_base", "cap_base", "albef_base", "mammut_base", "align_base"])
 def test_the_family_in_small_is_made_of_scenes(name, named):
   config, whole = named(name, "tiny"), named(name)
   assert config.data.sources == named("coca_tiny").data.sources and config.evals

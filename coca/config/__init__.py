@@ -2,7 +2,7 @@
 
 from coca.config.data import Data, Eval, SceneNoise, Scenes, Source
 from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching
-from coca.config.model import ImageEncoder, Med, Model, Poolers, TextDecoder
+from coca.config.model import ConvStage, EfficientNet, ImageEncoder, Med, Model, Poolers, TextDecoder
 from coca.config.optim import Optim
 from coca.config.parsing import Draft, default, parse, to_dict
 from coca.config.settings import Checkpoint, Config, Mesh
@@ -15,8 +15,10 @@ __all__ = [
   "Classification",
   "Config",
   "Contrastive",
+  "ConvStage",
   "Data",
   "Draft",
+  "EfficientNet",
   "Eval",
   "ImageEncoder",
   "Masked",

@@ -73,6 +73,7 @@ LEAST = {
     "optim.weight_decay",
     "optim.clip",
     "optim.lr_scale.*",
+    "data.resize",
     "data.threads",
     "data.sources.*.weight",
     "evals.*.limit",
@@ -82,6 +83,9 @@ LEAST = {
 ABOVE_0 = (
   "model.norm_eps",
   "model.med.norm_eps",
+  "model.efficientnet.width",
+  "model.efficientnet.depth",
+  "model.efficientnet.norm_eps",
   "contrastive.temperature",
   "optim.eps",
   "optim.lr_decay",
@@ -91,6 +95,9 @@ SHARES = ("captioning.parallel", "contrastive.soft_targets", "masked.share", "da
 DECAYS = (
   "model.image.patch_dropout",
   "model.med.dropout",
+  "model.efficientnet.drop_connect",
+  "model.efficientnet.norm_momentum",
+  "contrastive.label_smoothing",
   "captioning.label_smoothing",
   "classification.label_smoothing",
   "contrastive.momentum",
@@ -123,7 +130,10 @@ def _each(c: Config, paths: Sequence[str], fits: Callable[[float], bool], messag
 
 def _towers(c: Config) -> None:
   image, text, poolers = c.model.image, c.model.text, c.model.poolers
-  need(image.size % image.patch == 0, f"config.model.image.size {image.size} is no multiple of patch {image.patch}")
+  need(
+    c.model.kind == "align" or image.size % image.patch == 0,
+    f"config.model.image.size {image.size} is no multiple of patch {image.patch}",
+  )
   for name, tower in (("image", image), ("text", text)):
     need(
       tower.width % tower.heads == 0, f"config.model.{name}.width {tower.width} is no multiple of heads {tower.heads}"
@@ -228,6 +238,10 @@ def _losses(c: Config) -> None:
       "config.contrastive.momentum needs config.model.kind 'blip' or 'albef', config.contrastive.loss 'softmax' with a "
       "weight above 0, and config.optim.accumulate 1",
     )
+  need(
+    c.contrastive.label_smoothing == 0 or (c.contrastive.loss == "softmax" and not c.contrastive.momentum),
+    "config.contrastive.label_smoothing needs config.contrastive.loss 'softmax' and config.contrastive.momentum 0",
+  )
   need(
     c.contrastive.texts == 1 or (c.contrastive.weight > 0 and not c.contrastive.momentum and not has_answering),
     f"config.contrastive.texts {c.contrastive.texts} needs config.contrastive.weight above 0, "

@@ -113,6 +113,9 @@ class Data:
   batch: int = 65_536
   # Random resized crop: smallest and largest share of the area.
   crop: tuple[float, float] = (1.0, 1.0)
+  # Pixels a side that the central square is resized to before the model's are cut out of it: anywhere in training, the
+  # centre in evaluation (ALIGN: 346 for 289). 0: it is resized to the model's.
+  resize: int = 0
   # Left and right are swapped in half of the images. Off where a text may say which.
   flip: bool = False
   # Operations and their magnitude of 10. BLIP: (2, 5) (coca/data/augment.py).
@@ -125,7 +128,7 @@ class Data:
   # read before a caption is written, of which it is no part.
   prompt: str = ""
   # A SentencePiece model, CLIP's tokenizer.json or BERT's vocab.txt or tokenizer.json. Empty: one is trained (WordPiece
-  # for 'blip', else SentencePiece) and kept in the workdir.
+  # for 'blip' and 'align', else SentencePiece) and kept in the workdir.
   tokenizer: str = ""
   # How SentencePiece chooses its pieces. 'bpe' keeps words whole where few of them make most of the texts.
   tokenizer_pieces: Literal["unigram", "bpe"] = "unigram"

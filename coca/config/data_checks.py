@@ -23,6 +23,11 @@ def check_data(c: Config) -> None:
     0 < data.crop[0] <= data.crop[1] <= 1,
     f"config.data.crop is {data.crop}; it takes the smallest and largest share of the area, in (0, 1]",
   )
+  need(
+    not data.resize or (data.resize >= c.model.image.size and data.crop == (1, 1) and not data.squash),
+    f"config.data.resize {data.resize} needs to be config.model.image.size {c.model.image.size} or more, with "
+    "config.data.crop (1, 1) and config.data.squash False; or set it to 0",
+  )
   count, magnitude = data.rand_augment
   need(
     count >= 0 and 0 <= magnitude <= 10,

@@ -14,14 +14,16 @@ def check_kind(c: Config) -> None:
     _blip(c)
   if c.model.kind == "albef":
     _albef(c)
+  if c.model.kind == "align":
+    _align(c)
   if c.model.kind == "simvlm":
     _simvlm(c)
 
 
 def _bert(c: Config) -> None:
-  """Common to 'blip' and 'albef'."""
+  """Common to 'blip', 'albef' and 'align'."""
   kind, text, med = c.model.kind, c.model.text, c.model.med
-  need(c.model.image.class_token, f"config.model.kind {kind!r} needs config.model.image.class_token")
+  need(kind == "align" or c.model.image.class_token, f"config.model.kind {kind!r} needs config.model.image.class_token")
   need(
     not c.contrastive.heads or c.model.embed_dim > 0,
     f"config.model.embed_dim is 0: for {kind!r} it takes a number (BLIP and ALBEF 256)",
@@ -127,4 +129,33 @@ def _blip(c: Config) -> None:
     or text.unimodal_layers == text.multimodal_layers,
     f"config.model.med.sharing {med.sharing!r} needs as many unimodal_layers ({text.unimodal_layers}) as "
     f"multimodal_layers ({text.multimodal_layers}) in config.model.text; or 'none'",
+  )
+
+
+def _align(c: Config) -> None:
+  width = c.model.efficientnet.stages[-1].n_out
+  need(
+    c.contrastive.weight > 0
+    and not (c.contrastive.momentum or c.model.text.multimodal_layers or c.captioning.weight or c.matching.weight),
+    "config.model.kind 'align' is trained by the contrastive loss alone: set config.contrastive.weight above 0, and "
+    "config.contrastive.momentum, config.captioning.weight, config.matching.weight and "
+    "config.model.text.multimodal_layers to 0",
+  )
+  need(
+    c.model.embed_dim == width,
+    f"config.model.embed_dim is {c.model.embed_dim}; of kind 'align' it is the width of the image tower, {width}",
+  )
+  need(
+    c.model.image.patch_dropout == 0,
+    "config.model.image.patch_dropout has to be 0 for config.model.kind 'align', which has no patches",
+  )
+  need(
+    c.optim.accumulate == 1,
+    f"config.optim.accumulate has to be 1 for config.model.kind 'align', not {c.optim.accumulate}: its batch norms go "
+    "by the whole batch; use more devices, or config.model.remat, instead",
+  )
+  need(
+    c.optim.lr_scale.get("image_encoder") != 0,
+    "config.optim.lr_scale freezes the 'image_encoder' of config.model.kind 'align', whose batch norms would go by "
+    "each batch all the same; take a rate above 0",
   )

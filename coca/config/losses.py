@@ -32,6 +32,8 @@ class Contrastive:
   # What other pairs' texts are that equal one's own (of the same labels, in any prompt and order, or of the same
   # words). 'negatives': as all others. 'mask': left out. 'positives': they match (UniCL).
   equal_texts: Literal["negatives", "mask", "positives"] = "mask"
+  # Share of the softmax' target that is spread over all that count. ALIGN's is 0.1.
+  label_smoothing: float = 0.0
   # Initial temperature. SigLIP's is 0.1.
   temperature: float = 0.07
   # Cap of 1 / temperature; 0: none. The default is CLIP's; CoCa has no cap, BLIP's is 1000.

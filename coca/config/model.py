@@ -1,7 +1,8 @@
 """Settings of the models: CoCa and its relatives, and BLIP."""
 
+import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 # Of red, green and blue in CLIP's images, for `ImageEncoder.mean` and `std`.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -163,6 +164,49 @@ class Regions:
   tags: int = 30
 
 
+class ConvStage(NamedTuple):
+  """A stage of EfficientNet (Table 1)."""
+
+  layers: int  # blocks, of which the first has the stride
+  kernel: int
+  stride: int
+  expansion: int
+  n_in: int
+  n_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientNet:
+  """ALIGN's image tower (arXiv 1905.11946; constants of the authors' efficientnet_builder.py in tensorflow/tpu).
+
+  Of `config.model.image`, `size`, `mean` and `std` are its own too; the others mean nothing to it.
+  """
+
+  # Factor of B0's widths. B1 to B7 have 1.0, 1.1, 1.2, 1.4, 1.6, 1.8, 2.0; L2 has 4.3.
+  width: float = 1.0
+  # Factor of B0's layers a stage. B1 to B7 have 1.1, 1.2, 1.4, 1.8, 2.2, 2.6, 3.1; L2 has 5.3.
+  depth: float = 1.0
+  # Probability that an example goes past the last block, in training; that of the others grows to it in a line.
+  drop_connect: float = 0.2
+  # Share of the batch norms' moving statistics that a step keeps.
+  norm_momentum: float = 0.99
+  # What batch norms add to the variance.
+  norm_eps: float = 1e-3
+
+  @property
+  def stages(self) -> list[ConvStage]:
+    """Table 1, scaled: widths are multiples of 8, and no less than 0.9 of what was asked for."""
+    widths = [_rounded(width * self.width) for width in (32, 16, 24, 40, 80, 112, 192, 320)]
+    layers = [math.ceil(n * self.depth) for n in (1, 2, 2, 3, 3, 4, 1)]
+    kernels, strides, expansions = (3, 3, 5, 3, 5, 5, 3), (1, 2, 2, 2, 1, 2, 1), (1, 6, 6, 6, 6, 6, 6)
+    return [ConvStage(*row) for row in zip(layers, kernels, strides, expansions, widths[:-1], widths[1:], strict=True)]
+
+
+def _rounded(width: float) -> int:
+  rounded = max(8, int(width + 4) // 8 * 8)
+  return rounded if rounded >= 0.9 * width else rounded + 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stem:
   """Convolutions in place of patches, the first three blocks of a ResNet (SimVLM, arXiv 2108.10904)."""
@@ -181,16 +225,19 @@ class Model:
   # `text.unimodal_layers` are the text encoder and `text.multimodal_layers` the fusion encoder.
   # 'lemon': LEMON, VinVL's captioner, which reads regions; `text.multimodal_layers` are its layers. 'simvlm': SimVLM,
   # whose encoder, of image and text, has `image.layers`, and whose decoder has `text.multimodal_layers`.
-  kind: Literal["coca", "blip", "albef", "lemon", "simvlm"] = "coca"
+  # 'align': ALIGN.
+  kind: Literal["coca", "blip", "albef", "lemon", "simvlm", "align"] = "coca"
   image: ImageEncoder = field(default_factory=ImageEncoder)
   poolers: Poolers = field(default_factory=Poolers)
   text: TextDecoder = field(default_factory=TextDecoder)
-  # Of 'blip', 'albef' and 'lemon', which have no poolers.
+  # Of 'blip', 'albef', 'lemon' and 'align', which have no poolers.
   med: Med = field(default_factory=Med)
   # Of 'lemon', which has no image encoder.
   regions: Regions = field(default_factory=Regions)
   # Of 'simvlm'.
   stem: Stem = field(default_factory=Stem)
+  # Of 'align', in place of the ViT.
+  efficientnet: EfficientNet = field(default_factory=EfficientNet)
   # Width of the contrastive embeddings. 0: the text width. Not in the paper.
   embed_dim: int = 0
   # Of the feed-forward layers; 'gelu' is the one by erf. Not in the paper.
@@ -212,7 +259,7 @@ class Model:
   @property
   def is_bert(self) -> bool:
     """True if the text layers, and the words, are BERT's."""
-    return self.kind in ("blip", "albef", "lemon")
+    return self.kind in ("blip", "albef", "lemon", "align")
 
   @property
   def writes(self) -> bool:

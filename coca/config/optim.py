@@ -11,8 +11,9 @@ class Optim:
   """CoCa section 4.1 (pre-training)."""
 
   # 'adafactor' is factored, with momentum. 'muon' takes AdamW's settings, and AdamW for vectors, embeddings, patches
-  # and softmax; it needs whole matrices, which a mesh of fsdp or tensor has to gather.
-  name: Literal["adafactor", "adamw", "muon"] = "adafactor"
+  # and softmax; it needs whole matrices, which a mesh of fsdp or tensor has to gather. 'lamb' takes AdamW's settings,
+  # and makes each matrix' update as large as the matrix (arXiv 1904.00962; ALIGN).
+  name: Literal["adafactor", "adamw", "muon", "lamb"] = "adafactor"
   # The highest learning rate.
   lr: float = 8e-4
   # How the rate decays to `final_lr` after the warm-up. 'epochs': in steps, as BLIP's.

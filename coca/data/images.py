@@ -41,7 +41,12 @@ def colour(name: str) -> tuple[int, int, int]:
 
 
 def decode_eval(
-  data: bytes, size: int, background=(255, 255, 255), max_pixels: int = 100_000_000, squash: bool = False
+  data: bytes,
+  size: int,
+  background=(255, 255, 255),
+  max_pixels: int = 100_000_000,
+  squash: bool = False,
+  resize: int = 0,
 ) -> np.ndarray:
   """Decodes in full and resizes the central square, bicubic with antialiasing (Pillow's, as CLIP evaluates).
 
@@ -51,6 +56,7 @@ def decode_eval(
     background: red, green, blue under transparent pixels.
     max_pixels: an image whose header announces more is not decoded.
     squash: resizes all of the image, as BLIP evaluates.
+    resize: pixels a side that the square is resized to, of which `size` are cut out in the middle; 0: none are.
 
   Returns:
     uint8 [size, size, 3].
@@ -63,7 +69,7 @@ def decode_eval(
     if jpeg:
       held.enter_context(_room.hold(jpeg[0] * jpeg[1] * _JPEG_BYTES))
     pixels = _orient(_jpeg(data), jpeg[2]) if jpeg else _other(data, background, max_pixels, held)
-    return resize_eval(pixels, size, squash)
+    return resize_eval(pixels, size, squash, resize)
 
 
 def decode_train(
@@ -74,6 +80,7 @@ def decode_train(
   flip: bool = False,
   background=(255, 255, 255),
   max_pixels: int = 100_000_000,
+  resize: int = 0,
 ) -> np.ndarray:
   """Decodes, crops at random, resizes and flips, fast: a JPEG is decoded at the smallest size that the crop allows.
 
@@ -89,6 +96,7 @@ def decode_train(
     flip: mirror left and right half of the time.
     background: red, green, blue under transparent pixels.
     max_pixels: an image whose header announces more is not decoded.
+    resize: pixels a side that the central square is resized to, of which `size` are cut out at random; 0: none are.
 
   Returns:
     uint8 [size, size, 3].
@@ -96,13 +104,14 @@ def decode_train(
   Raises:
     BadRecord: the bytes are no image, a truncated or an oversized one.
   """
+  share = size / resize if resize else 1.0
   with _decoding() as held:
     jpeg = _jpeg_header(data, max_pixels)
     if jpeg:
       height, width, orientation = jpeg
       if orientation >= 5:  # lies on its side
         height, width = width, height
-      y, x, h, w = random_box(height, width, crop, rng)
+      y, x, h, w = random_box(height, width, crop, rng, share)
       shrink = next((k for k in (8, 4, 2) if min(h, w) >= k * size), 1)
       # A progressive one is held as coefficients, in full, whatever it is shrunk to.
       held.enter_context(_room.hold(height * width * max(_JPEG_BYTES // shrink**2, 3)))
@@ -112,7 +121,7 @@ def decode_train(
         y, x, h, w = round(y * down), round(x * across), round(h * down), round(w * across)
     else:
       pixels = _other(data, background, max_pixels, held)
-      y, x, h, w = random_box(*pixels.shape[:2], crop, rng)
+      y, x, h, w = random_box(*pixels.shape[:2], crop, rng, share)
     pixels = pixels[y : y + h, x : x + w]
     h, w = pixels.shape[:2]
     if (h, w) != (size, size):
@@ -123,21 +132,32 @@ def decode_train(
     return pixels
 
 
-def resize_eval(pixels: np.ndarray, size: int, squash: bool = False) -> np.ndarray:
-  """The central square of uint8 [H, W, 3], or all of it, resized to uint8 [size, size, 3]: bicubic, antialiased."""
+def resize_eval(pixels: np.ndarray, size: int, squash: bool = False, resize: int = 0) -> np.ndarray:
+  """The central square of uint8 [H, W, 3], or all of it, resized to uint8 [size, size, 3]: bicubic, antialiased.
+
+  With `resize` it is the middle of that square, as large a part of it as `size` is of `resize`.
+  """
   height, width = pixels.shape[:2]
-  if height == width == size:
+  if height == width == size and resize in (0, size):
     return np.ascontiguousarray(pixels)
-  side = min(height, width)
+  side = min(height, width) * (size / resize if resize else 1)
   left, top = (width - side) / 2, (height - side) / 2
   box = None if squash else (left, top, left + side, top + side)
   image = Image.fromarray(np.ascontiguousarray(pixels))
   return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
 
 
-def random_box(height: int, width: int, crop, rng: np.random.Generator) -> tuple[int, int, int, int]:
-  """Top, left, height and width of a crop: its area uniform in `crop`, its aspect log-uniform in 3/4 to 4/3."""
+def random_box(height: int, width: int, crop, rng: np.random.Generator, share=1.0) -> tuple[int, int, int, int]:
+  """Top, left, height and width of a crop: its area uniform in `crop`, its aspect log-uniform in 3/4 to 4/3.
+
+  With a `share` below 1 it is a square of that share of the central square's side, anywhere in it.
+  """
   low, high = crop
+  if share < 1:
+    whole = min(height, width)
+    side = max(1, round(whole * share))
+    y, x = rng.integers(whole - side + 1, size=2).tolist()
+    return (height - whole) // 2 + y, (width - whole) // 2 + x, side, side
   if low >= 1:
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side

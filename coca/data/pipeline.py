@@ -172,7 +172,9 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
       elif settings.text_only:
         out["image"] = unusable["image"]
       else:
-        image = images.decode_train(record.image, size, rng, data.crop, data.flip, background, data.max_pixels)
+        image = images.decode_train(
+          record.image, size, rng, data.crop, data.flip, background, data.max_pixels, data.resize
+        )
         out["image"] = rand_augment(image, rng, *data.rand_augment)
     except BadRecord as e:
       return unusable, f"{where}: {e}"
@@ -258,10 +260,11 @@ def eval_batches(
       record = source[n]
       where = f"{source.name} {record.key}"
       found = wants.texts(record)[:k]
+      data = config.data
       if config.model.reads_regions:
         image = regions.padded(record.regions, config.model, tokenizer)
       else:
-        image = images.decode_eval(record.image, size, background, config.data.max_pixels, config.data.squash)
+        image = images.decode_eval(record.image, size, background, data.max_pixels, data.squash, data.resize)
     except BadRecord as e:
       return out, f"{where}: {e}"
     for j, text in enumerate(found):

@@ -41,6 +41,13 @@ PARAMETERS = {
   "softmax/kernel": ("embed", "vocab"),
   "matching_head/kernel": ("embed", None),
   "class_head/kernel": ("embed", None),
+  "stem/kernel": (None, None, None, None),
+  "depthwise/kernel": (None, None, None, None),
+  # Widths of EfficientNet are multiples of 8 alone, which most meshes do not divide.
+  "expand/kernel": (None, None),
+  "squeeze/kernel": (None, None),
+  "excite/kernel": (None, None),
+  "reduce/kernel": (None, None),
   "embedding/tokens": ("vocab", "embed"),
   "region_projection/kernel": (None, "embed"),
   "positions": (None, "embed"),
@@ -51,6 +58,8 @@ PARAMETERS = {
   "mask": (None,),
   "bias": (None,),
   "scale": (None,),
+  "mean": (None,),
+  "variance": (None,),
   "log_scale": (),
   "logit_bias": (),
 }

@@ -1,9 +1,10 @@
-"""The models: CoCa, which configured otherwise is CLIP and more, BLIP, ALBEF, LEMON and SimVLM."""
+"""The models: CoCa, which configured otherwise is CLIP and more, BLIP, ALBEF, LEMON, SimVLM and ALIGN."""
 
 from jaxtyping import PRNGKeyArray
 
 from coca.config import Config
 from coca.models.albef import Albef
+from coca.models.align import Align
 from coca.models.blip import Blip
 from coca.models.coca import CoCa
 from coca.models.lemon import Lemon
@@ -11,7 +12,7 @@ from coca.models.rngs import Rngs
 from coca.models.simvlm import SimVlm
 
 
-def make_model(config: Config, key: PRNGKeyArray) -> CoCa | Blip | Albef | Lemon | SimVlm:
+def make_model(config: Config, key: PRNGKeyArray) -> CoCa | Blip | Albef | Lemon | SimVlm | Align:
   """A new model of `config.model.kind`, its parameters drawn by `key`."""
-  kinds = {"coca": CoCa, "blip": Blip, "albef": Albef, "lemon": Lemon, "simvlm": SimVlm}
+  kinds = {"coca": CoCa, "blip": Blip, "albef": Albef, "lemon": Lemon, "simvlm": SimVlm, "align": Align}
   return kinds[config.model.kind](config, Rngs(key))

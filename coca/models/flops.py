@@ -21,7 +21,7 @@ def flops_per_pair(config: Config) -> dict[str, float]:
   and is counted with the head. A trained LayerNorm counts as something trained before what it feeds.
   Momentum encoders go forward only, the image and the text through them once, and what they embed has no gradient.
   """
-  kinds = {"coca": _coca, "blip": _blip, "albef": _albef, "lemon": _lemon, "simvlm": _simvlm}
+  kinds = {"coca": _coca, "blip": _blip, "albef": _albef, "lemon": _lemon, "simvlm": _simvlm, "align": _align}
   flops = kinds[config.model.kind](config)
   return flops | {"total": sum(flops.values())}
 
@@ -274,6 +274,30 @@ def _simvlm(config: Config) -> dict[str, float]:
     "decoder": text.multimodal_layers * _layer(text, text.length, is_decoder, has_grad, *context),
     "softmax": _product(text.length * text.width * text.vocab, softmax, has_grad or is_encoder or is_decoder),
   }
+
+
+def _align(config: Config) -> dict[str, float]:
+  """EfficientNet counts with its convolutions and the two products of each block's squeeze-and-excite."""
+  text, embed_dim, contrastive = config.model.text, config.model.embed_dim, config.contrastive
+  side = -(-config.model.image.size // 2)
+  stages = config.model.efficientnet.stages
+  image = _product(side**2 * 27 * stages[0].n_in, True, False)
+  for stage in stages:
+    for block in range(stage.layers):
+      n_in, stride = (stage.n_out, 1) if block else (stage.n_in, stage.stride)
+      hidden, after = n_in * stage.expansion, -(-side // stride)
+      before = side**2 * n_in * hidden if stage.expansion > 1 else 0
+      convolved = after**2 * hidden * (stage.kernel**2 + stage.n_out)
+      image += _product(before + convolved + 2 * hidden * max(1, n_in // 4), True, True)
+      side = after
+  is_trained = "text_encoder" not in frozen_parts(config)
+  flops = {"image_encoder": image}
+  flops["text_encoder"] = text.unimodal_layers * _layer(text, text.length, is_trained, is_trained)
+  flops["text_projection"] = _product(text.width * embed_dim, "text_projection" not in frozen_parts(config), is_trained)
+  flops |= {part: contrastive.texts * flops[part] for part in ("text_encoder", "text_projection")}
+  matrices = contrastive.texts * (2 if contrastive.loss == "softmax" else 1)
+  has_grad = is_trained or "text_projection" not in frozen_parts(config)
+  return flops | {"contrastive_loss": matrices * 2.0 * config.data.batch * embed_dim * (2 + has_grad)}
 
 
 def _image_encoder(image, tokens, is_trained):

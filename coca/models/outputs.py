@@ -24,6 +24,7 @@ class Output(NamedTuple):
   words: Float[Array, "B T D"] | None  # what they start from, where that is more than the text's ids
   states: Float[Array, "B T D"] | None  # the softmax over them predicts the next token
   classes: Float32[Array, "B C"] | None = None  # logits of the classes
+  stats: dict | None = None  # of batch norms in training, named as the parameters are
 
 
 class Encoded(NamedTuple):

@@ -85,6 +85,9 @@ def _softmax(image, text, hashes, weight, scale, bias, settings):
   first = jax.lax.axis_index(BATCH) * len(image)
   valid, positive = compare(hashes, everyone(hashes), everyone(weight), first, settings)
   targets = positive / positive.sum(1, keepdims=True)
+  if settings.label_smoothing:
+    targets = (1 - settings.label_smoothing) * targets
+    targets += settings.label_smoothing * valid / valid.sum(1, keepdims=True)
 
   def direction(queries, keys):
     logits = scale * jnp.dot(queries, keys.T, preferred_element_type=jnp.float32)

@@ -44,6 +44,7 @@ class Pass:
   tokens: Any = None  # [B, Q, kv_width], or an `Encoded` where some do not count
   words: Float[Array, "B T D"] | None = None
   states: Float[Array, "B T D"] | None = None  # the softmax over them predicts the next token
+  stats: dict | None = None  # of batch norms
   triples: Triples | None = None
   temperature: dict | None = None  # {'log_scale': []} and, for the sigmoid, 'logit_bias'
   memory: dict | None = (

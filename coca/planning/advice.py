@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from jax.sharding import AbstractMesh
 
-from coca.config import Config, Mesh, checks
+from coca.config import Config, Mesh, Model, checks
 from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import AXES, mesh_shape, param_shardings, slices_of
 from coca.models.abstract import abstract_model
@@ -39,9 +39,22 @@ def saved_bytes(config: Config, per_device: int, policy: str) -> int:
     return kept + split // tensor
 
   crosses = context if config.captioning.weight or config.matching.weight else 0
-  elements = image.layers * layer(tokens, image) + text.unimodal_layers * layer(text.length, text)
+  elements = _convolved(model, policy) if model.kind == "align" else image.layers * layer(tokens, image)
+  elements += text.unimodal_layers * layer(text.length, text)
   elements += text.multimodal_layers * layer(text.length, text, crosses) if crosses else 0
   return per_device * elements * itemsize
+
+
+def _convolved(model: Model, policy: str) -> int:
+  """Numbers that EfficientNet's blocks keep of an image: their inputs, and the results of their matrices."""
+  side, kept = -(-model.image.size // 2), 0
+  for stage in model.efficientnet.stages:
+    for block in range(stage.layers):
+      n_in, stride = (stage.n_out, 1) if block else (stage.n_in, stage.stride)
+      kept += side**2 * n_in * (1 if policy == "full" or stage.expansion == 1 else 1 + stage.expansion)
+      side = -(-side // stride)
+      kept += 0 if policy == "full" else side**2 * stage.n_out
+  return kept
 
 
 def meshes(config: Config, topology: Topology) -> Iterator[Mesh]:

@@ -282,8 +282,8 @@ def _check_tokenizer(config: Config, tokenizer: Tokenizer, path) -> None:
         f"{path}: a model of kind {config.model.kind!r} takes BERT's vocab.txt or tokenizer.json in "
         "config.data.tokenizer; leave it empty to train one"
       )
-    # transformers leaves [CLS] where BLIP has [Encode], which LEMON has no use for.
-    encode = tokenizer.enc if config.model.kind == "lemon" else med.encode
+    # transformers leaves [CLS] where BLIP has [Encode], which LEMON and ALIGN have no use for.
+    encode = tokenizer.enc if config.model.kind in ("lemon", "align") else med.encode
     if med.cls != tokenizer.cls or encode not in (tokenizer.enc, tokenizer.cls):
       raise ValueError(
         f"config.model.med.cls {med.cls} and encode {med.encode} are not those of {path}: set them to "

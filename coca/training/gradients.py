@@ -19,8 +19,9 @@ def make_gradients(config: Config, graphdef=None):
 
   The result is the same for both. Where the batch has 'parallel', bool [B], the words of those examples are predicted
   all at once (CapPa); 'prefix', int32 [B], says how many words of each text are given (SimVLM). The random key draws
-  the negatives of the matching loss and what is dropped out; without them it may be left out. `memory`: of the momentum
-  encoders, see `coca.training.step`. `graphdef`: of the model, where it is there already.
+  the negatives of the matching loss and what is dropped out; without them it may be left out. The metrics of a model
+  with batch norms have its batch's statistics, too, as 'stats'. `memory`: of the momentum encoders, see
+  `coca.training.step`. `graphdef`: of the model, where it is there already.
 
   Raises:
     ValueError: a loss that can't be cut into the micro-batches that the config asks for.
@@ -69,7 +70,7 @@ def make_gradients(config: Config, graphdef=None):
       passed = forward(params, batch, noise, key, losses, memory)
       values = evaluate(losses, passed, batch, {term.name: term.divisor(batch) for term in losses})
       values["loss"] = total(losses, values)
-      return values["loss"], values
+      return values["loss"], values if passed.stats is None else values | {"stats": passed.stats}
 
     return jax.grad(loss, has_aux=True)(params)
 

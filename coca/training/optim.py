@@ -12,6 +12,8 @@ from coca.config.stages import spans
 from coca.devices.trees import path_name
 from coca.models.blip import SHARED
 
+STATISTICS = ("/mean", "/variance")  # of batch norms, which the step moves
+
 
 def make_schedule(config: Config, total: int) -> optax.Schedule:
   """Linear warm-up, then decay to `final_lr` at step `total` (CoCa section 4.1: 2 %, linear).
@@ -84,10 +86,16 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
     optax.stateless(scale),
     optax.scale_by_learning_rate(schedule),
   ]
+  if o.name == "lamb":
+    steps.insert(2, optax.stateless(as_large_as_the_weights))
   if o.clip:
     steps.insert(0, optax.clip_by_global_norm(o.clip))
-  frozen = {part: "frozen" if part in frozen_parts(config) else "trained" for part in params}
-  labels = {part: jax.tree.map(lambda _, label=frozen[part]: label, tree) for part, tree in params.items()}
+  frozen = tuple(f"{part}/" for part in frozen_parts(config))
+
+  def label(path, _):
+    return "frozen" if path_name(path).startswith(frozen) or path_name(path).endswith(STATISTICS) else "trained"
+
+  labels = jax.tree_util.tree_map_with_path(label, params)
   return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
 
 
@@ -113,6 +121,23 @@ def adam_in_place(b1: float, b2: float, eps: float) -> optax.GradientTransformat
   return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2).init, update)
 
 
+def as_large_as_the_weights(updates, params):
+  """LAMB's step: each update times its weight's norm, by its own (arXiv 1904.00962, algorithm 2).
+
+  Each layer of a stack is one for itself. Vectors and the temperature keep their updates: in the authors' code
+  (google-research/albert, lamb_optimizer.py) what has no decay does.
+  """
+
+  def scaled(path, update, weight):
+    axes = tuple(range("layers" in path_name(path).split("/"), weight.ndim))
+    if len(axes) < 2:
+      return update
+    weight, own = (jnp.sqrt(jnp.sum(x * x, axes, keepdims=True)) for x in (weight, update))
+    return update * jnp.where((weight > 0) & (own > 0), weight / own, 1)
+
+  return jax.tree_util.tree_map_with_path(scaled, updates, params)
+
+
 def muon(adam: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
   """Muon for the matrices between the first layer and the last, each of a stack for itself, and `adam` for the rest.
 
@@ -135,13 +160,16 @@ def muon(adam: optax.GradientTransformationExtraArgs) -> optax.GradientTransform
   return optax.partition({"muon": rule, "adam": adam}, labels)
 
 
-# The first layers and the last ones.
-LAST = "patches/kernel", "conv/kernel", "softmax/kernel", "matching_head/kernel", "class_head/kernel"
+# The first layers and the last ones, and filters, which are no matrices.
+ENDS = (
+  *("patches/kernel", "softmax/kernel", "matching_head/kernel", "class_head/kernel"),
+  *("conv/kernel", "stem/kernel", "depthwise/kernel"),
+)
 
 
 def is_hidden(path: str) -> bool:
   """True for a matrix from states to states."""
-  return path.endswith("/kernel") and not path.endswith(LAST)
+  return path.endswith("/kernel") and not path.endswith(ENDS)
 
 
 def unless_skipped(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -13,6 +13,7 @@ from flax import nnx
 from coca.config.durations import in_steps
 from coca.devices.hardware import compiler_options, release_memory
 from coca.devices.sharding import batch_sharding, replicated
+from coca.devices.trees import flat, nested
 from coca.objectives import momentum
 from coca.objectives.captioning import SoftTargets, prefix_lengths
 from coca.objectives.classification import mix
@@ -119,6 +120,7 @@ def make_step(setup: Setup):
       drawn = jax.random.uniform(jax.random.fold_in(key, Stream.PREFIX), (len(batch["text"]),))
       batch = batch | {"prefix": prefix_lengths(batch["text"], drawn)}
     grads, metrics = gradients(state.params, batch, noise, jax.random.fold_in(key, Stream.GRADIENTS), memory)
+    stats = metrics.pop("stats", {})
     metrics["grad_norm"] = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
@@ -131,6 +133,11 @@ def make_step(setup: Setup):
       lowest, highest = (math.log(x) if x else None for x in limits)
       temperature = new["params"]["temperature"]
       temperature["log_scale"] = jnp.clip(temperature["log_scale"], lowest, highest)
+    if stats:
+      with jax.named_scope("batch_norm"):
+        kept, params = config.model.efficientnet.norm_momentum, flat(new["params"])
+        moved = {name: kept * params[name] + (1 - kept) * x for name, x in flat(stats).items()}
+        new["params"] = nested(params | moved)
     if config.optim.ema and state.ema is not None:
       with jax.named_scope("ema"):
         new["ema"] = optax.incremental_update(new["params"], state.ema, 1 - config.optim.ema)

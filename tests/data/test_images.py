@@ -394,3 +394,23 @@ def test_same_numbers_same_picture():
   data = encode(picture(200, 300), "JPEG")
   a, b = (images.decode_train(data, 48, np.random.default_rng(7), (0.3, 1.0), True) for _ in range(2))
   np.testing.assert_array_equal(a, b)
+
+
+def test_a_part_of_the_resized_square_is_cut_out():
+  """Of a square of 40 in the middle, resized to 20, 15: each pixel says where it comes from."""
+  column, row = np.meshgrid(np.arange(60), np.arange(40))
+  pixels = np.stack([row, column, 0 * row], axis=-1).astype(np.uint8)
+  whole = np.asarray(Image.fromarray(pixels[:, 10:50]).resize((20, 20), Image.Resampling.BICUBIC))
+  seen = images.resize_eval(pixels, 16, resize=20).astype(int)
+  np.testing.assert_allclose(seen, whole[2:18, 2:18], atol=1)
+  png = encode(pixels, "PNG")
+  corners = []
+  for seed in range(30):
+    made = images.decode_train(png, 16, np.random.default_rng(seed), resize=20).astype(int)
+    assert made.shape == (16, 16, 3)
+    top, left = made[0, 0, :2]
+    np.testing.assert_allclose(made[-1, -1, :2] - made[0, 0, :2], [30, 30], atol=2)  # a window of 32 of 40
+    corners.append((top, left))
+  tops, lefts = (np.unique(x) for x in zip(*corners, strict=True))
+  assert tops.min() < 3 and tops.max() >= 7 and len(tops) > 4
+  assert 10 <= lefts.min() < 13 and 16 < lefts.max() <= 19

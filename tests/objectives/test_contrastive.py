@@ -35,7 +35,9 @@ def reference(image, text, log_scale, bias, ids, weight, settings):
       for query, keys in ((image[i], text), (text[i], image)):
         logits = scale * keys[columns] @ query
         log_p = logits - np.log(np.exp(logits).sum())
-        total -= weight[i] * log_p[matches].mean() / (2 if settings.directions == "mean" else 1)
+        smoothing = settings.label_smoothing
+        targeted = (1 - smoothing) * log_p[matches].mean() + smoothing * log_p.mean()
+        total -= weight[i] * targeted / (2 if settings.directions == "mean" else 1)
     else:
       logits = scale * text[columns] @ image[i] + bias
       total += weight[i] * np.log1p(np.exp(np.where(matches, -logits, logits))).sum()
@@ -86,6 +88,11 @@ def check(settings, batch, mesh):
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid", "sigmoid_ring"])
 def test_loss_and_gradients_on_one_device(loss, equal_texts, batch):
   check(Contrastive(loss=loss, equal_texts=equal_texts), batch, make_mesh())
+
+
+@pytest.mark.parametrize("equal_texts", ["mask", "positives"])
+def test_smoothed_targets_lie_on_all_that_counts(equal_texts, batch):
+  check(Contrastive(label_smoothing=0.1, equal_texts=equal_texts), batch, make_mesh(2, 2, 2))
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])

@@ -145,7 +145,20 @@ def muon(params, gradients, lr, weight_decay, beta=0.95):
   return updates
 
 
-FORMULAS = [("adafactor", adafactor, 0.01), ("adamw", adamw, 5e-5), ("muon", muon, 5e-4)]
+def lamb(params, gradients, lr, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
+  """LAMB (arXiv 1904.00962, algorithm 2), with phi the identity; of vectors and scalars, AdamW."""
+  if params.ndim < 2:
+    return adamw(params, gradients, lr, weight_decay)
+  params, m, v, updates = params.astype(np.float64), 0.0, 0.0, []
+  for t, gradient in enumerate(gradients, 1):
+    m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient.astype(np.float64) ** 2
+    step = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + weight_decay * params
+    updates.append(-lr * np.linalg.norm(params) / np.linalg.norm(step) * step)
+    params = params + updates[-1]
+  return updates
+
+
+FORMULAS = [("adafactor", adafactor, 0.01), ("adamw", adamw, 5e-5), ("muon", muon, 5e-4), ("lamb", lamb, 5e-5)]
 
 
 @pytest.mark.parametrize(("name", "formula", "tolerance"), FORMULAS)
