@@ -50,7 +50,9 @@ class BatchNorm(nnx.Module):
 class Conv(nnx.Module):
   """A convolution without bias, padded as TensorFlow's 'SAME'; `depthwise`: of each channel for itself."""
 
-  def __init__(self, size: int, n_in: int, n_out: int, stride: int, dtype: DTypeLike, rngs: Rngs, depthwise=False):
+  def __init__(
+    self, size: int, n_in: int, n_out: int, stride: int, dtype: DTypeLike, rngs: Rngs, depthwise: bool = False
+  ):
     self.stride, self.groups, self.dtype = stride, n_in if depthwise else 1, dtype
     init = nnx.initializers.normal(math.sqrt(2 / (size**2 * (1 if depthwise else n_out))))
     self.kernel = nnx.Param(init(rngs.params(), (size, size, n_in // self.groups, n_out)))

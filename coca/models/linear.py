@@ -1,6 +1,7 @@
 """Linear layers and norms: how they are initialised, multiplied and gathered."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -97,7 +98,13 @@ def stacked(layers: list[Linear], x: Float[Array, "B T D"]) -> Float[Array, "n B
 
 
 def linear(
-  n_in: int, n_out: int, dtype: DTypeLike, rngs: Rngs, bias: bool = True, keep: str = "matmul", init=KERNEL_INIT
+  n_in: int,
+  n_out: int,
+  dtype: DTypeLike,
+  rngs: Rngs,
+  bias: bool = True,
+  keep: str = "matmul",
+  init: Callable = KERNEL_INIT,
 ) -> Linear:
   # In a dict, since flax says that it wants its own `Rngs`; all that it asks of it is `params()`.
   options = {"use_bias": bias, "dtype": dtype, "kernel_init": init, "rngs": rngs}

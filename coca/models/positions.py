@@ -5,9 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
-def resize_positions(positions, tokens: int, first: int = 0, method: str = "bilinear"):
+def resize_positions(
+  positions: Float[Array | np.ndarray, "old D"], tokens: int, first: int = 0, method: str = "bilinear"
+) -> Float[Array | np.ndarray, "new D"]:
   """Resizes a square grid of position embeddings: bilinear for CoCa, whose paper does not say how, bicubic for BLIP.
 
   Args:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from coca.config import Model
 from coca.config.special import PAD
@@ -100,7 +100,14 @@ class Group(nnx.Module):
     self.before = nnx.List([Layer(model.text, model, dtype, rngs) for _ in range(layers - 1)])
     self.last = Layer(model.text, model, dtype, rngs, kv_width=kv_width)
 
-  def __call__(self, x, mask=None, context=None, context_mask=None, key=None):
+  def __call__(
+    self,
+    x: Float[Array, "BK T D"],
+    mask: Bool[Array, "#BK #H #T T"] | None = None,
+    context: Float[Array, "B S kv_width"] | None = None,
+    context_mask: Bool[Array, "#B 1 1 S"] | None = None,
+    key: PRNGKeyArray | None = None,
+  ) -> Float[Array, "BK T D"]:
     """As `Layer`, without dropout."""
     for layer in self.before:
       x = layer(x, mask)

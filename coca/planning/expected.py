@@ -62,6 +62,7 @@ PARTS = (
   "text_decoder",
   "matching_pooler",
   "class_head",
+  "batch_norm",
   "optimizer",
   "ema",
 )
