@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 def resize_positions(
   positions: Float[Array | np.ndarray, "old D"], tokens: int, first: int = 0, method: str = "bilinear"
-) -> Float[Array | np.ndarray, "new D"]:
+) -> Float[Array, "new D"]:
   """Resizes a square grid of position embeddings: bilinear for CoCa, whose paper does not say how, bicubic for BLIP.
 
   Args:
@@ -24,7 +24,7 @@ def resize_positions(
     [first + tokens, D].
   """
   if len(positions) == first + tokens:
-    return positions
+    return jnp.asarray(positions)
   old, new = math.isqrt(len(positions) - first), math.isqrt(tokens)
   grid = positions[first:].reshape(old, old, -1)
   if method == "bicubic":

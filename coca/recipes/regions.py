@@ -37,8 +37,9 @@ def runlocal(config: Draft) -> Draft:
   on_scenes(config)
   config.name = config.name.removesuffix("_tiny")
   config.model.text.update(multimodal_layers=2, width=64, mlp=256)
-  config.evals = {"captions": config.evals.captions}
-  config.evals.captions.pixel_neighbours = ""
+  captions = config.evals["captions"]
+  captions.pixel_neighbours = ""
+  config.evals = {"captions": captions}
   config.data.tokenizer_texts = 2000
   shorten(config)
   return config

@@ -32,10 +32,11 @@ def from_row(values: dict, features, place: str) -> Detected:
   need(isinstance(boxes, np.ndarray) and boxes.ndim == 2 and boxes.shape[1] == 4, "column 'boxes' needs 4 numbers each")
   assert isinstance(boxes, np.ndarray)
   if isinstance(features, bytes):
-    need(shape is not None and len(shape) == 2, "features in bytes need a column 'shape': regions and width")
-    size = len(features) / max(math.prod(int(n) for n in shape), 1)
-    need(size in (2, 4), f"{len(features)} bytes of features are no {list(map(int, shape))} numbers of 16 or 32 bits")
-    features = np.frombuffer(features, np.float16 if size == 2 else np.float32).reshape([int(n) for n in shape])
+    shape = [int(n) for n in (() if shape is None else shape)]
+    need(len(shape) == 2, "features in bytes need a column 'shape': regions and width")
+    size = len(features) / max(math.prod(shape), 1)
+    need(size in (2, 4), f"{len(features)} bytes of features are no {shape} numbers of 16 or 32 bits")
+    features = np.frombuffer(features, np.float16 if size == 2 else np.float32).reshape(shape)
   need(isinstance(features, np.ndarray) and features.ndim == 2, "no features, or of different widths")
   need(len(features) == len(boxes), f"{len(features)} features and {len(boxes)} boxes")
   boxes = boxes.astype(np.float32)
