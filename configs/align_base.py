@@ -7,8 +7,9 @@ parameters, of which 305,600 are moving statistics of the batch norms.
   python -m coca.train --config=configs/align_base.py:tiny            # minutes on two cores, scenes
 
 With `large` it is as large as the paper's, EfficientNet-L7 and BERT-large, which InfoQ gives as 800M (20 July 2021):
-803,802,165 parameters. No public file names an L7. efficientnet_builder.py in tensorflow/tpu has B0 to B7; the factors
-of L2, 4.3 and 5.3, are those of timm, and L2 is what makes 800M with BERT-large.
+803,802,165 parameters. No public file names an L7: kakaobrain/coyo-align-b7-base lists Google's as ALIGN-L2-Large, and
+L2 is what makes 800M with BERT-large. Its factors, 4.3 and 5.3, are those of timm; efficientnet_builder.py in
+tensorflow/tpu has B0 to B7.
 
 The paper's (sections 4 and 5): global pooling without the 1x1 convolution of the classification head; a linear layer on
 [CLS] as wide as the image tower; label smoothing 0.1 in a softmax whose temperature is learned from 1.0; LAMB with
