@@ -52,6 +52,7 @@ def test_embeddings_matching_and_hidden_words_are_those_of_the_formula():
   close(scores.contrastive[:, 1], np.sum(image * text[::-1], axis=1))
 
 
+@pytest.mark.slow
 def test_a_step_learns_hidden_words_from_their_ids_and_from_the_momentum_model():
   """The momentum model is the whole one, moved on before it is asked; equation 7 with a share that grows."""
   settings = tiny_blip(

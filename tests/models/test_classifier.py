@@ -50,6 +50,7 @@ def test_logits_are_those_of_the_pooled_tokens(pool):
   assert all(x is None for x in out._replace(classes=None))
 
 
+@pytest.mark.slow
 def test_micro_batches_are_one_batch_and_unlabelled_rows_have_no_gradient():
   config = classifier(label_smoothing=0.1)
   whole, parts = gradients(config), gradients(config, micro=4)
@@ -60,6 +61,7 @@ def test_micro_batches_are_one_batch_and_unlabelled_rows_have_no_gradient():
   assert "embedding" not in whole[0] and np.abs(whole[0]["image_encoder"]["patches"]["kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_beside_other_losses():
   """They are as without it, and it as without them."""
   both = tiny(classification__weight=2.0, classification__classes=3)

@@ -203,6 +203,7 @@ def batch_of(settings):
   return batch | hide_words(jnp.asarray(batch["text"]), jax.random.key(1), settings.masked, settings.model)
 
 
+@pytest.mark.slow
 def test_micro_batches_and_devices_have_the_same_gradients():
   params = random_params(lemon(), 5)
   found = []
