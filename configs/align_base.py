@@ -3,7 +3,7 @@ parameters, of which 305,600 are moving statistics of the batch norms.
 
   python -m coca.train --config=configs/align_base.py --workdir=runs/align_base
   python -m coca.train --config=configs/align_base.py:large --dry_run
-  python -m coca.train --config=configs/align_base.py:runlocal        # a minute on a laptop, built-in corpus
+  python -m coca.train --config=configs/align_base.py:runlocal        # two minutes on a laptop, built-in corpus
   python -m coca.train --config=configs/align_base.py:tiny            # minutes on two cores, scenes
 
 With `large` it is as large as the paper's, EfficientNet-L7 and BERT-large, which InfoQ gives as 800M (20 July 2021):
