@@ -109,6 +109,8 @@ class Models:
 
 def _check(settings: CapFilt, captioner: Config | str, config: Config | str) -> None:
   """Checks the captioner's and the filter's settings, before the models are loaded; empty: there is none."""
+  if any(c and c.model.reads_regions for c in (captioner, config)):
+    raise ValueError("CapFilt reads images, and a model of kind 'lemon' a detector's regions: name another model")
   if captioner:
     check_decoding_model(settings.decoding, captioner)
   if not config:

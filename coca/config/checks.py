@@ -328,7 +328,7 @@ def _durations(c: Config) -> None:
 def _stages(c: Config) -> None:
   for name, stage in c.stages.items():
     need(
-      stage.size % c.model.image.patch == 0,
+      c.model.kind == "align" or stage.size % c.model.image.patch == 0,
       f"config.stages.{name}.size {stage.size} is no multiple of config.model.image.patch {c.model.image.patch}",
     )
   need(not c.stages or not c.model.reads_regions, "config.stages is for images, and this model reads their regions")

@@ -80,6 +80,7 @@ def _simvlm(c: Config) -> None:
     f"config.model.image.patch {image.patch}, class_token or patch_dropout: config.model.kind 'simvlm' has a stem "
     "whose tokens are of 16 pixels, and neither of the others",
   )
+  need(not c.stages, "config.stages needs another config.model.kind than 'simvlm', whose positions are of one size")
   need(min(c.model.stem.blocks) > 0, f"config.model.stem.blocks {c.model.stem.blocks}: each takes 1 or more")
   need(
     c.model.stem.width > 0 and (c.model.stem.width <= 32 or c.model.stem.width % 32 == 0),

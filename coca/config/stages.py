@@ -14,7 +14,7 @@ class Stage:
   within the step, bilinearly. Evaluations are those of the last stage, too. Each stage warms up and decays by itself.
   """
 
-  # Pixels a side of the images, a multiple of the patch.
+  # Pixels a side of the images, a multiple of the patch where there are patches.
   size: int = 224
   # Its end, and the next one's begin, counted from the begin of the run. Stages come in the order of their ends.
   until: Duration = "90%"

@@ -255,7 +255,7 @@ def _simvlm(config: Config) -> dict[str, float]:
   model, image, text = config.model, config.model.image, config.model.text
   frozen = frozen_parts(config)
   is_stem, is_encoder, is_decoder = (part not in frozen for part in ("stem", "encoder", "decoder"))
-  side, width, products = image.size // 4, model.stem.width, (image.size // 2) ** 2 * 49 * 3 * model.stem.width
+  side, width, products = image.size // 4, model.stem.width, 0
   for i, depth in enumerate(model.stem.blocks):
     channels, before = model.stem.width * 2**i, side
     side = side if i == 0 else side // 2
@@ -269,7 +269,8 @@ def _simvlm(config: Config) -> dict[str, float]:
   softmax = ("embedding" if text.tied_softmax else "softmax") not in frozen
   context = tokens, image.width, has_grad or is_encoder
   return {
-    "stem": _product(products, is_stem, is_stem),
+    "stem": _product((image.size // 2) ** 2 * 49 * 3 * model.stem.width, is_stem, False)
+    + _product(products, is_stem, is_stem),
     "encoder": image.layers * _layer(image, tokens, is_encoder, has_grad),
     "decoder": text.multimodal_layers * _layer(text, text.length, is_decoder, has_grad, *context),
     "softmax": _product(text.length * text.width * text.vocab, softmax, has_grad or is_encoder or is_decoder),

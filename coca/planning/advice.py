@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from jax.sharding import AbstractMesh
 
 from coca.config import Config, Mesh, Model, checks
+from coca.config.settings import frozen_parts
 from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import AXES, mesh_shape, param_shardings, slices_of
 from coca.models.abstract import abstract_model
@@ -21,12 +22,9 @@ POLICIES = ("none", "dots", "lean", "full")  # config.model.remat, by how much i
 def saved_bytes(config: Config, per_device: int, policy: str) -> int:
   """The least bytes that a device keeps for the backward pass: the layers' inputs, and what the remat policy leaves."""
   model, tensor = config.model, max(config.mesh.tensor, 1)
-  image, text = model.image, model.text
   itemsize = 4 if model.dtype == "float32" else 2
-  tokens = image.kept + image.class_token
-  context = (model.poolers.n_query if model.kind == "coca" else 0) or tokens
 
-  def layer(t, tower, crosses=0):
+  def layer(t, tower, crosses):
     kept, split = t * tower.width, 0  # split: over the tensor axis
     if policy != "full":
       kept += t * tower.width * (2 if crosses else 1)  # what the attentions add
@@ -38,11 +36,30 @@ def saved_bytes(config: Config, per_device: int, policy: str) -> int:
       split += tower.heads * t * (t + crosses) if model.attention == "xla" else 0  # kernels hold no softmax
     return kept + split // tensor
 
-  crosses = context if config.captioning.weight or config.matching.weight else 0
-  elements = _convolved(model, policy) if model.kind == "align" else image.layers * layer(tokens, image)
-  elements += text.unimodal_layers * layer(text.length, text)
-  elements += text.multimodal_layers * layer(text.length, text, crosses) if crosses else 0
+  elements = sum(layers * layer(*stack) for layers, *stack in _stacks(config))
+  elements += _convolved(model, policy) if model.kind == "align" else 0
   return per_device * elements * itemsize
+
+
+def _stacks(config: Config) -> list[tuple]:
+  """The stacks that are trained, each once: layers, tokens, tower, and tokens that the cross-attention looks at."""
+  model, regions = config.model, config.model.regions
+  image, text = model.image, model.text
+  if model.kind == "lemon":
+    return [(text.multimodal_layers, text.length + regions.tags + regions.count, text, 0)]
+  if model.kind == "simvlm":
+    read = image.tokens + text.length
+    return [(image.layers, read, image, 0), (text.multimodal_layers, text.length, text, read)]
+  tokens = image.kept + image.class_token
+  has_tower = model.kind != "align" and "image_encoder" not in frozen_parts(config)
+  reads = any(x.weight for x in (config.captioning, config.matching, config.masked, config.answering))
+  crossing = text.multimodal_layers // text.cross_every
+  return [
+    (image.layers * has_tower, tokens, image, 0),
+    (text.unimodal_layers, text.length, text, 0),
+    (crossing * reads, text.length, text, (model.poolers.n_query if model.kind == "coca" else 0) or tokens),
+    ((text.multimodal_layers - crossing) * reads, text.length, text, 0),
+  ]
 
 
 def _convolved(model: Model, policy: str) -> int:
@@ -97,7 +114,8 @@ def advice(config: Config, topology: Topology) -> list[str]:
       lines.append(f"  --config.optim.accumulate={k}: half the activations, the same loss, one more forward pass")
     with contextlib.suppress(ValueError):
       checks.check(with_batch(config, batch.total // 2))
-      lines.append(f"  --config.data.batch={batch.total // 2}: half the activations; another recipe, fewer negatives")
+      negatives = ", fewer negatives" * (config.contrastive.weight > 0)
+      lines.append(f"  --config.data.batch={batch.total // 2}: half the activations; another recipe{negatives}")
   words = batch.per_device * config.model.text.length
   logits = 12 * min(config.captioning.chunk, words) * config.model.text.vocab // max(config.mesh.tensor, 1)
   if config.captioning.weight and logits > 0.05 * (topology.memory or 0):

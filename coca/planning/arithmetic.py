@@ -15,6 +15,8 @@ from coca.objectives.terms import terms
 from coca.training.state import Setup
 
 PARTS = (  # in the order in which a pair goes through them
+  "stem",
+  "positions",
   "image_encoder",
   "region_projection",
   "region_norm",
@@ -23,6 +25,9 @@ PARTS = (  # in the order in which a pair goes through them
   "contrastive_pooler",
   "image_projection",
   "embedding",
+  "encoder",
+  "norm",
+  "decoder",
   "unimodal",
   "multimodal",
   "text_encoder",

@@ -115,8 +115,13 @@ def compile_capfilt(config: Config, topology: Topology, batch: int, decoding: De
     by the names of `Forward.programs`.
 
   Raises:
+    ValueError: CapFilt has no use for the model.
     DoesNotFit: as `compile_step`.
   """
+  if config.model.reads_regions or not (config.model.writes or config.contrastive.heads):
+    raise ValueError(
+      f"--capfilt: {config.name} reads no images, or neither writes texts nor compares them with an image"
+    )
   mesh, config = make_mesh(Mesh(), topology.devices[:1]), for_topology(config)
   forward, sharding = Forward(config, mesh), batch_sharding(mesh)
   params, text, side = forward.abstract_params, config.model.text, config.model.image.size

@@ -20,7 +20,9 @@ def _flops(eqn) -> float:
     return 2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
   if name == "conv_general_dilated":
     kernel = eqn.invars[1].aval.shape
-    return 2.0 * eqn.outvars[0].aval.size * math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
+    # Zeros between the inputs, in the gradient of one with strides, are no work.
+    size = eqn.outvars[0].aval.size / math.prod(params["lhs_dilation"])
+    return 2.0 * size * math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
   if name == "pallas_call":
     return float(params["cost_estimate"].flops) if params["cost_estimate"] else 0.0
   inner = [executed_flops(sub) for value in params.values() for sub in _jaxprs(value)]

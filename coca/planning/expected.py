@@ -120,10 +120,13 @@ def with_parts(of_loop: list[Cost]) -> list[Cost]:
 
 
 def part_of(line: str) -> tuple[str, bool]:
-  """The part of the model that an instruction is of, ('', ...) if none is named, and whether in the backward pass."""
+  """The part of the model that an instruction is of, ('', ...) if none is named, and whether in the backward pass.
+
+  A loss has what is in none of the model's parts.
+  """
   scopes = _OP_NAME.search(line)
   names = re.findall(r"\w+", scopes[1]) if scopes else []
-  part = next((name for name in names if name in PARTS or name.endswith("_loss")), "")
+  part = next((name for name in names if name in PARTS), next((name for name in names if name.endswith("_loss")), ""))
   return part, "transpose" in names[:3]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from coca.config import Config, checks
+from coca.config.stages import spans
 from coca.devices import hardware
 from coca.devices.sharding import AXES
 from coca.models.flops import flops_per_pair
@@ -41,7 +42,11 @@ def search(config: Config, topology: Topology, batches: list[int], say: Callable
   For each mesh and batch: the policy that computes least again and fits. What cannot fit by arithmetic is left out; so
   is a batch larger than one that does not fit. Meshes: the smallest fsdp that can fit, 4 and 16 times it. Where the
   compiler says how long a step takes, other policies, kernels and loops (`TRIED`) are then tried with the fastest.
+  Of a run in stages, the one with the largest images stands for all.
   """
+  if config.stages:
+    config = max((stage.config for stage in spans(config)), key=lambda stage: stage.model.image.size)
+    say(f"of the run's stages, that of the largest images, {config.model.image.size} pixels")
   found, compiled, smallest = [], 0, None
   unit = len(topology.devices) // max(config.mesh.tensor, 1) * config.optim.accumulate
   possible = []

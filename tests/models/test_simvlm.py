@@ -161,6 +161,7 @@ def test_settings_that_do_not_fit_say_which():
     ({"captioning__prompt_tokens": 1}, r"draws the words that are given"),
     ({"model__stem__blocks": (1, 0, 2)}, r"config\.model\.stem\.blocks \(1, 0, 2\)"),
     ({"matching__weight": 1.0}, r"config\.matching\.weight needs"),
+    ({"stages": {"small": {"size": 16}}}, r"config\.stages needs another"),
   ):
     with pytest.raises(ValueError, match=said):
       tiny(**{**SIMVLM, **changes})

@@ -1,19 +1,22 @@
 """What the compiler's text says of a program's time, and what a step computes."""
 
 import re
+import runpy
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from coca.config import parse
 from coca.devices.hardware import peak_flops, tpu
 from coca.devices.sharding import make_mesh
+from coca.models import efficientnet
 from coca.models.flops import flops_per_pair
 from coca.planning.collectives import Collective
 from coca.planning.compiled import batch_shapes, compile_step
 from coca.planning.executed import executed_flops
-from coca.planning.expected import KINDS, PARTS, costs, kernel_cycles
+from coca.planning.expected import KINDS, PARTS, costs, kernel_cycles, part_of
 from coca.planning.topology import open_topology
 from coca.training.state import Setup
 from coca.training.step import TrainStep
@@ -146,6 +149,13 @@ def test_a_step_computes_its_flops_and_what_it_computes_again():
   assert 1.2 < again["full"] < 4 / 3
 
 
+def test_a_part_of_the_model_within_a_loss_keeps_its_name():
+  scope = 'op_name="jit(step)/transpose(jvp({}))/dot"'
+  assert part_of(scope.format("masked_loss/text_decoder")) == ("text_decoder", True)
+  assert part_of(scope.format("masked_loss")) == ("masked_loss", True)
+  assert part_of(scope.format("momentum/image_encoder")) == ("momentum", True)
+
+
 def test_products_of_all_kinds_are_counted():
   def f(x, w, image):
     x = jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]
@@ -158,6 +168,29 @@ def test_products_of_all_kinds_are_counted():
   mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   split = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
   assert executed_flops(jax.make_jaxpr(split)(jnp.ones((8, 8)), args[1]).jaxpr) == 2 * 8 * 8 * 8
+
+
+def test_zeros_between_the_inputs_of_a_convolution_are_no_work():
+  def f(kernel, image):
+    args = {"window_strides": (2, 2), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    return jax.lax.conv_general_dilated(image, kernel, **args).sum()
+
+  step = jax.make_jaxpr(jax.grad(f, (0, 1)))(jnp.ones((3, 3, 4, 8)), jnp.ones((2, 6, 6, 4)))
+  assert executed_flops(step.jaxpr) == 3 * 2 * (2 * 3 * 3 * 8) * (3 * 3 * 4)
+
+
+@pytest.mark.parametrize("name", ["simvlm_base", "align_base", "mammut_base", "vit_base"])
+def test_the_family_is_counted_as_it_is_computed(name, monkeypatch):
+  """Of the configs that have no test of their own for it."""
+  monkeypatch.setattr(efficientnet, "platform", lambda: "tpu")  # on CPU a depthwise convolution is no product
+  config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]("runlocal")
+  config.update(optim={"name": "adamw"}, captioning={"chunk": 2**20}, mesh={"data": 1, "fsdp": 1})
+  config.model.remat = "none"
+  config = parse(config)
+  setup = Setup(config, make_mesh(devices=jax.devices()[:1]))
+  traced = TrainStep(setup).trace(setup.planned, batch_shapes(config, setup.mesh))
+  counted = executed_flops(traced.jaxpr.jaxpr) / config.data.batch
+  assert counted == pytest.approx(flops_per_pair(config)["total"], rel=0.01)
 
 
 def test_a_product_is_no_faster_than_the_peak_and_not_much_slower(libtpu):

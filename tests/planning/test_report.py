@@ -2,17 +2,19 @@
 
 import dataclasses
 import re
+import runpy
 
 import jax
 import pytest
 
 from coca import plan
 from coca.capfilt.settings import NUCLEUS
+from coca.config import Stage, parse
 from coca.models.flash import flash
 from coca.models.flops import flops_per_pair
 from coca.planning import advice, arithmetic, report, search, topology
 from coca.planning.collectives import Collective
-from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step
+from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step, for_topology
 from coca.planning.expected import Cost
 from coca.planning.topology import Topology, open_topology
 from support.common import tiny
@@ -111,6 +113,20 @@ def test_bounds_are_ordered():
   assert kept[-1] < advice.saved_bytes(tiny(mesh__tensor=2), 4, "dots") < kept[1]
 
 
+def test_bounds_of_other_kinds():
+  def kept(name, policy="full"):
+    config = parse(runpy.run_path(str(ROOT / "configs" / f"{name}_base.py"))["get_config"]())
+    return advice.saved_bytes(for_topology(config), 1, policy) // 2 // 768  # bfloat16, and the width of all
+
+  assert kept("lemon") == 12 * (40 + 30 + 50)
+  assert kept("simvlm") == 12 * (196 + 64) + 12 * 64
+  assert kept("simvlm", "dots") - kept("simvlm", "lean") == 12 * 2 * (196 + 64)  # keys and values of what is read
+  assert kept("albef") == 12 * 257 + (6 + 6) * 25
+  assert kept("mammut", "dots") - kept("mammut", "lean") == 6 * 2 * 196
+  frozen = tiny(optim__lr_scale={"image_encoder": 0.0})
+  assert advice.saved_bytes(tiny(), 4, "full") - advice.saved_bytes(frozen, 4, "full") == 4 * 2 * 2 * 16 * 32
+
+
 def test_meshes_are_those_that_can_be():
   def sizes(config, n, slices=1):
     return [(mesh.data, mesh.fsdp) for mesh in advice.meshes(config, chips(n, None, slices))]
@@ -175,6 +191,20 @@ def test_the_search_goes_by_the_expected_time(monkeypatch):
   assert "least time" in table[0] and f"{best.config.data.batch / best.program.step_seconds:,.0f}" in table[2]
 
 
+def test_the_search_goes_by_the_stage_of_the_largest_images(monkeypatch):
+  stages = {"wide": Stage(size=32, until="50%"), "small": Stage(size=8, until="20%")}
+  config, compiled, lines = dataclasses.replace(tiny(), stages=stages), set(), []
+
+  def compile_one(config, topology):
+    compiled.add(config.model.image.size)
+    return Program(MIB, 0, [], [], 0.0, 0.0, 1.0)
+
+  monkeypatch.setattr(search, "compile_step", compile_one)
+  found = search.search(config, chips(8, 100 * MIB), [64], lines.append)
+  assert compiled == {32} and "largest images, 32 pixels" in lines[0]
+  assert search.flags_of(found[0], config) == ["--config.mesh.data=8", "--config.data.batch=64"]
+
+
 def test_the_mesh_on_the_command_line():
   assert plan.mesh_setting("fsdp=64,data=-1") == {"data": -1, "fsdp": 64, "tensor": 1}
   for wrong in ("data", "data=0", "data=a", "fsdp=2,model=4"):
@@ -199,6 +229,13 @@ def test_the_search_on_the_command_line(memory, status, said, monkeypatch, capsy
   assert status or re.search(
     r"coca.train --config=\S+coca_tiny.py:runlocal --config.mesh.data=8 .*batch=\d+$", told.strip()
   )
+
+
+@pytest.mark.parametrize("name", ["lemon_base", "vit_base"])
+def test_capfilt_has_no_use_for_some(name):
+  config = parse(runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]())
+  with pytest.raises(ValueError, match=f"--capfilt: {name} reads no images, or neither writes"):
+    report.fit_capfilt(config, chips(1, None), 4)
 
 
 @pytest.mark.slow

@@ -18,11 +18,14 @@ from coca.data import pipeline
 from coca.models.flops import flops_per_pair
 from coca.models.positions import resize_positions
 from coca.planning import arithmetic
+from coca.planning.compiled import batch_shapes
 from coca.training import loop
 from coca.training.metrics import read
 from coca.training.optim import make_schedule
+from coca.training.state import Setup
 from coca.training.step import TrainStep
-from support.common import tiny
+from support.align import tiny_align
+from support.common import make_mesh, tiny
 from support.pipeline import make_config, open_sources, take, trained_words
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +73,13 @@ def test_stages_that_are_refused(stage, said):
   config.stages = {"a": to_dict(stage)}
   with pytest.raises(ValueError, match=said):
     parse(config)
+
+
+def test_a_convolutional_tower_sees_images_of_any_size():
+  config = tiny_align(stages={"a": {"size": 50}})
+  setup = Setup(config, make_mesh())
+  for stage in spans(config):
+    TrainStep(setup).trace(setup.planned, batch_shapes(config, setup.mesh, stage.config.model.image.size))
 
 
 def test_costs_are_told_by_stages():
