@@ -11,7 +11,9 @@ from coca.planning import hlo
 from coca.planning.expected import FREE, Cost, kind_of, part_of, with_parts
 
 _NAME = re.compile(r"%([\w.-]+)")
-_GEMM = re.compile(r'custom_call_target="__cublas')
+_GEMM = re.compile(r'custom_call_target="__(cublas|cudnn\$conv)')
+# The dimensions of the kernel, and whose gradient it is, if any: the labels are always those of the forward pass.
+_CONVOLUTION = re.compile(r'dim_labels=\w+_(\w+)->.*"__cudnn\$conv(\w+)"')
 
 
 def costs(text: str, flops: float, bandwidth: float, clock: float) -> list[Cost]:
@@ -55,6 +57,10 @@ def _products(line: str, shapes: dict[str, list[hlo.Array]], computations: dict[
   match = hlo.INSTRUCTION.match(line)
   if not match:
     return 0.0
+  if convolution := _CONVOLUTION.search(line):
+    arrays = [shapes[name][0][1] for name in _operands(match)[:2]] + [hlo.arrays(match[2])[0][1]]
+    outputs, kernel = {"BackwardInput": (0, 1), "BackwardFilter": (1, 2)}.get(convolution[2], (2, 1))
+    return 2.0 * math.prod(arrays[outputs]) * math.prod(arrays[kernel]) / arrays[kernel][convolution[1].index("o")]
   if match[3] == "dot" or _GEMM.search(line):
     contracted = re.search(r'lhs_contracting_dim(?:ension)?s"?[:=][\[{]"?(\d+)', line)
     left, product = shapes[_operands(match)[0]][0][1], hlo.arrays(match[2])[0][1]

@@ -45,6 +45,9 @@ ENTRY %main (p: f32[3,8,4]) -> f32[3,8,4] {
 """  # noqa: E501
 
 
+CONVOLVED = {"x": "2,8,8,5", "kernel": "6,3,3,5", "y": "2,4,4,6"}
+
+
 def test_a_kernel_takes_as_long_as_its_bytes_or_its_products():
   def seconds(flops, bandwidth):
     return {cost.name: cost.cycles / 1e9 for cost in costs(PROGRAM, flops, bandwidth, 1e9) if cost.name != "less"}
@@ -61,3 +64,23 @@ def test_a_kernel_takes_as_long_as_its_bytes_or_its_products():
   found = {cost.name: (cost.kind, cost.part) for cost in costs(PROGRAM, 1.0, 1.0, 1.0)}
   assert found["gemm.1"] == ("products", "image_encoder")  # as most of the loop
   assert found["fusion.1"] == ("element-wise", "image_encoder") and found["copy.1"] == ("copies", "")
+
+
+def test_convolutions_and_their_gradients_are_the_same_products():
+  def line(result, inputs, direction):
+    return (
+      f"  %{direction} = (bf16[{result}], u8[0]) custom-call({inputs}), window={{size=3x3 stride=2x2}}, "
+      f'dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{direction}"'
+    )
+
+  lines = (
+    *(f"  %{name} = bf16[{shape}] parameter({i})" for i, (name, shape) in enumerate(CONVOLVED.items())),
+    line(CONVOLVED["y"], "%x, %kernel", "Forward"),
+    line(CONVOLVED["x"], "%y, %kernel", "BackwardInput"),
+    line(CONVOLVED["kernel"], "%x, %y", "BackwardFilter"),
+  )
+  program = "\n".join(["HloModule jit_step, is_scheduled=true", "", "ENTRY %main (x: bf16[]) -> bf16[] {", *lines, "}"])
+  found = {cost.name: (cost.cycles, cost.kind) for cost in costs(program, 1.0, float("inf"), 1.0)}
+  assert found == dict.fromkeys(
+    ("Forward", "BackwardInput", "BackwardFilter"), (2.0 * (2 * 4 * 4 * 6) * (3 * 3 * 5), "products")
+  )
