@@ -49,9 +49,14 @@ def check_data(c: Config) -> None:
       f"{where}.text_only needs config.model.kind 'simvlm': other models learn from images",
     )
     need(
-      bool(source.question_key) == has_answering,
+      bool(source.task) == c.model.poses_tasks,
+      f"{where}.task is {source.task!r} and config.model.kind {c.model.kind!r}: 'vl_t5' needs a task, others take none",
+    )
+    need(
+      bool(source.question_key) == (has_answering or source.task == "vqa"),
       f"{where}.question_key is {source.question_key!r} and "
-      f"config.answering.weight {c.answering.weight}: batches of questions need both, others neither",
+      f"config.answering.weight {c.answering.weight}: batches of questions need both, others neither; of kind 'vl_t5' "
+      f"those of task 'vqa' need questions, and it is {source.task!r}",
     )
     need(
       c.contrastive.texts == 1 or not source.sidecars or source.sample == "image",
@@ -66,6 +71,7 @@ def check_data(c: Config) -> None:
   for name, e in c.evals.items():
     check_source(e.source, f"config.evals.{name}.source")
     _regions(c, e.source, f"config.evals.{name}.source")
+    need(not e.source.task, f"config.evals.{name}.source.task: the evaluator's kind says it; leave it empty")
     need(not e.source.text_only, f"config.evals.{name}.source.text_only: an evaluation needs images; set it to False")
     _evaluator(c, e, f"config.evals.{name}")
 
@@ -100,8 +106,9 @@ def _evaluator(c: Config, e: Eval, where: str) -> None:
     f"{where}: a matching evaluator needs config.matching.weight above 0: the model has no matching head",
   )
   need(
-    e.kind != "vqa" or c.answering.weight,
-    f"{where}: a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer",
+    e.kind != "vqa" or c.answering.weight or (c.model.poses_tasks and not e.answers),
+    f"{where}: a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer"
+    + ", or (kind 'vl_t5') writes answers and ranks none: leave `answers` empty" * c.model.poses_tasks,
   )
   need(
     e.kind != "classification" or c.classification.weight,
@@ -143,8 +150,8 @@ def check_source(s: Source, where: str) -> None:
     f"{where}.question_key and {where}.sidecars are both set: sidecars hold captions, no answers",
   )
   need(
-    not s.regions or ((s.kind == "parquet" or s.split.startswith("scenes")) and not (s.sidecars or s.question_key)),
-    f"{where}.regions is for kind 'parquet' and the splits 'scenes...' of 'builtin', without sidecars and questions",
+    not s.regions or ((s.kind == "parquet" or s.split.startswith("scenes")) and not s.sidecars),
+    f"{where}.regions is for kind 'parquet' and the splits 'scenes...' of 'builtin', without sidecars",
   )
   default = Source()
   changed = [

@@ -2,6 +2,7 @@
 
 from coca.config.data_checks import need
 from coca.config.settings import Config
+from coca.config.special import SENTINELS
 
 
 def check_kind(c: Config) -> None:
@@ -16,6 +17,8 @@ def check_kind(c: Config) -> None:
     _albef(c)
   if c.model.kind == "align":
     _align(c)
+  if c.model.kind == "vl_t5":
+    _vl_t5(c)
   if c.model.kind == "simvlm":
     _simvlm(c)
 
@@ -60,6 +63,21 @@ def _lemon(c: Config) -> None:
   need(
     max(med.cls, med.mask) < text.vocab,
     f"config.model.med.cls {med.cls} and mask {med.mask} have to be below config.model.text.vocab {text.vocab}",
+  )
+
+
+def _vl_t5(c: Config) -> None:
+  text, regions = c.model.text, c.model.regions
+  need(
+    c.captioning.weight > 0 < min(text.unimodal_layers, text.multimodal_layers) and not c.contrastive.heads,
+    "config.model.kind 'vl_t5' is trained by what it writes, with layers of an encoder and a decoder: set "
+    "config.captioning.weight, config.model.text.unimodal_layers and multimodal_layers above 0, and "
+    "config.contrastive.weight to 0",
+  )
+  need(
+    regions.tags > 0 and regions.count <= SENTINELS // 2 and text.vocab > SENTINELS,
+    f"config.model.kind 'vl_t5' needs config.model.regions.tags above 0, regions.count {regions.count} no more than "
+    f"{SENTINELS // 2}, and config.model.text.vocab {text.vocab} above {SENTINELS}: the last words stand for regions",
   )
 
 

@@ -12,4 +12,4 @@ class Regions(NamedTuple):
   features: Any  # fp32 [B, R, F]
   boxes: Any  # fp32 [B, R, 4]: left, top, right, bottom, as shares of the image's width and height
   mask: Any  # bool [B, R], False where there is no region
-  tags: Any  # int32 [B, G], the tokens of the regions' names, EOS, padding
+  tags: Any  # int32 [B, G], the tokens of the regions' names, or of the text of a task, EOS, padding

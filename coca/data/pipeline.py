@@ -11,6 +11,7 @@ out or moved: a record that cannot be used becomes a blank image without text an
 with the batch. Threads work on parts of a batch; decoders release the GIL.
 """
 
+import functools
 import hashlib
 import itertools
 import sys
@@ -27,7 +28,7 @@ from coca.config import Config
 from coca.config.regions import Regions
 from coca.config.special import PAD, Tokenizer
 from coca.config.stages import spans
-from coca.data import images, questions, regions, texts
+from coca.data import images, questions, regions, tasks, texts
 from coca.data.augment import rand_augment
 from coca.data.records import BadRecord, Record, Records
 from coca.data.sources import open_source
@@ -146,6 +147,8 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
   if more:
     unusable |= {"more_texts": np.zeros((more, length), np.int32), "more_hashes": np.zeros((more, 2), np.uint32)}
 
+  encode = functools.partial(tasks.encode, tokenizer, config.model.text.vocab) if settings.task else tokenizer.encode
+
   def example(index: int, rng: np.random.Generator) -> tuple[Batch, str]:
     where, names = name, ()
     out: Batch = {"weight": np.ones((), np.float32)}
@@ -168,7 +171,15 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
         names = texts.label_names(record) if settings.text == "labels" else ()
       text = next(said)
       if config.model.reads_regions:
-        out["image"] = regions.padded(record.regions, config.model, tokenizer)
+        asked = ""
+        if settings.task:
+
+          def other():
+            there = (index + 1 + int(rng.integers(max(len(source) - 1, 1)))) % len(source)
+            return texts.choose(source[there], settings.text, settings.prompts, rng, settings.origins)
+
+          asked, text = tasks.pose(settings.task, text, record, config.model.regions.count, other, rng)
+        out["image"] = regions.padded(record.regions, config.model, tokenizer, text=asked)
       elif settings.text_only:
         out["image"] = unusable["image"]
       else:
@@ -179,8 +190,8 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
     except BadRecord as e:
       return unusable, f"{where}: {e}"
     out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
-    out["text"] = ids = tokenizer.encode(data.prompt + text, length)
-    out["last"] = tokenizer.encode(data.prompt + text, length, ends=False)[-1] if ids[-1] != PAD else ids[-1]
+    out["text"] = ids = encode(data.prompt + text, length)
+    out["last"] = encode(data.prompt + text, length, ends=False)[-1] if ids[-1] != PAD else ids[-1]
     if config.model.kind == "simvlm":
       out["has_image"] = np.float32(not settings.text_only)
     if more:
@@ -262,7 +273,7 @@ def eval_batches(
       found = wants.texts(record)[:k]
       data = config.data
       if config.model.reads_regions:
-        image = regions.padded(record.regions, config.model, tokenizer)
+        image = regions.padded(record.regions, config.model, tokenizer, record.question)
       else:
         image = images.decode_eval(record.image, size, background, data.max_pixels, data.squash, data.resize)
     except BadRecord as e:

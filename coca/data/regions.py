@@ -5,11 +5,14 @@ import numpy as np
 from coca.config import Model
 from coca.config.regions import Regions
 from coca.config.special import Tokenizer
+from coca.data import tasks
 from coca.data.records import BadRecord, Detected
 
 
-def padded(record: Detected | None, model: Model, tokenizer: Tokenizer) -> Regions:
+def padded(record: Detected | None, model: Model, tokenizer: Tokenizer, question: str = "", text: str = "") -> Regions:
   """A record's regions as a model reads them: the first ones, as many as it takes, and zeros in all other places.
+
+  `question`, `text`: of a model that poses tasks, as in `tasks.read`.
 
   Raises:
     BadRecord: there are none.
@@ -25,6 +28,8 @@ def padded(record: Detected | None, model: Model, tokenizer: Tokenizer) -> Regio
     )
   n = min(len(record.boxes), settings.count)
   out.features[:n], out.boxes[:n], out.mask[:n] = record.features[:n], record.boxes[:n], True
+  if model.poses_tasks:
+    return out._replace(tags=tasks.read(tokenizer, model, question, text))
   # BOS of the tags is cut off: they go on where the caption ends.
   tags = tokenizer.encode(" ".join(record.tags), settings.tags + 1)[1:] if settings.tags else out.tags
   return out._replace(tags=tags)

@@ -18,6 +18,7 @@ from absl import logging
 from coca.config import Config
 from coca.config.data_checks import check_prompts
 from coca.config.special import Special, Tokenizer
+from coca.data import tasks
 from coca.data.prompts import ensemble, in_templates
 from coca.data.questions import clean, encode_candidates
 from coca.decoding.decode import prompts
@@ -284,11 +285,9 @@ class ContrastiveCaptioner:
       ValueError: as `embed_images`, a model that was not trained to answer, an empty question, not as many questions as
         images, or a possible answer that is too long.
     """
-    config, images = self.config, as_list(images)
-    if not config.answering.weight:
-      raise ValueError(
-        "this model was not trained to answer questions (config.answering.weight is 0); configs/blip_vqa.py trains one"
-      )
+    config, images, tasked = self.config, as_list(images), self.config.model.poses_tasks
+    if not config.answering.weight and (not tasked or len(answers)):
+      raise ValueError("this model answers no questions (config.answering.weight is 0); configs/blip_vqa.py trains one")
     questions = [clean(q) for q in ([questions] * len(images) if isinstance(questions, str) else questions)]
     if len(questions) != len(images) or not all(q.strip() for q in questions):
       raise ValueError(f"{len(images)} images and {len(questions)} questions; give one for each that is not empty")
@@ -297,10 +296,12 @@ class ContrastiveCaptioner:
     special = Special(self.tokenizer.bos, self.tokenizer.eos)
 
     def prepare(i):
-      return {"question": self.tokenizer.encode(questions[i], length)}
+      text, encode = questions[i], self.tokenizer.encode
+      return {"question": tasks.read(self.tokenizer, config.model, text) if tasked else encode(text, length)}
 
     def write(batch):
-      encoded = self.forward.encode(self.params, batch["image"])
+      image = batch["image"]._replace(tags=batch["question"]) if tasked else batch["image"]
+      encoded = self.forward.encode(self.params, image)
       if candidates is not None:
         return self.forward.rank_answers(self.params, encoded, batch["question"], candidates, min(rank, len(answers)))
       return self.forward.answer(self.writer, encoded, batch["question"], decoding, special=special).text[:, 0]

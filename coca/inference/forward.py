@@ -117,8 +117,12 @@ class Forward:
     return self._call(self._decoder(decoding, special), *writer, encoded, np.uint32(decoding.seed), inputs)
 
   def answer(self, writer, encoded: Encoded, question, decoding: Decoding, *, special: Special) -> Decoded:
-    """Answers to questions int32 [B, T] about images, by a model that was trained to answer; as `caption`."""
-    return self.caption(writer, self._call(self._ask, writer[0], encoded, question), decoding, special=special)
+    """Answers to questions int32 [B, T] about images, by a model that was trained to answer; as `caption`.
+
+    A model that poses tasks has read the question with the image, and `question` is not looked at.
+    """
+    asked = encoded if self.config.model.poses_tasks else self._call(self._ask, writer[0], encoded, question)
+    return self.caption(writer, asked, decoding, special=special)
 
   def rank_answers(self, params, encoded: Encoded, question, candidates, k: int):
     """The best of candidates int32 [C, A] for each question, int32 [B]; see `coca.decoding.rank`."""

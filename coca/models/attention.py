@@ -12,11 +12,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from coca.devices.hardware import platform
-from coca.models.linear import linear, spread, stacked
+from coca.models.linear import KERNEL_INIT, linear, spread, stacked
 from coca.models.rngs import Rngs
 
 KeysValues = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
 CachedKeysValues = tuple[Float[Array, "B H S K"], Float[Array, "B H S K"]]
+Mask = Bool[Array, "#B #H #T #S"] | Float[Array, "#B #H #T #S"]  # True may be attended; or what is added to the logits
+LOWEST = jnp.finfo(jnp.float32).min  # the logit of what may not be attended
 
 
 class Dropout(NamedTuple):
@@ -58,7 +60,7 @@ def dot_product_attention(
   q: Float[Array, "#B T H K"],
   k: Float[Array, "B S H K"],
   v: Float[Array, "B S H K"],
-  mask: Bool[Array, "#B #H #T #S"] | None = None,
+  mask: Mask | None = None,
   implementation: str = "xla",
   drop: Dropout | None = None,
 ) -> Float[Array, "B T H K"]:
@@ -68,7 +70,7 @@ def dot_product_attention(
     q: the queries; those of one example where k and v have more are shared.
     k: the keys.
     v: the values.
-    mask: True may be attended. Each row must allow something.
+    mask: True may be attended. Each row must allow something. Numbers are added to the logits, by 'xla' alone.
     implementation: 'xla'; 'cudnn', on NVIDIA GPUs in half precision; 'flash', on TPUs; 'auto': 'flash' there.
       Elsewhere, and where a kernel does not fit, all are as 'xla'; and 'cudnn' is where weights are dropped out.
     drop: dropout of the softmax' weights; which are dropped, differs between 'flash' and the others. None: none.
@@ -106,12 +108,15 @@ def _attention_weights(q, k, mask=None):
   """q [B, H, T, K] and k [B, H, S, K] -> fp32 [B, H, T, S], rows sum to 1."""
   logits = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
   if mask is not None:
-    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    logits = jnp.where(mask, logits, LOWEST) if mask.dtype == bool else logits + mask
   return jax.nn.softmax(logits, axis=-1)
 
 
 class Attention(nnx.Module):
-  """Multi-head attention; queries of width `width`, keys and values from tokens of width `kv_width`."""
+  """Multi-head attention; queries of width `width`, keys and values from tokens of width `kv_width`.
+
+  With `unscaled`, logits are not divided by the root of K, and the queries begin that much smaller (T5).
+  """
 
   def __init__(
     self,
@@ -124,14 +129,17 @@ class Attention(nnx.Module):
     inner: int | None = None,
     out: int | None = None,
     implementation: str = "xla",
+    bias: bool = True,
+    unscaled: bool = False,
   ):
     inner = inner or width
-    self.heads, self.implementation = heads, implementation
-    self.query = linear(width, inner, dtype, rngs)
+    self.heads, self.implementation, self.unscaled = heads, implementation, unscaled
+    smaller = nnx.initializers.variance_scaling(heads / inner, "fan_avg", "uniform")
+    self.query = linear(width, inner, dtype, rngs, bias, init=smaller if unscaled else KERNEL_INIT)
     keep = "context" if kv_width else "matmul"
-    self.key = linear(kv_width or width, inner, dtype, rngs, keep=keep)
-    self.value = linear(kv_width or width, inner, dtype, rngs, keep=keep)
-    self.out = linear(inner, out or width, dtype, rngs)
+    self.key = linear(kv_width or width, inner, dtype, rngs, bias, keep)
+    self.value = linear(kv_width or width, inner, dtype, rngs, bias, keep)
+    self.out = linear(inner, out or width, dtype, rngs, bias)
 
   def keys_values(self, x: Float[Array, "B S kv_width"]) -> KeysValues:
     return self._split(self.key(x)), self._split(self.value(x))
@@ -140,18 +148,18 @@ class Attention(nnx.Module):
     self,
     x: Float[Array, "#B T D"],
     kv: KeysValues,
-    mask: Bool[Array, "#B #H #T #S"] | None = None,
+    mask: Mask | None = None,
     drop: Dropout | None = None,
   ) -> Float[Array, "B T out"]:
     """x attends to `kv`, a pair as `keys_values` returns it."""
-    y = dot_product_attention(self._split(self.query(x)), *kv, mask, self.implementation, drop)
+    y = dot_product_attention(self._queries(x), *kv, mask, self.implementation, drop)
     return self.out(y.reshape(*y.shape[:2], -1))
 
   def over(
     self,
     x: Float[Array, "B T D"],
     context: Float[Array, "B S kv_width"] | None = None,
-    mask: Bool[Array, "#B #H #T #S"] | None = None,
+    mask: Mask | None = None,
     drop: Dropout | None = None,
   ) -> Float[Array, "B T out"]:
     """x attends to `context`, or to itself: what is projected from the same tokens is one product on TPUs."""
@@ -178,10 +186,10 @@ class Attention(nnx.Module):
     return k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
   def over_cache(
-    self, x: Float[Array, "B T D"], kv: CachedKeysValues, mask: Bool[Array, "#B #H #T #S"] | None = None
+    self, x: Float[Array, "B T D"], kv: CachedKeysValues, mask: Mask | None = None
   ) -> Float[Array, "B T D"]:
     """x attends to `kv`, a pair as `cached_keys_values` returns it."""
-    y = _attend(self._split(self.query(x)).transpose(0, 2, 1, 3), *kv, mask)
+    y = _attend(self._queries(x).transpose(0, 2, 1, 3), *kv, mask)
     return self.out(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
   def over_tokens(
@@ -196,11 +204,16 @@ class Attention(nnx.Module):
     The key's bias adds the same to all of a query's logits.
     """
     key, value = (y.kernel[...].reshape(self.heads, -1, tokens.shape[2]) for y in (self.key, self.value))
-    q = jnp.einsum("bthk,hkd->bhtd", self._split(self.query(x)), key) * (key.shape[2] / key.shape[1]) ** 0.5
+    q = jnp.einsum("bthk,hkd->bhtd", self._queries(x), key) * (key.shape[2] / key.shape[1]) ** 0.5
     y = _attend(q.reshape(len(x), 1, -1, key.shape[2]), tokens[:, None], tokens[:, None], mask)
     y = jnp.einsum("bhtd,hkd->bthk", y.reshape(q.shape), value).reshape(*x.shape[:2], -1)
     bias = self.value.bias
     return self.out(y if bias is None else y + bias[...].astype(y.dtype))
+
+  def _queries(self, x):
+    """Queries [B, T, H, K] for what divides their logits by the root of K."""
+    q = self._split(self.query(x))
+    return q * q.shape[-1] ** 0.5 if self.unscaled else q
 
   def _split(self, x):
     return x.reshape(*x.shape[:2], self.heads, -1)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from coca.devices.sharding import constrain_batch
+from coca.models.attention import LOWEST
 from coca.models.layers import Layer
 from coca.models.linear import few_rows_dot_general
 
@@ -24,6 +25,7 @@ def start_layers(
   rows: int,
   prefix: Int32[Array, "B P"],
   first: Int32[Array, " B"] | None = None,
+  bias: Callable | None = None,
 ) -> tuple[Callable, tuple]:
   """`start_decoding` of `coca.decoding` for a model whose text goes through one list of layers.
 
@@ -40,8 +42,15 @@ def start_layers(
     rows: K.
     prefix: the tokens that all rows begin with.
     first: the first position that an image's texts see from there on; None: all.
+    bias: positions int32 [N] -> [H, N, T], added to their logits; None: nothing is.
   """
   batch, n = prefix.shape
+
+  def with_bias(mask, positions):
+    """bool [B, 1, N or K, T * K], of tokens at `positions` [N], or of K at one."""
+    if bias is None:
+      return mask
+    return jnp.where(mask, jnp.repeat(bias(positions), rows, axis=2), LOWEST)
 
   def run(x, caches, *where):
     new = []
@@ -55,7 +64,8 @@ def start_layers(
     if first is not None:
       own &= jnp.arange(length)[:, None] >= first[:, None, None, None]
     mask = (ancestors[..., None] == jnp.arange(rows)) & own  # [B, rows, length, rows]
-    x, caches = run(embed(ids, position), caches, position * rows, mask.reshape(batch, 1, rows, length * rows))
+    mask = with_bias(mask.reshape(batch, 1, rows, length * rows), position[None])
+    x, caches = run(embed(ids, position), caches, position * rows, mask)
     logits = predict(x.reshape(batch * rows, -1))
     return constrain_batch(logits.reshape(batch, rows, -1)), caches
 
@@ -63,7 +73,7 @@ def start_layers(
   if n:
     slot = jnp.arange(length * rows)
     mask = (slot % rows == 0) & (slot // rows <= jnp.arange(n)[:, None])
-    mask = jnp.broadcast_to(mask, (batch, 1, *mask.shape))
+    mask = with_bias(jnp.broadcast_to(mask, (batch, 1, *mask.shape)), jnp.arange(n))
     _, caches = run(embed(prefix, jnp.arange(n)), caches, 0, mask, rows)
   return step, caches
 

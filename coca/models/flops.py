@@ -22,6 +22,7 @@ def flops_per_pair(config: Config) -> dict[str, float]:
   Momentum encoders go forward only, the image and the text through them once, and what they embed has no gradient.
   """
   kinds = {"coca": _coca, "blip": _blip, "albef": _albef, "lemon": _lemon, "simvlm": _simvlm, "align": _align}
+  kinds["vl_t5"] = _vl_t5
   flops = kinds[config.model.kind](config)
   return flops | {"total": sum(flops.values())}
 
@@ -247,6 +248,20 @@ def _lemon(config: Config) -> dict[str, float]:
     "text_decoder": text.multimodal_layers * _layer(text, tokens, is_trained, has_grad),
     "caption_head": _product(hidden * d * d, is_head_trained, has_grad),
     "softmax": _product(hidden * d * text.vocab, is_trained, has_grad or is_head_trained),
+  }
+
+
+def _vl_t5(config: Config) -> dict[str, float]:
+  text, regions, d = config.model.text, config.model.regions, config.model.text.width
+  parts = "region_projection", "words", "encoder", "decoder"
+  is_projected, is_word, is_encoder, is_decoder = (part not in frozen_parts(config) for part in parts)
+  tokens, has_grad = regions.tags + regions.count, is_projected or is_word
+  context = tokens, d, has_grad or is_encoder
+  return {
+    "region_projection": _product(regions.count * (regions.width + 5) * d, is_projected, False),  # and the box's
+    "encoder": text.unimodal_layers * _layer(text, tokens, is_encoder, has_grad),
+    "decoder": text.multimodal_layers * _layer(text, text.length, is_decoder, has_grad, *context),
+    "softmax": _product(text.length * d * text.vocab, is_word, has_grad or is_encoder or is_decoder),
   }
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from coca import config
 from coca.devices.sharding import constrain_batch, gather_layer
 from coca.models.attention import Attention, CachedKeysValues, Dropout, dropout
-from coca.models.linear import few_rows_dot_general, layer_norm, linear
+from coca.models.linear import few_rows_dot_general, layer_norm, linear, rms_norm
 from coca.models.rngs import Rngs
 
 Cache = tuple[Float[Array, "B H slots K"], Float[Array, "B H slots K"]]  # keys and values of a text's tokens
@@ -30,10 +30,10 @@ ACTIVATIONS = {
 
 
 class Mlp(nnx.Module):
-  def __init__(self, width: int, hidden: int, activation: str, dtype: DTypeLike, rngs: Rngs):
+  def __init__(self, width: int, hidden: int, activation: str, dtype: DTypeLike, rngs: Rngs, bias: bool = True):
     self.activation = activation
-    self.up = linear(width, hidden, dtype, rngs)
-    self.down = linear(hidden, width, dtype, rngs)
+    self.up = linear(width, hidden, dtype, rngs, bias)
+    self.down = linear(hidden, width, dtype, rngs, bias)
 
   def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
     return self.down(ACTIVATIONS[self.activation](self.up(x)))
@@ -44,7 +44,8 @@ class Layer(nnx.Module):
 
   A LayerNorm stands before each of them (pre-LN), or, where `bert`, a `coca.config.Med`, is given, after the sum.
   With cross-attention, `tower.feedforwards` 2 puts one more feed-forward before it, and `tower.norm_context` a
-  LayerNorm on what it looks at.
+  LayerNorm on what it looks at. Where `t5`, a `coca.config.Med` for its dropout, is given, norms are RMS norms, nothing
+  has a bias, and logits of attention are not scaled.
   """
 
   def __init__(
@@ -56,13 +57,18 @@ class Layer(nnx.Module):
     *,
     kv_width: int | None = None,
     bert: config.Med | None = None,
+    t5: config.Med | None = None,
   ):
-    self.post_norm, self.dropout = bert is not None, bert.dropout if bert else 0.0
+    med = bert or t5
+    self.post_norm, self.dropout = bert is not None, med.dropout if med else 0.0
     self.crosses = kv_width is not None
-    norm = functools.partial(layer_norm, tower.width, bert.norm_eps if bert else model.norm_eps, dtype, rngs)
+    kind = rms_norm if t5 else layer_norm
+    norm = functools.partial(kind, tower.width, bert.norm_eps if bert else model.norm_eps, dtype, rngs)
     attention = functools.partial(Attention, tower.width, tower.heads, dtype, rngs, implementation=model.attention)
+    if t5:  # of the kernels, XLA's alone takes numbers as a mask
+      attention = functools.partial(attention, implementation="xla", bias=False, unscaled=True)
     self.norm_self, self.self_attention = norm(), attention()
-    mlp = functools.partial(Mlp, tower.width, tower.mlp, model.activation, dtype, rngs)
+    mlp = functools.partial(Mlp, tower.width, tower.mlp, model.activation, dtype, rngs, bias=t5 is None)
     two = kv_width is not None and isinstance(tower, config.TextDecoder) and tower.feedforwards == 2
     self.norm_self_mlp, self.self_mlp = (norm(), mlp()) if two else (None, None)
     if kv_width is not None:
@@ -74,7 +80,7 @@ class Layer(nnx.Module):
   def __call__(
     self,
     x: Float[Array, "BK T D"],
-    mask: Bool[Array, "#BK #H #T T"] | None = None,
+    mask: Bool[Array, "#BK #H #T T"] | Float[Array, "#BK #H #T T"] | None = None,
     context: Float[Array, "B S kv_width"] | None = None,
     context_mask: Bool[Array, "#B 1 1 S"] | None = None,
     key: PRNGKeyArray | None = None,
@@ -152,7 +158,7 @@ class Layer(nnx.Module):
     context: CachedKeysValues | Float[Array, "B S kv_width"] | None,
     context_mask: Bool[Array, "#B 1 1 S"] | None,
     first: Int[Array, ""] | int,
-    mask: Bool[Array, "B 1 N slots"],
+    mask: Bool[Array, "B 1 N slots"] | Float[Array, "B H N slots"],
     spread: int = 1,
   ) -> tuple[Float[Array, "B N D"], Cache]:
     """Tokens of an image's texts, with their keys and values kept for the tokens to come.
@@ -163,7 +169,7 @@ class Layer(nnx.Module):
       context: from `context_cache`; None in layers without cross-attention.
       context_mask: as in `__call__`.
       first: the slot of the first of the N.
-      mask: what each may attend, its own slot among them.
+      mask: what each may attend, its own slot among them; or numbers for the logits.
       spread: from one of the N slots to the next.
 
     Returns:

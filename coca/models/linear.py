@@ -141,6 +141,18 @@ class LayerNorm(nnx.LayerNorm):
     return norm.layer_norm(x, scale, bias, self.epsilon, fork)
 
 
+class RmsNorm(nnx.RMSNorm):
+  """T5's: no mean is taken off, and there is no bias. `fork`: as `LayerNorm`'s."""
+
+  def fork(self, x: Float[Array, "*rows D"]) -> tuple[Float[Array, "*rows D"], Float[Array, "*rows D"]]:
+    return self(x), x
+
+
+def rms_norm(width: int, eps: float, dtype: DTypeLike, rngs: Rngs) -> RmsNorm:
+  options = {"epsilon": eps, "dtype": dtype, "rngs": rngs}
+  return RmsNorm(width, **options)
+
+
 def layer_norm(width: int, eps: float, dtype: DTypeLike, rngs: Rngs) -> LayerNorm:
   options = {"epsilon": eps, "dtype": dtype, "use_fast_variance": False, "rngs": rngs}
   return LayerNorm(width, **options)

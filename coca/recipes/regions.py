@@ -1,8 +1,15 @@
 """The common part of the systems that read a detector's regions: their data, and their small copies."""
 
+from dataclasses import replace
+
 from coca.config import Draft, Eval, Source, to_dict
 from coca.recipes import tiny
 from coca.recipes.coca import shorten
+
+
+def _files(split: str, name: str = "coco", **settings) -> Source:
+  path = f"data/{name}_regions/{split}/*.parquet"
+  return Source(kind="parquet", path=path, regions=True, origin="human", **settings)
 
 
 def coco(config: Draft) -> None:
@@ -10,12 +17,31 @@ def coco(config: Draft) -> None:
 
   docs/own-data.md says which columns they have.
   """
+  config.data.sources = {"coco": to_dict(_files("train"))}
+  config.evals = {"coco_captions": to_dict(Eval(kind="captions", source=_files("test"), every="10%", beams=5))}
 
-  def source(split):
-    return Source(kind="parquet", path=f"data/coco_regions/{split}/*.parquet", regions=True, origin="human")
 
-  config.data.sources = {"coco": to_dict(source("train"))}
-  config.evals = {"coco_captions": to_dict(Eval(kind="captions", source=source("test"), every="10%", beams=5))}
+def pose(config: Draft, tasks: tuple[str, ...], small: bool) -> None:
+  """Makes the data in place those of VL-T5's tasks: captions as they are, others a source each, all of one weight.
+
+  Questions are in files below data/vqa_regions, or `small`, of scenes; with any, answers are evaluated, not captions.
+  """
+  if tasks == ("caption",):
+    for source in config.data.sources.values():
+      source.task = "caption"
+    return
+  if small:
+    splits = "scenes", "scenes_questions", "scenes_questions_val"
+    found = [replace(tiny.scenes(split), regions=True) for split in splits]
+  else:
+    found = [_files("train"), *(_files(split, "vqa", text_key="answers") for split in ("train", "test"))]
+  pairs, asked, held_out = found[0], *(replace(source, question_key="question") for source in found[1:])
+  config.data.sources = {
+    task.replace(" ", "_"): to_dict(replace(asked if task == "vqa" else pairs, task=task)) for task in tasks
+  }
+  evaluated = next(iter(config.evals.values()))
+  evaluated.update(kind="vqa", source=to_dict(held_out), beams=1, pixel_neighbours="")
+  config.evals = {"vqa": evaluated}
 
 
 def on_scenes(config: Draft) -> Draft:

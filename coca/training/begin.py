@@ -211,7 +211,7 @@ def _new_tokenizer(config: Config, sources: dict) -> Tokenizer:
     tokenizer, where = read_workdir(config.init_from)[1], config.init_from
   else:
     texts = texts_of(sources, config.data.sources, config.data.tokenizer_texts, config.seed)
-    vocab = config.model.text.vocab
+    vocab = config.model.pieces
     if config.model.is_bert:
       tokenizer = wordpiece.train(texts, vocab)
     else:
@@ -273,8 +273,9 @@ def _check_records(config: Config, old: Config, now: dict, before: dict) -> list
 
 def _check_tokenizer(config: Config, tokenizer: Tokenizer, path) -> None:
   """Raises ValueError if the tokenizer is not one for the model, or what the config has to fit it does not."""
-  if tokenizer.vocab > (vocab := config.model.text.vocab):
-    raise ValueError(f"{path} has {tokenizer.vocab} pieces, more than config.model.text.vocab {vocab}")
+  if tokenizer.vocab > (most := config.model.pieces):
+    taken = " (without those of spans and regions)" * config.model.poses_tasks
+    raise ValueError(f"{path} has {tokenizer.vocab} pieces, more than config.model.text.vocab {most}{taken}")
   med, caption = config.model.med, config.captioning
   if config.model.is_bert:
     if not isinstance(tokenizer, wordpiece.WordPiece):

@@ -32,7 +32,7 @@ def zeros(*shape, dtype=jnp.float32):
     (
       dot_product_attention,
       (*[zeros(5, 7, 2, 4)] * 3, zeros(1, 1, 7, 7, dtype=bool)),
-      (*[zeros(5, 7, 2, 4)] * 3, zeros(1, 1, 7, 7)),
+      (*[zeros(5, 7, 2, 4)] * 3, zeros(1, 1, 7, 7, dtype=jnp.int32)),
     ),
     (next_tokens, (zeros(3, 5, dtype=jnp.int32), zeros(3)), (zeros(3, 5, dtype=jnp.int32), zeros(4))),
     (matching_loss, (zeros(4, 3, 2), zeros(4), zeros(4, dtype=bool)), (zeros(4, 3), zeros(4), zeros(4, dtype=bool))),

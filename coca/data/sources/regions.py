@@ -55,7 +55,7 @@ def numbers(value: pa.Scalar):
   if not isinstance(value, (pa.ListScalar, pa.LargeListScalar, pa.FixedSizeListScalar)) or not value.is_valid:
     return value.as_py()
   rows = value.values
-  if not hasattr(rows, "flatten") or not len(rows):
+  if not hasattr(rows, "flatten") or pa.types.is_struct(rows.type) or not len(rows):
     return value.as_py()
   flat, n = rows.flatten(), len(rows)
   if not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)):

@@ -9,7 +9,7 @@ from coca.data.records import Record, Shard, Text
 from coca.data.scenes.compose import World
 from coca.data.scenes.held_out import SPLITS
 from coca.data.scenes.questions import Question, Questions
-from coca.data.sources.scenes import bmp, shards_by_number
+from coca.data.sources.scenes import bmp, regions, shards_by_number
 from coca.files.finding import SETTING
 
 PREFIX = "scenes_questions"
@@ -37,7 +37,9 @@ class QuestionSource:
   def __getitem__(self, i: int) -> Record:
     asked, s = self.asked(i), self._settings
     answers = (Text(asked.answer, s.origin or "human"),) * ANNOTATORS
-    return Record(f"{s.split}/{i:06d}", bmp(asked.scene, s.scenes.pixels), answers, question=asked.question)
+    found = regions(asked.scene, s.scenes.pixels) if s.regions else None
+    image = bmp(asked.scene, s.scenes.pixels)
+    return Record(f"{s.split}/{i:06d}", image, answers, question=asked.question, regions=found)
 
   def asked(self, i: int) -> Question:
     """Question `i`, with its scene and its kind."""

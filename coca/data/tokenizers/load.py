@@ -98,7 +98,8 @@ def texts_of(sources: dict[str, Records], settings: dict[str, Source], limit: in
           rule = settings[name]
           text = choose(record, rule.text, rule.prompts, rng, rule.origins)
           any_text = True
-          yield f"{clean(record.question)} {text}" if record.question else text
+          text = f"{clean(record.question)} {text}" if record.question else text
+          yield f"{rule.task}: {text}" if rule.task else text
         except BadRecord as e:
           if len(reasons) < _REASONS:
             reasons.append(str(e) if e is record else f"{name} {record.key}: {e}")

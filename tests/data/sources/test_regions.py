@@ -46,6 +46,16 @@ def test_lists_of_lists(tmp_path):
   assert source[1].regions.features.shape == (1, WIDTH) and source[0].regions.tags == ()
 
 
+@pytest.mark.parametrize("key", ["answers", "answers.answer"])
+def test_questions(key, tmp_path):
+  answers = ["cat", "dog", "cat"]
+  answers = [{"answer": said, "id": i} for i, said in enumerate(answers)] if "." in key else answers
+  settings = {"question_key": "question", "text_key": key}
+  record = opened(tmp_path, row(question="what is it?", answers=answers), **settings)[0]
+  assert record.question == "what is it?" and [text.text for text in record.texts] == ["cat", "dog", "cat"]
+  np.testing.assert_array_equal(record.regions.features, FEATURES)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_bytes_with_a_shape_and_boxes_in_pixels(tmp_path, dtype):
   boxes = (BOXES * [200, 100, 200, 100]).tolist()
