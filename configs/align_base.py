@@ -60,4 +60,6 @@ def get_config(arg=None):
     config.model.embed_dim = round(320 * width)
     config.model.med.update(cls=2, encode=6, positions=config.model.text.length)
     config.data.resize = 0
+  if args.tiny:  # 0.99 and a temperature of 1 take longer than there are steps
+    config.model.efficientnet.norm_momentum, config.contrastive.temperature = 0.9, 0.1
   return config

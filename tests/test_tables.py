@@ -21,10 +21,12 @@ from support.bootstrap import bootstrap
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import capfilt_quality
+import family_config
 import grid
 import intervals
 import tables_blip
 import tables_coca
+import tables_family
 from grid import OUT, Cell, Grid, Measure
 
 BLIP = SimpleNamespace(
@@ -51,6 +53,27 @@ def settings_of(cell, out, monkeypatch):
   config_flags.DEFINE_config_file("config", flag_values=found)
   found(command)
   return (capfilt.parse if cell.module == "coca.capfilt" else parse)(found.config)
+
+
+def test_family_cells(tmp_path, monkeypatch):
+  """Each system in its tiny form, on the same scenes, beginning with what the cells that it needs leave behind."""
+  monkeypatch.chdir(grid.ROOT)
+  tokens = sentencepiece.train([f"a word number {i}" for i in range(40)], 60)
+  args = SimpleNamespace(seeds=[1], tables=list(tables_family.SYSTEMS), pairs=320, limit=9)
+  asked = set()
+  for cell in grid.in_order(tables_family.cells(args)):
+    config = settings_of(cell, tmp_path, monkeypatch)
+    workdir = tmp_path / cell.name / "run"
+    workdir.mkdir(parents=True)
+    write_run(config, tokens, workdir)
+    tokens.save(workdir / tokens.file)
+    assert (config.seed, config.steps, config.data.batch) == (1, "320 examples", family_config.BATCH)
+    scenes = [source.scenes for source in config.data.sources.values() if source.split == "scenes"]
+    assert {(s.seed, s.vocabulary) for s in scenes} == {(1, 16)} and max(s.objects for s in scenes) <= 2
+    asked |= set(config.evals)
+    assert config.evals and {settings.limit for settings in config.evals.values()} == {9}
+    assert config.init_from == (str(tmp_path / cell.needs[0].name / "run") if cell.needs else "")
+  assert asked == {key.partition("/")[0] for key in tables_family.COLUMNS}
 
 
 def test_blip_cells(tmp_path, monkeypatch):
