@@ -33,6 +33,7 @@ SYSTEMS = {
   "albef_base": ("ALBEF", ""),
   "blip_tiny": ("BLIP", ""),
   "lemon_base": ("LEMON, reads true regions", ""),
+  "vl_t5_base": ("VL-T5, reads true regions", ""),
   "vit_base": ("ViT, on single things", ""),
   "lit_base": ("LiT, on that ViT", "vit_base"),
   "finetune_classify": ("CoCa, tuned on single things", "coca_tiny"),
