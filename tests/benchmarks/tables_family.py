@@ -79,7 +79,7 @@ def table(args, made: Grid) -> str:
   rows = {SYSTEMS[system][0]: ("", done) for system, done in found.items() if done}
   rows["the nearest scene in 16 x 16 pixels"] = ("pixel_", found.get("coca_tiny", []))
   text = [
-    f"{args.pairs:,} pairs each; {len(args.seeds)} seed(s). {grid.cost(sum(found.values(), []))}\n",
+    f"{args.pairs:,} pairs each; {len(args.seeds)} seed(s). {grid.cost([values for done in found.values() for values in done])}\n",
     "| in % | " + " | ".join(COLUMNS.values()) + " |",
     "| --- |" + " ---: |" * len(COLUMNS),
   ]
