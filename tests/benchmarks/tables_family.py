@@ -78,8 +78,9 @@ def table(args, made: Grid) -> str:
   found = {s: [done for seed in args.seeds if (done := made.done(cell(args, s, seed)))] for s in args.tables}
   rows = {SYSTEMS[system][0]: ("", done) for system, done in found.items() if done}
   rows["the nearest scene in 16 x 16 pixels"] = ("pixel_", found.get("coca_tiny", []))
+  cost = grid.cost([values for done in found.values() for values in done])
   text = [
-    f"{args.pairs:,} pairs each; {len(args.seeds)} seed(s). {grid.cost([values for done in found.values() for values in done])}\n",
+    f"{args.pairs:,} pairs each; {len(args.seeds)} seed(s). {cost}\n",
     "| in % | " + " | ".join(COLUMNS.values()) + " |",
     "| --- |" + " ---: |" * len(COLUMNS),
   ]
