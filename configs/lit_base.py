@@ -2,6 +2,7 @@ r"""LiT (arXiv 2111.07991): a text tower learns to read a frozen, pre-trained Vi
 
   python -m coca.train --config=configs/lit_base.py:init_from=DIR --workdir=runs/lit_base
   python -m coca.train --config=configs/lit_base.py:init_from=DIR --dry_run
+  python -m coca.train --config=configs/lit_base.py:init_from=DIR --config.data.embeddings=DIR2   # see docs/family.md
   python -m coca.train --config=configs/lit_base.py:init_from=DIR,tiny       # DIR a run of vit_base:tiny
   python -m coca.train --config=configs/lit_base.py:init_from=DIR,runlocal   # a few steps
 

@@ -127,6 +127,9 @@ class Data:
   rand_augment: tuple[int, int] = (0, 0)
   # Evaluation looks at the whole image, squashed (BLIP), otherwise at the central square.
   squash: bool = False
+  # Folder of what a frozen image encoder makes of the training images, which takes the place of decoding and encoding
+  # them in each epoch. At its start, a run embeds what is missing there, all images once. Empty: images are encoded.
+  embeddings: str = ""
   # Colour under transparent images.
   background: str = "white"
   # What the texts begin with, as BLIP's captioner has "a picture of ". It is put in front of each text in training and

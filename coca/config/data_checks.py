@@ -40,6 +40,8 @@ def check_data(c: Config) -> None:
     raise ValueError(
       f"config.data.background is {data.background!r}; it takes a colour such as 'white' or '#ffffff'"
     ) from None
+  if data.embeddings:
+    _embeddings(c)
   for name, source in data.sources.items():
     where = f"config.data.sources.{name}"
     check_source(source, where)
@@ -74,6 +76,25 @@ def check_data(c: Config) -> None:
     need(not e.source.task, f"config.evals.{name}.source.task: the evaluator's kind says it; leave it empty")
     need(not e.source.text_only, f"config.evals.{name}.source.text_only: an evaluation needs images; set it to False")
     _evaluator(c, e, f"config.evals.{name}")
+
+
+def _embeddings(c: Config) -> None:
+  others, data = max(x.weight for x in (c.captioning, c.matching, c.classification)), c.data
+  need(
+    c.model.kind == "coca" and c.model.poolers.kind == "class_token" and not others,
+    "config.data.embeddings are states of the class token: they need config.model.kind 'coca', "
+    "config.model.poolers.kind 'class_token' and the contrastive loss alone; or set it to ''",
+  )
+  need(
+    c.optim.lr_scale.get("image_encoder") == 0,
+    "config.data.embeddings need an image encoder that stays as it is: set config.optim.lr_scale.image_encoder to 0",
+  )
+  changes = data.resize, data.flip, data.rand_augment[0], c.model.image.patch_dropout, c.stages
+  need(
+    data.crop == (1, 1) and not any(changes),
+    "config.data.embeddings need images that are the same each time: set config.data.crop to (1, 1), config.data.flip, "
+    "resize, rand_augment and config.model.image.patch_dropout to 0, and leave config.stages out",
+  )
 
 
 def _regions(c: Config, s: Source, where: str) -> None:

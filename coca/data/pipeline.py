@@ -30,7 +30,9 @@ from coca.config.special import PAD, Tokenizer
 from coca.config.stages import spans
 from coca.data import images, questions, regions, tasks, texts
 from coca.data.augment import rand_augment
-from coca.data.records import BadRecord, Record, Records
+from coca.data.embeddings import Embedded
+from coca.data.records import BadRecord, Record, Records, Shard, ShardedRecords
+from coca.data.sidecars import image_checksum
 from coca.data.sources import open_source
 from coca.data.texts import all_unknown
 from coca.devices.hardware import cores
@@ -48,7 +50,7 @@ def rows_of(sharding: Sharding, batch: int) -> np.ndarray:
   return np.flatnonzero(held)
 
 
-def open_sources(config: Config) -> dict[str, Records]:
+def open_sources(config: Config) -> dict[str, ShardedRecords]:
   """The training sources by name.
 
   Raises:
@@ -66,7 +68,7 @@ def open_sources(config: Config) -> dict[str, Records]:
 
 
 def train_batches(
-  config: Config, sources: dict[str, Records], tokenizer: Tokenizer, rows: Rows, start_step: int = 0
+  config: Config, sources: dict[str, ShardedRecords], tokenizer: Tokenizer, rows: Rows, start_step: int = 0
 ) -> Iterator[tuple[Batch, list[str]]]:
   """This host's part of the endless stream of training batches.
 
@@ -88,8 +90,8 @@ def train_batches(
     "more_texts" int32 [b, K-1, L] are the texts that follow in the draw, with "more_hashes" uint32 [b, K-1, 2]; all
     else is as with 1. With `config.classification.weight`, "label" int32 [b] is the image's class, -1 where it has
     none: of a model that reads no texts, such a record is unusable.
-    A model that reads regions has a `Regions` of arrays in the place of the image. S is that of the step's
-    stage (`config.stages`).
+    A model that reads regions has a `Regions` of arrays in the place of the image, and with `config.data.embeddings`
+    it is fp32 [b, D]. S is that of the step's stage (`config.stages`).
   """
   stages = [stage for stage in spans(config) if stage.last > start_step]
   if len(stages) < 2:
@@ -121,15 +123,16 @@ def _train_batches(config: Config, sources, tokenizer, rows, start: int, end: in
   return _read(mixed.__getitem__, rows, data.batch, start, end or sys.maxsize // data.batch, config)
 
 
-def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) -> grain.MapDataset:
+def _stream(name: str, source: ShardedRecords, config: Config, tokenizer: Tokenizer) -> grain.MapDataset:
   """A source's endless stream of examples, in an order of its own: other sources do not change it."""
   data, settings, answering = config.data, config.data.sources[name], config.answering
   more = config.contrastive.texts - 1
   size, length = config.model.image.size, config.model.text.length
   classes, reads = config.classification.classes if config.classification.weight else 0, config.model.text.layers > 0
-  background = images.colour(data.background)
+  background, width = images.colour(data.background), config.model.image.width
+  embedded = Embedded(data.embeddings, name, source, width) if data.embeddings else None
   unusable = {
-    "image": _blank(config),
+    "image": np.ones(width, np.float32) if embedded else _blank(config),
     "text": np.zeros(length, np.int32),
     "last": np.int32(0),
     "hashes": np.zeros(2, np.uint32),
@@ -182,6 +185,8 @@ def _stream(name: str, source: Records, config: Config, tokenizer: Tokenizer) ->
         out["image"] = regions.padded(record.regions, config.model, tokenizer, text=asked)
       elif settings.text_only:
         out["image"] = unusable["image"]
+      elif embedded:
+        out["image"] = embedded.state(index, record)
       else:
         image = images.decode_train(
           record.image, size, rng, data.crop, data.flip, background, data.max_pixels, data.resize
@@ -285,6 +290,33 @@ def eval_batches(
     return out, ""
 
   return _read(example, rows, batch, 0, -(-count // batch), config)
+
+
+def image_batches(
+  config: Config, source: Records, part: Shard, rows: Rows, batch: int
+) -> Iterator[tuple[Batch, list[str]]]:
+  """This host's part of one pass over the images of some records, decoded as training does without augmentation.
+
+  Yields:
+    {"image": uint8 [b, S, S, 3], "sum": uint32 [b], of the encoded image, "weight": float32 [b]}, b = len(rows), and
+    the reasons of unusable records (weight 0).
+  """
+  size, data, rng = config.model.image.size, config.data, np.random.default_rng(0)
+  background, blank = images.colour(data.background), _blank(config)
+
+  def example(n: int) -> tuple[Batch, str]:
+    out = {"image": blank, "sum": np.uint32(0), "weight": np.float32(0)}
+    if part.start + n >= part.stop:
+      return out, ""
+    try:
+      record = source[part.start + n]
+      out["sum"] = np.uint32(image_checksum(record))
+      image = images.decode_train(record.image, size, rng, background=background, max_pixels=data.max_pixels)
+    except BadRecord as e:
+      return out, str(e)
+    return out | {"image": image, "weight": np.float32(1)}, ""
+
+  return _read(example, rows, batch, 0, -(-(part.stop - part.start) // batch), config)
 
 
 def _blank(config: Config) -> np.ndarray | Regions:

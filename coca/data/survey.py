@@ -1,7 +1,7 @@
 """The texts of a run, looked at before it: how many are cut, and how much the tokenizer does not know."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ RUN = 16  # records at each place, one behind the other: neighbours in a file co
 UNKNOWN = 0.01  # share of the tokens from which on it is said
 
 
-def survey(config: Config, sources: dict[str, Records], tokenizer: Tokenizer) -> list[str]:
+def survey(config: Config, sources: Mapping[str, Records], tokenizer: Tokenizer) -> list[str]:
   """Looks at some texts of each training source, as training draws them; images are not decoded.
 
   Args:

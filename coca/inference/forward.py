@@ -45,6 +45,10 @@ class Forward:
     """uint8 [B, S, S, 3] -> fp32 [B, E], unit length."""
     return self._call(self._embed_images, params, image)
 
+  def first_tokens(self, params, image):
+    """uint8 [B, S, S, 3] -> fp32 [B, D], the image encoder's states of the class token."""
+    return self._call(self._first_tokens, params, image)
+
   def classify(self, params, image):
     """uint8 [B, S, S, 3] -> fp32 [B, C], the class head's logits."""
     return self._call(self._classify, params, image)
@@ -169,6 +173,13 @@ class Forward:
   @functools.cached_property
   def _embed_images(self):
     return self._jit(lambda model, image: in_groups(model.embed_image, image, self.config.model.image.tokens))
+
+  @functools.cached_property
+  def _first_tokens(self):
+    tokens = self.config.model.image.tokens
+    return self._jit(
+      lambda model, image: in_groups(lambda x: model.image_encoder(x)[:, 0].astype(np.float32), image, tokens)
+    )
 
   @functools.cached_property
   def _classify(self):

@@ -1,7 +1,7 @@
 """CoCa: image encoder, attentional poolers, unimodal and multimodal text decoder (arXiv 2205.01917).
 
 Shapes: B batch, S side in pixels, N patches, Q image tokens for the decoder, K texts an image, T text length,
-D text width, E embedding width, V vocabulary, C classes, L layers.
+W image width, D text width, E embedding width, V vocabulary, C classes, L layers.
 """
 
 from typing import Any
@@ -84,7 +84,7 @@ class CoCa(nnx.Module):
 
   def __call__(
     self,
-    image: UInt8[Array, "B S S 3"],
+    image: UInt8[Array, "B S S 3"] | Float32[Array, "B W"],
     text: Int32[Array, "B T"],
     *,
     contrast: bool = True,
@@ -98,7 +98,7 @@ class CoCa(nnx.Module):
     """One forward pass for all losses, or for some of them.
 
     Args:
-      image: pixels of 0 to 255.
+      image: pixels of 0 to 255; or the image encoder's states of the class token, of images that went through it.
       text: BOS, words, EOS, padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
@@ -108,7 +108,7 @@ class CoCa(nnx.Module):
       parallel: the examples whose words are predicted all at once (CapPa).
       key: for models with dropout; not looked at.
     """
-    encoded = self.image_encoder(image, patch_noise)
+    encoded = self.image_encoder(image, patch_noise) if image.ndim > 2 else image[:, None].astype(self.dtype)
     classes = self._classify(encoded) if classify else None
     if not (contrast or caption or match):
       return Output(None, None, None, None, None, classes)

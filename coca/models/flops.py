@@ -39,7 +39,7 @@ def _coca(config: Config) -> dict[str, float]:
   embed_dim = model.embed_dim or text.width
   is_trained = "image_encoder" not in frozen
   tokens, width = image.kept + image.class_token, image.width
-  flops = {"image_encoder": _image_encoder(image, tokens, is_trained)}
+  flops = {"image_encoder": 0.0 if config.data.embeddings else _image_encoder(image, tokens, is_trained)}
   encoded = (tokens, width, is_trained)
 
   def pool(part, n_query, out, tokens, width, has_grad, query_width=text.width):

@@ -96,6 +96,8 @@ def batch_shapes(config: Config, mesh, size: int = 0) -> dict:
     name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
   }
   pixels = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
+  if config.data.embeddings:
+    pixels = jax.ShapeDtypeStruct((config.model.image.width,), jnp.float32)
   seen = regions.blank(config.model) if config.model.reads_regions else pixels
   return out | {
     "image": jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype, sharding=sharding), seen)

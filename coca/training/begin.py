@@ -54,6 +54,7 @@ FREE = (
   "optim.accumulate",
   "optim.max_nonfinite",
   "captioning.chunk",
+  "data.embeddings",
   "data.threads",
   "data.prefetch",
   "data.max_skipped",

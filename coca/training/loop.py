@@ -20,6 +20,7 @@ from coca.storage.lock import locked
 from coca.storage.workdir import saved_steps
 from coca.training.begin import begin, check_folder, check_same_run
 from coca.training.curves import plot_curves
+from coca.training.embeddings import fill
 from coca.training.evaluation import Evaluation, evaluated
 from coca.training.init_from import compare
 from coca.training.limits import Skipped, check
@@ -76,6 +77,8 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   state, start, loaded = saving.first_state()
   skipped = Skipped(config.data.max_skipped, config.data.batch, start, int(state.unusable))
   train_step = TrainStep(setup)
+  if config.data.embeddings:
+    said += fill(config, forward, state.params, sources)
 
   # --- Loop ---
   rows = rows_of(sharding.batch_sharding(mesh), config.data.batch)

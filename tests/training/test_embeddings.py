@@ -1,0 +1,147 @@
+"""Embeddings of a frozen image encoder: kept once, refused when they are another's, and the same losses by them."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coca.config import Config, Source, default, parse, to_dict
+from coca.data import embeddings
+from coca.data.embeddings import Embedded, parts_of, path_of, row_type
+from coca.data.records import BadRecord
+from coca.data.sidecars import image_checksum
+from coca.data.sources import open_source
+from coca.models.flops import flops_per_pair
+from coca.planning.compiled import batch_shapes
+from coca.planning.executed import executed_flops
+from coca.training import embeddings as filling
+from coca.training import loop
+from coca.training.metrics import read
+from coca.training.state import Setup
+from coca.training.step import TrainStep
+from support.common import make_mesh
+
+RECORDS, WIDTH = 24, 32
+
+
+@pytest.fixture
+def images(tmp_path):
+  """A folder of images, one of which is no image."""
+  folder, rng = tmp_path / "images", np.random.default_rng(0)
+  folder.mkdir()
+  for i in range(RECORDS):
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{i:02d}.png")
+    (folder / f"{i:02d}.txt").write_text(f"a thing of {i % 7} and {i}")
+  (folder / "03.png").write_bytes((folder / "03.png").read_bytes()[:40])
+  return folder
+
+
+def lit(folder, **changes) -> Config:
+  """A text tower beside a frozen image encoder of random weights."""
+  c = default()
+  c.model.image.update(size=16, patch=4, layers=2, width=WIDTH, mlp=64, heads=4, class_token=True)
+  c.model.poolers.update(kind="class_token", n_query=0)
+  c.model.text.update(vocab=48, length=12, width=48, mlp=80, heads=2, unimodal_layers=1, multimodal_layers=0)
+  c.model.embed_dim, c.captioning.weight = 24, 0.0
+  c.optim.update(name="adamw", lr=1e-2, lr_scale={"image_encoder": 0.0})
+  c.update(steps="6", log_every="1")
+  c.data.update(batch=8, threads=1, max_skipped=1.0, sources={"web": to_dict(Source(kind="folder", path=str(folder)))})
+  c.mesh.fsdp = 1
+  c.checkpoint.update(every="3", keep_every="3")
+  for name, value in changes.items():
+    c.update_from_flattened_dict({name.replace("__", "."): value})
+  return parse(c)
+
+
+def numbers(workdir):
+  lines = read(workdir / "metrics.jsonl")
+  return [line["train/loss"] for line in lines], [line["data/skipped"] for line in lines]
+
+
+@pytest.mark.slow
+def test_losses_are_those_of_images_and_a_killed_run_goes_on(images, tmp_path, monkeypatch):
+  assert loop.run(lit(images), tmp_path / "plain") == 0
+  plain = numbers(tmp_path / "plain")
+  assert plain[1][-1] > 0  # the broken image
+
+  monkeypatch.setattr(embeddings, "PART", 8)
+  folder, written, write = tmp_path / "kept", [], filling.write_atomic
+
+  def killed(path, data):
+    if len(written) == 2:  # encoder.json, and the first of three parts
+      raise KeyboardInterrupt
+    written.append(path)
+    write(path, data)
+
+  config = lit(images, data__embeddings=str(folder))
+  monkeypatch.setattr(filling, "write_atomic", killed)
+  with pytest.raises(KeyboardInterrupt):
+    loop.run(config, tmp_path / "run")
+  files = [path_of(folder, "web", part) for part in parts_of(open_source(config.data.sources["web"], ""))]
+  assert [file.exists() for file in files] == [True, False, False]
+  files[0].touch()
+  before = files[0].stat().st_mtime_ns
+  monkeypatch.setattr(filling, "write_atomic", write)
+  assert loop.run(config, tmp_path / "run") == 0
+  assert all(file.exists() for file in files) and files[0].stat().st_mtime_ns == before
+
+  found = numbers(tmp_path / "run")
+  np.testing.assert_allclose(found[0], plain[0], rtol=1e-5)
+  assert found[1] == plain[1]
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+  assert loop.run(config, tmp_path / "run") == 0
+  assert numbers(tmp_path / "run") == found
+
+  with pytest.raises(ValueError, match="of another image encoder, or of images that were decoded in another way"):
+    loop.run(lit(images, data__embeddings=str(folder), seed=1), tmp_path / "other")
+  assert json.loads((folder / "encoder.json").read_text())["sha256"]
+
+
+def test_a_step_without_images_is_counted_as_it_is_computed(images):
+  config = lit(images, data__embeddings="kept", model__remat="none")
+  setup = Setup(config, make_mesh())
+  traced = TrainStep(setup).trace(setup.planned, batch_shapes(config, setup.mesh))
+  flops = flops_per_pair(config)
+  assert executed_flops(traced.jaxpr.jaxpr) == pytest.approx(8 * flops["total"], rel=0.01)
+  assert flops["image_encoder"] == 0 < flops_per_pair(lit(images))["image_encoder"]
+
+
+def test_rows_are_of_their_images(images, tmp_path):
+  source = open_source(Source(kind="folder", path=str(images)), "")
+  (part,) = parts_of(source)
+  rows = np.zeros(RECORDS, row_type(WIDTH))
+  for i in range(RECORDS):
+    rows[i] = (image_checksum(source[i]), np.full(WIDTH, i))
+  rows["state"][5] = np.nan
+  rows["image"][7] += 1
+  path = path_of(tmp_path, "web", part)
+  path.parent.mkdir()
+  np.save(path, rows)
+  kept = Embedded(str(tmp_path), "web", source, WIDTH)
+  np.testing.assert_array_equal(kept.state(9, source[9]), np.full(WIDTH, 9))
+  with pytest.raises(BadRecord, match="could not be decoded when"):
+    kept.state(5, source[5])
+  for number, record in ((7, source[7]), (9, source[8])):
+    with pytest.raises(ValueError, match=rf"record {number}, .* has another image than .*web.*; delete that file"):
+      kept.state(number, record)
+  np.save(path, rows[1:])
+  with pytest.raises(ValueError, match="is damaged, or of a source that has changed"):
+    Embedded(str(tmp_path), "web", source, WIDTH)
+
+
+def test_what_does_not_go_together_is_named(images):
+  config = lit(images, data__embeddings="kept")
+  assert dataclasses.replace(config.data, embeddings="") == lit(images).data
+  for changes, said in (
+    ({"model__poolers__kind": "parallel"}, r"poolers\.kind 'class_token' and the contrastive loss alone"),
+    ({"optim__lr_scale": {"image_encoder": 0.1}}, r"config\.optim\.lr_scale\.image_encoder to 0"),
+    ({"data__crop": (0.5, 1.0)}, r"images that are the same each time"),
+    ({"data__flip": True}, r"images that are the same each time"),
+    ({"model__image__patch_dropout": 0.5}, r"images that are the same each time"),
+    ({"stages": {"small": {"size": 8}}}, r"leave config\.stages out"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      lit(images, data__embeddings="kept", **changes)
