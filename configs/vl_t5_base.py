@@ -19,8 +19,8 @@ and is given left, top, right, bottom, so that theirs is (bottom - right) x (top
 trainer_base.py spares names with "bias", T5's distances among them, and LayerNorm.weight, as no norm of T5 is called.
 An answer is one annotator's, drawn, where theirs is drawn and weighed by its score; questions are clean as BLIP's, all
 "vqa:", and evaluated with BLIP's 3 beams. Pre-training takes each task as often, and names of regions are the files'
-tags, without attributes. There is no second image. It begins from nothing, theirs from T5's weights: no converter of
-these is here, and T5's SentencePiece model, without BOS, is not read.
+tags, without attributes. There is no second image, and no dropout within a feed-forward. It begins from nothing, theirs
+from T5's weights: no converter of these is here, and T5's SentencePiece model, without BOS, is not read.
 """
 
 from coca.commands import arguments

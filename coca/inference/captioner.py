@@ -287,7 +287,8 @@ class ContrastiveCaptioner:
     """
     config, images, tasked = self.config, as_list(images), self.config.model.poses_tasks
     if not config.answering.weight and (not tasked or len(answers)):
-      raise ValueError("this model answers no questions (config.answering.weight is 0); configs/blip_vqa.py trains one")
+      lacks = "ranks no answers" if tasked else "answers no questions"
+      raise ValueError(f"this model {lacks} (config.answering.weight is 0); configs/blip_vqa.py trains one")
     questions = [clean(q) for q in ([questions] * len(images) if isinstance(questions, str) else questions)]
     if len(questions) != len(images) or not all(q.strip() for q in questions):
       raise ValueError(f"{len(images)} images and {len(questions)} questions; give one for each that is not empty")

@@ -11,8 +11,13 @@ from flax import nnx
 
 from coca.config import Config
 from coca.config.regions import Regions
-from coca.decoding.settings import Decoding
+from coca.config.special import Special
+from coca.data import tasks
+from coca.data.records import Detected
+from coca.data.tokenizers.sentencepiece import train
+from coca.decoding.settings import Decoding, answer_decoding
 from coca.devices import sharding
+from coca.inference.captioner import ContrastiveCaptioner
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
 from coca.models.flops import flops_per_pair
@@ -155,10 +160,30 @@ def test_cached_equals_uncached(decoding, prompted):
   assert_same((np.asarray(out.text), np.asarray(out.score)), plain(decoding, prompt, lengths, uncached=uncached))
 
 
+def test_answers_are_to_what_the_encoder_reads():
+  """Questions stand beside the regions, whether images come from a user or from an evaluation."""
+  settings = vl_t5(answering__length=6, model__text__vocab=240)
+  tokenizer = train(["vqa: what is it? where? caption: a dog"] * 4, settings.model.pieces)
+  forward = Forward(settings, make_mesh())
+  params = jax.device_put(random_params(settings, 7), forward.params_shardings)
+  model = ContrastiveCaptioner(settings, tokenizer, forward, params)
+  image = some_regions(2)
+  given, questions = Detected(image.boxes[0], image.features[0]), ["What is it?", "where?"]
+  read = np.stack([tasks.read(tokenizer, settings.model, question) for question in questions])
+  same = jax.tree.map(lambda x: x[:1].repeat(2, 0), image)._replace(mask=np.ones((2, R), bool), tags=read)
+  encoded = forward.encode(params, forward.put(same))
+  special = Special(tokenizer.bos, tokenizer.eos)
+  found = forward.answer(forward.writer(params), encoded, None, answer_decoding(6), special=special)
+  expected = [tokenizer.decode(row[1:]) for row in np.asarray(found.text)[:, 0]]
+  assert model.answer([given] * 2, questions) == expected and any(expected)
+  with pytest.raises(ValueError, match="ranks no answers"):
+    model.answer(given, "where?", ["here"])
+
+
 @pytest.mark.slow
 def test_micro_batches_and_devices_have_the_same_gradients():
   params, found = random_params(vl_t5(), 5), []
-  for accumulate, mesh in ((1, (1, 1, 1)), (4, (2, 1, 2))):
+  for accumulate, mesh in ((1, (1, 1, 1)), (4, (1, 2, 2))):
     settings = vl_t5(optim__accumulate=accumulate)
     with jax.set_mesh(make_mesh(*mesh)):
       batch = pairs(settings, 16) | {"image": some_regions(16)}
