@@ -17,7 +17,8 @@ numbers and 6 of the box, 40 tokens of a caption and 30 of names; 15 % of a capt
 
 Not VinVL's: its label smoothing of 0.1, the fifth of the losses that it leaves out, embeddings that stay as BERT has
 them, and BERT's initialisation. LEMON's own pre-training, on 200M pairs of the web of which the regions are not public,
-is not here, and its constants were not looked up.
+is not here: its constants were looked for, and no public copy that was searched has more of the paper than its
+beginning.
 """
 
 from coca.commands import arguments

@@ -218,6 +218,9 @@ class Stem:
   blocks: tuple[int, int, int] = (3, 4, 23)
   # Channels of the first convolution; the blocks give 4, 8 and 16 times as many.
   width: int = 64
+  # Attention from one image token to another has a bias for their distance, in rows and in columns, of each head and
+  # layer (CoAtNet, arXiv 2106.04803, appendix A.1). It needs XLA's kernel in the encoder.
+  distances: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

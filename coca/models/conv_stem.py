@@ -6,6 +6,7 @@ say what its stem has. Here it is group norm (arXiv 1803.08494), the same in bot
 Shapes: B batch, S side in pixels, h and w sides of a map, C channels, N tokens, D width.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ class Conv(nnx.Module):
   def __init__(self, width: int, out: int, side: int, stride: int, dtype: DTypeLike, rngs: Any):
     conv = partial(nnx.Conv, width, out, (side, side), strides=stride, padding="SAME", use_bias=False)
     self.conv = conv(dtype=dtype, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-    self.norm = nnx.GroupNorm(out, num_groups=min(GROUPS, out), dtype=dtype, rngs=rngs)
+    self.norm = nnx.GroupNorm(out, num_groups=out if out < GROUPS else math.gcd(GROUPS, out), dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C2"]:
     return self.norm(self.conv(x))

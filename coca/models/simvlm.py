@@ -7,13 +7,19 @@ ends, with its last token, BOS if there is no other, as the first that the decod
 Shapes: B batch, S side in pixels, N image tokens, T text length, P tokens of a prompt, D width, V vocabulary.
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray, UInt8
 
-from coca.config import Config
+from coca.config import Config, Model
 from coca.devices.sharding import constrain_batch, gather
+from coca.models.attention import LOWEST
 from coca.models.cached_decoding import start_layers, vocabulary_logits
 from coca.models.conv_stem import ConvStem
 from coca.models.image_encoder import normalized
@@ -40,6 +46,28 @@ def suffix_mask(prefix: Int32[Array, " B"], length: int) -> Bool[Array, "B 1 {le
   return causal_mask(length) & ((position >= start) | (position[:, None] < start))
 
 
+class PatchLayer(Layer):
+  """A layer of the encoder in which each head has a number for each distance between two image tokens, in rows and in
+  columns, that is added to its logits (CoAtNet, arXiv 2106.04803, appendix A.1). Words have no distances."""
+
+  def __init__(self, model: Model, dtype: DTypeLike, rngs: Rngs):
+    # Of the kernels, XLA's alone takes numbers as a mask.
+    super().__init__(model.image, dataclasses.replace(model, attention="xla"), dtype, rngs)
+    self.side = model.image.size // model.image.patch
+    self.patch_distances = nnx.Param(jnp.zeros(((2 * self.side - 1) ** 2, model.image.heads)))
+
+  def __call__(
+    self, x: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "B T D"]:
+    side, distances, words = self.side, 2 * self.side - 1, x.shape[1] - self.side**2
+    table = self.patch_distances[...].reshape(distances, distances, -1)
+    # From i, j to k, l. Products with 0 and 1 are faster on TPUs than looking up, and so is their gradient.
+    one_hot = np.eye(distances, dtype=table.dtype)[np.arange(side)[:, None] - np.arange(side) + side - 1]
+    bias = jnp.einsum("abh,ika,jlb->hijkl", table, one_hot, one_hot, precision="highest").reshape(-1, side**2, side**2)
+    bias = jnp.pad(bias.astype(jnp.float32), ((0, 0), (0, words), (0, words)))
+    return super().__call__(x, jnp.where(mask, bias, LOWEST), key=key)
+
+
 class SimVlm(nnx.Module):
   """There are no embeddings of images and texts in one space; both parts of a text share the word embeddings."""
 
@@ -52,7 +80,8 @@ class SimVlm(nnx.Module):
     self.stem = ConvStem(model, self.dtype, rngs)
     self.positions = nnx.Param(EMBED_INIT(rngs.params(), (image.tokens, image.width)))
     self.embedding = Embedding(model, self.dtype, rngs)
-    self.encoder = Stack(image.layers, lambda r: Layer(image, model, self.dtype, r), model, self.dtype, rngs)
+    layer = PatchLayer if model.stem.distances else functools.partial(Layer, image)
+    self.encoder = Stack(image.layers, lambda r: layer(model, self.dtype, r), model, self.dtype, rngs)
     self.norm = layer_norm(image.width, model.norm_eps, self.dtype, rngs)
     self.decoder = MultimodalDecoder(model, image.width, self.dtype, rngs)
     self.softmax = None if text.tied_softmax else linear(text.width, text.vocab, self.dtype, rngs, bias=False)

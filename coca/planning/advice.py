@@ -47,9 +47,11 @@ def _stacks(config: Config) -> list[tuple]:
   image, text = model.image, model.text
   if model.kind == "lemon":
     return [(text.multimodal_layers, text.length + regions.tags + regions.count, text, 0)]
-  if model.kind == "simvlm":
-    read = image.tokens + text.length
-    return [(image.layers, read, image, 0), (text.multimodal_layers, text.length, text, read)]
+  if model.kind in ("simvlm", "vl_t5"):
+    reads_image = model.kind == "simvlm"
+    read = image.tokens + text.length if reads_image else regions.tags + regions.count
+    encoder = (image.layers, read, image, 0) if reads_image else (text.unimodal_layers, read, text, 0)
+    return [encoder, (text.multimodal_layers, text.length, text, read)]
   tokens = image.kept + image.class_token
   has_tower = model.kind != "align" and "image_encoder" not in frozen_parts(config)
   reads = any(x.weight for x in (config.captioning, config.matching, config.masked, config.answering))

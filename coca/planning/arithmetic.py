@@ -25,6 +25,7 @@ PARTS = (  # in the order in which a pair goes through them
   "contrastive_pooler",
   "image_projection",
   "embedding",
+  "words",
   "encoder",
   "norm",
   "decoder",

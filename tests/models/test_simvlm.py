@@ -1,5 +1,7 @@
 """SimVLM against float64 NumPy: its masks, its stem, a forward pass with all kinds of prefixes, and what it writes."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +30,9 @@ SIMVLM = {
 PREFIX, HAS_IMAGE = np.array([0, 2, 1, 0]), np.array([1, 1, 0, 0])
 
 
-@pytest.fixture(scope="module")
-def simvlm():
-  settings = tiny(**SIMVLM)
+@pytest.fixture(scope="module", params=[False, True], ids=["", "distances"])
+def simvlm(request):
+  settings = tiny(**SIMVLM, model__stem__distances=request.param)
   return settings, random_params(settings), pairs(settings, 4)
 
 
@@ -71,11 +73,21 @@ def stem(p, image):
   return linear(p["projection"], x.reshape(-1, x.shape[2]))
 
 
-def layers(p, x, heads, mask, context=None, seen=None):
+def distances(table, side, length):
+  """The bias of each head, from the first side^2 of some tokens to one another: [H, length, length]."""
+  bias, table = np.zeros((table.shape[-1], length, length)), table.reshape(2 * side - 1, 2 * side - 1, -1)
+  for (row, column), (to_row, to_column) in itertools.product(itertools.product(range(side), repeat=2), repeat=2):
+    number = table[row - to_row + side - 1, column - to_column + side - 1]
+    bias[:, row * side + column, to_row * side + to_column] = number
+  return bias
+
+
+def layers(p, x, heads, mask, context=None, seen=None, side=0):
   for i in range(2):
     layer = jax.tree.map(lambda leaf, i=i: leaf[i], p["layers"])
     y = norm(layer["norm_self"], x)
-    x = x + attend(layer["self_attention"], y, y, heads, mask)
+    bias = distances(layer["patch_distances"], side, len(x)) if side and "patch_distances" in layer else None
+    x = x + attend(layer["self_attention"], y, y, heads, mask, bias=bias)
     if context is not None:
       x = x + attend(layer["cross_attention"], norm(layer["norm_cross"], x), context, heads, [seen] * len(x))
     x = x + linear(layer["mlp"]["down"], GELU["gelu_tanh"](linear(layer["mlp"]["up"], norm(layer["norm_mlp"], x))))
@@ -90,7 +102,7 @@ def reference(settings, params, image, ids, prefix, has_image):
   # What is not seen is not there at all.
   given = words[: prefix + 1]
   read = np.vstack([tokens, given]) if has_image else given
-  context = norm(p["norm"], layers(p["encoder"], read, settings.model.image.heads, None))
+  context = norm(p["norm"], layers(p["encoder"], read, settings.model.image.heads, None, side=2 * has_image))
   rest = words[prefix:]
   causal = np.tril(np.ones((len(rest), len(rest)), bool))
   seen = np.ones(len(context), bool)

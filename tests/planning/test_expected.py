@@ -179,7 +179,7 @@ def test_zeros_between_the_inputs_of_a_convolution_are_no_work():
   assert executed_flops(step.jaxpr) == 3 * 2 * (2 * 3 * 3 * 8) * (3 * 3 * 4)
 
 
-@pytest.mark.parametrize("name", ["simvlm_base", "align_base", "mammut_base", "vit_base"])
+@pytest.mark.parametrize("name", ["simvlm_base", "align_base", "mammut_base", "vit_base", "vl_t5_base"])
 def test_the_family_is_counted_as_it_is_computed(name, monkeypatch):
   """Of the configs that have no test of their own for it."""
   monkeypatch.setattr(efficientnet, "platform", lambda: "tpu")  # on CPU a depthwise convolution is no product

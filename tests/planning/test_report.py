@@ -121,6 +121,7 @@ def test_bounds_of_other_kinds():
   assert kept("lemon") == 12 * (40 + 30 + 50)
   assert kept("simvlm") == 12 * (196 + 64) + 12 * 64
   assert kept("simvlm", "dots") - kept("simvlm", "lean") == 12 * 2 * (196 + 64)  # keys and values of what is read
+  assert kept("vl_t5") == 12 * (20 + 36) + 12 * 21
   assert kept("albef") == 12 * 257 + (6 + 6) * 25
   assert kept("mammut", "dots") - kept("mammut", "lean") == 6 * 2 * 196
   frozen = tiny(optim__lr_scale={"image_encoder": 0.0})

@@ -17,8 +17,9 @@ def norm(p, x):
   return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
 
 
-def attend(p, queries, tokens, heads, mask=None, change=lambda weights: weights):
-  """Multi-head attention, a head and a query at a time; `change` is what is done to the weights [H, T, S]."""
+def attend(p, queries, tokens, heads, mask=None, change=lambda weights: weights, bias=None):
+  """Multi-head attention, a head and a query at a time; `change` is what is done to the weights [H, T, S], `bias` what
+  is added to the logits."""
   q, k, v = linear(p["query"], queries), linear(p["key"], tokens), linear(p["value"], tokens)
   size = q.shape[1] // heads
   weights = np.zeros((heads, len(q), len(k)))
@@ -26,7 +27,7 @@ def attend(p, queries, tokens, heads, mask=None, change=lambda weights: weights)
   for h, part in enumerate(parts):
     for i in range(len(q)):
       seen = np.arange(len(k)) if mask is None else np.flatnonzero(mask[i])
-      score = k[seen, part] @ q[i, part] / math.sqrt(size)
+      score = k[seen, part] @ q[i, part] / math.sqrt(size) + (0 if bias is None else bias[h, i, seen])
       weight = np.exp(score - score.max())
       weights[h, i, seen] = weight / weight.sum()
   weights = change(weights)
