@@ -31,7 +31,9 @@ class Conv(nnx.Module):
   def __init__(self, width: int, out: int, side: int, stride: int, dtype: DTypeLike, rngs: Any):
     conv = partial(nnx.Conv, width, out, (side, side), strides=stride, padding="SAME", use_bias=False)
     self.conv = conv(dtype=dtype, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-    self.norm = nnx.GroupNorm(out, num_groups=out if out < GROUPS else math.gcd(GROUPS, out), dtype=dtype, rngs=rngs)
+    # Of one channel a group, nothing would be left of a colour.
+    groups = math.gcd(GROUPS, out) if out > GROUPS else out // 2
+    self.norm = nnx.GroupNorm(out, num_groups=groups, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C2"]:
     return self.norm(self.conv(x))

@@ -3,8 +3,8 @@
     python -m coca.train --config=tests/benchmarks/family_config.py:system=clip_base,seed=0 --workdir=...
 
 system: a file of configs/ with its argument, 'cap_base+parallel' for `cap_base.py:parallel`. What its tiny form says of
-sizes, losses and optimizer stays. A smaller world than the tiny forms', `WORLD`, and a batch for all: of minutes, each
-system should learn something. The seed is that of the scenes, too.
+sizes, losses and optimizer stays. A smaller world than the tiny forms', `WORLD`, half of it single things and no emoji,
+and a small batch for all: of minutes, each system should learn something. The seed is that of the scenes, too.
 """
 
 import runpy
@@ -42,9 +42,14 @@ def get_config(arg=None) -> ConfigDict:
   for source in (*config.data.sources.values(), *(settings.source for settings in config.evals.values())):
     if source.split.startswith("scenes"):
       source.scenes.update(WORLD, objects=min(source.scenes.objects, WORLD["objects"]))
-  for source in config.data.sources.values():
+  sources = config.data.sources
+  for source in sources.values():
     if source.split.startswith("scenes"):
       source.scenes.seed = args.seed
+  if "scenes" in sources:
+    sources.single.weight = sources.scenes.weight
+    if "emoji" in sources:
+      del sources["emoji"]
   if config.classification.weight:
     config.classification.classes = WORLD["vocabulary"]
   config.checkpoint.update(every="25%", keep=1)
