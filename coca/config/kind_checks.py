@@ -7,43 +7,40 @@ from coca.config.special import SENTINELS
 
 def check_kind(c: Config) -> None:
   """Raises ValueError, which names the setting, if one does not go with `config.model.kind`."""
-  if c.model.kind == "lemon":
-    _lemon(c)
-  elif c.model.is_bert:
+  own = {"blip": _blip, "albef": _albef, "align": _align, "lemon": _lemon, "vl_t5": _vl_t5, "simvlm": _simvlm}
+  if c.model.kind in own:
+    own[c.model.kind](c)
+  if c.model.is_bert:
     _bert(c)
-  if c.model.kind == "blip":
-    _blip(c)
-  if c.model.kind == "albef":
-    _albef(c)
-  if c.model.kind == "align":
-    _align(c)
-  if c.model.kind == "vl_t5":
-    _vl_t5(c)
-  if c.model.kind == "simvlm":
-    _simvlm(c)
 
 
 def _bert(c: Config) -> None:
-  """Common to 'blip', 'albef' and 'align'."""
+  """Common to 'blip', 'albef', 'align' and 'lemon'."""
   kind, text, med = c.model.kind, c.model.text, c.model.med
-  need(kind == "align" or c.model.image.class_token, f"config.model.kind {kind!r} needs config.model.image.class_token")
+  tags = c.model.regions.tags if c.model.reads_regions else 0
+  need(
+    kind in ("align", "lemon") or c.model.image.class_token,
+    f"config.model.kind {kind!r} needs config.model.image.class_token",
+  )
   need(
     not c.contrastive.heads or c.model.embed_dim > 0,
     f"config.model.embed_dim is 0: for {kind!r} it takes a number (BLIP and ALBEF 256)",
   )
   need(
-    max(text.length, c.answering.length) <= med.positions,
-    f"config.model.text.length {text.length} or config.answering.length {c.answering.length} is more than "
-    f"config.model.med.positions {med.positions}",
+    max(text.length + tags, c.answering.length) <= med.positions,
+    f"config.model.text.length {text.length} + {tags} tags, or config.answering.length {c.answering.length}, is more "
+    f"than config.model.med.positions {med.positions}",
   )
-  need(
-    max(med.cls, med.encode) < text.vocab,
-    f"config.model.med.cls {med.cls} and encode {med.encode} have to be below config.model.text.vocab {text.vocab}",
-  )
+  for name in {"lemon": ("cls", "mask"), "albef": ("cls", "encode", "mask")}.get(kind, ("cls", "encode")):
+    number = getattr(med, name)
+    need(
+      number < text.vocab,
+      f"config.model.med.{name} {number} has to be below config.model.text.vocab {text.vocab}",
+    )
 
 
 def _lemon(c: Config) -> None:
-  text, med, regions = c.model.text, c.model.med, c.model.regions
+  text = c.model.text
   kinds = "contrastive", "captioning", "matching", "answering", "classification"
   others = [name for name in kinds if getattr(c, name).weight]
   need(
@@ -54,15 +51,6 @@ def _lemon(c: Config) -> None:
   need(
     text.multimodal_layers > 0 and text.unimodal_layers == 0,
     "config.model.kind 'lemon' has one stack: config.model.text.multimodal_layers above 0 and unimodal_layers 0",
-  )
-  need(
-    text.length + regions.tags <= med.positions,
-    f"config.model.text.length {text.length} and config.model.regions.tags {regions.tags} are together more than "
-    f"config.model.med.positions {med.positions}",
-  )
-  need(
-    max(med.cls, med.mask) < text.vocab,
-    f"config.model.med.cls {med.cls} and mask {med.mask} have to be below config.model.text.vocab {text.vocab}",
   )
 
 
@@ -116,10 +104,6 @@ def _albef(c: Config) -> None:
     text.unimodal_layers > 0 and (text.multimodal_layers > 0 or not c.masked.weight),
     "config.model.kind 'albef' needs config.model.text.unimodal_layers above 0, and multimodal_layers above 0 with "
     "config.masked.weight",
-  )
-  need(
-    not c.masked.weight or c.model.med.mask < text.vocab,
-    f"config.model.med.mask {c.model.med.mask} has to be below config.model.text.vocab {text.vocab}",
   )
   need(
     c.masked.most <= text.length or not c.masked.weight,

@@ -9,40 +9,33 @@ embedding width, V vocabulary.
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, UInt8
 
 from coca.config import Config
 from coca.config.special import PAD
-from coca.models.blip import Bert, CaptionHead
+from coca.models.blip import Bert, CaptionHead, ImageHeads
 from coca.models.image_encoder import ImageEncoder
 from coca.models.layers import Layer, Stack
-from coca.models.linear import linear
-from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
+from coca.models.outputs import Encoded, Output, Scores, compute_dtype, unit
 from coca.models.rngs import Rngs
 
 # Parts that a config has no use for are None; coca/config/checks.py says what needs what, and pyright can't know it.
 # pyright: reportOptionalCall=false, reportOptionalMemberAccess=false
 
 
-class Albef(nnx.Module):
-  """The projections are built where `config.contrastive.heads`, each head where its loss has a weight, and the fusion
-  encoder where it has layers."""
+class Albef(ImageHeads):
+  """The fusion encoder is built where it has layers, the head that tells words where its loss has a weight."""
 
   def __init__(self, config: Config, rngs: Rngs):
     model, dtype = config.model, compute_dtype(config)
     text, med, width = model.text, model.med, model.image.width
-    has_embeddings = config.contrastive.heads
     self.med = med
     self.image_encoder = ImageEncoder(model, dtype, rngs)
     self.text_encoder = Bert(model, text.unimodal_layers, None, dtype, rngs)
     n, layer = text.multimodal_layers, lambda r: Layer(text, model, dtype, r, kv_width=width, bert=med)
     self.fusion = Stack(n, layer, model, dtype, rngs) if n else None
     self.masked_head = CaptionHead(model, dtype, rngs) if config.masked.weight > 0 else None
-    self.image_projection = linear(width, model.embed_dim, dtype, rngs) if has_embeddings else None
-    self.text_projection = linear(text.width, model.embed_dim, dtype, rngs) if has_embeddings else None
-    self.temperature = Temperature(config) if has_embeddings else None
-    self.matching_head = linear(text.width, 2, jnp.float32, rngs) if config.matching.weight > 0 else None
+    self.add_heads(config, rngs)
 
   def __call__(
     self,
@@ -72,10 +65,6 @@ class Albef(nnx.Module):
     embeddings = (self._project(tokens), self._embed(words)) if contrast else (None, None)
     return Output(*embeddings, tokens, words, None)
 
-  def embed_image(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
-    """Embeddings of unit length."""
-    return self._project(self.image_encoder(image))
-
   def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
     """Embeddings of unit length."""
     return self._embed(self._read(text, key))
@@ -92,11 +81,6 @@ class Albef(nnx.Module):
     length, width = words.shape[-2:]
     mask = (text.reshape(-1, length) != PAD)[:, None, None]
     return self.fusion(words.reshape(-1, length, width), mask, tokens, None, key=key).reshape(words.shape)
-
-  def match(self, states: Float[Array, "B K T D"], text: Int32[Array, "B K T"]) -> Float32[Array, "B K 2"]:
-    """`ground`'s states -> logits: of no match, and of a match."""
-    del text
-    return self.matching_head(states[..., 0, :].astype(jnp.float32))
 
   def fill(
     self,
@@ -118,11 +102,6 @@ class Albef(nnx.Module):
   def softmax_bias(self) -> Float[Array, " V"]:
     return self.masked_head.bias[...]
 
-  def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
-    """The embedding, where the model has one, and all image tokens."""
-    tokens = self.image_encoder(image)
-    return Encoded(self._project(tokens) if self.image_projection else None, tokens)
-
   def score(self, encoded: Encoded, text: Int32[Array, "B K T"]) -> Scores:
     """Images and K texts of each; without an embedding of the images there are no cosines."""
     contrastive = matching = logits = None
@@ -142,6 +121,3 @@ class Albef(nnx.Module):
 
   def _embed(self, words):
     return unit(self.text_projection(words[:, 0]))
-
-  def _project(self, tokens):
-    return unit(self.image_projection(tokens[:, 0]))

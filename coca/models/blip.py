@@ -10,6 +10,7 @@ V vocabulary, L layers.
 
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,17 +104,59 @@ class CaptionHead(nnx.Module):
     return self.norm(self.activation(self.transform(states)))
 
 
-class Blip(nnx.Module):
-  """The projections are built where `config.contrastive.heads`, the matching head where matching has one.
+class WordHead(nnx.Module):
+  """The table of `text_decoder`'s words as the head behind `caption_head`: BLIP's and LEMON's."""
 
-  Encoder and decoder are built where they have layers; a decoder without image tokens to look at, that of a model that
-  answers questions, looks at the question's states instead.
-  """
+  text_decoder: Any
+  caption_head: Any
+
+  def softmax_kernel(self) -> Float[Array, "D V"]:
+    """The vocabulary head: states @ kernel + `softmax_bias` are the logits."""
+    return self.text_decoder.embedding.tokens[...].T
+
+  @property
+  def softmax_bias(self) -> Float[Array, " V"]:
+    return self.caption_head.bias[...]
+
+
+class ImageHeads(nnx.Module):
+  """The projections, built where `config.contrastive.heads`, and the head that tells matches, built where matching has
+  a weight: BLIP's and ALBEF's, which come after all other parts."""
+
+  image_encoder: Any
+
+  def add_heads(self, config: Config, rngs: Rngs) -> None:
+    model, has_embeddings, dtype = config.model, config.contrastive.heads, compute_dtype(config)
+    self.image_projection = linear(model.image.width, model.embed_dim, dtype, rngs) if has_embeddings else None
+    self.text_projection = linear(model.text.width, model.embed_dim, dtype, rngs) if has_embeddings else None
+    self.temperature = Temperature(config) if has_embeddings else None
+    self.matching_head = linear(model.text.width, 2, jnp.float32, rngs) if config.matching.weight > 0 else None
+
+  def embed_image(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
+    """Embeddings of unit length."""
+    return self._project(self.image_encoder(image))
+
+  def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
+    """The embedding, where the model has one, and all image tokens."""
+    tokens = self.image_encoder(image)
+    return Encoded(self._project(tokens) if self.image_projection else None, tokens)
+
+  def match(self, states: Float[Array, "B K T D"], text: Int32[Array, "B K T"]) -> Float32[Array, "B K 2"]:
+    """`ground`'s states -> logits: of no match, and of a match."""
+    del text
+    return self.matching_head(states[..., 0, :].astype(jnp.float32))
+
+  def _project(self, tokens):
+    return unit(self.image_projection(tokens[:, 0]))
+
+
+class Blip(WordHead, ImageHeads):
+  """Encoder and decoder are built where they have layers. A decoder without image tokens to look at, that of a model
+  that answers questions, looks at the question's states instead."""
 
   def __init__(self, config: Config, rngs: Rngs):
     model = config.model
     text, dtype = model.text, compute_dtype(config)
-    has_embeddings, has_matching = config.contrastive.heads, config.matching.weight > 0
     has_answering = config.answering.weight > 0
     self.dtype, self.med = dtype, model.med
     self.image_encoder = ImageEncoder(model, dtype, rngs)
@@ -124,10 +167,7 @@ class Blip(nnx.Module):
     self.caption_head = CaptionHead(model, dtype, rngs) if n_decoder else None
     if self.text_encoder and self.text_decoder and not has_answering:
       self.text_encoder.share(self.text_decoder, SHARED[model.med.sharing])
-    self.image_projection = linear(image_width, model.embed_dim, dtype, rngs) if has_embeddings else None
-    self.text_projection = linear(text.width, model.embed_dim, dtype, rngs) if has_embeddings else None
-    self.temperature = Temperature(config) if has_embeddings else None
-    self.matching_head = linear(text.width, 2, jnp.float32, rngs) if has_matching else None
+    self.add_heads(config, rngs)
 
   def __call__(
     self,
@@ -158,10 +198,6 @@ class Blip(nnx.Module):
     embeddings = (self._project(tokens), self.embed_text(text, key)) if contrast else (None, None)
     return Output(*embeddings, tokens, None, states)
 
-  def embed_image(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
-    """Embeddings of unit length."""
-    return self._project(self.image_encoder(image))
-
   @jax.named_scope("text_encoder")
   def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
     """Embeddings of unit length."""
@@ -179,11 +215,6 @@ class Blip(nnx.Module):
     del words
     ids = self._begin(text, self.med.encode)
     return self.text_encoder(ids.reshape(-1, ids.shape[-1]), tokens, key=key).reshape(*ids.shape, -1)
-
-  def match(self, states: Float[Array, "B K T D"], text: Int32[Array, "B K T"]) -> Float32[Array, "B K 2"]:
-    """`ground`'s states -> logits: of no match, and of a match."""
-    del text
-    return self.matching_head(states[..., 0, :].astype(jnp.float32))
 
   def ask(
     self, tokens: Float[Array, "B N kv_width"], question: Int32[Array, "B T"], key: PRNGKeyArray | None = None
@@ -205,11 +236,6 @@ class Blip(nnx.Module):
       self.softmax_bias
     )
 
-  def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
-    """The embedding, where the model has one, and all image tokens."""
-    tokens = self.image_encoder(image)
-    return Encoded(self._project(tokens) if self.image_projection else None, tokens)
-
   def score(self, encoded: Encoded, text: Int32[Array, "B K T"]) -> Scores:
     """Images and K texts of each; without an embedding of the images there are no cosines."""
     contrastive = matching = logits = None
@@ -223,14 +249,6 @@ class Blip(nnx.Module):
     return Scores(contrastive, matching, logits)
 
   # --- Writing ---
-
-  def softmax_kernel(self) -> Float[Array, "D V"]:
-    """The vocabulary head: states @ kernel + `softmax_bias` are the logits."""
-    return self.text_decoder.embedding.tokens[...].T
-
-  @property
-  def softmax_bias(self) -> Float[Array, " V"]:
-    return self.caption_head.bias[...]
 
   def decoding_weights(self) -> dict:
     """The decoding protocol of `coca.decoding`: what `start_decoding` takes, a tree of arrays."""
@@ -267,6 +285,3 @@ class Blip(nnx.Module):
   def _begin(self, text, token: int):
     """Texts [..., T] with another first token."""
     return text.at[..., 0].set(token)
-
-  def _project(self, tokens):
-    return unit(self.image_projection(tokens[:, 0]))

@@ -19,7 +19,7 @@ from coca.config.regions import Regions
 from coca.config.special import PAD
 from coca.devices.sharding import constrain_batch, gather
 from coca.models.attention import dropout
-from coca.models.blip import Bert, CaptionHead
+from coca.models.blip import Bert, CaptionHead, WordHead
 from coca.models.cached_decoding import vocabulary_logits
 from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread
 from coca.models.outputs import Encoded, Output, compute_dtype
@@ -39,7 +39,7 @@ class Dropped(IntEnum):
   REGIONS = 4
 
 
-class Lemon(nnx.Module):
+class Lemon(WordHead):
   """`config.model.text` has the sizes; its `multimodal_layers` are all there are."""
 
   def __init__(self, config: Config, rngs: Rngs):
@@ -136,14 +136,6 @@ class Lemon(nnx.Module):
     return dropout(x, self.med.dropout, jax.random.fold_in(key, stream))
 
   # --- Writing ---
-
-  def softmax_kernel(self) -> Float[Array, "D V"]:
-    """The vocabulary head: states @ kernel + `softmax_bias` are the logits."""
-    return self.text_decoder.embedding.tokens[...].T
-
-  @property
-  def softmax_bias(self) -> Float[Array, " V"]:
-    return self.caption_head.bias[...]
 
   def decoding_weights(self) -> dict:
     """The decoding protocol of `coca.decoding`: what `start_decoding` takes, a tree of arrays."""
