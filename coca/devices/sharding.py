@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from coca import config
@@ -116,7 +116,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh | None = None) -> P:
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh | None = None) -> P:
   """The partition of one parameter.
 
   Args:
@@ -148,7 +148,7 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh | None = None) -> P
   return P(*axes)
 
 
-def param_shardings(params, mesh: Mesh):
+def param_shardings(params, mesh: Mesh | AbstractMesh):
   """A tree of NamedShardings for a tree of parameters (arrays or ShapeDtypeStructs)."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x: NamedSharding(mesh, param_spec(path_name(path), x.shape, mesh)), params

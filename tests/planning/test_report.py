@@ -257,7 +257,7 @@ def test_capfilt_compiles_the_functions_of_a_worker():
 def test_a_step_for_four_tpu_chips(libtpu, monkeypatch):
   """With the Pallas kernel in the image encoder, of 144 tokens."""
   topology, called = open_topology("v5e-4"), []
-  monkeypatch.setattr("coca.models.flash.flash", lambda *x, flash=flash: called.append(x) or flash(*x))
+  monkeypatch.setattr("coca.models.flash.flash", lambda *x, flash=flash, **drop: called.append(x) or flash(*x, **drop))
   config = tiny(
     data__batch=64, mesh__data=2, mesh__fsdp=2, model__remat="full", model__image__size=48, model__attention="flash"
   )
