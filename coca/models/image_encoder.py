@@ -35,6 +35,13 @@ def sincos2d(key: PRNGKeyArray, shape: tuple[int, int]) -> Float32[Array, "posit
   return jnp.pad(jnp.asarray(grid, jnp.float32), ((positions - side**2, 0), (0, 0)))
 
 
+def first_positions(model: Model, rngs: Rngs) -> nnx.Param:
+  """Position embeddings [N, D] as they begin, one more where there is a class token."""
+  image = model.image
+  init = sincos2d if image.position_init == "sincos2d" else EMBED_INIT
+  return nnx.Param(init(rngs.params(), (image.tokens + image.class_token, image.width)))
+
+
 def normalized(image: UInt8[Array, "B S S 3"], mean: tuple, std: tuple, dtype: DTypeLike) -> Float[Array, "B S S 3"]:
   """Pixels of 0 to 255: minus the mean, by the deviation of each colour, which are given between 0 and 1."""
   off, scale = (255 * np.array(x, np.float32) for x in (mean, std))
@@ -49,8 +56,7 @@ class ImageEncoder(nnx.Module):
     self.patch, self.dtype, self.mean, self.std = image.patch, dtype, image.mean, image.std
     self.settings = image
     self.patches = linear(image.patch**2 * 3, image.width, dtype, rngs, bias=image.patch_bias)
-    position_init = sincos2d if image.position_init == "sincos2d" else EMBED_INIT
-    self.positions = nnx.Param(position_init(rngs.params(), (image.tokens + image.class_token, image.width)))
+    self.positions = first_positions(model, rngs)
     self.class_token = nnx.Param(EMBED_INIT(rngs.params(), (image.width,))) if image.class_token else None
     self.norm_pre = layer_norm(image.width, model.norm_eps, dtype, rngs) if image.norm_pre else None
     self.stack = Stack(image.layers, lambda r: Layer(image, model, dtype, r), model, dtype, rngs)

@@ -22,9 +22,9 @@ from coca.devices.sharding import constrain_batch, gather
 from coca.models.attention import LOWEST
 from coca.models.cached_decoding import start_layers, vocabulary_logits
 from coca.models.conv_stem import ConvStem
-from coca.models.image_encoder import normalized
+from coca.models.image_encoder import first_positions, normalized
 from coca.models.layers import Layer, Stack
-from coca.models.linear import EMBED_INIT, layer_norm, linear, spread
+from coca.models.linear import layer_norm, linear, spread
 from coca.models.outputs import Encoded, Output, compute_dtype
 from coca.models.rngs import Rngs
 from coca.models.text_decoder import Embedding, MultimodalDecoder, causal_mask
@@ -78,7 +78,7 @@ class SimVlm(nnx.Module):
     image, text, self.dtype = model.image, model.text, compute_dtype(config)
     self.mean, self.std, self.tokens = image.mean, image.std, image.tokens
     self.stem = ConvStem(model, self.dtype, rngs)
-    self.positions = nnx.Param(EMBED_INIT(rngs.params(), (image.tokens, image.width)))
+    self.positions = first_positions(model, rngs)
     self.embedding = Embedding(model, self.dtype, rngs)
     layer = PatchLayer if model.stem.distances else functools.partial(Layer, image)
     self.encoder = Stack(image.layers, lambda r: layer(model, self.dtype, r), model, self.dtype, rngs)
