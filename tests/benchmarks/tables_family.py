@@ -38,13 +38,14 @@ SYSTEMS = {
   "lit_base": ("LiT, on that ViT", "vit_base"),
   "finetune_classify": ("CoCa, tuned on single things", "coca_tiny"),
 }
+# A figure's title, and what chance is: of 1,000 scenes' captions 0.2 % are true of another, and there are 16 objects.
 COLUMNS = {
-  "retrieval/t2i_r1": "t2i R@1",
-  "retrieval_in_new_style/t2i_r1": "in a new style",
-  "captions/true": "true captions",
-  "captions_in_new_style/true": "in a new style",
-  "classification/top1": "object",
-  "classification_in_new_style/top1": "in a new style",
+  "retrieval/t2i_r1": ("t2i R@1", 0.001),
+  "retrieval_in_new_style/t2i_r1": ("in a new style", 0.001),
+  "captions/true": ("true captions", 0.002),
+  "captions_in_new_style/true": ("in a new style", 0.002),
+  "classification/top1": ("object", 1 / 16),
+  "classification_in_new_style/top1": ("in a new style", 1 / 16),
 }
 
 
@@ -77,11 +78,12 @@ def table(args, made: Grid) -> str:
   """What is finished, as Markdown."""
   found = {s: [done for seed in args.seeds if (done := made.done(cell(args, s, seed)))] for s in args.tables}
   rows = {SYSTEMS[system][0]: ("", done) for system, done in found.items() if done}
+  rows["chance"] = ("", [{f"eval/{key}": chance for key, (_, chance) in COLUMNS.items()}])
   rows["the nearest scene in 16 x 16 pixels"] = ("pixel_", found.get("coca_tiny", []))
   cost = grid.cost([values for done in found.values() for values in done])
   text = [
     f"{args.pairs:,} pairs each; {len(args.seeds)} seed(s). {cost}\n",
-    "| in % | " + " | ".join(COLUMNS.values()) + " |",
+    "| in % | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
     "| --- |" + " ---: |" * len(COLUMNS),
   ]
   for title, (prefix, done) in rows.items():
