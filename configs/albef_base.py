@@ -47,7 +47,7 @@ def get_config(arg=None):
   config.evals.coco_retrieval.rerank = 256
   del config.evals.coco_captions
   if args.tiny:
-    on_scenes(config)
+    on_scenes(config, steps=700)
     config.model.embed_dim = 128
     config.model.med.update(cls=2, encode=6, mask=4, positions=17, dropout=0.0)
     config.contrastive.queue = 1024

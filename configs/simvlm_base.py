@@ -64,7 +64,7 @@ def get_config(arg=None):
   config.evals.coco_captions.every = "5%"
   documents = Source(kind="parquet", path="data/c4/*.parquet", text_key="text", text_only=True)
   if args.tiny:
-    on_scenes(config)
+    on_scenes(config, steps=900)
     config.model.image.update(size=64, patch=16)
     documents = Source(kind="builtin", split="openclipart", text_only=True)
   if args.runlocal:
