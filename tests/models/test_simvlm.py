@@ -46,10 +46,10 @@ def windows(x, side, stride, fill):
 
 
 def conv(p, x, stride=1):
-  """A convolution, and group norm with a channel in each group, as fewer than 32 have it."""
+  """A convolution, and group norm: 32 groups, or of no more than 32 channels two in each group."""
   kernel = p["conv"]["kernel"]
   y = np.einsum("hwabc,abcd->hwd", windows(x, len(kernel), stride, 0), kernel)
-  groups = min(32, y.shape[2])
+  groups = min(32, y.shape[2] // 2)
   y = y.reshape(-1, groups, y.shape[2] // groups)
   spread = np.sqrt(y.var((0, 2), keepdims=True) + 1e-6)
   return ((y - y.mean((0, 2), keepdims=True)) / spread).reshape(-1, y.shape[1] * y.shape[2]).reshape(
