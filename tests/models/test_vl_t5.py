@@ -185,9 +185,10 @@ def test_answers_are_to_what_the_encoder_reads():
 
 @pytest.mark.slow
 def test_micro_batches_and_devices_have_the_same_gradients():
+  """With GELU: rounding puts a unit that is almost 0 on either side of ReLU's kink, and with it 1 % of a gradient."""
   params, found = random_params(vl_t5(), 5), []
   for accumulate, mesh in ((1, (1, 1, 1)), (4, (1, 2, 2))):
-    settings = vl_t5(optim__accumulate=accumulate)
+    settings = vl_t5(optim__accumulate=accumulate, model__activation="gelu")
     with jax.set_mesh(make_mesh(*mesh)):
       batch = pairs(settings, 16) | {"image": some_regions(16)}
       batch = jax.device_put(batch, sharding.batch_sharding(make_mesh(*mesh)))
