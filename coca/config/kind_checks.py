@@ -89,8 +89,9 @@ def _simvlm(c: Config) -> None:
   need(not c.stages, "config.stages needs another config.model.kind than 'simvlm', whose positions are of one size")
   need(min(c.model.stem.blocks) > 0, f"config.model.stem.blocks {c.model.stem.blocks}: each takes 1 or more")
   need(
-    c.model.stem.width > 0 and (c.model.stem.width <= 32 or c.model.stem.width % 16 == 0),
-    f"config.model.stem.width {c.model.stem.width} takes 1 to 32, or a multiple of 16: a norm has 16 or 32 groups",
+    c.model.stem.width > 0 and c.model.stem.width % (2 if c.model.stem.width <= 32 else 16) == 0,
+    f"config.model.stem.width {c.model.stem.width} takes an even number up to 32, or a multiple of 16: a norm has two "
+    "channels a group at least",
   )
 
 
