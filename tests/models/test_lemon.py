@@ -10,7 +10,6 @@ from flax import nnx
 
 from coca.config import Config
 from coca.config.regions import Regions
-from coca.decoding.settings import Decoding
 from coca.devices import sharding
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
@@ -18,8 +17,8 @@ from coca.models.flops import flops_per_pair
 from coca.objectives.masked import hide_words
 from coca.training.gradients import make_gradients
 from support.blip_reference import Reference
-from support.common import EOS, PAD, SPECIAL, assert_trees_close, make_mesh, matmul_flops, pairs, random_params, tiny
-from support.decoding import IDS, LENGTH, VOCAB, N, assert_same, plain_beam, plain_sample, some_prompts
+from support.common import EOS, PAD, assert_trees_close, make_mesh, matmul_flops, pairs, random_params, tiny
+from support.decoding import LENGTH, VOCAB, WAYS, N, assert_cached_equals_uncached
 from support.reference import GELU, linear
 
 CLS, MASK = 3, 6
@@ -148,30 +147,9 @@ def full_pass():
   return logits
 
 
-def uncached(text, *_):
-  _, params, image = captioner()
-  rows = text.shape[1]
-  images = jax.tree.map(lambda x: x.repeat(rows, 0), image)
-  return [np.array(x).reshape(*text.shape, -1) for x in full_pass()(params, images, text.reshape(-1, LENGTH))]
-
-
-@pytest.mark.parametrize(
-  ("decoding", "prompted"),
-  [
-    (Decoding(), True),
-    (Decoding(strategy="sample", n=3, top_k=4, seed=5), False),
-    (Decoding(strategy="beam", beams=3, n=2), True),
-  ],
-  ids=["greedy", "sample", "beam"],
-)
+@WAYS
 def test_cached_equals_uncached(decoding, prompted):
-  forward, params, image = captioner()
-  prompt, lengths = some_prompts() if prompted else (None, None)
-  given = {"prompt": prompt, "lengths": lengths} if prompted else {}
-  encoded = forward.encode(params, forward.put(image))
-  out = forward.caption(forward.writer(params), encoded, decoding, special=SPECIAL, ids=IDS, **given)
-  plain = plain_beam if decoding.strategy == "beam" else plain_sample
-  assert_same((np.asarray(out.text), np.asarray(out.score)), plain(decoding, prompt, lengths, uncached=uncached))
+  assert_cached_equals_uncached(decoding, prompted, captioner(), full_pass())
 
 
 def test_a_number_of_words_is_hidden():

@@ -15,7 +15,7 @@ from coca.config.special import Special
 from coca.data import tasks
 from coca.data.records import Detected
 from coca.data.tokenizers.sentencepiece import train
-from coca.decoding.settings import Decoding, answer_decoding
+from coca.decoding.settings import answer_decoding
 from coca.devices import sharding
 from coca.inference.captioner import ContrastiveCaptioner
 from coca.inference.forward import Forward
@@ -23,8 +23,8 @@ from coca.models.abstract import abstract_model
 from coca.models.flops import flops_per_pair
 from coca.models.vl_t5 import kinds_of
 from coca.training.gradients import make_gradients
-from support.common import PAD, SPECIAL, assert_trees_close, make_mesh, matmul_flops, pairs, random_params, tiny
-from support.decoding import IDS, LENGTH, N, assert_same, plain_beam, plain_sample, some_prompts
+from support.common import PAD, assert_trees_close, make_mesh, matmul_flops, pairs, random_params, tiny
+from support.decoding import LENGTH, WAYS, N, assert_cached_equals_uncached
 from support.reference import linear
 
 R, F, READ, VOCAB = 5, 7, 40, 208
@@ -135,29 +135,9 @@ def full_pass():
   return compiled(captioner()[0].config, logits)
 
 
-def uncached(text, *_):
-  _, params, image = captioner()
-  images = jax.tree.map(lambda x: x.repeat(text.shape[1], 0), image)
-  return [np.array(x).reshape(*text.shape, -1) for x in full_pass()(params, images, text.reshape(-1, LENGTH))]
-
-
-@pytest.mark.parametrize(
-  ("decoding", "prompted"),
-  [
-    (Decoding(), True),
-    (Decoding(strategy="sample", n=3, top_k=4, seed=5), False),
-    (Decoding(strategy="beam", beams=3, n=2), True),
-  ],
-  ids=["greedy", "sample", "beam"],
-)
+@WAYS
 def test_cached_equals_uncached(decoding, prompted):
-  forward, params, image = captioner()
-  prompt, lengths = some_prompts() if prompted else (None, None)
-  given = {"prompt": prompt, "lengths": lengths} if prompted else {}
-  encoded = forward.encode(params, forward.put(image))
-  out = forward.caption(forward.writer(params), encoded, decoding, special=SPECIAL, ids=IDS, **given)
-  plain = plain_beam if decoding.strategy == "beam" else plain_sample
-  assert_same((np.asarray(out.text), np.asarray(out.score)), plain(decoding, prompt, lengths, uncached=uncached))
+  assert_cached_equals_uncached(decoding, prompted, captioner(), full_pass())
 
 
 def test_answers_are_to_what_the_encoder_reads():

@@ -4,9 +4,11 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from coca.decoding.sample import draw, image_keys, uniforms
+from coca.decoding.settings import Decoding
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
 from support.common import BOS, EOS, PAD, SPECIAL, make_mesh, pairs, random_params, tiny
@@ -194,3 +196,31 @@ def some_prompts():
 def assert_same(actual, expected):
   np.testing.assert_array_equal(actual[0], expected[0])
   np.testing.assert_allclose(actual[1], expected[1], rtol=1e-4)
+
+
+# Greedy with a prompt, samples without, beams with one.
+WAYS = pytest.mark.parametrize(
+  ("decoding", "prompted"),
+  [
+    (Decoding(), True),
+    (Decoding(strategy="sample", n=3, top_k=4, seed=5), False),
+    (Decoding(strategy="beam", beams=3, n=2), True),
+  ],
+  ids=["greedy", "sample", "beam"],
+)
+
+
+def assert_cached_equals_uncached(decoding, prompted, captioner, full_pass):
+  """What a captioner of regions (`Forward`, parameters, images) writes is what `full_pass` of all tokens gives."""
+  forward, params, image = captioner
+
+  def uncached(text, *_):
+    images = jax.tree.map(lambda x: x.repeat(text.shape[1], 0), image)
+    return [np.array(x).reshape(*text.shape, -1) for x in full_pass(params, images, text.reshape(-1, LENGTH))]
+
+  prompt, lengths = some_prompts() if prompted else (None, None)
+  given = {"prompt": prompt, "lengths": lengths} if prompted else {}
+  encoded = forward.encode(params, forward.put(image))
+  out = forward.caption(forward.writer(params), encoded, decoding, special=SPECIAL, ids=IDS, **given)
+  plain = plain_beam if decoding.strategy == "beam" else plain_sample
+  assert_same((np.asarray(out.text), np.asarray(out.score)), plain(decoding, prompt, lengths, uncached=uncached))
