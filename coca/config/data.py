@@ -74,6 +74,12 @@ class Source:
   image_key: str = "image"
   # Column, field or member that holds the text or texts. Empty: images alone, for CapFilt to write their texts.
   text_key: str = "caption"
+  # Of 'webdataset': each line of a text is one of its own. Where dataset_type.txt says 'retrieval' beside the tars or a
+  # folder above, as in CLIP_benchmark's folders, it is so anyhow.
+  text_lines: bool = False
+  # Member that holds the number of the class, from 0. Empty: as the format has it (of 'webdataset' .cls, where
+  # classnames.txt lies beside the tars or a folder above).
+  label_key: str = ""
   # Column or field with the question; `text_key` then names its answers, one an annotator. Of 'builtin', 'name' asks
   # for the images' names, and 'question' goes with the splits 'scenes_questions...'.
   question_key: str = ""

@@ -1,16 +1,23 @@
 """WebDataset tars as img2dataset writes them: KEY.jpg with KEY.txt and KEY.json, read at random through an index.
 
 The index takes about 70 bytes of memory a pair.
+
+CLIP_benchmark's folders are such tars, too (its README, "Creating a webdataset"): test/0.tar, ... with KEY.cls, the
+number of the class, and classnames.txt above; or with KEY.txt, a caption a line, and dataset_type.txt above.
 """
 
+import functools
+import io
 import json
 import operator
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
 from coca.config import Source
-from coca.data.records import BadRecord, Record, Shard, shards_of
+from coca.data.records import BadRecord, Record, Shard, Text, shards_of
 from coca.data.sources.tar_index import BLOCK, SUFFIX, TarIndex, is_header, read_index
 from coca.data.sources.values import DEFAULT_IMAGE_KEY, DEFAULT_TEXT_KEY, as_question, as_texts, lookup
 from coca.files import finding, reading
@@ -22,19 +29,31 @@ MAKE = (
   "--output_format=webdataset --output_folder=shards"
 )
 MAX_GAP = 64 << 10  # bytes between image and text that are rather read than asked for twice
+NAMES, TYPE = "classnames.txt", "dataset_type.txt"  # CLIP_benchmark's
 PROBES = 32  # records, spread over all, that are looked at at most for the text when the source is opened
 
 
 class WebDataset:
   """Pairs from tars; see `open_webdataset`."""
 
-  label_names: tuple[str, ...] = ()
-
   def __init__(self, settings: Source, where: str):
     self.name = settings.path
     self._origin = settings.origin or "web"
     tars, self.problems = finding.find(settings.path, ".tar", MAKE, where)
     tars = [f for f in tars if not f.name.endswith(SUFFIX)]
+    kind = " ".join(beside(tars, TYPE)).lower()
+    if kind == "multilabel":
+      raise ValueError(
+        f"{where}.path is {settings.path!r}: its {TYPE} says 'multilabel'; one label an image can be read"
+      )
+    self._lines = settings.text_lines or kind == "retrieval"
+    self.label_names = tuple(beside(tars, NAMES))
+    self._label = settings.label_key.lower() or "cls"
+    if settings.label_key and not self.label_names:
+      raise ValueError(
+        f"{where}.label_key is {settings.label_key!r}, and there is no {NAMES} beside the tars or a folder above: "
+        "write the names of the classes into it, one a line, in the order of their numbers"
+      )
     self._field, self._question = settings.text_key, settings.question_key
     self._text = "txt" if settings.text_key == DEFAULT_TEXT_KEY else settings.text_key.lower()
     default = settings.image_key == DEFAULT_IMAGE_KEY
@@ -49,13 +68,16 @@ class WebDataset:
       if index is not None and len(index.keys):
         text, structured = (index.members((name,) if self._field else ()) for name in (self._text, "json"))
         parsed = (text[:, 0] < 0) | bool(self._question)
-        places = np.concatenate([index.members(self._image), np.where(parsed[:, None], structured, text)], 1)
+        label = (self._label,) if self.label_names else ()
+        places = [index.members(self._image), np.where(parsed[:, None], structured, text), index.members(label)]
+        places = np.stack(places, 1)
         headers = np.where(parsed, index.headers(("json",)), index.headers((self._text,)))
-        headers = np.stack([index.headers(self._image), headers], 1)
+        headers = np.stack([index.headers(self._image), headers, index.headers(label)], 1)
+        lacking = (places[:, 1:, 0] < 0).all(1)  # neither text nor label
         self._shards.append((file, index.keys, places, headers, parsed))
         counts.append(len(index.keys))
         lost += [f"{file.name}, {name}" for name in _behind_dots(index, self._image, self._text)]
-        empty.update(image=int((places[:, 0] < 0).sum()), text=int((places[:, 2] < 0).sum()) if self._field else 0)
+        empty.update(image=int((places[:, 0, 0] < 0).sum()), text=int(lacking.sum()) if self._field else 0)
         extensions |= set(index.extensions.tolist())
     if not_stored:
       self.problems.append(not_stored)
@@ -85,18 +107,23 @@ class WebDataset:
     Raises:
       BadRecord: the image is missing, or it or a text can't be read.
     """
-    key, where, image, text, parsed = self._read(i)
+    key, where, image, text, label, parsed = self._read(i)
     try:
       values = _object(text) if parsed and text is not None else {}
       found = lookup(values, self._field) if parsed else text
+      if self._lines and isinstance(found, (bytes, str)):
+        found = (found.decode("utf-8-sig") if isinstance(found, bytes) else found).splitlines()
       texts = as_texts(found, self._origin, bool(self._question))
       question = as_question(lookup(values, self._question)) if self._question else ""
     except (ValueError, RecursionError) as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
+    number = -1 if label is None else _number(label, self._label, where)
+    if self._field and text is None and 0 <= number < len(self.label_names):
+      texts = (Text(self.label_names[number], "label"),)
     if not image:
       problem = "no image" if image is None else "the image is empty"
       raise BadRecord(f"{where}: {problem} (member .{', .'.join(self._image)})")
-    return Record(key, image, texts, question=question)
+    return Record(key, image, texts, number, question)
 
   @property
   def shards(self) -> list[Shard]:
@@ -104,7 +131,7 @@ class WebDataset:
     names = [finding.below(file, self.name, ".tar") for file, *_ in self._shards]
     return shards_of(names, np.diff(self._starts).tolist())
 
-  def _read(self, i: int) -> tuple[str, str, bytes | None, bytes | None, bool]:
+  def _read(self, i: int) -> tuple[str, str, bytes | None, bytes | None, bytes | None, bool]:
     i = operator.index(i)
     if not 0 <= i < len(self):
       raise IndexError(f"{self.name}: record {i} of {len(self)}")
@@ -114,30 +141,38 @@ class WebDataset:
     key = keys[row].decode("utf-8", "replace")
     where = f"{file.name}: record '{key}'"
     try:
-      image, text = _read_two(file, *places[row].tolist(), *headers[row].tolist())
+      members = _read_some(file, places[row].tolist(), headers[row].tolist())
     except Unavailable:
       raise
     except OSError as e:
       raise BadRecord(f"{where}: {e}") from None
-    return key, where, image, text, bool(parsed[row])
+    return key, where, *members, bool(parsed[row])
 
   def _check(self, settings: Source, extensions: set[str], where: str) -> None:
     """Raises a ValueError where the settings name an image or text that the tars do not have."""
     holds = f"the tars hold members .{', .'.join(sorted(extensions))}"
-    if not any((places[:, 0] >= 0).any() for _, _, places, *_ in self._shards):
+    image, text, label = (any((places[:, k, 0] >= 0).any() for _, _, places, *_ in self._shards) for k in range(3))
+    if not image:
       raise ValueError(
         f"{where}.image_key is {settings.image_key!r}: no record has a member .{' or .'.join(self._image)}; {holds}"
       )
-    if self._field and not any((places[:, 2] >= 0).any() for _, _, places, *_ in self._shards):
+    if settings.label_key and not label:
+      raise ValueError(f"{where}.label_key is {settings.label_key!r}: no record has a member .{self._label}; {holds}")
+    if not label:
+      self.label_names = ()
+    if self._field and not text:
+      if label and settings.text_key == DEFAULT_TEXT_KEY:
+        return
+      more = f" (for .cls, labels, write {NAMES} beside the tars)" if "cls" in extensions else ""
       raise ValueError(
         f"{where}.text_key is {settings.text_key!r}: no record has a member "
-        f".{self._text} or .json; {holds}. For images alone set it to ''"
+        f".{self._text} or .json; {holds}{more}. For images alone set it to ''"
       )
     fields, wanted = set(), (("question_key", self._question), ("text_key", self._field))
     probes = min(PROBES, len(self))
     for i in range(probes):
       try:
-        _, _, _, text, parsed = self._read(i * len(self) // probes)
+        _, _, _, text, _, parsed = self._read(i * len(self) // probes)
         values = _object(text) if parsed and text is not None else {}
       except (BadRecord, ValueError, RecursionError):
         continue
@@ -187,16 +222,15 @@ def _indexed(file: reading.File) -> tuple[reading.File, TarIndex | None, str]:
     return file, None, f"{file.name}: {e}"
 
 
-def _read_two(
-  file: reading.File, a: int, a_size: int, b: int, b_size: int, a_header: int, b_header: int
-) -> tuple[bytes | None, bytes | None]:
-  """Two members (None where the offset is -1), in one read if they lie close. Their headers, which lie before them,
-  are read with them, and have to be the indexed ones."""
-  start, end = min(a, b) - BLOCK, max(a + a_size, b + b_size)
-  together = start >= 0 and end - start <= a_size + b_size + MAX_GAP
+def _read_some(file: reading.File, places: Sequence[tuple[int, int]], headers: Sequence[int]) -> list[bytes | None]:
+  """Members by offset and size (None where the offset is -1), in one read if they lie close. Their headers, which lie
+  before them, are read with them, and have to be the indexed ones."""
+  there = [(at, size) for at, size in places if at >= 0]
+  start, end = min((at for at, _ in there), default=0) - BLOCK, max((at + size for at, size in there), default=0)
+  together = len(there) > 1 and end - start <= sum(size for _, size in there) + MAX_GAP
   data = file.read(start, end - start) if together else b""
-  parts = []
-  for at, size, header in ((a, a_size, a_header), (b, b_size, b_header)):
+  parts: list[bytes | None] = []
+  for (at, size), header in zip(places, headers, strict=True):
     if at < 0:
       parts.append(None)
       continue
@@ -212,7 +246,48 @@ def _read_two(
         f"{file.name}{SUFFIX} beside it"
       )
     parts.append(part)
-  return parts[0], parts[1]
+  return parts
+
+
+def _number(data: bytes, extension: str, where: str) -> int:
+  """The class in a member, as text or as a NumPy file of one integer. Raises BadRecord."""
+  try:
+    if extension != "npy":
+      return int(data)
+    return operator.index(np.load(io.BytesIO(data), allow_pickle=False).item())
+  except (ValueError, TypeError, OSError, EOFError) as e:
+    raise BadRecord(f"{where}: its .{extension} is no number of a class: {e}") from None
+
+
+def beside(tars: Sequence[reading.File], name: str) -> list[str]:
+  """The lines of a text file that lies beside tars or a folder above; none if there is no such file.
+
+  Raises:
+    ValueError: several that differ, or one that can't be read as text.
+  """
+  found = {}
+  for folder, fs in {tar.path.rpartition("/")[0]: tar.fs for tar in tars}.items():
+    for place in (folder, folder.rpartition("/")[0]):
+      if place and not place.endswith((":", "/")):  # that is above the host of a URL
+        path = f"{place}/{name}"
+        data = reading.ask_store(functools.partial(_read_if_there, fs, path), path)
+        if data is not None:
+          found[path] = data
+          break
+  if len(set(found.values())) > 1:
+    raise ValueError(f"{' and '.join(sorted(found)[:2])} differ, so that one number means two classes: read one by one")
+  try:
+    text = "".join(data.decode("utf-8-sig") for data in list(found.values())[:1])
+  except UnicodeDecodeError as e:
+    raise ValueError(f"{next(iter(found))}: {e}") from None
+  return [line.strip() for line in text.rstrip().splitlines()]
+
+
+def _read_if_there(fs, path: str) -> bytes | None:
+  try:
+    return reading.read_all(fs, path) if isinstance(fs, LocalFileSystem) else fs.cat_file(path)
+  except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+    return None  # a store that may not be listed forbids what is not there
 
 
 def _object(data: bytes) -> dict:
@@ -229,7 +304,8 @@ def open_webdataset(settings: Source, where: str = SETTING) -> WebDataset:
     settings: `path` is a glob, a brace range ({00000..00099}.tar) or a directory. `image_key`: the image's extension;
       at its default any of jpg, jpeg, png, webp. `text_key`: an extension or a field of the .json; at its default the
       .txt, or where there is none, the .json's "caption". A field may hold a list of texts, and a dot leads into
-      objects ("answers.answer"); '' reads no texts. With a `question_key` both are fields of the .json.
+      objects ("answers.answer"); '' reads no texts. With a `question_key` both are fields of the .json. `label_key`:
+      the extension of the class' number, as text or .npy; a record without a text has its class' name for one.
 
   Raises:
     FileNotFoundError: no file matches.

@@ -8,6 +8,7 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
+import numpy as np
 import pytest
 
 from coca.config import Source
@@ -15,7 +16,7 @@ from coca.data.records import BadRecord, Record, Text
 from coca.data.sources import open_source, tar_index
 from coca.data.sources.webdataset import open_webdataset
 from coca.files import finding, reading, retries
-from support.tars import picture, sample, shard, tar
+from support.tars import clip_benchmark, picture, sample, shard, tar
 
 
 @pytest.fixture(autouse=True)
@@ -260,3 +261,57 @@ def test_images_alone(tmp_path):
   (tmp_path / "1.tar").write_bytes(tar({"c.jpg": picture(2), "c.txt": b"a text", "d.json": b"no JSON", "d.jpg": b"d"}))
   images = {"a": picture(0), "b": picture(1), "c": picture(2), "d": b"d"}
   assert records(opened(tmp_path, text_key="")) == [Record(key, image, ()) for key, image in images.items()]
+
+
+def test_clip_benchmark_folders(tmp_path):
+  images = [picture(n, "WEBP") for n in range(5)]
+  clip_benchmark(tmp_path / "wds_shapes", images, [1, 0, 2, 2, 1], ["circle", "square", "star fish"])
+  source = opened(tmp_path / "wds_shapes" / "test")
+  names = ["square", "circle", "star fish", "star fish", "square"]
+  assert source.label_names == ("circle", "square", "star fish") and source.problems == []
+  assert records(source) == [
+    Record(f"s{n:07d}", images[n], (Text(name, "label"),), source.label_names.index(name))
+    for n, name in enumerate(names)
+  ]
+  assert [r.label for r in records(opened(tmp_path / "wds_shapes" / "test", text_key=""))] == [1, 0, 2, 2, 1]
+
+  captions = [["a dog", "two dogs", "a  dog runs"], ["a cat"], ["x", "y"]]
+  clip_benchmark(tmp_path / "wds_pairs", images[:3], captions=captions)
+  assert [[t.text for t in r.texts] for r in records(opened(tmp_path / "wds_pairs" / "test"))] == captions
+
+
+def test_lines_of_a_text_are_one_text_unless_one_says_so(tmp_path):
+  (tmp_path / "0.tar").write_bytes(tar({"a.jpg": picture(0), "a.txt": "\ufeffa dog\r\ntwo dogs\n\n".encode()}))
+  assert opened(tmp_path)[0].texts == (Text("a dog\r\ntwo dogs"),)
+  assert opened(tmp_path, text_lines=True)[0].texts == (Text("a dog"), Text("two dogs"))
+
+
+def test_labels_as_people_write_them(tmp_path):
+  numpy = io.BytesIO()
+  np.save(numpy, np.int64(1))
+  members = {"a.jpg": picture(0), "a.cls": b"1\n", "a.npy": numpy.getvalue(), "b.jpg": picture(1), "b.cls": b"cat"}
+  (tmp_path / "0.tar").write_bytes(tar(members | {"c.jpg": picture(2), "c.txt": b"a text", "d.jpg": picture(3)}))
+  assert [opened(tmp_path)[i].label for i in (0, 2)] == [-1, -1]  # no names
+  with pytest.raises(ValueError, match=r"label_key is 'cls', and there is no classnames.txt beside the tars"):
+    opened(tmp_path, label_key="cls")
+  (tmp_path / "classnames.txt").write_text("dog\ncat\n")
+  source = opened(tmp_path)
+  assert (source[0].label, source[0].texts) == (1, (Text("cat", "label"),))
+  assert (source[2].label, source[2].texts, source[3].texts) == (-1, (Text("a text"),), ())
+  with pytest.raises(BadRecord, match=r"record 'b': its .cls is no number of a class.*cat"):
+    source[1]
+  assert opened(tmp_path, label_key="npy")[0].label == 1
+  with pytest.raises(ValueError, match=r"label_key is 'lbl': no record has a member .lbl; the tars hold .*\.npy"):
+    opened(tmp_path, label_key="lbl")
+  (tmp_path / "dataset_type.txt").write_text("multilabel\n")
+  with pytest.raises(ValueError, match="says 'multilabel'"):
+    opened(tmp_path)
+
+
+def test_class_names_that_differ_are_refused(tmp_path):
+  for folder, names in (("a", "dog\ncat"), ("b", "cat\ndog")):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "0.tar").write_bytes(tar({"a.jpg": picture(0), "a.cls": b"0"}))
+    (tmp_path / folder / "classnames.txt").write_text(names)
+  with pytest.raises(ValueError, match=r"a/classnames.txt and .*b/classnames.txt differ"):
+    opened(tmp_path / "{a,b}" / "0.tar")
