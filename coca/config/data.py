@@ -174,6 +174,9 @@ class Eval:
   limit: int = 0
   # Of 'zero_shot': the prompt ensemble.
   templates: tuple[str, ...] = ("{}",)
+  # Of 'zero_shot': the part of ImageNet's classes that counts, where the labels are those of all 1,000; images of other
+  # classes are left out. Empty: the classes that the source names (coca/evals/class_names.py).
+  classes: Literal["", "imagenet-a", "imagenet-o", "imagenet-r"] = ""
   # Of 'zero_shot', 'captions' and 'retrieval': name of the training source for the baseline, the text of the nearest
   # neighbour in 16x16 pixels. The last two look at 20,000 images of a larger source.
   pixel_neighbours: str = ""

@@ -149,6 +149,7 @@ def _evaluator(c: Config, e: Eval, where: str) -> None:
     f"{where}.pixel_neighbours {e.pixel_neighbours!r} is for kinds 'zero_shot', 'captions' and 'retrieval', not "
     f"'{e.kind}'",
   )
+  need(not e.classes or e.kind == "zero_shot", f"{where}.classes {e.classes!r} is for kind 'zero_shot', not '{e.kind}'")
   need(e.beams == 1 or e.kind == "captions", f"{where}.beams {e.beams} is for kind 'captions', not '{e.kind}'")
   need(not e.rerank or e.kind == "retrieval", f"{where}.rerank {e.rerank} is for kind 'retrieval', not '{e.kind}'")
   need(

@@ -4,8 +4,7 @@ A class is embedded through every template, the unit embeddings are averaged and
 class is the one with the largest cosine. Numbers are shares between 0 and 1.
 """
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from coca.data.pipeline import Wants
 from coca.data.prompts import ensemble, in_templates
 from coca.data.records import BadRecord, Record, Records
 from coca.devices.host import Lagged, to_host
+from coca.evals.class_names import classes_of
 from coca.evals.evaluator import Evaluator
 from coca.evals.pixels import nearest
 from coca.evals.ranking import ranks, recall
@@ -31,13 +31,13 @@ MAX_NEIGHBOURS = 200_000  # records: above this the baseline is a job of its own
 class ZeroShot(Evaluator):
   """Top-1 and top-5 accuracy, and beside them what pixels alone would reach.
 
-  The classes are the source's `label_names`, each by itself even where two have one name (in CLIP's names for ImageNet
-  there are two cranes and two maillots); if it has none, the different first texts of its records. Ties count against
+  The classes are those that the source's `label_names` mean (`coca.evals.class_names`), each by itself even where two
+  have one name (there may be two cranes); if it has none, the different first texts of its records. Ties count against
   the model, but for those between equal names, of which the first in line is taken (`coca.evals.ranking.ranks`).
 
   Args:
     config, forward, tokenizer: see `Evaluator`.
-    settings: the evaluator's: source, batch, limit, templates, pixel_neighbours.
+    settings: the evaluator's: source, batch, limit, templates, classes, pixel_neighbours.
     source: images to classify.
     neighbours: the source that `settings.pixel_neighbours` names, if any.
 
@@ -54,10 +54,11 @@ class ZeroShot(Evaluator):
     source: Records,
     neighbours: Records | None = None,
   ):
-    self.names = tuple(source.label_names) or tuple(dict.fromkeys(_first_texts(source)))
+    self.names, self._number = classes_of(source.label_names, settings.classes)
+    if not source.label_names:
+      self.names = tuple(dict.fromkeys(_first_texts(source)))
     if not self.names:
       raise ValueError(f"'{source.name}' has neither label_names nor texts: there are no classes to choose from")
-    check_names(source, self.names)
     self._class_of = None if source.label_names else {name: i for i, name in enumerate(self.names)}
     self.templates, self.length = settings.templates, config.model.text.length
     self.stream = Stream(
@@ -75,12 +76,17 @@ class ZeroShot(Evaluator):
         f"pixel_neighbours: '{neighbours.name}' has {len(neighbours)} records, the baseline looks at "
         f"no more than {MAX_NEIGHBOURS}; leave it out"
       )
-    check_names(source, source.label_names)
+    try:
+      classes_of(source.label_names, settings.classes)
+    except ValueError as e:
+      raise ValueError(f"'{source.name}': {e}") from None
 
   def class_of(self, record: Record) -> int:
-    """Index into `names`, or -1."""
+    """Index into `names`; -1 for a class that does not count, and one above `names` for a label without a name."""
     if self._class_of is None:
-      return record.label if 0 <= record.label < len(self.names) else -1
+      if record.label >= len(self._number):
+        return len(self.names) + record.label
+      return self._number[record.label] if record.label >= 0 else -1
     return self._class_of.get(texts.collapse(record.texts[0].text), -1) if record.texts else -1
 
   def classes(self, params) -> np.ndarray:
@@ -97,13 +103,23 @@ class ZeroShot(Evaluator):
     return lambda batch: to_host(self.stream.forward.embed_images(params, batch.device["image"])) @ classes.T
 
   def run(self, params) -> Iterator[tuple[str, float]]:
-    """Yields 'top1', 'top5', 'examples' and, on the first process, 'pixel_top1'."""
+    """Yields 'top1', 'top5', 'mean_per_class_recall' (of the classes that have images), 'examples' and, on the first
+    process, 'pixel_top1'.
+
+    Raises:
+      ValueError: an image has a label beyond the class names.
+    """
     classes = self.classes(params)
     embedded, labels = Lagged(), []
     for batch in self.stream:
       embedded.append(self.stream.forward.embed_images(params, batch.device["image"]))
       labels.append(np.where(batch.rows["weight"] > 0, batch.rows["label"], -1))
     labels = np.concatenate(labels)
+    if labels.max(initial=-1) >= len(self.names):
+      raise ValueError(
+        f"'{self.stream.source.name}' has {len(self._number)} class names and an image with label "
+        f"{labels.max() - len(self.names)}, counted from 0: write a name for each class, in the order of their numbers"
+      )
     known = labels >= 0
     labels = labels[known]
     rank = ranks(
@@ -114,6 +130,7 @@ class ZeroShot(Evaluator):
     )
     yield "top1", recall(rank, 1)
     yield "top5", recall(rank, 5)
+    yield "mean_per_class_recall", mean_per_class(rank < 1, labels)
     yield "examples", float(len(rank))
     if self.neighbours is not None and jax.process_index() == 0:
       if self._pixel_top1 is None:
@@ -128,13 +145,11 @@ def labelled(record: Record) -> tuple[str, ...]:
   return ()
 
 
-def check_names(source: Records, names: Sequence[str]) -> None:
-  """Raises ValueError if the names of a source's classes say nothing."""
-  if names and all(re.fullmatch(r"n\d{8}", name) for name in names):
-    raise ValueError(
-      f"the label names of '{source.name}' are WordNet ids ({names[0]}, ...), which no text tower "
-      "knows; write the classes' names into label.labels.txt of the data set, one a line"
-    )
+def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
+  """The mean over classes of the share of right answers; of classes that have any. bool [N], int [N] -> share."""
+  images = np.bincount(labels)
+  hits = np.bincount(labels, right)
+  return float(np.mean(hits[images > 0] / images[images > 0])) if len(labels) else float("nan")
 
 
 def pixel_top1(images: Records, neighbours: Records) -> float:

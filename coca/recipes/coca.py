@@ -22,7 +22,7 @@ def pretraining(pairs: str = "") -> Draft:
                 to be words: ImageNet's are WordNet ids, to be replaced in its label.labels.txt, one name a line.
     alt_text    WebDataset shards as img2dataset writes them
 
-    imagenet    tfds' imagenet2012; its label.labels.txt holds CLIP's class names
+    imagenet    tfds' imagenet2012, whose WordNet ids stand for CLIP's class names
     coco, flickr  folders of images with a captions.jsonl, the captions of an image in a list: Karpathy's test splits
                 of 5,000 and 1,000 images
 
