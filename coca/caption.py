@@ -32,7 +32,7 @@ def main(argv=None) -> None:
   parser.add_argument("--txt", action="store_true", help="write the caption into NAME.txt beside each image, too")
   parser.add_argument("--overwrite", action="store_true", help="also where there is a NAME.txt with another text")
   parser.add_argument("--prompt", help="what every caption begins with")
-  how = parser.add_argument_group("how captions are written", "see coca/decoding/settings.py")
+  how = parser.add_argument_group("how captions are written", "see coca/config/decoding.py")
   for field in dataclasses.fields(Decoding):
     if field.type is bool:
       how.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=field.default)

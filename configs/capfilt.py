@@ -7,7 +7,7 @@ text kept whose probability of a match is 0.5 or more.
 With --preview=64 behind it, a look at 64 pairs before anyone pays for the rest. Without a source of one's own it works
 on the clip art of the built-in corpus and its titles from the web, and with configs/capfilt.py:web_of=DIR on the source
 of origin 'web' that the run in DIR was trained on. All settings: coca/capfilt/settings.py, how captions are written
-coca/decoding/settings.py; beam search (Table 2), as the authors' code has it, is
+coca/config/decoding.py; beam search (Table 2), as the authors' code has it, is
 
   --config.decoding.strategy=beam --config.decoding.beams=3 --config.decoding.top_p=1. \
     --config.decoding.length_normalisation=whole

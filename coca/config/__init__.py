@@ -1,6 +1,7 @@
 """Settings of a run. `from coca.config import ...` is what configs and users write."""
 
 from coca.config.data import Data, Eval, SceneNoise, Scenes, Source
+from coca.config.decoding import Decoding
 from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching
 from coca.config.model import ConvStage, EfficientNet, ImageEncoder, Med, Model, Poolers, TextDecoder
 from coca.config.optim import Optim
@@ -17,6 +18,7 @@ __all__ = [
   "Contrastive",
   "ConvStage",
   "Data",
+  "Decoding",
   "Draft",
   "EfficientNet",
   "Eval",

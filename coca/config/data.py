@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from coca.config.decoding import Decoding
 from coca.config.durations import Duration
 
 Origin = Literal["web", "synthetic", "human", "label"]
@@ -184,8 +185,18 @@ class Eval:
   texts_per_image: int = 5
   # Of 'retrieval': equal texts of other images are right, too. CLIP, CoCa and BLIP count the own alone.
   equal_texts: bool = False
-  # Of 'captions': the texts that beam search follows, as BLIP's authors have it, with 3. 1: greedy captions.
+  # Of 'captions': how they are written. BLIP: strategy 'beam' with 3 beams, min_length 5, max_length 20 and
+  # length_normalisation 'whole'.
+  decoding: Decoding = field(default_factory=Decoding)
+  # Of 'captions': above 1, beam search with so many beams as BLIP's authors have it, in place of `decoding`.
   beams: int = 1
+  # Of 'captions': what they begin with, which is no part of them. Empty: `config.data.prompt`.
+  prompt: str = ""
+  # Of 'captions': METEOR and SPICE too, where Java and the package pycocoevalcap with its jars are there.
+  java_metrics: bool = False
+  # Of 'captions' and 'vqa': the JSON file by whose ids COCO's, NoCaps' or VQA's server knows the images or questions.
+  # `coca.evaluate` then writes NAME_results.json for it, and captions are scored by NoCaps' domains, too.
+  annotations: str = ""
   # Of 'vqa': a text file with the possible answers, one a line. Empty: answers are generated.
   answers: str = ""
   # Of 'vqa': the possible answers that are scored whole, the likeliest by their first token.

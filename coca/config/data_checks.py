@@ -150,11 +150,32 @@ def _evaluator(c: Config, e: Eval, where: str) -> None:
     f"'{e.kind}'",
   )
   need(not e.classes or e.kind == "zero_shot", f"{where}.classes {e.classes!r} is for kind 'zero_shot', not '{e.kind}'")
-  need(e.beams == 1 or e.kind == "captions", f"{where}.beams {e.beams} is for kind 'captions', not '{e.kind}'")
+  _captions(e, where)
   need(not e.rerank or e.kind == "retrieval", f"{where}.rerank {e.rerank} is for kind 'retrieval', not '{e.kind}'")
   need(
     not e.rerank or c.matching.weight > 0,
     f"{where}.rerank {e.rerank} needs a matching head (config.matching.weight above 0); 0 ranks by cosines alone",
+  )
+
+
+def _captions(e: Eval, where: str) -> None:
+  for name in ("beams", "decoding", "prompt", "java_metrics"):
+    value = getattr(e, name)
+    need(
+      e.kind == "captions" or value == getattr(Eval(), name),
+      f"{where}.{name} {value} is for kind 'captions', not '{e.kind}'",
+    )
+  need(
+    not e.annotations or e.kind in ("captions", "vqa"),
+    f"{where}.annotations {e.annotations!r} is for kinds 'captions' and 'vqa', not '{e.kind}'",
+  )
+  need(
+    e.beams == 1 or e.decoding == Eval().decoding,
+    f"{where}.beams {e.beams} stands in place of {where}.decoding, which is set too: say the beams there alone",
+  )
+  need(
+    e.decoding.n == 1 or e.decoding.rerank,
+    f"{where}.decoding.n {e.decoding.n}: one caption an image is judged; leave n at 1, or set rerank, which chooses",
   )
 
 

@@ -68,7 +68,7 @@ def decode(
   return rerank(model, encoded.embedding, decoded, length, special) if decoding.rerank else decoded
 
 
-def own_prompt(config: Config, tokenizer: Tokenizer, rows: int, longest: int = 0) -> tuple[dict, int]:
+def own_prompt(config: Config, tokenizer: Tokenizer, rows: int, longest: int = 0, prompt: str = "") -> tuple[dict, int]:
   """The prompt that all of a model's captions begin with (`config.data.prompt`).
 
   Args:
@@ -76,6 +76,7 @@ def own_prompt(config: Config, tokenizer: Tokenizer, rows: int, longest: int = 0
     tokenizer: the model's.
     rows: B.
     longest: tokens of a text at most; 0: as many as the model reads.
+    prompt: another one in its place.
 
   Returns:
     what `decode` takes, 'prompt' and 'lengths', or nothing where there is none; and where in a row of tokens the
@@ -84,10 +85,11 @@ def own_prompt(config: Config, tokenizer: Tokenizer, rows: int, longest: int = 0
   Raises:
     ValueError: as `prompts`.
   """
-  if not config.data.prompt:
+  prompt = prompt or config.data.prompt
+  if not prompt:
     return {}, 1
-  prompt, lengths = prompts(tokenizer, [config.data.prompt], longest or config.model.text.length)
-  return {"prompt": np.repeat(prompt, rows, axis=0), "lengths": np.repeat(lengths, rows)}, int(lengths[0])
+  ids, lengths = prompts(tokenizer, [prompt], longest or config.model.text.length)
+  return {"prompt": np.repeat(ids, rows, axis=0), "lengths": np.repeat(lengths, rows)}, int(lengths[0])
 
 
 def prompts(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:

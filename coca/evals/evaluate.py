@@ -48,4 +48,7 @@ def evaluate(
   if jax.process_index() == 0:
     finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
     write_atomic(f"{workdir}/eval.json", (json.dumps(finite, indent=2) + "\n").encode())
+    for name, evaluator in evaluators.items():
+      if evaluator.results:
+        write_atomic(f"{workdir}/{name}_results.json", json.dumps(list(evaluator.results)).encode())
   return numbers

@@ -1,6 +1,6 @@
 """The protocol of evaluators; those there are stand in `coca.evals.build.KINDS`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from coca.config import Config, Eval
@@ -28,6 +28,7 @@ class Evaluator(Protocol):
   """
 
   stream: Stream  # of all its records; the contact sheet is drawn from it
+  results: Sequence[dict] = ()  # what a server takes of the last run, on the first process; empty: nobody asked for it
 
   def __init__(
     self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records, *neighbours: Records

@@ -12,7 +12,7 @@ from coca.data.scenes.judge import Judgement, judge
 from coca.data.sources.scenes import SceneSource
 from coca.data.texts import captions as texts_of
 from coca.devices.host import Lagged, to_host
-from coca.evals.captions import Captions, references
+from coca.evals.captions import Captions, known
 from coca.evals.classification import Classification
 from coca.evals.evaluator import Evaluator
 from coca.evals.retrieval import Retrieval
@@ -54,7 +54,8 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
     if vqa:
       captions = vqa.answer(params, writer, batch)
     elif writer is not None:
-      captions = [stream.tokenizer.decode(row) for row in stream.write(params, writer, batch)]
+      encoded = forward.encode(params, batch.device["image"])
+      captions = [stream.tokenizer.decode(row) for row in stream.write(writer, batch, encoded)]
     if isinstance(evaluator, Captions) and config.model.kind == "coca":
       maps = [to_host(x) for x in forward.attention_maps(params, batch.device["image"]) if x is not None]
     if scorer:
@@ -63,7 +64,7 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
       continue
     for i, row in enumerate(stream.host_rows):
       index = int(batch.rows["label"][row])
-      texts = references(source, index, _truth(evaluator)) if batch.rows["weight"][row] else ()
+      texts = known(source, index, _truth(evaluator)).texts if batch.rows["weight"][row] else ()
       if texts:
         caption = None if captions is None else captions[row]
         # Each name once: two classes may have one.

@@ -20,10 +20,11 @@ from coca.data.pipeline import Wants, eval_batches, rows_of
 from coca.data.prompts import in_prompt
 from coca.data.records import Record, Records
 from coca.decoding.decode import own_prompt
-from coca.decoding.settings import Decoding, beam_search
+from coca.decoding.settings import beam_search
 from coca.devices import sharding
 from coca.devices.host import Lagged, round_up, to_host
 from coca.inference.forward import Forward
+from coca.models.outputs import Encoded
 
 
 class View:
@@ -98,7 +99,7 @@ class Stream:
   ):
     self.config, self.settings, self.forward, self.tokenizer = config, settings, forward, tokenizer
     self.wants = wants
-    self.decoding = beam_search(settings.beams) if settings.beams > 1 else Decoding()
+    self.decoding = beam_search(settings.beams) if settings.beams > 1 else settings.decoding
     self.source = View(source, spread(len(source), settings.limit), label or (lambda index, record: record.label))
     self.batch = batch or round_up(min(settings.batch, len(self.source)), forward.mesh)
     self.host_rows = rows_of(sharding.batch_sharding(forward.mesh), self.batch)
@@ -118,18 +119,22 @@ class Stream:
       logging.warning("%d records of %s can't be used, such as: %s", len(found), self.source.name, "; ".join(found[:3]))
       self._reported = True
 
-  def write(self, params, writer, batch: Batch) -> np.ndarray:
-    """A caption for each of a batch's images, all hosts' rows, without the model's own prompt: token ids [B, T].
+  def write(self, writer, batch: Batch, encoded: Encoded) -> np.ndarray:
+    """A caption for each of a batch's images, all hosts' rows, without the prompt: token ids [B, T].
 
     Args:
-      params: of the model.
       writer: `forward.writer(params)`.
       batch: one of this stream's.
+      encoded: its images.
     """
-    forward, special = self.forward, Special(self.tokenizer.bos, self.tokenizer.eos)
-    prompt, begins = own_prompt(self.config, self.tokenizer, len(self.host_rows))
-    encoded = forward.encode(params, batch.device["image"])
-    found = forward.caption(writer, encoded, self.decoding, special=special, **forward.put(prompt))
+    forward, decoding = self.forward, self.decoding
+    special = Special(self.tokenizer.bos, self.tokenizer.eos)
+    given, begins = own_prompt(
+      self.config, self.tokenizer, len(self.host_rows), decoding.max_length, self.settings.prompt
+    )
+    if decoding.strategy == "sample":
+      given["ids"] = batch.local["label"].astype(np.uint32)
+    found = forward.caption(writer, encoded, decoding, special=special, **forward.put(given))
     return to_host(found.text)[:, 0, begins:]
 
   def kinds(self, ids: np.ndarray) -> np.ndarray:

@@ -19,8 +19,9 @@ from coca.data.records import Records
 from coca.data.texts import collapse
 from coca.decoding.settings import answer_decoding
 from coca.devices.host import to_host
-from coca.evals.captions import references
+from coca.evals.captions import known
 from coca.evals.evaluator import Evaluator
+from coca.evals.server import questions_of, read_questions
 from coca.evals.stream import Batch, Stream
 from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.files import reading
@@ -34,7 +35,7 @@ class Vqa(Evaluator):
 
   Args:
     config, forward, tokenizer: see `Evaluator`.
-    settings: the evaluator's: source, batch, limit, answers, rank.
+    settings: the evaluator's: source, batch, limit, answers, rank, annotations.
     source: images with a question each; their texts are the annotators' answers.
 
   Raises:
@@ -49,7 +50,8 @@ class Vqa(Evaluator):
     self.decoding = answer_decoding(config.answering.length)
     self.stream = Stream(config, settings, forward, tokenizer, source, wants, lambda index, _: index)
     self.records = source
-    self._given = {}  # record's index -> its annotators' answers; read once
+    self._questions = read_questions(settings.annotations) if settings.annotations else {}
+    self._known = {}  # by the record's index; read once
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields, on the first process, 'accuracy' and 'examples', the number of questions that have answers."""
@@ -58,20 +60,28 @@ class Vqa(Evaluator):
       answers = self.answer(params, writer, batch)
       found |= {int(batch.rows["label"][row]): answers[row] for row in np.nonzero(batch.rows["weight"] > 0)[0]}
     if jax.process_index() == 0:
-      unread = [i for i in found if i not in self._given]
-      self._given.update(zip(unread, read_ahead(lambda i: references(self.records, i), unread), strict=True))
-      scores = [vqa_accuracy(answer, self._given[i]) for i, answer in found.items() if self._given[i]]
+      unread = [i for i in found if i not in self._known]
+      self._known.update(zip(unread, read_ahead(lambda i: known(self.records, i), unread), strict=True))
+      scores = [vqa_accuracy(answer, self._known[i].texts) for i, answer in found.items() if self._known[i].texts]
       yield "accuracy", float(np.mean(scores)) if scores else math.nan
       yield "examples", float(len(scores))
+      if self._questions:
+        answers = {}
+        for i, (key, _, question) in ((i, self._known[i]) for i in found):
+          if key:
+            answers |= dict.fromkeys(questions_of(self._questions, key, question), found[i])
+        self.results = [{"question_id": number, "answer": answer} for number, answer in answers.items()]
 
   @staticmethod
   def check(settings: Eval, source: Records, neighbours: Records | None) -> None:
     if settings.answers:
       read_answers(settings.answers)
+    if settings.annotations:
+      read_questions(settings.annotations)
 
   @staticmethod
   def places(settings: Eval) -> dict[str, str]:
-    return {"answers": settings.answers} if settings.answers else {}
+    return {name: path for name in ("answers", "annotations") if (path := getattr(settings, name))}
 
   def writer(self, params):
     """The weights that `answer` needs once for many batches."""

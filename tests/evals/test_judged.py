@@ -48,10 +48,11 @@ class Writer(FakeForward):
     super().__init__(tokenizer, np.ones((1, 2), np.float32))
     self.texts, self.written = texts, 0
 
-  def caption(self, writer, image, decoding, special):
-    taken = (self.texts * 2)[self.written : self.written + len(image)]
-    self.written += len(image)
-    return Decoded(np.stack([self.tokenizer.encode(t, 32) for t in taken])[:, None], np.zeros((len(image), 1)))
+  def caption(self, writer, encoded, decoding, special):
+    count = len(encoded.tokens)
+    taken = (self.texts * 2)[self.written : self.written + count]
+    self.written += count
+    return Decoded(np.stack([self.tokenizer.encode(t, 32) for t in taken])[:, None], np.zeros((count, 1)))
 
   def embed_texts(self, params, text):
     return np.ones((len(text), 2), np.float32)

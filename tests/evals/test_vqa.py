@@ -1,5 +1,6 @@
 """The evaluator of answers, over a model that answers by the picture's number and the question."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,18 +35,18 @@ class Answering_(FakeForward):
     asked = [self.tokenizer.decode(q) == QUESTIONS[1].lower() for q in np.asarray(question)]
     return (self._numbers(image) + asked) % 5
 
-  def answer(self, writer, image, question, decoding, special):
+  def answer(self, writer, encoded, question, decoding, special):
     assert writer == "writer" and special == (self.tokenizer.bos, self.tokenizer.eos)
     assert (decoding.strategy, decoding.beams, decoding.max_length) == ("beam", 3, 16)
     self.calls.append("answer")
-    text = np.stack([self.tokenizer.encode(ANSWERS[a], 16) for a in self._answers(image, question)])
+    text = np.stack([self.tokenizer.encode(ANSWERS[a], 16) for a in self._answers(encoded.tokens, question)])
     return Decoded(text[:, None], np.zeros((len(text), 1), np.float32))
 
-  def rank_answers(self, params, image, question, candidates, k):
+  def rank_answers(self, params, encoded, question, candidates, k):
     assert params == "params" and candidates.dtype == np.int32 and candidates.ndim == 2
     self.calls.append(k)
     row = [self.tokenizer.decode(ids) for ids in candidates].index
-    return np.array([row(ANSWERS[a]) for a in self._answers(image, question)], np.int32)
+    return np.array([row(ANSWERS[a]) for a in self._answers(encoded.tokens, question)], np.int32)
 
 
 def given(i):
@@ -135,3 +136,17 @@ def test_contact_sheet(tmp_path, words):
     assert [list(c.truth) for c in cells] == [given(i) for i in usable]
     contact_sheet.write_contact_sheet({"q": evaluator}, "params", tmp_path / "sheet.png", 6)
     assert green(Image.open(tmp_path / "sheet.png")) > 0.001
+
+
+def test_the_file_for_the_server(tmp_path, words):
+  asked = [{"question_id": 100 * i, "image_id": i, "question": QUESTIONS[i % 2]} for i in range(23)]
+  path = tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json"
+  path.write_text(json.dumps({"task_type": "Open-Ended", "questions": asked}))
+  evaluator, _ = make(words, annotations=str(path))
+  evaluator.records.records[:] = [
+    r and Record(f"test2015/COCO_test2015_{i:012d}.jpg", r.image, r.texts, question=r.question)
+    for i, r in enumerate(evaluator.records.records)
+  ]
+  dict(evaluator.run("params"))
+  told = [i for i in range(23) if i not in (4, 9)]  # broken, and without a question
+  assert evaluator.results == [{"question_id": 100 * i, "answer": ANSWERS[(i + i % 2) % 5]} for i in told]

@@ -136,7 +136,7 @@ class Knowing(FakeForward):
     asked = [self.tokenizer.decode(ids) for ids in np.asarray(question)]
     said = [
       "2" if text.startswith("how many") else self.known[text, i.tobytes()]
-      for text, i in zip(asked, image, strict=True)
+      for text, i in zip(asked, image.tokens, strict=True)
     ]
     return Decoded(np.stack([self.tokenizer.encode(text, 12) for text in said])[:, None], np.zeros((len(said), 1)))
 
