@@ -58,7 +58,7 @@ class Source:
   kind: Literal["builtin", "tfds", "webdataset", "parquet", "folder"] = "tfds"
   # 'tfds': name or directory. 'webdataset', 'parquet': glob. 'folder': directory. URLs of fsspec work.
   path: str = ""
-  # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations.
+  # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations and of Flickr30k's.
   split: str = "train"
   # Share in the mixture. 0 for all sources: each example of any as often as the others.
   weight: float = 1.0
@@ -73,10 +73,14 @@ class Source:
   prompts: tuple[str, ...] = ()
   # Column, field or member that holds the image.
   image_key: str = "image"
-  # Column, field or member that holds the text or texts. Empty: images alone, for CapFilt to write their texts.
+  # Column, field or member that holds the text or texts. Empty: images alone, for CapFilt to write their texts. Several
+  # are separated by commas, and each may say its origin: "caption:web,recaption:synthetic". 'label' is the class, with
+  # 'folder' without a table the name of the folder that an image lies in, and 'file_name' there that of the file.
   text_key: str = "caption"
-  # Of 'webdataset': each line of a text is one of its own. Where dataset_type.txt says 'retrieval' beside the tars or a
-  # folder above, as in CLIP_benchmark's folders, it is so anyhow.
+  # Of 'folder': the table of its images, where that lies elsewhere or is not found by its name.
+  texts: str = ""
+  # Of 'webdataset', and of texts beside the images of a 'folder': each line of a text is one of its own. It is so
+  # anyhow where dataset_type.txt says 'retrieval' beside the tars or a folder above, as in CLIP_benchmark's folders.
   text_lines: bool = False
   # Member that holds the number of the class, from 0. Empty: as the format has it (of 'webdataset' .cls, where
   # classnames.txt lies beside the tars or a folder above).

@@ -192,10 +192,14 @@ def check_source(s: Source, where: str) -> None:
     not s.question_key or not s.sidecars,
     f"{where}.question_key and {where}.sidecars are both set: sidecars hold captions, no answers",
   )
-  for name in ("text_lines", "label_key"):
+  for name, kinds in (
+    ("text_lines", ("webdataset", "folder")),
+    ("label_key", ("webdataset",)),
+    ("texts", ("folder",)),
+  ):
     need(
-      not getattr(s, name) or s.kind == "webdataset",
-      f"{where}.{name} is {getattr(s, name)!r}: it is for kind 'webdataset', not {s.kind!r}",
+      not getattr(s, name) or s.kind in kinds,
+      f"{where}.{name} is {getattr(s, name)!r}: it is for kind {' or '.join(map(repr, kinds))}, not {s.kind!r}",
     )
   need(
     not s.regions or ((s.kind == "parquet" or s.split.startswith("scenes")) and not s.sidecars),

@@ -23,7 +23,7 @@ def class_names(config: Config, sources: Mapping[str, Records]) -> tuple[str, ..
   if not found:
     raise ValueError(
       f"config.classification.weight needs labels, and none of config.data.sources has any: {', '.join(sources)}. "
-      "Kinds 'tfds' and 'builtin' can have them"
+      "docs/own-data.md says what each kind takes for labels"
     )
   (first, names), *others = found.items()
   for name, theirs in others:

@@ -34,7 +34,8 @@ def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords
 
 def places_of(settings: config.Source, where: str) -> dict[str, str]:
   """The places that `open_source` would open, by the names of the settings; none for the corpus in the package."""
-  found = {f"{where}.path": "" if settings.kind == "builtin" else settings.path, f"{where}.sidecars": settings.sidecars}
+  path = "" if settings.kind == "builtin" else settings.path
+  found = {f"{where}.path": path, f"{where}.texts": settings.texts, f"{where}.sidecars": settings.sidecars}
   return {name: path for name, path in found.items() if path}
 
 

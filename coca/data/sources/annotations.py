@@ -1,33 +1,57 @@
-"""Annotation files as COCO and Karpathy publish them, as rows of a table: {"file_name": ..., "caption": ...}.
+"""Annotation files as data sets publish them, as rows of a table: {"file_name": ..., "caption": ...}.
 
-    COCO      {"images": [{"id": 9, "file_name": ...}], "annotations": [{"image_id": 9, "caption": ...}]}
-    Karpathy  {"images": [{"filename": ..., "filepath": ..., "split": ..., "sentences": [{"raw": ...}]}]}
+    COCO, NoCaps    {"images": [{"id": 9, "file_name": ...}], "annotations": [{"image_id": 9, "caption": ...}]}
+    Karpathy        {"images": [{"filename": ..., "filepath": ..., "split": ..., "sentences": [{"raw": ...}]}]}
+    VQA v1, v2      {"data_subtype": "val2014", "questions": [{"image_id": 9, "question": ..., "question_id": 90}]},
+                    and the answers in a file of their own, {"annotations": [{"question_id": 90, "answers": [...]}]}
+    Visual Genome   [{"id": 9, "regions": [{"phrase": ...}]}] and [{"id": 9, "qas": [{"question": ..., "answer": ...}]}]
+    Flickr30k       NAME.jpg#0<tab>caption, in results_20130124.token
 
 RSICD, UCM, Sydney and Flickr30k come in Karpathy's layout. His 'restval' of COCO is trained on, as all papers do.
+Rows of questions have "question" and "answers" in place of "caption", and their number as "#". Some layouts name no
+files but numbers: "file_name" is a tuple of the names that the image may have, in whatever folder.
 """
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-# What such files are called: captions_train2017.json, dataset.json, dataset_rsicd.json; tfds has a dataset_info.json.
-NAMES = re.compile(r"(captions_.*|dataset(_(?!infos?\.).*)?)\.json", re.IGNORECASE)
+# What such files are called, but for those of questions. tfds has a dataset_info.json.
+NAMES = re.compile(
+  r"(captions_.*|dataset(_(?!infos?\.).*)?|nocaps_.*captions|region_descriptions)\.json|.*\.token(\.txt)?",
+  re.IGNORECASE,
+)
+QUESTIONS = re.compile(r"((v2_)?(OpenEnded|MultipleChoice)_.*_questions|question_answers)\.json", re.IGNORECASE)
+
+Rows = Iterator[tuple[str, dict | str]]
 
 
-def rows(name: str, values: dict, split: str) -> Iterator[tuple[str, dict | str]]:
-  """Yields the place of each row in the file, and the row or what is wrong with it.
+def rows(name: str, values, split: str, beside: Callable[[str], bytes]) -> Rows | None:
+  """The rows of an annotation file, each with its place in it, or what is wrong with one; None: it is none of these.
 
   Args:
     name: of the file.
-    values: what it holds, with a list "images".
+    values: what it holds.
     split: of Karpathy's, which to take; empty: all.
+    beside: reads another file of its folder; raises FileNotFoundError.
 
   Raises:
-    ValueError: there are no captions in it, or none of this split.
+    ValueError: there are no captions in it, or none of this split, as rows are taken.
   """
-  images = [image if isinstance(image, dict) else {} for image in values["images"]]
-  if isinstance(values.get("annotations"), list):
-    yield from _coco(name, images, values["annotations"])
-    return
+  if isinstance(values, dict) and isinstance(values.get("questions"), list):
+    return _vqa(name, values, beside)
+  if isinstance(values, dict) and isinstance(values.get("images"), list):
+    images = [image if isinstance(image, dict) else {} for image in values["images"]]
+    if isinstance(values.get("annotations"), list):
+      return _coco(name, images, values["annotations"])
+    return _karpathy(name, images, split)
+  if not isinstance(values, list) or not values or not isinstance(values[0], dict):
+    return None
+  listed = [key for key in ("regions", "qas") if isinstance(values[0].get(key), list)]
+  return _visual_genome(name, values) if listed else None
+
+
+def _karpathy(name: str, images: list[dict], split: str) -> Rows:
   if not any("sentences" in image for image in images):
     raise ValueError(f'{name} has "images", but neither "annotations" (COCO) nor "sentences" in them (Karpathy)')
   wanted = {"train": ("train", "restval")}.get(split, (split,))
@@ -42,10 +66,10 @@ def rows(name: str, values: dict, split: str) -> Iterator[tuple[str, dict | str]
     path = image.get("filename", image.get("file_name"))
     if isinstance(path, str) and isinstance(image.get("filepath"), str):
       path = f"{image['filepath']}/{path}"
-    yield f"{name}, image {number}", {"file_name": path, "caption": texts}
+    yield f"{name}, image {number}", {"file_name": (path,), "caption": texts}
 
 
-def _coco(name: str, images: list[dict], annotations: list) -> Iterator[tuple[str, dict | str]]:
+def _coco(name: str, images: list[dict], annotations: list) -> Rows:
   paths = {str(image["id"]): image.get("file_name") for image in images if "id" in image}
   if not any(isinstance(a, dict) and "caption" in a for a in annotations):
     raise ValueError(f'{name}: none of its "annotations" has a "caption"; COCO\'s are in captions_*.json')
@@ -55,4 +79,50 @@ def _coco(name: str, images: list[dict], annotations: list) -> Iterator[tuple[st
     if image not in paths:
       yield where, 'its "image_id" is none of the "images"'
     else:
-      yield where, {"file_name": paths[image], "caption": annotation.get("caption")}
+      yield where, {"file_name": (paths[image],), "caption": annotation.get("caption")}
+
+
+def _vqa(name: str, values: dict, beside: Callable[[str], bytes]) -> Rows:
+  other = re.sub("(OpenEnded|MultipleChoice)_", "", name).replace("questions", "annotations")
+  try:
+    found = json.loads(beside(other)) if other != name else {}
+    answers = {a.get("question_id"): a for a in found.get("annotations", ()) if isinstance(a, dict)}
+  except FileNotFoundError:  # as of the test split
+    answers = {}
+  except (ValueError, RecursionError, AttributeError, TypeError) as e:
+    raise ValueError(f"{other}, the answers to {name}: {e}") from None
+  part = values.get("data_subtype") or values.get("data_type")
+  for number, asked in enumerate(values["questions"], 1):
+    where, image = f"{name}, question {number}", asked.get("image_id") if isinstance(asked, dict) else None
+    if not isinstance(image, int):
+      yield where, 'it has no "image_id"'
+      continue
+    given = answers.get(asked.get("question_id"), {}).get("answers")
+    texts = [a.get("answer") for a in given if isinstance(a, dict)] if isinstance(given, list) else None
+    names = f"COCO_{part}_{image:012d}.jpg", f"{image:012d}.jpg", f"{image}.jpg"
+    yield (
+      where,
+      {"file_name": names, "question": asked.get("question"), "answers": texts, "#": asked.get("question_id")},
+    )
+
+
+def _visual_genome(name: str, images: list) -> Rows:
+  for number, image in enumerate(images, 1):
+    image = image if isinstance(image, dict) else {}
+    file, where = f"{image.get('id', image.get('image_id'))}.jpg", f"{name}, image {number}"
+    for region in image.get("regions") or ():
+      yield where, {"file_name": (file,), "caption": region.get("phrase")} if isinstance(region, dict) else "no object"
+    for asked in image.get("qas") or ():
+      if isinstance(asked, dict):
+        row = {"question": asked.get("question"), "answers": asked.get("answer"), "#": asked.get("qa_id")}
+        yield where, {"file_name": (file,)} | row
+      else:
+        yield where, "no object"
+
+
+def flickr(name: str, text: str) -> Rows:
+  """The rows of Flickr8k's and Flickr30k's files of tokens."""
+  for number, line in enumerate(text.split("\n"), 1):
+    if line.strip():
+      image, _, caption = line.partition("\t")
+      yield f"{name}, line {number}", {"file_name": (image.partition("#")[0],), "caption": caption}

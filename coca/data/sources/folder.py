@@ -1,9 +1,12 @@
-"""A folder of images with a table of captions (CSV, TSV or JSON), or with NAME.txt beside each NAME.jpg.
+"""A folder of images with a table of captions (CSV, TSV, JSON, ...), or with NAME.txt beside each NAME.jpg.
 
-The table lies in the folder: captions.* or metadata.*, or the only .csv, .tsv or .jsonl or file of annotations there
-(COCO's captions_*.json, Karpathy's dataset_*.json). It names images by their path inside the folder; paths that lead
-out of it are refused, and links that do without `Source.follow_links`. Rows with the same image are several texts of
-it; with questions they are records of their own, whose keys are PATH, PATH#1, PATH#2, ... in the order of the rows.
+The table is `Source.texts`, or lies in the folder: captions.* or metadata.*, or the only .csv, .tsv or .jsonl or file
+of annotations there (`coca.data.sources.annotations` has their names). It names images by their path inside the folder;
+paths that lead out of it are refused, and links that do without `Source.follow_links`. Rows with the same image are
+several texts of it; with questions they are records of their own, whose keys are PATH, PATH#1, PATH#2, ... in the order
+of the rows, or PATH#NUMBER where the file of annotations numbers them.
+
+Without a table, texts lie beside the images, or are the names of the files or of the folders that these lie in.
 """
 
 import operator
@@ -12,30 +15,44 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from coca.config import Source
-from coca.data.records import BadRecord, Record, Shard
+from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sources import tables, values
+from coca.data.sources.values import LABEL
 from coca.files import finding, reading
 from coca.files.finding import IMAGE_EXTENSIONS, SETTING
 from coca.files.retries import Unavailable
 
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "metadata.csv", "metadata.jsonl")
-IMAGE_COLUMNS = ("file_name", "image", "filepath", "path", "key")
-TEXT_COLUMNS = ("caption", "text", "title", "captions")
+IMAGE_COLUMNS = ("file_name", "image", "filepath", "path", "key", "filename", "image_name", "images")
+TEXT_COLUMNS = ("caption", "text", "title", "captions", "comment", "conversations", "messages")
+ANSWER_COLUMNS = ("answers", "answer")
+FILE_NAME = "file_name"  # the `text_key` of the files' names
+BESIDE = ("txt", "caption")  # extensions of texts, in the order of preference
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}  # folders that are no classes
+KAGGLE = "captions.txt"  # a CSV, as Flickr8k and Flickr30k lie there; beside other texts, it is one of them
 ARCHIVES = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x", ".tar": "tar -xf", ".tgz": "tar -xf"} | {
   f".tar.{packed}": "tar -xf" for packed in ("gz", "bz2", "xz", "zst")
 }
-MAKE = 'write captions.csv with a first line "file_name,caption" into it, or NAME.txt beside each NAME.jpg'
+MAKE = (
+  'write captions.csv with a first line "file_name,caption" into it, or NAME.txt beside each NAME.jpg; or set text_key '
+  "to 'file_name' or 'label' where the names of files or folders are the texts"
+)
+
+
+class _Beside(NamedTuple):
+  path: str  # of a file with a text
+  origin: str
 
 
 class _Entry(NamedTuple):
   path: str  # the image's in the folder
-  texts: tuple | None  # None: in the file beside it
+  texts: tuple[Text | _Beside, ...] = ()
   wrong: str = ""  # why it is no record
   question: str = ""
   key: str = ""  # empty: the path
@@ -44,11 +61,9 @@ class _Entry(NamedTuple):
 class Folder:
   """Pairs from a folder; see `open_folder`."""
 
-  label_names: tuple[str, ...] = ()
-
   def __init__(self, settings: Source, where: str):
     self.name, self._where = settings.path, where
-    self._origin = settings.origin or "human"
+    self._keys = values.text_keys(settings, "human")
     self.problems: list[str] = []
     self._fs, self._root = fsspec.core.url_to_fs(settings.path)
     self._fs.invalidate_cache()
@@ -60,7 +75,9 @@ class Folder:
     self._names = {
       info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True) if info["type"] != "directory"
     }
-    if settings.text_key and (table := self._find_table()):
+    self._lines = settings.text_lines
+    self._found: dict[str, str] | None = None
+    if self._keys and (table := settings.texts or self._find_table(bool(settings.question_key))):
       self._entries = self._from_table(table, settings)
     elif settings.question_key:
       raise FileNotFoundError(
@@ -68,7 +85,12 @@ class Folder:
         f"with questions; one of {', '.join(TABLES)} has to lie in it"
       )
     else:
-      self._entries = self._from_files(bool(settings.text_key))
+      self._entries = self._from_files(settings.text_key == values.DEFAULT_TEXT_KEY)
+    # A table is read with its texts, and so are the names of folders: these are all names that there are.
+    texts = (text for entry in self._entries for text in entry.texts)
+    names = {text.text for text in texts if isinstance(text, Text) and text.origin == LABEL}
+    self.label_names = tuple(sorted(names)) if any(key.is_class for key in self._keys) else ()
+    self._labels = {name: i for i, name in enumerate(self.label_names)}
 
   def __len__(self) -> int:
     return len(self._entries)
@@ -80,13 +102,14 @@ class Folder:
       BadRecord: the image is missing, or it or a text can't be read.
       Unavailable: the disk or the store fails.
     """
-    path, texts, wrong, question, key = self._entries[operator.index(i)]
+    path, given, wrong, question, key = self._entries[operator.index(i)]
     if wrong:
       raise BadRecord(wrong)
     try:
       image = self._read_image(path)
-      if texts is None:
-        texts = values.as_texts(self._read(f"{path.rpartition('.')[0]}.txt"), self._origin)
+      texts = ()
+      for text in given:
+        texts += (text,) if isinstance(text, Text) else self._read_text(text)
     except Unavailable:
       raise
     except FileNotFoundError as e:
@@ -95,7 +118,11 @@ class Folder:
       raise BadRecord(f"{self.name}: record '{path}': {e}") from None
     if not image:
       raise BadRecord(f"{self.name}: record '{path}': the image is empty")
-    return Record(key or path, image, texts, question=question)
+    return Record(key or path, image, texts, values.label_of(texts, self._labels), question)
+
+  def ids(self, _: str) -> Iterator[str]:
+    """The keys of all records."""
+    return (entry.key or entry.path for entry in self._entries)
 
   @property
   def shards(self) -> list[Shard]:
@@ -134,45 +161,100 @@ class Folder:
       raise OSError(f"{path} is a link that leads out of the folder; {self._where}.follow_links=True follows it")
     return reading.read_all(self._fs, place)
 
-  def _find_table(self) -> str:
+  def _read_text(self, beside: _Beside) -> tuple[Text, ...]:
+    found = self._read(beside.path)
+    return values.as_texts(found.decode("utf-8-sig").splitlines() if self._lines else found, beside.origin)
+
+  def _find_table(self, questions: bool) -> str:
     known = [name for name in TABLES if name in self._names]
+    if [name for name in self._names if name.endswith(".txt")] == [KAGGLE]:
+      known.append(KAGGLE)
     if known:
       return known[0]
     others = sorted(name for name in self._names if tables.is_table(name))
+    asking = [name for name in others if tables.asks(name)]
+    others = asking if questions and asking else [name for name in others if name not in asking] or asking
     if len(others) > 1:
       raise ValueError(
-        f"{self._where}.path is {self.name!r}: which of {', '.join(others)} is the table? "
-        "Name it captions.csv, captions.tsv or captions.jsonl"
+        f"{self._where}.path is {self.name!r}: which of {', '.join(others)} is the table? Name it in "
+        f"{self._where}.texts"
       )
     return others[0] if others else ""
 
-  def _from_files(self, with_texts: bool) -> list[_Entry]:
+  def _below(self) -> list[str]:
+    """The files in the folder and the ones below, but for hidden ones."""
     if self._local:
       found, left_out = finding.files_below(self._root, self._follow_links)
       self.problems += left_out
     else:
       found = [path[len(self._root) + 1 :] for path in self._fs.find(self._root)]
-    names = {path for path in found if not any(part.startswith(".") for part in path.split("/"))}
+    return [path for path in found if not any(part.startswith(".") for part in path.split("/"))]
+
+  def _placed(self, names: tuple) -> str | None:
+    """The path of the image that has one of some names, wherever it lies; the first name if there is none."""
+    if not all(isinstance(name, str) for name in names):
+      return names[0]
+    if here := next((name for name in names if name in self._names), ""):
+      return here
+    if self._found is None:
+      self._found, paths = {}, self._below()
+      for path in paths:
+        name = path.rpartition("/")[2]
+        self._found[name] = "" if name in self._found else path  # of two, nobody knows which
+      self._found |= {path: path for path in paths if "/" in path}
+    tried = (*names, *(name.rpartition("/")[2] for name in names))
+    return next(filter(None, map(self._found.get, tried)), names[0])
+
+  def _from_files(self, default: bool) -> list[_Entry]:
+    names = self._below()
     images = sorted(n for n in names if n.lower().endswith(tuple(f".{e}" for e in IMAGE_EXTENSIONS)))
-    stems = {n.rpartition(".")[0] for n in images}
-    alone = [n for n in names if n.endswith(".txt") and n[:-4] not in stems]
-    if alone and with_texts:
-      self.problems.append(f"{self.name}: {len(alone)} texts without an image, such as {min(alone)}")
-    entries = [_Entry(n, None if with_texts and f"{n.rpartition('.')[0]}.txt" in names else ()) for n in images]
-    if not images or (with_texts and all(entry.texts == () for entry in entries)):
+    texts = {(stem, ending.lower()): name for name in names for stem, _, ending in [name.rpartition(".")]}
+    entries = [self._beside(n, texts) for n in images]
+    if default and images and not any(entry.texts for entry in entries) and _are_classes(names, images):
+      self._keys = (values.Key(LABEL, LABEL),)
+      entries = [self._beside(n, texts) for n in images]
+      shown = ", ".join(sorted({n.partition("/")[0] for n in images})[:5])
+      self.problems.append(f"{self.name}: no captions; its folders are taken for classes: {shown}, ...")
+    without = [entry.path for entry in entries if self._keys and not entry.texts]
+    if not images or len(without) == len(entries):
       advice = "; or ".join(filter(None, (self._elsewhere(names), MAKE)))
       raise FileNotFoundError(
         f"{self._where}.path is {self.name!r}: {len(images)} images and no captions; {advice}. "
         f"For images alone set {self._where}.text_key to ''"
         + "".join(f"\n  {problem}" for problem in self.problems[:5])
       )
-    if with_texts and (without := [entry.path for entry in entries if entry.texts == ()]):
+    stems = {n.rpartition(".")[0] for n in images}
+    kinds = {kind for key in self._keys for kind in self._kinds(key)}
+    if alone := [n for (stem, kind), n in texts.items() if kind in kinds and stem not in stems]:
+      self.problems.append(f"{self.name}: {len(alone)} texts without an image, such as {min(alone)}")
+    if without:
       self.problems.append(
         f"{self.name}: {len(without)} of {len(entries)} images have no text beside them, such as {without[0]}"
       )
     return entries
 
-  def _elsewhere(self, names: set[str]) -> str:
+  def _beside(self, image: str, files: dict[tuple[str, str], str]) -> _Entry:
+    """The entry of an image without a table; `files` are those of the folder, by stem and extension."""
+    stem, texts = image.rpartition(".")[0], ()
+    for key in self._keys:
+      if key.name == FILE_NAME:
+        texts += values.as_texts(stem.rpartition("/")[2], key.origin)
+      elif key.name == LABEL:
+        texts += values.as_texts(image.partition("/")[0] if "/" in image else None, key.origin)
+      elif found := next((files[stem, kind] for kind in self._kinds(key) if (stem, kind) in files), None):
+        texts += (_Beside(found, key.origin),)
+    return _Entry(image, texts)
+
+  def _kinds(self, key: values.Key) -> tuple[str, ...]:
+    """Extensions of the texts beside the images, in the order of preference."""
+    if key.name in (FILE_NAME, LABEL):
+      return ()
+    if len(self._keys) == 1:
+      return tuple(dict.fromkeys((*BESIDE, key.name.lower()) if key.name in BESIDE else (key.name.lower(), *BESIDE)))
+    default = key.name == values.DEFAULT_TEXT_KEY and all(other.name != BESIDE[0] for other in self._keys)
+    return BESIDE if default else (key.name.lower(),)
+
+  def _elsewhere(self, names: list[str]) -> str:
     """The files in the folder and the ones below that a person may have meant."""
     below = [n for n in names if "/" in n and (n.rpartition("/")[2] in TABLES or tables.is_table(n.rpartition("/")[2]))]
     below.sort(key=lambda name: ("train" not in name, name))
@@ -185,21 +267,71 @@ class Folder:
     for kind, ending in (("webdataset", ".tar"), ("parquet", ".parquet")):
       if any(name.lower().endswith(ending) for name in self._names):
         return f"*{ending} is what {self._where}.kind {kind!r} reads"
-    return self._packed()
+    others = sorted(n for n in names if n.lower().endswith(tables.MORE) and n.count("/") <= 1)
+    said = f"if {others[0]} is the table, name it in {self._where}.texts" if others else ""
+    return "; ".join(filter(None, (said, self._packed())))
+
+  def _wanted(self, settings: Source) -> dict[Any, tuple[str, ...]]:
+    """The names that a column may have, in the order of preference, by setting or `values.Key`."""
+    questions = (settings.question_key,) if settings.question_key else ()
+    images = IMAGE_COLUMNS if settings.image_key == values.DEFAULT_IMAGE_KEY else (settings.image_key,)
+    default = TEXT_COLUMNS + (ANSWER_COLUMNS if questions else (LABEL,) if len(self._keys) == 1 else ())
+    texts = {key: default if key.name == values.DEFAULT_TEXT_KEY else (key.name,) for key in self._keys}
+    return {"image_key": images, **texts} | ({"question_key": questions} if questions else {})
+
+  def _read_table(self, path: str) -> bytes:
+    """A table in the folder or, where it isn't there, anywhere."""
+    try:
+      return self._read(path)
+    except FileNotFoundError:
+      return reading.read_all(*fsspec.core.url_to_fs(path))
+
+  def _inside(self, path) -> str:
+    """An image's path as a table gives it, if it stays inside the folder."""
+    if not isinstance(path, str) or not path.strip():
+      raise ValueError(f"{len(path)} images: a record has one" if isinstance(path, list) else "no image is named")
+    path.encode("utf-8")  # no UTF-8 in the file: surrogates
+    shown, path = path, path.strip().replace("\\", "/")
+    path = path.removeprefix(f"{self._root}/" if self._local else "")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    outside = path.startswith("/") or "://" in path or re.match("[A-Za-z]:", path) or ".." in parts
+    if outside or "\0" in path or not parts:
+      raise ValueError(f"{shown!r} is refused: a table may only name files inside its folder, by relative paths")
+    return "/".join(parts)
 
   def _from_table(self, table: str, settings: Source) -> list[_Entry]:
     entries, wrong, doubled, notes = {}, [], Counter(), []
-    wanted = _wanted(settings)
-    known = {name for names in wanted.values() for name in names}
-    shown, rows = tables.read(table, self._read(table), settings.split, known, notes)
-    (image_key, text_key, question_key), rows = _columns(shown, rows, wanted, self._where)
+    wanted = self._wanted(settings)
+    known = {settings.text_key, *(name for names in wanted.values() for name in names)}
+    folder, slash, name = table.rpartition("/")
+    data = self._read_table(table)
+    shown, rows = tables.read(
+      name, data, settings.split, known, notes, lambda other: self._read_table(folder + slash + other)
+    )
+    first = next(rows, ("", ""))
+    if (
+      len(self._keys) > 1 and isinstance(first[1], dict) and settings.text_key in first[1]
+    ):  # the name of a single column
+      self._keys = values.text_keys(settings, "human", first[1])
+      wanted = self._wanted(settings)
+    columns, rows = tables.columns(shown, chain([first] if first[0] else (), rows), wanted, self._where)
+    # Without captions, the class is the text.
+    self._keys = tuple(values.Key(LABEL, LABEL) if columns[key] == LABEL else key for key in self._keys)
+    columns |= {key: LABEL for key in self._keys if key.name == LABEL}
     for where, row in rows:
       try:
         if isinstance(row, str):
           raise ValueError(row)
-        key = image = _inside(row.get(image_key))
-        found = values.as_texts(values.lookup(row, text_key), self._origin, bool(question_key))
-        question = values.as_question(values.lookup(row, question_key)) if question_key else ""
+        image = row.get(columns["image_key"])
+        if isinstance(image, list) and len(image) == 1:
+          image = image[0]
+        key = image = self._inside(self._placed(image) if isinstance(image, tuple) else image)
+        found = ()
+        for name in self._keys:
+          found += values.as_texts(values.lookup(row, columns[name]), name.origin, bool(settings.question_key))
+        question = values.as_question(values.lookup(row, columns["question_key"])) if settings.question_key else ""
+        if question and row.get("#") is not None:
+          key = f"{image}#{row['#']}"
         while question and key in entries:  # another file may be called so
           doubled[image] += 1
           key = f"{image}#{doubled[image]}"
@@ -212,68 +344,30 @@ class Folder:
     if wrong:
       self.problems.append(f"{len(wrong)} rows can't be used; the first: {wrong[0]}")
     self.problems += [f"{self.name}: {note}" for note in notes]
-    return [*entries.values(), *(_Entry("", None, reason) for reason in wrong)]
+    return [*entries.values(), *(_Entry("", (), reason) for reason in wrong)]
 
 
-def _wanted(settings: Source) -> dict[str, tuple[str, ...]]:
-  """By setting, the names that the column may have, in the order of preference."""
-  wanted = {"image_key": (settings.image_key,), "text_key": (settings.text_key,)}
-  if settings.image_key == values.DEFAULT_IMAGE_KEY:
-    wanted["image_key"] = IMAGE_COLUMNS
-  if settings.text_key == values.DEFAULT_TEXT_KEY:
-    wanted["text_key"] = TEXT_COLUMNS
-  return wanted | ({"question_key": (settings.question_key,)} if settings.question_key else {})
-
-
-def _columns(table: str, rows: Iterator, wanted: dict, where: str) -> tuple[tuple[str, str, str], Iterator]:
-  """The columns of images, texts and questions ('': none), and all rows. The first rows may lack some of their fields.
-
-  Raises:
-    ValueError: no row has such a column.
-  """
-  looked_at, seen, chosen = [], {}, {}
-  for where, row in rows:
-    looked_at.append((where, row))
-    seen |= dict.fromkeys(row if isinstance(row, dict) else ())
-    chosen = {
-      key: name
-      for key, names in wanted.items()
-      for name in reversed(names)
-      if name in seen or name.partition(".")[0] in seen
-    }
-    if len(chosen) == len(wanted):
-      break
-  for key, names in wanted.items():
-    if key not in chosen and seen:
-      raise ValueError(
-        f"{where}.{key}: {table} has no column {' or '.join(names)}; it has: {', '.join(map(str, seen))}"
-      )
-  return tuple(chosen.get(key, "") for key in ("image_key", "text_key", "question_key")), chain(looked_at, rows)
-
-
-def _inside(path) -> str:
-  """An image's path as a table gives it, if it stays inside the folder."""
-  if not isinstance(path, str) or not path.strip():
-    raise ValueError("no image is named")
-  path.encode("utf-8")  # no UTF-8 in the file: surrogates
-  shown, path = path, path.strip().replace("\\", "/")
-  parts = [part for part in path.split("/") if part not in ("", ".")]
-  outside = path.startswith("/") or "://" in path or re.match("[A-Za-z]:", path) or ".." in parts
-  if outside or "\0" in path or not parts:
-    raise ValueError(f"{shown!r} is refused: a table may only name files inside its folder, by relative paths")
-  return "/".join(parts)
+def _are_classes(names: list[str], images: list[str]) -> bool:
+  """True where folders can be nothing but classes: all images lie in several of them, and no table does."""
+  folders = {n.rpartition("/")[0] for n in images}
+  named = all(folder and "/" not in folder and not folder.isdigit() for folder in folders)
+  tabled = any(n.lower().endswith(tables.MORE) for n in names)
+  return len(folders) > 1 and named and not tabled and not any(f.lower() in SPLITS for f in folders)
 
 
 def open_folder(settings: Source, where: str = SETTING) -> Folder:
   """Opens a folder, reading its table or listing its files.
 
   Args:
-    settings: `path` is the directory. `image_key` and `text_key` name columns of the table; at their defaults, the
-      first of file_name, image, filepath, path, key and of caption, text, title, captions. In JSON a text may be a
-      list of texts, and a dot leads into objects ("answers.answer"). captions.json is a list of such rows, or an
-      object from image names to captions, or COCO's or Karpathy's annotations, of which `split` is
-      read ('train' with 'restval', '' all). With the `text_key` '' all images in the folder are read, and no texts.
-      `question_key` names the questions' column, where each row is a question with its answers in `text_key`.
+    settings: `path` is the directory, and `texts` its table where that does not lie in it or is not known by its name.
+      `image_key` and `text_key` name columns of the table; at their defaults, the first of `IMAGE_COLUMNS` and
+      `TEXT_COLUMNS`, or the column 'label', whose values are then classes. In JSON a text may be a list of texts or a
+      conversation, of which the answers are taken, and a dot leads into objects ("answers.answer"). captions.json is a
+      list of such rows, or an object from image names to captions, or annotations, of which `split` is read ('train'
+      with 'restval', '' all). With the `text_key` '' all images in the folder are read, and no texts. Without a table,
+      `text_key` is the extension of the texts beside the images (at its default 'txt', or else 'caption'), 'file_name'
+      or 'label'; at its default, folders with images and nothing else are classes. `question_key` names the questions'
+      column, where each row is a question with its answers in `text_key`.
 
   Raises:
     FileNotFoundError: no such directory, or no captions in it.

@@ -1,4 +1,4 @@
-"""Rows of a table of captions: CSV with any usual separator, TSV, JSON, JSON lines, COCO's and Karpathy's annotations.
+"""Rows of a table of captions: CSV with any usual separator, TSV, JSON, JSON lines, Parquet, annotations of data sets.
 
 Quotation marks hold a field together where fields are separated by commas and such. Between tabs they are text, since
 most tables of captions are written so: an unclosed one would swallow rows.
@@ -8,12 +8,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
 
 from coca.data.sources import annotations
 from coca.files.finding import IMAGE_EXTENSIONS
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
+MORE = (*ENDINGS, ".json", ".token", ".parquet")  # of what may be a table where somebody says so
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
 LINES = 10  # of a text in a CSV that are told of
 
@@ -27,16 +30,23 @@ class TableError(ValueError):
 
 def is_table(name: str) -> bool:
   """True if a file may be the table of its folder, by its name."""
-  return name.lower().endswith(ENDINGS) or bool(annotations.NAMES.fullmatch(name))
+  return name.lower().endswith(ENDINGS) or bool(annotations.NAMES.fullmatch(name) or asks(name))
 
 
-def read(name: str, data: bytes, split: str, known: set[str], notes: list[str]):
+def asks(name: str) -> bool:
+  """True if a file's name says that its rows are questions."""
+  return bool(annotations.QUESTIONS.fullmatch(name))
+
+
+def read(
+  name: str, data: bytes, split: str, known: set[str], notes: list[str], beside: Callable[[str], bytes] | None = None
+):
   """Reads a table.
 
   Args:
     name: of the file; its ending says what it is.
     data: the whole of it.
-    split: see `annotations.rows`.
+    split, beside: see `annotations.rows`.
     known: names that columns may have. They tell how a CSV is separated.
     notes: what a person has to be told of the table is appended, as rows are taken.
 
@@ -44,27 +54,76 @@ def read(name: str, data: bytes, split: str, known: set[str], notes: list[str]):
     what to call it in messages, and an iterator over its rows: where each stands, and its values by column or what is
     wrong with it. It raises TableError where the file is no table at all.
   """
+  ending = name.lower().rpartition(".")[2]
+  if ending == "parquet":
+    return name, _parquet_rows(name, data)
   if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # as spreadsheets export "Unicode text"
     text = data.decode("utf-16", "replace")
   else:
     text = data.decode("utf-8-sig", "surrogateescape")
-  if name.lower().endswith((".csv", ".tsv")):
+  if ".token" in name:
+    return name, annotations.flickr(name, text)
+  if ending in ("csv", "tsv", "txt"):
     separated = separator(name, text, known)
-    return f"{name} (separated by {SEPARATORS[separated]})", _csv_rows(name, text, separated, notes)
-  return name, (_json_lines if name.lower().endswith(".jsonl") else _json_rows)(name, text, split)
+    return f"{name} (separated by {SEPARATORS[separated]})", _csv_rows(name, text, separated, notes, split)
+  return name, _json_lines(name, text) if ending == "jsonl" else _json_rows(name, text, split, beside)
 
 
-def _json_lines(name: str, text: str, _) -> Iterator[tuple[str, dict | str]]:
+def columns(
+  table: str, rows: Iterator, wanted: dict[Any, tuple[str, ...]], setting: str
+) -> tuple[dict[Any, str], Iterator]:
+  """The column of each of `wanted`, and all rows. The first rows may lack some of their fields.
+
+  Raises:
+    ValueError: no row has such a column.
+  """
+  looked_at, seen, chosen = [], {}, {}
+  for where, row in rows:
+    looked_at.append((where, row))
+    seen |= dict.fromkeys(row if isinstance(row, dict) else ())
+    chosen = {
+      key: name
+      for key, names in wanted.items()
+      for name in reversed(names)
+      if name in seen or name.partition(".")[0] in seen
+    }
+    if len(chosen) == len(wanted):
+      break
+  for key, names in wanted.items():
+    if key not in chosen and seen:
+      raise ValueError(
+        f"{setting}.{key if isinstance(key, str) else 'text_key'}: {table} has no column {' or '.join(names)}; "
+        f"it has: {', '.join(map(str, seen))}"
+        + ". For questions, name their column in question_key"
+        * ("question" in seen and "question_key" not in wanted)
+      )
+  return {key: chosen.get(key, "") for key in wanted}, chain(looked_at, rows)
+
+
+def _parquet_rows(name: str, data: bytes) -> Iterator[tuple[str, dict | str]]:
+  import pyarrow.parquet as pq
+
+  number = 0
+  try:
+    for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches():
+      for row in batch.to_pylist():
+        yield f"{name}, row {number}", row
+        number += 1
+  except (OSError, ValueError, OverflowError, LookupError) as e:  # pyarrow's are among these
+    raise TableError(f"{name}: {e}") from None
+
+
+def _json_lines(name: str, text: str) -> Iterator[tuple[str, dict | str]]:
   for number, line in enumerate(text.split("\n"), 1):  # splitlines() would split inside of strings
     if line.strip():
       yield f"{name}, line {number}", _json_row(line)
 
 
-def _json_rows(name: str, text: str, split: str) -> Iterator[tuple[str, dict | str]]:
+def _json_rows(name: str, text: str, split: str, beside) -> Iterator[tuple[str, dict | str]]:
   try:
     values = json.loads(text)
-    if isinstance(values, dict) and isinstance(values.get("images"), list):
-      yield from annotations.rows(name, values, split)
+    if (found := annotations.rows(name, values, split, beside)) is not None:
+      yield from found
       return
   except (ValueError, RecursionError) as e:
     raise TableError(f"{name}: {e}") from None
@@ -96,7 +155,7 @@ def separator(name: str, text: str, known: set[str]) -> str:
   return max(SEPARATORS, key=fits)
 
 
-def _csv_rows(name: str, text: str, separated: str, notes: list[str]) -> Iterator[tuple[str, dict | str]]:
+def _csv_rows(name: str, text: str, separated: str, notes: list[str], split: str) -> Iterator[tuple[str, dict | str]]:
   tabs = separated == "\t" and not text.lstrip().startswith('"')  # else a program quoted all that is text
   reader = csv.DictReader(
     io.StringIO(text, newline=""), delimiter=separated, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
@@ -116,6 +175,10 @@ def _csv_rows(name: str, text: str, separated: str, notes: list[str]) -> Iterato
       yield where, f"more fields than the first line has ({SEPARATORS[separated]} {needs}): {str(extra)[:80]}"
       continue
     row = {column.strip(): _unquoted(value) if tabs else value for column, value in row.items()}
+    if "sentids" in row:  # Flickr30k's on the Hugging Face hub: Karpathy's, whose lists are JSON in a field
+      if split and row.get("split") not in (split, ""):
+        continue
+      row |= {"caption": _json_list(row.get("raw")), "file_name": (row.get("filename"),)}
     lines = max(str(value).count("\n") for value in row.values()) + 1
     if any(_ROW_INSIDE.search(str(value)) for value in row.values()):
       yield (
@@ -140,3 +203,10 @@ def _unquoted(value):
   """A field between tabs; only with marks that are doubled inside of it is it certain that quoting was meant."""
   quoted = _QUOTED.fullmatch(value) if isinstance(value, str) and '""' in value[1:-1] else None
   return quoted[1].replace('""', '"') if quoted else value
+
+
+def _json_list(value):
+  try:
+    return json.loads(value)
+  except (ValueError, TypeError, RecursionError):
+    return value

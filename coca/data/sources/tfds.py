@@ -15,6 +15,7 @@ import numpy as np
 
 from coca import config
 from coca.data.records import BadRecord, Record, Shard, Text, shards_of
+from coca.data.sources import values
 from coca.data.sources.name_questions import NameQuestions
 from coca.files.retries import Unavailable, again, exists, of_the_system
 
@@ -30,9 +31,9 @@ def open_tfds(settings: config.Source) -> "TfdsSource":
       taken) or its tfds name, as in "coco_captions", "coco_captions:1.1.0", "name/config:1.0.0", looked for in
       TFDS_DATA_DIR or ~/tensorflow_datasets. `split` is in tfds' notation, e.g. "train[:10%]" or "train+val".
       `image_key` and `text_key` name features; a dot leads into a nested one ("captions.text"). A text feature may
-      hold one text, several, or class labels. If there is none called `text_key`, or with the rule 'labels', the
-      class name of the feature 'label' is the text; '' reads no texts. `question_key` names a feature that holds one
-      text, a question whose answers `text_key` names.
+      hold one text, several, or class labels; `text_key` may name several with commas between them. If there is none
+      called `text_key`, or with the rule 'labels', the class name of the feature 'label' is the text; '' reads no
+      texts. `question_key` names a feature that holds one text, a question whose answers `text_key` names.
 
   Raises:
     FileNotFoundError: not prepared, or a shard is missing; the message has the command that prepares it.
@@ -133,27 +134,31 @@ class TfdsSource:
     key = _lookup(features, "key", "text")
     self._has_key = key is not None and key.single
     self._image = _lookup(features, settings.image_key, "image")
-    self._text = _lookup(features, settings.text_key, "label") or _lookup(features, settings.text_key, "text")
+    keys = values.text_keys(settings, "")
+    found = [(_lookup(features, k.name, "label") or _lookup(features, k.name, "text"), k.origin) for k in keys]
     question = _lookup(features, settings.question_key, "text")
     self._question = question if question and question.single else None
     label = _lookup(features, "label", "label")
-    if label and settings.text_key and (not self._text or (settings.text == "labels" and not self._text.names)):
-      self._text = label
-    for setting, key, found in (
+    if label and len(keys) == 1 and (not found[0][0] or (settings.text == "labels" and not found[0][0].names)):
+      found = [(label, settings.origin)]
+    for setting, key, feature in (
       ("image_key", settings.image_key, self._image),
-      ("text_key", settings.text_key, self._text),
+      *(("text_key", key.name, f) for key, (f, _) in zip(keys, found, strict=True)),
       ("question_key", settings.question_key, self._question),
     ):
-      if key and not found:
+      if key and not feature:
         raise ValueError(
           f"source {setting} {key!r}: {root} has no such feature of a fitting type; features.json has\n{features}"
         )
     # Where the text is a record's one class label, that is the label meant; else the feature 'label', if it is one.
-    self._label = next((f for f in (self._text, label) if f and f.names and f.single), None)
+    self._label = next((f for f in (*(f for f, _ in found), label) if f and f.names and f.single), None)
     self.label_names = self._label.names if self._label else ()
     self._given = settings.origin
-    named = settings.text == "labels" or (self._text and self._text.names)
-    self._origin = settings.origin or ("label" if named else "web")
+    self._texts = [
+      (feature, origin or ("label" if settings.text == "labels" or feature.names else "web"))
+      for feature, origin in found
+      if feature
+    ]
     if builtin:
       self.label_names = tuple(sorted({_string(self._fields(i), "caption") for i in range(len(self))}))
       self._labels = {name: i for i, name in enumerate(self.label_names)}
@@ -172,26 +177,26 @@ class TfdsSource:
     image = fields[self._image.key].bytes_list.value
     if not image or not image[0]:
       raise BadRecord(f"{self._where(i)}: no image")
-    if not self._text:
-      texts = []
-    elif self._text.names:
-      names = self._text.names
-      texts = [names[v] for v in fields[self._text.key].int64_list.value if 0 <= v < len(names)]
-    else:
-      texts = [v.decode("utf-8", "replace") for v in fields[self._text.key].bytes_list.value]
-    origin, label = self._origin, -1
+    label, texts = -1, []
     if self._builtin:
       label = self._labels[_string(fields, "caption")]
-      # Clip art's titles are what the web had; the emoji's names were written by people for what is in the image.
-      if not self._given and origin != "label" and _string(fields, "source") != "openclipart":
-        origin = "human"
     elif self._label:
       label = next(iter(fields[self._label.key].int64_list.value), -1)
+    for feature, origin in self._texts:
+      if feature.names:
+        ids = fields[feature.key].int64_list.value
+        found = [feature.names[v] for v in ids if 0 <= v < len(feature.names)]
+      else:
+        found = [v.decode("utf-8", "replace") for v in fields[feature.key].bytes_list.value]
+      # Clip art's titles are what the web had; the emoji's names were written by people for what is in the image.
+      if self._builtin and not self._given and origin != "label" and _string(fields, "source") != "openclipart":
+        origin = "human"
+      texts += [Text(text, origin) for text in found]
     key = _string(fields, "key") if self._has_key else ""
     question = _string(fields, self._question.key).strip() if self._question else ""
     if self._question and not question:
       raise BadRecord(f"{self._where(i)}: no question")
-    return Record(key or self._where(i), image[0], tuple(Text(t, origin) for t in texts), label, question)
+    return Record(key or self._where(i), image[0], tuple(texts), label, question)
 
   def _fields(self, i: int):
     """The parsed record, a map of names to tf.train.Feature. Raises BadRecord and IndexError."""

@@ -11,7 +11,7 @@ import io
 import json
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
@@ -19,7 +19,15 @@ from fsspec.implementations.local import LocalFileSystem
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, Text, shards_of
 from coca.data.sources.tar_index import BLOCK, SUFFIX, TarIndex, is_header, read_index
-from coca.data.sources.values import DEFAULT_IMAGE_KEY, DEFAULT_TEXT_KEY, as_question, as_texts, lookup
+from coca.data.sources.values import (
+  DEFAULT_IMAGE_KEY,
+  DEFAULT_TEXT_KEY,
+  LABEL,
+  as_question,
+  as_texts,
+  lookup,
+  text_keys,
+)
 from coca.files import finding, reading
 from coca.files.finding import IMAGE_EXTENSIONS, SETTING
 from coca.files.retries import Unavailable
@@ -38,7 +46,7 @@ class WebDataset:
 
   def __init__(self, settings: Source, where: str):
     self.name = settings.path
-    self._origin = settings.origin or "web"
+    self._keys = text_keys(settings, "web")
     tars, self.problems = finding.find(settings.path, ".tar", MAKE, where)
     tars = [f for f in tars if not f.name.endswith(SUFFIX)]
     kind = " ".join(beside(tars, TYPE)).lower()
@@ -54,8 +62,11 @@ class WebDataset:
         f"{where}.label_key is {settings.label_key!r}, and there is no {NAMES} beside the tars or a folder above: "
         "write the names of the classes into it, one a line, in the order of their numbers"
       )
-    self._field, self._question = settings.text_key, settings.question_key
-    self._text = "txt" if settings.text_key == DEFAULT_TEXT_KEY else settings.text_key.lower()
+    self._question = settings.question_key
+    # Of each key the member that it may be; else it is a field of the .json.
+    self._texts = tuple(key.name.lower() for key in self._keys)
+    if "txt" not in self._texts:
+      self._texts = tuple("txt" if name == DEFAULT_TEXT_KEY else name for name in self._texts)
     default = settings.image_key == DEFAULT_IMAGE_KEY
     self._image = IMAGE_EXTENSIONS if default else (settings.image_key.lower(),)
     self._shards, counts, extensions = [], [], set()
@@ -66,18 +77,22 @@ class WebDataset:
       elif note:
         not_stored = note
       if index is not None and len(index.keys):
-        text, structured = (index.members((name,) if self._field else ()) for name in (self._text, "json"))
-        parsed = (text[:, 0] < 0) | bool(self._question)
+        places, headers = [index.members(self._image)], [index.headers(self._image)]
+        parsed = np.zeros((len(index.keys), len(self._keys)), bool)
+        for k, name in enumerate(self._texts):
+          text = index.members((name,))
+          parsed[:, k] = (text[:, 0] < 0) | bool(self._question)
+          places.append(np.where(parsed[:, k, None], index.members(("json",)), text))
+          headers.append(np.where(parsed[:, k], index.headers(("json",)), index.headers((name,))))
         label = (self._label,) if self.label_names else ()
-        places = [index.members(self._image), np.where(parsed[:, None], structured, text), index.members(label)]
-        places = np.stack(places, 1)
-        headers = np.where(parsed, index.headers(("json",)), index.headers((self._text,)))
-        headers = np.stack([index.headers(self._image), headers, index.headers(label)], 1)
+        # The image, the keys in their order, and the label: [N, keys + 2, 2] and [N, keys + 2].
+        places = np.stack([*places, index.members(label)], 1)
+        headers = np.stack([*headers, index.headers(label)], 1)
         lacking = (places[:, 1:, 0] < 0).all(1)  # neither text nor label
         self._shards.append((file, index.keys, places, headers, parsed))
         counts.append(len(index.keys))
-        lost += [f"{file.name}, {name}" for name in _behind_dots(index, self._image, self._text)]
-        empty.update(image=int((places[:, 0, 0] < 0).sum()), text=int(lacking.sum()) if self._field else 0)
+        lost += [f"{file.name}, {name}" for name in _behind_dots(index, self._image, self._texts)]
+        empty.update(image=int((places[:, 0, 0] < 0).sum()), text=int(lacking.sum()) if self._keys else 0)
         extensions |= set(index.extensions.tolist())
     if not_stored:
       self.problems.append(not_stored)
@@ -92,7 +107,7 @@ class WebDataset:
         f"{len(lost)} images are not seen, such as {lost[0]}: the first dot of a file's name "
         "ends the key (WebDataset's rule); write the tar anew with names that have one dot",
       )
-    for what, names in (("image", self._image), ("text", (self._text, "json"))):
+    for what, names in (("image", self._image), ("text", (*self._texts, "json"))):
       if count := empty[what]:
         self.problems.append(f"{count} of {sum(counts)} records have no {what}: no member .{' or .'.join(names)}")
     self._starts = np.cumsum([0, *counts])
@@ -107,19 +122,25 @@ class WebDataset:
     Raises:
       BadRecord: the image is missing, or it or a text can't be read.
     """
-    key, where, image, text, label, parsed = self._read(i)
+    key, where, (image, *found, label), parsed = self._read(i)
+    number = -1 if label is None else _number(label, self._label, where)
+    class_name = self.label_names[number] if 0 <= number < len(self.label_names) else None
     try:
-      values = _object(text) if parsed and text is not None else {}
-      found = lookup(values, self._field) if parsed else text
-      if self._lines and isinstance(found, (bytes, str)):
-        found = (found.decode("utf-8-sig") if isinstance(found, bytes) else found).splitlines()
-      texts = as_texts(found, self._origin, bool(self._question))
+      values, texts = {}, ()
+      for name, text, is_json in zip(self._keys, found, parsed, strict=True):
+        if is_json:
+          values = values or (_object(text) if text is not None else {})
+          text = lookup(values, name.name)
+        if self._lines and isinstance(text, (bytes, str)):
+          text = (text.decode("utf-8-sig") if isinstance(text, bytes) else text).splitlines()
+        if name.name == LABEL and self.label_names:
+          text = class_name
+        texts += as_texts(text, name.origin, bool(self._question))
       question = as_question(lookup(values, self._question)) if self._question else ""
     except (ValueError, RecursionError) as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
-    number = -1 if label is None else _number(label, self._label, where)
-    if self._field and text is None and 0 <= number < len(self.label_names):
-      texts = (Text(self.label_names[number], "label"),)
+    if self._keys and class_name and not any(text is not None for text in found):
+      texts = (Text(class_name, LABEL),)
     if not image:
       problem = "no image" if image is None else "the image is empty"
       raise BadRecord(f"{where}: {problem} (member .{', .'.join(self._image)})")
@@ -131,7 +152,13 @@ class WebDataset:
     names = [finding.below(file, self.name, ".tar") for file, *_ in self._shards]
     return shards_of(names, np.diff(self._starts).tolist())
 
-  def _read(self, i: int) -> tuple[str, str, bytes | None, bytes | None, bytes | None, bool]:
+  def ids(self, name: str) -> Iterator[str]:
+    """The keys of all records; or with another name than 'key', the values of that field of their .json."""
+    for file, keys, *_ in self._shards:
+      found = [keys[row].decode("utf-8", "replace") for row in range(len(keys))]
+      yield from found if name == "key" else _fields(file, found, name)
+
+  def _read(self, i: int) -> tuple[str, str, list[bytes | None], list[bool]]:
     i = operator.index(i)
     if not 0 <= i < len(self):
       raise IndexError(f"{self.name}: record {i} of {len(self)}")
@@ -146,12 +173,13 @@ class WebDataset:
       raise
     except OSError as e:
       raise BadRecord(f"{where}: {e}") from None
-    return key, where, *members, bool(parsed[row])
+    return key, where, members, parsed[row].tolist()
 
   def _check(self, settings: Source, extensions: set[str], where: str) -> None:
     """Raises a ValueError where the settings name an image or text that the tars do not have."""
     holds = f"the tars hold members .{', .'.join(sorted(extensions))}"
-    image, text, label = (any((places[:, k, 0] >= 0).any() for _, _, places, *_ in self._shards) for k in range(3))
+    there = np.any([(places[:, :, 0] >= 0).any(0) for _, _, places, *_ in self._shards], 0)
+    image, text, label = there[0], there[1:-1].any(), there[-1]
     if not image:
       raise ValueError(
         f"{where}.image_key is {settings.image_key!r}: no record has a member .{' or .'.join(self._image)}; {holds}"
@@ -160,37 +188,41 @@ class WebDataset:
       raise ValueError(f"{where}.label_key is {settings.label_key!r}: no record has a member .{self._label}; {holds}")
     if not label:
       self.label_names = ()
-    if self._field and not text:
-      if label and settings.text_key == DEFAULT_TEXT_KEY:
-        return
+    if label and settings.text_key in (DEFAULT_TEXT_KEY, LABEL) and not text:
+      return
+    if self._keys and not text:
       more = f" (for .cls, labels, write {NAMES} beside the tars)" if "cls" in extensions else ""
       raise ValueError(
         f"{where}.text_key is {settings.text_key!r}: no record has a member "
-        f".{self._text} or .json; {holds}{more}. For images alone set it to ''"
+        f".{' or .'.join(self._texts)} or .json; {holds}{more}. For images alone set it to ''"
       )
-    fields, wanted = set(), (("question_key", self._question), ("text_key", self._field))
+    fields, wanted = set(), {key.name: "text_key" for key in self._keys} | {self._question: "question_key"}
+    wanted.pop("", None)
+    if label:
+      wanted.pop(LABEL, None)
     probes = min(PROBES, len(self))
     for i in range(probes):
       try:
-        _, _, _, text, _, parsed = self._read(i * len(self) // probes)
-        values = _object(text) if parsed and text is not None else {}
+        _, _, (_, *texts, _), parsed = self._read(i * len(self) // probes)
+        objects = [_object(text) for text, is_json in zip(texts, parsed, strict=True) if is_json and text is not None]
       except (BadRecord, ValueError, RecursionError):
         continue
-      if text is not None and not parsed:
+      for key, text, is_json in zip(self._keys, texts, parsed, strict=True):
+        if text is not None and not is_json:
+          wanted.pop(key.name, None)
+      fields |= {name for values in objects for name in values}
+      if all(key.partition(".")[0] in fields for key in wanted):
         return
-      fields |= set(values)
-      if all(not key or key.partition(".")[0] in fields for _, key in wanted):
-        return
-    for name, key in wanted if fields else ():
-      if key and key.partition(".")[0] not in fields:
-        member = "" if self._question else f"have no member .{self._text}, and "
+    for key, name in wanted.items() if fields else ():
+      if key.partition(".")[0] not in fields:
+        member = "" if self._question else f"have no member .{' or .'.join(self._texts)}, and "
         raise ValueError(
           f"{where}.{name} is {key!r}: {probes} records, spread over all, {member}have no such "
           f"field in their JSON; it has: {', '.join(sorted(fields))}"
         )
 
 
-def _behind_dots(index: TarIndex, images: tuple[str, ...], text: str) -> list[str]:
+def _behind_dots(index: TarIndex, images: tuple[str, ...], texts: tuple[str, ...]) -> list[str]:
   """Images whose names have further dots, so that several are one record, and no more than one of them is seen.
 
   One that belongs to a record with another image, as KEY.mask.png does, is meant so, unless it has a text of its own.
@@ -203,7 +235,7 @@ def _behind_dots(index: TarIndex, images: tuple[str, ...], text: str) -> list[st
   seen = index.members(images)[:, 0] >= 0
   there = set(zip(index.sample.tolist(), index.extension.tolist(), strict=True))
   beside = {
-    k: [n for n, kind in enumerate(kinds) for end in (text, "json") if kind == f"{kinds[k].rpartition('.')[0]}.{end}"]
+    k: [n for n, kind in enumerate(kinds) for end in (*texts, "json") if kind == f"{kinds[k].rpartition('.')[0]}.{end}"]
     for k in odd
   }
   return [
@@ -227,7 +259,7 @@ def _read_some(file: reading.File, places: Sequence[tuple[int, int]], headers: S
   before them, are read with them, and have to be the indexed ones."""
   there = [(at, size) for at, size in places if at >= 0]
   start, end = min((at for at, _ in there), default=0) - BLOCK, max((at + size for at, size in there), default=0)
-  together = len(there) > 1 and end - start <= sum(size for _, size in there) + MAX_GAP
+  together = len(there) > 1 and end - start <= sum(size for _, size in set(there)) + MAX_GAP
   data = file.read(start, end - start) if together else b""
   parts: list[bytes | None] = []
   for (at, size), header in zip(places, headers, strict=True):
@@ -290,6 +322,25 @@ def _read_if_there(fs, path: str) -> bytes | None:
     return None  # a store that may not be listed forbids what is not there
 
 
+def _fields(file: reading.File, keys: list[str], name: str) -> Iterator[str]:
+  """A field of all records of a tar: from img2dataset's table beside it or, where that lacks it, the .json of each."""
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  try:
+    table = pq.read_table(io.BytesIO(reading.read_all(file.fs, f"{file.path.removesuffix('.tar')}.parquet")))
+    found = dict(zip(table["key"].to_pylist(), table[name].to_pylist(), strict=True))
+    yield from (str(found.get(key, "")) for key in keys)
+  except (FileNotFoundError, KeyError, pa.ArrowException):
+    index, _ = read_index(file)
+    for place, header in zip(index.members(("json",)).tolist(), index.headers(("json",)).tolist(), strict=True):
+      (text,) = _read_some(file, [place], [header])
+      try:
+        yield str(_object(text or b"{}").get(name, ""))
+      except (ValueError, RecursionError):  # the record is a bad one
+        yield ""
+
+
 def _object(data: bytes) -> dict:
   values = json.loads(data)
   if not isinstance(values, dict):
@@ -302,10 +353,11 @@ def open_webdataset(settings: Source, where: str = SETTING) -> WebDataset:
 
   Args:
     settings: `path` is a glob, a brace range ({00000..00099}.tar) or a directory. `image_key`: the image's extension;
-      at its default any of jpg, jpeg, png, webp. `text_key`: an extension or a field of the .json; at its default the
-      .txt, or where there is none, the .json's "caption". A field may hold a list of texts, and a dot leads into
-      objects ("answers.answer"); '' reads no texts. With a `question_key` both are fields of the .json. `label_key`:
-      the extension of the class' number, as text or .npy; a record without a text has its class' name for one.
+      at its default any of jpg, jpeg, png, webp. `text_key`: an extension or a field of the .json, or several with
+      commas between them; at its default the .txt, or where there is none, the .json's "caption". A field may hold a
+      list of texts or a conversation, and a dot leads into objects ("answers.answer"); '' reads no texts. With a
+      `question_key` both are fields of the .json. `label_key`: the extension of the class' number, as text or .npy; a
+      record without a text has its class' name for one, as the `text_key` 'label' does.
 
   Raises:
     FileNotFoundError: no file matches.

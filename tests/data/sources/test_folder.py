@@ -8,6 +8,8 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -313,6 +315,133 @@ def test_images_alone(folder):
     Record("sub/b.png", picture(1, "PNG"), ()),
   ]
   assert source.problems == []
+
+
+VQA = "v2_OpenEnded_mscoco_val2014_questions.json"
+LAYOUTS = {
+  "nocaps_val_4500_captions.json": COCO | {"annotations": COCO["annotations"][:3]},
+  "captions_val2017.json": {
+    "annotations": COCO["annotations"][:3],
+    "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.png"}],
+  },
+  "results_20130124.token": "a.jpg#0\tone\na.jpg#1\tthree\nb.png#0\ttwo\n",
+  "Flickr8k.token.txt": "a.jpg#0\tone\na.jpg#1\tthree\nb.png#0\ttwo\n",
+  "results.csv": "image_name| comment_number| comment\na.jpg| 0| one\na.jpg| 1| three\nsub/b.png| 0| two\n",
+  "captions.txt": "image,caption\na.jpg,one\na.jpg,three\nsub/b.png,two\n",
+  "flickr_annotations_30k.csv": 'raw,sentids,split,filename\n"[""one"", ""three""]",[0],val,a.jpg\n'
+                                '"[""two""]",[1],val,b.png\n"[""no""]",[2],test,b.png\n',
+  "captions.jsonl": '{"images": ["a.jpg"], "text": "<__dj__image>\\none <|__dj__eoc|>"}\n'
+                    '{"images": ["{root}/a.jpg"], "text": "three"}\n{"images": ["sub/b.png"], "text": "two"}\n',
+  "metadata.jsonl": '{"file_name": "a.jpg", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", '
+                    '"value": "one"}, {"from": "human", "value": "?"}, {"from": "gpt", "value": "three"}]}\n'
+                    '{"image": "x", "file_name": "sub/b.png", "messages": [{"role": "user", "content": "?"}], '
+                    '"conversations": [{"role": "assistant", "content": [{"type": "text", "text": "two"}]}]}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_data_sets_publish(folder, name):
+  data = LAYOUTS[name] if isinstance(LAYOUTS[name], str) else json.dumps(LAYOUTS[name])
+  (folder / name).write_text(data.replace("{root}", str(folder)))
+  got = texts(opened(folder, split="val"))
+  assert got == {"a.jpg": ["one", "three"], "sub/b.png": ["two"]}
+  (folder / name).rename(folder.parent / name)  # elsewhere, as COCO's lie in annotations/
+  assert texts(opened(folder, split="val", texts=str(folder.parent / name))) == got
+
+
+def test_visual_genome(folder):
+  os.rename(folder / "a.jpg", folder / "sub" / "7.jpg")
+  (folder / "region_descriptions.json").write_text(
+    json.dumps([{"id": 7, "regions": [{"phrase": "x"}, {"phrase": "y"}]}])
+  )
+  asked = [{"qa_id": n, "question": f"q {n}?", "answer": "a dog"} for n in (5, 6)]
+  (folder / "question_answers.json").write_text(json.dumps([{"id": 7, "qas": asked}]))
+  assert texts(opened(folder)) == {"sub/7.jpg": ["x", "y"]}
+  source = opened(folder, question_key="question")
+  assert [(source[n].key, source[n].question, source[n].texts[0].text) for n in range(2)] == [
+    ("sub/7.jpg#5", "q 5?", "a dog"), ("sub/7.jpg#6", "q 6?", "a dog")]  # fmt: skip
+
+
+def test_vqa(folder):
+  os.rename(folder / "a.jpg", folder / "sub" / "COCO_val2014_000000000042.jpg")
+  asked = {"data_subtype": "val2014", "questions": [
+    {"image_id": 42, "question": "How many?", "question_id": 420},
+    {"image_id": 42, "question": "?", "question_id": 421}, {"question": "?"}]}  # fmt: skip
+  (folder / VQA).write_text(json.dumps(asked))
+  source = opened(folder, question_key="question")
+  assert source[0].texts == () and source[0].question == "How many?"  # of the test split
+  answers = {"annotations": [{"question_id": 420, "answers": [{"answer": "2"}, {"answer": "2"}, {"answer": "two"}]}]}
+  (folder / "v2_mscoco_val2014_annotations.json").write_text(json.dumps(answers))
+  source = opened(folder, question_key="question")
+  assert [t.text for t in source[0].texts] == ["2", "2", "two"] and source[0].image == picture(0)
+  assert [source[n].key for n in range(2)] == [f"sub/COCO_val2014_000000000042.jpg#{n}" for n in (420, 421)]
+  assert 'question 3: it has no "image_id"' in source.problems[0]
+  with pytest.raises(ValueError, match=r"it has: file_name, question, answers, #\. For questions, name their column"):
+    opened(folder)
+
+
+def test_several_columns_each_with_its_origin(folder):
+  (folder / "captions.csv").write_text("image,caption,recaption,label\na.jpg,one,two,dog\nsub/b.png,,three,cat\n")
+  source = opened(folder, text_key="caption:web, recaption:synthetic, label")
+  assert source[0].texts == (Text("one", "web"), Text("two", "synthetic"), Text("dog", "label"))
+  assert source[1].texts == (Text("three", "synthetic"), Text("cat", "label"))
+  assert source.label_names == ("cat", "dog") and [source[n].label for n in range(2)] == [1, 0]
+  assert opened(folder, text_key="recaption:label")[1].label == 0
+  with pytest.raises(ValueError, match=r"<name>\.text_key: captions\.csv .* has no column alt; it has: image, caption"):
+    opened(folder, text_key="caption,alt")
+  (folder / "captions.csv").write_text("image,label\na.jpg,dog\nsub/b.png,cat\n")
+  assert opened(folder).label_names == ("cat", "dog") and opened(folder)[0] == Record(
+    "a.jpg", picture(0), (Text("dog", "label"),), 1
+  )
+
+
+def test_a_folder_a_class(folder):
+  with pytest.raises(FileNotFoundError, match=r"2 images and no captions.*'file_name' or 'label'"):
+    opened(folder)
+  (folder / "cat").mkdir()
+  os.rename(folder / "a.jpg", folder / "cat" / "a.jpg")
+  source = opened(folder)
+  assert source.label_names == ("cat", "sub") and "folders are taken for classes: cat, sub" in source.problems[0]
+  assert source[1] == Record("sub/b.png", picture(1, "PNG"), (Text("sub", "label"),), 1)
+  (folder / "cat" / "a.txt").write_text("tabby")
+  assert texts(opened(folder)) == {"cat/a.jpg": ["tabby"], "sub/b.png": []}
+  assert opened(folder, text_key="txt,label")[0].texts == (Text("tabby", "human"), Text("cat", "label"))
+  os.remove(folder / "cat" / "a.txt")
+  for name in ("train", "00001"):
+    os.rename(folder / "sub", folder / name)
+    with pytest.raises(FileNotFoundError, match="no captions"):
+      opened(folder)
+    assert opened(folder, text_key="label").label_names == tuple(sorted(("cat", name)))
+    os.rename(folder / name, folder / "sub")
+
+
+def test_captions_in_files_and_names(folder):
+  (folder / "a.caption").write_text("one")
+  (folder / "sub" / "b.TXT").write_text("two")
+  assert texts(opened(folder)) == {"a.jpg": ["one"], "sub/b.png": ["two"]}
+  (folder / "a.txt").write_text("tags")
+  assert texts(opened(folder)) == {"a.jpg": ["tags"], "sub/b.png": ["two"]}
+  both = opened(folder, text_key="txt,caption:synthetic")
+  assert both[0].texts == (Text("tags", "human"), Text("one", "synthetic"))
+  (folder / "a.txt").write_text("one\n\ntwo\n")
+  assert texts(opened(folder, text_lines=True)) == {"a.jpg": ["one", "two"], "sub/b.png": ["two"]}
+  assert texts(opened(folder, text_key="file_name")) == {"a.jpg": ["a"], "sub/b.png": ["b"]}
+
+
+def test_other_tables_are_named(folder):
+  (folder / "blip_558k.json").write_text('[{"image": "a.jpg", "caption": "one"}]')
+  with pytest.raises(FileNotFoundError, match=r"if blip_558k\.json is the table, name it in .*\.texts"):
+    opened(folder)
+  assert texts(opened(folder, texts="blip_558k.json")) == {"a.jpg": ["one"]}
+  table = pa.Table.from_pylist([{"image": "a.jpg", "caption": "one"}])
+  pq.write_table(table, folder.parent / "x.parquet")
+  assert texts(opened(folder, texts=str(folder.parent / "x.parquet"))) == {"a.jpg": ["one"]}
+  for name in ("captions_a.json", "captions_b.json"):
+    (folder / name).write_text(json.dumps(COCO))
+  with pytest.raises(
+    ValueError, match=r"which of captions_a\.json, captions_b\.json is the table\? Name it in .*texts"
+  ):
+    opened(folder)
 
 
 @pytest.fixture

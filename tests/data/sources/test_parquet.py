@@ -1,6 +1,7 @@
 """Parquet sources: img2dataset's layout, Hugging Face's, own columns; caching, damage, threads."""
 
 import io
+import json
 import random
 import subprocess
 import sys
@@ -104,6 +105,68 @@ def test_named_columns(tmp_path):
     opened(tmp_path, text_key="alt")
   with pytest.raises(ValueError, match=r"text_key is 'n'.*n \(int64\)"):
     opened(tmp_path, image_key="photo", text_key="n")
+
+
+def classified(path, columns, features):
+  """A file as the Hugging Face library writes it, which tells the names of classes in its metadata."""
+  table = pa.table({k: pa.array(v) for k, v in columns.items()})
+  path.parent.mkdir(exist_ok=True)
+  meta = json.dumps({"info": {"features": features}})
+  pq.write_table(table.replace_schema_metadata({"huggingface": meta}), path)
+
+
+def test_classes(tmp_path):
+  label = {"names": ["crane", "dog", "crane"], "_type": "ClassLabel"}
+  images = [{"bytes": picture(n), "path": None} for n in range(3)]
+  columns = {"img": images, "label": [2, 1, -1], "fine": [0, 1, 2], "tags": [[0, 1], [], None]}
+  features = {"img": {"_type": "Image"}, "label": label, "fine": label | {"names": ["x", "y", "z"]},
+              "tags": {"feature": label, "_type": "Sequence"}}  # fmt: skip
+  classified(tmp_path / "x.parquet", columns, features)
+  source = opened(tmp_path)
+  assert source.label_names == ("crane", "dog", "crane")
+  assert [(r.texts, r.label) for r in records(source)] == [
+    ((Text("crane", "label"),), 2), ((Text("dog", "label"),), 1), ((), -1)]  # fmt: skip
+  assert opened(tmp_path, text_key="fine:web").label_names == ("x", "y", "z")
+  tagged = opened(tmp_path, text_key="tags")
+  assert tagged[0].texts == (Text("crane", "label"), Text("dog", "label")) and tagged[0].label == 2
+  assert opened(tmp_path, text_key="")[0].label == -1
+  classified(tmp_path / "b" / "y.parquet", columns, features | {"label": label | {"names": ["a", "b"]}})
+  with pytest.raises(ValueError, match=r"x\.parquet and y\.parquet name other classes"):
+    opened(tmp_path / "{x,b/y}.parquet")
+
+
+def test_columns_of_class_names_and_several_texts(tmp_path):
+  for n in range(2):
+    write(
+      tmp_path / f"{n}.parquet",
+      {
+        "image": [picture(n)] * 2,
+        "caption": ["one", None],
+        "synthetic": ["two", "three"],
+        "breed": [["pug", "tabby"][n], "tabby"],
+        "label": [1, 0],
+      },
+    )
+  source = opened(tmp_path, text_key="caption,synthetic:synthetic,breed:label")
+  assert source.label_names == ("pug", "tabby") and [r.label for r in records(source)] == [0, 1, 1, 1]
+  assert source[0].texts == (Text("one"), Text("two", "synthetic"), Text("pug", "label"))
+  assert source[1].texts == (Text("three", "synthetic"), Text("tabby", "label"))
+  with pytest.raises(ValueError, match="no such column of text, nor names of its classes"):
+    opened(tmp_path, text_key="label")
+
+
+def test_lists_of_images_conversations_and_paths(tmp_path):
+  said = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "one"}]
+  image = {"bytes": picture(0), "path": None}
+  write(tmp_path / "x.parquet", {"images": [[image], [image, image], []], "conversations": [said] * 3})
+  source = opened(tmp_path)
+  assert source[0] == Record("x.parquet:0", picture(0), (Text("one"),))
+  for i, why in ((1, "2 images in column 'images'"), (2, "no image")):
+    with pytest.raises(BadRecord, match=why):
+      source[i]
+  write(tmp_path / "x.parquet", {"image": ["a.jpg"], "caption": ["one"]})
+  with pytest.raises(ValueError, match="column 'image' holds paths alone: kind='folder' reads them, with the folder"):
+    opened(tmp_path)
 
 
 @pytest.mark.parametrize(("answers", "wanted"), [([1, None], ["1", None]), ([1.0, 2.5], ["1", "2.5"]),

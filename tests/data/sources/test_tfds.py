@@ -128,7 +128,9 @@ def test_labels_as_texts(data_dir):
   names = ("cat", "dog", "owl")
   by_rule, missing = opened(path, text="labels"), opened(path, text_key="no_such_feature")
   several, coarse = opened(path, text_key="classes"), opened(path, text_key="coarse")
-  assert coarse.label_names == ("pet", "wild")
+  both = opened(path, text_key="caption:human,coarse")
+  assert coarse.label_names == both.label_names == ("pet", "wild")
+  assert [t.origin for t in both[1].texts] == ["human", "label"] and both[1].texts[1].text == "pet"
   assert several.label_names == names
   for i, example in enumerate(truth(data_dir)):
     n = example["number"]

@@ -66,6 +66,20 @@ def test_text_keys(tmp_path):
     opened(tmp_path, image_key="gif")
 
 
+def test_several_texts_each_with_its_origin(tmp_path):
+  members = sample(0) | {"b.jpg": picture(1), "b.json": b'{"caption": "only json"}', "c.jpg": picture(2)}
+  (tmp_path / "0.tar").write_bytes(tar(members | {"c.txt": b"c"}))
+  source = opened(tmp_path, text_key="txt, caption:human, alts:synthetic")
+  assert [r.texts for r in records(source)] == [
+    (Text("pair 0"), Text("json 0", "human"), Text("first 0", "synthetic"), Text("second 0", "synthetic")),
+    (Text("only json", "human"),),
+    (Text("c"),),
+  ]
+  assert source.problems == [] and list(source.ids("key")) == ["000000000", "b", "c"]
+  with pytest.raises(ValueError, match=r"text_key is 'captoin': 3 records"):
+    opened(tmp_path, text_key="txt,captoin")
+
+
 def test_pairs_lost_to_dots_in_names_are_told(tmp_path):
   members = sample(0) | {"a.mask.png": picture(1), "a.jpg": picture(1), "a.txt": b"a"}
   (tmp_path / "0.tar").write_bytes(tar(members))
