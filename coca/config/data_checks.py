@@ -71,11 +71,7 @@ def check_data(c: Config) -> None:
     f"config.data.sources.*.weight are {weights}; they have to be above 0, or 0 for all",
   )
   for name, e in c.evals.items():
-    check_source(e.source, f"config.evals.{name}.source")
-    _regions(c, e.source, f"config.evals.{name}.source")
-    need(not e.source.task, f"config.evals.{name}.source.task: the evaluator's kind says it; leave it empty")
-    need(not e.source.text_only, f"config.evals.{name}.source.text_only: an evaluation needs images; set it to False")
-    _evaluator(c, e, f"config.evals.{name}")
+    check_evaluator(c, e, f"config.evals.{name}")
 
 
 def _embeddings(c: Config) -> None:
@@ -106,7 +102,12 @@ def _regions(c: Config, s: Source, where: str) -> None:
   )
 
 
-def _evaluator(c: Config, e: Eval, where: str) -> None:
+def check_evaluator(c: Config, e: Eval, where: str) -> None:
+  """Raises ValueError if an evaluator of a config, or one beside it, makes no sense for its model."""
+  check_source(e.source, f"{where}.source")
+  _regions(c, e.source, f"{where}.source")
+  need(not e.source.task, f"{where}.source.task: the evaluator's kind says it; leave it empty")
+  need(not e.source.text_only, f"{where}.source.text_only: an evaluation needs images; set it to False")
   need(
     bool(e.source.question_key) == (e.kind == "vqa"),
     f"{where}.source.question_key is "

@@ -43,24 +43,27 @@ def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[di
     FileNotFoundError: as `coca.data.sources.open_source`.
   """
   sources, train_sources = {}, {}
-  for name, settings in _named(config, names).items():
+  for name, settings in named(config, names).items():
     sources[name] = open_source(settings.source, f"config.evals.{name}.source")
     neighbours = settings.pixel_neighbours
     if neighbours and neighbours not in train_sources:
       train_sources[neighbours] = open_source(config.data.sources[neighbours], f"config.data.sources.{neighbours}")
     with _naming(name):
-      if not len(sources[name]):
-        raise ValueError(
-          f"evaluation source '{sources[name].name}' holds no records. {'; '.join(sources[name].problems[:5])}".rstrip()
-        )
-      KINDS[settings.kind].check(settings, sources[name], train_sources.get(neighbours))
+      check_opened(settings, sources[name], train_sources.get(neighbours))
   return sources, train_sources
+
+
+def check_opened(settings: Eval, source: Records, neighbours: Records | None) -> None:
+  """Raises ValueError if an evaluator can't use an opened source."""
+  if not len(source):
+    raise ValueError(f"evaluation source '{source.name}' holds no records. {'; '.join(source.problems[:5])}".rstrip())
+  KINDS[settings.kind].check(settings, source, neighbours)
 
 
 def places(config: Config, names: Iterable[str] | None = None) -> dict[str, str]:
   """Paths and URLs that `open_sources` would open, by the names of their settings; raises as it does."""
   found = {}
-  for name, settings in _named(config, names).items():
+  for name, settings in named(config, names).items():
     found |= places_of(settings.source, f"config.evals.{name}.source")
     if settings.pixel_neighbours:
       found |= places_of(
@@ -70,7 +73,8 @@ def places(config: Config, names: Iterable[str] | None = None) -> dict[str, str]
   return found
 
 
-def _named(config: Config, names: Iterable[str] | None) -> dict[str, Eval]:
+def named(config: Config, names: Iterable[str] | None) -> dict[str, Eval]:
+  """The evaluators of these names, None: all. Raises ValueError for one that is not there."""
   for name in names or ():
     if name not in config.evals:
       raise ValueError(f"the config has no evaluator '{name}'; it has: {', '.join(config.evals) or 'none'}")

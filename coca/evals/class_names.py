@@ -36,14 +36,14 @@ def classes_of(label_names: Sequence[str], subset: str = "") -> Classes:
   Raises:
     ValueError: ids that ImageNet lacks, or a part of ImageNet where the labels are not its.
   """
-  table, objects = _table("imagenet.tsv"), dict(_table("objectnet.tsv"))
+  table, objects = _table("imagenet.tsv"), {folder: name for folder, name in _table("objectnet.tsv")}
   keys = list(label_names)
   if set(objects) <= set(keys) and not subset:
     order = {folder: i for i, folder in enumerate(objects)}
     return Classes(tuple(objects.values()), [order.get(key, -1) for key in keys])
-  if not subset and not _are_imagenets(keys):
+  if not subset and not is_imagenets(keys):
     return Classes(tuple(keys), range(len(keys)))
-  if _are_imagenets(keys):
+  if is_imagenets(keys):
     by_key = {key: row for i, row in enumerate(table) for key in (row[0], str(i))}
     if lacking := [key for key in keys if key not in by_key]:
       raise ValueError(
@@ -64,7 +64,8 @@ def classes_of(label_names: Sequence[str], subset: str = "") -> Classes:
   return Classes(tuple(rows[i][2] for i in chosen), [order.get(i, -1) for i in range(len(keys))])
 
 
-def _are_imagenets(keys: Sequence[str]) -> bool:
+def is_imagenets(keys: Sequence[str]) -> bool:
+  """True for WordNet ids, and for numbers from 0 to 999."""
   numbers = len(keys) == 1000 and set(keys) == set(map(str, range(1000)))
   return numbers or (bool(keys) and all(_WORDNET.fullmatch(key) for key in keys))
 

@@ -103,6 +103,7 @@ class Stream:
     self.source = View(source, spread(len(source), settings.limit), label or (lambda index, record: record.label))
     self.batch = batch or round_up(min(settings.batch, len(self.source)), forward.mesh)
     self.host_rows = rows_of(sharding.batch_sharding(forward.mesh), self.batch)
+    self.problems: list[str] = []  # of this host's records, in the first pass
     self._reported = False
 
   def __iter__(self) -> Iterator[Batch]:
@@ -117,7 +118,7 @@ class Stream:
       yield Batch(local, device, rows)
     if found and not self._reported:
       logging.warning("%d records of %s can't be used, such as: %s", len(found), self.source.name, "; ".join(found[:3]))
-      self._reported = True
+      self._reported, self.problems = True, found
 
   def write(self, writer, batch: Batch, encoded: Encoded) -> np.ndarray:
     """A caption for each of a batch's images, all hosts' rows, without the prompt: token ids [B, T].

@@ -5,6 +5,7 @@ class is the one with the largest cosine. Numbers are shares between 0 and 1.
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,12 +21,24 @@ from coca.devices.host import Lagged, to_host
 from coca.evals.class_names import classes_of
 from coca.evals.evaluator import Evaluator
 from coca.evals.pixels import nearest
-from coca.evals.ranking import ranks, recall
+from coca.evals.ranking import BLOCK, ranks, recall
 from coca.evals.stream import Batch, Stream
 from coca.files.threads import read_ahead
 from coca.inference.forward import Forward
 
 MAX_NEIGHBOURS = 200_000  # records: above this the baseline is a job of its own
+BEST = 5  # classes of an image that are kept
+
+
+class Answers(NamedTuple):
+  """The outcome for each image that counts."""
+
+  index: np.ndarray  # int [N], its place in the stream's source
+  label: np.ndarray  # int [N], its class
+  rank: np.ndarray  # int [N], of its class
+  best: np.ndarray  # int [N, K], the K classes of the highest cosine, best first; of equal ones the first
+  cosine: np.ndarray  # float32 [N, K]
+  classes: int  # there are
 
 
 class ZeroShot(Evaluator):
@@ -68,6 +81,7 @@ class ZeroShot(Evaluator):
     self._pixel_top1 = None
     self._kind = self.stream.kinds(np.stack([tokenizer.encode(name, self.length) for name in self.names]))
     self._ids = None
+    self.keeps, self.answers = False, None  # whether `run` keeps them, and those of the last
 
   @staticmethod
   def check(settings: Eval, source: Records, neighbours: Records | None) -> None:
@@ -120,14 +134,16 @@ class ZeroShot(Evaluator):
         f"'{self.stream.source.name}' has {len(self._number)} class names and an image with label "
         f"{labels.max() - len(self.names)}, counted from 0: write a name for each class, in the order of their numbers"
       )
-    known = labels >= 0
-    labels = labels[known]
+    known = np.flatnonzero(labels >= 0)
+    labels, images = labels[known], embedded.concatenate()[known]
     rank = ranks(
-      embedded.concatenate()[known],
+      images,
       classes,
       lambda start, stop: labels[start:stop, None] == np.arange(len(classes)),
       kind=self._kind,
     )
+    if self.keeps:
+      self.answers = Answers(known, labels, rank, *_best(images, classes), len(classes))
     yield "top1", recall(rank, 1)
     yield "top5", recall(rank, 5)
     yield "mean_per_class_recall", mean_per_class(rank < 1, labels)
@@ -143,6 +159,15 @@ def labelled(record: Record) -> tuple[str, ...]:
   if record.label < 0:
     raise BadRecord("no label")
   return ()
+
+
+def _best(images: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  best, cosine = [np.empty((0, min(BEST, len(classes))), int)], [np.empty((0, min(BEST, len(classes))), np.float32)]
+  for start in range(0, len(images), BLOCK):
+    scores = images[start : start + BLOCK] @ classes.T
+    best.append(np.argsort(-scores, axis=1, kind="stable")[:, :BEST])
+    cosine.append(np.take_along_axis(scores, best[-1], axis=1))
+  return np.concatenate(best), np.concatenate(cosine)
 
 
 def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:

@@ -14,20 +14,21 @@ from coca.files.writing import writing
 SIDE = 224  # pixels of a thumbnail at most
 MOST = 5000  # images: above that a browser takes long to show the page
 
-HEAD = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>
-:root {{ color-scheme: light dark }}
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1400px; padding: 0 1rem }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(224px, 1fr)); gap: 1.5rem }}
-figure {{ margin: 0 }}
-img {{ width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; background: #8881 }}
-figcaption ol {{ margin: .4rem 0; padding-left: 1.3rem }}
-figcaption p {{ margin: .4rem 0 0 }}
-small {{ opacity: .6; overflow-wrap: anywhere }}
-.error {{ color: #c33 }}
-</style>
-<h1>{title}</h1>
+STYLE = """
+:root { color-scheme: light dark }
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1400px; padding: 0 1rem }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(224px, 1fr)); gap: 1.5rem }
+figure { margin: 0 }
+img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; background: #8881 }
+figcaption ol { margin: .4rem 0; padding-left: 1.3rem }
+figcaption p { margin: .4rem 0 0 }
+small { opacity: .6; overflow-wrap: anywhere }
+.error { color: #c33 }
+"""
+HEAD = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{title}}</title>
+<style>{STYLE}</style>
+<h1>{{title}}</h1>
 <main>
 """
 
@@ -43,7 +44,7 @@ class Page:
   def __init__(self, path, title: str):
     self._count, self._whole = 0, contextlib.ExitStack()
     self._file = self._whole.enter_context(writing(path))
-    self._write(HEAD.format(title=html.escape(title)))
+    self._write(HEAD.replace("{title}", html.escape(title)))
 
   def add(self, name: str, pixels: np.ndarray | None, captions: Sequence[str] = (), error: str = "") -> None:
     """An image, uint8 [H, W, 3] (None where it could not be read), with its captions, best first, or an error."""

@@ -14,8 +14,8 @@ from coca.config import Config, to_dict
 from coca.config.differing import differing, flat
 from coca.config.special import PAD, Tokenizer
 from coca.config.stages import spans
+from coca.data.fingerprint import fingerprint
 from coca.data.labels import class_names
-from coca.data.records import BadRecord, Records
 from coca.data.tokenizers import wordpiece
 from coca.data.tokenizers.load import FILES, load, texts_of
 from coca.data.tokenizers.sentencepiece import train
@@ -23,7 +23,6 @@ from coca.decoding.decode import own_prompt
 from coca.devices import processes
 from coca.devices.host import from_first
 from coca.files.retries import exists
-from coca.files.threads import read_ahead
 from coca.storage import weights
 from coca.storage.bucket import names
 from coca.storage.workdir import (
@@ -73,7 +72,6 @@ TOKENIZER = (
   "data.tokenizer_pieces",
   "data.sources",
 )
-SAMPLE = 8  # records that stand for all of a source
 
 
 def check_folder(workdir) -> None:
@@ -171,7 +169,7 @@ def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]
   if jax.process_index() == 0:
     saved = read_run(workdir) or {}
     begun = bool(saved and saved_steps(workdir))
-    records = {name: _fingerprint(source) for name, source in sources.items()}
+    records = {name: fingerprint(source) for name, source in sources.items()}
     labels = list(class_names(config, sources))
     if begun and labels != saved.get("labels", []):
       raise ValueError(f"the labels of config.data.sources have other names than when the run in {workdir} began")
@@ -233,22 +231,6 @@ def _remove_tokenizer(workdir, sha256: str) -> None:
       )
   for path in found:
     path.unlink()
-
-
-def _fingerprint(source: Records) -> dict:
-  """The number of a source's records, and a hash of some, by which it is known when it has moved."""
-
-  def read(i):
-    try:
-      record = source[i]
-      return repr([(t.text, t.origin) for t in record.texts]).encode("utf-8", "backslashreplace") + record.image
-    except BadRecord:
-      return b""
-
-  count, sha256 = len(source), hashlib.sha256()
-  for data in read_ahead(read, sorted({n * (count - 1) // (SAMPLE - 1) for n in range(SAMPLE)}), SAMPLE):
-    sha256.update(len(data).to_bytes(8, "little") + data)
-  return {"records": count, "sample_sha256": sha256.hexdigest()}
 
 
 def _check_records(config: Config, old: Config, now: dict, before: dict) -> list[str]:

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,8 +20,9 @@ def evaluate(folder):
   from coca.data.records import BadRecord, Record, Text
   from coca.data.tokenizers.sentencepiece import train
   from coca.devices import sharding
-  from coca.evals import build
+  from coca.evals import build, suite
   from coca.evals.contact_sheet import write_contact_sheet
+  from coca.evals.folders import DataSet
   from coca.inference.forward import Forward
 
   texts = [f"{a} {b}" for a in ("red", "green", "blue") for b in ("apple", "pear", "plum")]
@@ -61,6 +63,10 @@ def evaluate(folder):
   made = build.make_evaluators(config, forward, train(texts * 4, 64), dict.fromkeys(settings, Source()))
   found = dict(build.run_all(made, params))
   write_contact_sheet(made, params, f"{folder}/sheet{jax.process_index()}.png", 6)
+  model = SimpleNamespace(config=config, forward=forward, tokenizer=made["shot"].stream.tokenizer, params=params)
+  sets = {name: DataSet(settings[name], Source()) for name in ("shot", "pairs", "write")}
+  for _ in range(2):  # the second time nothing is left to do
+    suite.run(model, "model", sets, f"{folder}/results")
   with open(f"{folder}/{jax.process_index()}.json", "w") as f:
     json.dump(found, f)
 
@@ -96,6 +102,10 @@ def test_two_processes_tell_what_one_does(tmp_path):
   assert first.keys() == one.keys()
   np.testing.assert_allclose(list(first.values()), list(one.values()), rtol=1e-5)
   assert second.items() <= first.items() and "eval/write/nll" in second and "eval/write/bleu1" not in second
+  results = [json.loads((tmp_path / n / "results" / "results.json").read_text())["results"] for n in ("one", "two")]
+  for name, first in results[0].items():
+    assert results[1][name]["main"] == [first["main"][0], pytest.approx(first["main"][1], rel=1e-5)]
+  assert all(line.count("measured before") == 3 for line in output[:1]) and "measured" not in output[1]
   assert (tmp_path / "two" / "sheet0.png").exists() and not (tmp_path / "two" / "sheet1.png").exists()
 
 

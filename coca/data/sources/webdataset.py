@@ -147,6 +147,18 @@ class WebDataset:
     return Record(key, image, texts, number, question)
 
   @property
+  def stamps(self) -> list[str]:
+    """By what each tar is known to have changed."""
+    return [f"{file.path} {file.stamp}" for file, *_ in self._shards]
+
+  def members(self, extension: str) -> Iterator[bytes | None]:
+    """Another member of each record, in their order; None where there is none. Raises OSError."""
+    for file, *_ in self._shards:
+      index, _ = read_index(file)
+      for place, header in zip(index.members((extension,)).tolist(), index.headers((extension,)), strict=True):
+        yield _read_some(file, [place], [header])[0]
+
+  @property
   def shards(self) -> list[Shard]:
     """One a tar."""
     names = [finding.below(file, self.name, ".tar") for file, *_ in self._shards]

@@ -1,0 +1,208 @@
+"""The data sets that paths name, each with its evaluator: CLIP_benchmark's folders, trees of them, and other data.
+
+CLIP_benchmark's WebDataset layout (its README; datasets/builder.py of 1.6.2, build_wds_dataset):
+
+    NAME/classnames.txt, NAME/zeroshot_classification_templates.txt   a line each; {c} is the class
+    NAME/dataset_type.txt                                             "retrieval"; left out: classification
+    NAME/test/nshards.txt, NAME/test/0.tar, 1.tar, ...                KEY.jpg (.png, .webp) with KEY.cls or KEY.txt
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import fsspec
+
+from coca.config import Config, Eval, Source
+from coca.config.data_checks import check_evaluator
+from coca.data.prompts import CLIP_IMAGENET
+from coca.data.records import Records
+from coca.data.sources import open_source
+from coca.data.sources.webdataset import NAMES, TYPE
+from coca.evals import build, datacomp
+from coca.evals.class_names import is_imagenets
+from coca.files import reading
+
+SHARDS, TEMPLATES = "nshards.txt", "zeroshot_classification_templates.txt"
+SPLITS = ("test", "val", "validation")  # the first that is there
+DEEP = 3  # folders below a path that are looked into
+TEXTS = 32  # of an image, of which COCO has up to 7: all that there are
+
+
+class DataSet(NamedTuple):
+  """Something to evaluate on."""
+
+  settings: Eval
+  source: Records
+  task: str = ""  # DataComp's key
+
+
+def data_sets(
+  config: Config, paths: Sequence[str], kinds: Sequence = (), templates: Sequence[str] = (), **settings
+) -> tuple[dict[str, DataSet], dict[str, str]]:
+  """Opens the data sets that paths name.
+
+  Args:
+    config: of the model.
+    paths: CLIP_benchmark's folders or trees of them; tars, Parquet files, folders of images, tfds' folders;
+      'builtin:SPLIT'.
+    kinds: of evaluators, for data that are no folder of CLIP_benchmark. Left out: 'zero_shot' where there are labels,
+      else 'retrieval', and 'captions' if the model writes.
+    templates: of 'zero_shot' for those. Left out: CLIP's 80 for ImageNet's classes, else "a photo of a {}.".
+    **settings: others of each evaluator: batch, limit.
+
+  Returns:
+    data sets by name, and reasons by the names of those that can't be measured.
+
+  Raises:
+    FileNotFoundError, ValueError: a path that names nothing, or what is missing in a folder, each in a line.
+  """
+  found: dict[str, DataSet] = {}
+  skipped: dict[str, str] = {}
+  wrong: list[str] = []
+  for path in paths:
+    folders = _benchmark_folders(path)
+    for folder, splits in folders.items():
+      name = folder.rpartition("/")[2]
+      try:
+        if reason := _unmeasured(folder, name):
+          skipped[name] = reason
+          continue
+        _add(found, name, _benchmark(config, folder, splits, settings))
+      except (ValueError, FileNotFoundError) as e:
+        wrong.append(str(e))
+    if not folders:
+      try:
+        for name, data_set in _others(config, path, kinds, templates, settings).items():
+          _add(found, name, data_set)
+      except (ValueError, FileNotFoundError) as e:
+        wrong.append(str(e))
+  if wrong:
+    raise ValueError("\n".join(wrong))
+  return found, skipped
+
+
+def _add(found: dict[str, DataSet], name: str, data_set: DataSet) -> None:
+  if name in found:
+    raise ValueError(
+      f"two data sets are called {name}: {found[name].source.name} and {data_set.source.name}; evaluate them one by one"
+    )
+  found[name] = data_set
+
+
+def _benchmark_folders(path: str) -> dict[str, list[str]]:
+  """CLIP_benchmark's folders at a path or up to `DEEP` folders below, in order, with the splits in each."""
+  if path.startswith("builtin:"):
+    return {}
+  fs, place = fsspec.core.url_to_fs(path)
+  place, found = place.rstrip("/"), {}
+  for depth in range(DEEP + 1):
+    for name in sorted(fs.glob(place + "/*" * depth + f"/{SHARDS}")):
+      split = name.rpartition("/")[0]
+      found.setdefault(fs.unstrip_protocol(split).removeprefix("file://").rpartition("/")[0], []).append(
+        split.rpartition("/")[2]
+      )
+  return found
+
+
+def _read(path: str) -> str | None:
+  """A text file, None where there is none."""
+  try:
+    fs, place = fsspec.core.url_to_fs(path)
+    return reading.read_all(fs, place).decode("utf-8-sig")
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except UnicodeDecodeError as e:
+    raise ValueError(f"{path}: {e}") from None
+
+
+def _unmeasured(folder: str, name: str) -> str:
+  if datacomp.task_of(name) in datacomp.UNMEASURED:
+    return "has several labels an image and no main metric in DataComp's list"
+  if (_read(f"{folder}/{TYPE}") or "").strip().lower() == "multilabel":
+    return f"has several labels an image ({TYPE})"
+  return ""
+
+
+def _benchmark(config: Config, folder: str, splits: Sequence[str], settings: dict) -> DataSet:
+  split = next((name for name in SPLITS if name in splits), splits[0])
+  said = (_read(f"{folder}/{split}/{SHARDS}") or "").strip()
+  if not said.isdigit() or not int(said):
+    raise ValueError(
+      f"{folder}/{split}/{SHARDS} holds {said!r}: write the number of the tars 0.tar, 1.tar, ... into it"
+    )
+  source = Source(kind="webdataset", path=f"{folder}/{split}/{{0..{int(said) - 1}}}.tar")
+  kind = (_read(f"{folder}/{TYPE}") or "classification").strip().lower()
+  if kind == "retrieval":
+    evaluator = Eval(kind="retrieval", source=source, texts_per_image=TEXTS, **settings)
+  elif kind != "classification":
+    raise ValueError(f"{folder}/{TYPE} holds {kind!r}; it may be 'classification' or 'retrieval'")
+  else:
+    if _read(f"{folder}/{NAMES}") is None:
+      raise FileNotFoundError(
+        f"{folder}/{NAMES}: no such file. Write the names of the classes into it, one a line, in the order of their "
+        f"numbers; or, if the tars hold captions, 'retrieval' into {folder}/{TYPE}"
+      )
+    templates = _read(f"{folder}/{TEMPLATES}")
+    if templates is None:
+      raise FileNotFoundError(f"{folder}/{TEMPLATES}: no such file. Write one a line, such as: a photo of a {{c}}.")
+    evaluator = Eval(source=source, templates=as_templates(templates), **settings)
+  opened = _opened(config, evaluator, folder)
+  if missing := [problem for problem in opened.problems if "no such file" in problem]:
+    raise FileNotFoundError(f"{folder}/{split}/{SHARDS} says {said}, and {len(missing)} are missing: {missing[0]}")
+  return DataSet(evaluator, opened, datacomp.task_of(folder.rpartition("/")[2]))
+
+
+def as_templates(text: str) -> tuple[str, ...]:
+  """The templates in a file, one a line, with {c} or {} where the class' name goes."""
+  return tuple(line.strip().replace("{c}", "{}") for line in text.splitlines() if line.strip())
+
+
+def _others(config: Config, path: str, kinds: Sequence, templates: Sequence[str], settings: dict) -> dict[str, DataSet]:
+  source = source_of(path)
+  opened = open_source(source, path)
+  labels = opened.label_names
+  if not kinds:
+    kinds = ("zero_shot",) if labels else ("retrieval",) if config.contrastive.heads else ()
+    if not labels and config.model.writes and not config.answering.weight:
+      kinds = (*kinds, "captions")
+  if not templates:
+    templates = CLIP_IMAGENET if is_imagenets(labels) else ("a photo of a {}.",)
+  whole = path if "://" in path or path.startswith("builtin:") else os.path.abspath(path)
+  name, found = re.sub(r"[^\w.:-]+", "_", whole.rstrip("/").rpartition("/")[2]), {}
+  for kind in kinds:
+    more: dict = {"templates": tuple(templates)} if kind == "zero_shot" else {}
+    evaluator = Eval(kind=kind, source=source, **more, **settings)
+    _check(config, evaluator, opened, path)
+    found[name if len(kinds) == 1 else f"{name}-{kind}"] = DataSet(evaluator, opened, datacomp.task_of(name))
+  return found
+
+
+def source_of(path: str) -> Source:
+  """The source that a path names, by the files there."""
+  if path.startswith("builtin:"):
+    return Source(kind="builtin", split=path.removeprefix("builtin:"))
+  fs, place = fsspec.core.url_to_fs(path)
+  names = [name.rpartition("/")[2] for name in fs.ls(place, detail=False)] if fs.isdir(place) else [path]
+  if any(name.endswith(".tar") for name in names):
+    return Source(kind="webdataset", path=path)
+  if any(name.endswith(".parquet") for name in names):
+    return Source(kind="parquet", path=path)
+  if "dataset_info.json" in names:
+    return Source(kind="tfds", path=path, split="test")
+  return Source(kind="folder", path=path)
+
+
+def _opened(config: Config, evaluator: Eval, where: str) -> Records:
+  source = open_source(evaluator.source, where)
+  _check(config, evaluator, source, where)
+  return source
+
+
+def _check(config: Config, evaluator: Eval, source: Records, where: str) -> None:
+  try:
+    check_evaluator(config, evaluator, where)
+    build.check_opened(evaluator, source, None)
+  except ValueError as e:
+    raise ValueError(str(e) if where in str(e) else f"{where}: {e}") from None
