@@ -19,13 +19,11 @@ from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import make_mesh
 from coca.evals import build
 from coca.interop.open_clip.settings import MODELS, to_config
-from coca.models.flops import flops_per_pair
 from coca.planning import arithmetic
-from coca.planning.compiled import batch_shapes
 from coca.storage.workdir import write_run
 from coca.training.optim import make_optimizer
 from coca.training.state import Setup
-from coca.training.step import TrainStep
+from coca.training.step import TrainStep, batch_shapes
 from support.common import tiny
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -211,7 +209,7 @@ def test_runlocal_needs_no_download(file, named):
   sources, neighbours = build.open_sources(config)
   assert set(sources) == set(config.evals)
   assert set(neighbours) == {e.pixel_neighbours for e in config.evals.values() if e.pixel_neighbours}
-  assert flops_per_pair(config)["total"] * config.data.batch * int(config.steps) < 1e12  # half a minute's work
+  assert config.data.batch * int(config.steps) < 4000
   assert dict(arithmetic.parameter_table(config))["total"] < 1e6
 
 

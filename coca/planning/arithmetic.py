@@ -10,8 +10,8 @@ from coca.config.stages import spans
 from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import AXES, mesh_shape
 from coca.models.abstract import abstract_model
-from coca.models.flops import flops_per_pair
 from coca.objectives.terms import terms
+from coca.training.flops import flops_per_pair
 from coca.training.state import Setup
 
 PARTS = (  # in the order in which a pair goes through them

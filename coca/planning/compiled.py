@@ -15,19 +15,17 @@ import numpy as np
 
 from coca.config import Config, Mesh
 from coca.config.special import Special
-from coca.data import regions
 from coca.decoding.settings import Decoding
 from coca.devices import hardware
 from coca.devices.sharding import batch_sharding, make_mesh
 from coca.inference.forward import Forward
-from coca.objectives.terms import terms
 from coca.planning import expected, roofline
 from coca.planning.collectives import Collective, collectives
-from coca.planning.executed import executed_flops
 from coca.planning.expected import Cost
 from coca.planning.topology import GPUS, Topology
+from coca.training.flops import products
 from coca.training.state import Setup
-from coca.training.step import TrainStep
+from coca.training.step import TrainStep, batch_shapes
 
 
 class Program(NamedTuple):
@@ -78,30 +76,6 @@ def compile_step(config: Config, topology: Topology, size: int = 0) -> Program:
       "which holds and sends more"
     ) from None
   return _compile(traced, topology, dict(mesh.shape))
-
-
-def batch_shapes(config: Config, mesh, size: int = 0) -> dict:
-  """A batch of `TrainStep` as ShapeDtypeStructs."""
-  text, batch, size = config.model.text, config.data.batch, size or config.model.image.size
-  shapes = {
-    "text": ((text.length,), jnp.int32),
-    "last": ((), jnp.int32),
-    "hashes": ((2,), jnp.uint32),
-    "weight": ((), jnp.float32),
-  }
-  for term in terms(config):
-    shapes |= term.arrays()
-  sharding = batch_sharding(mesh)
-  out = {
-    name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
-  }
-  pixels = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
-  if config.data.embeddings:
-    pixels = jax.ShapeDtypeStruct((config.model.image.width,), jnp.float32)
-  seen = regions.blank(config.model) if config.model.reads_regions else pixels
-  return out | {
-    "image": jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype, sharding=sharding), seen)
-  }
 
 
 def compile_capfilt(config: Config, topology: Topology, batch: int, decoding: Decoding) -> dict[str, Program]:
@@ -171,7 +145,7 @@ def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
     sent,
     costs,
     clock,
-    executed_flops(traced.jaxpr.jaxpr) / math.prod(mesh.values()),
+    products(traced.jaxpr.jaxpr).total() / math.prod(mesh.values()),
     time.monotonic() - start,
     unread,
   )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from coca.devices.hardware import Tpu
 from coca.planning import hlo
 from coca.planning.collectives import Collective
+from coca.training.flops import scope_of
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _UNKNOWN = 2**62  # from here on libtpu's number says that it has none, as of lookups on v6e's SparseCores: bytes count
@@ -43,29 +44,6 @@ IN_KERNELS = 0.75
 # `tests/benchmarks/calibration.py` rebuilds (tests/benchmarks/RESULTS.md, which says where the model is off).
 PUBLISHED = {"v5e": (0.73, 0.83), "v5p": (0.89, 0.98)}
 KINDS = ("products", "kernels", "copies", "slices of loops", "fills", "reductions", "element-wise", "collectives")
-# Scopes of the step (`jax.named_scope`); beside these each loss has one, NAME_loss.
-PARTS = (
-  "momentum",
-  "image_encoder",
-  "conv_stem",
-  "encoder",
-  "decoder",
-  "regions",
-  "generative_pooler",
-  "contrastive_pooler",
-  "unimodal_decoder",
-  "multimodal_decoder",
-  "text_encoder",
-  "fusion_encoder",
-  "image_grounded_encoder",
-  "image_grounded_decoder",
-  "text_decoder",
-  "matching_pooler",
-  "class_head",
-  "batch_norm",
-  "optimizer",
-  "ema",
-)
 
 
 class Cost(NamedTuple):
@@ -124,10 +102,9 @@ def part_of(line: str) -> tuple[str, bool]:
 
   A loss has what is in none of the model's parts.
   """
-  scopes = _OP_NAME.search(line)
-  names = re.findall(r"\w+", scopes[1]) if scopes else []
-  part = next((name for name in names if name in PARTS), next((name for name in names if name.endswith("_loss")), ""))
-  return part, "transpose" in names[:3]
+  found = _OP_NAME.search(line)
+  names = found[1] if found else ""
+  return scope_of(names), "transpose" in re.findall(r"\w+", names)[:3]
 
 
 def kernel_cycles(line: str, tpu: Tpu) -> float:

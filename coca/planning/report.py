@@ -12,12 +12,12 @@ from coca.config.stages import spans
 from coca.devices import hardware
 from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import AXES, mesh_shape
-from coca.models.flops import flops_per_pair
 from coca.planning.advice import GIB, advice, saved_bytes
 from coca.planning.arithmetic import parameter_table, state_bytes
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step, for_topology, progress
 from coca.planning.expected import KINDS, PUBLISHED
 from coca.planning.topology import Topology
+from coca.training.flops import flops_per_pair
 
 HELD = {
   "params": "parameters",

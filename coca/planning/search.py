@@ -9,11 +9,11 @@ from coca.config import Config, checks
 from coca.config.stages import spans
 from coca.devices import hardware
 from coca.devices.sharding import AXES
-from coca.models.flops import flops_per_pair
 from coca.planning import arithmetic
 from coca.planning.advice import GIB, POLICIES, meshes, saved_bytes, with_batch
 from coca.planning.compiled import DoesNotFit, Program, compile_step, for_topology, progress
 from coca.planning.topology import Topology
+from coca.training.flops import flops_per_pair
 
 # Of config.model: what is tried, one setting after the other, with the fastest mesh and batch.
 TRIED = {"remat": POLICIES, "attention": ("auto", "xla"), "unroll": (1, 2, 3)}

@@ -11,17 +11,17 @@ from coca.data.feed import DeviceFeed
 from coca.data.labels import class_names
 from coca.data.pipeline import open_sources, rows_of, train_batches
 from coca.data.survey import survey
-from coca.devices import processes, sharding
+from coca.devices import hardware, processes, sharding
 from coca.devices.batch import batch_arithmetic
 from coca.evals import build
 from coca.inference.forward import Forward
-from coca.models.flops import flops_per_pair
 from coca.storage.lock import locked
 from coca.storage.workdir import saved_steps
 from coca.training.begin import begin, check_folder, check_same_run
 from coca.training.curves import plot_curves
 from coca.training.embeddings import fill
 from coca.training.evaluation import Evaluation, evaluated
+from coca.training.flops import flops_per_pair
 from coca.training.init_from import compare
 from coca.training.limits import Skipped, check
 from coca.training.metrics import Metrics
@@ -84,7 +84,8 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   rows = rows_of(sharding.batch_sharding(mesh), config.data.batch)
   batches = train_batches(config, sources, tokenizer, rows, start)
   steps, numbers = range(start + 1, total + 1), {}
-  flops = [(stage.last, flops_per_pair(stage.config)["total"]) for stage in spans(config)]
+  is_known = hardware.peak_flops(jax.devices()[0].device_kind)
+  flops = [(stage.last, flops_per_pair(stage.config)["total"] if is_known else 0.0) for stage in spans(config)]
 
   def flops_at(step):
     return next(n for last, n in flops if step <= last)

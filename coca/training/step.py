@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from coca.config import Config
 from coca.config.durations import in_steps
+from coca.data import regions
 from coca.devices.hardware import compiler_options, release_memory
 from coca.devices.sharding import batch_sharding, replicated
 from coca.devices.trees import flat, nested
@@ -18,6 +20,7 @@ from coca.objectives import momentum
 from coca.objectives.captioning import SoftTargets, prefix_lengths
 from coca.objectives.classification import mix
 from coca.objectives.masked import hide_words
+from coca.objectives.terms import terms
 from coca.training.gradients import make_gradients
 from coca.training.state import Setup, TrainState
 
@@ -73,6 +76,30 @@ class TrainStep:
     """The program before it is lowered. Shapes with shardings do, in place of arrays."""
     with jax.set_mesh(self._mesh):
       return self._jitted.trace(state, batch)
+
+
+def batch_shapes(config: Config, mesh, size: int = 0) -> dict:
+  """A batch of `TrainStep` as ShapeDtypeStructs."""
+  text, batch, size = config.model.text, config.data.batch, size or config.model.image.size
+  shapes = {
+    "text": ((text.length,), jnp.int32),
+    "last": ((), jnp.int32),
+    "hashes": ((2,), jnp.uint32),
+    "weight": ((), jnp.float32),
+  }
+  for term in terms(config):
+    shapes |= term.arrays()
+  sharding = batch_sharding(mesh)
+  out = {
+    name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
+  }
+  pixels = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
+  if config.data.embeddings:
+    pixels = jax.ShapeDtypeStruct((config.model.image.width,), jnp.float32)
+  seen = regions.blank(config.model) if config.model.reads_regions else pixels
+  return out | {
+    "image": jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype, sharding=sharding), seen)
+  }
 
 
 def _shapes(image) -> list[tuple[int, ...]]:

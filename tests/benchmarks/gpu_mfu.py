@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from coca.models.flops import flops_per_pair
+from coca.training.flops import flops_per_pair
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # before jax: the largest batch wants all of it
 

@@ -18,7 +18,7 @@ import numpy as np
 from coca import config
 from coca.devices import sharding
 from coca.devices.host import put_batch
-from coca.models.flops import flops_per_pair
+from coca.training.flops import flops_per_pair
 from coca.training.state import Setup
 from coca.training.step import TrainStep
 

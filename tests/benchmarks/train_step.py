@@ -21,7 +21,7 @@ from pathlib import Path
 
 from turns import Worker, limit_threads, serve
 
-from coca.models.flops import flops_per_pair
+from coca.training.flops import flops_per_pair
 
 PEER = Path(__file__).with_name("peer_open_clip.py")
 

@@ -28,7 +28,7 @@ from coca.data.feed import DeviceFeed
 from coca.data.pipeline import train_batches
 from coca.data.sources import open_source
 from coca.data.tokenizers.sentencepiece import train
-from coca.models.flops import flops_per_pair
+from coca.training.flops import flops_per_pair
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DIFFERENT = 4  # tars; the others are links

@@ -12,7 +12,7 @@ from flax import nnx
 import coca
 from coca.devices.trees import flat
 from coca.models.abstract import abstract_model
-from coca.models.flops import flops_per_pair
+from coca.training.flops import flops_per_pair
 from coca.training.gradients import make_gradients
 from coca.training.init_from import compare
 from support.common import classifier, make_mesh, pairs, random_params, tiny
@@ -77,9 +77,10 @@ def test_a_frozen_encoder_costs_its_forward_pass():
   grads, _ = gradients(frozen)
   assert not any(np.abs(x).max() for x in jax.tree.leaves(grads["image_encoder"]))
   whole, part = (flops_per_pair(c) for c in (classifier(), frozen))
-  assert whole["class_head"] == 3 * 2 * 32 * 3 and part["image_encoder"] < whole["image_encoder"] / 2.9
-  # Keys and values of 16 tokens, without their input's gradient; a query's weights and values, and its projection.
-  assert part["class_pooler"] == 2 * 2 * (2 * 16 * 32 * 32) + 3 * 2 * 32 * 32 + 3 * 2 * 2 * 16 * 32
+  assert part["image_encoder"] == pytest.approx(whole["image_encoder"] / 2.95, rel=0.02)
+  # Keys and values of 16 tokens, without their input's gradient; a query's weights, values and projection; the head.
+  pooler = 2 * 2 * (2 * 16 * 32 * 32) + 3 * 2 * 32 * 32 + 3 * 2 * 2 * 16 * 32
+  assert part["class_head"] == pytest.approx(3 * 2 * 32 * 3 + pooler, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from coca.inference.forward import Forward
 from coca.objectives import terms
 from coca.objectives.term import Term
 from coca.planning.arithmetic import describe
-from coca.planning.compiled import batch_shapes
 from coca.training.gradients import make_gradients
+from coca.training.step import batch_shapes
 from support.blip_reference import ANSWERS, tiny_blip
 from support.common import assert_trees_close, make_mesh, pairs, random_params, tiny
 

@@ -11,12 +11,12 @@ from coca import plan
 from coca.capfilt.settings import NUCLEUS
 from coca.config import Stage, parse
 from coca.models.flash import flash
-from coca.models.flops import flops_per_pair
 from coca.planning import advice, arithmetic, report, search, topology
 from coca.planning.collectives import Collective
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step, for_topology
 from coca.planning.expected import Cost
 from coca.planning.topology import Topology, open_topology
+from coca.training.flops import flops_per_pair
 from support.common import tiny
 from support.processes import ROOT, run_here
 from support.topologies import chips
@@ -51,8 +51,8 @@ def test_what_is_said_of_time(monkeypatch):
   costs = [
     Cost(0.6 * cycles, 12, "products", "image_encoder", True, "fusion.1", "linear.py:67 Linear.__call__"),
     Cost(0.3 * cycles, 3, "copies", "image_encoder", False, "copy.1", ""),
-    Cost(0.0995 * cycles, 1, "products", "captioning_loss", False, "fusion.2", "captioning.py:147 step"),
-    Cost(0.0005 * cycles, 1, "fills", "ema", False, "fill", ""),
+    Cost(0.0996 * cycles, 1, "products", "captioning_loss", False, "fusion.2", "captioning.py:147 step"),
+    Cost(0.0004 * cycles, 1, "fills", "ema", False, "fill", ""),
   ]
   program = Program(60 * MIB, 20 * MIB, ROWS, costs, 197e12 / 131_072, 1.5 * useful, 1.0)
   monkeypatch.setattr(report, "compile_step", lambda *_: program)
@@ -64,8 +64,8 @@ def test_what_is_said_of_time(monkeypatch):
   assert {name: [float(x) for x in row.split()] for name, row in table.items() if name != "optimizer"} == {
     "image_encoder": [60.0, 30.0, 0.0, 90.0],
     "captioning_loss": [10.0, 0.0, 0.0, 10.0],
-    "the rest": [0.0, 0.0, 0.1, 0.1],
-    "all": [70.0, 30.0, 0.1, 100.0],
+    "the rest": [0.0, 0.0, 0.0, 0.0],
+    "all": [70.0, 30.0, 0.0, 100.0],
   }
   assert re.search(r" 60.0 +12  products +image_encoder \(backward\): linear.py:67 Linear.__call__\n", text)
   assert re.search(r" 30.0 +3  copies +image_encoder: copy.1\n", text)

@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-from coca.planning.compiled import batch_shapes
 from coca.training.state import Setup
-from coca.training.step import TrainStep
+from coca.training.step import TrainStep, batch_shapes
 from support.blip_reference import tiny_blip
 from support.common import make_mesh, tiny
 

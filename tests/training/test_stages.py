@@ -15,15 +15,14 @@ import coca
 from coca.config import Optim, Stage, default, parse, to_dict
 from coca.config.stages import spans
 from coca.data import pipeline
-from coca.models.flops import flops_per_pair
 from coca.models.positions import resize_positions
 from coca.planning import arithmetic
-from coca.planning.compiled import batch_shapes
 from coca.training import loop
+from coca.training.flops import flops_per_pair
 from coca.training.metrics import read
 from coca.training.optim import make_schedule
 from coca.training.state import Setup
-from coca.training.step import TrainStep
+from coca.training.step import TrainStep, batch_shapes
 from support.align import tiny_align
 from support.common import make_mesh, tiny
 from support.pipeline import make_config, open_sources, take, trained_words

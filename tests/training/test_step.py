@@ -13,11 +13,10 @@ from coca.devices.host import put_batch
 from coca.devices.trees import flat, path_name
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
-from coca.planning.compiled import batch_shapes
 from coca.training.gradients import make_gradients
 from coca.training.optim import decay_mask
 from coca.training.state import Setup
-from coca.training.step import TrainStep
+from coca.training.step import TrainStep, batch_shapes
 from support.blip_reference import ANSWERS, tiny_blip
 from support.common import assert_trees_close, make_mesh, new_state, pairs, random_params, shapes_in, tiny
 
