@@ -23,7 +23,7 @@ from coca.planning import expected, roofline
 from coca.planning.collectives import Collective, collectives
 from coca.planning.expected import Cost
 from coca.planning.topology import GPUS, Topology
-from coca.training.flops import products
+from coca.training.flops import products, total
 from coca.training.state import Setup
 from coca.training.step import TrainStep, batch_shapes
 
@@ -145,7 +145,7 @@ def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
     sent,
     costs,
     clock,
-    products(traced.jaxpr.jaxpr).total() / math.prod(mesh.values()),
+    total(products(traced.jaxpr.jaxpr)) / math.prod(mesh.values()),
     time.monotonic() - start,
     unread,
   )

@@ -6,7 +6,7 @@ and masked.
 
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
 
 import jax
@@ -73,14 +73,14 @@ def flops_per_pair(config: Config) -> dict[str, float]:
   with jax.sharding.use_abstract_mesh(mesh):
     step = jax.make_jaxpr(make_step(setup))(setup.planned, batch_shapes(config, mesh))
   counted = products(step.jaxpr)
-  del counted["optimizer"]
-  flops = Counter()
+  counted.pop("optimizer", None)
+  flops: dict[str, float] = defaultdict(float)
   for scope, n in counted.items():
     flops[PARTS.get(scope, scope) or "rest"] += n / config.data.batch
-  return {**flops, "total": flops.total()}
+  return {**flops, "total": total(flops)}
 
 
-def products(jaxpr: Jaxpr, within: str = "") -> Counter[str]:
+def products(jaxpr: Jaxpr, within: str = "") -> dict[str, float]:
   """FLOPs of a traced function over all devices, loops included, by scope (`scope_of`); all that it computes.
 
   A Pallas kernel counts what its author states (`cost_estimate`); of a condition's branches the largest counts.
@@ -89,20 +89,24 @@ def products(jaxpr: Jaxpr, within: str = "") -> Counter[str]:
     jaxpr: of the function.
     within: names of the scopes that it is called in.
   """
-  found = Counter()
+  found: dict[str, float] = defaultdict(float)
   for eqn in jaxpr.eqns:
     name, params, names = eqn.primitive.name, eqn.params, f"{within}/{eqn.source_info.name_stack}"
     inner = [products(sub, names) for value in params.values() for sub in _jaxprs(value)]
     if name == "pallas_call":
       found[scope_of(names)] += params["cost_estimate"].flops if params["cost_estimate"] else 0
     elif inner:
-      inner = [max(inner, key=Counter.total)] if name == "cond" else inner
+      inner = [max(inner, key=total)] if name == "cond" else inner
       for part in inner:
         for scope, n in part.items():
           found[scope] += _times(name, params) * n
     elif name in ("dot_general", "conv_general_dilated"):
       found[scope_of(names)] += _flops(eqn)
   return found
+
+
+def total(counted: dict[str, float]) -> float:
+  return sum(counted.values())
 
 
 def scope_of(names: str) -> str:

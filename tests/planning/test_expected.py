@@ -13,7 +13,7 @@ from coca.planning.collectives import Collective
 from coca.planning.compiled import compile_step
 from coca.planning.expected import KINDS, costs, kernel_cycles, part_of
 from coca.planning.topology import open_topology
-from coca.training.flops import SCOPES, flops_per_pair, products
+from coca.training.flops import SCOPES, flops_per_pair, products, total
 from coca.training.state import Setup
 from coca.training.step import TrainStep, batch_shapes
 from support.common import tiny
@@ -139,7 +139,7 @@ def test_a_step_computes_its_flops_and_what_it_computes_again():
     config = tiny(model__remat=remat)
     setup = Setup(config, make_mesh(devices=jax.devices()[:1]))
     traced = TrainStep(setup).trace(setup.planned, batch_shapes(config, setup.mesh))
-    flops[remat] = products(traced.jaxpr.jaxpr).total() / config.data.batch
+    flops[remat] = total(products(traced.jaxpr.jaxpr)) / config.data.batch
     again[remat] = flops[remat] / flops_per_pair(config)["total"]
   assert again["none"] == pytest.approx(1.0, rel=0.01)
   assert 1.2 < again["full"] < 4 / 3
@@ -160,10 +160,10 @@ def test_products_of_all_kinds_are_counted():
     )
 
   args = jnp.ones((6, 8)), jnp.ones((8, 8)), jnp.ones((2, 5, 5, 4))
-  assert products(jax.make_jaxpr(f)(*args).jaxpr).total() == 7 * 2 * 6 * 8 * 8 + 2 * (2 * 5 * 5 * 8) * (3 * 3 * 4)
+  assert total(products(jax.make_jaxpr(f)(*args).jaxpr)) == 7 * 2 * 6 * 8 * 8 + 2 * (2 * 5 * 5 * 8) * (3 * 3 * 4)
   mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   split = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
-  assert products(jax.make_jaxpr(split)(jnp.ones((8, 8)), args[1]).jaxpr).total() == 2 * 8 * 8 * 8
+  assert total(products(jax.make_jaxpr(split)(jnp.ones((8, 8)), args[1]).jaxpr)) == 2 * 8 * 8 * 8
 
 
 def test_zeros_between_the_inputs_of_a_convolution_are_no_work():
@@ -172,7 +172,7 @@ def test_zeros_between_the_inputs_of_a_convolution_are_no_work():
     return jax.lax.conv_general_dilated(image, kernel, **args).sum()
 
   step = jax.make_jaxpr(jax.grad(f, (0, 1)))(jnp.ones((3, 3, 4, 8)), jnp.ones((2, 6, 6, 4)))
-  assert products(step.jaxpr).total() == 3 * 2 * (2 * 3 * 3 * 8) * (3 * 3 * 4)
+  assert total(products(step.jaxpr)) == 3 * 2 * (2 * 3 * 3 * 8) * (3 * 3 * 4)
 
 
 def test_a_product_is_no_faster_than_the_peak_and_not_much_slower(libtpu):
