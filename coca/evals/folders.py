@@ -27,6 +27,7 @@ from coca.files import reading
 SHARDS, TEMPLATES = "nshards.txt", "zeroshot_classification_templates.txt"
 SPLITS = ("test", "val", "validation")  # the first that is there
 DEEP = 3  # folders below a path that are looked into
+MANY = 200  # folders in one: more are classes, and no data sets
 TEXTS = 32  # of an image, of which COCO has up to 7: all that there are
 
 
@@ -92,17 +93,19 @@ def _add(found: dict[str, DataSet], name: str, data_set: DataSet) -> None:
 
 
 def _benchmark_folders(path: str) -> dict[str, list[str]]:
-  """CLIP_benchmark's folders at a path or up to `DEEP` folders below, in order, with the splits in each."""
-  if path.startswith("builtin:"):
-    return {}
+  """CLIP_benchmark's folders at a path or up to `DEEP` folders below, with the splits in each."""
   fs, place = fsspec.core.url_to_fs(path)
-  place, found = place.rstrip("/"), {}
-  for depth in range(DEEP + 1):
-    for name in sorted(fs.glob(place + "/*" * depth + f"/{SHARDS}")):
-      split = name.rpartition("/")[0]
-      found.setdefault(fs.unstrip_protocol(split).removeprefix("file://").rpartition("/")[0], []).append(
-        split.rpartition("/")[2]
-      )
+  todo, found = [place.rstrip("/")] if not path.startswith("builtin:") and fs.isdir(place) else [], {}
+  for _ in range(DEEP + 1):
+    below = []
+    for folder in todo:
+      if fs.exists(f"{folder}/{SHARDS}"):
+        parent, _, split = fs.unstrip_protocol(folder).removeprefix("file://").rpartition("/")
+        found.setdefault(parent, []).append(split)
+      else:
+        inner = [info["name"].rstrip("/") for info in fs.ls(folder, detail=True) if info["type"] == "directory"]
+        below += inner if len(inner) <= MANY else []
+    todo = sorted(below)
   return found
 
 
@@ -184,7 +187,10 @@ def source_of(path: str) -> Source:
   if path.startswith("builtin:"):
     return Source(kind="builtin", split=path.removeprefix("builtin:"))
   fs, place = fsspec.core.url_to_fs(path)
-  names = [name.rpartition("/")[2] for name in fs.ls(place, detail=False)] if fs.isdir(place) else [path]
+  names = [name.rstrip("/").rpartition("/")[2] for name in fs.ls(place, detail=False)] if fs.isdir(place) else [path]
+  if "data" in names and (shards := fs.glob(f"{place.rstrip('/')}/data/*.parquet")):  # as the Hugging Face hub has them
+    test = any(name.rpartition("/")[2].startswith("test-") for name in shards)
+    return Source(kind="parquet", path=f"{path.rstrip('/')}/data/{'test-' * test}*.parquet")
   if any(name.endswith(".tar") for name in names):
     return Source(kind="webdataset", path=path)
   if any(name.endswith(".parquet") for name in names):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from coca import evaluate
+from coca.config import Source
+from coca.data.prompts import CLIP_IMAGENET
 from coca.data.tokenizers.sentencepiece import train
-from coca.evals import datacomp
+from coca.evals import datacomp, folders
 from coca.evals.zero_shot import Answers
 from support.evals import CONFIG, NAMES, FakeForward, embeddings, png
 from support.tars import clip_benchmark
@@ -128,6 +130,42 @@ def test_what_is_there_is_not_measured_again_unless_model_or_data_changed(model,
   model.params = {"w": np.zeros(2)}
   run(tree, out)
   assert "measured before" not in capsys.readouterr().out
+
+
+def test_imagenet_a_as_folders_is_scored_over_its_classes_by_clips_names(model, tmp_path):
+  ids = {"n01498041": "stingray", "n01531178": "goldfinch", "n01534433": "junco"}
+  names = [template.replace("{}", name) for template in CLIP_IMAGENET for name in ids.values()]
+  model.tokenizer = train(names * 4, 300)
+  model.forward.tokenizer = model.tokenizer
+  classes = dict(zip(ids.values(), np.eye(3, 6, dtype=np.float32), strict=True))
+  model.forward.text_table = {name: classes[next(n for n in classes if n in name)] for name in names}
+  (tmp_path / "imagenet-a").mkdir()
+  (tmp_path / "imagenet-a" / "README.txt").write_text("as its tar has it")
+  for i, folder in enumerate(list(ids) * 4):
+    (tmp_path / "imagenet-a" / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "imagenet-a" / folder / f"{i}.png").write_bytes(png((i, 0, 7)))
+  evaluate.main(["--model=model", f"--data={tmp_path}/imagenet-a", f"--out={tmp_path}/o"])
+  (line,) = map(json.loads, (tmp_path / "o" / "eval_results.jsonl").read_text().splitlines())
+  right = model.forward.image_table[:12, :3].argmax(1) == np.arange(12) % 3
+  assert (
+    line["dataset"] == "ImageNet-A" and line["metrics"]["acc1"] == np.mean(right) and line["metrics"]["acc5"] is None
+  )
+
+
+def test_sources_are_told_by_their_files(tmp_path):
+  for name in (
+    "tars/0.tar",
+    "hub/data/train-0.parquet",
+    "hub/data/test-0.parquet",
+    "tfds/dataset_info.json",
+    "x/a.jpg",
+  ):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+  found = {name: folders.source_of(f"{tmp_path}/{name}") for name in ("tars", "hub", "tfds", "x", "tars/*.tar")}
+  assert [s.kind for s in found.values()] == ["webdataset", "parquet", "tfds", "folder", "webdataset"]
+  assert found["hub"].path == f"{tmp_path}/hub/data/test-*.parquet"
+  assert folders.source_of("builtin:twemoji") == Source(kind="builtin", split="twemoji")
 
 
 def test_data_of_other_kinds(model, tree, tmp_path):
