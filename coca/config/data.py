@@ -54,9 +54,11 @@ class Source:
   """
 
   # The format. 'builtin' is what is in the package: the corpus (coca/data/builtin), or with a split 'scenes...' the
-  # world of coca/data/scenes/held_out.py.
-  kind: Literal["builtin", "tfds", "webdataset", "parquet", "folder"] = "tfds"
-  # 'tfds': name or directory. 'webdataset', 'parquet': glob. 'folder': directory. URLs of fsspec work.
+  # world of coca/data/scenes/held_out.py. 'pairs' are SugarCrepe and Winoground (coca/data/sources/pairs.py), which
+  # the evaluators of that kind take.
+  kind: Literal["builtin", "tfds", "webdataset", "parquet", "folder", "pairs"] = "tfds"
+  # 'tfds': name or directory. 'webdataset', 'parquet': glob. 'folder': directory; and 'pairs' with `texts`, else its
+  # glob. URLs of fsspec work.
   path: str = ""
   # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations and of Flickr30k's.
   split: str = "train"
@@ -77,7 +79,8 @@ class Source:
   # are separated by commas, and each may say its origin: "caption:web,recaption:synthetic". 'label' is the class, with
   # 'folder' without a table the name of the folder that an image lies in, and 'file_name' there that of the file.
   text_key: str = "caption"
-  # Of 'folder': the table of its images, where that lies elsewhere or is not found by its name.
+  # Of 'folder': the table of its images, where that lies elsewhere or is not found by its name. Of 'pairs': the JSON
+  # files of the captions.
   texts: str = ""
   # Of 'webdataset', and of texts beside the images of a 'folder': each line of a text is one of its own. It is so
   # anyhow where dataset_type.txt says 'retrieval' beside the tars or a folder above, as in CLIP_benchmark's folders.
@@ -168,7 +171,7 @@ class Eval:
   """An evaluator: what it measures, on which data, and when (coca/evals)."""
 
   # The measurement.
-  kind: Literal["zero_shot", "retrieval", "captions", "matching", "vqa", "classification"] = "zero_shot"
+  kind: Literal["zero_shot", "retrieval", "captions", "matching", "pairs", "vqa", "classification"] = "zero_shot"
   # The data.
   source: Source = field(default_factory=Source)
   # Time between two evaluations. Empty: at the end only.

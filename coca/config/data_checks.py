@@ -114,6 +114,14 @@ def check_evaluator(c: Config, e: Eval, where: str) -> None:
     f"{e.source.question_key!r} and kind {e.kind!r}: a vqa evaluator needs questions, others take none",
   )
   need(
+    (e.source.kind == "pairs") == (e.kind == "pairs"),
+    f"{where}.source.kind is {e.source.kind!r} and kind {e.kind!r}: a pairs evaluator goes with a source of that kind",
+  )
+  need(
+    e.kind != "pairs" or c.contrastive.heads or c.matching.weight or (c.model.writes and not c.answering.weight),
+    f"{where}: a pairs evaluator needs embeddings, a matching head or a decoder of captions: this model has none",
+  )
+  need(
     c.contrastive.heads or e.kind not in ("zero_shot", "retrieval", "matching"),
     f"{where}: a {e.kind} evaluator compares embeddings, and without a contrastive loss "
     "(config.contrastive.weight is 0) the model makes none",
@@ -196,7 +204,7 @@ def check_source(s: Source, where: str) -> None:
   for name, kinds in (
     ("text_lines", ("webdataset", "folder")),
     ("label_key", ("webdataset",)),
-    ("texts", ("folder",)),
+    ("texts", ("folder", "pairs")),
   ):
     need(
       not getattr(s, name) or s.kind in kinds,

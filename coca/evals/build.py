@@ -11,6 +11,7 @@ from coca.evals.captions import Captions
 from coca.evals.classification import Classification
 from coca.evals.evaluator import Evaluator
 from coca.evals.matching import Matching
+from coca.evals.pairs import Pairs
 from coca.evals.retrieval import Retrieval
 from coca.evals.vqa import Vqa
 from coca.evals.zero_shot import ZeroShot
@@ -23,6 +24,7 @@ KINDS: dict[str, type[Evaluator]] = {
   "retrieval": Retrieval,
   "captions": Captions,
   "matching": Matching,
+  "pairs": Pairs,
   "vqa": Vqa,
   "classification": Classification,
 }

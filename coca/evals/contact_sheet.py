@@ -15,6 +15,7 @@ from coca.evals.captions import Captions, matches
 from coca.evals.classification import Classification
 from coca.evals.evaluator import Evaluator
 from coca.evals.fonts import families_for
+from coca.evals.pairs import Pairs
 from coca.evals.retrieval import Retrieval
 from coca.evals.sheet_cells import Cell, attention_cells, held_out_cells, retrieval_cells
 from coca.evals.vqa import Vqa
@@ -73,7 +74,7 @@ def _chosen(evaluators: dict[str, Evaluator]) -> dict[str, Evaluator]:
     if kind and limits[kind]:
       limits[kind] -= 1
       chosen[name] = evaluator
-  return chosen or dict(list(evaluators.items())[:1])
+  return chosen or dict([x for x in evaluators.items() if not isinstance(x[1], Pairs)][:1])
 
 
 def _told(evaluator: Evaluator, cells: Sequence[Cell]) -> str:

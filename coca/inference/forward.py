@@ -22,7 +22,7 @@ from coca.devices.host import put_batch
 from coca.devices.sharding import batch_sharding, param_shardings, replicated
 from coca.models.abstract import abstract_model
 from coca.models.outputs import Encoded, Scores
-from coca.objectives.captioning import captioning_loss
+from coca.objectives.captioning import captioning_loss, log_likelihood
 
 
 class Forward:
@@ -77,6 +77,10 @@ class Forward:
   def caption_loss(self, params, batch):
     """Sum of the negative log-likelihoods in nats, and the number of tokens, of {'image', 'text', 'weight'}."""
     return self._call(self._caption_loss, params, batch)
+
+  def log_likelihood(self, params, image, text):
+    """Log-probabilities in nats of texts, int32 [B, T], as captions of images: fp32 [B]."""
+    return self._call(self._log_likelihood, params, image, text)
 
   def writer(self, params):
     """The parameters made ready for `caption`: once for many batches. They take the decoder's memory once more."""
@@ -219,6 +223,14 @@ class Forward:
       return captioning_loss(out.states, kernel, batch["text"], batch["weight"], settings, bias)
 
     return self._jit(loss)
+
+  @functools.cached_property
+  def _log_likelihood(self):
+    def likelihood(model, image, text):
+      states = model(image, text, contrast=False).states
+      return log_likelihood(states, model.softmax_kernel(), text, model.softmax_bias)
+
+    return self._jit(likelihood)
 
 
 # Tokens that go through an encoder at once on one CPU device. 16 images of 384 pixels take ViT-B/16 10.9 seconds four

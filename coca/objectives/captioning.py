@@ -107,6 +107,26 @@ def captioning_loss(
   return nll, count
 
 
+def log_likelihood(
+  states: Float[Array, "N T D"],
+  kernel: Float[Array, "D V"],
+  text: Int32[Array, "N T"],
+  bias: Float[Array, " V"] | None = None,
+) -> Float32[Array, " N"]:
+  """Each text's sum of log-probabilities, in nats, EOS included. Arguments as of `captioning_loss`."""
+  labels, weights = next_tokens(text, jnp.ones(len(text)))
+
+  def step(total, token):  # one of each text at a time: no logits of all tokens at once
+    x, label, weight = token
+    logits = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    logits = logits if bias is None else logits + bias
+    hit = jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
+    return total + weight * hit, None
+
+  tokens = states.swapaxes(0, 1), labels.T, weights.T
+  return jax.lax.scan(step, jnp.zeros(len(text), jnp.float32), tokens)[0]
+
+
 def vocabulary_nll(
   states: Float[Array, "N T D"],
   kernel: Float[Array, "D V"],

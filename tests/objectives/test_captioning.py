@@ -9,7 +9,7 @@ import pytest
 
 from coca.config import Captioning
 from coca.devices.sharding import batch_sharding
-from coca.objectives.captioning import captioning_loss, next_tokens
+from coca.objectives.captioning import captioning_loss, log_likelihood, next_tokens
 from support.common import BOS, EOS, PAD, make_mesh, shapes_in
 
 N, T, D, V = 16, 6, 8, 24
@@ -179,3 +179,16 @@ def test_logits_of_all_tokens_are_never_held(differentiate):
   sizes = {math.prod(s) for s in shapes_in(jaxpr)}
   assert 64 * v in sizes  # the logits of a chunk are found
   assert max(sizes) == 64 * v < n * t * v / 4
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_log_likelihood_is_each_texts_own_sum(mesh, batch):
+  states, kernel, text, _ = batch
+  bias = np.random.default_rng(1).normal(size=V).astype(np.float32)
+  mesh = make_mesh(*mesh)
+  with jax.set_mesh(mesh):
+    given = jax.device_put(states, batch_sharding(mesh))
+    found = np.asarray(jax.jit(log_likelihood)(given, kernel, text, bias))
+  one = np.ones(1, np.float32)
+  wanted = [-reference(states[n : n + 1], kernel, text[n : n + 1], one, Captioning(), bias)[0] for n in range(N)]
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)

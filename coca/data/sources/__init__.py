@@ -90,4 +90,10 @@ def _open(settings: config.Source, where: str) -> ShardedRecords:
     from coca.data.sources.folder import open_folder
 
     return open_folder(settings, where)
-  raise ValueError(f"source kind {settings.kind!r}; it may be 'builtin', 'tfds', 'webdataset', 'parquet', 'folder'")
+  if settings.kind == "pairs":
+    from coca.data.sources.pairs import open_pairs
+
+    return open_pairs(settings, where)
+  raise ValueError(
+    f"source kind {settings.kind!r}; it may be 'builtin', 'tfds', 'webdataset', 'parquet', 'folder', 'pairs'"
+  )
