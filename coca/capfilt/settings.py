@@ -30,7 +30,7 @@ class CapFilt:
   captioner: str = ""
   # Model that scores texts, another one (Table 4). Empty: all texts are kept.
   filter: str = ""
-  # The images and their texts; kind, path, split, image_key, text_key and origin are read.
+  # The images and their texts; kind, path, split, image_key, text_key, texts, subset and origin are read.
   source: Source = field(default_factory=Source)
   # How texts are written.
   decoding: Decoding = NUCLEUS

@@ -79,9 +79,12 @@ class Source:
   # are separated by commas, and each may say its origin: "caption:web,recaption:synthetic". 'label' is the class, with
   # 'folder' without a table the name of the folder that an image lies in, and 'file_name' there that of the file.
   text_key: str = "caption"
-  # Of 'folder': the table of its images, where that lies elsewhere or is not found by its name. Of 'pairs': the JSON
-  # files of the captions.
+  # A table of texts: a path, or several by a glob. Of 'folder': the table of its images, where it lies elsewhere or is
+  # not found by its name. Of 'pairs': the JSON files of the captions. Of others: the keys in `text_key` that are its
+  # columns are read there, and joined by a column of keys; all else is the source's own (coca/data/sources/joined.py).
   texts: str = ""
+  # A list of the keys of records that are kept: a text, a table's column, or .npy as DataComp has it. Empty: all.
+  subset: str = ""
   # Of 'webdataset', and of texts beside the images of a 'folder': each line of a text is one of its own. It is so
   # anyhow where dataset_type.txt says 'retrieval' beside the tars or a folder above, as in CLIP_benchmark's folders.
   text_lines: bool = False

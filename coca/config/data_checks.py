@@ -204,12 +204,17 @@ def check_source(s: Source, where: str) -> None:
   for name, kinds in (
     ("text_lines", ("webdataset", "folder")),
     ("label_key", ("webdataset",)),
-    ("texts", ("folder", "pairs")),
+    ("texts", ("tfds", "webdataset", "parquet", "folder", "pairs")),
+    ("subset", ("tfds", "webdataset", "parquet", "folder")),
   ):
     need(
       not getattr(s, name) or s.kind in kinds,
       f"{where}.{name} is {getattr(s, name)!r}: it is for kind {' or '.join(map(repr, kinds))}, not {s.kind!r}",
     )
+  need(
+    not s.texts or s.kind in ("folder", "pairs") or not (s.question_key or s.sidecars),
+    f"{where}.texts joins captions; leave {where}.question_key and {where}.sidecars empty",
+  )
   need(
     not s.regions or ((s.kind == "parquet" or s.split.startswith("scenes")) and not s.sidecars),
     f"{where}.regions is for kind 'parquet' and the splits 'scenes...' of 'builtin', without sidecars",

@@ -5,6 +5,8 @@ from coca.config.data_checks import check_source
 from coca.data.records import ShardedRecords
 from coca.files.finding import SETTING
 
+PLACES = ("texts", "subset", "sidecars")  # settings of more files to open
+
 
 def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords:
   """Opens the source that `settings` describe.
@@ -19,7 +21,12 @@ def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords
   """
   try:
     check_source(settings, where)
-    source = _open(settings, where)
+    if settings.subset or (settings.texts and settings.kind not in ("folder", "pairs")):
+      from coca.data.sources.joined import open_joined
+
+      source = open_joined(lambda own: _open(own, where), settings, where)
+    else:
+      source = _open(settings, where)
     if not settings.sidecars:
       return source
     from coca.data.sources.bootstrapped import Bootstrapped
@@ -35,7 +42,7 @@ def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords
 def places_of(settings: config.Source, where: str) -> dict[str, str]:
   """The places that `open_source` would open, by the names of the settings; none for the corpus in the package."""
   path = "" if settings.kind == "builtin" else settings.path
-  found = {f"{where}.path": path, f"{where}.texts": settings.texts, f"{where}.sidecars": settings.sidecars}
+  found = {f"{where}.path": path} | {f"{where}.{name}": getattr(settings, name) for name in PLACES}
   return {name: path for name, path in found.items() if path}
 
 

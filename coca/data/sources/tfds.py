@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -171,6 +172,13 @@ class TfdsSource:
     """One a file of the split; files of which a slice leaves out the beginning tell where it begins."""
     names = [os.path.basename(f.filename) + (f"-from-{f.skip}" if f.skip else "") for f in self._files]
     return shards_of(names, [f.take for f in self._files])
+
+  def ids(self, name: str) -> Iterator[str]:
+    """The keys of all records, which are read for it; or the texts of the feature 'uid'."""
+    for i in range(len(self)):
+      fields = self._fields(i)
+      key = _string(fields, name) if name != "key" or self._has_key else ""
+      yield key or (self._where(i) if name == "key" else "")
 
   def __getitem__(self, i: int) -> Record:
     fields = self._fields(i)
