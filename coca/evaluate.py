@@ -42,7 +42,7 @@ def main(argv=None) -> None:
   parser.add_argument("--out", help="folder of the results; left out: MODEL/evaluation")
   parser.add_argument("--eval", action="append", metavar="NAME", help="only this evaluator (may be repeated)")
   parser.add_argument(
-    "--kind", action="append", choices=list(build.KINDS), help="what is measured on --data (may be repeated)"
+    "--kind", action="append", choices=list(build.KINDS), help="only this on --data (may be repeated)"
   )
   parser.add_argument("--templates", help="of --kind=zero_shot: a file with one a line, or 'imagenet': CLIP's 80")
   parser.add_argument("--batch", type=int, default=256, help="examples at once (%(default)s)")

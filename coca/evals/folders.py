@@ -25,6 +25,7 @@ from coca.evals.class_names import is_imagenets
 from coca.files import reading
 
 SHARDS, TEMPLATES = "nshards.txt", "zeroshot_classification_templates.txt"
+FITTING = {"classification": ("zero_shot", "classification"), "retrieval": ("retrieval", "captions", "matching")}
 SPLITS = ("test", "val", "validation")  # the first that is there
 DEEP = 3  # folders below a path that are looked into
 MANY = 200  # folders in one: more are classes, and no data sets
@@ -48,9 +49,10 @@ def data_sets(
     config: of the model.
     paths: CLIP_benchmark's folders or trees of them; tars, Parquet files, folders of images, tfds' folders;
       'builtin:SPLIT'.
-    kinds: of evaluators, for data that are no folder of CLIP_benchmark. Left out: 'zero_shot' where there are labels,
-      else 'retrieval', and 'captions' if the model writes.
-    templates: of 'zero_shot' for those. Left out: CLIP's 80 for ImageNet's classes, else "a photo of a {}.".
+    kinds: of evaluators. Left out: 'zero_shot' where there are labels, else 'retrieval', and for what is no folder of
+      CLIP_benchmark 'captions' too, if the model writes.
+    templates: of 'zero_shot' where the data have none. Left out: CLIP's 80 for ImageNet's classes, else "a photo of a
+      {}.".
     **settings: others of each evaluator: batch, limit.
 
   Returns:
@@ -70,7 +72,11 @@ def data_sets(
         if reason := _unmeasured(folder, name):
           skipped[name] = reason
           continue
-        _add(found, name, _benchmark(config, folder, splits, settings))
+        measured = _benchmark(config, folder, splits, kinds, settings)
+        for each, data_set in measured.items():
+          _add(found, each, data_set)
+        if not measured:
+          skipped[name] = f"is not measured by {' and '.join(kinds)}"
       except (ValueError, FileNotFoundError) as e:
         wrong.append(str(e))
     if not folders:
@@ -128,7 +134,9 @@ def _unmeasured(folder: str, name: str) -> str:
   return ""
 
 
-def _benchmark(config: Config, folder: str, splits: Sequence[str], settings: dict) -> DataSet:
+def _benchmark(
+  config: Config, folder: str, splits: Sequence[str], kinds: Sequence, settings: dict
+) -> dict[str, DataSet]:
   split = next((name for name in SPLITS if name in splits), splits[0])
   said = (_read(f"{folder}/{split}/{SHARDS}") or "").strip()
   if not said.isdigit() or not int(said):
@@ -137,24 +145,50 @@ def _benchmark(config: Config, folder: str, splits: Sequence[str], settings: dic
     )
   source = Source(kind="webdataset", path=f"{folder}/{split}/{{0..{int(said) - 1}}}.tar")
   kind = (_read(f"{folder}/{TYPE}") or "classification").strip().lower()
-  if kind == "retrieval":
-    evaluator = Eval(kind="retrieval", source=source, texts_per_image=TEXTS, **settings)
-  elif kind != "classification":
+  templates = ()
+  if kind not in FITTING:
     raise ValueError(f"{folder}/{TYPE} holds {kind!r}; it may be 'classification' or 'retrieval'")
-  else:
+  if kind == "classification":
     if _read(f"{folder}/{NAMES}") is None:
       raise FileNotFoundError(
         f"{folder}/{NAMES}: no such file. Write the names of the classes into it, one a line, in the order of their "
         f"numbers; or, if the tars hold captions, 'retrieval' into {folder}/{TYPE}"
       )
-    templates = _read(f"{folder}/{TEMPLATES}")
-    if templates is None:
+    text = _read(f"{folder}/{TEMPLATES}")
+    if text is None:
       raise FileNotFoundError(f"{folder}/{TEMPLATES}: no such file. Write one a line, such as: a photo of a {{c}}.")
-    evaluator = Eval(source=source, templates=as_templates(templates), **settings)
-  opened = _opened(config, evaluator, folder)
+    templates = as_templates(text)
+  chosen = [k for k in kinds if k in FITTING[kind]] if kinds else FITTING[kind][:1]
+  if not chosen:
+    return {}
+  opened = open_source(source, folder)
   if missing := [problem for problem in opened.problems if "no such file" in problem]:
     raise FileNotFoundError(f"{folder}/{split}/{SHARDS} says {said}, and {len(missing)} are missing: {missing[0]}")
-  return DataSet(evaluator, opened, datacomp.task_of(folder.rpartition("/")[2]))
+  return _evaluators(config, folder, folder.rpartition("/")[2], source, opened, chosen, templates, settings)
+
+
+def _evaluators(
+  config: Config,
+  where: str,
+  name: str,
+  source: Source,
+  opened: Records,
+  kinds: Sequence,
+  templates: Sequence[str],
+  settings: dict,
+) -> dict[str, DataSet]:
+  """A data set for each kind of evaluator that it is measured by. Raises ValueError where one can't."""
+  found = {}
+  for kind in kinds:
+    more = {"zero_shot": {"templates": tuple(templates)}, "retrieval": {"texts_per_image": TEXTS}}.get(kind, {})
+    evaluator = Eval(kind=kind, source=source, **more, **settings)
+    try:
+      check_evaluator(config, evaluator, where)
+      build.check_opened(evaluator, opened, None)
+    except ValueError as e:
+      raise ValueError(str(e) if where in str(e) else f"{where}: {e}") from None
+    found[name if len(kinds) == 1 else f"{name}-{kind}"] = DataSet(evaluator, opened, datacomp.task_of(name))
+  return found
 
 
 def as_templates(text: str) -> tuple[str, ...]:
@@ -173,13 +207,10 @@ def _others(config: Config, path: str, kinds: Sequence, templates: Sequence[str]
   if not templates:
     templates = CLIP_IMAGENET if is_imagenets(labels) else ("a photo of a {}.",)
   whole = path if "://" in path or path.startswith("builtin:") else os.path.abspath(path)
-  name, found = re.sub(r"[^\w.:-]+", "_", whole.rstrip("/").rpartition("/")[2]), {}
-  for kind in kinds:
-    more: dict = {"templates": tuple(templates)} if kind == "zero_shot" else {}
-    evaluator = Eval(kind=kind, source=source, **more, **settings)
-    _check(config, evaluator, opened, path)
-    found[name if len(kinds) == 1 else f"{name}-{kind}"] = DataSet(evaluator, opened, datacomp.task_of(name))
-  return found
+  name = re.sub(r"[^\w.:-]+", "_", whole.rstrip("/").rpartition("/")[2])
+  if not kinds:
+    raise ValueError(f"{path} has no labels, and the model neither makes embeddings nor writes captions")
+  return _evaluators(config, path, name, source, opened, kinds, templates, settings)
 
 
 def source_of(path: str) -> Source:
@@ -198,17 +229,3 @@ def source_of(path: str) -> Source:
   if "dataset_info.json" in names:
     return Source(kind="tfds", path=path, split="test")
   return Source(kind="folder", path=path)
-
-
-def _opened(config: Config, evaluator: Eval, where: str) -> Records:
-  source = open_source(evaluator.source, where)
-  _check(config, evaluator, source, where)
-  return source
-
-
-def _check(config: Config, evaluator: Eval, source: Records, where: str) -> None:
-  try:
-    check_evaluator(config, evaluator, where)
-    build.check_opened(evaluator, source, None)
-  except ValueError as e:
-    raise ValueError(str(e) if where in str(e) else f"{where}: {e}") from None

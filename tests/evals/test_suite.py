@@ -228,6 +228,8 @@ def test_folders_without_data_and_sets_with_several_labels(model, tree, tmp_path
   assert len(run(tree, tmp_path / "out")["results"]) == 3
   said = capsys.readouterr().out
   assert "utkface_test is left out: it has several labels" in said and "voc2007_multilabel is left out" in said
+  assert list(run(tree, tmp_path / "other", "--kind=retrieval")["results"]) == ["wds_flickr30k"]
+  assert "pets_test is left out: it is not measured by retrieval" in capsys.readouterr().out
   with pytest.raises(SystemExit, match="no such"):
     evaluate.main(["--model=model", f"--data={tmp_path}/nothing", f"--out={tmp_path}/out"])
 
