@@ -8,6 +8,7 @@
 A caption is a list of words (`coca.evals.ptb.tokens`). N captions, each with one reference or more.
 """
 
+import functools
 import importlib.util
 import math
 import shutil
@@ -143,10 +144,15 @@ def java_scores(captions: Sequence[Words], references: Sequence[Sequence[Words]]
     missing = [file for file in files if not any((folder / module / file).exists() for folder in folders)]
     if not shutil.which("java") or missing:
       lacks = f"pycocoevalcap's {module}/{missing[0]}" if missing else "java"
-      logging.log_first_n(logging.WARNING, "%s is not available: %s is missing", len(JAVA), name.upper(), lacks)
+      _say_once(f"{name.upper()} is not available: {lacks} is missing")
       continue
     made = getattr(importlib.import_module(f"pycocoevalcap.{module}.{module}"), scorer)()
     yield name, float(made.compute_score(true, said)[0])
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+  logging.warning(text)
 
 
 def clip_scores(

@@ -9,6 +9,7 @@ from coca import inference
 from coca.data.sources import check_places
 from coca.evals import build
 from coca.evals.contact_sheet import write_contact_sheet
+from coca.evals.server import write_results
 from coca.files.writing import write_atomic
 from coca.storage.workdir import read_labels, read_workdir
 
@@ -49,6 +50,5 @@ def evaluate(
     finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
     write_atomic(f"{workdir}/eval.json", (json.dumps(finite, indent=2) + "\n").encode())
     for name, evaluator in evaluators.items():
-      if evaluator.results:
-        write_atomic(f"{workdir}/{name}_results.json", json.dumps(list(evaluator.results)).encode())
+      write_results(evaluator, f"{workdir}/{name}_results.json")
   return numbers

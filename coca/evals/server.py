@@ -8,6 +8,7 @@ The servers take [{"image_id": 42, "caption": "a dog"}, ...] and [{"question_id"
 An image is found by the name of its file without its ending, whatever folder or tar it lies in, or by its number.
 """
 
+import json
 import re
 from typing import NamedTuple
 
@@ -15,8 +16,10 @@ import fsspec
 
 from coca.config.typed import entry, read_object
 from coca.data.questions import clean
+from coca.evals.evaluator import Evaluator
 from coca.files import reading
 from coca.files.retries import Unavailable
+from coca.files.writing import write_atomic
 
 
 class Image(NamedTuple):
@@ -69,6 +72,12 @@ def questions_of(questions: dict[tuple[str, str], list[int]], key: str, question
       "questions"
     )
   return ids
+
+
+def write_results(evaluator: Evaluator, path) -> None:
+  """Writes what a server takes of an evaluator's last run, if anything."""
+  if evaluator.results:
+    write_atomic(path, json.dumps(list(evaluator.results)).encode())
 
 
 def _entries(path: str, name: str) -> list[dict]:

@@ -28,6 +28,7 @@ from coca.devices.host import from_first
 from coca.evals import build, datacomp
 from coca.evals.folders import DataSet
 from coca.evals.page import page, section
+from coca.evals.server import write_results
 from coca.evals.zero_shot import ZeroShot
 from coca.files.retries import again, exists
 from coca.files.writing import write_atomic
@@ -42,6 +43,7 @@ MAIN = {
   "captions": [("cider",), ("bleu4",), ("bleu1",)],
   "vqa": [("accuracy",)],
   "matching": [("auc_hard",)],
+  "pairs": [(f"{by}{part}",) for by in ("cosine", "matching", "likelihood") for part in ("", "_group")],
 }
 AVERAGED = ("zero_shot", "classification", "retrieval")  # kinds whose main numbers are shares of right answers
 
@@ -104,6 +106,7 @@ def run(
         "problems": problems[:20],
         "of": of[n],
       }
+      write_results(evaluator, out / f"{n}_results.json")
       write_atomic(_section(out, n), shown.encode("utf-8", "replace"))
       _write(out, whose, results)
       print(f"{where}: {_main_line(results[n])}", flush=True)

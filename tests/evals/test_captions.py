@@ -12,7 +12,7 @@ from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.decode import own_prompt
 from coca.decoding.settings import beam_search
 from coca.evals import build, caption_metrics
-from coca.evals.server import image_of, questions_of, read_images, read_questions
+from coca.evals.server import image_of, questions_of, read_images, read_questions, write_results
 from support.evals import CONFIG, NAMES, FakeForward, Source_, embeddings, png, record
 
 BLIP = Decoding(strategy="beam", beams=3, min_length=5, max_length=20, length_normalisation="whole")
@@ -103,8 +103,12 @@ def test_a_test_set_without_texts_is_captioned_for_the_server(tokenizer, tmp_pat
   evaluator, _ = make(tokenizer, Eval(**settings, source=Source(text_key="")), records)
   found = dict(evaluator.run(None))
   assert evaluator.results == [{"image_id": i, "caption": NAMES[i]} for i in range(3)] and found["examples"] == 0
+  write_results(evaluator, tmp_path / "results.json")
+  assert json.loads((tmp_path / "results.json").read_text()) == evaluator.results
   evaluator, _ = make(tokenizer, Eval(**settings), records)  # texts are wanted: records without them are no use
   assert not dict(evaluator.run(None))["examples"] and not evaluator.results
+  write_results(evaluator, tmp_path / "none.json")
+  assert not (tmp_path / "none.json").exists()
 
 
 def test_annotations_of_servers(tmp_path):

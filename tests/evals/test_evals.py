@@ -15,7 +15,7 @@ from coca.data.scenes.judge import judge
 from coca.data.scenes.scene import Scene, Thing
 from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.settings import Decoding
-from coca.evals import build, caption_metrics, captions, contact_sheet, fonts, ranking, retrieval, zero_shot
+from coca.evals import build, caption_metrics, captions, contact_sheet, fonts, ranking, retrieval, suite, zero_shot
 from coca.evals.contact_sheet import RIGHT, UNTOLD, WRONG
 from coca.evals.evaluator import Evaluator
 from coca.evals.sheet_cells import Cell, attention_cells, held_out_cells, retrieval_cells
@@ -320,6 +320,7 @@ def test_an_unknown_evaluator_is_named():
 
 def test_every_kind_of_the_config_is_there():
   assert set(build.KINDS) == set(typing.get_args(typing.get_type_hints(Eval)["kind"]))
+  assert set(suite.MAIN) == set(build.KINDS)
 
 
 @pytest.mark.parametrize(
