@@ -94,7 +94,10 @@ def _pillow(_, path):
 
 def _records(**settings):
   def read(folder, _):
-    source, bad = open_source(Source(**{k: v.format(folder) if k == "path" else v for k, v in settings.items()})), 0
+    source, bad = (
+      open_source(Source(**{k: v.format(folder) if isinstance(v, str) else v for k, v in settings.items()})),
+      0,
+    )
     for i in range(min(len(source), 64)):
       try:
         record = source[i]
@@ -114,6 +117,17 @@ def _tars(folder):
   (folder / "a.tar").write_bytes(shard(0, 4))
   members = {f"{'long' * 40}/{n}.{kind}": b"x" for n in range(2) for kind in ("jpg", "txt")}
   (folder / "b.tar").write_bytes(tar(members, tarfile.GNU_FORMAT))
+
+
+def _keyed(folder):
+  """Tars with a list of keys, as DataComp has it, and a table of texts."""
+  (folder / "a.tar").write_bytes(
+    tar({f"{n}.{kind}": body for n in range(4) for kind, body in (("jpg", b"x"), ("json", b'{"uid": "%032x"}' % n))})
+  )
+  np.save(folder / "keys.npy", np.array([(0, 1), (0, 3)], np.dtype("u8,u8")))
+  (folder / "texts.jsonl").write_text(
+    "".join(json.dumps({"uid": f"{n:032x}", "caption": "x"}) + "\n" for n in range(4))
+  )
 
 
 def _indexed(folder):
@@ -163,6 +177,15 @@ _COCO = {
   "annotations": [{"image_id": n, "caption": TEXTS[n]} for n in range(4)],
 }
 _KARPATHY = {"images": [{"filename": f"{n}.jpg", "split": "train", "sentences": [{"raw": TEXTS[n]}]} for n in range(4)]}
+
+
+def _vqa(folder):
+  _folder("v2_OpenEnded_mscoco_val2014_questions.json", json.dumps(_QUESTIONS))(folder)
+  (folder / "v2_mscoco_val2014_annotations.json").write_text(json.dumps(_ANSWERS))
+
+
+_QUESTIONS = {"questions": [{"image_id": n, "question": "a?", "question_id": 10 * n} for n in range(4)]}
+_ANSWERS = {"annotations": [{"question_id": 10 * n, "answers": [{"answer": "a"}]} for n in range(4)]}
 
 
 def _prepared(folder):
@@ -455,6 +478,25 @@ FORMATS = {
     "*.json",
     (mutate.bytes_, mutate.json_, mutate.json_),
     _records(kind="folder", path="{}"),
+  ),
+  "visual_genome": Format(
+    _folder("region_descriptions.json", json.dumps([{"id": n, "regions": [{"phrase": "x"}]} for n in range(4)])),
+    "*.json",
+    (mutate.bytes_, mutate.json_, mutate.json_),
+    _records(kind="folder", path="{}"),
+  ),
+  "vqa": Format(_vqa, "*.json", (mutate.json_,), _records(kind="folder", path="{}", question_key="question")),
+  "keys": Format(
+    _keyed,
+    "keys.npy",
+    (mutate.bytes_,),
+    _records(kind="webdataset", path="{}/*.tar", text_key="", subset="{}/keys.npy"),
+  ),
+  "joined": Format(
+    _keyed,
+    "*.jsonl",
+    (mutate.bytes_, mutate.lines, mutate.lines),
+    _records(kind="webdataset", path="{}/*.tar", texts="{}/texts.jsonl"),
   ),
   "txt": Format(_folder("", "a cat"), "*.txt", (mutate.bytes_,), _records(kind="folder", path="{}")),
   "tfds": Format(_prepared, "*", (mutate.bytes_, mutate.bytes_, mutate.json_), _records(kind="tfds", path="{}")),

@@ -86,7 +86,7 @@ def _vqa(name: str, values: dict, beside: Callable[[str], bytes]) -> Rows:
   other = re.sub("(OpenEnded|MultipleChoice)_", "", name).replace("questions", "annotations")
   try:
     found = json.loads(beside(other)) if other != name else {}
-    answers = {a.get("question_id"): a for a in found.get("annotations", ()) if isinstance(a, dict)}
+    answers = {str(a.get("question_id")): a for a in found.get("annotations", ()) if isinstance(a, dict)}
   except FileNotFoundError:  # as of the test split
     answers = {}
   except (ValueError, RecursionError, AttributeError, TypeError) as e:
@@ -97,7 +97,7 @@ def _vqa(name: str, values: dict, beside: Callable[[str], bytes]) -> Rows:
     if not isinstance(image, int):
       yield where, 'it has no "image_id"'
       continue
-    given = answers.get(asked.get("question_id"), {}).get("answers")
+    given = answers.get(str(asked.get("question_id")), {}).get("answers")
     texts = [a.get("answer") for a in given if isinstance(a, dict)] if isinstance(given, list) else None
     names = f"COCO_{part}_{image:012d}.jpg", f"{image:012d}.jpg", f"{image}.jpg"
     yield (
@@ -110,9 +110,10 @@ def _visual_genome(name: str, images: list) -> Rows:
   for number, image in enumerate(images, 1):
     image = image if isinstance(image, dict) else {}
     file, where = f"{image.get('id', image.get('image_id'))}.jpg", f"{name}, image {number}"
-    for region in image.get("regions") or ():
+    regions, asked_of = (found if isinstance(found := image.get(key), list) else () for key in ("regions", "qas"))
+    for region in regions:
       yield where, {"file_name": (file,), "caption": region.get("phrase")} if isinstance(region, dict) else "no object"
-    for asked in image.get("qas") or ():
+    for asked in asked_of:
       if isinstance(asked, dict):
         row = {"question": asked.get("question"), "answers": asked.get("answer"), "#": asked.get("qa_id")}
         yield where, {"file_name": (file,)} | row

@@ -171,9 +171,10 @@ def _subset(path: str, where: str) -> tuple[list[str], tuple[str, ...]]:
   keys: list[str] = []
   for file in _files(path, f"{where}.subset"):
     if file.name.endswith(".npy"):
+      data = io.BytesIO(reading.read_all(file.fs, file.path))
       try:
-        values = np.load(io.BytesIO(reading.read_all(file.fs, file.path)), allow_pickle=False)
-      except (ValueError, EOFError) as e:
+        values = np.load(data, allow_pickle=False)
+      except Exception as e:  # of many types: the header is Python
         raise ValueError(f"{where}.subset: {file.name}: {e}") from None
       if values.dtype.names and all(values.dtype[name].kind == "u" for name in values.dtype.names):
         return [f"{high:016x}{low:016x}" for high, low in values.tolist()], ("uid",)
@@ -219,5 +220,5 @@ def _rows(file: reading.File, columns: tuple[str, ...]) -> Iterator[dict]:
 
 def _checksums(keys: Iterable[str]) -> np.ndarray:
   """uint64, one a key."""
-  digests = (hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest() for key in keys)
+  digests = (hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest() for key in keys)
   return np.frombuffer(b"".join(digests), np.uint64)
