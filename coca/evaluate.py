@@ -16,15 +16,14 @@ ranks embeddings.
 import argparse
 import runpy
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 
 from coca import inference
-from coca.config import Config, parse
+from coca.config import Config, parse, to_dict
 from coca.config.command_line import one_line
-from coca.config.data_checks import check_evaluator, check_prompts
+from coca.config.data_checks import check_prompts
 from coca.data.prompts import CLIP_IMAGENET
 from coca.devices import processes
 from coca.evals import build, suite
@@ -99,12 +98,9 @@ def on_data(args) -> dict[str, str]:
   config, train_sources, skipped = model.config, {}, {}
   sets: dict[str, DataSet] = {}
   if args.config:
-    theirs = read_config(args.config)
-    config = replace(config, data=replace(config.data, sources=theirs.data.sources))
-    for name, settings in build.named(theirs, args.eval).items():
-      check_evaluator(config, settings, f"{args.config}: evals.{name}")
-    sources, train_sources = build.open_sources(theirs, args.eval)
-    sets = {name: DataSet(theirs.evals[name], source) for name, source in sources.items()}
+    config = with_evaluators(config, args.config)
+    sources, train_sources = build.open_sources(config, args.eval)
+    sets = {name: DataSet(config.evals[name], source) for name, source in sources.items()}
   if args.data:
     templates = CLIP_IMAGENET if args.templates == "imagenet" else ()
     if args.templates and not templates:
@@ -122,17 +118,18 @@ def on_data(args) -> dict[str, str]:
   return wrong
 
 
-def read_config(text: str) -> Config:
-  """The settings of a config file, as configs/coca_tiny.py:runlocal.
+def with_evaluators(config: Config, text: str) -> Config:
+  """A model's settings with the evaluators of a config file, as configs/coca_tiny.py:runlocal, and its sources.
 
   Raises:
-    ValueError, FileNotFoundError: no such file, or it makes no config.
+    ValueError, FileNotFoundError: no such file, it makes no config, or an evaluator that the model lacks the parts for.
   """
   path, _, argument = text.partition(":")
   module = runpy.run_path(path)
   if "get_config" not in module:
     raise ValueError(f"--config={path}: it has no function get_config")
-  return parse(module["get_config"](argument or None))
+  theirs, whole = module["get_config"](argument or None).to_dict(), to_dict(config).to_dict()
+  return parse(whole | {"evals": theirs["evals"], "data": whole["data"] | {"sources": theirs["data"]["sources"]}})
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def open_sources(config: Config, names: Iterable[str] | None = None) -> tuple[di
     FileNotFoundError: as `coca.data.sources.open_source`.
   """
   sources, train_sources = {}, {}
-  for name, settings in named(config, names).items():
+  for name, settings in _named(config, names).items():
     sources[name] = open_source(settings.source, f"config.evals.{name}.source")
     neighbours = settings.pixel_neighbours
     if neighbours and neighbours not in train_sources:
@@ -65,7 +65,7 @@ def check_opened(settings: Eval, source: Records, neighbours: Records | None) ->
 def places(config: Config, names: Iterable[str] | None = None) -> dict[str, str]:
   """Paths and URLs that `open_sources` would open, by the names of their settings; raises as it does."""
   found = {}
-  for name, settings in named(config, names).items():
+  for name, settings in _named(config, names).items():
     found |= places_of(settings.source, f"config.evals.{name}.source")
     if settings.pixel_neighbours:
       found |= places_of(
@@ -75,8 +75,7 @@ def places(config: Config, names: Iterable[str] | None = None) -> dict[str, str]
   return found
 
 
-def named(config: Config, names: Iterable[str] | None) -> dict[str, Eval]:
-  """The evaluators of these names, None: all. Raises ValueError for one that is not there."""
+def _named(config: Config, names: Iterable[str] | None) -> dict[str, Eval]:
   for name in names or ():
     if name not in config.evals:
       raise ValueError(f"the config has no evaluator '{name}'; it has: {', '.join(config.evals) or 'none'}")

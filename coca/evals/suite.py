@@ -5,6 +5,7 @@ In OUT:
     results.json        {"model": ..., "average": ..., "results": {NAME: {"kind", "numbers", "main", ...}}}
     eval_results.jsonl  {"key", "dataset", "metrics"} a line, as DataComp's evaluate.py writes it
     results.html        the table and a section for each data set, which sections/NAME.html keeps
+    NAME_results.json   of evaluators with `annotations`, what COCO's, NoCaps' or VQA's server takes
 
 They are written after each data set. What results.json has of the same model, settings and data (by the number of
 records, the class names, a sample, and the time of tars) is not measured again.
@@ -82,7 +83,8 @@ def run(
       if first:
         print(f"{where}: {_main_line(results[n])}, measured before", flush=True)
       continue
-    evaluator = build.make_evaluators(config, model.forward, model.tokenizer, {n: data_set.source}, train_sources)[n]
+    opened = {n: data_set.source}, train_sources, model.labels
+    evaluator = build.make_evaluators(config, model.forward, model.tokenizer, *opened)[n]
     if isinstance(evaluator, ZeroShot):
       evaluator.keeps = True
     try:

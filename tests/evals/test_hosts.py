@@ -63,7 +63,8 @@ def evaluate(folder):
   made = build.make_evaluators(config, forward, train(texts * 4, 64), dict.fromkeys(settings, Source()))
   found = dict(build.run_all(made, params))
   write_contact_sheet(made, params, f"{folder}/sheet{jax.process_index()}.png", 6)
-  model = SimpleNamespace(config=config, forward=forward, tokenizer=made["shot"].stream.tokenizer, params=params)
+  tokenizer = made["shot"].stream.tokenizer
+  model = SimpleNamespace(config=config, forward=forward, tokenizer=tokenizer, labels=(), params=params)
   sets = {name: DataSet(settings[name], Source()) for name in ("shot", "pairs", "write")}
   for _ in range(2):  # the second time nothing is left to do
     suite.run(model, "model", sets, f"{folder}/results")

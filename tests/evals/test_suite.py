@@ -33,7 +33,7 @@ def model(tokenizer, monkeypatch):
   forward = FakeForward(tokenizer, embeddings(2, COUNT, 6), table)
   monkeypatch.setattr(forward, "writer", lambda params: None)
   config = CONFIG
-  made = types.SimpleNamespace(config=config, tokenizer=tokenizer, forward=forward, params={"w": np.ones(2)})
+  made = types.SimpleNamespace(config=config, tokenizer=tokenizer, forward=forward, labels=(), params={"w": np.ones(2)})
   monkeypatch.setattr(evaluate.inference, "load", lambda *_: made)
   monkeypatch.setattr(type(config.model), "writes", False)
   return made
