@@ -277,9 +277,13 @@ def _classification(c: Config, others: float) -> None:
     "config.classification.pool 'class_token' needs config.model.image.class_token; or say 'attention' or 'mean'",
   )
   need(
-    not others or not (settings.mixup or settings.cutmix),
+    settings.pool != "text" or c.model.text.multimodal_layers > 0,
+    "config.classification.pool 'text' needs config.model.text.multimodal_layers above 0: it reads their outputs",
+  )
+  need(
+    not (others or settings.pool == "text") or not (settings.mixup or settings.cutmix),
     f"config.classification.mixup {settings.mixup} and cutmix {settings.cutmix} need all other losses' weights to be "
-    "0: texts can't be mixed as images are; or set them to 0",
+    "0, and a pool other than 'text': texts can't be mixed as images are; or set them to 0",
   )
 
 

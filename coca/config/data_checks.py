@@ -55,10 +55,11 @@ def check_data(c: Config) -> None:
       f"{where}.task is {source.task!r} and config.model.kind {c.model.kind!r}: 'vl_t5' needs a task, others take none",
     )
     need(
-      bool(source.question_key) == (has_answering or source.task == "vqa"),
+      bool(source.question_key) == (has_answering or c.answers_by_classes or source.task == "vqa"),
       f"{where}.question_key is {source.question_key!r} and "
       f"config.answering.weight {c.answering.weight}: batches of questions need both, others neither; of kind 'vl_t5' "
-      f"those of task 'vqa' need questions, and it is {source.task!r}",
+      f"those of task 'vqa' need questions, and it is {source.task!r}; with config.classification.pool 'text' all "
+      "sources have questions, or none",
     )
     need(
       c.contrastive.texts == 1 or not source.sidecars or source.sample == "image",
@@ -136,9 +137,9 @@ def check_evaluator(c: Config, e: Eval, where: str) -> None:
     f"{where}: a matching evaluator needs config.matching.weight above 0: the model has no matching head",
   )
   need(
-    e.kind != "vqa" or c.answering.weight or (c.model.poses_tasks and not e.answers),
+    e.kind != "vqa" or c.answering.weight or ((c.model.poses_tasks or c.answers_by_classes) and not e.answers),
     f"{where}: a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer"
-    + ", or (kind 'vl_t5') writes answers and ranks none: leave `answers` empty" * c.model.poses_tasks,
+    + ", or writes answers (kind 'vl_t5') or chooses a class, and ranks none: leave `answers` empty" * bool(e.answers),
   )
   need(
     e.kind != "classification" or c.classification.weight,

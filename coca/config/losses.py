@@ -127,19 +127,23 @@ class Masked:
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-  """Single-encoder classification (CoCa sections 3.1 and 4.2.1): softmax cross-entropy over label ids.
+  """Classification of an image, or of an image and a text (CoCa sections 3.1, 4.2.1 and 4.2.3): softmax cross-entropy.
 
   A record without a label counts for the other losses alone; where there are none, it is unusable.
   """
 
   # Weight of the loss. 0: the model has no class head.
   weight: float = 0.0
-  # Classes: as many as the training sources' labels have names.
+  # Classes: as many as the training sources' labels have names. Of answers to questions, the paper has 3,129.
   classes: int = 0
+  # Of sources with questions: a text file with the answers that are classes, one a line. Empty: the most frequent of
+  # the training data, of `config.data.tokenizer_texts` that are looked at.
+  answers: str = ""
   # What the head reads. 'attention': an attentional pooler with one query over the encoder's tokens (section 4.2.1).
   # 'class_token': the encoder's class token (ViT, arXiv 2010.11929). 'mean': the mean of the patches' tokens (arXiv
-  # 2205.01580).
-  pool: Literal["attention", "class_token", "mean"] = "attention"
+  # 2205.01580). 'text': an attentional pooler with one query over the multimodal decoder's outputs of the text, or of
+  # a question (section 4.2.3).
+  pool: Literal["attention", "class_token", "mean", "text"] = "attention"
   # Share of the target that is spread over all classes.
   label_smoothing: float = 0.0
   # Two images are blended, and their labels, in shares drawn from Beta(mixup, mixup), the same for a whole batch (arXiv

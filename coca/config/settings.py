@@ -76,6 +76,12 @@ class Config:
   checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
   @property
+  def answers_by_classes(self) -> bool:
+    """Whether questions are answered by the class head (CoCa section 4.2.3)."""
+    asked = any(source.question_key for source in self.data.sources.values())
+    return self.classification.weight > 0 and self.classification.pool == "text" and asked
+
+  @property
   def total_steps(self) -> int:
     """Steps of the run."""
     return in_steps(self.steps, self.data.batch)

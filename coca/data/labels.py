@@ -1,9 +1,13 @@
 """The classes of a run: the names of its training data's labels."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from coca.config import Config
-from coca.data.records import Records
+from coca.data.questions import read_answers
+from coca.data.records import Record, Records
+from coca.data.sample import some_records
+from coca.data.texts import collapse
 
 
 def class_names(config: Config, sources: Mapping[str, Records]) -> tuple[str, ...]:
@@ -14,11 +18,14 @@ def class_names(config: Config, sources: Mapping[str, Records]) -> tuple[str, ..
     sources: opened training sources by name. One without labels takes no part in the loss.
 
   Raises:
-    ValueError: no source has labels, two name them differently, or there are not `config.classification.classes`.
+    ValueError: no source has labels, two name them differently, or there are not `config.classification.classes`; or
+      the file of answers can't be read.
   """
   classes = config.classification.classes
   if not config.classification.weight:
     return ()
+  if config.answers_by_classes:
+    return _answers(config, sources)
   found = {name: tuple(source.label_names) for name, source in sources.items() if source.label_names}
   if not found:
     raise ValueError(
@@ -38,3 +45,21 @@ def class_names(config: Config, sources: Mapping[str, Records]) -> tuple[str, ..
       f"to {len(names)}"
     )
   return names
+
+
+def _answers(config: Config, sources: Mapping[str, Records]) -> tuple[str, ...]:
+  """The answers that are classes: those of the file, or the most frequent ones, the first of equally frequent ones."""
+  settings, path = config.classification, config.classification.answers
+  if path:
+    names, where = read_answers(path), path
+  else:
+    records = some_records(sources, config.data.tokenizer_texts, config.seed, "answers")
+    read = (record for *_, record in records if isinstance(record, Record))
+    counts = Counter(collapse(text.text) for record in read for text in record.texts if text.text.strip())
+    names, where = [answer for answer, _ in counts.most_common(settings.classes)], "config.data.sources"
+  if len(names) != settings.classes:
+    raise ValueError(
+      f"config.classification.classes is {settings.classes}, and {where} has {len(names)} answers; set it to "
+      f"{len(names)}"
+    )
+  return tuple(names)

@@ -68,7 +68,12 @@ def open_sources(config: Config) -> dict[str, ShardedRecords]:
 
 
 def train_batches(
-  config: Config, sources: dict[str, ShardedRecords], tokenizer: Tokenizer, rows: Rows, start_step: int = 0
+  config: Config,
+  sources: dict[str, ShardedRecords],
+  tokenizer: Tokenizer,
+  rows: Rows,
+  start_step: int = 0,
+  labels: Sequence[str] = (),
 ) -> Iterator[tuple[Batch, list[str]]]:
   """This host's part of the endless stream of training batches.
 
@@ -79,6 +84,7 @@ def train_batches(
     tokenizer: for the texts.
     rows: row numbers of the global batch (of `config.data.batch` rows), ascending: `rows_of`.
     start_step: the first batch is that of this step.
+    labels: names of the classes (`coca.data.labels`); looked at where these are answers.
 
   Yields:
     {"image": uint8 [b, S, S, 3], "text": int32 [b, L], "last": int32 [b], what the decoder has to write in the last
@@ -89,20 +95,23 @@ def train_batches(
     annotators times the source's `answer_weight`; 0 and PAD fill up. With `config.contrastive.texts` K above 1,
     "more_texts" int32 [b, K-1, L] are the texts that follow in the draw, with "more_hashes" uint32 [b, K-1, 2]; all
     else is as with 1. With `config.classification.weight`, "label" int32 [b] is the image's class, -1 where it has
-    none: of a model that reads no texts, such a record is unusable.
+    none: of a model that reads no texts, such a record is unusable. Where the classes are answers, the text is a
+    question, and with `config.captioning.weight` an answer behind it, one annotator's; "given" int32 [b] is the number
+    of its tokens, BOS included, "label" int32 [b, K] has the different answers, with the shares of annotators, "share"
+    float32 [b, K], and K is `config.answering.answers`.
     A model that reads regions has a `Regions` of arrays in the place of the image, and with `config.data.embeddings`
     it is fp32 [b, D]. S is that of the step's stage (`config.stages`).
   """
   stages = [stage for stage in spans(config) if stage.last > start_step]
   if len(stages) < 2:
-    return _train_batches(stages[0].config if stages else config, sources, tokenizer, rows, start_step)
+    return _train_batches(stages[0].config if stages else config, sources, tokenizer, labels, rows, start_step)
   # Each stage reads its own positions in the stream, all of them: those of a size end where its steps end.
   return _in_turn(
     [
-      _train_batches(stage.config, sources, tokenizer, rows, max(start_step, stage.first), stage.last)
+      _train_batches(stage.config, sources, tokenizer, labels, rows, max(start_step, stage.first), stage.last)
       for stage in stages[:-1]
     ]
-    + [_train_batches(stages[-1].config, sources, tokenizer, rows, stages[-1].first)]
+    + [_train_batches(stages[-1].config, sources, tokenizer, labels, rows, stages[-1].first)]
   )
 
 
@@ -112,10 +121,10 @@ def _in_turn(streams: Sequence[Iterator]) -> Iterator:
     yield from stream
 
 
-def _train_batches(config: Config, sources, tokenizer, rows, start: int, end: int | None = None) -> Iterator:
+def _train_batches(config: Config, sources, tokenizer, labels, rows, start: int, end: int | None = None) -> Iterator:
   """`train_batches` of one stage: from that of step `start` on, before that of step `end`."""
   data = config.data
-  streams = [_stream(name, sources[name], config, tokenizer) for name in sorted(data.sources)]
+  streams = [_stream(name, sources[name], config, tokenizer, labels) for name in sorted(data.sources)]
   weights = [data.sources[name].weight for name in sorted(data.sources)]
   if not any(weights):
     weights = [len(sources[name]) for name in sorted(data.sources)]
@@ -123,7 +132,9 @@ def _train_batches(config: Config, sources, tokenizer, rows, start: int, end: in
   return _read(mixed.__getitem__, rows, data.batch, start, end or sys.maxsize // data.batch, config)
 
 
-def _stream(name: str, source: ShardedRecords, config: Config, tokenizer: Tokenizer) -> grain.MapDataset:
+def _stream(
+  name: str, source: ShardedRecords, config: Config, tokenizer: Tokenizer, labels: Sequence[str]
+) -> grain.MapDataset:
   """A source's endless stream of examples, in an order of its own: other sources do not change it."""
   data, settings, answering = config.data, config.data.sources[name], config.answering
   more = config.contrastive.texts - 1
@@ -143,7 +154,11 @@ def _stream(name: str, source: ShardedRecords, config: Config, tokenizer: Tokeni
       "answers": np.zeros((answering.answers, answering.length), np.int32),
       "answer_weight": np.zeros(answering.answers, np.float32),
     }
-  if classes:
+  number = {label: i for i, label in enumerate(labels)} if config.answers_by_classes else {}
+  if number:
+    k = answering.answers
+    unusable |= {"label": np.full(k, -1, np.int32), "share": np.zeros(k, np.float32), "given": np.int32(1)}
+  elif classes:
     unusable["label"] = np.int32(-1)
   if config.model.kind == "simvlm":
     unusable["has_image"] = np.float32(0)
@@ -158,12 +173,15 @@ def _stream(name: str, source: ShardedRecords, config: Config, tokenizer: Tokeni
     try:
       record = source[index]
       where = f"{name} {record.key}"
-      if classes:
+      if classes and not number:
         out["label"] = np.int32(record.label if 0 <= record.label < classes else -1)
       if not reads:
         said = iter([""])
         if out["label"] < 0:
           raise BadRecord("no label")
+      elif number:
+        said = iter([questions.question_of(record)])
+        out["label"], out["share"] = questions.encode_classes(record, number, answering.answers)
       elif answering.weight:
         said = iter([questions.question_of(record)])
         out["answers"], out["answer_weight"] = questions.encode_answers(
@@ -195,8 +213,13 @@ def _stream(name: str, source: ShardedRecords, config: Config, tokenizer: Tokeni
     except BadRecord as e:
       return unusable, f"{where}: {e}"
     out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
-    out["text"] = ids = encode(data.prompt + text, length)
-    out["last"] = encode(data.prompt + text, length, ends=False)[-1] if ids[-1] != PAD else ids[-1]
+    row = functools.partial(encode, data.prompt + text)
+    if number:
+      tokens, asked = questions.with_answer(record, tokenizer, rng if config.captioning.weight else None)
+      row = functools.partial(texts.framed, tokens, tokenizer.bos, tokenizer.eos)
+      out["given"] = np.int32(min(asked, length - 1))
+    out["text"] = ids = row(length)
+    out["last"] = row(length, ends=False)[-1] if ids[-1] != PAD else ids[-1]
     if config.model.kind == "simvlm":
       out["has_image"] = np.float32(not settings.text_only)
     if more:

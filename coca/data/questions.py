@@ -1,14 +1,17 @@
-"""Questions and their answers as BLIP takes them (section 5.3)."""
+"""Questions and their answers as BLIP takes them (section 5.3), and as classes (CoCa section 4.2.3)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import fsspec
 import numpy as np
 
 from coca.config import Answering
 from coca.config.special import Tokenizer
 from coca.data import texts
 from coca.data.records import BadRecord, Record
+from coca.files import reading
+from coca.files.retries import Unavailable
 
 WORDS = 50  # of a question at most
 _OFF = str.maketrans("", "", '.!"()*#:;~')
@@ -28,6 +31,14 @@ def question_of(record: Record) -> str:
   if not question.strip():
     raise BadRecord("no question")
   return question
+
+
+def given_answers(record: Record) -> list[str]:
+  """A record's answers, one an annotator, white space collapsed. Raises BadRecord if all are empty ("no answer")."""
+  given = [text for text in (texts.collapse(t.text) for t in record.texts) if text]
+  if not given:
+    raise BadRecord("no answer")
+  return given
 
 
 def weighed_answers(answers: Sequence[str], most: int) -> list[tuple[str, float]]:
@@ -61,12 +72,38 @@ def encode_answers(
     BadRecord: there is no answer.
   """
   ids, weights = np.zeros((settings.answers, settings.length), np.int32), np.zeros(settings.answers, np.float32)
-  given = [text for text in (texts.collapse(t.text) for t in record.texts) if text]
-  if not given:
-    raise BadRecord("no answer")
-  for k, (answer, share) in enumerate(weighed_answers(given, settings.answers)):
+  for k, (answer, share) in enumerate(weighed_answers(given_answers(record), settings.answers)):
     ids[k], weights[k] = tokenizer.encode(answer, settings.length, ends=False), weight * share
   return ids, weights
+
+
+def encode_classes(record: Record, number: Mapping[str, int], most: int) -> tuple[np.ndarray, np.ndarray]:
+  """The classes of a record's different answers, and the shares of annotators who gave them: int32 [K], float32 [K].
+
+  An answer that is no class has the share 0.
+
+  Args:
+    record: as for `encode_answers`.
+    number: of the classes, by the answers' words.
+    most: K, of different answers.
+
+  Raises:
+    BadRecord: there is no answer.
+  """
+  ids, shares = np.full(most, -1, np.int32), np.zeros(most, np.float32)
+  for k, (answer, share) in enumerate(weighed_answers(given_answers(record), most)):
+    if answer in number:
+      ids[k], shares[k] = number[answer], share
+  return ids, shares
+
+
+def with_answer(record: Record, tokenizer: Tokenizer, rng: np.random.Generator | None) -> tuple[list[int], int]:
+  """The tokens of a record's question, with `rng` those of an annotator's answer behind them, and how many the question
+  has, BOS included."""
+  asked = tokenizer.tokens(question_of(record))
+  answers = given_answers(record) if rng else []
+  said = tokenizer.tokens(answers[int(rng.integers(len(answers)))]) if rng else []
+  return [*asked, *said], 1 + len(asked)
 
 
 def encode_candidates(answers: Sequence[str], tokenizer: Tokenizer, length: int) -> np.ndarray:
@@ -84,3 +121,24 @@ def encode_candidates(answers: Sequence[str], tokenizer: Tokenizer, length: int)
     if wrong.any():
       raise ValueError(f"answers: {answers[int(wrong.argmax())]!r} has {what}; take it out")
   return ids[:, : tokens.max()]
+
+
+def read_answers(path: str) -> list[str]:
+  """The lines of a text file, each once, white space collapsed and empty ones left out.
+
+  Raises:
+    ValueError: it can't be read, or holds nothing.
+  """
+  try:
+    lines = reading.read_all(*fsspec.core.url_to_fs(path)).decode("utf-8-sig").splitlines()
+  except Unavailable:
+    raise
+  except (OSError, ValueError) as e:
+    raise ValueError(
+      f"answers: {path!r} can't be read ({e}); it takes a text file with one possible answer a line, or "
+      "nothing: answers are then generated"
+    ) from None
+  answers = [answer for answer in dict.fromkeys(map(texts.collapse, lines)) if answer]
+  if not answers:
+    raise ValueError(f"answers: {path} holds none; write one possible answer a line")
+  return answers

@@ -116,7 +116,7 @@ def make_evaluators(
     settings = config.evals[name]
     with _naming(name):
       neighbours = [train_sources[settings.pixel_neighbours]] if settings.pixel_neighbours else []
-      more = {"labels": labels} if settings.kind == "classification" else {}
+      more = {"labels": labels} if settings.kind in ("classification", "vqa") else {}
       evaluators[name] = KINDS[settings.kind](config, settings, forward, tokenizer, source, *neighbours, **more)
   return evaluators
 

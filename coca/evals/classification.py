@@ -8,12 +8,19 @@ from coca.config import Config, Eval
 from coca.config.special import Tokenizer
 from coca.data.pipeline import Wants
 from coca.data.records import Record, Records
+from coca.data.texts import captions
 from coca.devices.host import Lagged, to_host
 from coca.evals.evaluator import Evaluator
 from coca.evals.ranking import recall
 from coca.evals.stream import Batch, Stream
 from coca.evals.zero_shot import labelled
 from coca.inference.forward import Forward
+
+
+def described(record: Record) -> list[str]:
+  """The first text of a record with a label. Raises BadRecord if it lacks either."""
+  labelled(record)
+  return captions(record)[:1]
 
 
 class Classification(Evaluator):
@@ -45,9 +52,9 @@ class Classification(Evaluator):
     self._number = range(len(theirs)) if theirs == self.names else [number.get(name, -1) for name in theirs]
     if max(self._number, default=-1) < 0:
       raise ValueError(f"'{source.name}' has none of the classes that the model is trained on: {', '.join(labels[:5])}")
-    self.stream = Stream(
-      config, settings, forward, tokenizer, source, Wants(labelled), lambda _, record: self.class_of(record)
-    )
+    self._reads = config.classification.pool == "text"
+    wants = Wants(described if self._reads else labelled)
+    self.stream = Stream(config, settings, forward, tokenizer, source, wants, lambda _, record: self.class_of(record))
 
   @staticmethod
   def check(settings: Eval, source: Records, neighbours: Records | None) -> None:
@@ -60,13 +67,17 @@ class Classification(Evaluator):
 
   def scorer(self, params) -> Callable[[Batch], np.ndarray]:
     """The classes' logits of a batch, all hosts' rows: float32 [B, C]."""
-    return lambda batch: to_host(self.stream.forward.classify(params, batch.device["image"]))
+    return lambda batch: to_host(self._classify(params, batch))
+
+  def _classify(self, params, batch: Batch):
+    text = batch.device["text"][:, 0] if self._reads else None
+    return self.stream.forward.classify(params, batch.device["image"], text)
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields 'top1', 'top5' and 'examples'."""
     logits, labels = Lagged(), []
     for batch in self.stream:
-      logits.append(self.stream.forward.classify(params, batch.device["image"]))
+      logits.append(self._classify(params, batch))
       labels.append(np.where(batch.rows["weight"] > 0, batch.rows["label"], -1))
     labels = np.concatenate(labels)
     known = labels >= 0

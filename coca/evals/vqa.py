@@ -5,18 +5,16 @@ likeliest are ranked by the log-probability of the whole.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import fsspec
 import jax
 import numpy as np
 
 from coca.config import Config, Eval
 from coca.config.special import Special, Tokenizer
 from coca.data.pipeline import Wants
-from coca.data.questions import encode_candidates, question_of
+from coca.data.questions import encode_candidates, question_of, read_answers
 from coca.data.records import Records
-from coca.data.texts import collapse
 from coca.decoding.settings import answer_decoding
 from coca.devices.host import to_host
 from coca.evals.captions import known
@@ -24,8 +22,6 @@ from coca.evals.evaluator import Evaluator
 from coca.evals.server import questions_of, read_questions
 from coca.evals.stream import Batch, Stream
 from coca.evals.vqa_accuracy import vqa_accuracy
-from coca.files import reading
-from coca.files.retries import Unavailable
 from coca.files.threads import read_ahead
 from coca.inference.forward import Forward
 
@@ -33,16 +29,28 @@ from coca.inference.forward import Forward
 class Vqa(Evaluator):
   """VQA accuracy (Antol et al. 2015, arXiv 1505.00468) of the answers to each record's question.
 
+  A class head that reads texts chooses among its classes (CoCa section 4.2.3).
+
   Args:
     config, forward, tokenizer: see `Evaluator`.
     settings: the evaluator's: source, batch, limit, answers, rank, annotations.
     source: images with a question each; their texts are the annotators' answers.
+    labels: names of the head's classes.
 
   Raises:
     ValueError: there is no usable file `settings.answers`, or an answer in it is too long for the model.
   """
 
-  def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
+  def __init__(
+    self,
+    config: Config,
+    settings: Eval,
+    forward: Forward,
+    tokenizer: Tokenizer,
+    source: Records,
+    labels: Sequence[str] = (),
+  ):
+    self.labels = labels
     self.candidates = read_answers(settings.answers) if settings.answers else []
     if self.candidates:
       self._ids = encode_candidates(self.candidates, tokenizer, config.model.text.length)
@@ -85,11 +93,14 @@ class Vqa(Evaluator):
 
   def writer(self, params):
     """The weights that `answer` needs once for many batches."""
-    return None if self.candidates else self.stream.forward.writer(params)
+    return None if self.candidates or self.labels else self.stream.forward.writer(params)
 
   def answer(self, params, writer, batch: Batch) -> list[str]:
     """Answers to the questions of a batch, of all hosts' rows."""
     forward, tokenizer = self.stream.forward, self.stream.tokenizer
+    if self.labels:
+      logits = forward.classify(params, batch.device["image"], batch.device["text"][:, 0])
+      return [self.labels[i] for i in to_host(logits).argmax(axis=1)]
     encoded, question = forward.encode(params, batch.device["image"]), batch.device["text"][:, 0]
     if self.candidates:
       k = min(self.stream.settings.rank, len(self.candidates))
@@ -97,24 +108,3 @@ class Vqa(Evaluator):
     special = Special(tokenizer.bos, tokenizer.eos)
     written = forward.answer(writer, encoded, question, self.decoding, special=special)
     return [tokenizer.decode(ids) for ids in to_host(written.text)[:, 0]]
-
-
-def read_answers(path: str) -> list[str]:
-  """The lines of a text file, each once, white space collapsed and empty ones left out.
-
-  Raises:
-    ValueError: it can't be read, or holds nothing.
-  """
-  try:
-    lines = reading.read_all(*fsspec.core.url_to_fs(path)).decode("utf-8-sig").splitlines()
-  except Unavailable:
-    raise
-  except (OSError, ValueError) as e:
-    raise ValueError(
-      f"answers: {path!r} can't be read ({e}); it takes a text file with one possible answer a line, or "
-      "nothing: answers are then generated"
-    ) from None
-  answers = [answer for answer in dict.fromkeys(map(collapse, lines)) if answer]
-  if not answers:
-    raise ValueError(f"answers: {path} holds none; write one possible answer a line")
-  return answers

@@ -23,13 +23,10 @@ from coca.data.prompts import ensemble, in_templates
 from coca.data.questions import clean, encode_candidates
 from coca.decoding.decode import prompts
 from coca.decoding.settings import answer_decoding, check_decoding_model, make_decoding
-from coca.devices import sharding
 from coca.devices.host import round_up
 from coca.inference.batches import in_batches
 from coca.inference.forward import Forward
 from coca.inference.images import as_list, blank, decoded, prepared
-from coca.storage.hub import local_folder
-from coca.storage.workdir import read_labels, read_params, read_workdir
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
 SAID = 20  # broken images that are named
@@ -165,7 +162,12 @@ class ContrastiveCaptioner:
     return self._see(images, skip_broken, match, (), prepare, "pairs")[0]
 
   def classify(
-    self, images, labels: Sequence[str] | None = None, templates: Sequence[str] = ("{}",), skip_broken: bool = False
+    self,
+    images,
+    labels: Sequence[str] | None = None,
+    templates: Sequence[str] = ("{}",),
+    skip_broken: bool = False,
+    texts: str | Sequence[str] | None = None,
   ) -> np.ndarray:
     """Probabilities of labels, zero-shot: the softmax over labels of cosine / learned temperature (CLIP section 3.1.2).
 
@@ -175,6 +177,7 @@ class ContrastiveCaptioner:
       images, skip_broken: as for `embed_images`.
       labels: names of the classes. None: `model.labels`, of a model with a class head.
       templates: prompts with {} where the name goes, such as `coca.data.prompts.CLIP_IMAGENET`; their mean counts.
+      texts: of a class head that reads an image and a text: one for all images, or one for each.
 
     Returns:
       float32 [N, len(labels)]; rows sum to 1. `labels[p.argmax()]` is the likeliest one.
@@ -183,7 +186,7 @@ class ContrastiveCaptioner:
       ValueError: no labels, and no class head; a template without {}; or as `embed_images`.
     """
     if labels is None:
-      return self._classes(images, skip_broken)
+      return self._classes(as_list(images), texts, skip_broken)
     if isinstance(labels, str) or not len(labels):
       raise ValueError(f"classify takes a list of labels to choose from, not {labels!r}")
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
@@ -195,18 +198,27 @@ class ContrastiveCaptioner:
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 
-  def _classes(self, images, skip_broken: bool) -> np.ndarray:
+  def _classes(self, images: Sequence, texts, skip_broken: bool) -> np.ndarray:
     """`classify` by the class head."""
-    if not self.config.classification.weight:
+    settings, length = self.config.classification, self.config.model.text.length
+    if not settings.weight:
       raise ValueError(
         "this model has no class head (config.classification.weight is 0): name the labels to choose from, or train "
         "one with configs/finetune_classify.py"
       )
+    if (settings.pool == "text") != (texts is not None):
+      raise ValueError(f"texts: this model's class head reads {'images alone' if texts else 'an image and a text'}")
+    texts = [texts] * len(images) if isinstance(texts, str) else texts
+    if texts is not None and len(texts) != len(images):
+      raise ValueError(f"{len(images)} images and {len(texts)} texts; give one for each")
+
+    def prepare(i):
+      return {} if texts is None else {"text": self.tokenizer.encode(texts[i], length)}
 
     def classify(batch):
-      return jax.nn.softmax(self.forward.classify(self.params, batch["image"]))
+      return jax.nn.softmax(self.forward.classify(self.params, batch["image"], batch.get("text")))
 
-    return self._see(as_list(images), skip_broken, classify, (self.config.classification.classes,))[0]
+    return self._see(images, skip_broken, classify, (settings.classes,), prepare)[0]
 
   def caption(
     self,
@@ -270,7 +282,8 @@ class ContrastiveCaptioner:
     rank: int = 128,
     skip_broken: bool = False,
   ) -> list[str | None]:
-    """Answers to questions about images, of a model that was fine-tuned for them (configs/blip_vqa.py).
+    """Answers to questions about images, of a model that was fine-tuned for them (configs/blip_vqa.py,
+    configs/finetune_vqa.py).
 
     Args:
       images, skip_broken: as for `embed_images`.
@@ -286,12 +299,19 @@ class ContrastiveCaptioner:
         images, or a possible answer that is too long.
     """
     config, images, tasked = self.config, as_list(images), self.config.model.poses_tasks
-    if not config.answering.weight and (not tasked or len(answers)):
-      lacks = "ranks no answers" if tasked else "answers no questions"
-      raise ValueError(f"this model {lacks} (config.answering.weight is 0); configs/blip_vqa.py trains one")
     questions = [clean(q) for q in ([questions] * len(images) if isinstance(questions, str) else questions)]
     if len(questions) != len(images) or not all(q.strip() for q in questions):
       raise ValueError(f"{len(images)} images and {len(questions)} questions; give one for each that is not empty")
+    if config.classification.weight and config.classification.pool == "text":
+      unknown = [answer for answer in answers if answer not in self.labels]
+      if unknown:
+        raise ValueError(f"answers: {unknown[0]!r} is none of the model's {len(self.labels)} classes (model.labels)")
+      of = np.array([self.labels.index(answer) for answer in answers or self.labels])
+      p = self._classes(images, questions, skip_broken)
+      return [None if np.isnan(row).any() else self.labels[of[row[of].argmax()]] for row in p]
+    if not config.answering.weight and (not tasked or len(answers)):
+      lacks = "ranks no answers" if tasked else "answers no questions"
+      raise ValueError(f"this model {lacks} (config.answering.weight is 0); configs/blip_vqa.py trains one")
     length, decoding = config.model.text.length, answer_decoding(config.answering.length)
     candidates = encode_candidates(answers, self.tokenizer, length) if len(answers) else None
     special = Special(self.tokenizer.bos, self.tokenizer.eos)
@@ -372,29 +392,3 @@ class ContrastiveCaptioner:
   @property
   def _embedding(self) -> tuple[int]:
     return (self.config.model.embed_dim or self.config.model.text.width,)
-
-
-def load(workdir, ema: bool | None = None, devices=None) -> ContrastiveCaptioner:
-  """Opens the newest usable checkpoint of a working directory.
-
-  Args:
-    workdir: what `python -m coca.train --workdir=...` wrote; a local path or a URL such as gs://, or hf://org/name
-      (`coca.storage.hub`).
-    ema: True takes the moving average of the parameters, False the parameters themselves; None the average if the run
-      kept one.
-    devices: where it runs; None: all of this process.
-
-  Raises:
-    FileNotFoundError: not a working directory, or no checkpoint in it yet.
-    ValueError: its parts do not belong together: another tokenizer, or parameters of other settings.
-    coca.storage.checkpoint.CheckpointError: all checkpoints are damaged.
-  """
-  workdir = local_folder(workdir)
-  config, tokenizer = read_workdir(workdir)
-  if ema and not config.optim.ema:
-    raise ValueError(f"{workdir} kept no moving average (config.optim.ema is 0); leave ema out")
-  # Split over data only, whatever the run had: each device holds all parameters and takes its share of the batch.
-  forward = Forward(config, sharding.make_mesh(devices=devices or jax.local_devices()))
-  part = {None: None, True: "ema", False: "params"}[ema]
-  params = read_params(workdir, forward.abstract_params, part)
-  return ContrastiveCaptioner(config, tokenizer, forward, params, read_labels(workdir))

@@ -49,9 +49,9 @@ class Forward:
     """uint8 [B, S, S, 3] -> fp32 [B, D], the image encoder's states of the class token."""
     return self._call(self._first_tokens, params, image)
 
-  def classify(self, params, image):
-    """uint8 [B, S, S, 3] -> fp32 [B, C], the class head's logits."""
-    return self._call(self._classify, params, image)
+  def classify(self, params, image, text=None):
+    """uint8 [B, S, S, 3], for a head that reads texts int32 [B, T] -> fp32 [B, C], the class head's logits."""
+    return self._call(self._classify, params, image, text)
 
   def attention_maps(self, params, image):
     """See `coca.models.coca.CoCa.attention_maps`; the maps are [B, side, side] and [B, Q, side, side] here."""
@@ -187,7 +187,8 @@ class Forward:
 
   @functools.cached_property
   def _classify(self):
-    return self._jit(lambda model, image: in_groups(model.classify, image, self.config.model.image.tokens))
+    tokens = self.config.model.image.tokens
+    return self._jit(lambda model, *x: in_groups(lambda x: model.classify(*x), x, tokens))
 
   @functools.cached_property
   def _attention_maps(self):

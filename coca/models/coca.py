@@ -72,14 +72,15 @@ class CoCa(nnx.Module):
     self.matching_head = linear(text_width, 2, jnp.float32, rngs) if has_matching else None
     classes = config.classification
     self.class_pool = classes.pool
+    class_width = text_width if classes.pool == "text" else image_width
     self.class_pooler = (
-      AttentionalPooler(model, 1, image_width, image_width, dtype, rngs, image_width)
-      if classes.weight and classes.pool == "attention"
+      AttentionalPooler(model, 1, class_width, class_width, dtype, rngs, class_width)
+      if classes.weight and classes.pool in ("attention", "text")
       else None
     )
     # Zeros, as in ViT (arXiv 2010.11929, section 3.2, of its fine-tunes).
     self.class_head = (
-      linear(image_width, classes.classes, jnp.float32, rngs, init=nnx.initializers.zeros) if classes.weight else None
+      linear(class_width, classes.classes, jnp.float32, rngs, init=nnx.initializers.zeros) if classes.weight else None
     )
 
   def __call__(
@@ -93,6 +94,7 @@ class CoCa(nnx.Module):
     classify: bool = False,
     patch_noise: Float[Array, "B N"] | None = None,
     parallel: Bool[Array, " B"] | None = None,
+    given: Int32[Array, " B"] | None = None,
     key: PRNGKeyArray | None = None,
   ) -> Output:
     """One forward pass for all losses, or for some of them.
@@ -106,15 +108,18 @@ class CoCa(nnx.Module):
       classify: whether to compute the classes' logits.
       patch_noise: see `ImageEncoder`.
       parallel: the examples whose words are predicted all at once (CapPa).
+      given: the number of tokens that a class head of texts reads; None: all but EOS.
       key: for models with dropout; not looked at.
     """
     encoded = self.image_encoder(image, patch_noise) if image.ndim > 2 else image[:, None].astype(self.dtype)
-    classes = self._classify(encoded) if classify else None
-    if not (contrast or caption or match):
+    reads = classify and self.class_pool == "text"
+    classes = self._classify(encoded) if classify and not reads else None
+    if not (contrast or caption or match or reads):
       return Output(None, None, None, None, None, classes)
-    image_embedding, tokens = self._pool(encoded, contrast, caption or match)
+    image_embedding, tokens = self._pool(encoded, contrast, caption or match or reads)
     words, text_embedding = self._read(text, contrast, parallel)
-    states = self.multimodal(words, tokens, parallel) if caption else None
+    states = self.multimodal(words, tokens, parallel) if caption or reads else None
+    classes = self._classify_text(states, text, given) if reads else classes
     return Output(image_embedding, text_embedding, tokens, words, states, classes)
 
   def ground(
@@ -135,9 +140,11 @@ class CoCa(nnx.Module):
     """Embeddings of unit length; `key` is for models with dropout."""
     return self._read(text, contrast=True)[1]
 
-  def classify(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B C"]:
-    """Logits of the classes."""
-    return self._classify(self.image_encoder(image))
+  def classify(self, image: UInt8[Array, "B S S 3"], text: Int32[Array, "B T"] | None = None) -> Float32[Array, "B C"]:
+    """Logits of the classes; `text`: for a head that reads texts."""
+    if text is None:
+      return self._classify(self.image_encoder(image))
+    return self(image, text, contrast=False, caption=False, classify=True).classes
 
   def attention_maps(
     self, image: UInt8[Array, "B S S 3"]
@@ -230,6 +237,14 @@ class CoCa(nnx.Module):
     else:
       first = 0 if self.image_encoder.class_token is None else 1
       pooled = encoded[:, first:].astype(jnp.float32).mean(axis=1)
+    return self.class_head(pooled.astype(jnp.float32))
+
+  @jax.named_scope("class_head")
+  def _classify_text(self, states, text, given):
+    """The decoder's states [B, T, D] of texts, `given` tokens of each -> logits [B, C], fp32."""
+    given = (text != PAD).sum(axis=1) - 1 if given is None else given
+    mask = jnp.arange(text.shape[1]) < jnp.maximum(given, 1)[:, None]  # a softmax needs something
+    pooled = self.class_pooler(states, mask=mask[:, None, None])[:, 0]
     return self.class_head(pooled.astype(jnp.float32))
 
   @jax.named_scope("unimodal_decoder")

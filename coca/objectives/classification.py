@@ -90,6 +90,7 @@ class Classification(Term):
 
   def __init__(self, config: Config):
     self.weight, self.settings = config.classification.weight, config.classification
+    self.answers = config.answering.answers if config.answers_by_classes else 0
 
   def value(self, passed: Pass, batch: dict):
     assert passed.classes is not None
@@ -101,14 +102,17 @@ class Classification(Term):
     return jnp.maximum(_targets(batch)[1].sum(), 1e-9)
 
   def arrays(self):
-    return {"label": ((), jnp.int32)}
+    k = self.answers
+    if not k:
+      return {"label": ((), jnp.int32)}
+    return {"label": ((k,), jnp.int32), "share": ((k,), jnp.float32), "given": ((), jnp.int32)}
 
   def at_start(self):
     return math.log(self.settings.classes), f"ln {self.settings.classes:,}"
 
 
 def _targets(batch: dict) -> tuple[jax.Array, jax.Array]:
-  """Labels and their shares [N, K], 0 where there is none; K is 1, and 2 behind `mix`."""
+  """Labels and their shares [N, K], 0 where there is none; K is 1, 2 behind `mix`, and the number of answers."""
   labels = batch["label"].reshape(len(batch["weight"]), -1)
   share = batch.get("share", batch["weight"][:, None])
   return labels, jnp.where(labels >= 0, share, 0).astype(jnp.float32)

@@ -5,6 +5,7 @@ tokenizer and config.json that it keeps there.
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -15,7 +16,6 @@ from coca.config.differing import differing, flat
 from coca.config.special import PAD, Tokenizer
 from coca.config.stages import spans
 from coca.data.fingerprint import fingerprint
-from coca.data.labels import class_names
 from coca.data.tokenizers import wordpiece
 from coca.data.tokenizers.load import FILES, load, texts_of
 from coca.data.tokenizers.sentencepiece import train
@@ -147,7 +147,7 @@ def _longer(old: Config, new: Config, done: int) -> list[str]:
   ]
 
 
-def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]:
+def begin(config: Config, sources: dict, workdir, labels: Sequence[str] = ()) -> tuple[Tokenizer, list[str]]:
   """The run's tokenizer and config.json, kept in the workdir; both are written by a new run, or as settings changed.
 
   The tokenizer is the given one, that of `init_from`, or one trained on the texts.
@@ -156,6 +156,7 @@ def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]
     config: of the run.
     sources: opened training sources by name.
     workdir: of the run, made when missing. All processes see it, and call this.
+    labels: names of the classes, where the model has a class head.
 
   Returns:
     the tokenizer, and what has to be said of settings and data that changed.
@@ -170,8 +171,7 @@ def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]
     saved = read_run(workdir) or {}
     begun = bool(saved and saved_steps(workdir))
     records = {name: fingerprint(source) for name, source in sources.items()}
-    labels = list(class_names(config, sources))
-    if begun and labels != saved.get("labels", []):
+    if begun and list(labels) != saved.get("labels", []):
       raise ValueError(f"the labels of config.data.sources have other names than when the run in {workdir} began")
     if begun:
       said += _check_records(config, parse_run(workdir, saved), records, saved.get("sources", {}))
@@ -185,7 +185,7 @@ def begin(config: Config, sources: dict, workdir) -> tuple[Tokenizer, list[str]]
     else:
       tokenizer = _new_tokenizer(config, sources)
       _remove_tokenizer(workdir, saved.get("tokenizer_sha256", ""))
-    write_run(config, tokenizer, workdir, sources=records, **({"labels": labels} if labels else {}))
+    write_run(config, tokenizer, workdir, sources=records, **({"labels": list(labels)} if labels else {}))
     if not exists(workdir / tokenizer.file):  # last: config.json says whose file it is
       tokenizer.save(workdir / tokenizer.file)
     told = np.array([*bytes.fromhex(tokenizer.sha256), FILES.index(tokenizer.file)], np.uint8)

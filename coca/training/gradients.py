@@ -45,7 +45,7 @@ def make_gradients(config: Config, graphdef=None):
       patch_noise=noise,
       key=passed.stream(Stream.DROPOUT),
       **{name: name in asks for name in ("contrast", "caption", "match")},
-      **{name: batch[name] for name in ("parallel", "prefix", "has_image") if name in batch},
+      **{name: batch[name] for name in ("parallel", "prefix", "has_image", "given") if name in batch},
       **({"classify": True} if "classify" in asks else {}),
     )
     passed = replace(passed, **out._asdict())

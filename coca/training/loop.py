@@ -67,7 +67,7 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   eval_sources, labels = build.open_sources(config), class_names(config, sources)
 
   # --- Tokenizer, evaluators, state ---
-  tokenizer, said = begin(config, sources, workdir)
+  tokenizer, said = begin(config, sources, workdir, labels)
   if jax.process_index() == 0:
     said += [f"data: {line}" for source in sources.values() for line in source.problems[:3]]
     said += [f"data: {line}" for line in survey(config, sources, tokenizer)]
@@ -82,7 +82,7 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
 
   # --- Loop ---
   rows = rows_of(sharding.batch_sharding(mesh), config.data.batch)
-  batches = train_batches(config, sources, tokenizer, rows, start)
+  batches = train_batches(config, sources, tokenizer, rows, start, labels)
   steps, numbers = range(start + 1, total + 1), {}
   is_known = hardware.peak_flops(jax.devices()[0].device_kind)
   flops = [(stage.last, flops_per_pair(stage.config)["total"] if is_known else 0.0) for stage in spans(config)]

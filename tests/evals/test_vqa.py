@@ -9,12 +9,11 @@ from PIL import Image
 
 from coca.config import Answering, Config, Eval, Source
 from coca.config.special import PAD
-from coca.data.questions import encode_candidates
+from coca.data.questions import encode_candidates, read_answers
 from coca.data.records import Record, Text
 from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.common import Decoded
 from coca.evals import build, contact_sheet, sheet_cells
-from coca.evals.vqa import read_answers
 from coca.evals.vqa_accuracy import vqa_accuracy
 from support.evals import CONFIG, FakeForward, Source_, green, png
 

@@ -1,21 +1,32 @@
-"""A class head on the image encoder: what it reads, what trains, and classes of a loaded model."""
+"""Class heads, of images and of questions about them: what they read, what trains, and classes of a loaded model."""
 
-import dataclasses
+import io
 import json
+from dataclasses import replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 import coca
+from coca.config import Eval, Source
+from coca.data import questions
+from coca.data.labels import class_names
+from coca.data.pipeline import open_sources, train_batches
+from coca.data.records import Record, Text
+from coca.data.tokenizers.sentencepiece import train
 from coca.devices.trees import flat
+from coca.evals import build
+from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.models.abstract import abstract_model
 from coca.training.flops import flops_per_pair
 from coca.training.gradients import make_gradients
 from coca.training.init_from import compare
-from support.common import classifier, make_mesh, pairs, random_params, tiny
+from support.common import BOS, EOS, PAD, classifier, make_mesh, pairs, random_params, tiny
 from support.workdirs import make_workdir
 
 
@@ -25,7 +36,7 @@ def batch(config, n=8):
 
 
 def gradients(config, micro=1):
-  config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=micro))
+  config = replace(config, optim=replace(config.optim, accumulate=micro))
   with jax.set_mesh(make_mesh()):
     return jax.jit(make_gradients(config))(random_params(config), batch(config), None)
 
@@ -117,3 +128,124 @@ def test_a_model_without_a_head_wants_labels(tmp_path):
     coca.load(tmp_path / "run").classify(np.zeros((8, 8, 3), np.uint8))
   common = compare(tmp_path / "run", classifier())  # which leaves the text side out
   assert set(common.new) == {"class_pooler", "class_head"} and "embedding" in common.skipped and not common.resized
+
+
+def answering(classes=3, **settings):
+  """A head that reads questions, beside a decoder that writes them and their answers."""
+  head = {"weight": 1.0, "classes": classes, "pool": "text"}
+  c = tiny(contrastive__weight=0.0, **{f"classification__{name}": x for name, x in head.items()}, **settings)
+  asked = {"q": Source(kind="builtin", split="scenes_questions", question_key="question")}
+  return replace(c, data=replace(c.data, sources=asked, tokenizer_texts=300), answering=replace(c.answering, answers=2))
+
+
+def test_a_head_of_texts_reads_the_question_and_not_the_answer():
+  """One query over the decoder's states of the question, as attention in float64 has it, whatever stands behind."""
+  config = answering()
+  params, given = random_params(config), np.array([4, 6, 1, 7], np.int32)
+  images = jnp.asarray(np.asarray(batch(config)["image"][:4]))
+  rng = np.random.default_rng(2)
+  with_answer = rng.integers(4, 80, (4, config.model.text.length)).astype(np.int32)
+  with_answer[:, 0] = BOS
+  question = np.where(np.arange(with_answer.shape[1]) < given[:, None], with_answer, PAD)
+  question[np.arange(4), given] = EOS
+  model = nnx.merge(abstract_model(config)[0], jax.tree.map(jnp.asarray, params))
+  with_answer, question = jnp.asarray(with_answer), jnp.asarray(question)
+  with jax.set_mesh(make_mesh()):
+    ask = {"contrast": False, "caption": False, "classify": True, "given": jnp.asarray(given)}
+    trained = model(images, with_answer, **ask).classes
+    states = np.asarray(model(images, question, contrast=False).states, np.float64)
+    found = model.classify(images, question)
+  np.testing.assert_allclose(trained, found, rtol=1e-4, atol=1e-5)
+
+  flat_ = {name: np.asarray(x, np.float64) for name, x in flat(params["class_pooler"]).items()}
+  heads, width = config.model.image.heads, config.model.text.width
+
+  def norm(x, name):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.model.norm_eps)
+    return x * flat_[f"{name}/scale"] + flat_[f"{name}/bias"]
+
+  def linear(x, name):
+    kernel = flat_[f"{name}/kernel"]
+    return x @ kernel.reshape(-1, kernel.shape[-1]) + flat_[f"{name}/bias"]
+
+  for row in range(4):
+    seen = states[row, : given[row]]
+    q = linear(flat_["queries"], "attention/query").reshape(heads, -1)
+    k, v = (linear(seen, f"attention/{name}").reshape(len(seen), heads, -1) for name in ("key", "value"))
+    logits = np.einsum("hd,thd->ht", q, k) / np.sqrt(width / heads)
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    pooled = norm(linear(np.einsum("ht,thd->hd", weights, v).reshape(1, -1), "attention/out"), "norm")
+    expected = pooled @ np.float64(params["class_head"]["kernel"]) + np.float64(params["class_head"]["bias"])
+    np.testing.assert_allclose(found[row], expected[0], rtol=2e-3, atol=2e-4)
+
+
+def test_what_a_batch_of_questions_holds():
+  config = answering(model__text__length=24)
+  sources = open_sources(config)
+  names = class_names(config, sources)
+  assert set(names) >= {"yes", "no"} and len(names) == 3
+  words = train([f"{q.question} {q.texts[0].text}" for q in map(sources["q"].__getitem__, range(300))], 200)
+  found, problems = next(train_batches(config, sources, words, range(16), 0, names))
+  assert not problems and found["label"].shape == found["share"].shape == (16, 2)
+  assert 4 < (found["share"][:, 0] == 1).sum() < 16 and not found["share"][:, 1].any()  # all annotators agree
+  for row, (text, given) in enumerate(zip(found["text"], found["given"], strict=True)):
+    answer = words.decode(text[given:])
+    assert words.decode(text[:given]).split()[0] in ("is", "are", "how", "what", "where", "which")
+    if found["share"][row, 0]:
+      assert names[found["label"][row, 0]] == answer
+    else:
+      assert answer not in names
+  silent = replace(config, captioning=replace(config.captioning, weight=0.0))
+  found, _ = next(train_batches(silent, sources, words, range(16), 0, names))
+  assert (found["text"] != PAD).sum(axis=1).tolist() == (found["given"] + 1).tolist()  # and EOS
+
+
+class Listed(list):
+  """Records as a source."""
+
+  problems: ClassVar[list] = []
+
+
+def test_classes_are_the_most_frequent_answers_or_those_of_a_file(tmp_path):
+  config = answering()
+  answers = [["no", "no", "a  cat"], ["two"], ["two", "no"], [" ", "red"]]
+  records = [Record("", b"", tuple(Text(a, "human") for a in given), question="q") for given in answers]
+  source = {"q": Listed(records)}
+  assert class_names(config, source) == ("no", "two", "a cat")
+  with pytest.raises(ValueError, match=r"classes is 9, and config\.data\.sources has 4 answers; set it to 4"):
+    class_names(replace(config, classification=replace(config.classification, classes=9)), source)
+  path = tmp_path / "answers.txt"
+  path.write_text("red\nno\nblue\n")
+  named = replace(config, classification=replace(config.classification, answers=str(path)))
+  assert class_names(named, source) == ("red", "no", "blue")
+  found = questions.encode_classes(records[0], {"no": 7}, 3)
+  np.testing.assert_array_equal(found[0], [7, -1, -1])
+  np.testing.assert_allclose(found[1], [2 / 3, 0, 0])
+
+
+def test_a_loaded_model_answers_and_is_evaluated(tmp_path):
+  config = answering(model__text__length=24)
+  make_workdir(tmp_path / "run", config)
+  path = tmp_path / "run" / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": ["ant", "bee", "cow"]}))
+  model = coca.load(tmp_path / "run")
+  images = np.asarray(batch(config)["image"])[:4]
+  p = model.classify(images, texts="green pear?")
+  assert p.shape == (4, 3) and np.allclose(p.sum(axis=1), 1)
+  assert model.answer(images, "green pear?") == [model.labels[i] for i in p.argmax(axis=1)]
+  assert set(model.answer(images, "green pear?", ["cow", "ant"])) <= {"cow", "ant"}
+  with pytest.raises(ValueError, match="'dog' is none of the model's 3 classes"):
+    model.answer(images, "green pear?", ["dog"])
+  with pytest.raises(ValueError, match="reads an image and a text"):
+    model.classify(images)
+  model.labels = ("yes", "no", "2")
+  asked = Eval(kind="vqa", batch=8, limit=8, source=replace(config.data.sources["q"], split="scenes_questions_val"))
+  config = replace(config, evals={"vqa": asked})
+  sources = build.open_sources(config)
+  evaluators = build.make_evaluators(config, model.forward, model.tokenizer, *sources, labels=model.labels)
+  records = [sources[0]["vqa"][i] for i in range(8)]
+  scenes = [Image.open(io.BytesIO(record.image)) for record in records]
+  said = model.answer(scenes, [record.question for record in records])
+  right = [vqa_accuracy(a, [t.text for t in record.texts]) for a, record in zip(said, records, strict=True)]
+  assert dict(evaluators["vqa"].run(model.params)) == {"accuracy": pytest.approx(np.mean(right)), "examples": 8.0}

@@ -1,23 +1,19 @@
 """Tokenizers of any kind: from a file, and texts to train one."""
 
-import functools
 import hashlib
-import zlib
 from collections.abc import Iterator
 
-import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from coca.config import Source
 from coca.config.special import Tokenizer
 from coca.data.questions import clean
 from coca.data.records import BadRecord, Records
+from coca.data.sample import some_records
 from coca.data.texts import choose
 from coca.data.tokenizers import clip, wordpiece
 from coca.data.tokenizers.sentencepiece import FILE, SentencePiece
 from coca.files.retries import again
-from coca.files.threads import read_ahead
 
 FILES = (FILE, clip.FILE, wordpiece.FILE)  # what the tokenizer of a working directory may be called
 _REASONS = 5  # why records can't be used that are told where none can
@@ -74,35 +70,20 @@ def texts_of(sources: dict[str, Records], settings: dict[str, Source], limit: in
     ValueError: there is none in any record; with what the sources say of it.
   """
 
-  def read(source, i):
-    try:
-      return source[i]
-    except BadRecord as e:
-      return e
-
   any_text = False
   reasons = [problem for source in sources.values() for problem in source.problems[:2]]
-
-  share = max(limit // len(sources), 1)
-  total = sum(min(len(source), share) for source in sources.values())
-  with tqdm(total=total, desc="texts for the tokenizer", disable=None, delay=5) as bar:
-    for name in sorted(sources):
-      source, rng = sources[name], np.random.default_rng([seed, zlib.crc32(name.encode())])
-      chosen = rng.choice(len(source), min(len(source), share), replace=False, shuffle=False)
-      # In ascending order, because neighbours lie in one file; several at once, because a bucket answers late.
-      for record in read_ahead(functools.partial(read, source), np.sort(chosen).tolist(), 16):
-        bar.update()
-        try:
-          if isinstance(record, BadRecord):
-            raise record
-          rule = settings[name]
-          text = choose(record, rule.text, rule.prompts, rng, rule.origins)
-          any_text = True
-          text = f"{clean(record.question)} {text}" if record.question else text
-          yield f"{rule.task}: {text}" if rule.task else text
-        except BadRecord as e:
-          if len(reasons) < _REASONS:
-            reasons.append(str(e) if e is record else f"{name} {record.key}: {e}")
+  for name, rng, record in some_records(sources, limit, seed, "texts for the tokenizer"):
+    try:
+      if isinstance(record, BadRecord):
+        raise record
+      rule = settings[name]
+      text = choose(record, rule.text, rule.prompts, rng, rule.origins)
+      any_text = True
+      text = f"{clean(record.question)} {text}" if record.question else text
+      yield f"{rule.task}: {text}" if rule.task else text
+    except BadRecord as e:
+      if len(reasons) < _REASONS:
+        reasons.append(str(e) if e is record else f"{name} {record.key}: {e}")
   if not any_text:
     raise ValueError(
       f"no texts to train the tokenizer on: no record of {', '.join(sorted(sources))} can be used. "
