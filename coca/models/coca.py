@@ -142,9 +142,11 @@ class CoCa(nnx.Module):
 
   def classify(self, image: UInt8[Array, "B S S 3"], text: Int32[Array, "B T"] | None = None) -> Float32[Array, "B C"]:
     """Logits of the classes; `text`: for a head that reads texts."""
+    encoded = self.image_encoder(image)
     if text is None:
-      return self._classify(self.image_encoder(image))
-    return self(image, text, contrast=False, caption=False, classify=True).classes
+      return self._classify(encoded)
+    words, _ = self._read(text, contrast=False)
+    return self._classify_text(self.multimodal(words, self._pool(encoded, False, True)[1]), text, None)
 
   def attention_maps(
     self, image: UInt8[Array, "B S S 3"]
