@@ -77,7 +77,7 @@ class Config:
 
   @property
   def answers_by_classes(self) -> bool:
-    """Whether questions are answered by the class head (CoCa section 4.2.3)."""
+    """True where questions are answered by the class head (CoCa section 4.2.3)."""
     asked = any(source.question_key for source in self.data.sources.values())
     return self.classification.weight > 0 and self.classification.pool == "text" and asked
 
