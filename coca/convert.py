@@ -20,7 +20,7 @@ import argparse
 from coca.config.command_line import one_line
 from coca.interop.blip import weights as blip_weights
 from coca.interop.convert import from_blip, from_open_clip, from_vit_and_bert, is_blip, to_open_clip, to_transformers
-from coca.interop.open_clip import settings as open_clip_settings
+from coca.interop.open_clip import models as open_clip_models
 from coca.storage.checkpoint import CheckpointError
 from coca.storage.hub import local_folder
 
@@ -29,7 +29,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("source", help="a folder or a file of weights, or hf://org/name")
   parser.add_argument("out", help="the directory to write")
-  parser.add_argument("--model", default="", help=f"open_clip: one of {', '.join(open_clip_settings.MODELS)}")
+  parser.add_argument("--model", default="", help=f"open_clip: one of {', '.join(open_clip_models.MODELS)}")
   parser.add_argument("--config", default="", help="a file like open_clip_config.json, or transformers' config.json")
   parser.add_argument("--tokenizer", default="", help="CLIP's or BERT's tokenizer files, if not beside the weights")
   parser.add_argument("--bert", default="", help="BLIP: uncased BERT as transformers has it; the source is timm's ViT")

@@ -18,7 +18,8 @@ from coca.data.tokenizers import sentencepiece, wordpiece
 from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import make_mesh
 from coca.evals import build
-from coca.interop.open_clip.settings import MODELS, to_config
+from coca.interop.open_clip.models import MODELS
+from coca.interop.open_clip.settings import to_config
 from coca.planning import arithmetic
 from coca.storage.workdir import write_run
 from coca.training.optim import make_optimizer

@@ -143,10 +143,12 @@ def _towers(c: Config) -> None:
     f"config.model.image.position_init 'sincos2d' takes a width of a multiple of 4, not {image.width}",
   )
   heads, has_matching = poolers.heads or image.heads, c.matching.weight > 0
-  has_pooler = poolers.kind != "class_token" or poolers.n_query or has_matching
+  has_pooler = poolers.kind not in ("class_token", "mean") or poolers.n_query or has_matching
+  width = poolers.width or text.width
   need(
-    c.model.kind != "coca" or text.width % heads == 0 or not has_pooler,
-    f"config.model.poolers.heads {heads} does not divide the text width {text.width}",
+    c.model.kind != "coca" or width % heads == 0 or not has_pooler,
+    f"config.model.poolers.heads {heads} does not divide the poolers' width {width} (the text width, unless "
+    "config.model.poolers.width says otherwise)",
   )
   need(min(image.std) > 0, f"config.model.image.std {image.std} has to be above 0")
   need(

@@ -144,6 +144,8 @@ class Data:
   rand_augment: tuple[int, int] = (0, 0)
   # Evaluation looks at the whole image, squashed (BLIP), otherwise at the central square.
   squash: bool = False
+  # How evaluation resizes images; both filters are antialiased.
+  filter: Literal["bicubic", "bilinear"] = "bicubic"
   # Folder of what a frozen image encoder makes of the training images, which takes the place of decoding and encoding
   # them in each epoch. At its start, a run embeds what is missing there, all images once. Empty: images are encoded.
   embeddings: str = ""

@@ -65,12 +65,15 @@ class Poolers:
   # Where the image embedding comes from. 'cascade': a contrastive pooler on top of the generative one (the paper's
   # models). 'parallel': a contrastive pooler beside the generative one (Figure 2). 'openclip': the first of the
   # generative pooler's own queries, projected; the decoder sees the others. 'class_token': the image encoder's class
-  # token, projected (CLIP); the decoder sees the other tokens.
-  kind: Literal["cascade", "parallel", "openclip", "class_token"] = "cascade"
+  # token, projected (CLIP); the decoder sees the other tokens. 'mean': the mean of the patches' tokens, normed and
+  # projected (CLIPA, OpenVision); the decoder sees them.
+  kind: Literal["cascade", "parallel", "openclip", "class_token", "mean"] = "cascade"
   # Generative queries. 0 hands the decoder all image tokens (Table 8f).
   n_query: int = 256
   # Attention heads. 0: as many as the image encoder has. Not in the paper.
   heads: int = 0
+  # Width of queries, keys and values. 0: the text width.
+  width: int = 0
   # A LayerNorm stands on the pooled tokens. Not in the paper; VideoPrism, Google's own code, has it.
   norm: bool = True
   # A LayerNorm stands on the queries, and one on the tokens they look at (open_clip).
@@ -107,6 +110,8 @@ class TextDecoder:
   pool: Literal["cls", "eos", "last"] = "cls"
   # The projection to the text embedding has a bias (SigLIP).
   projection_bias: bool = False
+  # Of the text layers' feed-forwards, where it is not the model's (other people's weights). 'model': as the model's.
+  activation: Literal["model", "gelu", "gelu_tanh", "quick_gelu", "relu"] = "model"
   # [CLS] has a position embedding, one more than the words have (open_clip).
   cls_position: bool = False
   # What [CLS] sees. 'words': the words and itself. 'legacy': the words and the first padding, as in open_clip's CoCa

@@ -47,8 +47,9 @@ def decode_eval(
   max_pixels: int = 100_000_000,
   squash: bool = False,
   resize: int = 0,
+  filter: str = "bicubic",
 ) -> np.ndarray:
-  """Decodes in full and resizes the central square, bicubic with antialiasing (Pillow's, as CLIP evaluates).
+  """Decodes in full and resizes the central square with antialiasing (Pillow's; bicubic, as CLIP evaluates).
 
   Args:
     data: an encoded image.
@@ -57,6 +58,7 @@ def decode_eval(
     max_pixels: an image whose header announces more is not decoded.
     squash: resizes all of the image, as BLIP evaluates.
     resize: pixels a side that the square is resized to, of which `size` are cut out in the middle; 0: none are.
+    filter: 'bicubic' or 'bilinear'.
 
   Returns:
     uint8 [size, size, 3].
@@ -69,7 +71,7 @@ def decode_eval(
     if jpeg:
       held.enter_context(_room.hold(jpeg[0] * jpeg[1] * _JPEG_BYTES))
     pixels = _orient(_jpeg(data), jpeg[2]) if jpeg else _other(data, background, max_pixels, held)
-    return resize_eval(pixels, size, squash, resize)
+    return resize_eval(pixels, size, squash, resize, filter)
 
 
 def decode_train(
@@ -132,8 +134,10 @@ def decode_train(
     return pixels
 
 
-def resize_eval(pixels: np.ndarray, size: int, squash: bool = False, resize: int = 0) -> np.ndarray:
-  """The central square of uint8 [H, W, 3], or all of it, resized to uint8 [size, size, 3]: bicubic, antialiased.
+def resize_eval(
+  pixels: np.ndarray, size: int, squash: bool = False, resize: int = 0, filter: str = "bicubic"
+) -> np.ndarray:
+  """The central square of uint8 [H, W, 3], or all of it, resized to uint8 [size, size, 3], antialiased.
 
   With `resize` it is the middle of that square, as large a part of it as `size` is of `resize`.
   """
@@ -144,7 +148,7 @@ def resize_eval(pixels: np.ndarray, size: int, squash: bool = False, resize: int
   left, top = (width - side) / 2, (height - side) / 2
   box = None if squash else (left, top, left + side, top + side)
   image = Image.fromarray(np.ascontiguousarray(pixels))
-  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box))
+  return np.asarray(image.resize((size, size), Image.Resampling[filter.upper()], box))
 
 
 def random_box(height: int, width: int, crop, rng: np.random.Generator, share=1.0) -> tuple[int, int, int, int]:

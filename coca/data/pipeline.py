@@ -303,7 +303,9 @@ def eval_batches(
       if config.model.reads_regions:
         image = regions.padded(record.regions, config.model, tokenizer, record.question)
       else:
-        image = images.decode_eval(record.image, size, background, data.max_pixels, data.squash, data.resize)
+        image = images.decode_eval(
+          record.image, size, background, data.max_pixels, data.squash, data.resize, data.filter
+        )
     except BadRecord as e:
       return out, f"{where}: {e}"
     for j, text in enumerate(found):

@@ -165,7 +165,9 @@ def _datacomp(data_set: DataSet, evaluator, numbers: dict[str, float]) -> dict:
 
 
 def _depends_on(whose: dict, config: Config, data_set: DataSet) -> str:
-  data = {name: getattr(config.data, name) for name in ("prompt", "resize", "squash", "background", "max_pixels")}
+  data = {
+    name: getattr(config.data, name) for name in ("prompt", "resize", "squash", "filter", "background", "max_pixels")
+  }
   about = [whose["identity"], data, to_plain(data_set.settings), fingerprint(data_set.source)]
   about += [list(data_set.source.label_names), getattr(data_set.source, "stamps", [])]
   return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -110,7 +110,9 @@ class ContrastiveCaptioner:
       ValueError: as `embed_images`, or a model without such a pooler or query.
     """
     kind, poolers, text = self.config.model.kind, self.config.model.poolers, self.config.model.text
-    if kind != "coca" or (query is None and (poolers.kind == "class_token" or not self.config.contrastive.heads)):
+    if kind != "coca" or (
+      query is None and (poolers.kind in ("class_token", "mean") or not self.config.contrastive.heads)
+    ):
       raise ValueError(
         "this model has no contrastive pooler to look through; its embedding is that of a class token, or it has none"
       )

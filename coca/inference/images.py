@@ -132,11 +132,11 @@ def prepared(image, config: Config, tokenizer: Tokenizer) -> np.ndarray | Region
         f"an image as an array has to be uint8 [height, width, 3] with values from 0 to 255, not "
         f"{image.dtype} {list(image.shape)}"
       )
-    return resize_eval(image, size, data.squash, data.resize)
+    return resize_eval(image, size, data.squash, data.resize, data.filter)
   background = colour(data.background)
   if isinstance(image, Image.Image):
     try:
-      return resize_eval(to_rgb(image, background), size, data.squash, data.resize)
+      return resize_eval(to_rgb(image, background), size, data.squash, data.resize, data.filter)
     except (BadRecord, OSError) as e:
       raise ValueError(f"PIL image of mode {image.mode}, {image.width} x {image.height}: {e}") from e
   try:
@@ -157,7 +157,7 @@ def decoded(image: bytes, config: Config) -> np.ndarray:
   if config.model.reads_regions:
     raise ValueError(_other_input(config))
   size, background = config.model.image.size, colour(data.background)
-  return decode_eval(image, size, background, data.max_pixels, data.squash, data.resize)
+  return decode_eval(image, size, background, data.max_pixels, data.squash, data.resize, data.filter)
 
 
 def _other_input(config: Config) -> str:

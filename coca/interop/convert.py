@@ -1,12 +1,13 @@
 """Other people's weights as a model directory, and back."""
 
+import functools
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
-from coca.data.tokenizers import clip, wordpiece
+from coca.data.tokenizers import clip, json_file, wordpiece
 from coca.devices import sharding
 from coca.inference.forward import Forward
 from coca.interop import files
@@ -15,6 +16,8 @@ from coca.interop.blip import settings as blip_settings
 from coca.interop.blip import start as blip_start
 from coca.interop.blip import weights as blip_weights
 from coca.interop.blip.transformers_files import transformers_files
+from coca.interop.open_clip import export as open_clip_export
+from coca.interop.open_clip import models as open_clip_models
 from coca.interop.open_clip import settings as open_clip_settings
 from coca.interop.open_clip import weights as open_clip_weights
 from coca.storage import weights
@@ -30,7 +33,7 @@ def from_open_clip(source, out, model: str = "", config: str = "", tokenizer: st
     source: a folder with open_clip_config.json, weights and tokenizer files; or a file of weights.
     out: the new directory.
     model: open_clip's name of the model, where there is no open_clip_config.json
-      (`coca.interop.open_clip.settings.MODELS`).
+      (`coca.interop.open_clip.models.MODELS`).
     config: a file like open_clip_config.json, instead.
     tokenizer: a folder with CLIP's tokenizer files, or one of them; empty: beside the weights.
 
@@ -43,7 +46,9 @@ def from_open_clip(source, out, model: str = "", config: str = "", tokenizer: st
   described, found = _settings(folder, model, config)
   with _naming(described):
     settings = open_clip_settings.to_config(found, model or Path(source).resolve().stem)
-  tokens = clip.find(tokenizer or folder, settings.model.text.vocab)
+  how = open_clip_settings.tokenizer(found)
+  find = clip.find if how is None else functools.partial(json_file.find, **how)
+  tokens = find(tokenizer or folder, settings.model.text.vocab)
   with _naming(path):
     params = open_clip_weights.to_params(files.read_state_dict(path), settings)
   _write(out, settings, tokens, params)
@@ -131,13 +136,17 @@ def to_open_clip(source, out) -> None:
   out = Path(out)
   files.check_new(out)
   config, tokens = read_workdir(source)
-  settings = open_clip_settings.from_config(config)
+  settings = open_clip_export.from_config(config, tokens)
   if tokens.file != clip.FILE:
     print(f"note: open_clip reads no {tokens.file}; its tokenizer gives other ids than this model's")
   state_dict = open_clip_weights.to_state_dict(_params(source, config), config)
   with files.directory(out) as partial:
     weights.save(partial / files.WEIGHTS[0], state_dict)
-    tokens.save(partial / tokens.file)
+    if isinstance(tokens, json_file.JsonTokenizer):
+      for name, contents in tokens.exported().items():
+        files.write_json(partial / name, contents)
+    else:
+      tokens.save(partial / tokens.file)
     files.write_json(partial / SETTINGS, settings)
 
 
@@ -218,15 +227,15 @@ def is_blip(source: str, config: str) -> bool:
 def _settings(folder: Path, model: str, config: str) -> tuple[str | Path, dict]:
   """The place of open_clip's settings, and these."""
   if model:
-    if model not in open_clip_settings.MODELS:
+    if model not in open_clip_models.MODELS:
       raise ValueError(
-        f"--model={model} is not known; these are: {', '.join(open_clip_settings.MODELS)}. For others, "
+        f"--model={model} is not known; these are: {', '.join(open_clip_models.MODELS)}. For others, "
         "give open_clip's config with --config=FILE"
       )
-    return f"--model={model}", open_clip_settings.MODELS[model]
+    return f"--model={model}", open_clip_models.MODELS[model]
   path = Path(config or folder / SETTINGS)
   if not path.exists():
     raise FileNotFoundError(
-      f"no {path}: say which model this is, with --model=NAME ({', '.join(open_clip_settings.MODELS)}) or --config=FILE"
+      f"no {path}: say which model this is, with --model=NAME ({', '.join(open_clip_models.MODELS)}) or --config=FILE"
     )
   return path, files.read_json(path)

@@ -16,7 +16,7 @@ from coca.config.special import PAD
 from coca.devices.sharding import gather
 from coca.models.cached_decoding import start_layers, vocabulary_logits
 from coca.models.image_encoder import ImageEncoder
-from coca.models.linear import linear
+from coca.models.linear import layer_norm, linear
 from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
 from coca.models.poolers import AttentionalPooler
 from coca.models.rngs import Rngs
@@ -49,6 +49,11 @@ class CoCa(nnx.Module):
     has_own_pooler = self.kind in ("cascade", "parallel")
     self.contrastive_pooler = (
       AttentionalPooler(model, 1, pooled_width, embed_dim, dtype, rngs) if has_embeddings and has_own_pooler else None
+    )
+    self.mean_norm = (
+      layer_norm(image_width, model.norm_eps, dtype, rngs)
+      if has_embeddings and self.kind == "mean" and model.poolers.norm
+      else None
     )
     self.image_projection = (
       linear(pooled_width, embed_dim, dtype, rngs, bias=False) if has_embeddings and not has_own_pooler else None
@@ -158,7 +163,7 @@ class CoCa(nnx.Module):
     """
     tokens = self.image_encoder(image)
     patches = (image.shape[1] // self.image_encoder.patch) ** 2
-    tokens = tokens[:, -patches:] if self.kind == "class_token" else tokens
+    tokens = tokens[:, -patches:] if self.kind in ("class_token", "mean") else tokens
     contrastive = generative = None
     if self.generative_pooler:
       generative = self.generative_pooler.weights(tokens)[..., -patches:]
@@ -269,11 +274,16 @@ class CoCa(nnx.Module):
     if self.kind == "class_token":
       embedding = unit(self.image_projection(encoded[:, 0])) if contrast else None
       encoded = encoded[:, 1:]
+    if self.kind == "mean":
+      encoded = encoded if self.image_encoder.class_token is None else encoded[:, 1:]
+      if contrast:
+        pooled = encoded.astype(jnp.float32).mean(axis=1).astype(self.dtype)
+        embedding = unit(self.image_projection(self.mean_norm(pooled) if self.mean_norm else pooled))
     is_cascade = self.kind == "cascade" and contrast
     if caption or is_cascade:
       with jax.named_scope("generative_pooler"):
         tokens = self.generative_pooler(encoded) if self.generative_pooler else encoded
-    if contrast and self.kind != "class_token":
+    if self.contrastive_pooler and contrast:
       with jax.named_scope("contrastive_pooler"):
         embedding = unit(self.contrastive_pooler(tokens if is_cascade else encoded)[:, 0])
     return embedding, tokens if caption else None

@@ -68,7 +68,9 @@ class Layer(nnx.Module):
     if t5:  # of the kernels, XLA's alone takes numbers as a mask
       attention = functools.partial(attention, implementation="xla", bias=False, unscaled=True)
     self.norm_self, self.self_attention = norm(), attention()
-    mlp = functools.partial(Mlp, tower.width, tower.mlp, model.activation, dtype, rngs, bias=t5 is None)
+    own = tower.activation if isinstance(tower, config.TextDecoder) else "model"
+    activation = model.activation if own == "model" else own
+    mlp = functools.partial(Mlp, tower.width, tower.mlp, activation, dtype, rngs, bias=t5 is None)
     two = kv_width is not None and isinstance(tower, config.TextDecoder) and tower.feedforwards == 2
     self.norm_self_mlp, self.self_mlp = (norm(), mlp()) if two else (None, None)
     if kv_width is not None:

@@ -20,8 +20,8 @@ class AttentionalPooler(nnx.Module):
   """Pools tokens [B, S, kv_width] to [B, n_query, out]."""
 
   def __init__(self, model: Model, n_query: int, kv_width: int, out: int, dtype: DTypeLike, rngs: Rngs, width: int = 0):
-    """`width`: of queries, keys and values; 0: the text width."""
-    width = width or model.text.width
+    """`width`: of queries, keys and values; 0: the config's."""
+    width = width or model.poolers.width or model.text.width
     heads = model.poolers.heads or model.image.heads
     self.dtype = dtype
     self.queries = nnx.Param(EMBED_INIT(rngs.params(), (n_query, width)))

@@ -212,7 +212,7 @@ def idle(config: Config) -> list[str]:
     ]
   if not (has_captioning or has_matching):
     paths.append("multimodal/")
-    if config.model.poolers.kind in ("parallel", "class_token"):
+    if config.model.poolers.kind in ("parallel", "class_token", "mean"):
       paths.append("generative_pooler/")
   if not (has_captioning or has_answering):
     paths += ["softmax/", "caption_head/"]

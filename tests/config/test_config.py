@@ -84,7 +84,7 @@ class TestParse:
       ),
       ({"model__image__heads": 7}, r"config\.model\.image\.width 768 is no multiple of heads 7"),
       ({"model__text__heads": 7}, r"config\.model\.text\.width 768 is no multiple of heads 7"),
-      ({"model__poolers__heads": 7}, r"config\.model\.poolers\.heads 7 does not divide the text width 768"),
+      ({"model__poolers__heads": 7}, r"config\.model\.poolers\.heads 7 does not divide the poolers' width 768"),
       ({"contrastive__weight": 0.0, "captioning__weight": 0.0}, "nothing to train"),
       ({"contrastive__texts": 0}, r"config\.contrastive\.texts is 0; it takes 1 or more"),
       *(

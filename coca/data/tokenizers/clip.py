@@ -90,7 +90,12 @@ class ClipTokenizer:
 
 def clean(text: str) -> str:
   """CLIP's cleaning: repaired Unicode, HTML entities resolved twice, single spaces, lower case."""
-  return collapse(html.unescape(html.unescape(ftfy.fix_text(text)))).lower()
+  return repaired(text).lower()
+
+
+def repaired(text: str) -> str:
+  """`clean`, and the case as it is."""
+  return collapse(html.unescape(html.unescape(ftfy.fix_text(text))))
 
 
 def load(model: bytes) -> ClipTokenizer:

@@ -11,7 +11,7 @@ from coca.data.questions import clean
 from coca.data.records import BadRecord, Records
 from coca.data.sample import some_records
 from coca.data.texts import choose
-from coca.data.tokenizers import clip, wordpiece
+from coca.data.tokenizers import clip, json_file, wordpiece
 from coca.data.tokenizers.sentencepiece import FILE, SentencePiece
 from coca.files.retries import again
 
@@ -46,6 +46,8 @@ def load(path, sha256: str = "") -> Tokenizer:
       f"{sha256}); restore it or start a new workdir"
     )
   try:
+    if model.startswith(json_file.START):
+      return json_file.JsonTokenizer(model)
     if path.suffix == ".txt" or (path.suffix == ".json" and wordpiece.is_json(model)):
       return wordpiece.load(model)
     return clip.load(model) if path.suffix == ".json" else SentencePiece(model)

@@ -1,40 +1,56 @@
-"""open_clip's settings (`open_clip_config.json`: "model_cfg" and "preprocess_cfg") as ours, and back.
+"""open_clip's settings (`open_clip_config.json`: "model_cfg" and "preprocess_cfg") as ours.
 
-Read here: CoCa as its coca_ViT-* models are built (a ViT with class token, one pooler or none, an appended [CLS]), and
-plain CLIP with a ViT. Whatever else a config asks for is refused by name, because its weights would mean another model.
+Read here: CoCa as its coca_ViT-* models are built (a ViT with class token, one pooler or none, an appended [CLS]);
+plain CLIP with a ViT, MetaCLIP 2's among them; CLIPA's and OpenVision's, which take the mean of the patches; SigLIP's
+and SigLIP 2's, whose ViT is timm's. Whatever else a config asks for is refused by name, because its weights would mean
+another model.
 """
 
 import dataclasses
 
-from coca.config import Captioning, Config, Contrastive, ImageEncoder, Model, Poolers, TextDecoder, parse, to_dict
-from coca.config.differing import differing, flat
+from coca.config import Captioning, Config, Contrastive, Data, ImageEncoder, Model, Poolers, TextDecoder, parse, to_dict
 from coca.config.model import MEAN, STD
 from coca.config.typed import entry
+from coca.interop.open_clip import timm
 
+CLEANERS = "whitespace", "lower", "canonicalize"
 LAYERS, RATIO, PIXELS = 1000, 64, 1 << 14  # at most: of a tower, of a feed-forward to its width, of an image's side
 
 # What these settings have to be, where a config has them at all; None stands for any value.
 _BLOCKS = {
   "block_type": (None, "default"),
   "ls_init_value": (None,),
-  "act_kwargs": (None, {}),
-  "norm_kwargs": (None, {}),
   **dict.fromkeys(
     ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), (False,)
   ),
 }
-_VISION = {"pos_embed_type": ("learnable",), "pool_type": ("tok",), "final_ln_after_pool": (False,), **_BLOCKS}
+_KWARGS = {"act_kwargs": (None, {}), "norm_kwargs": (None, {}, {"eps": 1e-5}, {"eps": 1e-6}), **_BLOCKS}
+_VISION = {
+  # Sines and cosines are among the weights, as what is learned is.
+  "pos_embed_type": ("learnable", "sin_cos_2d"),
+  "pool_type": ("tok", "avg"),
+  "final_ln_after_pool": (False, True),
+  **_KWARGS,
+}
+_TIMM = {"timm_pool": ("map",), "timm_proj": ("none",), "timm_drop": (0.0,), "timm_drop_path": (None, 0.0), **_KWARGS}
 _TEXT = {
   "pad_id": (0,),
-  "no_causal_mask": (False,),
-  "pool_type": ("argmax",),
-  "proj_type": ("linear",),
-  "proj_bias": (False,),
+  "no_causal_mask": (False, True),
+  "pool_type": ("argmax", "eos", "last"),
+  "proj_type": ("linear", "none"),
+  "proj_bias": (False, True),
   "final_ln_after_pool": (False,),
-  "tokenizer_kwargs": (None, {}, {"clean": "lower"}),
+  "tokenizer_kwargs": (
+    None,
+    {},
+    *({"clean": c} for c in ("whitespace", "lower", "canonicalize")),
+    {"strip_sep_token": True},
+  ),
   "tokenizer_mode": (None, "clean"),
-  **_BLOCKS,
+  **_KWARGS,
+  "act_kwargs": (None, {}, {"approximate": "tanh"}),
 }
+_CLIP_TOKENS = (None, {}, {"clean": "lower"})  # `tokenizer_kwargs` of CLIP's own
 _READ = {
   "model_cfg": {
     "embed_dim",
@@ -90,40 +106,6 @@ _READ = {
 }
 
 
-def _clip(layers: int, width: int, patch: int, text_width: int, size: int = 224, **more) -> dict:
-  return {
-    "embed_dim": text_width,
-    "vision_cfg": {"image_size": size, "layers": layers, "width": width, "patch_size": patch},
-    "text_cfg": {
-      "context_length": 77,
-      "vocab_size": 49408,
-      "width": text_width,
-      "heads": text_width // 64,
-      "layers": 12,
-    },
-    **more,
-  }
-
-
-def _coca(layers: int, width: int, patch: int, text_width: int) -> dict:
-  c = _clip(layers, width, patch, text_width, custom_text=True)
-  c["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 8, "output_tokens": True}
-  c["text_cfg"] |= {"context_length": 76, "embed_cls": True, "output_tokens": True}
-  c["multimodal_cfg"] = {k: c["text_cfg"][k] for k in ("context_length", "vocab_size", "width", "heads", "layers")}
-  return c
-
-
-MODELS = {  # by open_clip's names
-  "coca_ViT-B-32": _coca(12, 768, 32, 512),
-  "coca_ViT-L-14": _coca(24, 1024, 14, 768),
-  "ViT-B-32": _clip(12, 768, 32, 512),
-  "ViT-B-16": _clip(12, 768, 16, 512),
-  "ViT-L-14": _clip(24, 1024, 14, 768),
-  "ViT-L-14-336": _clip(24, 1024, 14, 768, 336),
-}
-MODELS |= {f"{name}-quickgelu": c | {"quick_gelu": True} for name, c in MODELS.items() if name.startswith("ViT")}
-
-
 def to_config(settings: dict, name: str = "open_clip") -> Config:
   """Our config of open_clip's settings.
 
@@ -142,23 +124,36 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
   embed_dim = entry(model, "model_cfg.embed_dim", int, 1)
   width, text_width = entry(vision, "vision_cfg.width", 768, 1), entry(text, "text_cfg.width", 512, 1)
   has_pooler = entry(vision, "vision_cfg.attentional_pool", False)
+  is_timm, is_mean = vision.get("timm_model_name") is not None, vision.get("pool_type") == "avg"
+  after = entry(vision, "vision_cfg.final_ln_after_pool", False)
+  if (after and not is_mean) or (is_mean and has_pooler):
+    raise ValueError("vision_cfg.final_ln_after_pool needs pool_type 'avg', which goes without attentional_pool")
   size, patch = (_square(vision, f"vision_cfg.{key}", n) for key, n in (("image_size", 224), ("patch_size", 16)))
-  image = ImageEncoder(
-    size=size,
-    patch=patch,
-    layers=entry(vision, "vision_cfg.layers", 12, most=LAYERS),
-    width=width,
-    mlp=int(width * entry(vision, "vision_cfg.mlp_ratio", 4.0, most=RATIO)),
-    heads=width // entry(vision, "vision_cfg.head_width", 64, 1),
-    patch_dropout=entry(vision, "vision_cfg.patch_dropout", 0.0, most=1),
-    class_token=True,
-    patch_bias=False,
-    norm_pre=not entry(vision, "vision_cfg.no_ln_pre", False),
-    norm_post=not has_pooler,
-    mean=_colours(preprocess, "mean", MEAN),
-    std=_colours(preprocess, "std", STD),
-  )
-  poolers = Poolers(kind="class_token", n_query=0)
+  colours = {key: _colours(preprocess, key, default) for key, default in (("mean", MEAN), ("std", STD))}
+  activation, eps = "quick_gelu" if entry(model, "model_cfg.quick_gelu", False) else "gelu", _eps(vision, text)
+  text_activation = "gelu_tanh" if text.get("act_kwargs") else activation
+  if is_timm:
+    image, activation = timm.image_tower(entry(vision, "vision_cfg.timm_model_name", str), **colours)
+  else:
+    image = ImageEncoder(
+      size=size,
+      patch=patch,
+      layers=entry(vision, "vision_cfg.layers", 12, most=LAYERS),
+      width=width,
+      mlp=int(width * entry(vision, "vision_cfg.mlp_ratio", 4.0, most=RATIO)),
+      heads=width // entry(vision, "vision_cfg.head_width", 64, 1),
+      patch_dropout=entry(vision, "vision_cfg.patch_dropout", 0.0, most=1),
+      class_token=True,
+      patch_bias=False,
+      norm_pre=not entry(vision, "vision_cfg.no_ln_pre", False),
+      norm_post=not (has_pooler or after),
+      **colours,
+    )
+  poolers = Poolers(kind="mean", n_query=0, norm=after) if is_mean else Poolers(kind="class_token", n_query=0)
+  if is_timm:
+    poolers = Poolers(kind="parallel", n_query=0, mlp=image.mlp, width=image.width)
+    if embed_dim != image.width:
+      raise ValueError(f"model_cfg.embed_dim is {embed_dim}; beside this image tower it has to be {image.width}")
   if has_pooler:
     poolers = Poolers(
       kind="openclip",
@@ -179,7 +174,15 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
     decoder = dataclasses.replace(decoder, cls_position=True, cls_mask="legacy", feedforwards=2, norm_context=True)
     _check_decoder(embed_dim, image, poolers, decoder, text, multimodal)
   else:
-    decoder = dataclasses.replace(decoder, pool="eos")
+    decoder = dataclasses.replace(
+      decoder,
+      pool="last" if text.get("pool_type") == "last" else "eos",
+      mask="full" if entry(text, "text_cfg.no_causal_mask", False) else "causal",
+      projection_bias=entry(text, "text_cfg.proj_bias", False) and text.get("proj_type") != "none",
+      activation="model" if text_activation == activation else text_activation,
+    )
+    if text.get("proj_type") == "none" and text_width != embed_dim:
+      raise ValueError(f"text_cfg.proj_type is 'none', and text_cfg.width {text_width} not embed_dim, {embed_dim}")
     if has_pooler or text.get("embed_cls"):
       raise ValueError("a pooler or a [CLS] without a multimodal decoder (no 'multimodal_cfg') is no known layout")
   biased = model.get("init_logit_bias") is not None
@@ -193,9 +196,10 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
           poolers=poolers,
           text=decoder,
           embed_dim=embed_dim,
-          norm_eps=1e-5,
-          activation="quick_gelu" if entry(model, "model_cfg.quick_gelu", False) else "gelu",
+          norm_eps=eps,
+          activation=activation,
         ),
+        data=_data(preprocess),
         contrastive=Contrastive(loss="sigmoid", bias=bias) if biased else Contrastive(),
         captioning=Captioning() if has_decoder else Captioning(weight=0.0),
       )
@@ -203,99 +207,28 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
   )
 
 
-def from_config(config: Config) -> dict:
-  """The means for open_clip to build the same model: the contents of open_clip_config.json.
-
-  Raises:
-    ValueError: open_clip has no such model; the settings that are in the way are listed.
+def tokenizer(settings: dict) -> dict | None:
+  """How the model's texts are read, where its tokenizer is a tokenizer.json: the arguments of
+  `coca.data.tokenizers.json_file.find`. None: CLIP's tokenizer.
   """
-  if config.model.kind != "coca":
-    raise ValueError(f"open_clip has no model like that of config.model.kind {config.model.kind!r}; transformers has")
-  if config.model.text.two_passes or config.model.text.cross_every > 1:
-    raise ValueError("open_clip has no model like MaMMUT: config.model.text.two_passes and cross_every are set")
-  if not config.contrastive.heads:
-    raise ValueError("open_clip's models have a contrastive side; this one has none (config.contrastive.weight is 0)")
-  image, text, poolers = config.model.image, config.model.text, config.model.poolers
-  if poolers.kind not in ("openclip", "class_token"):
-    raise ValueError(
-      f"open_clip has no such model: config.model.poolers.kind is {poolers.kind!r}; there, it is "
-      "'openclip' or 'class_token'"
-    )
-  vision_cfg = {
-    "image_size": image.size,
-    "layers": image.layers,
-    "width": image.width,
-    "patch_size": image.patch,
-    "head_width": image.width // image.heads,
-    "mlp_ratio": image.mlp / image.width,
-  }
-  text_cfg = {
-    "context_length": text.length,
-    "vocab_size": text.vocab,
-    "width": text.width,
-    "heads": text.heads,
-    "layers": text.unimodal_layers,
-    "mlp_ratio": text.mlp / text.width,
-  }
-  if not image.norm_pre:
-    vision_cfg["no_ln_pre"] = True
-  if image.patch_dropout:
-    vision_cfg["patch_dropout"] = image.patch_dropout
-  model = {"embed_dim": config.model.embed_dim or text.width, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
-  if config.model.activation == "quick_gelu":
-    model["quick_gelu"] = True
-  if config.contrastive.loss != "softmax":
-    model["init_logit_bias"] = config.contrastive.bias
-  if poolers.kind == "openclip":
-    vision_cfg |= {
-      "attentional_pool": True,
-      "attn_pooler_queries": poolers.n_query,
-      "attn_pooler_heads": poolers.heads or image.heads,
-    }
-  if text.multimodal_layers:
-    vision_cfg["output_tokens"] = True
-    text_cfg |= {"embed_cls": True, "output_tokens": True}
-    model["multimodal_cfg"] = {k: text_cfg[k] for k in ("context_length", "vocab_size", "width", "heads")}
-    model["multimodal_cfg"]["layers"] = text.multimodal_layers
-    model["custom_text"] = True
-  settings = {
-    "model_cfg": model,
-    "preprocess_cfg": {
-      "mean": list(image.mean),
-      "std": list(image.std),
-      "interpolation": "bicubic",
-      "resize_mode": "shortest",
-    },
-  }
-  try:
-    again = to_config(settings)
-  except ValueError as e:
-    raise ValueError(f"open_clip has no such model: {e}") from None
-  _check_same(config, again)
-  return settings
-
-
-def _check_same(config: Config, again: Config) -> None:
-  """`again` is what open_clip would build from what was written for `config`."""
-  here, there = (flat(dataclasses.asdict(c.model)) for c in (config, again))
-  for side, model in ((here, config.model), (there, again.model)):
-    side["embed_dim"] = model.embed_dim or model.text.width
-    side["poolers.heads"] = model.poolers.heads or model.image.heads
-  if config.model.poolers.kind == again.model.poolers.kind == "class_token":  # no pooler: these mean nothing
-    here |= {k: v for k, v in there.items() if k.startswith("poolers.") and not here["poolers.n_query"]}
-  free = ("dtype", "remat", "attention", "unroll")
-  lines = [
-    f"  config.model.{name}: {ours!r} here, {theirs!r} there"
-    for name, (ours, theirs) in differing(here, there).items()
-    if name not in free
-  ]
-  if lines:
-    raise ValueError("open_clip has no such model:\n" + "\n".join(lines))
+  text = entry(entry(settings, "model_cfg", settings), "text_cfg", dict)
+  kwargs = entry(text, "text_cfg.tokenizer_kwargs", {})
+  if not text.get("hf_tokenizer_name") or (text.get("pool_type", "argmax") == "argmax" and kwargs in _CLIP_TOKENS):
+    return None
+  # Padding is seen where there is no mask.
+  options = {"fills": entry(text, "text_cfg.no_causal_mask", False), "strip_eos": kwargs.get("strip_sep_token", False)}
+  if text.get("pool_type") == "eos":
+    options["eos"] = entry(text, "text_cfg.eos_id", 2)
+  return {"clean": kwargs.get("clean", "whitespace"), **options}
 
 
 def _check_decoder(embed_dim, image, poolers, decoder, text, multimodal) -> None:
   """A multimodal decoder fits the rest only in this way, in open_clip as here."""
+  for key, default in (("no_causal_mask", False), ("proj_bias", False), ("pool_type", "argmax"), ("act_kwargs", {})):
+    if (value := text.get(key) or default) != default:
+      raise ValueError(f"text_cfg.{key} is {value!r:.80}; beside the rest of this CoCa it has to be {default!r}")
   for what, value, expected in (
+    ("image tokens without a class token or a pooler in front", poolers.kind in ("openclip", "class_token"), True),
     ("text_cfg.embed_cls", entry(text, "text_cfg.embed_cls", False), True),
     ("multimodal_cfg.width", entry(multimodal, "multimodal_cfg.width", 512), decoder.width),
     ("multimodal_cfg.heads", entry(multimodal, "multimodal_cfg.heads", 8), decoder.heads),
@@ -310,9 +243,12 @@ def _check_decoder(embed_dim, image, poolers, decoder, text, multimodal) -> None
 def _refuse_others(model: dict, vision: dict, text: dict, multimodal: dict) -> None:
   if isinstance(vision.get("layers"), list):
     raise ValueError("vision_cfg.layers is a list: a ResNet image tower, which is not supported; ViT towers are")
-  for key, what in (("timm_model_name", "a timm image tower"), ("hf_model_name", "a Hugging Face text tower")):
-    if value := vision.get(key) or text.get(key):
-      raise ValueError(f"{key} is {value!r:.80}: {what}, which is not supported; open_clip's own towers are")
+  if value := text.get("hf_model_name"):
+    raise ValueError(
+      f"hf_model_name is {value!r:.80}: a Hugging Face text tower, which is not supported; open_clip's own towers are"
+    )
+  if is_timm := vision.get("timm_model_name") is not None:
+    timm.image_tower(entry(vision, "vision_cfg.timm_model_name", str))  # by name, before its settings
   if isinstance(vision.get("attentional_pool"), str):
     raise ValueError(
       f"vision_cfg.attentional_pool is {vision['attentional_pool']!r:.80}: the layout of CoCa2, which "
@@ -326,13 +262,15 @@ def _refuse_others(model: dict, vision: dict, text: dict, multimodal: dict) -> N
     ("text_cfg", text),
     ("multimodal_cfg", multimodal),
   ):
-    ignored = {k for k in values if k.startswith(("timm_", "hf_"))}  # without their names, set above, they are unused
+    ignored = {k for k in values if k.startswith(("timm_", "hf_"))}  # read elsewhere, or unused without their names
     unknown = sorted(set(values) - _READ[part] - ignored)
     if unknown:
       raise ValueError(
         f"{part} has settings that are not known here: {', '.join(unknown)}; CoCa2 and newer layouts are not supported"
       )
-  for part, values, fixed in (("vision_cfg", vision, _VISION), ("text_cfg", text, _TEXT)):
+  if not text.get("hf_tokenizer_name") and text.get("tokenizer_kwargs") not in _CLIP_TOKENS:
+    raise ValueError(f"text_cfg.tokenizer_kwargs is {text['tokenizer_kwargs']!r:.80}; CLIP's tokenizer has none here")
+  for part, values, fixed in (("vision_cfg", vision, _TIMM if is_timm else _VISION), ("text_cfg", text, _TEXT)):
     for key, allowed in fixed.items():
       if key in values and values[key] not in allowed:
         raise ValueError(f"{part}.{key} is {values[key]!r:.80}; supported: {', '.join(map(repr, allowed))}")
@@ -348,10 +286,27 @@ def _square(cfg: dict, name: str, default: int) -> int:
   return entry(cfg, name, default, 1, PIXELS)
 
 
-def _colours(preprocess: dict, key: str, default: tuple) -> tuple[float, float, float]:
-  for setting, allowed in (("interpolation", ("bicubic", "random")), ("resize_mode", ("shortest",))):
+def _data(preprocess: dict) -> Data:
+  for setting, allowed in (
+    ("interpolation", ("bicubic", "bilinear", "random")),
+    ("resize_mode", ("shortest", "squash")),
+  ):
     if preprocess.get(setting, allowed[0]) not in allowed:
       raise ValueError(
-        f"preprocess_cfg.{setting} is {preprocess[setting]!r:.80}; images are prepared here with {allowed[0]!r} only"
+        f"preprocess_cfg.{setting} is {preprocess[setting]!r:.80}; images are prepared here with {allowed[0]!r} or "
+        f"{allowed[1]!r}"
       )
+  is_bilinear = preprocess.get("interpolation") == "bilinear"
+  return Data(squash=preprocess.get("resize_mode") == "squash", filter="bilinear" if is_bilinear else "bicubic")
+
+
+def _eps(vision: dict, text: dict) -> float:
+  image, words = (entry(cfg, "norm_kwargs", {}).get("eps", 1e-5) for cfg in (vision, text))
+  image = 1e-6 if vision.get("timm_model_name") is not None else image
+  if image != words:
+    raise ValueError(f"norm_kwargs.eps is {image} in the image tower and {words} in the text tower; here it is one")
+  return image
+
+
+def _colours(preprocess: dict, key: str, default: tuple) -> tuple[float, float, float]:
   return entry(preprocess, f"preprocess_cfg.{key}", default, most=1)

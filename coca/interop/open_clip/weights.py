@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from coca.config import Config
+from coca.config import Config, Model
 from coca.interop import tensors
 from coca.interop.tensors import Entry, linear, norm
 
@@ -12,8 +12,10 @@ SELF = {"ln_1": "norm_self", "attn": "self_attention", "ln_2": "norm_mlp", "mlp"
 SELF_BEFORE_CROSS = SELF | {"ln_2": "norm_self_mlp", "mlp": "self_mlp"}
 CROSS = {"ln_1": "norm_cross", "ln_1_kv": "norm_context", "attn": "cross_attention", "ln_2": "norm_mlp", "mlp": "mlp"}
 
+TIMM = {"norm1": "norm_self", "attn": "self_attention", "norm2": "norm_mlp", "mlp": "mlp"}  # of its ViTs, SigLIP's
+TIMM_START = "visual.trunk."
+
 OTHERS = {  # starts of names in layouts that are not read here
-  "visual.trunk.": "a timm image tower",
   "visual.layer1.": "a ResNet image tower",
   "text.transformer.embeddings.": "a Hugging Face text tower (such as RoBERTa's)",
   "text.transformer.encoder.": "a Hugging Face text tower",
@@ -45,7 +47,11 @@ def to_params(state_dict: Mapping[str, np.ndarray], config: Config) -> dict:
     ValueError: names that are unknown or missing, or shapes that differ (they are listed), or values that are not
       finite.
   """
-  return tensors.to_params(_tidy(state_dict), config, _entries(config))
+  found = _tidy(state_dict, config)
+  if config.model.poolers.kind == "parallel" and not config.model.text.projection_bias:
+    # `proj_type` 'none': the text width is the embedding's. A square of ones on the diagonal does as much.
+    found.setdefault("text.text_projection", np.eye(config.model.text.width, dtype=np.float32))
+  return tensors.to_params(found, config, _entries(config))
 
 
 def to_state_dict(params, config: Config) -> dict[str, np.ndarray]:
@@ -58,12 +64,36 @@ def to_state_dict(params, config: Config) -> dict[str, np.ndarray]:
 
 def _entries(config: Config) -> Iterator[Entry]:
   model, has_decoder = config.model, config.model.text.multimodal_layers > 0
-  text = "text." if has_decoder else ""
+  is_timm = model.poolers.kind == "parallel"
+  text = "text." if has_decoder or is_timm else ""
 
   yield Entry("logit_scale", ("temperature/log_scale",), None, "same")
   if config.contrastive.loss != "softmax":
     yield Entry("logit_bias", ("temperature/logit_bias",), None, "same")
 
+  yield from _timm_tower(model) if is_timm else _image_tower(model)
+  if has_decoder:
+    yield Entry("text.cls_emb", ("unimodal/cls",), None, "same")
+  yield Entry(f"{text}positional_embedding", ("embedding/positions",), None, "same")
+  yield Entry(f"{text}token_embedding.weight", ("embedding/tokens",), None, "same")
+  yield from _blocks(f"{text}transformer.resblocks", "unimodal", model.text.unimodal_layers, SELF)
+  yield from norm(f"{text}ln_final", "unimodal/norm")
+  if model.text.projection_bias:
+    yield Entry(f"{text}text_projection.weight", ("unimodal/projection/kernel",), None, "transposed")
+  else:
+    yield Entry(f"{text}text_projection", ("unimodal/projection/kernel",), None, "same")
+  if model.text.projection_bias:
+    yield Entry(f"{text}text_projection.bias", ("unimodal/projection/bias",), None, "same")
+
+  if has_decoder:
+    layers = model.text.multimodal_layers
+    yield from _blocks("text_decoder.resblocks", "multimodal", layers, SELF_BEFORE_CROSS)
+    yield from _blocks("text_decoder.cross_attn", "multimodal", layers, CROSS)
+    yield from norm("text_decoder.ln_final", "multimodal/norm")
+    yield Entry("text_decoder.text_projection", ("softmax/kernel",), None, "same")
+
+
+def _image_tower(model: Model) -> Iterator[Entry]:
   yield Entry("visual.class_embedding", ("image_encoder/class_token",), None, "same")
   yield Entry("visual.positional_embedding", ("image_encoder/positions",), None, "same")
   yield Entry("visual.conv1.weight", ("image_encoder/patches/kernel",), None, "conv")
@@ -79,31 +109,41 @@ def _entries(config: Config) -> Iterator[Entry]:
     yield from norm("visual.attn_pool.ln_k", "generative_pooler/norm_tokens")
     yield from norm("visual.ln_post", "generative_pooler/norm")
   else:
-    yield from norm("visual.ln_post", "image_encoder/norm")
+    yield from norm("visual.ln_post", "image_encoder/norm" if model.image.norm_post else "mean_norm")
   yield Entry("visual.proj", ("image_projection/kernel",), None, "same")
 
-  if has_decoder:
-    yield Entry("text.cls_emb", ("unimodal/cls",), None, "same")
-  yield Entry(f"{text}positional_embedding", ("embedding/positions",), None, "same")
-  yield Entry(f"{text}token_embedding.weight", ("embedding/tokens",), None, "same")
-  yield from _blocks(f"{text}transformer.resblocks", "unimodal", model.text.unimodal_layers, SELF)
-  yield from norm(f"{text}ln_final", "unimodal/norm")
-  yield Entry(f"{text}text_projection", ("unimodal/projection/kernel",), None, "same")
 
-  if has_decoder:
-    layers = model.text.multimodal_layers
-    yield from _blocks("text_decoder.resblocks", "multimodal", layers, SELF_BEFORE_CROSS)
-    yield from _blocks("text_decoder.cross_attn", "multimodal", layers, CROSS)
-    yield from norm("text_decoder.ln_final", "multimodal/norm")
-    yield Entry("text_decoder.text_projection", ("softmax/kernel",), None, "same")
+def _timm_tower(model: Model) -> Iterator[Entry]:
+  yield Entry(f"{TIMM_START}pos_embed", ("image_encoder/positions",), None, "leading")
+  yield Entry(f"{TIMM_START}patch_embed.proj.weight", ("image_encoder/patches/kernel",), None, "conv")
+  yield Entry(f"{TIMM_START}patch_embed.proj.bias", ("image_encoder/patches/bias",), None, "same")
+  yield from _blocks(f"{TIMM_START}blocks", "image_encoder", model.image.layers, TIMM)
+  yield from norm(f"{TIMM_START}norm", "image_encoder/norm")
+  theirs, ours = f"{TIMM_START}attn_pool", "contrastive_pooler"
+  yield Entry(f"{theirs}.latent", (f"{ours}/queries",), None, "leading")
+  yield from linear(f"{theirs}.q", f"{ours}/attention/query")
+  for kind, part, how in (("weight", "kernel", "transposed"), ("bias", "bias", "same")):
+    yield Entry(f"{theirs}.kv.{kind}", tuple(f"{ours}/attention/{x}/{part}" for x in ("key", "value")), None, how)
+  yield from linear(f"{theirs}.proj", f"{ours}/attention/out")
+  yield from norm(f"{theirs}.norm", f"{ours}/norm")
+  yield from linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/up")
+  yield from linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/down")
 
 
 def _blocks(theirs: str, tower: str, layers: int, names: dict[str, str]) -> Iterator[Entry]:
   for i in range(layers):
     for their_name, our_name in names.items():
       key, path = f"{theirs}.{i}.{their_name}", f"{tower}/stack/layers/{our_name}"
-      if their_name == "attn":
+      if their_name == "attn" and names is TIMM:
+        parts = tuple(f"{path}/{part}" for part in ("query", "key", "value"))
+        yield Entry(f"{key}.qkv.weight", tuple(f"{part}/kernel" for part in parts), i, "transposed")
+        yield Entry(f"{key}.qkv.bias", tuple(f"{part}/bias" for part in parts), i, "same")
+        yield from linear(f"{key}.proj", f"{path}/out", i)
+      elif their_name == "attn":
         yield from _attention(key, path, i)
+      elif their_name == "mlp" and names is TIMM:
+        yield from linear(f"{key}.fc1", f"{path}/up", i)
+        yield from linear(f"{key}.fc2", f"{path}/down", i)
       elif their_name == "mlp":
         yield from linear(f"{key}.c_fc", f"{path}/up", i)
         yield from linear(f"{key}.c_proj", f"{path}/down", i)
@@ -125,18 +165,20 @@ def _attention(theirs: str, ours: str, layer: int | None, fused: bool = True) ->
 # --- Checks ---
 
 
-def _tidy(state_dict: Mapping) -> dict:
+def _tidy(state_dict: Mapping, config: Config) -> dict:
   """Without what saving added: a common start, computed found, CLIP's text tower under a name of its own."""
   found = {key.removeprefix("module."): x for key, x in state_dict.items()}
+  is_timm = config.model.poolers.kind == "parallel"
+  others = OTHERS if is_timm else OTHERS | {TIMM_START: "a timm image tower"}
   for key in found:
-    for start, what in OTHERS.items():
+    for start, what in others.items():
       if key.startswith(start):
         raise ValueError(
           f"these are weights of another architecture: {what} ('{key}'). Supported are open_clip's CoCa "
           "and CLIP with its own ViT and text transformer"
         )
   found = {key: x for key, x in found.items() if key not in LEFT_OUT}
-  if "text_decoder.ln_final.weight" not in found:  # CLIP: `custom_text` only renames
+  if "text_decoder.ln_final.weight" not in found and not is_timm:  # CLIP: `custom_text` only renames
     found = {key.removeprefix("text."): x for key, x in found.items()}
   for key in [key for key in found if key.endswith(".q_proj_weight")]:
     start = key.removesuffix("q_proj_weight")

@@ -1,6 +1,6 @@
 """Makes the golden files of test_open_clip.py and test_clip.py: run it on a Python with torch and open_clip.
 
-    PYTHONPATH=tests/benchmarks python tests/interop/golden/make_open_clip.py
+    PYTHONPATH=tests/benchmarks python tests/interop/golden/make_open_clip.py [NAME ...]
 
 Per model a folder that open_clip loads (random weights, all parts of the layout in small, all widths different where
 they may be) and `outputs.npz`: what open_clip computes in fp32 from the pictures and texts in it. For the tokenizer a
@@ -9,12 +9,14 @@ file of merges, made here from a few words, and the ids that open_clip's own tok
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 from peer_open_clip import import_open_clip
 
 open_clip, torch = import_open_clip()
+timm = open_clip.timm_model.timm  # whose import needs what open_clip's does
 
 HERE = Path(__file__).parent
 TOKENIZERS = HERE.parents[1] / "data" / "tokenizers" / "golden"
@@ -27,11 +29,31 @@ CAPTIONING = {
   "multimodal_cfg": MULTIMODAL,
   "custom_text": True,
 }
+EPS = {"norm_kwargs": {"eps": 1e-6}}
 MODELS = {
   "coca": {"embed_dim": 24, "vision_cfg": VISION | POOLED, **CAPTIONING},
   # As coca_base: no pooler, the decoder sees all patches.
   "coca_patches": {"embed_dim": 40, "vision_cfg": VISION | {"width": 24, "output_tokens": True}, **CAPTIONING},
   "clip": {"embed_dim": 40, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT},
+  # As ViT-L-14-CLIPA, with OpenVision's epsilon and text activation.
+  "openvision": {
+    "embed_dim": 40,
+    "vision_cfg": VISION | {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True} | EPS,
+    "text_cfg": TEXT | {"pool_type": "last", "no_causal_mask": True, "act_kwargs": {"approximate": "tanh"}} | EPS,
+  },
+  # As ViT-H-14-worldwide (MetaCLIP 2), whose EOS is not its tokenizer's last id.
+  "metaclip2": {"embed_dim": 40, "vision_cfg": VISION, "text_cfg": TEXT | {"pool_type": "eos", "eos_id": 2}},
+  # As ViT-gopt-16-SigLIP2-256: the towers' widths differ. Its ViT is registered below.
+  "siglip": {
+    "embed_dim": 48,
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "vision_cfg": {"image_size": 24, "timm_pool": "map", "timm_proj": "none"}
+    | {"timm_model_name": "vit_test_patch8_siglip_24", "timm_model_pretrained": False},
+    "text_cfg": TEXT
+    | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "act_kwargs": {"approximate": "tanh"}}
+    | EPS,
+  },
 }
 PREPROCESS = {
   "mean": [0.48145466, 0.4578275, 0.40821073],
@@ -61,6 +83,12 @@ TEXTS = [
 ]
 
 
+@timm.models.register_model
+def vit_test_patch8_siglip_24(num_classes=0, **_):
+  sizes = {"img_size": 24, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "mlp_ratio": 1.5}
+  return timm.models.VisionTransformer(**sizes, class_token=False, global_pool="map", num_classes=num_classes)
+
+
 def make_model(name: str, settings: dict) -> None:
   folder = HERE / name
   folder.mkdir(exist_ok=True)
@@ -72,7 +100,8 @@ def make_model(name: str, settings: dict) -> None:
   with torch.no_grad():
     for key, x in model.named_parameters():  # nothing at a value that would hide it
       scale = x.shape[-1] ** -0.5 if x.ndim > 1 else 0.3
-      x.copy_(torch.randn(x.shape) * scale + (key.split(".")[-2:][0].startswith("ln") and key.endswith("weight")))
+      is_norm = key.split(".")[-2:][0].startswith(("ln", "norm")) and key.endswith("weight")
+      x.copy_(torch.randn(x.shape) * scale + is_norm)
     model.logit_scale.fill_(2.5)
 
   from safetensors.torch import save_file
@@ -80,10 +109,11 @@ def make_model(name: str, settings: dict) -> None:
   save_file(model.state_dict(), folder / "open_clip_model.safetensors")
   rng, length = np.random.default_rng(0), TEXT["context_length"]
   image = rng.integers(0, 256, (4, 24, 24, 3), np.uint8)
-  text = rng.integers(1, 558, (4, length)).astype(np.int64)
+  eos = settings["text_cfg"].get("eos_id", 559)
+  text = rng.integers(1 if eos > 558 else 3, 558, (4, length)).astype(np.int64)
   text[:, 0] = 558
   for row, end in enumerate((3, 5, 7, 8)):
-    text[row, end], text[row, end + 1 :] = 559, 0
+    text[row, end], text[row, end + 1 :] = eos, 0
   mean, std = (torch.tensor(PREPROCESS[k]) for k in ("mean", "std"))
   pixels = ((torch.tensor(image) / 255 - mean) / std).permute(0, 3, 1, 2)
   with torch.no_grad():
@@ -115,6 +145,6 @@ def make_tokenizer() -> None:
 
 
 if __name__ == "__main__":
-  for name, settings in MODELS.items():
-    make_model(name, settings)
-  make_tokenizer()
+  names = sys.argv[1:] or [*MODELS, "tokenizer"]
+  for name in names:
+    make_tokenizer() if name == "tokenizer" else make_model(name, MODELS[name])
