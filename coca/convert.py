@@ -8,7 +8,8 @@ r"""Other people's weights as a model directory, and back.
     python -m coca.convert SOURCE OUT --to=transformers    # of a BLIP model
 
 OUT then works wherever a workdir does: coca.load(OUT), config.init_from=OUT. What converts: open_clip's CoCa and its
-CLIP models with ViTs (coca/interop/open_clip/settings.py); BLIP's pre-trained models, captioners, retrieval and VQA
+CLIP, SigLIP, CLIPA, OpenVision and MetaCLIP 2 models with ViTs (coca/interop/open_clip/settings.py); transformers'
+CLIPModel and SiglipModel (coca/interop/clip_transformers.py); BLIP's pre-trained models, captioners, retrieval and VQA
 models, in their original files and as transformers has them (coca/interop/blip/settings.py); ALBEF's pre-trained and
 retrieval models, in their original files (coca/interop/blip/albef.py). Weights are read from .safetensors; from .bin,
 .pt and .pth only where torch is installed, and never by running code that is in them. OUT appears as a whole or not at
@@ -19,7 +20,15 @@ import argparse
 
 from coca.config.command_line import one_line
 from coca.interop.blip import weights as blip_weights
-from coca.interop.convert import from_blip, from_open_clip, from_vit_and_bert, is_blip, to_open_clip, to_transformers
+from coca.interop.convert import (
+  from_blip,
+  from_open_clip,
+  from_transformers,
+  from_vit_and_bert,
+  kind_of,
+  to_open_clip,
+  to_transformers,
+)
 from coca.interop.open_clip import models as open_clip_models
 from coca.storage.checkpoint import CheckpointError
 from coca.storage.hub import local_folder
@@ -60,7 +69,9 @@ def main() -> None:
       use = f'{to_transformers(args.source, args.out, args.architecture)}.from_pretrained("{args.out}")'
     elif args.bert:
       from_vit_and_bert(args.source, args.bert, args.out, args.tokenizer, args.kind)
-    elif not args.model and is_blip(args.source, args.config):
+    elif (kind := "open_clip" if args.model else kind_of(args.source, args.config)) == "transformers":
+      from_transformers(args.source, args.out, args.config, args.tokenizer)
+    elif kind == "blip":
       from_blip(
         args.source,
         args.out,

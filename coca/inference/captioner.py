@@ -110,12 +110,9 @@ class ContrastiveCaptioner:
       ValueError: as `embed_images`, or a model without such a pooler or query.
     """
     kind, poolers, text = self.config.model.kind, self.config.model.poolers, self.config.model.text
-    if kind != "coca" or (
-      query is None and (poolers.kind in ("class_token", "mean") or not self.config.contrastive.heads)
-    ):
-      raise ValueError(
-        "this model has no contrastive pooler to look through; its embedding is that of a class token, or it has none"
-      )
+    has_none = poolers.kind in ("class_token", "mean") or not self.config.contrastive.heads
+    if kind != "coca" or (query is None and has_none):
+      raise ValueError("this model has no contrastive pooler to look through: a class token or a mean, or no embedding")
     queries = poolers.n_query - (poolers.kind == "openclip") if text.multimodal_layers else 0
     if query is not None and not 0 <= query < queries:
       raise ValueError(f"query {query}: this model has {queries} generative ones, counted from 0")

@@ -10,7 +10,7 @@ import jax
 from coca.data.tokenizers import clip, json_file, wordpiece
 from coca.devices import sharding
 from coca.inference.forward import Forward
-from coca.interop import files
+from coca.interop import clip_transformers, files
 from coca.interop.blip import albef
 from coca.interop.blip import settings as blip_settings
 from coca.interop.blip import start as blip_start
@@ -52,6 +52,29 @@ def from_open_clip(source, out, model: str = "", config: str = "", tokenizer: st
   with _naming(path):
     params = open_clip_weights.to_params(files.read_state_dict(path), settings)
   _write(out, settings, tokens, params)
+
+
+def from_transformers(source, out, config: str = "", tokenizer: str = "") -> None:
+  """Writes a model directory of transformers' CLIPModel or SiglipModel.
+
+  Args:
+    source: a folder with config.json, weights and tokenizer; or a file of weights that lies beside such a config.json.
+    out, config, tokenizer: as for `from_blip`.
+
+  Raises:
+    as `from_blip`.
+  """
+  files.check_new(Path(out))
+  folder, path = _found(source)
+  described = config or folder / "config.json"
+  found, processor = files.read_json(described), files.image_processor(folder)
+  with _naming(described):
+    settings = clip_transformers.to_config(found, processor, Path(source).resolve().stem)
+  how = clip_transformers.tokenizer(settings)
+  find = clip.find if how is None else functools.partial(json_file.find, **how)
+  with _naming(path):
+    params = clip_transformers.to_params(files.read_state_dict(path), settings)
+  _write(out, settings, find(tokenizer or folder, settings.model.text.vocab), params)
 
 
 def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> None:
@@ -212,16 +235,20 @@ def _params(source, config):
   return read_params(source, Forward(config, sharding.make_mesh(devices=jax.local_devices()[:1])).abstract_params)
 
 
-def is_blip(source: str, config: str) -> bool:
-  """True if the source, for which no model of open_clip is named, is BLIP's: by what lies beside it, or its names."""
+def kind_of(source: str, config: str) -> str:
+  """Whose the source is, for which no model of open_clip is named, by what lies beside it, or its names: 'open_clip',
+  'blip', or 'transformers', for its models other than BLIP.
+  """
   folder, path = _found(source)
   for described in (Path(config), folder / SETTINGS, folder / "config.json"):
     if described.is_file():
       found = files.read_json(described)
       if described.name == SETTINGS or "model_cfg" in found or "model_type" in found:
-        return str(found.get("model_type", "")).startswith("blip")
+        if "model_type" not in found:
+          return "open_clip"
+        return "blip" if str(found["model_type"]).startswith("blip") else "transformers"
   with _naming(path):
-    return blip_weights.is_original(files.names(path))
+    return "blip" if blip_weights.is_original(files.names(path)) else "open_clip"
 
 
 def _settings(folder: Path, model: str, config: str) -> tuple[str | Path, dict]:

@@ -27,7 +27,7 @@ _SIGNS = str.maketrans("", "", string.punctuation)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
-  """What stands round the pieces of a text."""
+  """The ids round the pieces of a text, and its cleaning."""
 
   # -1: none.
   bos: int

@@ -208,9 +208,7 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
 
 
 def tokenizer(settings: dict) -> dict | None:
-  """How the model's texts are read, where its tokenizer is a tokenizer.json: the arguments of
-  `coca.data.tokenizers.json_file.find`. None: CLIP's tokenizer.
-  """
+  """Arguments of `coca.data.tokenizers.json_file.find`. None: CLIP's tokenizer is the model's."""
   text = entry(entry(settings, "model_cfg", settings), "text_cfg", dict)
   kwargs = entry(text, "text_cfg.tokenizer_kwargs", {})
   if not text.get("hf_tokenizer_name") or (text.get("pool_type", "argmax") == "argmax" and kwargs in _CLIP_TOKENS):

@@ -1,0 +1,55 @@
+"""transformers' CLIPModel and SiglipModel: the same outputs as in golden/clip_transformers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from coca.inference.forward import Forward
+from coca.interop import clip_transformers
+from support.common import make_mesh
+
+GOLDEN = Path(__file__).parent / "golden" / "clip_transformers"
+COLOURS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+
+
+def settings(name):
+  return json.loads((GOLDEN / name / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_outputs_are_those_of_transformers(name):
+  config = clip_transformers.to_config(settings(name), COLOURS, name)
+  params = clip_transformers.to_params(safetensors.numpy.load_file(GOLDEN / name / "model.safetensors"), config)
+  expected, forward = np.load(GOLDEN / name / "outputs.npz"), Forward(config, make_mesh())
+  close = {"rtol": 0, "atol": 2e-6}
+  np.testing.assert_allclose(forward.embed_images(params, expected["image"]), expected["image_latent"], **close)
+  np.testing.assert_allclose(forward.embed_texts(params, expected["text"]), expected["text_latent"], **close)
+
+
+@pytest.mark.parametrize(
+  ("part", "values", "message"),
+  [
+    ("", {"model_type": "siglip2"}, "model_type is 'siglip2', which is not supported; .*: blip, clip, siglip"),
+    ("text_config", {"hidden_act": "swish"}, "hidden_act is 'swish'; supported: gelu"),
+    ("text_config", {"layer_norm_eps": 1e-3}, "layer_norm_eps is 1e-06 in vision_config and 0.001 in text_config"),
+    ("vision_config", {"vision_use_head": False}, "without SigLIP's pooler"),
+    ("text_config", {"projection_size": 24}, "projection_size is 24, and vision_config.hidden_size 48"),
+  ],
+)
+def test_other_models_are_named(part, values, message):
+  found = settings("siglip")
+  (found[part] if part else found).update(values)
+  with pytest.raises(ValueError, match=message):
+    clip_transformers.to_config(found, {}, "siglip")
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [({"resample": 0}, "resample is 0; supported: 3"), ({"size": {"height": 32, "width": 24}}, "and vision_config.*24")],
+)
+def test_images_prepared_in_another_way_are_named(values, message):
+  with pytest.raises(ValueError, match=message):
+    clip_transformers.to_config(settings("siglip"), values, "siglip")
