@@ -88,8 +88,9 @@ class Source:
   # Of 'webdataset', and of texts beside the images of a 'folder': each line of a text is one of its own. It is so
   # anyhow where dataset_type.txt says 'retrieval' beside the tars or a folder above, as in CLIP_benchmark's folders.
   text_lines: bool = False
-  # Member that holds the number of the class, from 0. Empty: as the format has it (of 'webdataset' .cls, where
-  # classnames.txt lies beside the tars or a folder above).
+  # Member that holds the number of the class, from 0, or column with its name; of 'parquet', of numbers too where the
+  # file names them; of 'folder' without a table, 'label' is the name of the folder. Empty: as the format has it (of
+  # 'webdataset' .cls, where classnames.txt lies beside the tars or a folder above; else what `text_key` takes for one).
   label_key: str = ""
   # Column or field with the question; `text_key` then names its answers, one an annotator. Of 'builtin', 'name' asks
   # for the images' names, and 'question' goes with the splits 'scenes_questions...'.

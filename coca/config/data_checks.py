@@ -204,7 +204,7 @@ def check_source(s: Source, where: str) -> None:
   )
   for name, kinds in (
     ("text_lines", ("webdataset", "folder")),
-    ("label_key", ("webdataset",)),
+    ("label_key", ("webdataset", "parquet", "folder")),
     ("texts", ("tfds", "webdataset", "parquet", "folder", "pairs")),
     ("subset", ("tfds", "webdataset", "parquet", "folder")),
   ):

@@ -348,7 +348,7 @@ class ContrastiveCaptioner:
         image = self.prepare(images[i])
       except ValueError as e:
         if not skip_broken:
-          raise
+          raise ValueError(f"{e}" + "; skip_broken=True goes on without it" * (len(images) > 1)) from e
         image, broken[i] = blank(self.config), str(e)
       return {"image": image} | prepare(i)
 

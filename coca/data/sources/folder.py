@@ -56,6 +56,7 @@ class _Entry(NamedTuple):
   wrong: str = ""  # why it is no record
   question: str = ""
   key: str = ""  # empty: the path
+  label: tuple[Text, ...] = ()  # the name of its class, where that is no text of it
 
 
 class Folder:
@@ -75,7 +76,7 @@ class Folder:
     self._names = {
       info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True) if info["type"] != "directory"
     }
-    self._lines = settings.text_lines
+    self._lines, self._label_key = settings.text_lines, settings.label_key
     self._found: dict[str, str] | None = None
     if self._keys and (table := settings.texts or self._find_table(bool(settings.question_key))):
       self._entries = self._from_table(table, settings)
@@ -84,12 +85,18 @@ class Folder:
         f"{self._where}.question_key is {settings.question_key!r}: {self.name!r} has no table "
         f"with questions; one of {', '.join(TABLES)} has to lie in it"
       )
+    elif settings.label_key not in ("", LABEL):
+      raise FileNotFoundError(
+        f"{self._where}.label_key is {settings.label_key!r}: {self.name!r} has no table with such a column; 'label' is "
+        "the name of the folder that an image lies in"
+      )
     else:
       self._entries = self._from_files(settings.text_key == values.DEFAULT_TEXT_KEY)
     # A table is read with its texts, and so are the names of folders: these are all names that there are.
-    texts = (text for entry in self._entries for text in entry.texts)
+    classes = settings.label_key or any(key.is_class for key in self._keys)
+    texts = (text for entry in self._entries for text in entry.label or entry.texts if classes)
     names = {text.text for text in texts if isinstance(text, Text) and text.origin == LABEL}
-    self.label_names = tuple(sorted(names)) if any(key.is_class for key in self._keys) else ()
+    self.label_names = tuple(sorted(names))
     self._labels = {name: i for i, name in enumerate(self.label_names)}
 
   def __len__(self) -> int:
@@ -102,7 +109,7 @@ class Folder:
       BadRecord: the image is missing, or it or a text can't be read.
       Unavailable: the disk or the store fails.
     """
-    path, given, wrong, question, key = self._entries[operator.index(i)]
+    path, given, wrong, question, key, label = self._entries[operator.index(i)]
     if wrong:
       raise BadRecord(wrong)
     try:
@@ -118,7 +125,7 @@ class Folder:
       raise BadRecord(f"{self.name}: record '{path}': {e}") from None
     if not image:
       raise BadRecord(f"{self.name}: record '{path}': the image is empty")
-    return Record(key or path, image, texts, values.label_of(texts, self._labels), question)
+    return Record(key or path, image, texts, values.label_of(label or texts, self._labels), question)
 
   def ids(self, _: str) -> Iterator[str]:
     """The keys of all records."""
@@ -243,7 +250,8 @@ class Folder:
         texts += values.as_texts(image.partition("/")[0] if "/" in image else None, key.origin)
       elif found := next((files[stem, kind] for kind in self._kinds(key) if (stem, kind) in files), None):
         texts += (_Beside(found, key.origin),)
-    return _Entry(image, texts)
+    label = values.as_texts(image.partition("/")[0], LABEL) if self._label_key and "/" in image else ()
+    return _Entry(image, texts, label=label)
 
   def _kinds(self, key: values.Key) -> tuple[str, ...]:
     """Extensions of the texts beside the images, in the order of preference."""
@@ -277,7 +285,8 @@ class Folder:
     images = IMAGE_COLUMNS if settings.image_key == values.DEFAULT_IMAGE_KEY else (settings.image_key,)
     default = TEXT_COLUMNS + (ANSWER_COLUMNS if questions else (LABEL,) if len(self._keys) == 1 else ())
     texts = {key: default if key.name == values.DEFAULT_TEXT_KEY else (key.name,) for key in self._keys}
-    return {"image_key": images, **texts} | ({"question_key": questions} if questions else {})
+    more = {name: (key,) for name in ("question_key", "label_key") if (key := getattr(settings, name))}
+    return {"image_key": images, **texts, **more}
 
   def _read_table(self, path: str) -> bytes:
     """A table in the folder or, where it isn't there, anywhere."""
@@ -323,6 +332,8 @@ class Folder:
         if isinstance(row, str):
           raise ValueError(row)
         image = row.get(columns["image_key"])
+        if isinstance(image, dict):  # as the Hugging Face library has it
+          image = image.get("path")
         if isinstance(image, list) and len(image) == 1:
           image = image[0]
         key = image = self._inside(self._placed(image) if isinstance(image, tuple) else image)
@@ -330,12 +341,14 @@ class Folder:
         for name in self._keys:
           found += values.as_texts(values.lookup(row, columns[name]), name.origin, bool(settings.question_key))
         question = values.as_question(values.lookup(row, columns["question_key"])) if settings.question_key else ""
+        label = values.as_texts(values.lookup(row, columns.get("label_key", "")), LABEL)
         if question and row.get("#") is not None:
           key = f"{image}#{row['#']}"
         while question and key in entries:  # another file may be called so
           doubled[image] += 1
           key = f"{image}#{doubled[image]}"
-        entries[key] = _Entry(image, (entries[key].texts if key in entries else ()) + found, "", question, key)
+        before = entries.get(key, _Entry(image))
+        entries[key] = _Entry(image, before.texts + found, "", question, key, before.label or label)
       except ValueError as e:
         wrong.append(f"{self.name}: {where}: {e}")
     if not entries:

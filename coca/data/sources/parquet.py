@@ -112,7 +112,10 @@ class Parquet:
       image, detected = b"", regions.from_row(values, image, where)
     elif isinstance(image, dict):
       if image.get("bytes") is None and image.get("path"):
-        raise BadRecord(f"{where}: column '{table.image}' holds no bytes, only the path {image['path']!r}")
+        raise BadRecord(
+          f"{where}: column '{table.image}' holds no bytes, only the path {image['path']!r}; kind='folder' reads it, "
+          "with the folder of the images as path and this file as texts"
+        )
       image = image.get("bytes")
     if not image and table.image and detected is None:
       raise BadRecord(f"{where}: no image (column '{table.image}')")
@@ -122,12 +125,12 @@ class Parquet:
         found = named(lookup(values, column.name), column.names)
         texts += as_texts(found, column.origin, bool(table.question))
       question = as_question(lookup(values, table.question)) if table.question else ""
+      label = values[table.label.name] if table.label else -1
+      if table.label and not table.label.names:  # else several classes may have one name
+        label = label_of(as_texts(label, LABEL), self._labels)
     except ValueError as e:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
-    label = label_of(texts, self._labels)
-    if table.label and table.label.names:  # several classes may have one name
-      found = values[table.label.name]
-      label = found if isinstance(found, int) and 0 <= found < len(self.label_names) else -1
+    label = label if label is not None and 0 <= label < len(self.label_names) else -1
     return Record(key, image or b"", texts, label, question, detected)
 
   def ids(self, name: str) -> Iterator[str]:

@@ -119,9 +119,17 @@ def examine(file: reading.File, settings: Source) -> tuple[Table | None, str]:
     names = classes.get(name, ())
     column = Column(name, key.origin or (LABEL if names else "web"), names)
     texts.append(column)
-    if not label and (names or key.is_class) and schema.get_field_index(name) >= 0:
+    if not label and not settings.label_key and (names or key.is_class) and schema.get_field_index(name) >= 0:
       label = None if _is_list(schema.field(name).type) else column
-  if not label and settings.text_key:
+  if settings.label_key:
+    name = settings.label_key if settings.label_key in classes else _choose(schema, (settings.label_key,), _holds_text)
+    if not name or schema.get_field_index(name) < 0 or _is_list(schema.field(name).type):
+      return None, (
+        f"{file.name}: label_key is {settings.label_key!r}, and there is no such column of one name a row, nor of "
+        f"numbers with names ('ClassLabel' in the file's metadata); {_shown(schema)}"
+      )
+    label = Column(name, LABEL, classes.get(name, ()))
+  elif not label and settings.text_key:
     name = next((n for n in LABEL_COLUMNS if n in classes and not _is_list(schema.field(n).type)), "")
     label = Column(name, LABEL, classes[name]) if name else None
   question = _choose(schema, (settings.question_key,), _holds_text)

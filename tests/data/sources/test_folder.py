@@ -389,6 +389,8 @@ def test_several_columns_each_with_its_origin(folder):
   assert opened(folder, text_key="recaption:label")[1].label == 0
   with pytest.raises(ValueError, match=r"<name>\.text_key: captions\.csv .* has no column alt; it has: image, caption"):
     opened(folder, text_key="caption,alt")
+  alone = opened(folder, label_key="label")
+  assert alone.label_names == ("cat", "dog") and alone[0] == Record("a.jpg", picture(0), (Text("one", "human"),), 1)
   (folder / "captions.csv").write_text("image,label\na.jpg,dog\nsub/b.png,cat\n")
   assert opened(folder).label_names == ("cat", "dog") and opened(folder)[0] == Record(
     "a.jpg", picture(0), (Text("dog", "label"),), 1
@@ -405,6 +407,9 @@ def test_a_folder_a_class(folder):
   assert source[1] == Record("sub/b.png", picture(1, "PNG"), (Text("sub", "label"),), 1)
   (folder / "cat" / "a.txt").write_text("tabby")
   assert texts(opened(folder)) == {"cat/a.jpg": ["tabby"], "sub/b.png": []}
+  assert [opened(folder, label_key="label")[n].label for n in range(2)] == [0, 1]
+  with pytest.raises(FileNotFoundError, match=r"label_key is 'breed': .* has no table with such a column"):
+    opened(folder, label_key="breed")
   assert opened(folder, text_key="txt,label")[0].texts == (Text("tabby", "human"), Text("cat", "label"))
   os.remove(folder / "cat" / "a.txt")
   for name in ("train", "00001"):
@@ -433,7 +438,7 @@ def test_other_tables_are_named(folder):
   with pytest.raises(FileNotFoundError, match=r"if blip_558k\.json is the table, name it in .*\.texts"):
     opened(folder)
   assert texts(opened(folder, texts="blip_558k.json")) == {"a.jpg": ["one"]}
-  table = pa.Table.from_pylist([{"image": "a.jpg", "caption": "one"}])
+  table = pa.Table.from_pylist([{"image": {"bytes": None, "path": "a.jpg"}, "caption": "one"}])
   pq.write_table(table, folder.parent / "x.parquet")
   assert texts(opened(folder, texts=str(folder.parent / "x.parquet"))) == {"a.jpg": ["one"]}
   for name in ("captions_a.json", "captions_b.json"):

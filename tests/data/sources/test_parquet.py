@@ -127,6 +127,8 @@ def test_classes(tmp_path):
   assert [(r.texts, r.label) for r in records(source)] == [
     ((Text("crane", "label"),), 2), ((Text("dog", "label"),), 1), ((), -1)]  # fmt: skip
   assert opened(tmp_path, text_key="fine:web").label_names == ("x", "y", "z")
+  other = opened(tmp_path, text_key="", label_key="fine")
+  assert other.label_names == ("x", "y", "z") and (other[2].label, other[2].texts) == (2, ())
   tagged = opened(tmp_path, text_key="tags")
   assert tagged[0].texts == (Text("crane", "label"), Text("dog", "label")) and tagged[0].label == 2
   assert opened(tmp_path, text_key="")[0].label == -1
@@ -151,6 +153,10 @@ def test_columns_of_class_names_and_several_texts(tmp_path):
   assert source.label_names == ("pug", "tabby") and [r.label for r in records(source)] == [0, 1, 1, 1]
   assert source[0].texts == (Text("one"), Text("two", "synthetic"), Text("pug", "label"))
   assert source[1].texts == (Text("three", "synthetic"), Text("tabby", "label"))
+  alone = opened(tmp_path, label_key="breed")
+  assert alone.label_names == ("pug", "tabby") and alone[0].texts == (Text("one"),) and alone[2].label == 1
+  with pytest.raises(ValueError, match="label_key is 'label', and there is no such column of one name a row"):
+    opened(tmp_path, label_key="label")
   with pytest.raises(ValueError, match="no such column of text, nor names of its classes"):
     opened(tmp_path, text_key="label")
 
