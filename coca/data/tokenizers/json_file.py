@@ -82,7 +82,9 @@ class JsonTokenizer:
 
   def tokens(self, text: str) -> list[int]:
     """The ids of the whole text, without BOS and EOS."""
-    return self._pieces.encode(CLEANERS[self.frame.clean](text), add_special_tokens=False).ids
+    ids = self._pieces.encode(CLEANERS[self.frame.clean](text), add_special_tokens=False).ids
+    # To some models the names of special tokens are pieces, and one in a text would end it.
+    return [i for i in ids if i not in (self.bos, self.eos)]
 
   def encode(self, text: str, length: int, ends: bool = True) -> np.ndarray:
     """BOS if there is one, the text's ids, EOS, then the filling: int32 [length]. Of a longer text the last id is EOS.
@@ -167,6 +169,7 @@ def _pieces(saved: dict) -> tokenizers.Tokenizer:
     raise ValueError(f"not a {FILE}, or a damaged one: {e}") from None
   found.no_truncation()
   found.no_padding()
+  found.encode_special_tokens = True  # their names in a text are text
   return found
 
 
@@ -183,9 +186,9 @@ def _round(pieces: tokenizers.Tokenizer) -> tuple[int, int]:
 def _padding(folder, pieces: tokenizers.Tokenizer, saved: dict) -> int:
   """The id that transformers fills rows up with: of tokenizer_config.json, or of the tokenizer's own file."""
   path = folder / "tokenizer_config.json"
-  token = entry(read_object(path.read_bytes()) if path.exists() else {}, f"{path}: pad_token", object)
+  token = read_object(path.read_bytes()).get("pad_token") if path.exists() else None
   token = token.get("content") if isinstance(token, dict) else token
-  found = pieces.token_to_id(token) if isinstance(token, str) else (saved.get("padding") or {}).get("pad_id")
+  found = pieces.token_to_id(token) if isinstance(token, str) else entry(saved, "padding", {}).get("pad_id")
   if not isinstance(found, int):
     raise ValueError(f"what rows are filled up with is not said: no pad_token of this tokenizer in {path}")
   return found
