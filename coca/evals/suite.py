@@ -122,7 +122,7 @@ def table(results: Mapping[str, dict]) -> list[tuple[str, ...]]:
   rows = [("data set", "kind", "images", "measured by", "value", "others")]
   for name, result in results.items():
     numbers, (main, value) = result["numbers"], result["main"]
-    names = ("top1", "top5", "mean_per_class_recall", "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "perplexity")
+    names = ("top1", "top5", "mean_per_class_recall", "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "bleu4", "rouge_l")
     others = [f"{k} {_number(numbers[k])}" for k in names if k in numbers and k != main]
     images = str(int(numbers.get("examples") or 0))
     rows.append((name, result["kind"], images, main, _number(value), ", ".join(others)))

@@ -1,5 +1,6 @@
 """`coca.evaluate` on CLIP_benchmark's folders, against its formulas in float64; over a model of known embeddings."""
 
+import io
 import json
 import re
 import types
@@ -14,7 +15,7 @@ from coca.data.tokenizers.sentencepiece import train
 from coca.evals import datacomp, folders
 from coca.evals.zero_shot import Answers
 from support.evals import CONFIG, NAMES, FakeForward, embeddings, png
-from support.tars import clip_benchmark
+from support.tars import clip_benchmark, tar
 
 TEMPLATES = ("{c}", "a photo of {c}")
 COUNT = 43
@@ -251,6 +252,25 @@ def test_worst_groups_and_f1(tmp_path):
     worst = min(np.mean(rank[groups == g] < depth) for g in (3, 4, 5))
     assert datacomp.metrics(key, numbers, answers, groups)["main_metric"] == worst
   assert len(datacomp.TASKS) == 40 == datacomp.OF_ALL + len(datacomp.UNMEASURED)
+
+
+def test_worst_groups_of_a_folder(model, tree, tmp_path):
+  """GeoDE's: the first number of each .npy is the region."""
+  folder, regions = tmp_path / "geode" / "wds_geode_test", np.arange(COUNT) % 3
+  clip_benchmark(folder, [png(0)], [0], NAMES, TEMPLATES, shards=1)
+  members = {}
+  for i in range(COUNT):
+    group = io.BytesIO()
+    np.save(group, np.array([regions[i], 7]))
+    members |= {f"s{i}.png": png((i, 0, 7)), f"s{i}.cls": str(tree.labels[i]).encode(), f"s{i}.npy": group.getvalue()}
+  (folder / "test" / "0.tar").write_bytes(tar(members))
+  tree.folder, tree.kept = tmp_path / "geode", list(range(COUNT))
+  result = run(tree, tmp_path / "out")["results"]["wds_geode_test"]
+  worst = []
+  for region in range(3):
+    tree.kept = np.flatnonzero(regions == region)
+    worst.append(classification64(model, tree, TEMPLATES)[0])
+  assert result["main"] == ["acc_wg", min(worst)] and min(worst) < max(worst)
 
 
 def test_names_of_tasks():
