@@ -1,6 +1,7 @@
 """open_clip's weights: the same outputs as open_clip's, and the same bits back. golden/ holds what it computed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,12 +12,14 @@ from flax import nnx
 
 from coca.config import parse, to_dict
 from coca.inference.forward import Forward
+from coca.interop import convert
 from coca.interop.open_clip import export as open_clip_export
 from coca.interop.open_clip import models as open_clip_models
 from coca.interop.open_clip import settings as open_clip_settings
 from coca.interop.open_clip import timm
 from coca.interop.open_clip import weights as open_clip_weights
 from coca.models.abstract import abstract_model
+from coca.storage.workdir import read_workdir
 from support.common import make_mesh, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -267,3 +270,35 @@ def test_named_models_have_the_published_sizes(name, millions):
   config = open_clip_settings.to_config(open_clip_models.MODELS[name])
   count = sum(x.size for x in jax.tree.leaves(abstract_model(config)[1]))
   assert count / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers" / "golden" / "json_file"
+
+
+@pytest.mark.parametrize(
+  ("name", "tokenizer", "kwargs"),
+  [
+    ("siglip", "t5", {"clean": "canonicalize"}),
+    ("openvision", "bert", {"strip_sep_token": True}),
+    ("metaclip2", "xlm", {}),
+  ],
+)
+def test_folders_with_a_tokenizer_json_there_and_back(name, tokenizer, kwargs, tmp_path):
+  folder = tmp_path / "theirs"
+  shutil.copytree(GOLDEN / name, folder)
+  shutil.copytree(TOKENIZERS / tokenizer, folder, dirs_exist_ok=True)
+  described = settings(name)
+  described["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "its/name", "tokenizer_kwargs": kwargs}
+  described["preprocess_cfg"] |= {"interpolation": "bilinear", "resize_mode": "squash"}
+  (folder / "open_clip_config.json").write_text(json.dumps(described))
+  convert.from_open_clip(folder, tmp_path / "ours")
+  config, tokens = read_workdir(tmp_path / "ours")
+  assert (config.data.filter, config.data.squash) == ("bilinear", True)
+  case = json.loads((folder / "cases.json").read_text())["cases"][0]
+  ends = len(case["ids"]) if name == "siglip" else 8  # beyond EOS the filling may differ
+  assert tokens.encode(case["text"], 12).tolist()[:ends] == case["ids"][:ends]
+  convert.to_open_clip(tmp_path / "ours", tmp_path / "back")
+  convert.from_open_clip(tmp_path / "back", tmp_path / "again")
+  for file in ("config.json", tokens.file, "model.safetensors"):
+    one, other = ((tmp_path / where / file).read_text(errors="replace") for where in ("ours", "again"))
+    assert one.replace('"theirs"', '"back"') == other, file
