@@ -5,6 +5,7 @@ preprocessor_config.json. Every projection of attention is a tensor of its own, 
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from coca.interop.tensors import Entry, linear, norm
 KINDS = ("clip", "siglip")  # of config.json's model_type
 CONVERT = "blip, clip, siglip"
 LAYERS, PIXELS = 1000, 1 << 14  # at most: of a tower, of an image's side
-_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS: dict[str, Any] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _GEMMA = 256_000  # SigLIP 2's words, whose texts keep their punctuation
 _LAYER = {"layer_norm1": "norm_self", "self_attn": "self_attention", "layer_norm2": "norm_mlp", "mlp": "mlp"}
 
@@ -186,7 +187,7 @@ def _head(theirs: str, ours: str) -> Iterator[Entry]:
 
 def _data(preprocess: dict, size: int, is_clip: bool) -> Data:
   """The preparation of images. Raises ValueError: one that does not exist here."""
-  filters = {3: "bicubic", 2: "bilinear"}
+  filters: dict[int, Any] = {3: "bicubic", 2: "bilinear"}
   resample = entry(preprocess, "resample", 3)
   if resample not in filters:
     raise ValueError(f"the image processor: resample is {resample}; supported: 3 (bicubic), 2 (bilinear)")

@@ -1,12 +1,16 @@
 """transformers' CLIPModel and SiglipModel: the same outputs as in golden/clip_transformers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
+import coca
+from coca import convert as command
 from coca.inference.forward import Forward
 from coca.interop import clip_transformers
 from support.common import make_mesh
@@ -53,3 +57,21 @@ def test_other_models_are_named(part, values, message):
 def test_images_prepared_in_another_way_are_named(values, message):
   with pytest.raises(ValueError, match=message):
     clip_transformers.to_config(settings("siglip"), values, "siglip")
+
+
+def test_a_folder_converts_with_its_tokenizer(tmp_path, monkeypatch, capsys):
+  shutil.copytree(GOLDEN / "siglip", tmp_path / "theirs")
+  tokenizer = Path(__file__).parents[1] / "data" / "tokenizers" / "golden" / "json_file" / "t5"
+  shutil.copytree(tokenizer, tmp_path / "theirs", dirs_exist_ok=True)
+  processor = COLOURS | {"size": {"height": 24, "width": 24}, "resample": 2}
+  (tmp_path / "theirs" / "preprocessor_config.json").write_text(json.dumps(processor))
+  monkeypatch.setattr("sys.argv", ["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")])
+  command.main()
+  assert "coca.load" in capsys.readouterr().out
+  model = coca.load(tmp_path / "ours")
+  case = json.loads((tokenizer / "cases.json").read_text())["cases"][0]
+  assert model.tokenizer.encode(case["text"], 12).tolist() == case["ids"]
+  assert (model.config.data.squash, model.config.data.filter) == (True, "bilinear")
+  image = Image.fromarray(np.load(GOLDEN / "siglip" / "outputs.npz")["image"][0])
+  expected = np.load(GOLDEN / "siglip" / "outputs.npz")["image_latent"][:1]
+  np.testing.assert_allclose(model.embed_images([image]), expected, rtol=0, atol=2e-6)

@@ -7,6 +7,7 @@ another model.
 """
 
 import dataclasses
+from typing import Any
 
 from coca.config import Captioning, Config, Contrastive, Data, ImageEncoder, Model, Poolers, TextDecoder, parse, to_dict
 from coca.config.model import MEAN, STD
@@ -129,8 +130,9 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
   if (after and not is_mean) or (is_mean and has_pooler):
     raise ValueError("vision_cfg.final_ln_after_pool needs pool_type 'avg', which goes without attentional_pool")
   size, patch = (_square(vision, f"vision_cfg.{key}", n) for key, n in (("image_size", 224), ("patch_size", 16)))
-  colours = {key: _colours(preprocess, key, default) for key, default in (("mean", MEAN), ("std", STD))}
-  activation, eps = "quick_gelu" if entry(model, "model_cfg.quick_gelu", False) else "gelu", _eps(vision, text)
+  colours: Any = {key: _colours(preprocess, key, default) for key, default in (("mean", MEAN), ("std", STD))}
+  activation: Any = "quick_gelu" if entry(model, "model_cfg.quick_gelu", False) else "gelu"
+  eps = _eps(vision, text)
   text_activation = "gelu_tanh" if text.get("act_kwargs") else activation
   if is_timm:
     image, activation = timm.image_tower(entry(vision, "vision_cfg.timm_model_name", str), **colours)

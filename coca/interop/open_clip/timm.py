@@ -1,6 +1,7 @@
 """timm's ViTs of SigLIP and SigLIP 2 by their names, which are all that open_clip's settings say of them."""
 
 import re
+from typing import Any
 
 from coca.config import Config, ImageEncoder
 
@@ -13,7 +14,7 @@ SIZES = {  # layers, width, heads, width of the feed-forwards
 _NAME = re.compile(r"vit_([a-z0-9]+)_patch(\d+)_siglip_(\d+)")
 
 
-def image_tower(name: str, **colours) -> tuple[ImageEncoder, str]:
+def image_tower(name: str, **colours: Any) -> tuple[ImageEncoder, Any]:
   """Our image encoder of that name, and its activation, which the settings in open_clip do not change.
 
   Of a patch of 14 and 384 pixels the last 6 rows and columns go into no patch: here it has 378, as the same weights
