@@ -100,7 +100,7 @@ class Vqa(Evaluator):
     forward, tokenizer = self.stream.forward, self.stream.tokenizer
     if self.labels:
       logits = forward.classify(params, batch.device["image"], batch.device["text"][:, 0])
-      return [self.labels[i] for i in to_host(logits).argmax(axis=1)]
+      return [self.labels[i] for i in to_host(logits).argmax(axis=1).tolist()]
     encoded, question = forward.encode(params, batch.device["image"]), batch.device["text"][:, 0]
     if self.candidates:
       k = min(self.stream.settings.rank, len(self.candidates))

@@ -235,7 +235,7 @@ def _params(source, config):
   return read_params(source, Forward(config, sharding.make_mesh(devices=jax.local_devices()[:1])).abstract_params)
 
 
-def kind_of(source: str, config: str) -> str:
+def kind_of(source, config: str) -> str:
   """Whose the source is, for which no model of open_clip is named, by what lies beside it, or its names: 'open_clip',
   'blip', or 'transformers', for its models other than BLIP.
   """
