@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray
 
 from coca.devices.hardware import platform
+from coca.models.dropout import dropout
 from coca.models.linear import KERNEL_INIT, linear, spread, stacked
 from coca.models.rngs import Rngs
 
@@ -48,12 +49,6 @@ def _kernel(setting: str, t: int, s: int, heads: int, width: int, dtype, mask, d
     tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     return "flash" if heads % tensor == 0 and fits(t, s, width, mask is not None) else "xla"
   return "xla"
-
-
-def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray) -> Float[Array, "*shape"]:
-  """Zeroes values of x with probability `rate` and scales the others up; 16 random bits a value are precise enough."""
-  kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
-  return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 def dot_product_attention(

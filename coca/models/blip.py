@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, UInt8
 
 from coca.config import Config, Model
 from coca.config.special import PAD
-from coca.models.attention import dropout
 from coca.models.cached_decoding import start_layers, vocabulary_logits
+from coca.models.dropout import dropout
 from coca.models.image_encoder import ImageEncoder
 from coca.models.layers import ACTIVATIONS, Layer, Stack
 from coca.models.linear import layer_norm, linear

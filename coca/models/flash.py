@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from coca.devices.sharding import BATCH
+from coca.models.dropout import GOLDEN, is_kept, mixed
 
 LANES, SUBLANES = 128, 16  # of a tile, in bfloat16
 LOGITS = 2**18  # of a head at a time: 1 MiB, and a few arrays of that are held
@@ -167,17 +168,10 @@ def _cost(kernel, width, outputs, inputs):
 def _kept(seed, rate, shape, query, turned):
   """True where a weight is not dropped; [T, S] from a query on, or, turned, [S, T].
 
-  From the seed and the weight's number by the mixing steps of MurmurHash3 (Appleby, public domain).
+  A hash of the weight's number and the seed, which is drawn for each example's head.
   """
   t, s = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in ((1, 0) if turned else (0, 1)))
-  x = ((query + t) * shape[not turned] + s) * _int32(0x9E3779B9) ^ seed
-  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-    x = (x ^ jax.lax.shift_right_logical(x, shift)) * _int32(factor)
-  return jax.lax.shift_right_logical(x, 8) >= round(rate * 2**24)
-
-
-def _int32(bits: int) -> int:
-  return bits - 2**32 if bits >= 2**31 else bits
+  return is_kept(mixed(((query + t) * shape[not turned] + s) * GOLDEN ^ seed), rate)
 
 
 def _forward(width, i, q_ref, k_ref, v_ref, mask_ref, drop, y_ref):

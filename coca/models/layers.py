@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from coca import config
 from coca.devices.sharding import constrain_batch, gather_layer
-from coca.models.attention import Attention, CachedKeysValues, Dropout, dropout
+from coca.models.attention import Attention, CachedKeysValues, Dropout
+from coca.models.dropout import dropout
 from coca.models.linear import few_rows_dot_general, layer_norm, linear, rms_norm
 from coca.models.rngs import Rngs
 

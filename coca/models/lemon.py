@@ -18,9 +18,9 @@ from coca.config import Config
 from coca.config.regions import Regions
 from coca.config.special import PAD
 from coca.devices.sharding import constrain_batch, gather
-from coca.models.attention import dropout
 from coca.models.blip import Bert, CaptionHead, WordHead
 from coca.models.cached_decoding import vocabulary_logits
+from coca.models.dropout import dropout
 from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread
 from coca.models.outputs import Encoded, Output, compute_dtype
 from coca.models.rngs import Rngs

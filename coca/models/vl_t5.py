@@ -20,8 +20,9 @@ from coca.config import Config
 from coca.config.regions import Regions
 from coca.config.special import PAD
 from coca.devices.sharding import constrain_batch, gather
-from coca.models.attention import LOWEST, dropout
+from coca.models.attention import LOWEST
 from coca.models.cached_decoding import start_layers, vocabulary_logits
+from coca.models.dropout import dropout
 from coca.models.layers import Layer, Stack
 from coca.models.linear import EMBED_INIT, gathered, linear, rms_norm, spread
 from coca.models.outputs import Encoded, Output, compute_dtype

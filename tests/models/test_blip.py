@@ -267,6 +267,20 @@ def test_dropout_keeps_the_expectation():
   assert attention.dropout(jnp.ones(9, jnp.bfloat16), 0.5, jax.random.key(0)).dtype == jnp.bfloat16
 
 
+def test_what_is_dropped_is_independent_of_other_keys_and_places():
+  """All pairs of masks, and of places up to 64 apart or in other rows, agree as often as coins do."""
+  keys = [*jax.random.split(jax.random.key(0), 3), *(jax.random.fold_in(jax.random.key(1), i) for i in range(3))]
+  masks = [np.asarray(attention.dropout(jnp.ones((512, 768)), 0.5, key)) == 0 for key in keys]
+  four = 4 * math.sqrt(0.25 / masks[0].size)
+  for i, mask in enumerate(masks):
+    assert abs(mask.mean() - 0.5) < four and mask.mean(0).std() < 1.2 * math.sqrt(0.25 / 512)
+    for other in masks[:i]:
+      assert abs((mask == other).mean() - 0.5) < four
+    for apart in (1, 2, 3, 8, 16, 64):
+      assert abs((mask[:, apart:] == mask[:, :-apart]).mean() - 0.5) < 1.1 * four
+      assert abs((mask[apart:] == mask[:-apart]).mean() - 0.5) < 1.1 * four
+
+
 PLACES = ("weights", "self", "cross_weights", "cross", "mlp")
 
 
