@@ -157,7 +157,7 @@ def _kept(source: Keyed, path: str, where: str) -> np.ndarray:
   wanted, kinds = _subset(path, where)
   hashes = _checksums(wanted)
   for kind in kinds:
-    mask = np.isin(_checksums(source.ids(kind)), hashes)
+    mask = np.isin(_checksums(source.ids(kind)), hashes, kind="sort")
     if mask.any():
       return mask
   raise ValueError(
