@@ -125,7 +125,7 @@ def _read(model, found: Found, opened: Callable[[str], Images], allow_urls: bool
 
 def _open(path: str) -> Images:
   source = source_of(path)
-  return Images(path, None if source.kind == "folder" else open_source(source, path))
+  return Images(path, None if source.kind == "folder" else open_source(source, "--data"))
 
 
 def _whole(path: str) -> str:

@@ -198,7 +198,7 @@ def as_templates(text: str) -> tuple[str, ...]:
 
 def _others(config: Config, path: str, kinds: Sequence, templates: Sequence[str], settings: dict) -> dict[str, DataSet]:
   source = source_of(path)
-  opened = open_source(source, path)
+  opened = open_source(source, "--data")
   labels = opened.label_names
   if not kinds:
     kinds = ("zero_shot",) if labels else ("retrieval",) if config.contrastive.heads else ()

@@ -82,7 +82,7 @@ def tables(args, made: Grid) -> str:
 def main() -> None:
   style = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, parents=[grid.flags(list(TABLES))])
-  parser.add_argument("--pairs", type=int, default=64_000, help="that a run sees")
+  parser.add_argument("--pairs", type=int, default=32_000, help="that a run sees")
   args = parser.parse_args()
   made = Grid(args.out, {"coca.train": trained}, args.kept)
   grid.main(args, made, cells(args), functools.partial(tables, args, made))
