@@ -137,7 +137,7 @@ def check_evaluator(c: Config, e: Eval, where: str) -> None:
     f"{where}: a matching evaluator needs config.matching.weight above 0: the model has no matching head",
   )
   need(
-    e.kind != "vqa" or c.answering.weight or ((c.model.poses_tasks or c.answers_by_classes) and not e.answers),
+    e.kind != "vqa" or c.answering.weight or ((c.model.poses_tasks or c.has_text_head) and not e.answers),
     f"{where}: a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer"
     + ", or writes answers (kind 'vl_t5') or chooses a class, and ranks none: leave `answers` empty" * bool(e.answers),
   )

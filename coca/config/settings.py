@@ -76,10 +76,14 @@ class Config:
   checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
   @property
+  def has_text_head(self) -> bool:
+    """True where the class head reads a text beside the image (CoCa section 4.2.3)."""
+    return self.classification.weight > 0 and self.classification.pool == "text"
+
+  @property
   def answers_by_classes(self) -> bool:
-    """True where questions are answered by the class head (CoCa section 4.2.3)."""
-    asked = any(source.question_key for source in self.data.sources.values())
-    return self.classification.weight > 0 and self.classification.pool == "text" and asked
+    """True where that learns answers to questions."""
+    return self.has_text_head and any(source.question_key for source in self.data.sources.values())
 
   @property
   def total_steps(self) -> int:

@@ -52,7 +52,7 @@ class Classification(Evaluator):
     self._number = range(len(theirs)) if theirs == self.names else [number.get(name, -1) for name in theirs]
     if max(self._number, default=-1) < 0:
       raise ValueError(f"'{source.name}' has none of the classes that the model is trained on: {', '.join(labels[:5])}")
-    self._reads = config.classification.pool == "text"
+    self._reads = config.has_text_head
     wants = Wants(described if self._reads else labelled)
     self.stream = Stream(config, settings, forward, tokenizer, source, wants, lambda _, record: self.class_of(record))
 

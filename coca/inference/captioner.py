@@ -205,7 +205,7 @@ class ContrastiveCaptioner:
         "this model has no class head (config.classification.weight is 0): name the labels to choose from, or train "
         "one with configs/finetune_classify.py"
       )
-    if (settings.pool == "text") != (texts is not None):
+    if self.config.has_text_head != (texts is not None):
       raise ValueError(f"texts: this model's class head reads {'images alone' if texts else 'an image and a text'}")
     texts = [texts] * len(images) if isinstance(texts, str) else texts
     if texts is not None and len(texts) != len(images):
@@ -301,7 +301,7 @@ class ContrastiveCaptioner:
     questions = [clean(q) for q in ([questions] * len(images) if isinstance(questions, str) else questions)]
     if len(questions) != len(images) or not all(q.strip() for q in questions):
       raise ValueError(f"{len(images)} images and {len(questions)} questions; give one for each that is not empty")
-    if config.classification.weight and config.classification.pool == "text":
+    if config.has_text_head:
       unknown = [answer for answer in answers if answer not in self.labels]
       if unknown:
         raise ValueError(f"answers: {unknown[0]!r} is none of the model's {len(self.labels)} classes (model.labels)")

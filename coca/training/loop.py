@@ -16,7 +16,7 @@ from coca.devices.batch import batch_arithmetic
 from coca.evals import build
 from coca.inference.forward import Forward
 from coca.storage.lock import locked
-from coca.storage.workdir import saved_steps
+from coca.storage.workdir import read_labels, saved_steps
 from coca.training.begin import begin, check_folder, check_same_run
 from coca.training.curves import plot_curves
 from coca.training.embeddings import fill
@@ -64,7 +64,10 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   if config.init_from and not saved_steps(workdir):
     compare(config.init_from, config)
   sources = open_sources(config)
-  eval_sources, labels = build.open_sources(config), class_names(config, sources)
+  eval_sources = build.open_sources(config)
+  # Answers are counted once: a run that has begun keeps its classes.
+  has_begun = config.answers_by_classes and saved_steps(workdir)
+  labels = read_labels(workdir) if has_begun else class_names(config, sources)
 
   # --- Tokenizer, evaluators, state ---
   tokenizer, said = begin(config, sources, workdir, labels)

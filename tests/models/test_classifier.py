@@ -14,6 +14,7 @@ from PIL import Image
 
 import coca
 from coca.config import Eval, Source
+from coca.config.data_checks import check_evaluator
 from coca.data import questions
 from coca.data.labels import class_names
 from coca.data.pipeline import open_sources, train_batches
@@ -242,6 +243,8 @@ def test_a_loaded_model_answers_and_is_evaluated(tmp_path):
   model.labels = ("yes", "no", "2")
   asked = Eval(kind="vqa", batch=8, limit=8, source=replace(config.data.sources["q"], split="scenes_questions_val"))
   config = replace(config, evals={"vqa": asked})
+  elsewhere = replace(config, data=replace(config.data, sources={}))  # the evaluators of another config file
+  check_evaluator(elsewhere, asked, "vqa")
   sources = build.open_sources(config)
   evaluators = build.make_evaluators(config, model.forward, model.tokenizer, *sources, labels=model.labels)
   records = [sources[0]["vqa"][i] for i in range(8)]
