@@ -18,8 +18,8 @@ import numpy as np
 from coca import __version__
 from coca.capfilt.models import Models
 from coca.capfilt.settings import decoding_text, threshold
-from coca.data.records import BadRecord, Record, Records
-from coca.data.sidecars import SCHEMA, SCORES, image_checksum, plain
+from coca.data.records import BadRecord, Record, Records, image_checksum
+from coca.data.sidecars import SCHEMA, SCORES, plain
 from coca.data.texts import collapse
 from coca.devices.hardware import cores
 from coca.devices.host import to_host

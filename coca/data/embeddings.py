@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coca.data.records import BadRecord, Record, Shard, ShardedRecords, split
-from coca.data.sidecars import image_checksum
+from coca.data.records import BadRecord, Record, Shard, ShardedRecords, image_checksum, split
 
 PART = 16_384  # records of a file
 

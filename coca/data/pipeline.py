@@ -31,8 +31,7 @@ from coca.config.stages import spans
 from coca.data import images, questions, regions, tasks, texts
 from coca.data.augment import rand_augment
 from coca.data.embeddings import Embedded
-from coca.data.records import BadRecord, Record, Records, Shard, ShardedRecords
-from coca.data.sidecars import image_checksum
+from coca.data.records import BadRecord, Record, Records, Shard, ShardedRecords, image_checksum
 from coca.data.sources import open_source
 from coca.data.texts import all_unknown
 from coca.devices.hardware import cores

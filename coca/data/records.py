@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Record:
   label: int = -1  # index into the source's label_names; -1: no label
   question: str = ""  # its texts are then the answers, as the annotators gave them, equal ones as often as given
   regions: Detected | None = None
+
+
+def image_checksum(record: Record) -> int:
+  """By which it is noticed that a record's image has changed: of its bytes, encoded."""
+  return zlib.crc32(record.image)
 
 
 class BadRecord(Exception):

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from coca.config import Source
 from coca.config.data import ORIGINS
 from coca.config.typed import entry, read_object
-from coca.data.records import BadRecord, Record, Shard, ShardedRecords
+from coca.data.records import BadRecord, Record, Shard, ShardedRecords, image_checksum
 from coca.files import finding, reading, writing
 from coca.files.retries import Unavailable
 
@@ -118,11 +118,6 @@ def _check_rows(table: pa.Table) -> None:
 def plain(key: str) -> str:
   """A record's key as sidecars have it."""
   return key.encode("utf-8", "replace").decode()
-
-
-def image_checksum(record: Record) -> int:
-  """The value of the column `image` for a record that could be decoded."""
-  return zlib.crc32(record.image)
 
 
 def key_checksum(key: str) -> int:

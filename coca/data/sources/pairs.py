@@ -19,7 +19,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, Text
-from coca.data.sources.parquet import open_parquet
 from coca.files import finding, reading
 from coca.files.finding import SETTING
 from coca.files.retries import Unavailable
@@ -92,6 +91,8 @@ class Winoground:
   images_each, label_names = 2, ()
 
   def __init__(self, settings: Source, where: str):
+    from coca.data.sources.parquet import open_parquet  # of pyarrow, as in `coca.data.scenes.sprites`
+
     self.name = settings.path
     self._images = [
       open_parquet(dataclasses.replace(settings, image_key=f"image_{k}", text_key=f"caption_{k}"), where)
