@@ -114,6 +114,7 @@ def test_all_are_here():
     "finetune_classify",
     "lemon_base",
     "vl_t5_base",
+    "vl_bart_base",
     "simvlm_base",
     "align_base",
     "blip_base",

@@ -95,11 +95,14 @@ class Source:
   # Column or field with the question; `text_key` then names its answers, one an annotator. Of 'builtin', 'name' asks
   # for the images' names, and 'question' goes with the splits 'scenes_questions...'.
   question_key: str = ""
-  # Of models of kind 'vl_t5': what is made of a record, and what the encoder's text begins with (coca/data/tasks.py).
-  # 'caption': the text is written. 'vqa': an answer to the question. 'span prediction': the words that were left out of
-  # the text. 'image text match': whether a text, its own or another record's, is the image's. 'visual grounding': the
-  # number of the region that is named; 'caption region': the name of the region whose number is given.
-  task: Literal["", "caption", "vqa", "span prediction", "image text match", "visual grounding", "caption region"] = ""
+  # Of models of kind 'vl_t5' or 'vl_bart': what is made of a record, and what the encoder's text begins with
+  # (coca/data/tasks.py). 'caption': the text is written. 'vqa': an answer to the question. 'span prediction': the words
+  # that were left out of the text; 'denoise text', VL-BART's: the text. 'image text match': whether a text, its own or
+  # another record's, is the image's. 'visual grounding': the number of the region that is named; 'caption region': the
+  # name of the region whose number is given.
+  task: Literal[
+    "", "caption", "vqa", "span prediction", "denoise text", "image text match", "visual grounding", "caption region"
+  ] = ""
   # Weight of the answers in the loss. BLIP gives Visual Genome's 0.2.
   answer_weight: float = 1.0
   # Of 'folder': links that lead out of it are followed, too. Otherwise, what others put there can't show your files.

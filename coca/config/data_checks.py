@@ -52,14 +52,19 @@ def check_data(c: Config) -> None:
     )
     need(
       bool(source.task) == c.model.poses_tasks,
-      f"{where}.task is {source.task!r} and config.model.kind {c.model.kind!r}: 'vl_t5' needs a task, others take none",
+      f"{where}.task is {source.task!r} and config.model.kind {c.model.kind!r}: 'vl_t5' and 'vl_bart' need a task, "
+      "others take none",
+    )
+    need(
+      source.task != "denoise text" or c.model.kind == "vl_bart",
+      f"{where}.task 'denoise text' needs config.model.kind 'vl_bart', which has <mask>; say 'span prediction'",
     )
     need(
       bool(source.question_key) == (has_answering or c.answers_by_classes or source.task == "vqa"),
       f"{where}.question_key is {source.question_key!r} and "
-      f"config.answering.weight {c.answering.weight}: batches of questions need both, others neither; of kind 'vl_t5' "
-      f"those of task 'vqa' need questions, and it is {source.task!r}; with config.classification.pool 'text' all "
-      "sources have questions, or none",
+      f"config.answering.weight {c.answering.weight}: batches of questions need both, others neither; of 'vl_t5' and "
+      f"'vl_bart' those of task 'vqa' need questions, and it is {source.task!r}; with config.classification.pool "
+      "'text' all sources have questions, or none",
     )
     need(
       c.contrastive.texts == 1 or not source.sidecars or source.sample == "image",
@@ -139,7 +144,8 @@ def check_evaluator(c: Config, e: Eval, where: str) -> None:
   need(
     e.kind != "vqa" or c.answering.weight or ((c.model.poses_tasks or c.has_text_head) and not e.answers),
     f"{where}: a vqa evaluator needs config.answering.weight above 0: the model was not trained to answer"
-    + ", or writes answers (kind 'vl_t5') or chooses a class, and ranks none: leave `answers` empty" * bool(e.answers),
+    + ", or writes answers (VL-T5, VL-BART) or chooses a class, and ranks none: leave `answers` empty"
+    * bool(e.answers),
   )
   need(
     e.kind != "classification" or c.classification.weight,

@@ -7,9 +7,11 @@ from coca.config.special import SENTINELS
 
 def check_kind(c: Config) -> None:
   """Raises ValueError, which names the setting, if one does not go with `config.model.kind`."""
-  own = {"blip": _blip, "albef": _albef, "align": _align, "lemon": _lemon, "vl_t5": _vl_t5, "simvlm": _simvlm}
+  own = {"blip": _blip, "albef": _albef, "align": _align, "lemon": _lemon, "simvlm": _simvlm}
   if c.model.kind in own:
     own[c.model.kind](c)
+  if c.model.poses_tasks:
+    _posed(c)
   if c.model.is_bert:
     _bert(c)
 
@@ -54,18 +56,24 @@ def _lemon(c: Config) -> None:
   )
 
 
-def _vl_t5(c: Config) -> None:
-  text, regions = c.model.text, c.model.regions
+def _posed(c: Config) -> None:
+  """Common to 'vl_t5' and 'vl_bart'."""
+  kind, text, regions, positions = c.model.kind, c.model.text, c.model.regions, c.model.med.positions
   need(
     c.captioning.weight > 0 < min(text.unimodal_layers, text.multimodal_layers) and not c.contrastive.heads,
-    "config.model.kind 'vl_t5' is trained by what it writes, with layers of an encoder and a decoder: set "
+    f"config.model.kind {kind!r} is trained by what it writes, with layers of an encoder and a decoder: set "
     "config.captioning.weight, config.model.text.unimodal_layers and multimodal_layers above 0, and "
     "config.contrastive.weight to 0",
   )
   need(
-    regions.tags > 0 and regions.count <= SENTINELS // 2 and text.vocab > SENTINELS,
-    f"config.model.kind 'vl_t5' needs config.model.regions.tags above 0, regions.count {regions.count} no more than "
+    regions.tags > 0 and regions.count <= SENTINELS // 2 and c.model.pieces > 0,
+    f"config.model.kind {kind!r} needs config.model.regions.tags above 0, regions.count {regions.count} no more than "
     f"{SENTINELS // 2}, and config.model.text.vocab {text.vocab} above {SENTINELS}: the last words stand for regions",
+  )
+  need(
+    kind == "vl_t5" or max(text.length, regions.tags, c.answering.length) <= positions,
+    f"config.model.text.length {text.length}, regions.tags {regions.tags} or config.answering.length "
+    f"{c.answering.length} is more than config.model.med.positions {positions}",
   )
 
 

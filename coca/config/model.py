@@ -167,8 +167,8 @@ class Regions:
   width: int = 2048
   # Regions of an image. Of more the first ones are read, and places that are left are masked.
   count: int = 50
-  # Tokens of the regions' names, EOS included. VinVL's captioner has 70 with the caption's 40. Of 'vl_t5': of the text
-  # of a task, which is read in their place.
+  # Tokens of the regions' names, EOS included. VinVL's captioner has 70 with the caption's 40. Of 'vl_t5' and
+  # 'vl_bart': of the text of a task, which is read in their place.
   tags: int = 30
 
 
@@ -236,15 +236,15 @@ class Model:
   # `text.unimodal_layers` are the text encoder and `text.multimodal_layers` the fusion encoder.
   # 'lemon': LEMON, VinVL's captioner, which reads regions; `text.multimodal_layers` are its layers. 'simvlm': SimVLM,
   # whose encoder, of image and text, has `image.layers`, and whose decoder has `text.multimodal_layers`.
-  # 'align': ALIGN. 'vl_t5': VL-T5, which reads regions and the text of a task; `text.unimodal_layers` are the
-  # encoder's, `text.multimodal_layers` the decoder's.
-  kind: Literal["coca", "blip", "albef", "lemon", "simvlm", "align", "vl_t5"] = "coca"
+  # 'align': ALIGN. 'vl_t5' and 'vl_bart': VL-T5 and VL-BART, which read regions and the text of a task;
+  # `text.unimodal_layers` are the encoder's, `text.multimodal_layers` the decoder's.
+  kind: Literal["coca", "blip", "albef", "lemon", "simvlm", "align", "vl_t5", "vl_bart"] = "coca"
   image: ImageEncoder = field(default_factory=ImageEncoder)
   poolers: Poolers = field(default_factory=Poolers)
   text: TextDecoder = field(default_factory=TextDecoder)
-  # Of 'blip', 'albef', 'lemon' and 'align', which have no poolers. 'vl_t5' has its dropout.
+  # Of 'blip', 'albef', 'lemon', 'align' and 'vl_bart', which have no poolers. 'vl_t5' has its dropout.
   med: Med = field(default_factory=Med)
-  # Of 'lemon' and 'vl_t5', which have no image encoder.
+  # Of 'lemon', 'vl_t5' and 'vl_bart', which have no image encoder.
   regions: Regions = field(default_factory=Regions)
   # Of 'simvlm'.
   stem: Stem = field(default_factory=Stem)
@@ -281,14 +281,14 @@ class Model:
   @property
   def reads_regions(self) -> bool:
     """True for the kinds that read regions in place of images."""
-    return self.kind in ("lemon", "vl_t5")
+    return self.kind == "lemon" or self.poses_tasks
 
   @property
   def poses_tasks(self) -> bool:
-    """True for the kind whose encoder reads what is asked, and whose every task is text."""
-    return self.kind == "vl_t5"
+    """True for the kinds whose encoder reads what is asked, and whose every task is text."""
+    return self.kind in ("vl_t5", "vl_bart")
 
   @property
   def pieces(self) -> int:
     """Pieces that a tokenizer may have."""
-    return self.text.vocab - (SENTINELS if self.poses_tasks else 0)
+    return self.text.vocab - SENTINELS * self.poses_tasks - (self.kind == "vl_bart")  # which has <mask>

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 PAD = 0  # in every tokenizer
-SENTINELS = 200  # of a model of kind 'vl_t5': the last words of its vocabulary (coca/data/tasks.py)
+SENTINELS = 200  # of models of kind 'vl_t5' and 'vl_bart': the last words of its vocabulary (coca/data/tasks.py)
 
 
 class Special(NamedTuple):

@@ -1,4 +1,4 @@
-"""The models: CoCa, which configured otherwise is CLIP and more, BLIP, ALBEF, LEMON, VL-T5, SimVLM and ALIGN."""
+"""The models: CoCa, which configured otherwise is CLIP and more, BLIP, ALBEF, LEMON, VL-T5, VL-BART, SimVLM, ALIGN."""
 
 from jaxtyping import PRNGKeyArray
 
@@ -10,10 +10,21 @@ from coca.models.coca import CoCa
 from coca.models.lemon import Lemon
 from coca.models.rngs import Rngs
 from coca.models.simvlm import SimVlm
+from coca.models.vl_bart import VlBart
 from coca.models.vl_t5 import VlT5
 
+KINDS = {
+  "coca": CoCa,
+  "blip": Blip,
+  "albef": Albef,
+  "lemon": Lemon,
+  "vl_t5": VlT5,
+  "vl_bart": VlBart,
+  "simvlm": SimVlm,
+  "align": Align,
+}
 
-def make_model(config: Config, key: PRNGKeyArray) -> CoCa | Blip | Albef | Lemon | VlT5 | SimVlm | Align:
+
+def make_model(config: Config, key: PRNGKeyArray) -> CoCa | Blip | Albef | Lemon | VlT5 | VlBart | SimVlm | Align:
   """A new model of `config.model.kind`, its parameters drawn by `key`."""
-  kinds = {"coca": CoCa, "blip": Blip, "albef": Albef, "lemon": Lemon, "vl_t5": VlT5, "simvlm": SimVlm, "align": Align}
-  return kinds[config.model.kind](config, Rngs(key))
+  return KINDS[config.model.kind](config, Rngs(key))

@@ -8,7 +8,8 @@ Shapes: B batch, S side in pixels, N image tokens, K texts an image, T text leng
 V vocabulary, L layers.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any
 
@@ -75,13 +76,15 @@ class Bert(nnx.Module):
       causal: whether a word sees only itself and those before it; otherwise all but padding.
       key: for dropout; None: none.
     """
-    length = ids.shape[1]
-    mask = causal_mask(length) if causal else (ids != PAD)[:, None, None]
-    x = self.norm(self.embedding(ids))
+    mask = causal_mask(ids.shape[1]) if causal else (ids != PAD)[:, None, None]
+    return self.read(self.norm(self.embedding(ids)), mask, context, context_mask, key=key)
+
+  def read(self, x: Float[Array, "BK T D"], *args, key: PRNGKeyArray | None = None) -> Float[Array, "BK T D"]:
+    """States of what is embedded and normed: as `Layer`, with dropout before the first."""
     if key is not None and self.dropout:
       x = dropout(x, self.dropout, jax.random.fold_in(key, Dropped.EMBEDDING))
       key = jax.random.fold_in(key, Dropped.LAYERS)
-    return self.stack(x, mask, context, context_mask, key=key)
+    return self.stack(x, *args, key=key)
 
   def share(self, other: "Bert", parts: Iterable[str]) -> None:
     """Makes parts of the layers, and the embedding, those of `other`."""
@@ -89,6 +92,33 @@ class Bert(nnx.Module):
       self.embedding, self.norm = other.embedding, other.norm
     for part in parts:
       setattr(self.stack.layers, part, getattr(other.stack.layers, part))
+
+  # --- Writing: the decoding protocol of `coca.decoding` ---
+
+  def decoding_weights(self) -> dict:
+    """For `start_decoding`: a tree of arrays."""
+    tokens, positions = self.embedding.tables()
+    return {"tokens": tokens, "positions": positions, "stack": self.stack.decoding_weights()}
+
+  def start_decoding(
+    self,
+    head: Callable,
+    weights: dict,
+    image_tokens: Float[Array, "B S kv_width"],
+    length: int,
+    rows: int,
+    prefix: Int32[Array, "B P"],
+    context_mask: Bool[Array, "B 1 1 S"] | None = None,
+  ):
+    """`head`: the table of words [V, D] and states [n, D] -> logits fp32 [n, V]. `context_mask`: as in a pass."""
+    layers = self.stack.decoding_layers(weights["stack"])
+    contexts = [layer.context_cache(image_tokens, rows * length) for layer in layers]
+
+    def embed(ids, position):
+      return self.norm(weights["tokens"][ids] + weights["positions"][position])
+
+    predict = functools.partial(head, weights["tokens"])
+    return start_layers(layers, contexts, context_mask, embed, predict, length, rows, prefix)
 
 
 class CaptionHead(nnx.Module):
@@ -248,34 +278,17 @@ class Blip(WordHead, ImageHeads):
       matching, logits = jax.nn.softmax(logits)[..., 1], logits[..., 1]
     return Scores(contrastive, matching, logits)
 
-  # --- Writing ---
-
   def decoding_weights(self) -> dict:
     """The decoding protocol of `coca.decoding`: what `start_decoding` takes, a tree of arrays."""
-    tokens, positions = self.text_decoder.embedding.tables()
-    return {"tokens": tokens, "positions": positions, "stack": self.text_decoder.stack.decoding_weights()}
+    return self.text_decoder.decoding_weights()
 
-  def start_decoding(
-    self,
-    weights: dict,
-    image_tokens: Float[Array, "B S kv_width"],
-    length: int,
-    rows: int,
-    prefix: Int32[Array, "B P"],
-    context_mask: Bool[Array, "B 1 1 S"] | None = None,
-  ):
-    """The decoding protocol of `coca.decoding`. `context_mask`: as in `Bert`."""
-    decoder, head = self.text_decoder, self.caption_head
-    layers = decoder.stack.decoding_layers(weights["stack"])
-    contexts = [layer.context_cache(image_tokens, rows * length) for layer in layers]
+  def start_decoding(self, weights: dict, *args, **given):
+    """The decoding protocol of `coca.decoding`."""
 
-    def embed(ids, position):
-      return decoder.norm(weights["tokens"][ids] + weights["positions"][position])
+    def head(words, states):
+      return vocabulary_logits(self.caption_head(states), words) + self.caption_head.bias[...]
 
-    def predict(states):
-      return vocabulary_logits(head(states), weights["tokens"]) + head.bias[...]
-
-    return start_layers(layers, contexts, context_mask, embed, predict, length, rows, prefix)
+    return self.text_decoder.start_decoding(head, weights, *args, **given)
 
   @jax.named_scope("image_grounded_decoder")
   def _decode(self, text, context, mask=None, key=None):

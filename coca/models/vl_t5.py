@@ -10,13 +10,16 @@ number: that of region i is the word <vis_extra_id_i>, the (i + 1)th from the en
 Shapes: B batch, T text length, G tokens that the encoder reads, R regions, D width, H heads, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from coca.config import Config
+from coca.config import Config, Model
 from coca.config.regions import Regions
 from coca.config.special import PAD
 from coca.devices.sharding import constrain_batch, gather
@@ -46,32 +49,19 @@ def kinds_of(distances: np.ndarray, both_ways: bool) -> np.ndarray:
   return kinds + n * (distances > 0) if both_ways else kinds
 
 
-class VlT5(nnx.Module):
-  """`config.model.text` has the sizes; `unimodal_layers` are its encoder's, `multimodal_layers` its decoder's."""
+class RegionReader(nnx.Module):
+  """Regions as VL-T5 and VL-BART embed them, and the pass of both."""
 
-  softmax_bias = None
+  dtype: DTypeLike
+  encode: Callable[..., Encoded]
+  _write: Callable
 
-  def __init__(self, config: Config, rngs: Rngs):
-    model = config.model
-    text, width, dtype = model.text, model.text.width, compute_dtype(config)
-    self.dtype, self.width, self.dropout = dtype, width, model.med.dropout
-    self.words = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (text.vocab, width)))
+  def add_regions(self, model: Model, norm: Callable[[], nnx.Module], rngs: Rngs) -> None:
+    width = model.text.width
     self.image_order = nnx.Param(EMBED_INIT(rngs.params(), (width,)))
-    self.region_projection = linear(model.regions.width, width, dtype, rngs)
-    self.box_projection = linear(5, width, dtype, rngs)
-
-    def norm():
-      return rms_norm(width, model.norm_eps, dtype, rngs)
-
-    def stack(layers, kv_width):
-      return Stack(layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width, t5=model.med), model, dtype, rngs)
-
-    def distances():
-      return nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (KINDS, text.heads)))
-
-    self.region_norm, self.box_norm, self.encoder_norm, self.decoder_norm = norm(), norm(), norm(), norm()
-    self.encoder, self.decoder = stack(text.unimodal_layers, None), stack(text.multimodal_layers, width)
-    self.encoder_distances, self.decoder_distances = distances(), distances()
+    self.region_projection = linear(model.regions.width, width, self.dtype, rngs)
+    self.box_projection = linear(5, width, self.dtype, rngs)
+    self.region_norm, self.box_norm = norm(), norm()
 
   def __call__(
     self, image: Regions, text: Int32[Array, "B T"], *, caption: bool = True, key: PRNGKeyArray | None = None, **_
@@ -84,13 +74,51 @@ class VlT5(nnx.Module):
     encoded = self.encode(image, key)
     return Output(None, None, encoded, None, self._write(text, encoded, more) if caption else None)
 
+  def embed_regions(self, image: Regions, words: Float[Array, "V D"]) -> Float[Array, "B R D"]:
+    """Regions as the encoder reads them; `words`: the table, in the compute dtype."""
+    area = jnp.prod(image.boxes[..., 2:] - image.boxes[..., :2], axis=-1, keepdims=True)
+    boxes = jnp.concatenate([image.boxes, area], axis=-1).astype(self.dtype)
+    features = gathered(self.region_projection, self.dtype, "region_projection/")(image.features.astype(self.dtype))
+    x = self.region_norm(features) + self.box_norm(gathered(self.box_projection, self.dtype, "box_projection/")(boxes))
+    order = words[-x.shape[1] :][::-1] + self.image_order[...].astype(self.dtype)
+    return x + spread(order, x.shape, self.dtype)
+
+  def seen(self, image: Regions) -> Bool[Array, "B 1 1 G"]:
+    """Those words and regions that there are; never none, for a softmax needs something."""
+    return jnp.concatenate([image.tags != PAD, image.mask], axis=1).at[:, 0].set(True)[:, None, None]
+
+
+class VlT5(RegionReader):
+  """`config.model.text` has the sizes; `unimodal_layers` are its encoder's, `multimodal_layers` its decoder's."""
+
+  softmax_bias = None
+
+  def __init__(self, config: Config, rngs: Rngs):
+    model = config.model
+    text, width, dtype = model.text, model.text.width, compute_dtype(config)
+    self.dtype, self.width, self.dropout = dtype, width, model.med.dropout
+    self.words = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (text.vocab, width)))
+
+    def norm():
+      return rms_norm(width, model.norm_eps, dtype, rngs)
+
+    def stack(layers, kv_width):
+      return Stack(layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width, t5=model.med), model, dtype, rngs)
+
+    def distances():
+      return nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (KINDS, text.heads)))
+
+    self.add_regions(model, norm, rngs)
+    self.encoder_norm, self.decoder_norm = norm(), norm()
+    self.encoder, self.decoder = stack(text.unimodal_layers, None), stack(text.multimodal_layers, width)
+    self.encoder_distances, self.decoder_distances = distances(), distances()
+
   @jax.named_scope("encoder")
   def encode(self, image: Regions, key: PRNGKeyArray | None = None) -> Encoded:
     """The states of the text that comes with the regions, and of the regions, and which of them there are."""
     words, n = gather("words", self.words[...], self.dtype), image.tags.shape[1]
     regions = self.embed_regions(image, words)
-    x = constrain_batch(jnp.concatenate([look_up(words, image.tags), regions], axis=1))
-    seen = jnp.concatenate([image.tags != PAD, image.mask], axis=1).at[:, 0].set(True)[:, None, None]
+    x, seen = constrain_batch(jnp.concatenate([look_up(words, image.tags), regions], axis=1)), self.seen(image)
     kinds = kinds_of(np.arange(n) - np.arange(n)[:, None], both_ways=True)
     among_words = self.encoder_distances[...][kinds].transpose(2, 0, 1)
     bias = jnp.pad(among_words, ((0, 0), (0, regions.shape[1]), (0, regions.shape[1])))
@@ -125,15 +153,6 @@ class VlT5(nnx.Module):
 
     given = layers, contexts, context_mask, embed, predict, length, rows, prefix
     return start_layers(*given, bias=lambda positions: self._back(positions, length))
-
-  def embed_regions(self, image: Regions, words: Float[Array, "V D"]) -> Float[Array, "B R D"]:
-    """Regions as the encoder reads them; `words`: the table, in the compute dtype."""
-    area = jnp.prod(image.boxes[..., 2:] - image.boxes[..., :2], axis=-1, keepdims=True)
-    boxes = jnp.concatenate([image.boxes, area], axis=-1).astype(self.dtype)
-    features = gathered(self.region_projection, self.dtype, "region_projection/")(image.features.astype(self.dtype))
-    x = self.region_norm(features) + self.box_norm(gathered(self.box_projection, self.dtype, "box_projection/")(boxes))
-    order = words[-x.shape[1] :][::-1] + self.image_order[...].astype(self.dtype)
-    return x + spread(order, x.shape, self.dtype)
 
   @jax.named_scope("decoder")
   def _write(self, text, encoded: Encoded, key):

@@ -47,7 +47,7 @@ def _stacks(config: Config) -> list[tuple]:
   image, text = model.image, model.text
   if model.kind == "lemon":
     return [(text.multimodal_layers, text.length + regions.tags + regions.count, text, 0)]
-  if model.kind in ("simvlm", "vl_t5"):
+  if model.kind == "simvlm" or model.poses_tasks:
     reads_image = model.kind == "simvlm"
     read = image.tokens + text.length if reads_image else regions.tags + regions.count
     encoder = (image.layers, read, image, 0) if reads_image else (text.unimodal_layers, read, text, 0)

@@ -34,6 +34,7 @@ SYSTEMS = {
   "blip_tiny": ("BLIP", ""),
   "lemon_base": ("LEMON, reads true regions", ""),
   "vl_t5_base": ("VL-T5, reads true regions", ""),
+  "vl_bart_base": ("VL-BART, reads true regions", ""),
   "vit_base": ("ViT, on single things", ""),
   "lit_base": ("LiT, on that ViT", "vit_base"),
   "finetune_classify": ("CoCa, tuned on single things", "coca_tiny"),

@@ -1,6 +1,7 @@
 """VL-T5's tasks: sentinels, what is made of a record, and batches of several tasks."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -39,13 +40,26 @@ def test_spans_put_back_are_the_text():
   rng = np.random.default_rng(0)
   words = [f"w{i}" for i in range(40)]
   for _ in range(50):
-    given, target = tasks.without_some(" ".join(words), rng)
+    given, target = tasks.without_some(" ".join(words), "span prediction", rng)
     spans = {part.split()[0]: " ".join(part.split()[1:]) for part in target.split("<") if part}
     assert list(spans) == [f"extra_id_{i}>" for i in range(len(spans))]
     for name, said in spans.items():
       given = given.replace(f"<{name}", said)
     assert given.split() == words and sum(len(said.split()) for said in spans.values()) == 6
-  assert tasks.without_some("dog", rng) == ("<extra_id_0>", "<extra_id_0> dog")
+  assert tasks.without_some("dog", "span prediction", rng) == ("<extra_id_0>", "<extra_id_0> dog")
+
+
+def test_a_text_without_noise_is_the_text(tokenizer):
+  """VL-BART's: 30 % of the words, those side by side in one <mask>, which is BART's last word but 200."""
+  rng = np.random.default_rng(0)
+  words = [f"w{i}" for i in range(40)]
+  for _ in range(50):
+    given, target = tasks.without_some(" ".join(words), "denoise text", rng)
+    assert target.split() == words and "<mask> <mask>" not in given
+    left = [word for word in given.split() if word != "<mask>"]
+    assert len(left) == 28 and re.fullmatch(re.escape(given).replace("<mask>", r"w\d+( w\d+)*"), target)
+  ids = tasks.encode(tokenizer, VOCAB, "a <mask> dog", 20)
+  assert ids[len(tokenizer.tokens("a")) + 1] == VOCAB - 201
 
 
 def test_each_task():
@@ -111,6 +125,8 @@ def test_batches(tokenizer):
     ({"model__text__unimodal_layers": 0}, "unimodal_layers"),
     ({"model__regions__count": 101}, "regions.count 101"),
     ({"model__text__vocab": 200}, "vocab 200"),
+    ({"model__kind": "vl_bart", "model__text__vocab": 201}, "vocab 201"),
+    ({"model__kind": "vl_bart", "model__med__positions": 20}, "regions.tags 30.* more than config.model.med.positions"),
   ],
 )
 def test_what_does_not_go_together(changes, said):

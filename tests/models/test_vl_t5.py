@@ -1,4 +1,4 @@
-"""VL-T5: T5 against transformers', the embedding of regions against float64 NumPy, texts from the cache, gradients."""
+"""VL-T5 and VL-BART: against transformers' T5 and BART, regions against float64 NumPy, texts from the cache."""
 
 import functools
 from pathlib import Path
@@ -15,7 +15,7 @@ from coca.config.special import Special
 from coca.data import tasks
 from coca.data.records import Detected
 from coca.data.tokenizers.sentencepiece import train
-from coca.decoding.settings import answer_decoding
+from coca.decoding.settings import Decoding, answer_decoding
 from coca.devices import sharding
 from coca.inference.captioner import ContrastiveCaptioner
 from coca.inference.forward import Forward
@@ -38,6 +38,11 @@ def vl_t5(**changes) -> Config:
   settings |= {f"model__regions__{name}": n for name, n in (("width", F), ("count", R), ("tags", READ))}
   settings |= {"model__med__dropout": 0.0, "contrastive__weight": 0.0}
   return tiny(**(settings | {"model__text__length": 40} | changes))
+
+
+def vl_bart(**changes) -> Config:
+  settings = {"model__kind": "vl_bart", "model__activation": "gelu"}
+  return vl_t5(**settings, model__med__norm_eps=1e-5, model__med__positions=48, **changes)
 
 
 def some_regions(n, seed=0):
@@ -73,6 +78,21 @@ def test_without_regions_it_is_t5():
   words = image.tags != PAD
   np.testing.assert_allclose(states[words], GOLDEN["states"][words], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(logits[:, ::4], GOLDEN["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_bart_with_regions():
+  """Against golden/make_vl_bart.py's."""
+  golden = np.load(Path(__file__).parent / "golden" / "vl_bart.npz")
+  settings, image, text = vl_bart(), some_regions(4), pairs(vl_bart(), 4)["text"]
+
+  def run(model, image, text):
+    out = model(image, text)
+    return out.tokens.tokens, out.states @ model.softmax_kernel()
+
+  states, logits = compiled(settings, run)(random_params(settings, 3), image, text)
+  seen = np.concatenate([image.tags != PAD, image.mask], axis=1)
+  np.testing.assert_allclose(states[seen], golden["states"][seen], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(logits[:, ::4], golden["logits"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("both_ways", [True, False])
@@ -119,24 +139,29 @@ def test_regions_against_numpy():
 
 
 @functools.cache
-def captioner():
-  settings = vl_t5(model__text__length=LENGTH)
+def captioner(kind=vl_t5):
+  settings = kind(model__text__length=LENGTH)
   forward = Forward(settings, make_mesh())
   return forward, jax.device_put(random_params(settings, 51), forward.params_shardings), some_regions(N)
 
 
 @functools.cache
-def full_pass():
+def full_pass(kind=vl_t5):
   def logits(model, image, text):
     logits = model(image, text).states @ model.softmax_kernel()
     return logits, jax.nn.log_softmax(logits)
 
-  return compiled(captioner()[0].config, logits)
+  return compiled(captioner(kind)[0].config, logits)
 
 
 @WAYS
 def test_cached_equals_uncached(decoding, prompted):
   assert_cached_equals_uncached(decoding, prompted, captioner(), full_pass())
+
+
+def test_barts_cache():
+  decoding, prompted = Decoding(beams=2), True
+  assert_cached_equals_uncached(decoding, prompted, captioner(vl_bart), full_pass(vl_bart))
 
 
 def test_answers_are_to_what_the_encoder_reads():
