@@ -6,7 +6,8 @@ r"""BLIP's fine-tune for captions, which is CapFilt's captioner too (arXiv 2201.
 
 DIR is a BLIP model: a run of configs/blip_base.py or what `python -m coca.convert` wrote. LM alone, 5 epochs, rate 1e-5
 (ViT-L 2e-6), batch 256, images of 384 pixels, texts of 40 tokens that begin with "a picture of ", which is no part of
-the loss. To write captions as for the paper's tables, whose code divides a beam's score by the length with the prompt:
+the loss. Captions are evaluated as for the paper's tables, whose code divides a beam's score by the length with the
+prompt (small models: as long as they can). The same on the command line:
 
   python -m coca.caption photos --model=runs/blip_captioner --strategy=beam --beams=3 --max_length=20 --min_length=5 \
     --length_normalisation=whole
@@ -14,6 +15,8 @@ the loss. To write captions as for the paper's tables, whose code divides a beam
 It trains on the built-in corpus; other data as in configs/finetune_caption.py, with --config.steps='2.8e6 examples' for
 five epochs of COCO. The rate falls each step and not each epoch.
 """
+
+from dataclasses import replace
 
 from coca.commands import arguments
 from coca.decoding.decode import own_prompt
@@ -32,5 +35,6 @@ def get_config(arg=None):
   config.data.prompt = PROMPT
   tokenizer = read_workdir(args.init_from)[1]
   config.captioning.update(weight=1.0, prompt_tokens=own_prompt(config, tokenizer, 1)[1] - 1)
-  blip_recipes.evaluate(config, args, "captions", kind="captions")
+  decoding = replace(blip_recipes.CAPTIONS, max_length=min(blip_recipes.CAPTIONS.max_length, config.model.text.length))
+  blip_recipes.evaluate(config, args, "captions", kind="captions", decoding=decoding)
   return config

@@ -14,11 +14,10 @@ questions about scenes (docs/scenes.md), for a model whose texts are long enough
   --config.data.sources.pairs.split=scenes_questions --config.data.sources.pairs.question_key=question \
   --config.evals.vqa.source.split=scenes_questions_val --config.evals.vqa.source.question_key=question
 
-On VQA v2, as a folder with a captions.json of objects with "image", "question" and "answers":
+On VQA v2, as folders of COCO's images beside its question and annotation files (docs/own-data.md):
 
-  --config.data.sources.pairs.kind=folder --config.data.sources.pairs.path=data/vqa_train \
-  --config.data.sources.pairs.split='' --config.data.sources.pairs.question_key=question \
-  --config.data.sources.pairs.text_key=answers --config.answering.answers=10
+  --config.data.sources.pairs.kind=folder --config.data.sources.pairs.path=data/vqa/train \
+  --config.data.sources.pairs.split='' --config.data.sources.pairs.question_key=question --config.answering.answers=10
 
 and in the same way config.evals.vqa.source; --config.evals.vqa.answers=FILE ranks the 3,128 answers in it, one a line,
 instead of writing answers. Visual Genome's questions, as a second source, have answer_weight 0.2.

@@ -417,6 +417,10 @@ def test_blips_fine_tunes_are_those_of_table_14(tmp_path, named, blip):
   retrieval, caption, vqa = map(named, FROM_BLIP)
   assert (retrieval.model.text.multimodal_layers, caption.model.text.unimodal_layers) == (0, 0)
   assert (caption.data.prompt, caption.captioning.prompt_tokens) == ("a picture of ", 3)
+  written = caption.evals["captions"].decoding
+  longest = min(20, caption.model.text.length)
+  assert (written.strategy, written.beams, written.min_length, written.max_length) == ("beam", 3, 5, longest)
+  assert named("blip_base").evals["coco_captions"].decoding == dataclasses.replace(written, max_length=20)
   assert retrieval.evals["retrieval"].rerank == 256
   assert (vqa.answering.weight, vqa.captioning.weight) == (1, 0)
 

@@ -1,9 +1,16 @@
 """The common part of BLIP's configs (arXiv 2201.12086). Constants that the paper lacks are its code's, marked so."""
 
+from dataclasses import replace
+
 from coca.config import Draft, Eval, Source, default, to_dict
 from coca.config.model import MEAN, STD
+from coca.decoding.settings import beam_search
 from coca.recipes.coca import EMOJI, shorten
 from coca.storage.workdir import read_config
+
+# How captions are written for BLIP's tables: 3 beams, 5 to 20 tokens with BOS and prompt (configs/caption_coco.yaml and
+# nocaps.yaml of salesforce/BLIP).
+CAPTIONS = replace(beam_search(3, 20), min_length=5)
 
 
 def pretraining(batch: int, lr: float) -> Draft:
@@ -53,7 +60,7 @@ def pretraining(batch: int, lr: float) -> Draft:
   config.mesh.data, config.mesh.fsdp = -1, 1
   source = Source(kind="folder", path="data/coco_test")
   config.evals.coco_retrieval = to_dict(Eval(kind="retrieval", source=source, every="5%", batch=1024))
-  config.evals.coco_captions = to_dict(Eval(kind="captions", source=source, batch=1024))
+  config.evals.coco_captions = to_dict(Eval(kind="captions", source=source, batch=1024, decoding=CAPTIONS))
   return config
 
 

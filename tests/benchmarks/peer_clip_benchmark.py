@@ -1,8 +1,8 @@
 """open_clip's model on a tree of CLIP_benchmark's folders, by clip_benchmark's own metrics: beside `coca.evaluate`.
 
-    python tests/benchmarks/suites.py benchmarks --count=1000
-    python -m coca.evaluate --model=models/clip --data=benchmarks --out=results
-    PEER/bin/python tests/benchmarks/peer_clip_benchmark.py open_clip_folder benchmarks results/results.json
+    python tests/benchmarks/suites.py suites
+    python -m coca.evaluate --model=models/clip --data=suites/clip_benchmark --out=results
+    PEER/bin/python tests/benchmarks/peer_clip_benchmark.py open_clip_folder suites/clip_benchmark results/results.json
 
 PEER has torch, open_clip_torch, clip_benchmark==1.6.2 and scikit-learn. Prints each number of both and how far they are
 apart. Tars are read with tarfile: clip_benchmark's own reader needs torchvision's transforms.

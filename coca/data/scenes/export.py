@@ -82,8 +82,8 @@ def _bgr(image: np.ndarray) -> np.ndarray:
 
 
 def vqa(world: World, to: Folder, train: bool) -> None:
-  """VQA v2: questions, annotations, COCO's images; and captions.json, which coca's source of kind 'folder' reads."""
-  made, year, questions, annotations, rows = Questions(world), "train2014" if train else "val2014", [], [], []
+  """VQA v2: questions, annotations, and COCO's images."""
+  made, year, questions, annotations = Questions(world), "train2014" if train else "val2014", [], []
   for i in to.numbers():
     asked, image = made[i], f"{year}/COCO_{year}_{i:012d}.jpg"
     to.image(image, asked.scene)
@@ -99,11 +99,9 @@ def vqa(world: World, to: Folder, train: bool) -> None:
         "answers": answers,
       }
     )
-    rows.append({"image": image, "question": asked.question, "answers": [asked.answer] * 10})
   about = {"data_type": "mscoco", "data_subtype": year}
   to.json(f"v2_OpenEnded_mscoco_{year}_questions.json", {**about, "task_type": "Open-Ended", "questions": questions})
   to.json(f"v2_mscoco_{year}_annotations.json", {**about, "annotations": annotations})
-  to.json("captions.json", rows)
 
 
 def nlvr2(world: World, to: Folder, train: bool) -> None:

@@ -46,7 +46,7 @@ def test_vqa(written):
   asked = loaded(folder / "v2_OpenEnded_mscoco_val2014_questions.json")["questions"]
   answers = {a["question_id"]: a for a in loaded(folder / "v2_mscoco_val2014_annotations.json")["annotations"]}
   assert len(asked) == len(answers) == 8
-  source = open_source(Source(kind="folder", path=str(folder), split="", question_key="question", text_key="answers"))
+  source = open_source(Source(kind="folder", path=str(folder), split="", question_key="question"))
   for i, row in enumerate(asked):
     check_image(folder / f"val2014/COCO_val2014_{row['image_id']:012d}.jpg", made[i].scene, most=8)
     given = answers[row["question_id"]]
