@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import math
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,7 +136,7 @@ def cider_d(captions: Sequence[Words], references: Sequence[Sequence[Words]], si
 
 
 def java_scores(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> Iterator[tuple[str, float]]:
-  """Yields 'meteor' and 'spice' as pycocoevalcap's Java programs give them; says which is not available."""
+  """Yields 'meteor' and 'spice' as pycocoevalcap's Java programs give them; says which is not available, and why."""
   found = importlib.util.find_spec("pycocoevalcap")
   folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
   said = {str(i): [" ".join(words)] for i, words in enumerate(captions)}
@@ -147,7 +148,12 @@ def java_scores(captions: Sequence[Words], references: Sequence[Sequence[Words]]
       _say_once(f"{name.upper()} is not available: {lacks} is missing")
       continue
     made = getattr(importlib.import_module(f"pycocoevalcap.{module}.{module}"), scorer)()
-    yield name, float(made.compute_score(true, said)[0])
+    try:
+      value = float(made.compute_score(true, said)[0])
+    except (OSError, ValueError, subprocess.SubprocessError) as e:  # what Java says stands above it
+      _say_once(f"{name.upper()} is not available: its program failed ({e})")
+    else:
+      yield name, value
 
 
 @functools.cache

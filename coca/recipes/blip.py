@@ -8,8 +8,8 @@ from coca.decoding.settings import beam_search
 from coca.recipes.coca import EMOJI, shorten
 from coca.storage.workdir import read_config
 
-# How captions are written for BLIP's tables: 3 beams, 5 to 20 tokens with BOS and prompt (configs/caption_coco.yaml and
-# nocaps.yaml of salesforce/BLIP).
+# How captions are written for BLIP's tables: 3 beams, 5 to 20 tokens with BOS and prompt (salesforce/BLIP,
+# caption_coco.yaml and nocaps.yaml).
 CAPTIONS = replace(beam_search(3, 20), min_length=5)
 
 

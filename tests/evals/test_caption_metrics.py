@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,6 +87,10 @@ class {name}:
 """
 
 
+def failing(self, true, said):
+  raise subprocess.CalledProcessError(1, "java")
+
+
 @pytest.fixture
 def fresh():
   """Without any pycocoevalcap that was imported, before and after."""
@@ -119,6 +124,10 @@ def test_java_programs_are_asked_where_they_are_there(tmp_path, monkeypatch, cap
   assert found["meteor"] == 0.25 and "spice" not in found  # its models are missing
   (folder / "spice/lib/stanford-corenlp-3.6.0-models.jar").touch()
   assert dict(scores(*given, java=True))["spice"] == 0.25
+  caption_metrics.importlib.import_module("pycocoevalcap.spice.spice").Spice.compute_score = failing
+  found = dict(scores(*given, java=True))
+  assert found["meteor"] == 0.25 and "spice" not in found  # an evaluation of hours does not end with it
+  assert "SPICE is not available: its program failed (Command 'java' returned non-zero" in caplog.text
   monkeypatch.setattr(shutil, "which", lambda name: None)
   assert not dict(caption_metrics.java_scores(SAID, TRUE))
 
