@@ -22,9 +22,11 @@ import numpy as np
 from etils import epath
 
 from coca.config import Config
+from coca.config.special import Tokenizer
 from coca.config.typed import to_plain
 from coca.data.fingerprint import fingerprint
 from coca.data.records import Records
+from coca.data.survey import survey
 from coca.devices.host import from_first
 from coca.evals import build, datacomp
 from coca.evals.folders import DataSet
@@ -95,7 +97,8 @@ def run(
       if first:
         print(f"{where}: error: {e}", flush=True)
       continue
-    problems = [*data_set.source.problems, *evaluator.stream.problems]
+    lost = _lost(config, n, data_set, model.tokenizer) if first else []
+    problems = [*lost, *data_set.source.problems, *evaluator.stream.problems]
     shown = section(n, evaluator, model.params, numbers, problems)
     if first:
       results[n] = {
@@ -111,7 +114,7 @@ def run(
       write_results(evaluator, out / f"{n}_results.json")
       write_atomic(_section(out, n), shown.encode("utf-8", "replace"))
       _write(out, whose, results)
-      print(f"{where}: {_main_line(results[n])}", flush=True)
+      print("\n".join([*lost, f"{where}: {_main_line(results[n])}"]), flush=True)
   if first and sets:
     _write(out, whose, results)
   return {n: results[n] for n in sets if n in results and n not in wrong}, wrong
@@ -143,6 +146,14 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
   """A table as text."""
   widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
   return "\n".join("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _lost(config: Config, name: str, data_set: DataSet, tokenizer: Tokenizer) -> list[str]:
+  """A line if texts are cut, and one if words are unknown; the texts of all but classes are those of the records."""
+  if data_set.settings.kind in ("classification", "zero_shot"):
+    return []
+  data = dataclasses.replace(config.data, sources={name: data_set.settings.source})
+  return survey(dataclasses.replace(config, data=data), {name: data_set.source}, tokenizer)
 
 
 def _main(data_set: DataSet, numbers: dict[str, float], metrics: dict) -> tuple[str, float | None]:

@@ -1,5 +1,7 @@
 """ImageNet's classes and those of its robustness sets, as people have them on disk."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,10 @@ def test_the_lists_are_those_that_were_published():
     marked = [name for name, m in zip(NAMES, MARKS, strict=True) if mark in m]
     assert (len(marked), marked[0], marked[-1]) == (200, first, last)
   assert len(_table("objectnet.tsv")) == 113
+  # The checksums are of clip_benchmark 1.6.2's lists: datasets/builder.py, en_classnames.json.
+  marked = [[id_ for id_, marks in zip(IDS, MARKS, strict=True) if mark in marks] for mark in "aro"]
+  found = [hashlib.sha256("\n".join(each).encode()).hexdigest()[:8] for each in (IDS, NAMES, *marked)]
+  assert found == ["385e0240", "571ae1c5", "f6aa4b23", "e19a59d8", "39f8e64e"]
 
 
 def test_folders_of_wordnet_ids_are_scored_over_their_classes_alone():

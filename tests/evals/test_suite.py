@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from coca import evaluate
-from coca.config import Source
+from coca.config import Eval, Source
 from coca.data.prompts import CLIP_IMAGENET
 from coca.data.tokenizers.sentencepiece import train
-from coca.evals import datacomp, folders
+from coca.evals import datacomp, folders, suite
 from coca.evals.zero_shot import Answers
-from support.evals import CONFIG, NAMES, FakeForward, embeddings, png
+from support.evals import CONFIG, NAMES, FakeForward, Source_, embeddings, png, record
 from support.tars import clip_benchmark, tar
 
 TEMPLATES = ("{c}", "a photo of {c}")
@@ -192,6 +192,15 @@ def test_data_of_other_kinds(model, tree, tmp_path):
   evaluate.main(["--model=model", f"--config={tmp_path}/evals.py", f"--out={tmp_path}/o"])
   results = json.loads((tmp_path / "o" / "results.json").read_text())["results"]
   assert results["mine"]["numbers"] == results["pairs-retrieval"]["numbers"] and len(results) == 3
+
+
+def test_texts_that_are_cut_are_told(tokenizer):
+  source = Source_([record(0, NAMES[0], " ".join(NAMES * 4)), record(1, " ".join(NAMES * 4)), None])
+  for kind, lines in (("retrieval", 1), ("zero_shot", 0)):
+    found = suite._lost(
+      CONFIG, "mine", folders.DataSet(Eval(kind=kind, source=Source(text="first")), source), tokenizer
+    )
+    assert len(found) == lines and all("mine: 1 of 2 texts that were looked at are cut" in line for line in found)
 
 
 @pytest.mark.parametrize(
