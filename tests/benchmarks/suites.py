@@ -62,7 +62,8 @@ def measure(out: Path, model: str, vqa_model: str | None) -> list[dict]:
       others = {k: x for k, x in numbers.items() if k != main and re.fullmatch(OTHERS, k)}
       baseline = _baseline(out, name, result)
       rows.append(_row(name, result["kind"], numbers["examples"], main, value, *baseline, others))
-  return [*rows, _searched(out, model), _embedded(out, model)]
+  layouts = list(LAYOUTS.values())
+  return sorted([*rows, _searched(out, model), _embedded(out, model)], key=lambda row: layouts.index(row["layout"]))
 
 
 def _row(name: str, *values) -> dict:
@@ -104,7 +105,7 @@ def _searched(out: Path, model: str, count: int = 200) -> dict:
   _command("coca.search", str(index), f"--data={images}", f"--model={model}")
   annotations = json.loads((out / "coco" / CAPTIONS).read_text())["annotations"]
   first = {row["caption"]: row["image_id"] for row in annotations if row["id"] % 5 == 0 and row["image_id"] < count}
-  lines = _command("coca.search", str(index), *first, "--k=1").splitlines()
+  lines = _told("coca.search", str(index), *first, "--k=1")
   found = [int(Path(line.split("\t")[1]).stem) for line in lines if "\t" in line]
   right, chance = np.mean(np.array(found) == list(first.values())), 1 / len(list(images.iterdir()))
   return _row("coco_search", "search", len(found), "t2i_r1", float(right), chance, "chance", {})
@@ -122,15 +123,19 @@ def _embedded(out: Path, model: str) -> dict:
   }
   for name, array in arrays.items():
     np.save(out / f"{name}.npy", array)
-  told = _command("coca.evaluate", *(f"--{name}={out}/{name}.npy" for name in arrays))
-  numbers = {name: float(value) for name, value in map(str.split, told.splitlines())}
+  told = _told("coca.evaluate", *(f"--{name}={out}/{name}.npy" for name in arrays))
+  numbers = {name: float(value) for name, value in map(str.split, told)}
   value = (numbers["i2t_r1"] + numbers["t2i_r1"]) / 2
   return _row("karpathy_npy", "retrieval", len(images), "i2t_r1 and t2i_r1", value, 1 / len(images), "chance", {})
 
 
-def _command(module: str, *args: str) -> str:
-  print(f"python -m {module} {' '.join(args)[:200]}", flush=True)
-  return subprocess.run([sys.executable, "-m", module, *args], check=True, stdout=subprocess.PIPE, text=True).stdout
+def _command(module: str, *args: str) -> None:
+  print(f"python -m {module} {' '.join(args)}", flush=True)
+  subprocess.run([sys.executable, "-m", module, *args], check=True)
+
+
+def _told(module: str, *args: str) -> list[str]:
+  return subprocess.check_output([sys.executable, "-m", module, *args], text=True).splitlines()
 
 
 def markdown(rows: list[dict]) -> str:
