@@ -13,16 +13,7 @@ from coca.models.simvlm import SimVlm
 from coca.models.vl_bart import VlBart
 from coca.models.vl_t5 import VlT5
 
-KINDS = {
-  "coca": CoCa,
-  "blip": Blip,
-  "albef": Albef,
-  "lemon": Lemon,
-  "vl_t5": VlT5,
-  "vl_bart": VlBart,
-  "simvlm": SimVlm,
-  "align": Align,
-}
+KINDS = dict(coca=CoCa, blip=Blip, albef=Albef, lemon=Lemon, vl_t5=VlT5, vl_bart=VlBart, simvlm=SimVlm, align=Align)
 
 
 def make_model(config: Config, key: PRNGKeyArray) -> CoCa | Blip | Albef | Lemon | VlT5 | VlBart | SimVlm | Align:

@@ -9,14 +9,14 @@ embedding width, V vocabulary.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
 from coca.config import Config
 from coca.config.special import PAD
 from coca.models.blip import Bert, CaptionHead, ImageHeads
 from coca.models.image_encoder import ImageEncoder
 from coca.models.layers import Layer, Stack
-from coca.models.outputs import Encoded, Output, Scores, compute_dtype, unit
+from coca.models.outputs import Output, compute_dtype
 from coca.models.rngs import Rngs
 
 # Parts that a config has no use for are None; coca/config/checks.py says what needs what, and pyright can't know it.
@@ -43,10 +43,10 @@ class Albef(ImageHeads):
     text: Int32[Array, "B T"],
     *,
     contrast: bool = True,
-    caption: bool = False,
     match: bool = False,
     patch_noise: Float[Array, "B N"] | None = None,
     key: PRNGKeyArray | None = None,
+    **_,
   ) -> Output:
     """One pass over each encoder that the losses need.
 
@@ -54,20 +54,14 @@ class Albef(ImageHeads):
       image: pixels of 0 to 255.
       text: a first token of any kind, words, [SEP], padding.
       contrast: whether to compute the embeddings.
-      caption: refused by the config's checks.
       match: whether to compute the states that `ground` goes on from.
       patch_noise: see `ImageEncoder`.
       key: for dropout; None: none.
     """
-    del caption
     tokens = self.image_encoder(image, patch_noise)
     words = self._read(text, key) if contrast or match else None
     embeddings = (self._project(tokens), self._embed(words)) if contrast else (None, None)
     return Output(*embeddings, tokens, words, None)
-
-  def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
-    """Embeddings of unit length."""
-    return self._embed(self._read(text, key))
 
   @jax.named_scope("fusion_encoder")
   def ground(
@@ -101,23 +95,3 @@ class Albef(ImageHeads):
   @property
   def softmax_bias(self) -> Float[Array, " V"]:
     return self.masked_head.bias[...]
-
-  def score(self, encoded: Encoded, text: Int32[Array, "B K T"]) -> Scores:
-    """Images and K texts of each; without an embedding of the images there are no cosines."""
-    contrastive = matching = logits = None
-    words = self._read(text.reshape(-1, text.shape[2]))
-    if encoded.embedding is not None:
-      contrastive = jnp.sum(encoded.embedding[:, None] * self._embed(words).reshape(*text.shape[:2], -1), axis=-1)
-    if self.matching_head is not None:
-      assert encoded.tokens is not None
-      logits = self.match(self.ground(words.reshape(*text.shape, -1), text, encoded.tokens), text)
-      matching, logits = jax.nn.softmax(logits)[..., 1], logits[..., 1]
-    return Scores(contrastive, matching, logits)
-
-  @jax.named_scope("text_encoder")
-  def _read(self, text, key=None):
-    """Texts [B, T] -> states [B, T, D]; [CLS] takes the first token's place."""
-    return self.text_encoder(text.at[:, 0].set(self.med.cls), key=key)
-
-  def _embed(self, words):
-    return unit(self.text_projection(words[:, 0]))

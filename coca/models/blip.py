@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, UInt8
 
-from coca.config import Config, Model
+from coca.config import Config, Med, Model
 from coca.config.special import PAD
 from coca.models.cached_decoding import start_layers, vocabulary_logits
 from coca.models.dropout import dropout
@@ -135,7 +135,7 @@ class CaptionHead(nnx.Module):
 
 
 class WordHead(nnx.Module):
-  """The table of `text_decoder`'s words as the head behind `caption_head`: BLIP's and LEMON's."""
+  """The table of `text_decoder`'s words as the head, behind `caption_head` where there is one."""
 
   text_decoder: Any
   caption_head: Any
@@ -145,8 +145,22 @@ class WordHead(nnx.Module):
     return self.text_decoder.embedding.tokens[...].T
 
   @property
-  def softmax_bias(self) -> Float[Array, " V"]:
-    return self.caption_head.bias[...]
+  def softmax_bias(self) -> Float[Array, " V"] | None:
+    return self.caption_head.bias[...] if self.caption_head else None
+
+  def decoding_weights(self) -> dict:
+    """The decoding protocol of `coca.decoding`: what `start_decoding` takes, a tree of arrays."""
+    return self.text_decoder.decoding_weights()
+
+  def start_decoding(self, weights: dict, *args, **given):
+    """The decoding protocol of `coca.decoding`."""
+
+    def predict(words, states):
+      if self.caption_head is None:
+        return vocabulary_logits(states, words)
+      return vocabulary_logits(self.caption_head(states), words) + self.caption_head.bias[...]
+
+    return self.text_decoder.start_decoding(predict, weights, *args, **given)
 
 
 class ImageHeads(nnx.Module):
@@ -154,6 +168,9 @@ class ImageHeads(nnx.Module):
   a weight: BLIP's and ALBEF's, which come after all other parts."""
 
   image_encoder: Any
+  text_encoder: Any
+  med: Med
+  ground: Any
 
   def add_heads(self, config: Config, rngs: Rngs) -> None:
     model, has_embeddings, dtype = config.model, config.contrastive.heads, compute_dtype(config)
@@ -171,10 +188,34 @@ class ImageHeads(nnx.Module):
     tokens = self.image_encoder(image)
     return Encoded(self._project(tokens) if self.image_projection else None, tokens)
 
+  def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
+    """Embeddings of unit length."""
+    return self._embed(self._read(text, key))
+
   def match(self, states: Float[Array, "B K T D"], text: Int32[Array, "B K T"]) -> Float32[Array, "B K 2"]:
     """`ground`'s states -> logits: of no match, and of a match."""
     del text
     return self.matching_head(states[..., 0, :].astype(jnp.float32))
+
+  def score(self, encoded: Encoded, text: Int32[Array, "B K T"]) -> Scores:
+    """Images and K texts of each; without an embedding of the images there are no cosines."""
+    contrastive = matching = logits = None
+    words = self._read(text.reshape(-1, text.shape[2])) if self.text_encoder else None
+    if encoded.embedding is not None:
+      contrastive = jnp.sum(encoded.embedding[:, None] * self._embed(words).reshape(*text.shape[:2], -1), axis=-1)
+    if self.matching_head is not None:
+      assert encoded.tokens is not None
+      logits = self.match(self.ground(words.reshape(*text.shape, -1), text, encoded.tokens), text)
+      matching, logits = jax.nn.softmax(logits)[..., 1], logits[..., 1]
+    return Scores(contrastive, matching, logits)
+
+  @jax.named_scope("text_encoder")
+  def _read(self, text, key=None):
+    """Texts [B, T] -> states [B, T, D]; [CLS] takes the first token's place."""
+    return self.text_encoder(text.at[:, 0].set(self.med.cls), key=key)
+
+  def _embed(self, words):
+    return unit(self.text_projection(words[:, 0]))
 
   def _project(self, tokens):
     return unit(self.image_projection(tokens[:, 0]))
@@ -206,9 +247,9 @@ class Blip(WordHead, ImageHeads):
     *,
     contrast: bool = True,
     caption: bool = True,
-    match: bool = False,
     patch_noise: Float[Array, "B N"] | None = None,
     key: PRNGKeyArray | None = None,
+    **_,
   ) -> Output:
     """One pass over each tower that the losses need.
 
@@ -217,33 +258,25 @@ class Blip(WordHead, ImageHeads):
       text: [Decode], words, [SEP], padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
-      match: not looked at: `ground` starts from the text.
       patch_noise: see `ImageEncoder`.
       key: for dropout; None: none.
     """
-    del match
     key, more = (None, None) if key is None else jax.random.split(key)
     tokens = self.image_encoder(image, patch_noise)
     states = self._decode(text, tokens, key=more) if caption else None
     embeddings = (self._project(tokens), self.embed_text(text, key)) if contrast else (None, None)
     return Output(*embeddings, tokens, None, states)
 
-  @jax.named_scope("text_encoder")
-  def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
-    """Embeddings of unit length."""
-    return unit(self.text_projection(self.text_encoder(self._begin(text, self.med.cls), key=key)[:, 0]))
-
   @jax.named_scope("image_grounded_encoder")
   def ground(
     self,
-    words: None,
+    words: Float[Array, "B *K T D"] | None,
     text: Int32[Array, "B *K T"],
     tokens: Float[Array, "B N kv_width"],
     key: PRNGKeyArray | None = None,
   ) -> Float[Array, "B *K T D"]:
     """The image-grounded encoder: texts, one or K an image, over image tokens."""
-    del words
-    ids = self._begin(text, self.med.encode)
+    ids = text.at[..., 0].set(self.med.encode)
     return self.text_encoder(ids.reshape(-1, ids.shape[-1]), tokens, key=key).reshape(*ids.shape, -1)
 
   def ask(
@@ -262,39 +295,12 @@ class Blip(WordHead, ImageHeads):
 
   def logits(self, states: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
     """Logits of states of `answer` or of a forward pass."""
-    return jnp.dot(states, self.softmax_kernel().astype(states.dtype), preferred_element_type=jnp.float32) + (
-      self.softmax_bias
+    return (
+      jnp.dot(states, self.softmax_kernel().astype(states.dtype), preferred_element_type=jnp.float32)
+      + (self.caption_head.bias[...])
     )
-
-  def score(self, encoded: Encoded, text: Int32[Array, "B K T"]) -> Scores:
-    """Images and K texts of each; without an embedding of the images there are no cosines."""
-    contrastive = matching = logits = None
-    if encoded.embedding is not None:
-      embedding = self.embed_text(text.reshape(-1, text.shape[2])).reshape(*text.shape[:2], -1)
-      contrastive = jnp.sum(encoded.embedding[:, None] * embedding, axis=-1)
-    if self.matching_head is not None:
-      assert encoded.tokens is not None
-      logits = self.match(self.ground(None, text, encoded.tokens), text)
-      matching, logits = jax.nn.softmax(logits)[..., 1], logits[..., 1]
-    return Scores(contrastive, matching, logits)
-
-  def decoding_weights(self) -> dict:
-    """The decoding protocol of `coca.decoding`: what `start_decoding` takes, a tree of arrays."""
-    return self.text_decoder.decoding_weights()
-
-  def start_decoding(self, weights: dict, *args, **given):
-    """The decoding protocol of `coca.decoding`."""
-
-    def head(words, states):
-      return vocabulary_logits(self.caption_head(states), words) + self.caption_head.bias[...]
-
-    return self.text_decoder.start_decoding(head, weights, *args, **given)
 
   @jax.named_scope("image_grounded_decoder")
   def _decode(self, text, context, mask=None, key=None):
     """The states [..., T, D] of texts that the softmax predicts the next token from."""
     return self.caption_head(self.text_decoder(text, context, mask, causal=True, key=key))
-
-  def _begin(self, text, token: int):
-    """Texts [..., T] with another first token."""
-    return text.at[..., 0].set(token)

@@ -3,6 +3,7 @@
 Shapes: B images, K rows of an image, P tokens of a prefix, T text length, D widths, H heads, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -52,12 +53,7 @@ def start_layers(
       return mask
     return jnp.where(mask, jnp.repeat(bias(positions), rows, axis=2), LOWEST)
 
-  def run(x, caches, *where):
-    new = []
-    for layer, cache, context in zip(layers, caches, contexts, strict=True):
-      x, cache = layer.decode(x, cache, context, context_mask, *where)
-      new.append(cache)
-    return x, tuple(new)
+  run = functools.partial(run_layers, layers, contexts, context_mask)
 
   def step(caches, ids, position, ancestors):
     own = jnp.arange(length)[:, None] <= position
@@ -76,6 +72,22 @@ def start_layers(
     mask = with_bias(jnp.broadcast_to(mask, (batch, 1, *mask.shape)), jnp.arange(n))
     _, caches = run(embed(prefix, jnp.arange(n)), caches, 0, mask, rows)
   return step, caches
+
+
+def run_layers(
+  layers: Sequence[Layer],
+  contexts: Sequence,
+  context_mask: Bool[Array, "#B 1 1 S"] | None,
+  x: Float[Array, "B N D"],
+  caches: tuple,
+  *where,
+) -> tuple[Float[Array, "B N D"], tuple]:
+  """Tokens through `Layer.decode` of each layer, with its cache and its context."""
+  new = []
+  for layer, cache, context in zip(layers, caches, contexts, strict=True):
+    x, cache = layer.decode(x, cache, context, context_mask, *where)
+    new.append(cache)
+  return x, tuple(new)
 
 
 def vocabulary_logits(states: Float[Array, "n D"], head: Float[Array, "V D"]) -> Float32[Array, "n V"]:

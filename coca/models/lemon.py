@@ -7,6 +7,7 @@ a text can be written word by word. A word is predicted from the state at its ow
 Shapes: B batch, K rows of an image, T caption length, S tags and regions, D width, E feature width, V vocabulary.
 """
 
+import functools
 from enum import IntEnum
 
 import jax
@@ -19,7 +20,7 @@ from coca.config.regions import Regions
 from coca.config.special import PAD
 from coca.devices.sharding import constrain_batch, gather
 from coca.models.blip import Bert, CaptionHead, WordHead
-from coca.models.cached_decoding import vocabulary_logits
+from coca.models.cached_decoding import run_layers, vocabulary_logits
 from coca.models.dropout import dropout
 from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread
 from coca.models.outputs import Encoded, Output, compute_dtype
@@ -53,15 +54,7 @@ class Lemon(WordHead):
     self.caption_head = CaptionHead(model, dtype, rngs)
 
   def __call__(
-    self,
-    image: Regions,
-    text: Int32[Array, "B T"],
-    *,
-    contrast: bool = False,
-    caption: bool = True,
-    match: bool = False,
-    patch_noise: None = None,
-    key: PRNGKeyArray | None = None,
+    self, image: Regions, text: Int32[Array, "B T"], *, caption: bool = True, key: PRNGKeyArray | None = None, **_
   ) -> Output:
     """Embedded tags and regions; with `caption`, also the states that predict each next word from those before it.
 
@@ -69,7 +62,6 @@ class Lemon(WordHead):
     ended there. They are what texts are written by, and what evaluation measures; training hides some words (`fill`).
     All other arguments are those of models that read images, and not looked at.
     """
-    del contrast, match, patch_noise
     encoded = self.encode(image, key)
     return Output(None, None, encoded, None, self._predict(text, encoded, key) if caption else None)
 
@@ -165,12 +157,7 @@ class Lemon(WordHead):
       ids = jnp.where(position == 0, self.med.cls, ids)
       return self.text_decoder.norm(weights["tokens"][ids] + weights["positions"][position])
 
-    def run(x, caches, *where):
-      new = []
-      for layer, cache in zip(layers, caches, strict=True):
-        x, cache = layer.decode(x, cache, None, None, *where)
-        new.append(cache)
-      return x, tuple(new)
+    run = functools.partial(run_layers, layers, [None] * len(layers), None)
 
     def with_tokens(mask):
       """A mask [B, n, slots] of words, and with it what all see."""

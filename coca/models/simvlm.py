@@ -91,13 +91,9 @@ class SimVlm(nnx.Module):
     image: UInt8[Array, "B S S 3"],
     text: Int32[Array, "B T"],
     *,
-    contrast: bool = False,
-    caption: bool = True,
-    match: bool = False,
     prefix: Int32[Array, " B"] | None = None,
     has_image: Float[Array, " B"] | None = None,
-    patch_noise: Float[Array, "B N"] | None = None,
-    key: PRNGKeyArray | None = None,
+    **_,
   ) -> Output:
     """The decoder's states.
 
@@ -106,9 +102,8 @@ class SimVlm(nnx.Module):
       text: BOS, words, EOS, padding.
       prefix: words of each text that the encoder reads, after BOS; None: none.
       has_image: 0 where a text stands alone, and nothing sees the image; None: all have one.
-      contrast, caption, match, patch_noise, key: of other models; not looked at.
+      all others: of other models; not looked at.
     """
-    del contrast, caption, match, patch_noise, key
     prefix = jnp.zeros(len(text), jnp.int32) if prefix is None else prefix
     embedded = self.embedding(text)
     encoded = self._read(self._see(image), embedded, prefix + 1, has_image)

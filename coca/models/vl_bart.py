@@ -4,35 +4,33 @@ BART's layers are BERT's, norms behind the sums, with cross-attention in the dec
 begin with is normed, too; each has positions of its own, for the words; and their table of words is the head, with no
 bias. Regions are embedded as in VL-T5, with LayerNorms.
 
-Shapes: B batch, T text length, G tokens that the encoder reads, V vocabulary, D width.
+Shapes: B batch, T text length, G tokens that the encoder reads, D width.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, PRNGKeyArray
+from jaxtyping import Array, Int32, PRNGKeyArray
 
 from coca.config import Config
 from coca.config.regions import Regions
 from coca.devices.sharding import constrain_batch
-from coca.models.blip import Bert
-from coca.models.cached_decoding import vocabulary_logits
+from coca.models.blip import Bert, WordHead
 from coca.models.linear import layer_norm
 from coca.models.outputs import Encoded, compute_dtype
 from coca.models.rngs import Rngs
 from coca.models.vl_t5 import RegionReader
 
 
-class VlBart(RegionReader):
+class VlBart(WordHead, RegionReader):
   """`config.model.text` has the sizes; `unimodal_layers` are its encoder's, `multimodal_layers` its decoder's."""
-
-  softmax_bias = None
 
   def __init__(self, config: Config, rngs: Rngs):
     model = config.model
     text, self.dtype = model.text, compute_dtype(config)
     self.encoder = Bert(model, text.unimodal_layers, None, self.dtype, rngs)
-    self.decoder = Bert(model, text.multimodal_layers, text.width, self.dtype, rngs)
-    self.encoder.embedding.tokens = self.decoder.embedding.tokens
+    self.text_decoder = Bert(model, text.multimodal_layers, text.width, self.dtype, rngs)
+    self.caption_head = None
+    self.encoder.embedding.tokens = self.text_decoder.embedding.tokens
     self.add_regions(model, lambda: layer_norm(text.width, model.med.norm_eps, self.dtype, rngs), rngs)
 
   @jax.named_scope("encoder")
@@ -44,19 +42,7 @@ class VlBart(RegionReader):
     x = constrain_batch(jnp.concatenate([words, regions], axis=1))
     return Encoded(None, encoder.read(x, seen, key=key), seen)
 
-  def softmax_kernel(self) -> Float[Array, "D V"]:
-    """The vocabulary head: states @ kernel are the logits."""
-    return self.decoder.embedding.tokens[...].T
-
-  def decoding_weights(self) -> dict:
-    """The decoding protocol of `coca.decoding`: what `start_decoding` takes, a tree of arrays."""
-    return self.decoder.decoding_weights()
-
-  def start_decoding(self, weights: dict, *args, **given):
-    """The decoding protocol of `coca.decoding`."""
-    return self.decoder.start_decoding(lambda words, states: vocabulary_logits(states, words), weights, *args, **given)
-
   @jax.named_scope("decoder")
   def _write(self, text: Int32[Array, "B T"], encoded: Encoded, key: PRNGKeyArray | None):
     """The states [B, T, D] from which the head predicts the next word of each."""
-    return self.decoder(text, encoded.tokens, encoded.mask, causal=True, key=key)
+    return self.text_decoder(text, encoded.tokens, encoded.mask, causal=True, key=key)

@@ -34,8 +34,10 @@ def flat(tree, prefix=""):
 
 def torchs(name: str) -> str:
   """BART's name of a parameter, with {} for the layer."""
-  name = name.replace("embedding/tokens", "embed_tokens.weight").replace(
-    "embedding/positions", "embed_positions.weight"
+  name = (
+    name.removeprefix("text_")
+    .replace("embedding/tokens", "embed_tokens.weight")
+    .replace("embedding/positions", "embed_positions.weight")
   )
   name = name.replace("coder/norm/", "coder/layernorm_embedding/").replace("stack/layers", "layers/{}")
   name = name.replace("mlp/up", "fc1").replace("mlp/down", "fc2").replace("kernel", "weight").replace("scale", "weight")
@@ -70,7 +72,7 @@ def main():
       theirs |= {key.format(i): part for i, part in enumerate(x)}
     elif key in theirs:
       theirs[key] = x
-  words = ours["decoder/embedding/tokens"]
+  words = ours["encoder/embedding/tokens"]
   theirs |= dict.fromkeys(("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), words)
   model.load_state_dict(theirs)
 
