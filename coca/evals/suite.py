@@ -149,8 +149,8 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
 
 
 def _lost(config: Config, name: str, data_set: DataSet, tokenizer: Tokenizer) -> list[str]:
-  """A line if texts are cut, and one if words are unknown; the texts of all but classes are those of the records."""
-  if data_set.settings.kind in ("classification", "zero_shot"):
+  """A line if the records' texts are cut, and one if words are unknown, where they are read."""
+  if data_set.settings.kind in ("classification", "zero_shot", "vqa"):
     return []
   data = dataclasses.replace(config.data, sources={name: data_set.settings.source})
   return survey(dataclasses.replace(config, data=data), {name: data_set.source}, tokenizer)

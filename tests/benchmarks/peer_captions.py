@@ -2,7 +2,9 @@
 
     PEER/bin/python tests/benchmarks/peer_captions.py
     PEER/bin/python tests/benchmarks/peer_captions.py --captions=captions.txt
+    PEER/bin/python tests/benchmarks/peer_captions.py --suites=OUT
 
+The last scores the file for NoCaps' server that `suites.py OUT --model=...` left, by domain, from pycocotools on.
 PEER has pycocoevalcap 1.2, absl-py and NumPy. Captions are those of a file, one a line, or the sentences in the
 docstrings of Python's standard library, which have more marks, numbers and names than people write below images. 5,000
 of them, changed, stand beside up to six others; prints the share of words that differ, and how far scores are apart.
@@ -13,6 +15,7 @@ import ast
 import contextlib
 import difflib
 import io
+import json
 import random
 import re
 import sys
@@ -25,6 +28,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+from pycocotools.coco import COCO
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from coca.evals.caption_metrics import bleu, cider_d, rouge_l
@@ -55,10 +59,35 @@ def changed(text: str, captions: list[str], draw: random.Random) -> str:
   return " ".join(words)
 
 
+def theirs_of(true: dict, said: dict) -> dict[str, float]:
+  """pycocoevalcap's scores of words with spaces between, by coca's names."""
+  with contextlib.redirect_stdout(io.StringIO()):
+    means = Bleu(4).compute_score(true, said)[0], Rouge().compute_score(true, said)[0]
+    return {"bleu4": means[0][3], "rouge_l": means[1], "cider": Cider().compute_score(true, said)[0]}
+
+
+def nocaps(out: Path) -> None:
+  """The evaluator's numbers beside those of its file for the server."""
+  with contextlib.redirect_stdout(io.StringIO()):
+    true = COCO(str(out / "nocaps" / "nocaps_val_4500_captions.json"))
+    said = true.loadRes(str(out / "results" / "nocaps_captions_results.json"))
+  numbers = json.loads((out / "results" / "results.json").read_text())["results"]["nocaps_captions"]["numbers"]
+  for domain in ("", "in", "near", "out"):
+    ids = [i for i in said.getImgIds() if true.imgs[i]["domain"].startswith(domain)]
+    asked = (PTBTokenizer().tokenize({i: by.imgToAnns[i] for i in ids}) for by in (true, said))
+    for name, other in theirs_of(*asked).items():
+      mine = numbers[f"{name}_{domain}" if domain else name]
+      print(f"{domain:<5} {name:<8} {mine:.6f}, {abs(mine - other):.1e} apart")
+
+
 def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument("--captions", type=Path, help="a file, one a line")
+  parser.add_argument("--suites", type=Path, help="what suites.py wrote")
   args = parser.parse_args()
+  if args.suites:
+    nocaps(args.suites)
+    return
   lines = args.captions.read_text(encoding="utf-8").splitlines() if args.captions else docstrings()
   captions = list(dict.fromkeys(filter(None, (" ".join(line.split()) for line in lines))))
   theirs = PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(captions)})

@@ -41,7 +41,7 @@ LAYOUTS = {  # by what the set's name begins with
   "winoground_parquet": "Winoground, Parquet",
   "winoground": "Winoground",
 }
-HEAD = ("set", "layout", "kind", "images", "measured by", "value", "baseline", "by", "others")
+HEAD = ("set", "layout", "kind", "examples", "measured by", "value", "baseline", "by", "others")
 # Numbers that are shown beside the main one.
 OTHERS = r"top5|i2t_r1|t2i_r1|bleu4|clip_score|cosine.*|likelihood.*|cider_(in|near|out)"
 
@@ -107,8 +107,8 @@ def _searched(out: Path, model: str, count: int = 200) -> dict:
   first = {row["caption"]: row["image_id"] for row in annotations if row["id"] % 5 == 0 and row["image_id"] < count}
   lines = _told("coca.search", str(index), *first, "--k=1")
   found = [int(Path(line.split("\t")[1]).stem) for line in lines if "\t" in line]
-  right, chance = np.mean(np.array(found) == list(first.values())), 1 / len(list(images.iterdir()))
-  return _row("coco_search", "search", len(found), "t2i_r1", float(right), chance, "chance", {})
+  right, count = np.mean(np.array(found) == list(first.values())), len(list(images.iterdir()))
+  return _row("coco_search", "search", count, "t2i_r1", float(right), 1 / count, "chance", {"queries": len(found)})
 
 
 def _embedded(out: Path, model: str) -> dict:
@@ -141,14 +141,14 @@ def _told(module: str, *args: str) -> list[str]:
 def markdown(rows: list[dict]) -> str:
   """The rows as a table."""
   cells = [HEAD, *(tuple(map(_cell, row.values())) for row in rows)]
-  cells.insert(1, tuple("---:" if name in ("images", "value", "baseline") else "---" for name in HEAD))
+  cells.insert(1, tuple("---:" if name in ("examples", "value", "baseline") else "---" for name in HEAD))
   return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
 def _cell(value) -> str:
   if isinstance(value, dict):
-    return ", ".join(f"{name} {x:.3f}" for name, x in value.items())
-  return value if isinstance(value, str) else f"{value:.0f}" if value >= 20 else f"{value:.4f}"
+    return ", ".join(f"{name} {_cell(x)}" for name, x in value.items())
+  return value if isinstance(value, str) else f"{value:.0f}" if value >= 20 else f"{value:.3f}"
 
 
 def main() -> None:
