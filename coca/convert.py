@@ -8,7 +8,8 @@ r"""Other people's weights as a model directory, and back.
     python -m coca.convert SOURCE OUT --to=transformers    # of a BLIP model
 
 OUT then works wherever a workdir does: coca.load(OUT), config.init_from=OUT. What converts: open_clip's CoCa and its
-CLIP, SigLIP, CLIPA, OpenVision and MetaCLIP 2 models with ViTs (coca/interop/open_clip/settings.py); transformers'
+CLIP, SigLIP, CLIPA, OpenVision, MetaCLIP 2, PE-Core, EVA01 and EVA02-E models with ViTs
+(coca/interop/open_clip/settings.py; docs/weights.md has the list); transformers'
 CLIPModel and SiglipModel (coca/interop/clip_transformers.py); BLIP's pre-trained models, captioners, retrieval and VQA
 models, in their original files and as transformers has them (coca/interop/blip/settings.py); ALBEF's pre-trained and
 retrieval models, in their original files (coca/interop/blip/albef.py). Weights are read from .safetensors; from .bin,

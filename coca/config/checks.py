@@ -42,6 +42,8 @@ LEAST = {
   0: (
     "seed",
     "model.image.layers",
+    "model.image.rope",
+    "model.image.norm_eps",
     "model.text.unimodal_layers",
     "model.text.multimodal_layers",
     "model.embed_dim",
@@ -141,6 +143,10 @@ def _towers(c: Config) -> None:
   need(
     image.position_init != "sincos2d" or image.width % 4 == 0,
     f"config.model.image.position_init 'sincos2d' takes a width of a multiple of 4, not {image.width}",
+  )
+  need(
+    not image.rope or image.width // image.heads % 4 == 0,
+    f"config.model.image.rope takes heads of a width of a multiple of 4, not {image.width // image.heads}",
   )
   heads, has_matching = poolers.heads or image.heads, c.matching.weight > 0
   has_pooler = poolers.kind not in ("class_token", "mean") or poolers.n_query or has_matching

@@ -90,9 +90,9 @@ def _simvlm(c: Config) -> None:
     f"config.model.image.layers above 0, and one width for both, not {image.width} and {text.width}",
   )
   need(
-    image.patch == 16 and not image.class_token and not image.patch_dropout,
-    f"config.model.image.patch {image.patch}, class_token or patch_dropout: config.model.kind 'simvlm' has a stem "
-    "whose tokens are of 16 pixels, and neither of the others",
+    image.patch == 16 and not image.class_token and not image.patch_dropout and not image.rope,
+    f"config.model.image.patch {image.patch}, class_token, patch_dropout or rope: config.model.kind 'simvlm' has a "
+    "stem whose tokens are of 16 pixels, and none of the others",
   )
   need(not c.stages, "config.stages needs another config.model.kind than 'simvlm', whose positions are of one size")
   need(min(c.model.stem.blocks) > 0, f"config.model.stem.blocks {c.model.stem.blocks}: each takes 1 or more")

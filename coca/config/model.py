@@ -12,7 +12,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoder:
-  """ViT without class token (CoCa Table 1 and section 3.2); the last six settings describe other people's weights."""
+  """ViT without class token (CoCa Table 1 and section 3.2); the last nine settings describe other people's weights."""
 
   # Pixels a side of the image.
   size: int = 288
@@ -39,6 +39,13 @@ class ImageEncoder:
   norm_pre: bool = False
   # A LayerNorm stands after the last layer.
   norm_post: bool = True
+  # The LayerNorms of a layer stand behind its attention and its feed-forward, before the sums (EVA-02's largest).
+  norm_after: bool = False
+  # What LayerNorms add to the variance. 0: as in the rest of the model.
+  norm_eps: float = 0.0
+  # Queries and keys of patches are turned by column and row (RoPE, as PE has it, arXiv 2504.13181), which go over this
+  # many columns and rows whatever the image's size. 0: they are not turned.
+  rope: int = 0
   # What is taken off red, green and blue between 0 and 1. With `std`, the default gives -1 to 1.
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   # What red, green and blue are divided by after that.
@@ -80,6 +87,8 @@ class Poolers:
   norm_inputs: bool = False
   # Width of a feed-forward layer behind `norm`, which is added to what is pooled (SigLIP's MAP head). 0: none.
   mlp: int = 0
+  # The projection to the image embedding has a bias, and there is one behind a contrastive pooler, too (timm).
+  projection_bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

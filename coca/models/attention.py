@@ -107,6 +107,14 @@ def _attention_weights(q, k, mask=None):
   return jax.nn.softmax(logits, axis=-1)
 
 
+def turned(x: Float[Array, "B T H K"], turn: Float32[Array, "2 #B T half"]) -> Float[Array, "B T H K"]:
+  """Neighbours of a head's width are the coordinates of a point, which turns by an angle of given cosine and sine."""
+  cos, sin = turn[:, :, :, None]
+  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+  a, b = pairs[..., 0], pairs[..., 1]
+  return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
 class Attention(nnx.Module):
   """Multi-head attention; queries of width `width`, keys and values from tokens of width `kv_width`.
 
@@ -145,9 +153,13 @@ class Attention(nnx.Module):
     kv: KeysValues,
     mask: Mask | None = None,
     drop: Dropout | None = None,
+    turn: Float32[Array, "2 #B T half"] | None = None,
   ) -> Float[Array, "B T out"]:
-    """x attends to `kv`, a pair as `keys_values` returns it."""
-    y = dot_product_attention(self._queries(x), *kv, mask, self.implementation, drop)
+    """x attends to `kv`, a pair as `keys_values` returns it; `turn`: of queries and keys (`turned`)."""
+    q, (k, v) = self._queries(x), kv
+    if turn is not None:
+      q, k = turned(q, turn), turned(k, turn)
+    y = dot_product_attention(q, k, v, mask, self.implementation, drop)
     return self.out(y.reshape(*y.shape[:2], -1))
 
   def over(
@@ -156,12 +168,14 @@ class Attention(nnx.Module):
     context: Float[Array, "B S kv_width"] | None = None,
     mask: Mask | None = None,
     drop: Dropout | None = None,
+    turn: Float32[Array, "2 #B T half"] | None = None,
   ) -> Float[Array, "B T out"]:
     """x attends to `context`, or to itself: what is projected from the same tokens is one product on TPUs."""
     tokens, width = x if context is None else context, self.query.out_features // self.heads
     t, s = x.shape[1], tokens.shape[1]
-    if _kernel(self.implementation, t, s, self.heads, width, self.query.dtype, mask, drop) != "flash":
-      return self(x, self.keys_values(tokens), mask, drop)
+    kernel = _kernel(self.implementation, t, s, self.heads, width, self.query.dtype, mask, drop)
+    if kernel != "flash" or turn is not None:
+      return self(x, self.keys_values(tokens), mask, drop, turn)
     from coca.models.flash import flash
 
     if context is None:

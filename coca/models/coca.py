@@ -47,8 +47,10 @@ class CoCa(nnx.Module):
     )
     pooled_width = text_width if has_generative and self.kind in ("cascade", "openclip") else image_width
     has_own_pooler = self.kind in ("cascade", "parallel")
+    projects = not has_own_pooler or model.poolers.projection_bias
+    out = pooled_width if projects else embed_dim
     self.contrastive_pooler = (
-      AttentionalPooler(model, 1, pooled_width, embed_dim, dtype, rngs) if has_embeddings and has_own_pooler else None
+      AttentionalPooler(model, 1, pooled_width, out, dtype, rngs) if has_embeddings and has_own_pooler else None
     )
     self.mean_norm = (
       layer_norm(image_width, model.norm_eps, dtype, rngs)
@@ -56,7 +58,9 @@ class CoCa(nnx.Module):
       else None
     )
     self.image_projection = (
-      linear(pooled_width, embed_dim, dtype, rngs, bias=False) if has_embeddings and not has_own_pooler else None
+      linear(pooled_width, embed_dim, dtype, rngs, bias=model.poolers.projection_bias)
+      if has_embeddings and projects
+      else None
     )
     self.embedding = Embedding(model, dtype, rngs, masks=config.captioning.parallel > 0) if model.text.layers else None
     has_unimodal = model.text.unimodal_layers > 0
@@ -285,5 +289,6 @@ class CoCa(nnx.Module):
         tokens = self.generative_pooler(encoded) if self.generative_pooler else encoded
     if self.contrastive_pooler and contrast:
       with jax.named_scope("contrastive_pooler"):
-        embedding = unit(self.contrastive_pooler(tokens if is_cascade else encoded)[:, 0])
+        pooled = self.contrastive_pooler(tokens if is_cascade else encoded)[:, 0]
+        embedding = unit(self.image_projection(pooled) if self.image_projection else pooled)
     return embedding, tokens if caption else None

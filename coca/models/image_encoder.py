@@ -4,19 +4,20 @@ Shapes: B batch, S side in pixels, N patches, D width.
 """
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, UInt8
 
 from coca.config import Model
 from coca.devices.sharding import constrain_batch, gather
 from coca.models.layers import Layer, Stack
 from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread
-from coca.models.positions import resize_positions
+from coca.models.positions import resize_positions, rope_angles
 from coca.models.rngs import Rngs
 
 
@@ -53,6 +54,7 @@ def normalized(image: UInt8[Array, "B S S 3"], mean: tuple, std: tuple, dtype: D
 class ImageEncoder(nnx.Module):
   def __init__(self, model: Model, dtype: DTypeLike, rngs: Rngs):
     image = model.image
+    model = replace(model, norm_eps=image.norm_eps or model.norm_eps)
     self.patch, self.dtype, self.mean, self.std = image.patch, dtype, image.mean, image.std
     self.settings = image
     self.patches = linear(image.patch**2 * 3, image.width, dtype, rngs, bias=image.patch_bias)
@@ -81,7 +83,7 @@ class ImageEncoder(nnx.Module):
     positions = resize_positions(positions, side**2, int(self.class_token is not None))
     x = gathered(self.patches, self.dtype, "patches/")(x)
     x += spread(positions if self.class_token is None else positions[1:], x.shape, self.dtype)
-    keep = self.settings.at(image.shape[1]).kept
+    keep, kept = self.settings.at(image.shape[1]).kept, None
     if patch_noise is not None and keep < x.shape[1]:
       kept = jnp.sort(jnp.argsort(patch_noise, axis=1)[:, :keep], axis=1)
       x = jnp.take_along_axis(x, kept[..., None], axis=1)
@@ -89,5 +91,14 @@ class ImageEncoder(nnx.Module):
       first = self.class_token[...].astype(self.dtype) + positions[0]
       x = jnp.concatenate([spread(first, (batch, 1, x.shape[2]), self.dtype), x], axis=1)
     x = self.norm_pre(x) if self.norm_pre else x
-    x = self.stack(constrain_batch(x))
+    turn = {"turn": self._turn(side, kept)} if self.settings.rope else {}
+    x = self.stack(constrain_batch(x), **turn)
     return self.norm(x) if self.norm else x
+
+  def _turn(self, side: int, kept: Int[Array, "B kept"] | None) -> Float32[Array, "2 #B T half"]:
+    """Cosines and sines for `attention.turned`; those of the class token turn nothing."""
+    image, first = self.settings, int(self.class_token is not None)
+    angles = jnp.asarray(rope_angles(side, image.rope, first, image.width // image.heads))
+    angles = angles[None] if kept is None else angles[kept]
+    angles = jnp.pad(angles, ((0, 0), (first, 0), (0, 0)))
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)])

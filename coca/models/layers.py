@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
 from coca import config
 from coca.devices.sharding import constrain_batch, gather_layer
@@ -43,7 +43,8 @@ class Mlp(nnx.Module):
 class Layer(nnx.Module):
   """Transformer layer: self-attention, cross-attention if `kv_width` is given, one feed-forward.
 
-  A LayerNorm stands before each of them (pre-LN), or, where `bert`, a `coca.config.Med`, is given, after the sum.
+  A LayerNorm stands before each of them (pre-LN), or, where `bert`, a `coca.config.Med`, is given, after the sum, or,
+  with `tower.norm_after`, behind them and before the sum.
   With cross-attention, `tower.feedforwards` 2 puts one more feed-forward before it, and `tower.norm_context` a
   LayerNorm on what it looks at. Where `t5`, a `coca.config.Med` for its dropout, is given, norms are RMS norms, nothing
   has a bias, and logits of attention are not scaled.
@@ -62,6 +63,7 @@ class Layer(nnx.Module):
   ):
     med = bert or t5
     self.post_norm, self.dropout = bert is not None, med.dropout if med else 0.0
+    self.norm_after = isinstance(tower, config.ImageEncoder) and tower.norm_after
     self.crosses = kv_width is not None
     kind = rms_norm if t5 else layer_norm
     norm = functools.partial(kind, tower.width, bert.norm_eps if bert else model.norm_eps, dtype, rngs)
@@ -87,6 +89,7 @@ class Layer(nnx.Module):
     context: Float[Array, "B S kv_width"] | None = None,
     context_mask: Bool[Array, "#B 1 1 S"] | None = None,
     key: PRNGKeyArray | None = None,
+    turn: Float32[Array, "2 #BK T half"] | None = None,
   ) -> Float[Array, "BK T D"]:
     """One layer.
 
@@ -96,6 +99,7 @@ class Layer(nnx.Module):
       context: None: the cross-attention is passed over.
       context_mask: what of it may be attended.
       key: for dropout; None: none.
+      turn: of self-attention's queries and keys, as `attention.turned`.
     """
     drops = key is not None and self.dropout > 0
     keys = iter(() if key is None else jax.random.split(key, 6))  # two attentions with their weights, two feed-forwards
@@ -111,7 +115,7 @@ class Layer(nnx.Module):
       return self._after(norm, x, drop(function(y)))
 
     def attend(y):
-      return self.self_attention.over(y, mask=mask, drop=drop_weights())
+      return self.self_attention.over(y, mask=mask, drop=drop_weights(), turn=turn)
 
     x = add(self.norm_self, x, attend)
     if self.self_mlp:
@@ -128,9 +132,11 @@ class Layer(nnx.Module):
 
   def _before(self, norm, x):
     """The input of a part of the layer, and the sum that its output is added to."""
-    return (x, x) if self.post_norm else norm.fork(x)
+    return (x, x) if self.post_norm or self.norm_after else norm.fork(x)
 
   def _after(self, norm, x, y):
+    if self.norm_after:
+      return x + norm(y)
     return norm(x + y) if self.post_norm else x + y
 
   def _context(self, context):
@@ -222,15 +228,17 @@ class Stack(nnx.Module):
     keys = jax.random.split(rngs.params(), layers)
     self.layers = jax.vmap(lambda key: make(Rngs(key)))(keys)
 
-  def __call__(self, x: Float[Array, "BK *T D"], *args, key: PRNGKeyArray | None = None) -> Float[Array, "BK *T D"]:
-    """Each layer as `layer(x, *args)`. `key`, for dropout, gives each one of its own."""
+  def __call__(
+    self, x: Float[Array, "BK *T D"], *args, key: PRNGKeyArray | None = None, **kwargs
+  ) -> Float[Array, "BK *T D"]:
+    """Each layer as `layer(x, *args, **kwargs)`. `key`, for dropout, gives each one of its own."""
     graphdef, state = nnx.split(self.layers)
     keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(state)[0]))
 
     def body(x, inputs):
       params, key = inputs
       layer = nnx.merge(graphdef, gather_layer(params, self.dtype))
-      return layer(x, *args, key=key), None
+      return layer(x, *args, key=key, **kwargs), None
 
     return jax.lax.scan(REMAT[self.remat](body), x, (state, keys), unroll=self.unroll)[0]
 

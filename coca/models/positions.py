@@ -1,11 +1,11 @@
-"""Position embeddings of an image of another size."""
+"""Position embeddings of an image of another size, and angles in place of them."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 
 def resize_positions(
@@ -33,6 +33,23 @@ def resize_positions(
   else:
     grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear")
   return jnp.concatenate([positions[:first], grid.reshape(tokens, -1)])
+
+
+def rope_angles(side: int, grid: int, first: int, width: int) -> Float32[np.ndarray, "N half"]:
+  """The angles by which two-dimensional RoPE turns the pairs of a patch's query and key.
+
+  Half of the pairs turn with the column, half with the row, at frequencies of 1 down to nearly 1 / 10,000.
+
+  Args:
+    side: patches a side.
+    grid: what columns and rows count to, however many there are.
+    first: the first column and row; 1 where a class token, which is not turned, stands at 0.
+    width: of a head.
+  """
+  frequencies = 10_000 ** -(np.arange(width // 4) / (width // 4))
+  row, column = np.divmod(np.arange(side**2), side)
+  places = (np.stack([column, row], axis=1) + first) * (grid / side)
+  return (places[..., None] * frequencies).reshape(side**2, -1).astype(np.float32)
 
 
 def _cubic_weights(old: int, new: int) -> np.ndarray:

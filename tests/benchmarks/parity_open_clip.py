@@ -45,7 +45,7 @@ def peer(args) -> None:
       for name, x in model.named_parameters():
         if name == "logit_scale":
           continue
-        is_norm = name.split(".")[-2].startswith("ln_") if "." in name else False
+        is_norm = name.split(".")[-2].startswith(("ln_", "norm")) if "." in name else False
         # Embeddings of unit size and projections that keep it, so that the outputs depend on all of the inputs.
         std = 0.1 if x.ndim < 2 else x.shape[-1] ** -0.5 if name.endswith("weight") else x.shape[0] ** -0.5
         std = 0.5 if "embedding" in name or "query" in name else std

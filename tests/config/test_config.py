@@ -82,6 +82,10 @@ class TestParse:
         {"model__image__position_init": "sincos2d", "model__image__width": 6, "model__image__heads": 1},
         r"config\.model\.image\.position_init 'sincos2d' takes a width of a multiple of 4, not 6",
       ),
+      (
+        {"model__image__rope": 16, "model__image__width": 6, "model__image__heads": 1},
+        r"config\.model\.image\.rope takes heads of a width of a multiple of 4, not 6",
+      ),
       ({"model__image__heads": 7}, r"config\.model\.image\.width 768 is no multiple of heads 7"),
       ({"model__text__heads": 7}, r"config\.model\.text\.width 768 is no multiple of heads 7"),
       ({"model__poolers__heads": 7}, r"config\.model\.poolers\.heads 7 does not divide the poolers' width 768"),

@@ -23,13 +23,23 @@ from coca.storage.workdir import read_workdir
 from support.common import make_mesh, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = ["coca", "coca_patches", "clip", "openvision", "metaclip2", "siglip"]
 SIZES = 2, 48, 4, 72  # of golden/siglip's image tower
+SMALL = 24, 8, *SIZES  # of those of timm's other ViTs
+TOWERS = {
+  "pe": timm._pe(*SMALL),
+  "pe_no_class": timm._pe(*SMALL, class_token=False),
+  "timm_clip": timm._clip(*SMALL),
+  "eva": timm._eva(*SMALL),
+  "eva_e": timm._eva(*SMALL[:-1], 96, norm_after=True),
+}
+NAMES = ["coca", "coca_patches", "clip", "openvision", "metaclip2", "siglip", *TOWERS]
 
 
 @pytest.fixture(autouse=True)
 def known_tower(monkeypatch):
   monkeypatch.setitem(timm.SIZES, "test", SIZES)
+  for name, tower in TOWERS.items():
+    monkeypatch.setitem(timm.TOWERS, f"vit_test_{name}", tower)
 
 
 def weights(name):
@@ -54,6 +64,9 @@ def test_outputs_are_those_of_open_clip(name):
   close = {"rtol": 0, "atol": 2e-6}
   np.testing.assert_allclose(forward.embed_images(params, expected["image"]), expected["image_latent"], **close)
   np.testing.assert_allclose(forward.embed_texts(params, expected["text"]), expected["text_latent"], **close)
+  if "larger" in expected:
+    params["image_encoder"]["positions"][...] = 0  # these are resized otherwise there
+    np.testing.assert_allclose(forward.embed_images(params, expected["larger"]), expected["larger_latent"], **close)
   if "logits" in expected:
     graphdef, _ = abstract_model(config)
 
@@ -194,6 +207,9 @@ def changed(part, **values):
   ("part", "values", "message"),
   [
     ("vision_cfg", {"timm_model_name": "vit_base"}, "'vit_base': a timm image tower"),
+    ("vision_cfg", {"timm_model_name": "vitamin_large_224"}, "'vitamin_large_224': a ViTamin, .* not supported"),
+    ("vision_cfg", {"timm_model_name": "eva_giant_patch14_224", "timm_pool": "avg"}, "timm_pool is 'avg'"),
+    ("vision_cfg", {"timm_model_name": "eva_giant_patch14_224", "timm_pool": "token"}, "timm_proj is 'linear'"),
     ("vision_cfg", {"layers": [3, 4, 6, 3]}, "ResNet"),
     ("vision_cfg", {"attentional_pool": "cascade"}, "CoCa2"),
     ("vision_cfg", {"pool_type": "avg"}, "pool_type .avg., which goes without attentional_pool"),

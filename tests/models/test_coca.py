@@ -56,6 +56,17 @@ def test_positions_begin_as_sines_and_cosines_of_column_and_row(class_token):
   np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+def test_patches_that_are_kept_turn_as_without_dropout_and_the_class_token_does_not():
+  settings = tiny(model__image__class_token=True, model__image__rope=3)
+  encoder = make_model(settings, jax.random.key(0)).image_encoder
+  kept = jnp.array([[0, 5, 7], [2, 3, 8]])
+  whole, some = encoder._turn(3, None), encoder._turn(3, kept)
+  for turn in (whole, some):
+    np.testing.assert_array_equal(turn[:, :, 0], np.broadcast_to([[[1]], [[0]]], turn[:, :, 0].shape))
+  for example, patches in enumerate(kept):
+    np.testing.assert_array_equal(some[:, example, 1:], whole[:, 0, 1 + patches])
+
+
 # --- The model ------------------------------------------------------------------------------------------------------
 
 

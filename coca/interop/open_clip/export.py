@@ -27,11 +27,11 @@ def from_config(config: Config, tokens: Tokenizer | None = None) -> dict:
   if not config.contrastive.heads:
     raise ValueError("open_clip's models have a contrastive side; this one has none (config.contrastive.weight is 0)")
   image, text, poolers = config.model.image, config.model.text, config.model.poolers
-  is_timm = poolers.kind == "parallel" and poolers.mlp > 0 and not poolers.n_query
+  is_timm = (poolers.kind == "parallel" and poolers.mlp > 0 and not poolers.n_query) or poolers.projection_bias
   if poolers.kind not in ("openclip", "class_token", "mean") and not is_timm:
     raise ValueError(
       f"open_clip has no such model: config.model.poolers.kind is {poolers.kind!r}; there, it is "
-      "'openclip', 'class_token', 'mean', or 'parallel' with SigLIP's head"
+      "'openclip', 'class_token', 'mean', or 'parallel' with the head of SigLIP or PE"
     )
   vision_cfg = {
     "image_size": image.size,
@@ -49,15 +49,17 @@ def from_config(config: Config, tokens: Tokenizer | None = None) -> dict:
     "layers": text.unimodal_layers,
     "mlp_ratio": text.mlp / text.width,
   }
-  if config.model.norm_eps == 1e-6:
-    vision_cfg["norm_kwargs"] = text_cfg["norm_kwargs"] = {"eps": 1e-6}
+  for cfg, eps in ((text_cfg, config.model.norm_eps), (vision_cfg, image.norm_eps or config.model.norm_eps)):
+    if eps == 1e-6:
+      cfg["norm_kwargs"] = {"eps": eps}
   if not image.norm_pre:
     vision_cfg["no_ln_pre"] = True
   if poolers.kind == "mean":
     vision_cfg |= {"pool_type": "avg", "final_ln_after_pool": not image.norm_post}
   if is_timm:
     vision_cfg = {"image_size": image.size, "timm_model_name": timm.name_of(config), "timm_model_pretrained": False}
-    vision_cfg |= {"timm_pool": "map", "timm_proj": "none"}
+    tower = timm.tower(vision_cfg["timm_model_name"])
+    vision_cfg |= {"timm_pool": tower.pool, "timm_proj": tower.proj}
   if text.pool == "last":
     text_cfg["pool_type"] = "last"
   if text.mask == "full":

@@ -1,9 +1,9 @@
 """open_clip's settings (`open_clip_config.json`: "model_cfg" and "preprocess_cfg") as ours.
 
 Read here: CoCa as its coca_ViT-* models are built (a ViT with class token, one pooler or none, an appended [CLS]);
-plain CLIP with a ViT, MetaCLIP 2's among them; CLIPA's and OpenVision's, which take the mean of the patches; SigLIP's
-and SigLIP 2's, whose ViT is timm's. Whatever else a config asks for is refused by name, because its weights would mean
-another model.
+plain CLIP with a ViT, MetaCLIP 2's among them; CLIPA's and OpenVision's, which take the mean of the patches; those
+whose ViT is timm's (`coca/interop/open_clip/timm.py`). Whatever else a config asks for is refused by name, because its
+weights would mean another model.
 """
 
 import dataclasses
@@ -33,7 +33,6 @@ _VISION = {
   "final_ln_after_pool": (False, True),
   **_KWARGS,
 }
-_TIMM = {"timm_pool": ("map",), "timm_proj": ("none",), "timm_drop": (0.0,), "timm_drop_path": (None, 0.0), **_KWARGS}
 _TEXT = {
   "pad_id": (0,),
   "no_causal_mask": (False, True),
@@ -132,10 +131,12 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
   size, patch = (_square(vision, f"vision_cfg.{key}", n) for key, n in (("image_size", 224), ("patch_size", 16)))
   colours: Any = {key: _colours(preprocess, key, default) for key, default in (("mean", MEAN), ("std", STD))}
   activation: Any = "quick_gelu" if entry(model, "model_cfg.quick_gelu", False) else "gelu"
-  eps = _eps(vision, text)
+  tower = timm.tower(entry(vision, "vision_cfg.timm_model_name", str)) if is_timm else None
+  eps, image_eps = (_eps(cfg) for cfg in (text, vision))
+  image_eps = tower.eps if tower else image_eps
   text_activation = "gelu_tanh" if text.get("act_kwargs") else activation
-  if is_timm:
-    image, activation = timm.image_tower(entry(vision, "vision_cfg.timm_model_name", str), **colours)
+  if tower:
+    image, activation = dataclasses.replace(tower.image, **colours), tower.activation
   else:
     image = ImageEncoder(
       size=size,
@@ -152,9 +153,9 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
       **colours,
     )
   poolers = Poolers(kind="mean", n_query=0, norm=after) if is_mean else Poolers(kind="class_token", n_query=0)
-  if is_timm:
-    poolers = Poolers(kind="parallel", n_query=0, mlp=image.mlp, width=image.width)
-    if embed_dim != image.width:
+  if tower:
+    poolers = tower.poolers
+    if embed_dim != image.width and not poolers.projection_bias:
       raise ValueError(f"model_cfg.embed_dim is {embed_dim}; beside this image tower it has to be {image.width}")
   if has_pooler:
     poolers = Poolers(
@@ -163,6 +164,10 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
       heads=entry(vision, "vision_cfg.attn_pooler_heads", 8, 1),
       norm_inputs=True,
     )
+  if image_eps != eps:
+    if poolers.kind != "class_token":  # whose norms are the model's
+      raise ValueError(f"norm_kwargs.eps is {image_eps} in the image tower and {eps} in the text tower; here it is one")
+    image = dataclasses.replace(image, norm_eps=image_eps)
   decoder = TextDecoder(
     vocab=entry(text, "text_cfg.vocab_size", 49408),
     length=entry(text, "text_cfg.context_length", 77),
@@ -247,8 +252,12 @@ def _refuse_others(model: dict, vision: dict, text: dict, multimodal: dict) -> N
     raise ValueError(
       f"hf_model_name is {value!r:.80}: a Hugging Face text tower, which is not supported; open_clip's own towers are"
     )
-  if is_timm := vision.get("timm_model_name") is not None:
-    timm.image_tower(entry(vision, "vision_cfg.timm_model_name", str))  # by name, before its settings
+  fixed_vision = _VISION
+  if vision.get("timm_model_name") is not None:
+    tower = timm.tower(entry(vision, "vision_cfg.timm_model_name", str))  # by name, before its settings
+    # Dropout and its like are of a training that is over.
+    fixed_vision = {"timm_pool": (tower.pool,), "timm_proj": (tower.proj,), **_KWARGS}
+    vision = {"timm_pool": "avg", "timm_proj": "linear", **vision}
   if isinstance(vision.get("attentional_pool"), str):
     raise ValueError(
       f"vision_cfg.attentional_pool is {vision['attentional_pool']!r:.80}: the layout of CoCa2, which "
@@ -270,7 +279,7 @@ def _refuse_others(model: dict, vision: dict, text: dict, multimodal: dict) -> N
       )
   if not text.get("hf_tokenizer_name") and text.get("tokenizer_kwargs") not in _CLIP_TOKENS:
     raise ValueError(f"text_cfg.tokenizer_kwargs is {text['tokenizer_kwargs']!r:.80}; CLIP's tokenizer has none here")
-  for part, values, fixed in (("vision_cfg", vision, _TIMM if is_timm else _VISION), ("text_cfg", text, _TEXT)):
+  for part, values, fixed in (("vision_cfg", vision, fixed_vision), ("text_cfg", text, _TEXT)):
     for key, allowed in fixed.items():
       if key in values and values[key] not in allowed:
         raise ValueError(f"{part}.{key} is {values[key]!r:.80}; supported: {', '.join(map(repr, allowed))}")
@@ -300,12 +309,8 @@ def _data(preprocess: dict) -> Data:
   return Data(squash=preprocess.get("resize_mode") == "squash", filter="bilinear" if is_bilinear else "bicubic")
 
 
-def _eps(vision: dict, text: dict) -> float:
-  image, words = (entry(cfg, "norm_kwargs", {}).get("eps", 1e-5) for cfg in (vision, text))
-  image = 1e-6 if vision.get("timm_model_name") is not None else image
-  if image != words:
-    raise ValueError(f"norm_kwargs.eps is {image} in the image tower and {words} in the text tower; here it is one")
-  return image
+def _eps(cfg: dict) -> float:
+  return entry(cfg, "norm_kwargs", {}).get("eps", 1e-5)
 
 
 def _colours(preprocess: dict, key: str, default: tuple) -> tuple[float, float, float]:

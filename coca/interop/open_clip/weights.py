@@ -12,7 +12,7 @@ SELF = {"ln_1": "norm_self", "attn": "self_attention", "ln_2": "norm_mlp", "mlp"
 SELF_BEFORE_CROSS = SELF | {"ln_2": "norm_self_mlp", "mlp": "self_mlp"}
 CROSS = {"ln_1": "norm_cross", "ln_1_kv": "norm_context", "attn": "cross_attention", "ln_2": "norm_mlp", "mlp": "mlp"}
 
-TIMM = {"norm1": "norm_self", "attn": "self_attention", "norm2": "norm_mlp", "mlp": "mlp"}  # of its ViTs, SigLIP's
+TIMM = {"norm1": "norm_self", "attn": "self_attention", "norm2": "norm_mlp", "mlp": "mlp"}  # of its ViTs
 TIMM_START = "visual.trunk."
 
 OTHERS = {  # starts of names in layouts that are not read here
@@ -48,7 +48,7 @@ def to_params(state_dict: Mapping[str, np.ndarray], config: Config) -> dict:
       finite.
   """
   found = _tidy(state_dict, config)
-  if config.model.poolers.kind == "parallel" and not config.model.text.projection_bias:
+  if _is_timm(config.model) and not config.model.text.projection_bias:
     # `proj_type` 'none': the text width is the embedding's. A square of ones on the diagonal does as much.
     found.setdefault("text.text_projection", np.eye(config.model.text.width, dtype=np.float32))
   return tensors.to_params(found, config, _entries(config))
@@ -64,7 +64,7 @@ def to_state_dict(params, config: Config) -> dict[str, np.ndarray]:
 
 def _entries(config: Config) -> Iterator[Entry]:
   model, has_decoder = config.model, config.model.text.multimodal_layers > 0
-  is_timm = model.poolers.kind == "parallel"
+  is_timm = _is_timm(model)
   text = "text." if has_decoder or is_timm else ""
 
   yield Entry("logit_scale", ("temperature/log_scale",), None, "same")
@@ -113,12 +113,31 @@ def _image_tower(model: Model) -> Iterator[Entry]:
   yield Entry("visual.proj", ("image_projection/kernel",), None, "same")
 
 
+def _is_timm(model: Model) -> bool:
+  """True if the image tower is timm's, and the text tower therefore a part of its own."""
+  return model.poolers.kind == "parallel" or model.poolers.projection_bias
+
+
 def _timm_tower(model: Model) -> Iterator[Entry]:
+  image, has_pooler = model.image, model.poolers.kind == "parallel"
+  if image.class_token:
+    yield Entry(f"{TIMM_START}cls_token", ("image_encoder/class_token",), None, "leading")
   yield Entry(f"{TIMM_START}pos_embed", ("image_encoder/positions",), None, "leading")
   yield Entry(f"{TIMM_START}patch_embed.proj.weight", ("image_encoder/patches/kernel",), None, "conv")
-  yield Entry(f"{TIMM_START}patch_embed.proj.bias", ("image_encoder/patches/bias",), None, "same")
-  yield from _blocks(f"{TIMM_START}blocks", "image_encoder", model.image.layers, TIMM)
+  if image.patch_bias:
+    yield Entry(f"{TIMM_START}patch_embed.proj.bias", ("image_encoder/patches/bias",), None, "same")
+  if image.norm_pre:
+    yield from norm(f"{TIMM_START}norm_pre", "image_encoder/norm_pre")
+  is_eva = image.patch_bias and not has_pooler  # of the towers in timm.py
+  yield from _blocks(f"{TIMM_START}blocks", "image_encoder", image.layers, TIMM, key_bias=not is_eva)
   yield from norm(f"{TIMM_START}norm", "image_encoder/norm")
+  if model.poolers.projection_bias:
+    yield from linear(f"{TIMM_START}head", "image_projection")
+  if has_pooler:
+    yield from _timm_pooler()
+
+
+def _timm_pooler() -> Iterator[Entry]:
   theirs, ours = f"{TIMM_START}attn_pool", "contrastive_pooler"
   yield Entry(f"{theirs}.latent", (f"{ours}/queries",), None, "leading")
   yield from linear(f"{theirs}.q", f"{ours}/attention/query")
@@ -130,14 +149,21 @@ def _timm_tower(model: Model) -> Iterator[Entry]:
   yield from linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/down")
 
 
-def _blocks(theirs: str, tower: str, layers: int, names: dict[str, str]) -> Iterator[Entry]:
+def _blocks(theirs: str, tower: str, layers: int, names: dict[str, str], key_bias: bool = True) -> Iterator[Entry]:
+  """Without `key_bias`, ours is 0, and what it learns is lost on the way back: it adds the same to all of a query's
+  logits.
+  """
   for i in range(layers):
     for their_name, our_name in names.items():
       key, path = f"{theirs}.{i}.{their_name}", f"{tower}/stack/layers/{our_name}"
       if their_name == "attn" and names is TIMM:
         parts = tuple(f"{path}/{part}" for part in ("query", "key", "value"))
         yield Entry(f"{key}.qkv.weight", tuple(f"{part}/kernel" for part in parts), i, "transposed")
-        yield Entry(f"{key}.qkv.bias", tuple(f"{part}/bias" for part in parts), i, "same")
+        if key_bias:
+          yield Entry(f"{key}.qkv.bias", tuple(f"{part}/bias" for part in parts), i, "same")
+        else:
+          yield Entry(f"{key}.q_bias", (f"{path}/query/bias",), i, "same")
+          yield Entry(f"{key}.v_bias", (f"{path}/value/bias",), i, "same")
         yield from linear(f"{key}.proj", f"{path}/out", i)
       elif their_name == "attn":
         yield from _attention(key, path, i)
@@ -168,7 +194,7 @@ def _attention(theirs: str, ours: str, layer: int | None, fused: bool = True) ->
 def _tidy(state_dict: Mapping, config: Config) -> dict:
   """Without what saving added: a common start, computed found, CLIP's text tower under a name of its own."""
   found = {key.removeprefix("module."): x for key, x in state_dict.items()}
-  is_timm = config.model.poolers.kind == "parallel"
+  is_timm = _is_timm(config.model)
   others = OTHERS if is_timm else OTHERS | {TIMM_START: "a timm image tower"}
   for key in found:
     for start, what in others.items():

@@ -7,6 +7,7 @@ they may be) and `outputs.npz`: what open_clip computes in fp32 from the picture
 file of merges, made here from a few words, and the ids that open_clip's own tokenizer gives with it.
 """
 
+import functools
 import gzip
 import json
 import sys
@@ -17,6 +18,7 @@ from peer_open_clip import import_open_clip
 
 open_clip, torch = import_open_clip()
 timm = open_clip.timm_model.timm  # whose import needs what open_clip's does
+eva = timm.models.eva
 
 HERE = Path(__file__).parent
 TOKENIZERS = HERE.parents[1] / "data" / "tokenizers" / "golden"
@@ -54,6 +56,23 @@ MODELS = {
     | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "act_kwargs": {"approximate": "tanh"}}
     | EPS,
   },
+  # As PE-Core-L-14-336, PE-Core-bigG-14-448, MobileCLIP2-L-14, EVA01-g-14 and EVA02-E-14, with ViTs as below.
+  **{
+    name: {
+      "embed_dim": 40,
+      "custom_text": True,
+      "vision_cfg": {"image_size": 24, "timm_pool": pool, "timm_proj": None}
+      | {"timm_model_name": f"vit_test_{name}", "timm_model_pretrained": False},
+      "text_cfg": TEXT,
+    }
+    for name, pool in [
+      ("pe", "map"),
+      ("pe_no_class", "map"),
+      ("timm_clip", "token"),
+      ("eva", "token"),
+      ("eva_e", "token"),
+    ]
+  },
 }
 PREPROCESS = {
   "mean": [0.48145466, 0.4578275, 0.40821073],
@@ -87,6 +106,25 @@ TEXTS = [
 def vit_test_patch8_siglip_24(num_classes=0, **_):
   sizes = {"img_size": 24, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "mlp_ratio": 1.5}
   return timm.models.VisionTransformer(**sizes, class_token=False, global_pool="map", num_classes=num_classes)
+
+
+def register(name: str, make, **settings) -> None:
+  def entrypoint(num_classes, global_pool, **_):
+    sizes = {"img_size": 24, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
+    return make(**sizes, **settings, num_classes=num_classes, global_pool=global_pool)
+
+  entrypoint.__name__ = f"vit_test_{name}"
+  timm.models.register_model(entrypoint)
+
+
+EPS_5 = {"norm_layer": functools.partial(timm.layers.LayerNorm, eps=1e-5)}
+PE = {"attn_type": "rope", "use_pre_transformer_norm": True, "use_rot_pos_emb": True, "ref_feat_shape": (3, 3), **EPS_5}
+PE |= {"rope_grid_indexing": "xy", "attn_pool_num_heads": 8, "attn_pool_mlp_ratio": 4.0, "mlp_ratio": 1.5}
+register("pe", eva.Eva, **PE, rope_grid_offset=1.0)
+register("pe_no_class", eva.Eva, **PE, class_token=False)
+register("timm_clip", timm.models.VisionTransformer, mlp_ratio=1.5, pre_norm=True, **EPS_5)
+register("eva", eva.Eva, mlp_ratio=1.5)
+register("eva_e", eva.Eva, mlp_ratio=2.0, use_post_norm=True)
 
 
 def make_model(name: str, settings: dict) -> None:
@@ -123,6 +161,12 @@ def make_model(name: str, settings: dict) -> None:
     }
     if "multimodal_cfg" in settings:
       outputs["logits"] = model(pixels, torch.tensor(text), output_labels=False)["logits"]
+    if name.startswith("pe"):  # at another size, without the learned positions, which are resized otherwise here
+      model.visual.trunk.set_input_size(img_size=40)
+      model.visual.trunk.pos_embed.zero_()
+      larger = rng.integers(0, 256, (2, 40, 40, 3), np.uint8)
+      latent = model.encode_image(((torch.tensor(larger) / 255 - mean) / std).permute(0, 3, 1, 2), normalize=True)
+      outputs |= {"larger": torch.tensor(larger), "larger_latent": latent}
   np.savez_compressed(
     folder / "outputs.npz", image=image, text=text.astype(np.int32), **{k: v.numpy() for k, v in outputs.items()}
   )
