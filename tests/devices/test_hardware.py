@@ -28,6 +28,7 @@ for _ in range(4):  # each is given the next of malloc's arenas
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries' malloc has no such settings")
 def test_memory_that_is_freed_is_not_taken_from_the_kernel_anew():
   """64 MiB, as a step's temporaries, in the main thread and in others; in huge pages that is 32 faults."""

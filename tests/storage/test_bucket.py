@@ -490,7 +490,6 @@ def undisturbed(tmp_path_factory):
   folder = tmp_path_factory.mktemp("undisturbed")
   config = small_run(folder, ("retrieval",))
   train = ("-m", "coca.train", config, "--config.steps=12", "--config.evals.retrieval.every=6")
-  train = (*train, "--config.optim.name=adamw")  # Muon takes a second longer to compile
   more = {
     "devices": 1,
     "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
