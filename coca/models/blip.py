@@ -112,13 +112,12 @@ class Bert(nnx.Module):
   ):
     """`head`: the table of words [V, D] and states [n, D] -> logits fp32 [n, V]. `context_mask`: as in a pass."""
     layers = self.stack.decoding_layers(weights["stack"])
-    contexts = [layer.context_cache(image_tokens, rows * length) for layer in layers]
 
     def embed(ids, position):
       return self.norm(weights["tokens"][ids] + weights["positions"][position])
 
     predict = functools.partial(head, weights["tokens"])
-    return start_layers(layers, contexts, context_mask, embed, predict, length, rows, prefix)
+    return start_layers(layers, image_tokens, context_mask, embed, predict, length, rows, prefix)
 
 
 class CaptionHead(nnx.Module):
@@ -204,7 +203,6 @@ class ImageHeads(nnx.Module):
     if encoded.embedding is not None:
       contrastive = jnp.sum(encoded.embedding[:, None] * self._embed(words).reshape(*text.shape[:2], -1), axis=-1)
     if self.matching_head is not None:
-      assert encoded.tokens is not None
       logits = self.match(self.ground(words.reshape(*text.shape, -1), text, encoded.tokens), text)
       matching, logits = jax.nn.softmax(logits)[..., 1], logits[..., 1]
     return Scores(contrastive, matching, logits)

@@ -18,7 +18,7 @@ from coca.models.linear import few_rows_dot_general
 
 def start_layers(
   layers: Sequence[Layer],
-  contexts: Sequence,
+  image_tokens: Float[Array, "B S kv_width"],
   context_mask: Bool[Array, "#B 1 1 S"] | None,
   embed: Callable,
   predict: Callable,
@@ -35,7 +35,7 @@ def start_layers(
 
   Args:
     layers: of `Stack.decoding_layers`.
-    contexts: for each, what it looks at (`Layer.context_cache`), or None.
+    image_tokens: what those with cross-attention look at.
     context_mask: as in `Layer`.
     embed: (ids int32 [B, N], their positions int32 [N] or []) -> [B, N, D].
     predict: states [n, D] of the last layer -> logits fp32 [n, V].
@@ -53,6 +53,7 @@ def start_layers(
       return mask
     return jnp.where(mask, jnp.repeat(bias(positions), rows, axis=2), LOWEST)
 
+  contexts = [layer.context_cache(image_tokens, rows * length) if layer.crosses else None for layer in layers]
   run = functools.partial(run_layers, layers, contexts, context_mask)
 
   def step(caches, ids, position, ancestors):
@@ -75,17 +76,12 @@ def start_layers(
 
 
 def run_layers(
-  layers: Sequence[Layer],
-  contexts: Sequence,
-  context_mask: Bool[Array, "#B 1 1 S"] | None,
-  x: Float[Array, "B N D"],
-  caches: tuple,
-  *where,
+  layers: Sequence[Layer], contexts: Sequence, mask: Bool[Array, "#B 1 1 S"] | None, x: Array, caches: Sequence, *where
 ) -> tuple[Float[Array, "B N D"], tuple]:
   """Tokens through `Layer.decode` of each layer, with its cache and its context."""
   new = []
   for layer, cache, context in zip(layers, caches, contexts, strict=True):
-    x, cache = layer.decode(x, cache, context, context_mask, *where)
+    x, cache = layer.decode(x, cache, context, mask, *where)
     new.append(cache)
   return x, tuple(new)
 

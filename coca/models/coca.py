@@ -228,7 +228,6 @@ class CoCa(nnx.Module):
     unimodal, multimodal = weights["stacks"]
     layers = self.unimodal.stack.decoding_layers(unimodal) if unimodal else []
     layers = [*layers, *self.multimodal.decoding_layers(multimodal)]
-    contexts = [layer.context_cache(image_tokens, rows * length) if layer.crosses else None for layer in layers]
 
     def embed(ids, position):
       return weights["tokens"][ids] + weights["positions"][position]
@@ -236,7 +235,7 @@ class CoCa(nnx.Module):
     def predict(states):
       return vocabulary_logits(self.multimodal.norm(states), weights["head"])
 
-    return start_layers(layers, contexts, None, embed, predict, length, rows, prefix)
+    return start_layers(layers, image_tokens, None, embed, predict, length, rows, prefix)
 
   @jax.named_scope("class_head")
   def _classify(self, encoded):

@@ -142,7 +142,6 @@ class SimVlm(nnx.Module):
     """The decoding protocol of `coca.decoding`, over what `with_prompt` made: the decoder sees no more of a prompt than
     its last token."""
     layers = self.decoder.decoding_layers(weights["stack"])
-    contexts = [layer.context_cache(image_tokens, rows * length) for layer in layers]
     first = context_mask[:, 0, 0, self.tokens :].sum(1) - 1
 
     def embed(ids, position):
@@ -151,7 +150,7 @@ class SimVlm(nnx.Module):
     def predict(states):
       return vocabulary_logits(self.decoder.norm(states), weights["head"])
 
-    return start_layers(layers, contexts, context_mask, embed, predict, length, rows, prefix, first)
+    return start_layers(layers, image_tokens, context_mask, embed, predict, length, rows, prefix, first)
 
   def _see(self, image):
     """Images [B, S, S, 3] -> [B, N, D]."""

@@ -143,7 +143,6 @@ class VlT5(RegionReader):
   ):
     """The decoding protocol of `coca.decoding`."""
     layers = self.decoder.decoding_layers(weights["stack"])
-    contexts = [layer.context_cache(image_tokens, rows * length) for layer in layers]
 
     def embed(ids, _):
       return weights["words"][ids]
@@ -151,7 +150,7 @@ class VlT5(RegionReader):
     def predict(states):
       return vocabulary_logits(self._scaled(self.decoder_norm(states)), weights["words"])
 
-    given = layers, contexts, context_mask, embed, predict, length, rows, prefix
+    given = layers, image_tokens, context_mask, embed, predict, length, rows, prefix
     return start_layers(*given, bias=lambda positions: self._back(positions, length))
 
   @jax.named_scope("decoder")
