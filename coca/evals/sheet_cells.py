@@ -128,7 +128,7 @@ def retrieval_cells(evaluator: Retrieval, params, columns: int, texts: int = 2) 
   scores = embedded.concatenate()[known] @ stream.embed_texts(params, ids).T
   if jax.process_index():
     return [], [], len(index)
-  kind, said = stream.kinds(ids), [stream.tokenizer.decode(row) for row in ids]
+  kind, said = stream.kinds(ids), [stream.wants.texts(stream.source[int(i)])[0] for i in index]
 
   def image(k):
     try:
