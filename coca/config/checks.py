@@ -91,9 +91,16 @@ ABOVE_0 = (
   "contrastive.temperature",
   "optim.eps",
   "optim.lr_decay",
+  "optim.layer_decay",
   "data.sources.*.answer_weight",
 )
-SHARES = ("captioning.parallel", "contrastive.soft_targets", "masked.share", "data.max_skipped")  # 0 to 1
+SHARES = (
+  "captioning.parallel",
+  "contrastive.soft_targets",
+  "masked.share",
+  "optim.layer_decay",
+  "data.max_skipped",
+)  # 0 to 1
 DECAYS = (
   "model.image.patch_dropout",
   "model.med.dropout",

@@ -167,6 +167,11 @@ def _align(c: Config) -> None:
     "by the whole batch; use more devices, or config.model.remat, instead",
   )
   need(
+    c.optim.layer_decay == 1,
+    "config.optim.layer_decay has to be 1 for config.model.kind 'align', whose image tower's layers are no stack; "
+    "take config.optim.lr_scale",
+  )
+  need(
     c.optim.lr_scale.get("image_encoder") != 0,
     "config.optim.lr_scale freezes the 'image_encoder' of config.model.kind 'align', whose batch norms would go by "
     "each batch all the same; take a rate above 0",

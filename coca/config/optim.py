@@ -45,5 +45,11 @@ class Optim:
   accumulate: int = 1
   # Factors of the learning rate by part of the model ('image_encoder', ...; --dry_run lists them). 0 freezes a part.
   lr_scale: dict[str, float] = field(default_factory=dict)
+  # Layer-wise decay of the learning rate, for fine-tunes: n layers have lr * layer_decay^n, the lowest, to
+  # lr * layer_decay^1, embeddings and patches lr * layer_decay^(n + 1), last norms, poolers and heads lr, as in BEiT;
+  # each times its `lr_scale`. Weight decay, a share of the rate, is less with it. Each tower counts for itself (as
+  # EVA-CLIP's two), but halves of one stack as one: CoCa's unimodal layers and, where a loss reads them, the multimodal
+  # ones above; ALBEF's text encoder and fusion. 1: none. MAE has 0.65 for ViT-B and 0.75 for ViT-L.
+  layer_decay: float = 1.0
   # Steps in a row with a loss or gradient that is not finite, which are skipped, that end the run.
   max_nonfinite: int = 20

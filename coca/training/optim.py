@@ -11,6 +11,7 @@ from coca.config.settings import frozen_parts
 from coca.config.stages import spans
 from coca.devices.trees import path_name
 from coca.models.blip import SHARED
+from coca.training.layer_decay import layer_factors
 
 STATISTICS = ("/mean", "/variance")  # of batch norms, which the step moves
 
@@ -76,9 +77,13 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
     rule = adam_in_place(o.b1, o.b2, o.eps)
     rule = muon(rule) if o.name == "muon" else rule
   schedule = make_schedule(config, total)
+  factors = {} if o.layer_decay == 1 else layer_factors(config, params, idle(config))
 
   def scale(updates, _):
-    return {k: _scaled(u, o.lr_scale.get(k, 1.0)) for k, u in updates.items()}
+    updates = {k: _scaled(u, o.lr_scale.get(k, 1.0)) for k, u in updates.items()}
+    if not factors:
+      return updates
+    return jax.tree_util.tree_map_with_path(lambda path, u: u * factors[path_name(path)], updates)
 
   steps = [
     rule,

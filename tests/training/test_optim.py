@@ -10,6 +10,7 @@ import pytest
 
 from coca.config import Config, Data, Optim
 from coca.config.settings import frozen_parts
+from coca.devices.trees import flat
 from coca.training.optim import decay_mask, make_optimizer, make_schedule
 
 
@@ -180,6 +181,25 @@ def test_updates_equal_the_formula(name, formula, tolerance, tree):
         np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
 
   jax.tree_util.tree_map_with_path(check, tree[0], *tree[1], *updates)
+
+
+@pytest.mark.parametrize(("name", "formula", "tolerance"), FORMULAS)
+def test_layers_have_rates_of_their_own(name, formula, tolerance, tree):
+  """As if each layer of the tower were a parameter group of torch's, with its rate: 1/16 and 1/4 of the head's 0.4."""
+  changes = {"weight_decay": 0.05, "layer_decay": 0.25, "lr_scale": {"head": 0.5}}
+  updates, _ = updates_of(settings(name=name, lr=0.8, warmup="0", schedule="constant", **changes), tree)
+  named = [flat(x) for x in (tree[0], *tree[1], *updates)]
+  for path, rates, decay in (
+    ("tower/layers/up/kernel", (0.05, 0.2), 0.05),
+    ("tower/layers/norm/scale", (0.05, 0.2), 0.0),
+    ("tower/small/kernel", 0.8, 0.05),
+    ("head/kernel", 0.4, 0.05),
+  ):
+    param, *leaves = (x[path] for x in named)
+    for i, rate in [(i, rate) for i, rate in enumerate(rates)] if isinstance(rates, tuple) else [(..., rates)]:
+      expected = formula(param[i], [g[i] for g in leaves[:3]], rate, decay)
+      for actual, other in zip(leaves[3:], expected, strict=True):
+        np.testing.assert_allclose(actual[i], other, atol=tolerance * np.abs(other).max())
 
 
 def test_epsilon_is_what_adamw_adds_to_the_root(tree):
