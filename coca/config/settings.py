@@ -12,6 +12,7 @@ Durations are text, wherever they appear: "10000" or "10000 steps", "1e6 example
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from coca.config.data import Data, Eval
 from coca.config.durations import Duration, in_steps
@@ -57,6 +58,8 @@ class Config:
   steps: Duration = "500000"
   # Time between two lines of metrics.
   log_every: Duration = "100"
+  # Experiment trackers that get the numbers too, 'wandb' and 'mlflow'; where, their own environment variables say.
+  trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
   # A workdir or model directory whose parameters start this run (coca/training/init_from.py).
   init_from: str = ""
   model: Model = field(default_factory=Model)

@@ -4,7 +4,7 @@
                      "labels": [...]}, the last if the model has a class head
     tokenizer.model  SentencePiece; or tokenizer.json, CLIP's byte-pair encoding; or vocab.txt, BERT's WordPiece
     checkpoints/     coca/storage/checkpoint.py
-    metrics.jsonl, tensorboard/, curves.png, contact_sheet.png
+    metrics.jsonl, tensorboard/, curves.png, contact_sheet.png; wandb.id, mlflow.id (coca/training/trackers.py)
 
 In a bucket the lines are in metrics/000000.jsonl, ... (coca/training/metrics_file.py).
 

@@ -44,6 +44,7 @@ from coca.training.optim import make_schedule
 FREE = (
   "name",
   "log_every",
+  "trackers",
   "evals",
   "mesh",
   "checkpoint",

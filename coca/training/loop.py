@@ -30,6 +30,7 @@ from coca.training.saving import Saving
 from coca.training.state import Setup
 from coca.training.step import TrainStep
 from coca.training.trace import Trace
+from coca.training.trackers import check_installed
 
 
 def run(config: Config, workdir: Path, profile: bool = False) -> int:
@@ -51,6 +52,7 @@ def run(config: Config, workdir: Path, profile: bool = False) -> int:
   mesh = sharding.make_mesh(config.mesh)
   batch_arithmetic(config, mesh.size)
   setup = Setup(config, mesh)
+  check_installed(config.trackers)
   check_folder(workdir)
   with locked(workdir):
     return _run(setup, workdir, profile)
@@ -95,7 +97,7 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
 
   with (
     saving.finished(),
-    Metrics(workdir, start, total, config.data.batch, flops_at) as metrics,
+    Metrics(workdir, start, total, config.data.batch, flops_at, config) as metrics,
     DeviceFeed(batches, forward.put) as feed,
     Preemption() as preempted,
     Trace(steps if profile else (), workdir / "tensorboard", metrics) as trace,
@@ -138,6 +140,8 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
     from coca.evals.contact_sheet import write_contact_sheet  # its matplotlib takes 0.3 s of a start
 
     write_contact_sheet(evaluators, state.best_params, workdir / "contact_sheet.png")
+    if evaluators:
+      metrics.image(total, workdir / "contact_sheet.png")
     if jax.process_index() == 0:
       made = ["metrics.jsonl", plot_curves(workdir).name] + ["contact_sheet.png"] * bool(evaluators)
       metrics.say(f"done: {', '.join(made)} and the model are in {workdir}; use it with coca.load({str(workdir)!r})")

@@ -1,4 +1,4 @@
-"""Reports of a run: `metrics.jsonl` (coca/training/metrics_file.py), TensorBoard, and a progress line.
+"""Reports of a run: `metrics.jsonl` (coca/training/metrics_file.py), TensorBoard, trackers, and a progress line.
 
 `metrics.jsonl` has one JSON object a line: `step` and named numbers such as `train/loss`. NaN and infinity, which JSON
 does not have, are null. Values of the training step are fetched by a thread, so that the loop never waits for the
@@ -23,6 +23,7 @@ from coca.devices.hardware import device_memory, peak_flops
 from coca.objectives.terms import LOSSES
 from coca.training.metrics_file import FILE, open_lines, read  # noqa: F401  (both are asked for here)
 from coca.training.tensorboard import TensorBoard
+from coca.training.trackers import Tracker
 
 
 class Metrics:
@@ -34,9 +35,12 @@ class Metrics:
     total_steps: of the whole run, for the time left.
     batch: pairs a step, all processes together, for pairs a second.
     flops_per_pair: of a training step, by its number; None: no MFU.
+    config: of the run, for the trackers that it asks for; None: without any.
   """
 
-  def __init__(self, workdir, resume_step: int = 0, total_steps: int = 0, batch: int = 0, flops_per_pair=None):
+  def __init__(
+    self, workdir, resume_step: int = 0, total_steps: int = 0, batch: int = 0, flops_per_pair=None, config=None
+  ):
     self._batch, self._flops_per_pair = batch, flops_per_pair
     self._main = jax.process_index() == 0
     self._peak = (peak_flops(jax.devices()[0].device_kind) or 0.0) * jax.device_count()
@@ -46,7 +50,10 @@ class Metrics:
     self._waited = self._paused = 0.0  # seconds since the last log()
     self._logged = time.perf_counter()
     self._progress = Progress(total_steps, resume_step) if self._main else None
+    self._trackers = []
     if self._main:
+      if config:
+        self._trackers = [Tracker(name, workdir, config, resume_step, self.say) for name in config.trackers]
       self._lines = open_lines(workdir, resume_step)
       self._board = TensorBoard(workdir / "tensorboard", resume_step, self.say)
 
@@ -71,8 +78,14 @@ class Metrics:
     self._pending = new
 
   def write(self, step: int, values: dict) -> None:
-    """Writes numbers that are there, such as those of an evaluator, at once."""
+    """Writes numbers that are there, such as those of an evaluator, after those of the last log()."""
+    self._finish()
     self._write(step, _fetch(values)[0])
+
+  def image(self, step: int, path) -> None:
+    """Shows an image file to the trackers."""
+    for tracker in self._trackers:
+      tracker.image(step, path)
 
   def say(self, text: str) -> None:
     """Prints a line, above the progress bar where there is one."""
@@ -117,10 +130,12 @@ class Metrics:
       self._lines.flush()
       self._board.flush()
 
-  def close(self) -> None:
+  def close(self, has_failed: bool = False) -> None:
     try:
       self.flush()
     finally:
+      for tracker in self._trackers:
+        tracker.close(has_failed)
       self._fetcher.shutdown(wait=False)
       if self._progress:
         self._progress.close()
@@ -132,7 +147,7 @@ class Metrics:
 
   def __exit__(self, kind, *_):
     try:
-      self.close()
+      self.close(has_failed=kind is not None)
     except Exception:
       if kind is None:  # else the first error is the one to see
         raise
@@ -161,6 +176,8 @@ class Metrics:
     line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
     self._lines.write((json.dumps(line, allow_nan=False) + "\n").encode())
     self._board.write(step, values)
+    for tracker in self._trackers:
+      tracker.write(step, values)
 
 
 class Progress:

@@ -91,7 +91,7 @@ def test_numbers_of_all_kinds(tmp_path):
     )
     m.write(5, {"eval/top1": 0.25})
   text = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  assert json.loads(text[1], parse_constant=pytest.fail) == {
+  assert json.loads(text[0], parse_constant=pytest.fail) == {
     "step": 1,
     "a": 0.1,
     "b": 0.300781,
@@ -103,7 +103,7 @@ def test_numbers_of_all_kinds(tmp_path):
     "skipped": 1,
   }
   assert jnp.bfloat16(0.300781) == jnp.bfloat16(0.3)
-  assert json.loads(text[0]) == {"step": 5, "eval/top1": 0.25}  # an evaluator's are written at once
+  assert json.loads(text[1]) == {"step": 5, "eval/top1": 0.25}  # an evaluator's come after those of steps before
 
 
 def test_a_metric_that_is_no_number_is_named(tmp_path):
