@@ -105,6 +105,9 @@ class Browser:
 
   def resize(self, width: int, height: int) -> None:
     self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+    end = time.monotonic() + SECONDS  # the page is laid out anew some time later
+    while (found := self.evaluate("innerWidth")) != width:
+      assert time.monotonic() < end, f"the page is {found} pixels wide after {SECONDS} s, not {width}"
 
   def screenshot(self, path) -> None:
     with open(path, "wb") as file:
