@@ -31,6 +31,7 @@ MAKE = (
   "img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
   "--output_format=parquet --output_folder=shards"
 )
+REGIONS = "a detector of your own: docs/own-data.md, 'Regions of a detector', has their columns"
 CACHE_BYTES = 512 << 20  # of decoded row groups, a source
 MAX_GROUP_BYTES = 64 << 20  # compressed; larger row groups give a warning
 FOOTERS = 256  # kept in memory
@@ -42,7 +43,7 @@ class Parquet:
   def __init__(self, settings: Source, where: str):
     self.name = settings.path
     self._regions = settings.regions
-    found, self.problems = finding.find(settings.path, ".parquet", MAKE, where)
+    found, self.problems = finding.find(settings.path, ".parquet", REGIONS if settings.regions else MAKE, where)
     self._tables = []
     for table, problem in finding.for_each(functools.partial(examine, settings=settings), found, "opening Parquet"):
       if problem:
