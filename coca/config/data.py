@@ -153,6 +153,9 @@ class Data:
   # Folder of what a frozen image encoder makes of the training images, which takes the place of decoding and encoding
   # them in each epoch. At its start, a run embeds what is missing there, all images once. Empty: images are encoded.
   embeddings: str = ""
+  # Type of those of a classifier. 'float16' takes half of the disk; its 11 bits are more than the 8 of bfloat16, which
+  # accelerators compute in.
+  embeddings_type: Literal["float32", "float16"] = "float32"
   # Colour under transparent images.
   background: str = "white"
   # What the texts begin with, as BLIP's captioner has "a picture of ". It is put in front of each text in training and
