@@ -12,12 +12,13 @@ attentional pooler with one query and a linear head read its tokens. `frozen` tr
 prepared as in evaluation, without RandAugment (docs/transfer.md).
 
 Table 9 for ImageNet: Adafactor with decoupled weight decay 0.01, rate 5e-4, cosine decay to 0 without a warm-up,
-200,000 steps of 512, label smoothing 0.5 (frozen 0.2), clipping at 1.0, average with decay 0.9999, no mixup and no
-cutmix. Section 4.2.1 has other figures: a rate of 1e-4 for the whole model, a batch of 128 for the frozen one.
+200,000 steps of 512, label smoothing 0.5 (frozen 0.2), clipping at 1.0, average with decay 0.9999, RandAugment 2, 20,
+no mixup and no cutmix. Section 4.2.1 has other figures: a rate of 1e-4 for the whole model, a batch of 128 for the
+frozen one. `--config.optim.lr_scale.image_encoder=0.2` gives the encoder a rate of its own.
 
-Not the paper's: RandAugment is BLIP's ten operations at their full strength (coca/data/augment.py), where Table 9 has
-2, 20; crops are none and images are of the model's size, of which the paper says nothing here. Other data with labels:
---config.data.sources.imagenet.path=NAME and --config.classification.classes=N, and config.evals.imagenet.source.path.
+Of these the paper says nothing: RandAugment's operations are those of Google's other code (coca/data/augment.py), crops
+are none and images are of the model's size. Other data with labels: --config.data.sources.imagenet.path=NAME and
+--config.classification.classes=N, and config.evals.imagenet.source.path.
 """
 
 from coca.commands import arguments
@@ -36,7 +37,7 @@ def get_config(arg=None):
   config.optim.update(lr=5e-4, weight_decay=0.01, warmup="0", ema=0.9999)
   config.optim.lr_scale = {"image_encoder": 0.0 if args.frozen or args.cache else 1.0}
   config.steps = "200000"
-  config.data.update(batch=512, rand_augment=(2, 10))
+  config.data.update(batch=512, rand_augment=(2, 20), rand_augment_kind="google")
   if args.tiny:
     config.name += "_tiny"
     config.evals = {}

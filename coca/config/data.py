@@ -146,6 +146,9 @@ class Data:
   flip: bool = False
   # Operations and their magnitude of 10. BLIP: (2, 5) (coca/data/augment.py).
   rand_augment: tuple[int, int] = (0, 0)
+  # Whose operations these are. 'google': those of EfficientNet's and big_vision's code, whose magnitudes go beyond 10,
+  # to 30; CoCa has (2, 20).
+  rand_augment_kind: Literal["blip", "google"] = "blip"
   # Evaluation looks at the whole image, squashed (BLIP), otherwise at the central square.
   squash: bool = False
   # How evaluation resizes images; both filters are antialiased.

@@ -210,7 +210,7 @@ def _stream(
         image = images.decode_train(
           record.image, size, rng, data.crop, data.flip, background, data.max_pixels, data.resize
         )
-        out["image"] = rand_augment(image, rng, *data.rand_augment)
+        out["image"] = rand_augment(image, rng, *data.rand_augment, data.rand_augment_kind)
     except BadRecord as e:
       return unusable, f"{where}: {e}"
     out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
