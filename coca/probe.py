@@ -100,6 +100,8 @@ def named(args) -> dict[str, tuple[Source, int]]:
   if not args.config:
     sources = {"train": split_of(args.train, "train")} | ({"val": split_of(args.val, "val")} if args.val else {})
     tests = {path.rstrip("/").rpartition("/")[2]: split_of(path, "test") for path in args.test}
+    if len(tests) < len(args.test):
+      raise ValueError(f"--test: two data sets are called alike; measure them one by one: {', '.join(args.test)}")
     return {name: (x, 0) for name, x in (sources | {f"test {name}": x for name, x in tests.items()}).items()}
   path, _, argument = args.config.partition(":")
   module = runpy.run_path(path)

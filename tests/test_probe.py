@@ -9,6 +9,7 @@ from PIL import Image
 import coca
 from coca import inference, probe
 from coca.evals import logistic
+from coca.evals.folders import split_of
 from support.workdirs import make_workdir, small_config
 
 COLOURS = {"blue": (30, 40, 220), "green": (20, 200, 60), "red": (220, 30, 20)}
@@ -62,12 +63,25 @@ def test_all_images_and_a_few(model, monkeypatch, tmp_path, capsys):
   [
     (["--train=a"], "give --train and --test, or --config"),
     (["--train=a", "--test=b", "--shots=1;2"], "--shots=1;2: numbers of images with commas"),
+    (["--train=a", "--test=b", "--config=c"], "give --train and --test, or --config"),
   ],
 )
 def test_a_wrong_line(args, said, capsys):
   with pytest.raises(SystemExit):
     probe.main(["--model=tiny", *args])
   assert said in capsys.readouterr().err
+
+
+def test_a_data_set_has_splits(tmp_path):
+  for split, tars in {"train": 3, "test": 1}.items():
+    (tmp_path / "wds_cars" / split).mkdir(parents=True)
+    (tmp_path / "wds_cars" / split / "nshards.txt").write_text(f"{tars}\n")
+  path = str(tmp_path / "wds_cars")
+  assert split_of(path, "train").path == f"{path}/train/{{0..2}}.tar"
+  assert split_of(path, "test").path == f"{path}/test/{{0..0}}.tar"
+  with pytest.raises(FileNotFoundError, match=r"wds_cars has no split 'val'; it has test, train"):
+    split_of(path, "val")
+  assert split_of("builtin:twemoji", "train").split == "twemoji"
 
 
 def test_data_without_labels(model, monkeypatch, tmp_path):
