@@ -13,12 +13,11 @@ folder source look for it. A text that is there already may be somebody's work: 
 """
 
 import argparse
-import dataclasses
 import sys
 
 from coca import inference
 from coca.config.command_line import one_line
-from coca.decoding.settings import Decoding, make_decoding, unknown
+from coca.decoding.settings import add_flags, from_flags, unknown
 from coca.inference.caption_files import caption
 from coca.storage.checkpoint import CheckpointError
 
@@ -33,18 +32,13 @@ def main(argv=None) -> None:
   parser.add_argument("--overwrite", action="store_true", help="also where there is a NAME.txt with another text")
   parser.add_argument("--prompt", help="what every caption begins with")
   how = parser.add_argument_group("how captions are written", "see coca/config/decoding.py")
-  for field in dataclasses.fields(Decoding):
-    if field.type is bool:
-      how.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=field.default)
-    else:
-      how.add_argument(f"--{field.name}", type=type(field.default), default=field.default, metavar=str(field.default))
+  add_flags(how)
   args, rest = parser.parse_known_args(argv)
   if rest:
     parser.error(unknown(rest[0].split("=")[0].removeprefix("--")))
   args = vars(args)
   with one_line(ValueError, ImportError, OSError, CheckpointError):
-    # Before the model is loaded, which takes long.
-    make_decoding(**{field.name: args[field.name] for field in dataclasses.fields(Decoding)})
+    from_flags(args)  # before the model is loaded, which takes long
     good, bad, left = caption(inference.load(args.pop("model")), **args)
   if left:
     print(

@@ -55,7 +55,7 @@ def beam_search(
   beams = decoding.beams
   stops = decoding.early_stop or beams == 1  # a single beam is greedy: no other text is looked for
   step, cache, position, text, ancestors = begin(start, image_tokens, prompt, lengths, beams, length)
-  batch, whole = len(text), decoding.length_normalisation == "whole"
+  batch, whole = text.shape[0], decoding.length_normalisation == "whole"
 
   def norm_of(tokens):
     """Number of tokens, int32 [] or [B] -> what the scores [B, 1] are divided by."""

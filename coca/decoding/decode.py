@@ -51,7 +51,7 @@ def decode(
   Returns:
     texts [B, n, T], T being decoding.max_length or `length`.
   """
-  batch, longest = len(encoded.tokens), decoding.max_length or length
+  batch, longest = encoded.tokens.shape[0], decoding.max_length or length
   if prompt is None or lengths is None:
     prompt, lengths = jnp.full((batch, 1), special.bos, jnp.int32), jnp.ones((batch,), jnp.int32)
   lengths = jnp.minimum(lengths, longest)

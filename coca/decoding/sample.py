@@ -58,8 +58,8 @@ def sample(
     return position + 1, put_at(text, ids, position + 1), cache, score, ended | ~given & (ids == special.eos)
 
   # A prompt as long as the text leaves nothing to write.
-  ended = jnp.broadcast_to(lengths[:, None] >= length, (len(text), rows))
-  state = (position, text, cache, jnp.zeros((len(text), rows), jnp.float32), ended)
+  ended = jnp.broadcast_to(lengths[:, None] >= length, (text.shape[0], rows))
+  state = (position, text, cache, jnp.zeros((text.shape[0], rows), jnp.float32), ended)
   _, text, _, score, _ = jax.lax.while_loop(goes_on, body, state)
   new = ((text != PAD) & (jnp.arange(length) >= lengths[:, None, None])).sum(axis=-1)
   return Decoded(text, score / jnp.maximum(new, 1).astype(jnp.float32) ** decoding.length_penalty)

@@ -1,5 +1,6 @@
-"""Settings of decoding that others have, by the names that they have for them, and what a model can do."""
+"""Settings of decoding at a command line, by the names that others have for them, and what a model can do."""
 
+import argparse
 import difflib
 from dataclasses import fields
 
@@ -40,6 +41,20 @@ def unknown(name: str) -> str:
   if name.replace("-", "_") in FOREIGN:
     return f"{name} is called {FOREIGN[name.replace('-', '_')]}"
   return f"{name}: no such setting; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}")
+
+
+def add_flags(group) -> None:
+  """Flags for all settings of `Decoding`, to a parser or a group of one."""
+  for field in fields(Decoding):
+    if field.type is bool:
+      group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=field.default)
+    else:
+      group.add_argument(f"--{field.name}", type=type(field.default), default=field.default, metavar=str(field.default))
+
+
+def from_flags(args: dict) -> Decoding:
+  """The settings among parsed arguments by name. Raises ValueError as `Decoding`."""
+  return Decoding(**{field.name: args[field.name] for field in fields(Decoding)})
 
 
 def make_decoding(**settings) -> Decoding:

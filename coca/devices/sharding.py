@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from coca import config
@@ -86,6 +86,12 @@ def make_mesh(mesh: config.Mesh | None = None, devices=None) -> Mesh:
   else:  # an axis may be a part of one of the torus: 64 of 8 x 16 x 16
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def absent_device(platform: str) -> AbstractMesh:
+  """A mesh of one device that is not there, of a platform: what is traced over it is what such a device would run."""
+  kinds, device = (AxisType.Auto,) * len(AXES), AbstractDevice("", None, platform)
+  return AbstractMesh((1,) * len(AXES), AXES, axis_types=kinds, abstract_device=device)
 
 
 def slices_of(devices) -> int:

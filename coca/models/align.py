@@ -17,6 +17,7 @@ from coca.models.efficientnet import EfficientNet
 from coca.models.linear import linear
 from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
 from coca.models.rngs import Rngs
+from coca.models.text_decoder import with_first
 
 
 class Align(nnx.Module):
@@ -52,14 +53,10 @@ class Align(nnx.Module):
     """Embeddings of unit length."""
     return self._embed(image, None)[0]
 
-  def features(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
-    """The mean of the tokens, which is the embedding before it is made unit length."""
-    return self.image_encoder(image, None)[0].astype(jnp.float32).mean(1)
-
   @jax.named_scope("text_encoder")
   def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
     """Embeddings of unit length; `key` is for dropout."""
-    return unit(self.text_projection(self.text_encoder(text.at[:, 0].set(self.cls), key=key)[:, 0]))
+    return unit(self.text_projection(self.text_encoder(with_first(text, self.cls), key=key)[:, 0]))
 
   def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
     """The embedding alone: no text layer looks at image tokens."""

@@ -70,8 +70,8 @@ def dot_product_attention(
       Elsewhere, and where a kernel does not fit, all are as 'xla'; and 'cudnn' is where weights are dropped out.
     drop: dropout of the softmax' weights; which are dropped, differs between 'flash' and the others. None: none.
   """
-  if len(q) < len(k):
-    q = spread(q, (len(k), *q.shape[1:]), q.dtype)
+  if q.shape[0] != k.shape[0]:
+    q = spread(q, (k.shape[0], *q.shape[1:]), q.dtype)
   _, t, heads, width = q.shape
   kernel = _kernel(implementation, t, k.shape[1], heads, width, q.dtype, mask, drop)
   if kernel == "flash":
@@ -214,7 +214,7 @@ class Attention(nnx.Module):
     """
     key, value = (y.kernel[...].reshape(self.heads, -1, tokens.shape[2]) for y in (self.key, self.value))
     q = jnp.einsum("bthk,hkd->bhtd", self._queries(x), key) * (key.shape[2] / key.shape[1]) ** 0.5
-    y = _attend(q.reshape(len(x), 1, -1, key.shape[2]), tokens[:, None], tokens[:, None], mask)
+    y = _attend(q.reshape(x.shape[0], 1, -1, key.shape[2]), tokens[:, None], tokens[:, None], mask)
     y = jnp.einsum("bhtd,hkd->bthk", y.reshape(q.shape), value).reshape(*x.shape[:2], -1)
     bias = self.value.bias
     return self.out(y if bias is None else y + bias[...].astype(y.dtype))

@@ -28,7 +28,7 @@ from coca.models.layers import ACTIVATIONS, Layer, Stack
 from coca.models.linear import layer_norm, linear
 from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
 from coca.models.rngs import Rngs
-from coca.models.text_decoder import Embedding, causal_mask
+from coca.models.text_decoder import Embedding, causal_mask, with_first
 
 # Parts that a config has no use for are None; coca/config/checks.py says what needs what, and pyright can't know it.
 # pyright: reportOptionalCall=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
@@ -182,10 +182,6 @@ class ImageHeads(nnx.Module):
     """Embeddings of unit length."""
     return self._project(self.image_encoder(image))
 
-  def features(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B F"]:
-    """The class token's states, which the embedding is projected from."""
-    return self.image_encoder(image)[:, 0].astype(jnp.float32)
-
   def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
     """The embedding, where the model has one, and all image tokens."""
     tokens = self.image_encoder(image)
@@ -214,7 +210,7 @@ class ImageHeads(nnx.Module):
   @jax.named_scope("text_encoder")
   def _read(self, text, key=None):
     """Texts [B, T] -> states [B, T, D]; [CLS] takes the first token's place."""
-    return self.text_encoder(text.at[:, 0].set(self.med.cls), key=key)
+    return self.text_encoder(with_first(text, self.med.cls), key=key)
 
   def _embed(self, words):
     return unit(self.text_projection(words[:, 0]))
@@ -278,7 +274,7 @@ class Blip(WordHead, ImageHeads):
     key: PRNGKeyArray | None = None,
   ) -> Float[Array, "B *K T D"]:
     """The image-grounded encoder: texts, one or K an image, over image tokens."""
-    ids = text.at[..., 0].set(self.med.encode)
+    ids = with_first(text, self.med.encode)
     return self.text_encoder(ids.reshape(-1, ids.shape[-1]), tokens, key=key).reshape(*ids.shape, -1)
 
   def ask(

@@ -83,7 +83,7 @@ class Conv(nnx.Module):
       rows = jax.lax.dynamic_slice_in_dim(x, i, last, 1)[:, ::stride]
       return y + sum(rows[:, :, j : j + last : stride] * w for j, w in enumerate(weights)), None
 
-    y = jnp.zeros((len(x), out, out, x.shape[3]), x.dtype)
+    y = jnp.zeros((x.shape[0], out, out, x.shape[3]), x.dtype)
     return jax.lax.scan(add, y, (jnp.arange(len(kernel)), kernel))[0]
 
 
@@ -180,4 +180,4 @@ class EfficientNet(nnx.Module):
       own = None if key is None else jax.random.fold_in(key, i)
       x, stats[f"stage_{i}"] = getattr(self, f"stage_{i}")(x, drops, own)
       done += layers
-    return x.reshape(len(x), -1, x.shape[-1]), stats
+    return x.reshape(x.shape[0], -1, x.shape[-1]), stats

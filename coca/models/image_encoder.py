@@ -82,7 +82,7 @@ class ImageEncoder(nnx.Module):
     positions = gather("positions", self.positions[...], self.dtype)
     positions = resize_positions(positions, side**2, int(self.class_token is not None))
     x = gathered(self.patches, self.dtype, "patches/")(x)
-    x += spread(positions if self.class_token is None else positions[1:], x.shape, self.dtype)
+    x += spread(positions if self.class_token is None else positions[None, 1:], x.shape, self.dtype)
     keep, kept = self.settings.at(image.shape[1]).kept, None
     if patch_noise is not None and keep < x.shape[1]:
       kept = jnp.sort(jnp.argsort(patch_noise, axis=1)[:, :keep], axis=1)

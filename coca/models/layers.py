@@ -123,7 +123,7 @@ class Layer(nnx.Module):
     if context is not None:
 
       def look(y):
-        queries = y.reshape(len(context), -1, y.shape[-1])  # of one attention: they don't see each other
+        queries = y.reshape(context.shape[0], -1, y.shape[-1])  # of one attention: they don't see each other
         y = self.cross_attention.over(queries, self._context(context), context_mask, drop_weights())
         return y.reshape(-1, *x.shape[1:])
 

@@ -25,7 +25,7 @@ from coca.models.dropout import dropout
 from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread
 from coca.models.outputs import Encoded, Output, compute_dtype
 from coca.models.rngs import Rngs
-from coca.models.text_decoder import look_up
+from coca.models.text_decoder import look_up, with_first
 
 CAPTION, TAGS = 0, 1  # BERT's segments
 
@@ -113,7 +113,7 @@ class Lemon(WordHead):
 
   def _begun(self, text):
     """Texts [B, T] that begin with [CLS], as VinVL's captions do."""
-    return text.at[:, 0].set(self.med.cls)
+    return with_first(text, self.med.cls)
 
   def _words(self, ids, first: int, segment: int, key, stream: Dropped):
     """Embedded ids [B, n] at the positions from `first` on."""

@@ -34,7 +34,7 @@ def prefix_mask(
   images: Bool[Array, " B"], tokens: int, read: Int32[Array, " B"], length: int
 ) -> Bool[Array, "B 1 1 {tokens}+{length}"]:
   """The part of image tokens and text that the encoder reads: the image, if there is one, and `read` text tokens."""
-  image = jnp.broadcast_to(images[:, None], (len(images), tokens))
+  image = jnp.broadcast_to(images[:, None], (images.shape[0], tokens))
   return jnp.concatenate([image, jnp.arange(length) < read[:, None]], axis=1)[:, None, None]
 
 
@@ -104,7 +104,7 @@ class SimVlm(nnx.Module):
       has_image: 0 where a text stands alone, and nothing sees the image; None: all have one.
       all others: of other models; not looked at.
     """
-    prefix = jnp.zeros(len(text), jnp.int32) if prefix is None else prefix
+    prefix = jnp.zeros(text.shape[0], jnp.int32) if prefix is None else prefix
     embedded = self.embedding(text)
     encoded = self._read(self._see(image), embedded, prefix + 1, has_image)
     with jax.named_scope("decoder"):
@@ -160,7 +160,7 @@ class SimVlm(nnx.Module):
   @jax.named_scope("encoder")
   def _read(self, image_tokens, embedded, read, has_image) -> Encoded:
     """Image tokens and the first `read` [B] of the embedded words [B, T, D] -> all states, and which of them count."""
-    has_image = jnp.ones(len(embedded)) if has_image is None else has_image
+    has_image = jnp.ones(embedded.shape[0]) if has_image is None else has_image
     mask = prefix_mask(has_image > 0, self.tokens, read, embedded.shape[1])
     x = constrain_batch(jnp.concatenate([image_tokens, embedded], axis=1))
     return Encoded(None, self.norm(self.encoder(x, mask)), mask)

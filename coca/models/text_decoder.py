@@ -93,6 +93,11 @@ def causal_mask(length: int) -> Bool[Array, "1 1 {length} {length}"]:
   return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
+def with_first(text: Int32[Array, "*rows T"], token: int) -> Int32[Array, "*rows T"]:
+  """Texts with another first token; by a choice and no scatter, which ONNX' exporters get wrong."""
+  return jnp.where(jnp.arange(text.shape[-1]) == 0, token, text)
+
+
 class Group(nnx.Module):
   """Layers of which the last alone has cross-attention (MaMMUT); `layers` in all."""
 

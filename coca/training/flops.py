@@ -11,10 +11,9 @@ from dataclasses import replace
 
 import jax
 from jax.extend.core import Jaxpr
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from coca.config import Config, Mesh
-from coca.devices.sharding import AXES
+from coca.devices.sharding import absent_device
 from coca.training.state import Setup
 from coca.training.step import batch_shapes, make_step
 
@@ -68,8 +67,7 @@ def flops_per_pair(config: Config) -> dict[str, float]:
   optim = replace(config.optim, accumulate=1)
   config = replace(config, model=model, captioning=captioning, optim=optim, mesh=Mesh())
   # Of no platform for which a model has another program: all products are products there.
-  device, kinds = AbstractDevice("", None, "gpu"), (AxisType.Auto,) * len(AXES)
-  mesh = AbstractMesh((1,) * len(AXES), AXES, axis_types=kinds, abstract_device=device)
+  mesh = absent_device("gpu")
   setup = Setup(config, mesh)
   with jax.sharding.use_abstract_mesh(mesh):
     step = jax.make_jaxpr(make_step(setup))(setup.planned, batch_shapes(config, mesh))
