@@ -13,7 +13,7 @@ Table 10: Adafactor with decoupled weight decay 0.1, rate 5e-4 for the pooler an
 decay to 0 after 1,000 steps of warm-up, 100,000 steps of 64, clipping at 1.0, RandAugment 1, 10.
 
 Of the loss and of the weight of the generative one the paper says nothing: the target is the annotators' answers by
-their shares, and both weigh 1. RandAugment is BLIP's ten operations at their full strength (coca/data/augment.py).
+their shares, and both weigh 1. RandAugment's operations are those of Google's other code (coca/data/augment.py).
 
 It reads VQA v2 as a folder of COCO's images beside its question and annotation files (docs/own-data.md), in data/vqa.
 SNLI-VE and other pairs with labels train in the same way, without `question_key` and with their number of classes.
@@ -37,7 +37,7 @@ def get_config(arg=None):
   config.classification.update(pool="text", classes=3129)
   config.optim.update(lr=2e-5, lr_scale={"class_pooler": 25.0, "class_head": 25.0})
   config.steps = "100000"
-  config.data.update(batch=64, rand_augment=(1, 10), flip=False, tokenizer_texts=100_000)
+  config.data.update(batch=64, rand_augment=(1, 10), rand_augment_kind="google", flip=False, tokenizer_texts=100_000)
   train, val = (
     Source(kind="folder", path=f"data/vqa/{split}", split="", question_key="question") for split in ("train", "val")
   )

@@ -13,14 +13,13 @@ to its frozen encoder.
 The recipe is that of "How to train your ViT?" (arXiv 2106.10270) for B/16, as its authors'
 big_vision/configs/vit_i1k.py has it: batch of 4,096, 300 epochs, Adam with rate 1e-3 after 10,000 steps of warm-up,
 cosine decay, weight decay 1e-4 (a step's at the highest rate: 0.1 in `config.optim.weight_decay`) on matrices, clipping
-at 1.0, mixup 0.5, inception crops, flips, a head that begins with zeros. `plain` is "Better plain ViT baselines" (arXiv
-2205.01580, vit_s16_i1k.py), whose constants are for S/16: the mean of the patches in place of the class token,
-positions as sines and cosines, batch of 1,024, 90 epochs, mixup 0.2.
+at 1.0, mixup 0.5, RandAugment 2, 15, inception crops, flips, a head that begins with zeros. `plain` is "Better plain
+ViT baselines" (arXiv 2205.01580, vit_s16_i1k.py), whose constants are for S/16: the mean of the patches in place of the
+class token, positions as sines and cosines, batch of 1,024, 90 epochs, mixup 0.2, RandAugment 2, 10.
 
-Not theirs: RandAugment is BLIP's ten operations at their full strength (coca/data/augment.py); theirs has other ones,
-in strength 15, with `plain` 10. Theirs blends an image with the next one, here with that of the mirrored place. Theirs
-has a layer with tanh before the head, ImageNet's last percent held out, and the sines of `plain` fixed. A tokenizer,
-which a run's folder holds, is trained on the class names and not used.
+Not theirs: theirs blends an image with the next one, here with that of the mirrored place. Theirs has a layer with tanh
+before the head, ImageNet's last percent held out, and the sines of `plain` fixed. A tokenizer, which a run's folder
+holds, is trained on the class names and not used.
 """
 
 from coca.commands import arguments
@@ -39,7 +38,8 @@ def get_config(arg=None):
   config.classification.update(pool="mean" if args.plain else "class_token", mixup=0.2 if args.plain else 0.5)
   config.optim.update(name="adamw", lr=1e-3, weight_decay=0.1, schedule="cosine", warmup="10000", clip=1.0)
   config.steps = f"{(90 if args.plain else 300) * IMAGENET} examples"
-  config.data.update(batch=1024 if args.plain else 4096, crop=(0.05, 1.0), flip=True, rand_augment=(2, 10))
+  config.data.update(batch=1024 if args.plain else 4096, crop=(0.05, 1.0), flip=True)
+  config.data.update(rand_augment=(2, 10 if args.plain else 15), rand_augment_kind="google")
   if args.tiny:
     on_scenes(config)
     config.classification.mixup = 0.0  # no scene is seen twice

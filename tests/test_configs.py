@@ -17,11 +17,13 @@ from coca.data.sources import open_source
 from coca.data.tokenizers import sentencepiece, wordpiece
 from coca.devices.batch import batch_arithmetic
 from coca.devices.sharding import make_mesh
+from coca.devices.trees import flat
 from coca.evals import build
 from coca.interop.open_clip.models import MODELS
 from coca.interop.open_clip.settings import to_config
+from coca.models.abstract import abstract_model
 from coca.planning import arithmetic
-from coca.storage.workdir import write_run
+from coca.storage.workdir import read_config, write_run
 from coca.training.optim import make_optimizer
 from coca.training.state import Setup
 from coca.training.step import TrainStep, batch_shapes
@@ -94,6 +96,16 @@ def named(model, blip, albef):
     return parse(get_config(name, ",".join(filter(None, (arg, start and f"init_from={start}")))))
 
   return named
+
+
+def test_a_classifier_of_any_vit(named, blip, albef):
+  """The encoder's parameters are those of BLIP's and ALBEF's, by name and shape, and the text side is gone."""
+  for start in (blip, albef):
+    config = named("finetune_classify", "cache=kept", start)
+    there, here = (flat(abstract_model(c)[1]) for c in (read_config(start), config))
+    encoder = {name: x.shape for name, x in there.items() if name.startswith("image_encoder/")}
+    assert encoder and {name: x.shape for name, x in here.items() if not name.startswith("class_")} == encoder
+    assert config.data.embeddings == "kept" and config.optim.lr_scale == {"image_encoder": 0.0}
 
 
 def test_all_are_here():

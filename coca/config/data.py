@@ -146,6 +146,9 @@ class Data:
   flip: bool = False
   # Operations and their magnitude of 10. BLIP: (2, 5) (coca/data/augment.py).
   rand_augment: tuple[int, int] = (0, 0)
+  # Whose operations these are. 'google': those of EfficientNet's and big_vision's code, whose magnitudes go beyond 10,
+  # to 30; CoCa has (2, 20).
+  rand_augment_kind: Literal["blip", "google"] = "blip"
   # Evaluation looks at the whole image, squashed (BLIP), otherwise at the central square.
   squash: bool = False
   # How evaluation resizes images; both filters are antialiased.
@@ -153,6 +156,9 @@ class Data:
   # Folder of what a frozen image encoder makes of the training images, which takes the place of decoding and encoding
   # them in each epoch. At its start, a run embeds what is missing there, all images once. Empty: images are encoded.
   embeddings: str = ""
+  # Type of those of a classifier. 'float16' takes half of the disk; its 11 bits are more than the 8 of bfloat16, which
+  # accelerators compute in.
+  embeddings_type: Literal["float32", "float16"] = "float32"
   # Colour under transparent images.
   background: str = "white"
   # What the texts begin with, as BLIP's captioner has "a picture of ". It is put in front of each text in training and

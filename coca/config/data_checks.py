@@ -30,9 +30,9 @@ def check_data(c: Config) -> None:
   )
   count, magnitude = data.rand_augment
   need(
-    count >= 0 and 0 <= magnitude <= 10,
+    count >= 0 and 0 <= magnitude <= (30 if data.rand_augment_kind == "google" else 10),
     f"config.data.rand_augment is {data.rand_augment}; it takes a number of operations (0: none) and their "
-    "magnitude, 0 to 10",
+    "magnitude, 0 to 10, or to 30 with config.data.rand_augment_kind 'google'",
   )
   try:
     ImageColor.getcolor(data.background, "RGB")
@@ -81,17 +81,29 @@ def check_data(c: Config) -> None:
 
 
 def _embeddings(c: Config) -> None:
-  others, data = max(x.weight for x in (c.captioning, c.matching, c.classification)), c.data
+  others, data, classes = max(x.weight for x in (c.captioning, c.matching)), c.data, c.classification
   need(
-    c.model.kind == "coca" and c.model.poolers.kind == "class_token" and not others,
-    "config.data.embeddings are states of the class token: they need config.model.kind 'coca', "
-    "config.model.poolers.kind 'class_token' and the contrastive loss alone; or set it to ''",
+    c.model.kind == "coca" and not others,
+    "config.data.embeddings take the place of an image encoder of config.model.kind 'coca', for the contrastive or the "
+    "classification loss alone; set the weights of others to 0, or it to ''",
   )
+  if classes.weight:
+    need(
+      not c.contrastive.weight and classes.pool != "text" and not classes.mixup and not classes.cutmix,
+      "config.data.embeddings of a classifier need its loss alone, of images alone: set config.contrastive.weight, "
+      "config.classification.mixup and cutmix to 0, and config.classification.pool to another than 'text'",
+    )
+  else:
+    need(
+      c.model.poolers.kind == "class_token" and data.embeddings_type == "float32",
+      "config.data.embeddings are states of the class token for the contrastive loss: they need "
+      "config.model.poolers.kind 'class_token' and config.data.embeddings_type 'float32'; or set it to ''",
+    )
   need(
     c.optim.lr_scale.get("image_encoder") == 0,
     "config.data.embeddings need an image encoder that stays as it is: set config.optim.lr_scale.image_encoder to 0",
   )
-  changes = data.resize, data.flip, data.rand_augment[0], c.model.image.patch_dropout, c.stages
+  changes = data.resize and not classes.weight, data.flip, data.rand_augment[0], c.model.image.patch_dropout, c.stages
   need(
     data.crop == (1, 1) and not any(changes),
     "config.data.embeddings need images that are the same each time: set config.data.crop to (1, 1), config.data.flip, "

@@ -8,7 +8,7 @@ hosts, threads and restarts, so the step is all that has to be saved to go on:
 
 Grain draws a random_map's numbers from the seed and the position in the source's stream. Nothing in the stream is left
 out or moved: a record that cannot be used becomes a blank image without text and weight 0, and its reason travels
-with the batch. Threads work on parts of a batch; decoders release the GIL.
+with the batch.
 """
 
 import functools
@@ -17,10 +17,9 @@ import itertools
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grain
-import jax
 import numpy as np
 from jax.sharding import Sharding
 
@@ -30,15 +29,11 @@ from coca.config.special import PAD, Tokenizer
 from coca.config.stages import spans
 from coca.data import images, questions, regions, tasks, texts
 from coca.data.augment import rand_augment
-from coca.data.embeddings import Embedded
+from coca.data.embeddings import Embedded, states_of
+from coca.data.parts import Batch, Rows, read
 from coca.data.records import BadRecord, Record, Records, Shard, ShardedRecords, image_checksum
 from coca.data.sources import open_source
 from coca.data.texts import all_unknown
-from coca.devices.hardware import cores
-
-Batch = dict[str, Any]  # of arrays; 'image' may be a `Regions` of them
-Rows = Sequence[int] | np.ndarray  # of a global batch
-_PART = 32  # rows that a thread works on at a time
 
 
 def rows_of(sharding: Sharding, batch: int) -> np.ndarray:
@@ -99,7 +94,8 @@ def train_batches(
     of its tokens, BOS included, "label" int32 [b, K] has the different answers, with the shares of annotators, "share"
     float32 [b, K], and K is `config.answering.answers`.
     A model that reads regions has a `Regions` of arrays in the place of the image, and with `config.data.embeddings`
-    it is fp32 [b, D]. S is that of the step's stage (`config.stages`).
+    it is what the encoder made of it (`coca.data.embeddings.states_of`): fp32 [b, D], or of a classifier [b, N, D] in
+    `config.data.embeddings_type`. S is that of the step's stage (`config.stages`).
   """
   stages = [stage for stage in spans(config) if stage.last > start_step]
   if len(stages) < 2:
@@ -128,7 +124,7 @@ def _train_batches(config: Config, sources, tokenizer, labels, rows, start: int,
   if not any(weights):
     weights = [len(sources[name]) for name in sorted(data.sources)]
   mixed = grain.MapDataset.mix(streams, weights) if len(streams) > 1 else streams[0]
-  return _read(mixed.__getitem__, rows, data.batch, start, end or sys.maxsize // data.batch, config)
+  return read(mixed.__getitem__, rows, data.batch, start, end or sys.maxsize // data.batch, config)
 
 
 def _stream(
@@ -139,10 +135,10 @@ def _stream(
   more = config.contrastive.texts - 1
   size, length = config.model.image.size, config.model.text.length
   classes, reads = config.classification.classes if config.classification.weight else 0, config.model.text.layers > 0
-  background, width = images.colour(data.background), config.model.image.width
-  embedded = Embedded(data.embeddings, name, source, width) if data.embeddings else None
+  background, states = images.colour(data.background), states_of(config)
+  embedded = Embedded(data.embeddings, name, source, states) if data.embeddings else None
   unusable = {
-    "image": np.ones(width, np.float32) if embedded else _blank(config),
+    "image": np.ones(states.shape, states.type) if embedded else _blank(config),
     "text": np.zeros(length, np.int32),
     "last": np.int32(0),
     "hashes": np.zeros(2, np.uint32),
@@ -170,6 +166,12 @@ def _stream(
     where, names = name, ()
     out: Batch = {"weight": np.ones((), np.float32)}
     try:
+      if embedded and states.labelled:
+        where = f"{name} {index}"
+        out["image"], label = embedded.labelled(index)
+        if not 0 <= label < classes:
+          raise BadRecord("no label")
+        return unusable | out | {"label": np.int32(label)}, ""
       record = source[index]
       where = f"{name} {record.key}"
       if classes and not number:
@@ -208,7 +210,7 @@ def _stream(
         image = images.decode_train(
           record.image, size, rng, data.crop, data.flip, background, data.max_pixels, data.resize
         )
-        out["image"] = rand_augment(image, rng, *data.rand_augment)
+        out["image"] = rand_augment(image, rng, *data.rand_augment, data.rand_augment_kind)
     except BadRecord as e:
       return unusable, f"{where}: {e}"
     out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
@@ -313,34 +315,49 @@ def eval_batches(
     out |= {"image": image, "label": np.int32(record.label), "weight": np.float32(1)}
     return out, ""
 
-  return _read(example, rows, batch, 0, -(-count // batch), config)
+  return read(example, rows, batch, 0, -(-count // batch), config)
 
 
 def image_batches(
-  config: Config, source: Records, part: Shard, rows: Rows, batch: int
+  config: Config, source: Records, part: Shard, rows: Rows, batch: int, as_evaluated: bool
 ) -> Iterator[tuple[Batch, list[str]]]:
-  """This host's part of one pass over the images of some records, decoded as training does without augmentation.
+  """This host's part of one pass over the images of some records.
+
+  Args:
+    config: the run.
+    source: an opened source.
+    part: the records.
+    rows: row numbers of the global batch, ascending: `rows_of`.
+    batch: rows of a global batch.
+    as_evaluated: decodes as evaluation does; otherwise as training without augmentation.
 
   Yields:
-    {"image": uint8 [b, S, S, 3], "sum": uint32 [b], of the encoded image, "weight": float32 [b]}, b = len(rows), and
-    the reasons of unusable records (weight 0).
+    {"image": uint8 [b, S, S, 3], "sum": uint32 [b], of the encoded image, "label": int32 [b], "weight": float32 [b]},
+    b = len(rows), and the reasons of unusable records (weight 0).
   """
   size, data, rng = config.model.image.size, config.data, np.random.default_rng(0)
   background, blank = images.colour(data.background), _blank(config)
 
   def example(n: int) -> tuple[Batch, str]:
-    out = {"image": blank, "sum": np.uint32(0), "weight": np.float32(0)}
+    out = {"image": blank, "sum": np.uint32(0), "label": np.int32(-1), "weight": np.float32(0)}
     if part.start + n >= part.stop:
       return out, ""
+    where = source.name
     try:
       record = source[part.start + n]
-      out["sum"] = np.uint32(image_checksum(record))
-      image = images.decode_train(record.image, size, rng, background=background, max_pixels=data.max_pixels)
+      where = f"{source.name} {record.key}"
+      out["sum"], out["label"] = np.uint32(image_checksum(record)), np.int32(record.label)
+      if as_evaluated:
+        image = images.decode_eval(
+          record.image, size, background, data.max_pixels, data.squash, data.resize, data.filter
+        )
+      else:
+        image = images.decode_train(record.image, size, rng, background=background, max_pixels=data.max_pixels)
     except BadRecord as e:
-      return out, str(e)
+      return out, f"{where}: {e}"
     return out | {"image": image, "weight": np.float32(1)}, ""
 
-  return _read(example, rows, batch, 0, -(-(part.stop - part.start) // batch), config)
+  return read(example, rows, batch, 0, -(-(part.stop - part.start) // batch), config)
 
 
 def _blank(config: Config) -> np.ndarray | Regions:
@@ -348,52 +365,3 @@ def _blank(config: Config) -> np.ndarray | Regions:
     return regions.blank(config.model)
   size = config.model.image.size
   return np.full((size, size, 3), images.colour(config.data.background), np.uint8)
-
-
-class _Parts:
-  """Random access to parts of batches, one after the other: what a thread makes at a time.
-
-  Args:
-    example: position in the stream -> (example, reason why it is unusable or "").
-    rows: this host's rows of a batch.
-    batch: rows of a global batch.
-    steps: batches there are.
-  """
-
-  def __init__(self, example: Callable[[int], tuple[Batch, str]], rows: Rows, batch: int, steps: int):
-    self.example, self.batch, self.steps = example, batch, steps
-    self.parts = [part.tolist() for part in np.array_split(np.asarray(rows), -(-len(rows) // _PART))]
-
-  def __len__(self) -> int:
-    return self.steps * len(self.parts)
-
-  def __getitem__(self, i: int) -> tuple[Batch, list[str]]:
-    step, part = divmod(i, len(self.parts))
-    made = [self.example(step * self.batch + row) for row in self.parts[part]]
-    arrays = jax.tree.map(lambda *x: np.stack(x), *(example for example, _ in made))
-    return arrays, [problem for _, problem in made if problem]
-
-
-def _read(example, rows, batch: int, start: int, steps: int, config: Config) -> Iterator[tuple[Batch, list[str]]]:
-  if not len(rows) or rows[-1] >= batch:
-    raise ValueError(f"this process holds rows {list(rows)[:3]}... of a batch of {batch}: none, or more than there are")
-  parts = _Parts(example, rows, batch, steps)
-  threads = config.data.threads or cores()
-  buffer = max(config.data.prefetch * len(parts.parts), threads)
-  # Grain cannot slice off everything.
-  dataset = grain.MapDataset.source(parts)[start * len(parts.parts) :] if start < steps else None
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
-
-  def batches():
-    if dataset is None:
-      return
-    reader = iter(dataset.to_iter_dataset(options))
-    try:
-      for _ in range(start, steps):
-        made = [next(reader) for _ in parts.parts]
-        arrays = jax.tree.map(lambda *x: np.concatenate(x) if len(x) > 1 else x[0], *(part for part, _ in made))
-        yield arrays, [problem for _, problems in made for problem in problems]
-    finally:
-      reader.close()
-
-  return batches()

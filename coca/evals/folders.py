@@ -10,7 +10,7 @@ CLIP_benchmark's WebDataset layout (its README; datasets/builder.py of 1.6.2, bu
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import fsspec
 
@@ -138,12 +138,7 @@ def _benchmark(
   config: Config, folder: str, splits: Sequence[str], kinds: Sequence, settings: dict
 ) -> dict[str, DataSet]:
   split = next((name for name in SPLITS if name in splits), splits[0])
-  said = (_read(f"{folder}/{split}/{SHARDS}") or "").strip()
-  if not said.isdigit() or not int(said):
-    raise ValueError(
-      f"{folder}/{split}/{SHARDS} holds {said!r}: write the number of the tars 0.tar, 1.tar, ... into it"
-    )
-  source = Source(kind="webdataset", path=f"{folder}/{split}/{{0..{int(said) - 1}}}.tar")
+  source, said = _tars(folder, split)
   kind = (_read(f"{folder}/{TYPE}") or "classification").strip().lower()
   templates = ()
   if kind not in FITTING:
@@ -165,6 +160,34 @@ def _benchmark(
   if missing := [problem for problem in opened.problems if "no such file" in problem]:
     raise FileNotFoundError(f"{folder}/{split}/{SHARDS} says {said}, and {len(missing)} are missing: {missing[0]}")
   return _evaluators(config, folder, folder.rpartition("/")[2], source, opened, chosen, templates, settings)
+
+
+def _tars(folder: str, split: str) -> tuple[Source, str]:
+  """A split of a folder of CLIP_benchmark's, and the number of its tars."""
+  said = (_read(f"{folder}/{split}/{SHARDS}") or "").strip()
+  if not said.isdigit() or not int(said):
+    raise ValueError(
+      f"{folder}/{split}/{SHARDS} holds {said!r}: write the number of the tars 0.tar, 1.tar, ... into it"
+    )
+  return Source(kind="webdataset", path=f"{folder}/{split}/{{0..{int(said) - 1}}}.tar"), said
+
+
+def split_of(path: str, split: Literal["train", "val", "test"]) -> Source:
+  """The source of one split of the data that a path names, where their format has splits.
+
+  Raises:
+    FileNotFoundError, ValueError: a folder of CLIP_benchmark's without that split, or a tree of several.
+  """
+  folders = _benchmark_folders(path)
+  if not folders:
+    return source_of(path, split)
+  if len(folders) > 1:
+    raise ValueError(f"{path} has {len(folders)} data sets: name one, such as {next(iter(folders))}")
+  ((folder, splits),) = folders.items()
+  found = [name for name in {"train": ("train",), "val": SPLITS[1:], "test": SPLITS}[split] if name in splits]
+  if not found:
+    raise FileNotFoundError(f"{folder} has no split '{split}'; it has {', '.join(splits)}")
+  return _tars(folder, found[0])[0]
 
 
 def _evaluators(
@@ -213,19 +236,20 @@ def _others(config: Config, path: str, kinds: Sequence, templates: Sequence[str]
   return _evaluators(config, path, name, source, opened, kinds, templates, settings)
 
 
-def source_of(path: str) -> Source:
-  """The source that a path names, by the files there."""
+def source_of(path: str, split: Literal["train", "val", "test"] = "test") -> Source:
+  """The source that a path names, by the files there; `split` where those of the hub or of tfds have several."""
+  named = "validation" if split == "val" else split
   if path.startswith("builtin:"):
     return Source(kind="builtin", split=path.removeprefix("builtin:"))
   fs, place = fsspec.core.url_to_fs(path)
   names = [name.rstrip("/").rpartition("/")[2] for name in fs.ls(place, detail=False)] if fs.isdir(place) else [path]
   if "data" in names and (shards := fs.glob(f"{place.rstrip('/')}/data/*.parquet")):  # as the Hugging Face hub has them
-    test = any(name.rpartition("/")[2].startswith("test-") for name in shards)
-    return Source(kind="parquet", path=f"{path.rstrip('/')}/data/{'test-' * test}*.parquet")
+    has_split = any(name.rpartition("/")[2].startswith(f"{named}-") for name in shards)
+    return Source(kind="parquet", path=f"{path.rstrip('/')}/data/{f'{named}-' * has_split}*.parquet")
   if any(name.endswith(".tar") for name in names):
     return Source(kind="webdataset", path=path)
   if any(name.endswith(".parquet") for name in names):
     return Source(kind="parquet", path=path)
   if "dataset_info.json" in names:
-    return Source(kind="tfds", path=path, split="test")
+    return Source(kind="tfds", path=path, split=named)
   return Source(kind="folder", path=path)

@@ -18,7 +18,7 @@ from coca.config.special import Special, Tokenizer
 from coca.data import texts
 from coca.data.pipeline import Wants, eval_batches, rows_of
 from coca.data.prompts import in_prompt
-from coca.data.records import Record, Records
+from coca.data.records import Record, Records, Shard
 from coca.decoding.decode import own_prompt
 from coca.decoding.settings import beam_search
 from coca.devices import sharding
@@ -39,6 +39,7 @@ class View:
   def __init__(self, source: Records, indices: Sequence[int] | np.ndarray, label: Callable[[int, Record], int]):
     self.source, self.indices, self.label = source, indices, label
     self.name, self.problems, self.label_names = source.name, source.problems, source.label_names
+    self.shards = [Shard("records", 0, len(indices))]
 
   def __len__(self) -> int:
     return len(self.indices)

@@ -75,6 +75,11 @@ class ContrastiveCaptioner:
       self._embedding,
     )[0]
 
+  def features(self, images, skip_broken: bool = False) -> np.ndarray:
+    """Features for a classifier, float32 [N, F], of any length: what embeddings are projected from."""
+    shape = (self.forward.feature_width,)
+    return self._see(as_list(images), skip_broken, lambda x: self.forward.features(self.params, x["image"]), shape)[0]
+
   def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
     """Contrastive embeddings of a text or several: float32 [N, E], unit length. Long texts are cut.
 

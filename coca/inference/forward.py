@@ -49,6 +49,23 @@ class Forward:
     """uint8 [B, S, S, 3] -> fp32 [B, D], the image encoder's states of the class token."""
     return self._call(self._first_tokens, params, image)
 
+  def tokens(self, params, image):
+    """uint8 [B, S, S, 3] -> fp32 [B, N, D], the image encoder's states, that of a class token first."""
+    return self._call(self._tokens, params, image)
+
+  def features(self, params, image):
+    """uint8 [B, S, S, 3] -> fp32 [B, F], what the image embedding is made from (`coca.models.coca.CoCa.features`)."""
+    return self._call(self._features, params, image)
+
+  @functools.cached_property
+  def feature_width(self) -> int:
+    """F of `features`. Raises ValueError for models without an image encoder of its own."""
+    if (kind := self.config.model.kind) not in ("coca", "blip", "albef", "align"):
+      raise ValueError(f"config.model.kind is {kind!r}, without an image encoder of its own: it makes no features")
+    size = self.config.model.image.size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+    return jax.eval_shape(lambda p, x: nnx.merge(self.graphdef, p).features(x), self.abstract_params, image).shape[1]
+
   def classify(self, params, image, text=None):
     """uint8 [B, S, S, 3], for a head that reads texts int32 [B, T] -> fp32 [B, C], the class head's logits."""
     return self._call(self._classify, params, image, text)
@@ -184,6 +201,15 @@ class Forward:
     return self._jit(
       lambda model, image: in_groups(lambda x: model.image_encoder(x)[:, 0].astype(np.float32), image, tokens)
     )
+
+  @functools.cached_property
+  def _tokens(self):
+    tokens = self.config.model.image.tokens
+    return self._jit(lambda model, image: in_groups(lambda x: model.image_encoder(x).astype(np.float32), image, tokens))
+
+  @functools.cached_property
+  def _features(self):
+    return self._jit(lambda model, image: in_groups(model.features, image, self.config.model.image.tokens))
 
   @functools.cached_property
   def _classify(self):

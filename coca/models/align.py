@@ -53,6 +53,10 @@ class Align(nnx.Module):
     """Embeddings of unit length."""
     return self._embed(image, None)[0]
 
+  def features(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
+    """The mean of the tokens, which is the embedding before it is made unit length."""
+    return self.image_encoder(image, None)[0].astype(jnp.float32).mean(1)
+
   @jax.named_scope("text_encoder")
   def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
     """Embeddings of unit length; `key` is for dropout."""

@@ -182,6 +182,10 @@ class ImageHeads(nnx.Module):
     """Embeddings of unit length."""
     return self._project(self.image_encoder(image))
 
+  def features(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B F"]:
+    """The class token's states, which the embedding is projected from."""
+    return self.image_encoder(image)[:, 0].astype(jnp.float32)
+
   def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
     """The embedding, where the model has one, and all image tokens."""
     tokens = self.image_encoder(image)

@@ -94,7 +94,7 @@ class CoCa(nnx.Module):
 
   def __call__(
     self,
-    image: UInt8[Array, "B S S 3"] | Float32[Array, "B W"],
+    image: UInt8[Array, "B S S 3"] | Float32[Array, "B W"] | Float[Array, "B N W"],
     text: Int32[Array, "B T"],
     *,
     contrast: bool = True,
@@ -109,7 +109,8 @@ class CoCa(nnx.Module):
     """One forward pass for all losses, or for some of them.
 
     Args:
-      image: pixels of 0 to 255; or the image encoder's states of the class token, of images that went through it.
+      image: pixels of 0 to 255; or the image encoder's states of the class token, or of all tokens, of images that
+        went through it.
       text: BOS, words, EOS, padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
@@ -120,7 +121,10 @@ class CoCa(nnx.Module):
       given: the number of tokens that a class head of texts reads; None: all but EOS.
       key: for models with dropout; not looked at.
     """
-    encoded = self.image_encoder(image, patch_noise) if image.ndim > 2 else image[:, None].astype(self.dtype)
+    if image.ndim == 4:
+      encoded = self.image_encoder(image, patch_noise)
+    else:
+      encoded = (image if image.ndim == 3 else image[:, None]).astype(self.dtype)
     reads = classify and self.class_pool == "text"
     classes = self._classify(encoded) if classify and not reads else None
     if not (contrast or caption or match or reads):
@@ -144,6 +148,16 @@ class CoCa(nnx.Module):
   def embed_image(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
     """Embeddings of unit length."""
     return self._pool(self.image_encoder(image), contrast=True, caption=False)[0]
+
+  def features(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B F"]:
+    """Features: what the embedding is projected from, or is before it is made unit length (CLIP, appendix A.3).
+
+    Without embeddings: the class token, or the mean of the patches' tokens.
+    """
+    encoded = self.image_encoder(image)
+    if self.temperature is not None:
+      return self._pool_once(encoded, True, False)[0].astype(jnp.float32)
+    return (encoded if self.image_encoder.class_token is None else encoded[:, :1]).astype(jnp.float32).mean(axis=1)
 
   def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
     """Embeddings of unit length; `key` is for models with dropout."""
@@ -268,20 +282,25 @@ class CoCa(nnx.Module):
 
   def _pool(self, encoded, contrast: bool, caption: bool) -> tuple[Any, Any]:
     """Encoded image [B, N, D] -> the embedding [B, E] and the decoder's tokens [B, Q, D], each where asked for."""
-    embedding, tokens = None, encoded
+    pooled, tokens = self._pool_once(encoded, contrast, caption)
+    if not contrast:
+      return None, tokens
+    return unit(self.image_projection(pooled) if self.image_projection else pooled), tokens
+
+  def _pool_once(self, encoded, contrast: bool, caption: bool) -> tuple[Any, Any]:
+    """`_pool`, with what the embedding is projected from in its place."""
+    pooled, tokens = None, encoded
     if self.kind == "openclip":
       with jax.named_scope("generative_pooler"):
-        pooled = self.generative_pooler(encoded, 0 if contrast else 1, None if caption else 1)
-      embedding = unit(self.image_projection(pooled[:, 0])) if contrast else None
-      return embedding, pooled[:, 1 if contrast else 0 :] if caption else None
+        queries = self.generative_pooler(encoded, 0 if contrast else 1, None if caption else 1)
+      return queries[:, 0] if contrast else None, queries[:, 1 if contrast else 0 :] if caption else None
     if self.kind == "class_token":
-      embedding = unit(self.image_projection(encoded[:, 0])) if contrast else None
-      encoded = encoded[:, 1:]
+      pooled, encoded = encoded[:, 0], encoded[:, 1:]
     if self.kind == "mean":
       encoded = encoded if self.image_encoder.class_token is None else encoded[:, 1:]
       if contrast:
         pooled = encoded.astype(jnp.float32).mean(axis=1).astype(self.dtype)
-        embedding = unit(self.image_projection(self.mean_norm(pooled) if self.mean_norm else pooled))
+        pooled = self.mean_norm(pooled) if self.mean_norm else pooled
     is_cascade = self.kind == "cascade" and contrast
     if caption or is_cascade:
       with jax.named_scope("generative_pooler"):
@@ -289,5 +308,4 @@ class CoCa(nnx.Module):
     if self.contrastive_pooler and contrast:
       with jax.named_scope("contrastive_pooler"):
         pooled = self.contrastive_pooler(tokens if is_cascade else encoded)[:, 0]
-        embedding = unit(self.image_projection(pooled) if self.image_projection else pooled)
-    return embedding, tokens if caption else None
+    return pooled, tokens if caption else None

@@ -7,6 +7,7 @@ import jax
 from coca.config import Config
 from coca.config.durations import in_steps
 from coca.config.stages import spans
+from coca.data.embeddings import states_of
 from coca.data.feed import DeviceFeed
 from coca.data.labels import class_names
 from coca.data.pipeline import open_sources, rows_of, train_batches
@@ -14,12 +15,12 @@ from coca.data.survey import survey
 from coca.devices import hardware, processes, sharding
 from coca.devices.batch import batch_arithmetic
 from coca.evals import build
+from coca.inference.embeddings import fill
 from coca.inference.forward import Forward
 from coca.storage.lock import locked
 from coca.storage.workdir import read_labels, saved_steps
 from coca.training.begin import begin, check_folder, check_same_run
 from coca.training.curves import plot_curves
-from coca.training.embeddings import fill
 from coca.training.evaluation import Evaluation, evaluated
 from coca.training.flops import flops_per_pair
 from coca.training.init_from import compare
@@ -83,7 +84,8 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   skipped = Skipped(config.data.max_skipped, config.data.batch, start, int(state.unusable))
   train_step = TrainStep(setup)
   if config.data.embeddings:
-    said += fill(config, forward, state.params, sources)
+    states = states_of(config)
+    said += fill(config.data.embeddings, "config.data.embeddings", states, config, forward, state.params, sources)
 
   # --- Loop ---
   rows = rows_of(sharding.batch_sharding(mesh), config.data.batch)

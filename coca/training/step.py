@@ -13,6 +13,7 @@ from flax import nnx
 from coca.config import Config
 from coca.config.durations import in_steps
 from coca.data import regions
+from coca.data.embeddings import states_of
 from coca.devices.hardware import compiler_options, release_memory
 from coca.devices.sharding import batch_sharding, replicated
 from coca.devices.trees import flat, nested
@@ -95,7 +96,8 @@ def batch_shapes(config: Config, mesh, size: int = 0) -> dict:
   }
   pixels = jax.ShapeDtypeStruct((size, size, 3), jnp.uint8)
   if config.data.embeddings:
-    pixels = jax.ShapeDtypeStruct((config.model.image.width,), jnp.float32)
+    states = states_of(config)
+    pixels = jax.ShapeDtypeStruct(states.shape, states.type)
   seen = regions.blank(config.model) if config.model.reads_regions else pixels
   return out | {
     "image": jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype, sharding=sharding), seen)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coca.data.augment import OPERATIONS, operate, rand_augment
+from coca.data.augment import GOOGLE, OPERATIONS, operate, operate_google, rand_augment
 
 SHIFTS = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 
@@ -123,3 +123,59 @@ def test_none_draws_nothing():
   pixels, rng = picture(), np.random.default_rng(3)
   assert rand_augment(pixels, rng, 0, 5) is pixels
   assert rng.random() == np.random.default_rng(3).random()
+
+
+@pytest.mark.parametrize("level", [0.5, 1.0, 1.5, 2.0])
+def test_googles_operations(level):
+  """By the formulas of their code, in float64."""
+  pixels, factor, rng = picture(), 0.1 + 1.8 * level, np.random.default_rng(0)
+  values = pixels.astype(np.float64)
+  grey = values @ [0.2989, 0.587, 0.114]
+  expected = {
+    "invert": 255 - values,
+    "posterize": pixels // 2 ** (8 - int(4 * level)) * 2 ** (8 - int(4 * level)),
+    "solarize": np.where(values < 256 * level, values, 255 - values),
+    "solarize_add": np.where(values < 128, np.minimum(values + int(110 * level), 255), values),
+    "color": np.clip(grey[..., None] + factor * (values - grey[..., None]), 0, 255),
+    "contrast": np.clip(4800 // 256 + factor * (values - 4800 // 256), 0, 255),  # as many pixels, by 256
+    "brightness": np.clip(factor * values, 0, 255),
+  }
+  for name, wanted in expected.items():
+    off = np.abs(operate_google(name, pixels, level, 1, rng) - wanted)
+    assert off.max() <= (1 + factor if name == "color" else 1), name  # whose grey is a whole number
+  assert (operate_google("posterize", pixels, 2.0, 1, rng) == pixels).all()
+  assert (operate_google("solarize", pixels, level, 1, rng) == pixels).all() == (level >= 1)
+
+
+def test_googles_operations_that_move_take_the_nearest_pixel():
+  pixels = picture()
+  right = operate_google("translate_x", pixels, 0.2, 1, None)
+  np.testing.assert_array_equal(right[:, 20:], pixels[:, :-20])
+  assert (right[:, :20] == 128).all()
+  for name in SHIFTS:
+    moved = operate_google(name, pixels, 2.0, -1, None)
+    colours = {tuple(c) for c in pixels.reshape(-1, 3)} | {(128, 128, 128)}
+    assert {tuple(c) for c in moved.reshape(-1, 3)} <= colours, name
+
+
+def test_cutout_is_a_square_about_a_place_in_the_image():
+  pixels, seen = np.zeros((60, 80, 3), np.uint8), set()
+  for seed in range(40):
+    grey = (operate_google("cutout", pixels, 0.25, 1, np.random.default_rng(seed)) == 128).all(axis=2)
+    y, x = np.flatnonzero(grey.any(axis=1)), np.flatnonzero(grey.any(axis=0))
+    assert grey.sum() == len(y) * len(x) and min(len(y), len(x)) >= 10 and max(len(y), len(x)) <= 20
+    seen.add((y[0], x[0]))
+  assert len(seen) > 30 and not pixels.any()
+
+
+def test_each_of_googles_operations_is_drawn_and_done():
+  pixels = picture() // 2 + 30
+  pixels[0, 0] = 0
+  rng, done = np.random.default_rng(0), {}
+  for name in set(GOOGLE) - {"cutout"}:
+    for sign in (1, -1):
+      done[operate_google(name, pixels, 0.4, sign, None).tobytes()] = name
+  assert len(done) == 20  # five of them either way round
+  drawn = [done.get(rand_augment(pixels, rng, 1, 4, "google").tobytes(), "cutout") for _ in range(3200)]
+  for name in GOOGLE:
+    assert drawn.count(name) / 3200 == pytest.approx(1 / 16, abs=0.02), name

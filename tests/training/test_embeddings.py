@@ -9,9 +9,9 @@ from PIL import Image
 
 from coca.config import Config, Source, default, parse, to_dict
 from coca.data import embeddings
-from coca.data.embeddings import parts_of, path_of
+from coca.data.embeddings import parts_of, path_of, states_of
 from coca.data.sources import open_source
-from coca.training import embeddings as filling
+from coca.inference import embeddings as filling
 from coca.training import loop
 from coca.training.flops import flops_per_pair
 from coca.training.metrics import read
@@ -72,7 +72,8 @@ def test_losses_are_those_of_images_and_a_killed_run_goes_on(images, tmp_path, m
   monkeypatch.setattr(filling, "write_atomic", killed)
   with pytest.raises(KeyboardInterrupt):
     loop.run(config, tmp_path / "run")
-  files = [path_of(folder, "web", part) for part in parts_of(open_source(config.data.sources["web"], ""))]
+  parts = parts_of(open_source(config.data.sources["web"], ""), states_of(config))
+  files = [path_of(folder, "web", part) for part in parts]
   assert [file.exists() for file in files] == [True, False, False]
   files[0].touch()
   before = files[0].stat().st_mtime_ns
