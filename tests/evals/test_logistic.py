@@ -31,9 +31,9 @@ def test_the_gradient_is_zero(data, penalty, monkeypatch):
   assert model._data[0].shape == (3, 30, F)
   weights, biases = model.fit(penalty)
   for found in gradient(*data, weights, biases, penalty):
-    assert np.abs(found).max() < 5e-5 * N
-  # Weights that are a hundredth larger are none.
-  assert np.abs(gradient(*data, 1.01 * weights, biases, penalty)[0]).max() > 1e-4 * N
+    assert np.abs(found).max() < 1e-2  # of the sum over the images
+  # Weights that are a hundredth larger are no optimum.
+  assert np.abs(gradient(*data, 1.01 * weights, biases, penalty)[0]).max() > 3e-2
 
 
 def test_a_step_more_is_worse(data):
