@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from tqdm import tqdm
 
 from coca import __version__
 from coca.config.special import PAD
@@ -71,7 +72,7 @@ def export_model(
     _, begin = own_prompt(model.config, model.tokenizer, 1, decoding.max_length)
     manifest["caption"] = {"begins_at": begin, **dataclasses.asdict(decoding)}
   with files.directory(out) as partial:
-    for name, program in found.items():
+    for name, program in tqdm(found.items(), unit=" programs", disable=None):
       written, taken = exported(program, tensors)
       write_atomic(partial / f"{name}.jax", bytes(written.serialize()))
       manifest["programs"][name] = {"file": f"{name}.jax", **described(program, written), "tensors": taken}

@@ -51,6 +51,8 @@ def write(folder: Path, name: str, program: Program, tensors: dict[str, np.ndarr
         f"{name} can't be had as ONNX ({type(e).__name__}: {str(e).splitlines()[0][:200]}); leave out --onnx: "
         f"{name}.jax holds the same"
       ) from e
+  for written in folder.glob(f"{name}.onnx*"):
+    written.chmod(0o644)  # onnx makes the weights' file the owner's alone
   wanted = jax.jit(function)(example)
   difference = float(np.abs(found - wanted).max())
   if not difference <= TOLERANCE:
