@@ -13,12 +13,11 @@ import safetensors.numpy
 from jax import export
 from PIL import Image
 
-import coca
 from coca import export as command
 from coca.data.tokenizers.sentencepiece import train
 from coca.decoding.settings import Decoding
 from coca.devices.sharding import absent_device
-from coca.inference import ContrastiveCaptioner
+from coca.inference import ContrastiveCaptioner, load
 from coca.inference.forward import Forward
 from coca.interop import onnx_files
 from coca.interop.export import export_model, exported
@@ -71,7 +70,7 @@ def test_the_page_runs_and_gives_what_the_model_gives(tmp_path, monkeypatch, cap
   found = {}
   exec(SNIPPET, found)
   assert "coca" not in found and "import coca" not in SNIPPET
-  model, shown = coca.load("runs/tiny"), ["cat.png", "dog.png"]
+  model, shown = load("runs/tiny", devices=jax.devices()[:1]), ["cat.png", "dog.png"]
   np.testing.assert_allclose(found["cosines"], model.score(shown, ["a cat", "a dog", "an apple"]), **CLOSE)
   scale = np.exp(model.params["temperature"]["log_scale"])
   np.testing.assert_allclose(found["logits"], scale * found["cosines"], rtol=1e-6)

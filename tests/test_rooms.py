@@ -17,7 +17,20 @@ FLOORS = (
   ("evals", "interop"),
   ("training", "capfilt"),
   ("planning", "recipes"),
-  ("train", "evaluate", "caption", "search", "probe", "export", "convert", "plan", "commands", "notebook", "coca"),
+  (
+    "train",
+    "evaluate",
+    "caption",
+    "search",
+    "probe",
+    "export",
+    "push",
+    "convert",
+    "plan",
+    "commands",
+    "notebook",
+    "coca",
+  ),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LINES = 400  # of a file
