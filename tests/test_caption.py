@@ -45,6 +45,7 @@ def run(model, monkeypatch):
   return run
 
 
+@pytest.mark.slow
 def test_a_line_for_each_picture_and_a_bad_one_does_not_stop_it(run, model, pictures, tmp_path, capsys):
   out, page = tmp_path / "captions.jsonl", tmp_path / "page.html"
   run(pictures, f"--out={out}", f"--html={page}")

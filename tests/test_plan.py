@@ -228,12 +228,14 @@ def test_flops_are_those_of_the_formulas(variant):
   assert flops_per_pair(make())["total"] == pytest.approx(by_formula, rel=7e-4)
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_is_no_model_flops():
   changes = {"optim": Optim(accumulate=2), "captioning": Captioning(chunk=16)}
   again = model_with(small(**changes), remat="full")
   assert flops_per_pair(again) == pytest.approx(flops_per_pair(small()))
 
 
+@pytest.mark.slow
 def test_parts_of_blip_come_in_the_order_of_the_paper():
   assert [part for part, _ in arithmetic.parameter_table(blip())] == [
     "image_encoder",
@@ -340,6 +342,7 @@ def test_first_losses_are_those_of_a_model_that_tells_nothing_apart(contrastive_
     assert ("each token" in first["captioning"][1]) == (tokens == "sum")
 
 
+@pytest.mark.slow
 def test_description_needs_no_devices():
   c = dataclasses.replace(table_1("base"), name="CoCa-Base", mesh=Mesh(fsdp=64))
   text = arithmetic.describe(c, 2048)
@@ -357,6 +360,7 @@ def test_description_needs_no_devices():
     arithmetic.describe(dataclasses.replace(c, mesh=Mesh(data=1, fsdp=-1)), 2048)
 
 
+@pytest.mark.slow
 def test_flops_scale_with_the_batch_only_in_the_contrastive_loss():
   one, two = (flops_per_pair(small(data=Data(batch=n))) for n in (8, 16))
   changed = {part for part in one if not np.isclose(one[part], two[part], rtol=0.01)}

@@ -76,6 +76,7 @@ def test_family_cells(tmp_path, monkeypatch):
   assert asked == {key.partition("/")[0] for key in tables_family.COLUMNS}
 
 
+@pytest.mark.slow
 def test_blip_cells(tmp_path, monkeypatch):
   """All cells of all tables, each from what the cells that it needs leave behind."""
   monkeypatch.chdir(grid.ROOT)

@@ -46,6 +46,7 @@ def test_frequencies_are_the_probabilities():
     assert chi2 > freedom - 4 * np.sqrt(2 * freedom), options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocab", [50, 700, 4500])
 def test_a_nucleus_is_the_smallest_set_with_its_mass(vocab):
   """Numbers in the middle of each token's share give that token, those at the end the last one kept.

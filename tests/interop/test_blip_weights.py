@@ -104,6 +104,7 @@ def written(texts):
   return [row[: row.index(SEP) + 1] if SEP in row else row for row in np.asarray(texts).tolist()]
 
 
+@pytest.mark.slow
 def test_logits_and_captions_are_those_of_transformers(converted, expected):
   model = load(converted / "captioner")
   forward, image, text = model.forward, expected["image"], expected["text"].copy()

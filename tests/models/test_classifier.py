@@ -139,6 +139,7 @@ def answering(classes=3, **settings):
   return replace(c, data=replace(c.data, sources=asked, tokenizer_texts=300), answering=replace(c.answering, answers=2))
 
 
+@pytest.mark.slow
 def test_a_head_of_texts_reads_the_question_and_not_the_answer():
   """One query over the decoder's states of the question, as attention in float64 has it, whatever stands behind."""
   config = answering()

@@ -33,6 +33,7 @@ from support.reference import GELU, encode, pool, reference
 # --- Positions -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_token", [False, True])
 def test_positions_begin_as_sines_and_cosines_of_column_and_row(class_token):
   width, side = 32, 3

@@ -82,6 +82,7 @@ def kept(seeds, t, s, rate):
   return ((x >> np.uint32(8)) / 2**24 >= rate).reshape(*seeds.shape, t, s)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("t", "s", "b", "heads", "width", "mask"),
   [(24, 40, 3, 4, 64, None), (30, 30, 2, 3, 32, causal(30)), (1024, 1024, 1, 1, 128, None)],
@@ -119,6 +120,7 @@ def test_too_many_tokens_that_no_number_divides_are_left_to_xla():
   assert not fits(1024, 1024, 64, masked=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [None, 20])
 def test_a_layer_with_stacked_products_is_as_one_without(monkeypatch, tokens):
   """Over itself, and over a context of 20 tokens."""

@@ -146,6 +146,7 @@ def full_pass():
   return logits
 
 
+@pytest.mark.slow
 @WAYS
 def test_cached_equals_uncached(decoding, prompted):
   assert_cached_equals_uncached(decoding, prompted, captioner(), full_pass())

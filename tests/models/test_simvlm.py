@@ -147,6 +147,7 @@ def test_forward(simvlm):
   assert np.abs(changed[:2] - found[:2]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_it_writes_what_it_was_trained_to(simvlm):
   """Prompts of several lengths are read by the encoder; the decoder's cache says what a forward pass does."""
   settings, params, batch = simvlm

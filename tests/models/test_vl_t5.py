@@ -154,6 +154,7 @@ def full_pass(kind=vl_t5):
   return compiled(captioner(kind)[0].config, logits)
 
 
+@pytest.mark.slow
 @WAYS
 def test_cached_equals_uncached(decoding, prompted):
   assert_cached_equals_uncached(decoding, prompted, captioner(), full_pass())

@@ -133,6 +133,7 @@ def test_each_scope_of_the_code_is_a_part():
   assert set(re.findall(r'named_scope\("(\w+)"\)', code)) == set(SCOPES)
 
 
+@pytest.mark.slow
 def test_a_step_computes_its_flops_and_what_it_computes_again():
   flops, again = {}, {}
   for remat in ("none", "full"):

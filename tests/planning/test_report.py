@@ -44,6 +44,7 @@ def test_what_is_said(monkeypatch):
   assert "published" not in text
 
 
+@pytest.mark.slow
 def test_what_is_said_of_time(monkeypatch):
   config, topology = tiny(data__batch=64, mesh__fsdp=4), chips(8, 100 * MIB)
   useful = flops_per_pair(config)["total"] * 8
@@ -168,6 +169,7 @@ def test_the_search(monkeypatch):
   assert not search.search(config, chips(8, 1000), [256], lines.append)
 
 
+@pytest.mark.slow
 def test_the_search_goes_by_the_expected_time(monkeypatch):
   """A chip on which half of the mesh's bytes cost time, what is computed again saves some, and loops are unrolled."""
   config, lines = tiny(), []

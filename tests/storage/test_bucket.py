@@ -162,6 +162,7 @@ def test_killed_while_saving_goes_on_from_an_exact_state(store):
   assert saved_steps(RUN) == [4, 5]
 
 
+@pytest.mark.slow
 @both
 def test_a_damaged_step_is_set_aside(store):
   saved(f"{store.run}/checkpoints", (1, 2))

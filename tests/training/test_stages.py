@@ -74,6 +74,7 @@ def test_stages_that_are_refused(stage, said):
     parse(config)
 
 
+@pytest.mark.slow
 def test_a_convolutional_tower_sees_images_of_any_size():
   config = tiny_align(stages={"a": {"size": 50}})
   setup = Setup(config, make_mesh())
@@ -81,6 +82,7 @@ def test_a_convolutional_tower_sees_images_of_any_size():
     TrainStep(setup).trace(setup.planned, batch_shapes(config, setup.mesh, stage.config.model.image.size))
 
 
+@pytest.mark.slow
 def test_costs_are_told_by_stages():
   config = staged(tiny(steps="20"))
   small = flops_per_pair(spans(config)[0].config)["total"]

@@ -271,6 +271,7 @@ CAPTIONS, CONTRASTS = {"contrastive__weight": 0.0, "contrastive__keep": True}, {
 BLIP = {"captioning__weight": 0.0, "matching__weight": 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("make", "changes"),
   [
@@ -361,6 +362,7 @@ def test_the_temperature_stops_at_the_cap_and_can_come_back(batches):
   assert temperatures[-1] > 1 / 20 * 1.01  # noise is learned best with a higher temperature
 
 
+@pytest.mark.slow
 def test_on_tpus_no_heads_are_turned(monkeypatch):
   """Over 8 devices; turning heads took a sixth of the step's time there."""
   settings = tiny(

@@ -6,6 +6,7 @@ the image left encoded: that takes a quarter of the time of tfds' own decoding w
 
 import bisect
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -119,6 +120,12 @@ def _prepare(name: str) -> str:
   )
 
 
+@functools.cache
+def _names(root, split: str) -> tuple[str, ...]:
+  """The things that a split of the built-in corpus shows, in order; a run opens some splits several times."""
+  return tuple(sorted(set(TfdsSource(root, config.Source(split=split), "").captions())))
+
+
 class TfdsSource:
   """Splits of a prepared data set, as a source; made by `open_tfds` and `open_builtin`."""
 
@@ -161,7 +168,7 @@ class TfdsSource:
       if feature
     ]
     if builtin:
-      self.label_names = tuple(sorted({_string(self._fields(i), "caption") for i in range(len(self))}))
+      self.label_names = _names(root, settings.split)
       self._labels = {name: i for i, name in enumerate(self.label_names)}
 
   def __len__(self) -> int:
@@ -205,6 +212,10 @@ class TfdsSource:
     if self._question and not question:
       raise BadRecord(f"{self._where(i)}: no question")
     return Record(key or self._where(i), image[0], tuple(texts), label, question)
+
+  def captions(self) -> Iterator[str]:
+    """Those of all records, which are read for it."""
+    return (_string(self._fields(i), "caption") for i in range(len(self)))
 
   def _fields(self, i: int):
     """The parsed record, a map of names to tf.train.Feature. Raises BadRecord and IndexError."""

@@ -266,6 +266,7 @@ class Blank:
     return Record("", b"", ())
 
 
+@pytest.mark.slow
 def test_memory(tmp_path):
   from coca.data.sources.bootstrapped import Bootstrapped
 
