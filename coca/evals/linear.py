@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from tqdm import tqdm
 
 from coca.data.embeddings import Embedded
@@ -174,7 +174,7 @@ def drawn(train: Features, k: int, seed: int) -> tuple[Features, Features]:
 def interval(values: Sequence[float]) -> dict:
   """Mean, half of the 95 % interval of it by Student's t (None with one value), and the values."""
   n = len(values)
-  half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else None
+  half = float(special.stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else None
   return {"mean": float(np.mean(values)), "half_width": half, "seeds": list(values)}
 
 
