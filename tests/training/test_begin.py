@@ -328,6 +328,18 @@ def test_what_changes_the_past_is_refused(tmp_path, changes, source, message):
   assert (tmp_path / "config.json").read_text() == before
 
 
+def test_a_classifier_goes_on_with_images_or_with_embeddings(tmp_path):
+  """Which are of images that are decoded in another way; where they lie may change."""
+  weights = {"contrastive__weight": 0.0, "captioning__weight": 0.0, "classification__weight": 1.0}
+  layers = {f"model__text__{half}_layers": 0 for half in ("unimodal", "multimodal")}
+  frozen = {"optim__lr_scale": {"image_encoder": 0.0}, "classification__classes": 3, "data__flip": False}
+  alone = {**weights, **layers, **frozen, "evals": {}}
+  start(tmp_path, done=30, data__embeddings="kept", **alone)
+  assert start(tmp_path, data__embeddings="moved", **alone)[1] == []
+  with pytest.raises(ValueError, match=r"config\.data\.embeddings: '\w+' before, '' now"):
+    start(tmp_path, **alone)
+
+
 def test_data_that_changed_in_their_place_are_told(tmp_path):
   start(tmp_path, done=30)
   [line] = start(tmp_path, Words(51))[1]
