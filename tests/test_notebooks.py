@@ -7,12 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from support import forked
+
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Of every run there: few steps, and a model of few programs that are compiled soon.
+SHORT = (
+  "steps=2",
+  "data.batch=16",
+  "model.image.layers=1",
+  "model.unroll=1",
+  "optim.name=adamw",
+  "checkpoint.every=100%",
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +32,17 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("notebooks")
   for name in ("coca", "configs", "launch"):
     (folder / name).symlink_to(ROOT / name)
+  startup = folder / "ipython" / "profile_default" / "startup"
+  startup.mkdir(parents=True)
+  (startup / "forked.py").write_text(f"import sys\nsys.executable = {forked.python()!r}\n")  # for what cells start
   return folder
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, folder, monkeypatch):
   for name, value in {
-    "COCA_SHORT": "1",
+    "COCA_SHORT": " ".join(f"--config.{setting}" for setting in SHORT),
+    "IPYTHONDIR": str(folder / "ipython"),
     "PYTHONPATH": str(ROOT),
     "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -2,9 +2,9 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 import coca
 from coca.training import evaluation, metrics
+from support import forked
 from support.processes import run_here, small_run
 
 ROOT = Path(__file__).parents[1]
@@ -50,14 +51,14 @@ def without_evals(tmp_path_factory):
   return small_run(tmp_path_factory.mktemp("without_evals"), ())
 
 
-def start(environment, *arguments, cwd=None):
+def start(environment, *arguments):
   return subprocess.Popen(
-    [sys.executable, "-m", "coca.train", *arguments],
+    [forked.python(), "-m", "coca.train", *arguments],
     env=environment,
-    cwd=cwd,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    process_group=0,
   )
 
 
@@ -125,54 +126,48 @@ def test_what_was_evaluated_is_not_evaluated_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_started_again_changes_nothing(environment, small, finished):
-  workdir, _ = finished
-  before = metrics.read(workdir / "metrics.jsonl")
-  code, out, err = finish(start(environment, small, f"--workdir={workdir}", STEPS))
-  assert code == 0, err
-  assert "going on from step 14" in out
-  assert metrics.read(workdir / "metrics.jsonl") == before
-
-
-@pytest.mark.slow
-def test_killed_again_and_again_it_ends_with_the_same_parameters(environment, small, finished, tmp_path):
-  """kill -9 at moments of chance within a second: before the first save, in a save or behind it, at the evaluations."""
+def test_killed_and_stopped_again_and_again_it_ends_with_the_same_parameters(environment, finished, tmp_path):
+  """kill -9 at moments of chance within a second: before the first save, in a save or behind it, at the evaluation.
+  Upon SIGTERM and Ctrl-C it saves, though no save is due. Once ended, it changes nothing more."""
   undisturbed, _ = finished
-  rng = np.random.default_rng()
-  for begun in ("metrics.jsonl", "checkpoints/3*", "checkpoints/12*"):
-    process = start(environment, small, f"--workdir={tmp_path}", STEPS)
-    while process.poll() is None and not any(tmp_path.glob(begun)):
-      time.sleep(0.02)
-    time.sleep(rng.random())
-    process.kill()
-    code, _, err = finish(process)
-    assert code == -signal.SIGKILL, err
-  code, _, err = finish(start(environment, small, f"--workdir={tmp_path}", STEPS))
-  assert code == 0, err
-  wanted, found = parameters(undisturbed), parameters(tmp_path)
-  for name, x in wanted.items():
-    np.testing.assert_array_equal(x, found[name], err_msg=name)
-  steps = [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl") if "train/loss" in line]
-  assert steps == sorted(set(steps)), "a step is written twice"
-  evaluations = [key for line in metrics.read(tmp_path / "metrics.jsonl") for key in line if key.startswith("eval/")]
-  assert len(evaluations) == len(set(evaluations))
-
-
-@pytest.mark.slow
-def test_sigterm_and_ctrl_c_save_and_stop(environment, finished, without_evals, tmp_path):
-  undisturbed, _ = finished
-  for number, begins in ((signal.SIGTERM, "starting"), (signal.SIGINT, "going on from step")):
-    process = start(environment, without_evals, f"--workdir={tmp_path}", STEPS, "--config.checkpoint.every=1000")
-    assert process.stdout.readline().startswith(begins)  # from here on it listens
-    process.send_signal(number)
+  command = small_run(tmp_path, ("retrieval",)), f"--workdir={tmp_path / 'run'}", STEPS
+  rng, begins = np.random.default_rng(), ""
+  for begun, number in (
+    ("metrics.jsonl", signal.SIGKILL),
+    ("checkpoints/3*", signal.SIGKILL),
+    ("", signal.SIGTERM),
+    ("", signal.SIGINT),
+    ("checkpoints/12*", signal.SIGKILL),
+  ):
+    process, said = start(environment, *command), ""
+    if begun:
+      while process.poll() is None and not any((tmp_path / "run").glob(begun)):
+        time.sleep(0.02)
+      time.sleep(rng.random())
+    else:
+      said = process.stdout.readline()  # from here on it listens
+    forked.signal(process, number)
     code, out, err = finish(process)
-    assert code == 128 + number, err
-    assert "stopped at step" in out and "Traceback" not in err
-  code, out, err = finish(start(environment, without_evals, f"--workdir={tmp_path}", STEPS))
-  assert code == 0 and "going on from step" in out, err
-  wanted, found = parameters(undisturbed), parameters(tmp_path)
+    said += out
+    assert begins in said, said
+    if begun:
+      assert code == -signal.SIGKILL, err
+    else:
+      assert code == 128 + number and "Traceback" not in err, err
+      begins = f"going on from step {re.search('stopped at step ([0-9]+) and saved', said)[1]}: "
+  code, _, err = finish(start(environment, *command))
+  assert code == 0, err
+  wanted, found = parameters(undisturbed), parameters(tmp_path / "run")
   for name, x in wanted.items():
     np.testing.assert_array_equal(x, found[name], err_msg=name)
+  lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
+  steps = [line["step"] for line in lines if "train/loss" in line]
+  assert steps == sorted(set(steps)), "a step is written twice"
+  evaluations = [key for line in lines for key in line if key.startswith("eval/")]
+  assert evaluations and len(evaluations) == len(set(evaluations))
+  code, out, err = finish(start(environment, *command))
+  assert code == 0 and "going on from step 14" in out, err
+  assert metrics.read(tmp_path / "run" / "metrics.jsonl") == lines
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 
 import coca
-from coca.evals.evaluate import evaluate
 from coca.files import retries
 from coca.storage import bucket, checkpoint, lock
 from coca.storage.checkpoint import CheckpointError, Checkpoints, load_params
@@ -26,6 +24,7 @@ from coca.storage.lock import Locked, locked
 from coca.storage.workdir import saved_steps
 from coca.training import metrics, metrics_file, tensorboard
 from coca.training.metrics import Metrics
+from support import forked
 from support.checkpoints import abstract, arrays, assert_same, saved, with_key
 from support.events import events
 from support.processes import ROOT, environment, run_here, small_run
@@ -60,13 +59,14 @@ def workdir(store):
 def process(store, script, *args, devices=8, **more):
   env = environment(devices, **{**(store.env if store else {}), **more})
   return subprocess.Popen(
-    [sys.executable, *script, *map(str, args)],
+    [forked.python(), *script, *map(str, args)],
     env=env,
     text=True,
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     cwd=ROOT,
+    process_group=0,
   )
 
 
@@ -90,7 +90,7 @@ class Kill:
     if self.done or self.victim is None or not self._pattern.search(f"{method} {path}"):
       return
     self.done = True
-    self.victim.kill()
+    forked.signal(self.victim, signal.SIGKILL)
     self.victim.wait()
     raise ConnectionError
 
@@ -268,10 +268,10 @@ def test_what_only_writes_to_folders_is_copied(workdir, store):
 HOLDER = (
   "-c",
   """
-import sys
+import os, sys
 from coca.storage.lock import locked
 with locked(sys.argv[1]):
-  print('held', flush=True)
+  print('held by', os.getpid(), flush=True)
   sys.stdin.read()
 """,
 )
@@ -279,13 +279,14 @@ with locked(sys.argv[1]):
 
 @pytest.fixture
 def holder(store):
+  """A process that holds the workdir's lock, and its number."""
   held = process(store, HOLDER, RUN)
-  while (line := held.stdout.readline()) and line != "held\n":  # tensorstore says which token it uses
+  while (line := held.stdout.readline()) and not line.startswith("held by "):  # tensorstore says which token it uses
     pass
-  assert line
-  yield held
-  held.kill()
-  held.communicate()
+  yield held, int(line.split()[-1])
+  with contextlib.suppress(ProcessLookupError):
+    forked.signal(held, signal.SIGKILL)
+  held.wait()
 
 
 @pytest.fixture
@@ -302,12 +303,13 @@ def left(store, **changes):
 
 
 def test_the_second_run_is_told_who_is_there(store, holder, monkeypatch):
+  held, number = holder
   monkeypatch.setattr(time, "sleep", None)  # whoever waits fails
-  said = rf"another run is in {RUN}: process {holder.pid} on .*, since 20.* another workdir"
+  said = rf"another run is in {RUN}: process {number} on .*, since 20.* another workdir"
   with pytest.raises(Locked, match=said), locked(RUN):
     raise AssertionError("two runs")
-  holder.send_signal(signal.SIGKILL)
-  holder.wait()
+  forked.signal(held, signal.SIGKILL)
+  held.stdout.read()  # to its end
   with locked(RUN):
     assert json.loads(store.read("run/.lock"))["pid"] == os.getpid()
   assert store.names() == []
@@ -485,9 +487,12 @@ def lines(workdir):
   ]
 
 
+EVALUATE = ("-m", "coca.evaluate")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-  """A run in a folder: its workdir, its command but for that, the environment, and what `evaluate` says of it."""
+  """A run in a folder, and its evaluation: its workdir, its command but for that, and the environment."""
   folder = tmp_path_factory.mktemp("undisturbed")
   config = small_run(folder, ("retrieval",))
   train = ("-m", "coca.train", config, "--config.steps=12", "--config.evals.retrieval.every=6")
@@ -496,16 +501,17 @@ def undisturbed(tmp_path_factory):
     "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
-  ended = process(None, train, f"--workdir={folder / 'run'}", **more)
-  out = ended.communicate()[0]
-  assert ended.returncode == 0, out
-  return folder / "run", train, more, evaluate(folder / "run")
+  for script in (train, EVALUATE):
+    ended = process(None, script, f"--workdir={folder / 'run'}", **more)
+    out = ended.communicate()[0]
+    assert ended.returncode == 0, out
+  return folder / "run", train, more
 
 
 @pytest.mark.slow
 @both
 def test_killed_in_saves_and_between_a_run_ends_as_one_in_a_folder_that_nothing_disturbed(store, undisturbed):
-  folder, train, more, numbers = undisturbed
+  folder, train, more = undisturbed
   kills = {  # each with the step that the killed process began behind; a resumed one begins a part of metrics
     "gs": ((r"POST .*checkpoints/6/state/ocdbt", 0), (r"POST .*metrics/000001", 3)),
     "s3": ((r"PUT .*checkpoints/6/commit_success.txt", 0), (r"DELETE .*checkpoints/3/meta/metadata", 3)),
@@ -516,16 +522,17 @@ def test_killed_in_saves_and_between_a_run_ends_as_one_in_a_folder_that_nothing_
     out = kill.victim.communicate()[0]
     assert kill.done and kill.victim.returncode == -signal.SIGKILL, out
     assert (f"going on from step {before}" if before else "starting") in out
-  last = process(store, train, f"--workdir={store.run}", **more)
-  out = last.communicate()[0]
-  assert last.returncode == 0 and f"coca.load('{store.run}')" in out, out
+  for script, said in ((train, f"coca.load('{store.run}')"), (EVALUATE, "eval/retrieval/i2t_r1")):
+    last = process(store, script, f"--workdir={store.run}", **more)
+    out = last.communicate()[0]
+    assert last.returncode == 0 and said in out, out
   wanted, found = parameters(folder), parameters(store.run)
   assert wanted.keys() == found.keys()
   for name, x in wanted.items():
     np.testing.assert_array_equal(x, found[name], err_msg=name)
   assert lines(store.run) == lines(folder)
-  assert evaluate(store.run) == numbers
-  for name in ("eval.json", "curves.png", "contact_sheet.png", "config.json", "tokenizer.model"):
+  assert store.read("run/eval.json") == (folder / "eval.json").read_bytes()
+  for name in ("curves.png", "contact_sheet.png", "config.json", "tokenizer.model"):
     assert store.read(f"run/{name}")
   assert store.read("run/tokenizer.model") == (folder / "tokenizer.model").read_bytes()
   assert ".lock" not in [name.split("/")[1] for name in store.names("run/")]

@@ -22,13 +22,15 @@ def environment(devices=8, **variables):
 
 
 def small_run(folder, evals) -> str:
-  """--config= of a file that is written into `folder`: coca_tiny's short run with fewer words, and `evals` alone."""
+  """--config= of a file that is written into `folder`: coca_tiny's short run with fewer words and layers, and `evals`
+  alone."""
   file = folder / "small_run.py"
   file.write_text(f"""import runpy
 def get_config():
   config = runpy.run_path({str(ROOT / "configs" / "coca_tiny.py")!r})["get_config"]("emoji,runlocal")
   config.data.tokenizer_texts = config.model.text.vocab = 300
   config.update(log_every="2")
+  config.model.image.layers = config.model.unroll = 1
   config.optim.name = "adamw"  # Muon takes a second longer to compile
   config.checkpoint.every, config.data.batch = "3", 16
   config.evals = {{name: config.evals[name] for name in {evals!r}}}
