@@ -44,6 +44,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the proces
 # What takes a second to compile is compiled once, until it changes: half of all the tests' time from the second run on.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
+# jaxlib complains of each that it finds there, of this machine though they are, 3.5 KB a time.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Each call there is checked against its annotations; modules that are imported before this are not.
 install_import_hook(["coca.models", "coca.objectives"], "beartype.beartype")

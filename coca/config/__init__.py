@@ -4,7 +4,7 @@ from coca.config.data import Data, Eval, SceneNoise, Scenes, Source
 from coca.config.decoding import Decoding
 from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching
 from coca.config.model import ConvStage, EfficientNet, ImageEncoder, Med, Model, Poolers, TextDecoder
-from coca.config.optim import Optim
+from coca.config.optim import Lora, Optim
 from coca.config.parsing import Draft, default, parse, to_dict
 from coca.config.settings import Checkpoint, Config, Mesh
 from coca.config.stages import Stage
@@ -23,6 +23,7 @@ __all__ = [
   "EfficientNet",
   "Eval",
   "ImageEncoder",
+  "Lora",
   "Masked",
   "Matching",
   "Med",

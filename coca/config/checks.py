@@ -75,6 +75,8 @@ LEAST = {
     "optim.weight_decay",
     "optim.clip",
     "optim.lr_scale.*",
+    "optim.lora.rank",
+    "optim.lora.alpha",
     "data.resize",
     "data.threads",
     "data.sources.*.weight",
@@ -307,6 +309,10 @@ def _optimizer(c: Config) -> None:
   need(
     c.data.batch % c.optim.accumulate == 0,
     f"config.data.batch {c.data.batch} is no multiple of config.optim.accumulate {c.optim.accumulate}",
+  )
+  need(
+    c.init_from or not c.optim.lora.rank,
+    "config.optim.lora adapts a model that is there: say where by config.init_from",
   )
   need(
     c.contrastive.max_scale == 0 or c.contrastive.min_scale <= c.contrastive.max_scale,

@@ -172,6 +172,10 @@ def _align(c: Config) -> None:
     "take config.optim.lr_scale",
   )
   need(
+    not c.optim.lora.rank,
+    "config.optim.lora.rank has to be 0 for config.model.kind 'align', whose image tower has convolutions",
+  )
+  need(
     c.optim.lr_scale.get("image_encoder") != 0,
     "config.optim.lr_scale freezes the 'image_encoder' of config.model.kind 'align', whose batch norms would go by "
     "each batch all the same; take a rate above 0",

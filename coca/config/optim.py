@@ -7,6 +7,22 @@ from coca.config.durations import Duration
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+  """Low-rank adaptation, for fine-tunes on little memory (LoRA, arXiv 2106.09685; coca/training/lora.py)."""
+
+  # The rank of what is added to a matrix, and all else stays as it is; 4 or 8 are the paper's choice. 0: no LoRA, all
+  # is trained.
+  rank: int = 0
+  # What is added is multiplied by alpha / rank. 0: by 1.
+  alpha: float = 0.0
+  # The linear layers whose matrices are adapted, wherever in the model: attention's, and 'up' and 'down' of the
+  # feed-forward ones. The paper adapts queries and values (section 7.1).
+  layers: tuple[Literal["query", "key", "value", "out", "up", "down"], ...] = ("query", "value")
+  # Parts of the model ('class_head', ...; --dry_run lists them) that are trained whole, as new ones have to be.
+  whole: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optim:
   """CoCa section 4.1 (pre-training)."""
 
@@ -51,5 +67,6 @@ class Optim:
   # EVA-CLIP's two), but halves of one stack as one: CoCa's unimodal layers and, where a loss reads them, the multimodal
   # ones above; ALBEF's text encoder and fusion. 1: none. MAE has 0.65 for ViT-B and 0.75 for ViT-L.
   layer_decay: float = 1.0
+  lora: Lora = field(default_factory=Lora)
   # Steps in a row with a loss or gradient that is not finite, which are skipped, that end the run.
   max_nonfinite: int = 20

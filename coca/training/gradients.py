@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from coca.config import Config
-from coca.config.settings import frozen_parts
 from coca.models.abstract import abstract_model
 from coca.objectives.matching import ground_triples
 from coca.objectives.term import Pass, Stream
 from coca.objectives.terms import terms
+from coca.training.lora import is_frozen, stop_frozen
 
 
 def make_gradients(config: Config, graphdef=None):
@@ -28,7 +28,6 @@ def make_gradients(config: Config, graphdef=None):
   """
   graphdef = graphdef or abstract_model(config)[0]
   losses = terms(config)
-  frozen = frozen_parts(config)
   if config.optim.accumulate > 1:
     for term in losses:
       if term.cut == "no":
@@ -36,7 +35,7 @@ def make_gradients(config: Config, graphdef=None):
 
   def forward(params, batch, noise, key, losses, memory=None) -> Pass:
     """As far as `losses` ask for it."""
-    params = {part: jax.lax.stop_gradient(tree) if part in frozen else tree for part, tree in params.items()}
+    params = stop_frozen(config, params)
     asks = frozenset().union(*(term.asks for term in losses))
     passed = Pass(temperature=params.get("temperature"), memory=memory, model=nnx.merge(graphdef, params), key=key)
     out = passed.model(
@@ -93,7 +92,7 @@ def make_gradients(config: Config, graphdef=None):
       return None, passed.embeddings
 
     def compare(embeddings, temperature):
-      if "temperature" in frozen:
+      if is_frozen(config, "temperature/log_scale"):
         temperature = jax.lax.stop_gradient(temperature)
       values = evaluate(compared, Pass(*embeddings, temperature=temperature), batch, divisors)
       return total(compared, values), values

@@ -63,7 +63,7 @@ def compare(workdir, config: Config) -> Common:
 
   Raises:
     FileNotFoundError: no model there, or no checkpoint yet.
-    ValueError: a part differs inside; the differences are listed.
+    ValueError: a part differs inside; the differences are listed. Or LoRA would not train a new one.
   """
   old = read_config(workdir)
   if not has_params(workdir):
@@ -87,6 +87,12 @@ def compare(workdir, config: Config) -> Common:
     raise ValueError(
       f"config.init_from={workdir} holds another model; parts may be new or gone as a whole, but these "
       f"differ inside (take over its config.model):\n  {listed(differing)}"
+    )
+  fresh = dict.fromkeys(unit.split("/")[0] for unit in new)
+  if config.optim.lora.rank and (left := [part for part in fresh if part not in config.optim.lora.whole]):
+    raise ValueError(
+      f"config.optim.lora would leave what is not in {workdir} as it is drawn: name {', '.join(left)} in "
+      "config.optim.lora.whole"
     )
   return Common(old, there, here, source, skipped, new, resized)
 

@@ -7,10 +7,10 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from coca.config import Config
 from coca.config.durations import in_steps
-from coca.config.settings import frozen_parts
 from coca.config.stages import spans
 from coca.devices.trees import path_name
 from coca.models.blip import SHARED
+from coca.training import lora
 from coca.training.layer_decay import layer_factors
 
 STATISTICS = ("/mean", "/variance")  # of batch norms, which the step moves
@@ -58,8 +58,16 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
     params: tree of parameters; its top level are the parts that `optim.lr_scale` names.
 
   Raises:
-    ValueError: `optim.lr_scale` names a part that the model lacks.
+    ValueError: `optim.lr_scale` or `optim.lora` names what the model lacks.
   """
+  if not config.optim.lora.rank:
+    return _optimizer(config, total, params)
+  lora.check(config, params)
+  narrow = jax.eval_shape(lambda params: lora.new_matrices(config, params), params)
+  return lora.with_lora(config, _optimizer(config, total, narrow))
+
+
+def _optimizer(config: Config, total: int, params) -> optax.GradientTransformationExtraArgs:
   o = config.optim
   unknown = set(o.lr_scale) - set(params)
   if unknown:
@@ -95,10 +103,11 @@ def make_optimizer(config: Config, total: int, params) -> optax.GradientTransfor
     steps.insert(2, optax.stateless(as_large_as_the_weights))
   if o.clip:
     steps.insert(0, optax.clip_by_global_norm(o.clip))
-  frozen = tuple(f"{part}/" for part in frozen_parts(config))
 
   def label(path, _):
-    return "frozen" if path_name(path).startswith(frozen) or path_name(path).endswith(STATISTICS) else "trained"
+    name = path_name(path)
+    stays = lora.is_frozen(config, name) and not name.endswith((lora.A, lora.B))
+    return "frozen" if stays or name.endswith(STATISTICS) else "trained"
 
   labels = jax.tree_util.tree_map_with_path(label, params)
   return optax.partition({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
