@@ -122,7 +122,7 @@ def with_lora(
     new = {path: jnp.where(finite, x + step[path], x) for path, x in old.items()}
 
     def moved(path):
-      """Of the product: (a + da)(b + db) - ab, without the difference of two large numbers."""
+      """The product's change, (a + da)(b + db) - ab, without the difference of two large numbers."""
       (a, _), stem = pair(path, None), path.removesuffix(KERNEL)
       return scale * (_product(step[stem + A], new[stem + B]) + _product(a, step[stem + B]))
 
