@@ -28,7 +28,7 @@ SHORT = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Where all of them run: one uses the other's model, and what was compiled for it."""
+  """Where all of them run: one uses the other's model."""
   folder = tmp_path_factory.mktemp("notebooks")
   for name in ("coca", "configs", "launch"):
     (folder / name).symlink_to(ROOT / name)
@@ -44,7 +44,6 @@ def test_it_runs(path, folder, monkeypatch):
     "COCA_SHORT": " ".join(f"--config.{setting}" for setting in SHORT),
     "IPYTHONDIR": str(folder / "ipython"),
     "PYTHONPATH": str(ROOT),
-    "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
   }.items():

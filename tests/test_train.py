@@ -23,18 +23,16 @@ STEPS = "--config.steps=14"  # 224 pairs; of fewer than 200, broken ones end no 
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-  """One device, and a compilation cache for all runs of this file.
+def environment():
+  """One device, and every program in the cache: that of all tests.
 
   jaxlib 0.10.1 complains of every program that it finds in the cache, 3.5 KB each time: of a pipe that nobody reads
   yet, 64 KB stop the run.
   """
-  cache = tmp_path_factory.mktemp("xla")
   return {
     **os.environ,
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "PYTHONPATH": str(ROOT),
   }

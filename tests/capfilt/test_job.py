@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import zlib
 
 import numpy as np
@@ -28,6 +27,7 @@ from coca.data import sidecars
 from coca.data.sources import open_source
 from coca.decoding.settings import Decoding
 from coca.storage.lock import Locked, locked
+from support import forked
 from support.workdirs import make_workdir, small_config
 
 pytestmark = pytest.mark.slow
@@ -342,16 +342,16 @@ def arguments(folders, out, *more):
 def start(folders, out, *more, program=("-m", "coca.capfilt")):
   env = os.environ | {
     "PYTHONPATH": str(ROOT),
-    "JAX_COMPILATION_CACHE_DIR": str(folders / "xla"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
   }
   return subprocess.Popen(
-    [sys.executable, *program, *arguments(folders, out, *more)],
+    [forked.python(), *program, *arguments(folders, out, *more)],
     env=env,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    process_group=0,
   )
 
 

@@ -1,4 +1,4 @@
-"""Two real processes, four devices each, joined over gloo, train as one process with eight devices does; how
+"""Two real processes, two devices each, joined over gloo, train as one process with four devices does; how
 processes find each other, and what becomes of one that waits in vain."""
 
 import dataclasses
@@ -20,16 +20,17 @@ from coca.devices import processes, sharding
 from coca.devices.host import put_batch
 from coca.training.state import Setup
 from coca.training.step import TrainStep
+from support import forked
 from support.common import pairs, random_params, tiny
-from support.processes import environment, free_port
+from support.processes import UNCACHED, environment, free_port
 
 TOTAL = 20
 
 
 def train():
   """The metrics of three steps, each process with the rows of its devices."""
-  settings = tiny(mesh__data=1, mesh__fsdp=4, mesh__tensor=2, model__image__patch_dropout=0.4)
-  mesh = sharding.make_mesh(settings.mesh)
+  settings = tiny(mesh__data=1, mesh__fsdp=2, mesh__tensor=2, model__image__patch_dropout=0.4)
+  mesh = sharding.make_mesh(settings.mesh, jax.devices()[:4])
   setup = Setup(settings, mesh)
   values = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), setup.planned)
   values = dataclasses.replace(values, params=random_params(settings))
@@ -60,16 +61,15 @@ def test_two_processes_train_as_one(tmp_path):
   workers, logs = [], [tmp_path / "0.log", tmp_path / "1.log"]
   for i, log in enumerate(logs):
     joins = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
-    command = [sys.executable, __file__, tmp_path / f"{i}.json"]
-    workers.append(
-      subprocess.Popen(command, env=environment(4, **joins), stdout=log.open("w"), stderr=subprocess.STDOUT)
-    )
+    command = [forked.python(), __file__, tmp_path / f"{i}.json"]
+    streams = {"stdout": log.open("w"), "stderr": subprocess.STDOUT}
+    workers.append(subprocess.Popen(command, env=environment(2, **joins, **UNCACHED), process_group=0, **streams))
   try:
     expected = train()
     codes = [worker.wait(timeout=300) for worker in workers]
   finally:
     for worker in workers:
-      worker.kill()
+      forked.kill(worker)
   assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
   for i in range(2):
     actual = json.loads((tmp_path / f"{i}.json").read_text())
@@ -82,7 +82,7 @@ def test_a_process_that_waits_in_vain_says_for_what_and_ends():
   port = free_port()
   code = "from coca.devices import processes; processes.initialize('127.0.0.1:%d', 2, %d, timeout=4)"
   started = [
-    subprocess.Popen([sys.executable, "-c", code % (p, i)], stderr=subprocess.PIPE, text=True, env=environment())
+    subprocess.Popen([forked.python(), "-c", code % (p, i)], stderr=subprocess.PIPE, text=True, env=environment())
     for p, i in ((port, 0), (free_port(), 1))
   ]
   said = [process.communicate(timeout=120)[1] for process in started]
@@ -197,5 +197,5 @@ def test_one_alone_ends_as_any_program_or_after_a_crash_at_once(monkeypatch, cap
 
 if __name__ == "__main__":
   processes.initialize()
-  assert jax.process_count() == 2 and len(jax.devices()) == 8 and len(jax.local_devices()) == 4
+  assert jax.process_count() == 2 and len(jax.devices()) == 4 and len(jax.local_devices()) == 2
   Path(sys.argv[1]).write_text(json.dumps(train()))

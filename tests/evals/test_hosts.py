@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.processes import environment, free_port
+from support import forked
+from support.processes import UNCACHED, environment, free_port
 
 
 def evaluate(folder):
@@ -80,11 +81,12 @@ def test_two_processes_tell_what_one_does(tmp_path):
   port = free_port()
   workers = [
     subprocess.Popen(
-      [sys.executable, __file__, str(port), str(i), tmp_path / "two"],
-      env=environment(2),
+      [forked.python(), __file__, str(port), str(i), tmp_path / "two"],
+      env=environment(2, **UNCACHED),
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
+      process_group=0,
     )
     for i in range(2)
   ]
@@ -92,7 +94,7 @@ def test_two_processes_tell_what_one_does(tmp_path):
     output = [w.communicate(timeout=300)[0] for w in workers]
   finally:
     for w in workers:
-      w.kill()
+      forked.kill(w)
   assert all(w.returncode == 0 for w in workers), "\n".join(output)
 
   one = json.loads((tmp_path / "one" / "0.json").read_text())

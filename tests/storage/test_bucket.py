@@ -284,8 +284,7 @@ def holder(store):
   while (line := held.stdout.readline()) and not line.startswith("held by "):  # tensorstore says which token it uses
     pass
   yield held, int(line.split()[-1])
-  with contextlib.suppress(ProcessLookupError):
-    forked.signal(held, signal.SIGKILL)
+  forked.kill(held)
   held.wait()
 
 
@@ -496,11 +495,7 @@ def undisturbed(tmp_path_factory):
   folder = tmp_path_factory.mktemp("undisturbed")
   config = small_run(folder, ("retrieval",))
   train = ("-m", "coca.train", config, "--config.steps=12", "--config.evals.retrieval.every=6")
-  more = {
-    "devices": 1,
-    "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
+  more = {"devices": 1, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
   for script in (train, EVALUATE):
     ended = process(None, script, f"--workdir={folder / 'run'}", **more)
     out = ended.communicate()[0]

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,15 +12,17 @@ import pytest
 
 from coca.storage.checkpoint import Checkpoints
 from coca.training.preemption import Preemption
+from support import forked
 from support.checkpoints import abstract, arrays, assert_same, damage, largest, place, restored, with_key
 from support.processes import environment, free_port
 
 
 def start(script: str, *args) -> subprocess.Popen:
   return subprocess.Popen(
-    [sys.executable, "-c", script, *map(str, args)],
+    [forked.python(), "-c", script, *map(str, args)],
     env=environment(),
     text=True,
+    process_group=0,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
   )
@@ -55,7 +56,7 @@ def test_killed_while_saving_goes_on_from_an_exact_state(tmp_path):
     process.stdout.readline()
     process.stdout.readline()  # the first of this process is complete once the second has begun
     time.sleep(rng.uniform(0, 0.3))
-    process.kill()
+    forked.kill(process)
     process.communicate()
     state, meta, step = restored(tmp_path)
     assert step > last and meta == {"step": step}
@@ -88,10 +89,10 @@ with Preemption() as preempted:
 def test_the_second_ctrl_c_ends_at_once():
   process = start(LISTENS)
   assert process.stdout.readline() == "ready\n"
-  process.send_signal(signal.SIGINT)
+  forked.signal(process, signal.SIGINT)
   said = [process.stdout.readline() for _ in range(3)]
   assert "once more ends it at once" in "".join(said) and said[-1] == "asked 130\n"
-  process.send_signal(signal.SIGINT)
+  forked.signal(process, signal.SIGINT)
   assert process.communicate(timeout=60)[0] == "" and process.returncode == -signal.SIGINT
 
 
@@ -144,12 +145,12 @@ def test_two_processes_agree_on_damage_and_on_when_to_stop(tmp_path):
       first = pool.submit(processes[0].communicate)  # what it says of damage would fill its pipe
       while (line := processes[1].stdout.readline()) and line != "ready\n":
         pass
-      processes[1].send_signal(signal.SIGINT)  # one of them only; it becomes a SIGTERM, which jax knows
+      forked.signal(processes[1], signal.SIGINT)  # one of them only; it becomes a SIGTERM, which jax knows
       second = processes[1].communicate(timeout=600)[0]
       said = [first.result()[0], second]
     finally:
       for p in processes:
-        p.kill()
+        forked.kill(p)
   steps = [re.search(r"stopped at (\d+)", s) for s in said]
   assert all(steps), "\n".join(said)
   assert "from 1\n" in said[0] and (tmp_path / "2.damaged").exists()

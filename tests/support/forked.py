@@ -75,6 +75,12 @@ def signal(process: subprocess.Popen, number: int) -> None:
   os.killpg(process.pid, number)
 
 
+def kill(process: subprocess.Popen) -> None:
+  """Ends one that may have ended."""
+  with contextlib.suppress(ProcessLookupError):
+    signal(process, signals.SIGKILL)
+
+
 def serve(listener: socket.socket) -> list[str]:
   """Forks for each who asks. Returns in the forks, with their arguments; ends with the standard input."""
   import select
@@ -123,7 +129,11 @@ def become(asked: dict, streams: list[int]) -> None:
   os.chdir(asked["cwd"])
   # What was read when they were imported.
   fsspec.config.set_conf_env(fsspec.config.conf)
-  for name, kind in (("jax_compilation_cache_dir", str), ("jax_persistent_cache_min_compile_time_secs", float)):
+  for name, kind in (
+    ("jax_compilation_cache_dir", str),
+    ("jax_persistent_cache_min_compile_time_secs", float),
+    ("jax_enable_compilation_cache", lambda value: value != "false"),
+  ):
     if name.upper() in os.environ:
       jax.config.update(name, kind(os.environ[name.upper()]))
 

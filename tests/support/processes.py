@@ -21,6 +21,11 @@ def environment(devices=8, **variables):
   return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "XLA_FLAGS": flags, **variables}
 
 
+# Of processes that are joined: one would run what it finds, and the other what it compiles, with collectives in another
+# order (jaxlib 0.10.1: gloo then ends both).
+UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+
 def small_run(folder, evals) -> str:
   """--config= of a file that is written into `folder`: coca_tiny's short run with fewer words and layers, and `evals`
   alone."""
