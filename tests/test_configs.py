@@ -124,6 +124,7 @@ def test_all_are_here():
     "lit_base",
     "unicl_base",
     "finetune_classify",
+    "finetune_snli_ve",
     "lemon_base",
     "vl_t5_base",
     "vl_bart_base",
@@ -244,6 +245,16 @@ def test_recipe_is_that_of_the_paper(name, named):
   assert c.data.sources["labels"].text == "labels"
   assert len(set(c.evals["imagenet"].templates)) == 80
   assert c.data.sources["labels"].prompts == c.evals["imagenet"].templates
+
+
+def test_entailment_is_that_of_table_10(named):
+  c = named("finetune_snli_ve")
+  assert (c.steps, c.data.batch, c.optim.warmup) == ("50000", 128, "1000")
+  assert (c.optim.name, c.optim.schedule, c.optim.weight_decay, c.optim.clip) == ("adafactor", "cosine", 0.1, 1.0)
+  rates = {name: c.optim.lr * scale for name, scale in c.optim.lr_scale.items()}
+  assert c.optim.lr == 5e-5 and rates == pytest.approx({"class_pooler": 1e-3, "class_head": 1e-3})
+  assert (c.data.rand_augment, c.classification.classes, c.classification.pool) == ((1, 10), 3, "text")
+  assert (c.classification.weight, c.captioning.weight, c.contrastive.weight) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("coca_base", 388.3), ("coca_large", 797.1), ("coca_giant", 2210.3)])

@@ -60,7 +60,7 @@ class Source:
   # 'tfds': name or directory. 'webdataset', 'parquet': glob. 'folder': directory; and 'pairs' with `texts`, else its
   # glob. URLs of fsspec work.
   path: str = ""
-  # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations and of Flickr30k's.
+  # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations, of Flickr30k's and of SNLI-VE's files.
   split: str = "train"
   # Share in the mixture. 0 for all sources: each example of any as often as the others.
   weight: float = 1.0

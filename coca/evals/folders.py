@@ -19,6 +19,7 @@ from coca.config.data_checks import check_evaluator
 from coca.data.prompts import CLIP_IMAGENET
 from coca.data.records import Records
 from coca.data.sources import open_source
+from coca.data.sources.tables import entails
 from coca.data.sources.webdataset import NAMES, TYPE
 from coca.evals import build, datacomp
 from coca.evals.class_names import is_imagenets
@@ -49,8 +50,8 @@ def data_sets(
     config: of the model.
     paths: CLIP_benchmark's folders or trees of them; tars, Parquet files, folders of images, tfds' folders;
       'builtin:SPLIT'.
-    kinds: of evaluators. Left out: 'zero_shot' where there are labels, else 'retrieval', and for what is no folder of
-      CLIP_benchmark 'captions' too, if the model writes.
+    kinds: of evaluators. Left out: 'zero_shot' where there are labels ('classification' of a model whose class head
+      reads texts), else 'retrieval', and for what is no folder of CLIP_benchmark 'captions' too, if the model writes.
     templates: of 'zero_shot' where the data have none. Left out: CLIP's 80 for ImageNet's classes, else "a photo of a
       {}.".
     **settings: others of each evaluator: batch, limit.
@@ -223,6 +224,8 @@ def _others(config: Config, path: str, kinds: Sequence, templates: Sequence[str]
   source = source_of(path)
   opened = open_source(source, "--data")
   labels = opened.label_names
+  if not kinds and labels and config.has_text_head:
+    kinds = ("classification",)
   if not kinds:
     kinds = ("zero_shot",) if labels else ("retrieval",) if config.contrastive.heads else ()
     if not labels and config.model.writes and not config.answering.weight:
@@ -252,4 +255,7 @@ def source_of(path: str, split: Literal["train", "val", "test"] = "test") -> Sou
     return Source(kind="parquet", path=path)
   if "dataset_info.json" in names:
     return Source(kind="tfds", path=path, split=named)
+  if any(map(entails, names)):  # SNLI-VE's files
+    kept = {"train": "train", "val": "dev"}.get(split, "test" if "snli_ve_test.jsonl" in names else "dev")
+    return Source(kind="folder", path=path, split=kept)
   return Source(kind="folder", path=path)

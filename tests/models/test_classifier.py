@@ -13,15 +13,16 @@ from flax import nnx
 from PIL import Image
 
 import coca
-from coca.config import Eval, Source
+from coca.config import Eval, Scenes, Source
 from coca.config.data_checks import check_evaluator
 from coca.data import questions
 from coca.data.labels import class_names
 from coca.data.pipeline import open_sources, train_batches
 from coca.data.records import Record, Text
+from coca.data.sources import open_source
 from coca.data.tokenizers.sentencepiece import train
 from coca.devices.trees import flat
-from coca.evals import build
+from coca.evals import build, folders
 from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.models.abstract import abstract_model
 from coca.training.flops import flops_per_pair
@@ -226,12 +227,19 @@ def test_classes_are_the_most_frequent_answers_or_those_of_a_file(tmp_path):
   np.testing.assert_allclose(found[1], [2 / 3, 0, 0])
 
 
-def test_a_loaded_model_answers_and_is_evaluated(tmp_path):
-  config = answering(model__text__length=24)
-  make_workdir(tmp_path / "run", config)
-  path = tmp_path / "run" / "config.json"
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+  """The settings of a head that reads texts, and the loaded model."""
+  config, run = answering(model__text__length=24), tmp_path_factory.mktemp("model") / "run"
+  make_workdir(run, config)
+  path = run / "config.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": ["ant", "bee", "cow"]}))
-  model = coca.load(tmp_path / "run")
+  return config, coca.load(run)
+
+
+def test_a_loaded_model_answers_and_is_evaluated(loaded):
+  config, model = loaded
+  model.labels = ("ant", "bee", "cow")
   images = np.asarray(batch(config)["image"])[:4]
   p = model.classify(images, texts="green pear?")
   assert p.shape == (4, 3) and np.allclose(p.sum(axis=1), 1)
@@ -253,3 +261,42 @@ def test_a_loaded_model_answers_and_is_evaluated(tmp_path):
   said = model.answer(scenes, [record.question for record in records])
   right = [vqa_accuracy(a, [t.text for t in record.texts]) for a, record in zip(said, records, strict=True)]
   assert dict(evaluators["vqa"].run(model.params)) == {"accuracy": pytest.approx(np.mean(right)), "examples": 8.0}
+
+
+def test_a_loaded_model_judges_hypotheses_and_is_evaluated(loaded, tmp_path):
+  """By SNLI-VE's file, whose labels are numbered in another way than the model's classes."""
+  config, model = loaded
+  split = Source(kind="builtin", split="scenes_hypotheses", text="first")
+  config = replace(config, data=replace(config.data, sources={"h": split}))
+  source = open_source(split)
+  records, rows = [source[i] for i in range(8)], []
+  labels = [source.label_names[record.label] for record in records]
+  for i, record in enumerate(records):
+    Image.open(io.BytesIO(record.image)).save(tmp_path / f"{i}.jpg")
+    row = {"Flickr30K_ID": str(i), "sentence2": record.texts[0].text, "gold_label": labels[i]}
+    rows.append(f"{json.dumps(row)}\n")
+  (tmp_path / "snli_ve_dev.jsonl").write_text("".join(rows))
+  model.labels = ("neutral", "entailment", "contradiction")
+  p = model.classify([tmp_path / f"{i}.jpg" for i in range(8)], texts=[record.texts[0].text for record in records])
+  right = np.mean([model.labels[row.argmax()] == label for row, label in zip(p, labels, strict=True)])
+  sets, _ = folders.data_sets(config, [str(tmp_path)], batch=8)
+  ((name, (settings, opened, _)),) = sets.items()
+  assert settings.kind == "classification" and settings.source.split == "dev"
+  config = replace(config, evals={name: settings})
+  made = build.make_evaluators(config, model.forward, model.tokenizer, {name: opened}, labels=model.labels)
+  assert dict(made[name].run(model.params)) == {"top1": pytest.approx(right), "top5": 1.0, "examples": 8.0}
+
+
+def test_what_a_batch_of_hypotheses_holds():
+  """Each record's text with its label: two texts, each with an image for each of the three."""
+  config, split = answering(model__text__length=24, captioning__weight=0.0), "scenes_hypotheses"
+  few = Source(kind="builtin", split=split, text="first", scenes=Scenes(count=6))
+  config = replace(config, data=replace(config.data, sources={"h": few}, batch=6))
+  sources = open_sources(config)
+  records = [sources["h"][i] for i in range(6)]
+  words = train([record.texts[0].text for record in records] * 4, 80)
+  found, problems = next(train_batches(config, sources, words, range(6), 0, class_names(config, sources)))
+  assert not problems and not {"given", "share"} & set(found)
+  expected = {(words.encode(record.texts[0].text, 24).tobytes(), record.label) for record in records}
+  rows = zip(found["text"], found["label"], strict=True)
+  assert {(text.tobytes(), label) for text, label in rows} == expected and len(expected) == 6

@@ -128,7 +128,7 @@ def snli_ve(world: World, to: Folder, train: bool) -> None:
   """SNLI-VE: JSON lines, and Flickr30k's images."""
   made, rows = Entailment(world), []
   for i in to.numbers():
-    hypothesis, image = made[i], f"{i:010d}"
+    hypothesis, image = made[i], f"{i + (0 if train else 10**9):010d}"  # training and validation share the folder
     to.image(f"flickr30k_images/{image}.jpg", hypothesis.scene)
     rows.append(
       {

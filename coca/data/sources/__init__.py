@@ -73,6 +73,10 @@ def _open(settings: config.Source, where: str) -> ShardedRecords:
     from coca.data.sources.scene_questions import open_questions
 
     return open_questions(settings, where)
+  if settings.kind == "builtin" and settings.split.startswith("scenes_hypotheses"):
+    from coca.data.sources.scene_hypotheses import open_hypotheses
+
+    return open_hypotheses(settings, where)
   if settings.kind == "builtin" and settings.split.startswith("scenes"):
     from coca.data.sources.scenes import open_scenes
 

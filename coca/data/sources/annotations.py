@@ -6,10 +6,12 @@
                     and the answers in a file of their own, {"annotations": [{"question_id": 90, "answers": [...]}]}
     Visual Genome   [{"id": 9, "regions": [{"phrase": ...}]}] and [{"id": 9, "qas": [{"question": ..., "answer": ...}]}]
     Flickr30k       NAME.jpg#0<tab>caption, in results_20130124.token
+    SNLI-VE         {"Flickr30K_ID": "9", "sentence2": ..., "gold_label": "neutral", "pairID": "9.jpg#0r1n"}
 
 RSICD, UCM, Sydney and Flickr30k come in Karpathy's layout. His 'restval' of COCO is trained on, as all papers do.
-Rows of questions have "question" and "answers" in place of "caption", and their number as "#". Some layouts name no
-files but numbers: "file_name" is a tuple of the names that the image may have, in whatever folder.
+Rows of questions have "question" and "answers" in place of "caption", and their number as "#"; SNLI-VE's, which are
+hypotheses about an image, have a "label" beside the "caption". Some layouts name no files but numbers: "file_name" is a
+tuple of the names that the image may have, in whatever folder.
 """
 
 import json
@@ -22,6 +24,8 @@ NAMES = re.compile(
   re.IGNORECASE,
 )
 QUESTIONS = re.compile(r"((v2_)?(OpenEnded|MultipleChoice)_.*_questions|question_answers)\.json", re.IGNORECASE)
+HYPOTHESES = re.compile(r"snli_ve_(.*)\.jsonl")
+LABELS = ("entailment", "neutral", "contradiction")  # SNLI-VE's
 
 Rows = Iterator[tuple[str, dict | str]]
 
@@ -127,3 +131,32 @@ def flickr(name: str, text: str) -> Rows:
     if line.strip():
       image, _, caption = line.partition("\t")
       yield f"{name}, line {number}", {"file_name": (image.partition("#")[0],), "caption": caption}
+
+
+def snli_ve(name: str, rows: Rows, notes: list[str]) -> Rows:
+  """The rows of one of SNLI-VE's files. Those on which the annotators did not agree, '-', are left out and counted.
+
+  Args:
+    name: of the file.
+    rows: its lines, read as JSON.
+    notes: their number is appended in the end.
+  """
+  open_ = 0
+  for where, row in rows:
+    if not isinstance(row, dict):
+      yield where, row
+      continue
+    image, label = row.get("Flickr30K_ID"), row.get("gold_label")
+    if label == "-":
+      open_ += 1
+    elif not isinstance(image, str | int):
+      yield where, 'it has no "Flickr30K_ID"'
+    elif label not in LABELS:
+      yield where, f'its "gold_label" is {label!r}, and none of {", ".join(LABELS)}'
+    else:
+      number = str(row["pairID"]).rpartition("#")[2] if "pairID" in row else None
+      yield where, row | {"file_name": (f"{image}.jpg",), "caption": row.get("sentence2"), "label": label, "#": number}
+  if open_:
+    notes.append(
+      f"{open_} rows of {name} have the gold_label '-', on which annotators did not agree: they are left out"
+    )

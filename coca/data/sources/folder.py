@@ -3,8 +3,8 @@
 The table is `Source.texts`, or lies in the folder: captions.* or metadata.*, or the only .csv, .tsv or .jsonl or file
 of annotations there (`coca.data.sources.annotations` has their names). It names images by their path inside the folder;
 paths that lead out of it are refused, and links that do without `Source.follow_links`. Rows with the same image are
-several texts of it; with questions they are records of their own, whose keys are PATH, PATH#1, PATH#2, ... in the order
-of the rows, or PATH#NUMBER where the file of annotations numbers them.
+several texts of it; with questions, and in SNLI-VE's files, they are records of their own, whose keys are PATH, PATH#1,
+PATH#2, ... in the order of the rows, or PATH#NUMBER where the file of annotations numbers them.
 
 Without a table, texts lie beside the images, or are the names of the files or of the folders that these lie in.
 """
@@ -14,6 +14,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sources import tables, values
+from coca.data.sources.annotations import HYPOTHESES
 from coca.data.sources.values import LABEL
 from coca.files import finding, reading
 from coca.files.finding import IMAGE_EXTENSIONS, SETTING
@@ -78,7 +80,9 @@ class Folder:
     }
     self._lines, self._label_key = settings.text_lines, settings.label_key
     self._found: dict[str, str] | None = None
-    if self._keys and (table := settings.texts or self._find_table(bool(settings.question_key))):
+    if self._keys and (table := settings.texts or self._find_table(settings)):
+      if tables.entails(table.rpartition("/")[2]) and not settings.label_key:
+        settings = replace(settings, label_key=LABEL)
       self._entries = self._from_table(table, settings)
     elif settings.question_key:
       raise FileNotFoundError(
@@ -172,7 +176,7 @@ class Folder:
     found = self._read(beside.path)
     return values.as_texts(found.decode("utf-8-sig").splitlines() if self._lines else found, beside.origin)
 
-  def _find_table(self, questions: bool) -> str:
+  def _find_table(self, settings: Source) -> str:
     known = [name for name in TABLES if name in self._names]
     if [name for name in self._names if name.endswith(".txt")] == [KAGGLE]:
       known.append(KAGGLE)
@@ -180,13 +184,24 @@ class Folder:
       return known[0]
     others = sorted(name for name in self._names if tables.is_table(name))
     asking = [name for name in others if tables.asks(name)]
-    others = asking if questions and asking else [name for name in others if name not in asking] or asking
+    others = asking if settings.question_key and asking else [name for name in others if name not in asking] or asking
+    if others and settings.split and all(map(tables.entails, others)):
+      others = self._of_split(others, settings.split)
     if len(others) > 1:
       raise ValueError(
         f"{self._where}.path is {self.name!r}: which of {', '.join(others)} is the table? Name it in "
         f"{self._where}.texts"
       )
     return others[0] if others else ""
+
+  def _of_split(self, names: list[str], split: str) -> list[str]:
+    """SNLI-VE's file of a split."""
+    found = {match[1]: name for name in names if (match := HYPOTHESES.fullmatch(name))}
+    if split not in found:
+      raise ValueError(
+        f"{self._where}.split is {split!r}: {self.name!r} has SNLI-VE's files of {', '.join(found)}; name one of these"
+      )
+    return [found[split]]
 
   def _below(self) -> list[str]:
     """The files in the folder and the ones below, but for hidden ones."""
@@ -313,7 +328,7 @@ class Folder:
     wanted = self._wanted(settings)
     known = {settings.text_key, *(name for names in wanted.values() for name in names)}
     folder, slash, name = table.rpartition("/")
-    data = self._read_table(table)
+    entails, data = tables.entails(name), self._read_table(table)
     shown, rows = tables.read(
       name, data, settings.split, known, notes, lambda other: self._read_table(folder + slash + other)
     )
@@ -342,9 +357,10 @@ class Folder:
           found += values.as_texts(values.lookup(row, columns[name]), name.origin, bool(settings.question_key))
         question = values.as_question(values.lookup(row, columns["question_key"])) if settings.question_key else ""
         label = values.as_texts(values.lookup(row, columns.get("label_key", "")), LABEL)
-        if question and row.get("#") is not None:
+        alone = question or entails
+        if alone and row.get("#") is not None:
           key = f"{image}#{row['#']}"
-        while question and key in entries:  # another file may be called so
+        while alone and key in entries:  # another file may be called so
           doubled[image] += 1
           key = f"{image}#{doubled[image]}"
         before = entries.get(key, _Entry(image))
@@ -377,10 +393,11 @@ def open_folder(settings: Source, where: str = SETTING) -> Folder:
       `TEXT_COLUMNS`, or the column 'label', whose values are then classes. In JSON a text may be a list of texts or a
       conversation, of which the answers are taken, and a dot leads into objects ("answers.answer"). captions.json is a
       list of such rows, or an object from image names to captions, or annotations, of which `split` is read ('train'
-      with 'restval', '' all). With the `text_key` '' all images in the folder are read, and no texts. Without a table,
-      `text_key` is the extension of the texts beside the images (at its default 'txt', or else 'caption'), 'file_name'
-      or 'label'; at its default, folders with images and nothing else are classes. `question_key` names the questions'
-      column, where each row is a question with its answers in `text_key`.
+      with 'restval', '' all). Of SNLI-VE's files snli_ve_{train,dev,test}.jsonl, it is that of `split`. With the
+      `text_key` '' all images in the folder are read, and no texts. Without a table, `text_key` is the extension of the
+      texts beside the images (at its default 'txt', or else 'caption'), 'file_name' or 'label'; at its default, folders
+      with images and nothing else are classes. `question_key` names the questions' column, where each row is a question
+      with its answers in `text_key`.
 
   Raises:
     FileNotFoundError: no such directory, or no captions in it.

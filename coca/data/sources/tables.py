@@ -38,6 +38,11 @@ def asks(name: str) -> bool:
   return bool(annotations.QUESTIONS.fullmatch(name))
 
 
+def entails(name: str) -> bool:
+  """True if a file's name says that its rows are hypotheses about images, each with a label."""
+  return bool(annotations.HYPOTHESES.fullmatch(name))
+
+
 def read(
   name: str, data: bytes, split: str, known: set[str], notes: list[str], beside: Callable[[str], bytes] | None = None
 ):
@@ -66,6 +71,8 @@ def read(
   if ending in ("csv", "tsv", "txt"):
     separated = separator(name, text, known)
     return f"{name} (separated by {SEPARATORS[separated]})", _csv_rows(name, text, separated, notes, split)
+  if entails(name):
+    return name, annotations.snli_ve(name, _json_lines(name, text), notes)
   return name, _json_lines(name, text) if ending == "jsonl" else _json_rows(name, text, split, beside)
 
 

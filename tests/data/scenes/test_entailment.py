@@ -5,9 +5,11 @@ from collections import Counter
 
 import pytest
 
+from coca.config import SceneNoise, Scenes, Source
 from coca.data.scenes.compose import World
 from coca.data.scenes.entailment import LABELS, Entailment
 from coca.data.scenes.judge import judge
+from coca.data.sources import open_source
 from support.scenes import A_NAME, A_PLACE, A_SIDE, NUMBERS, is_place, is_side, is_size, named
 
 COUNT = 360
@@ -81,3 +83,17 @@ def test_other_splits(split):
 def test_few_objects_leave_fewer_hypotheses():
   made = Entailment(World("scenes", objects=1))
   assert all(label_of(made[i].sentence, made[i].scene) == made[i].label for i in range(9))
+
+
+@pytest.mark.parametrize(
+  "settings, message",
+  [
+    ({"split": "scenes_hypotheses_x"}, "no split 'scenes_hypotheses_x' of hypotheses; there are scenes_hypotheses, "),
+    ({"question_key": "question"}, r"source\.question_key is 'question': the hypotheses .* take none"),
+    ({"scenes": Scenes(noise=SceneNoise(wrong=0.1))}, r"source\.scenes\.noise is for captions"),
+    ({"split": "scenes_hypotheses_new_pairs", "scenes": Scenes(objects=1)}, "no scene with at most 1 of the first 100"),
+  ],
+)
+def test_a_source_with_settings_that_make_no_sense(settings, message):
+  with pytest.raises(ValueError, match=message):
+    open_source(Source(**{"kind": "builtin", "split": "scenes_hypotheses"} | settings), "source")

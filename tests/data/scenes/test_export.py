@@ -73,11 +73,22 @@ def test_nlvr2(written, split, part):
 def test_snli_ve(written):
   folder, made = written("snli_ve", "--split=scenes_val", count=6), Entailment(World("scenes_val"))
   rows = [json.loads(line) for line in (folder / "snli_ve_dev.jsonl").read_text().splitlines()]
+  source = open_source(Source(kind="folder", path=str(folder), split="dev"))
+  builtin = open_source(Source(kind="builtin", split="scenes_hypotheses_val"))
+  assert source.label_names == builtin.label_names and len(source) == 6
   for i, row in enumerate(rows):
+    assert (source[i].texts, source[i].label) == (builtin[i].texts, builtin[i].label)
+    assert builtin.label_names[builtin[i].label] == made[i].label and builtin.hypothesis(i) == made[i]
     check_image(folder / "flickr30k_images" / f"{row['Flickr30K_ID']}.jpg", made[i].scene, most=8)
     assert (row["sentence1"], row["sentence2"], row["gold_label"]) == (made[i].caption, made[i].sentence, made[i].label)
     assert row["captionID"].split("#")[0] == f"{row['Flickr30K_ID']}.jpg"
     assert row["pairID"] == f"{row['captionID']}r1{row['gold_label'][0]}" and len(row["annotator_labels"]) == 5
+
+
+def test_training_and_validation_of_snli_ve_share_a_folder(written):
+  written("snli_ve", "--split=scenes", count=2)
+  folder = written("snli_ve", "--split=scenes_val", count=2)
+  assert len(list((folder / "flickr30k_images").iterdir())) == 4
 
 
 @pytest.mark.parametrize("split, part", [("scenes", "train"), ("scenes_val", "val")])

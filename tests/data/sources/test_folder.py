@@ -380,6 +380,47 @@ def test_vqa(folder):
     opened(folder)
 
 
+def test_snli_ve(folder):
+  """Each row is a record with its label; those without a majority are counted, and are none."""
+  (folder / "flickr30k-images").mkdir()
+  for n in (9, 10):
+    (folder / "flickr30k-images" / f"{n}.jpg").write_bytes(picture(n))
+  said = [("9", "neutral", "9.jpg#0r1n"), ("10", "-", "10.jpg#1r1e"), ("9", "contradiction", "9.jpg#0r1c"),
+          ("9", "maybe", "9.jpg#3r1n"), ("10", "entailment", "10.jpg#0r1e"), (None, "neutral", "#"), ("10", "-", ""),
+          ("11", "neutral", "11.jpg#2r1n"), ("9", "neutral", "9.jpg#0r1n")]  # fmt: skip
+  rows = [
+    {"Flickr30K_ID": image, "gold_label": label, "pairID": pair, "sentence1": "no", "sentence2": f"it is {n}"}
+    for n, (image, label, pair) in enumerate(said)
+  ]
+  for split, some in (("train", rows), ("dev", rows[:1])):
+    (folder / f"snli_ve_{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in some))
+  source = opened(folder)
+  assert source.label_names == ("contradiction", "entailment", "neutral") and len(source) == 7
+  found = [source[n] for n in (0, 1, 2, 4)]
+  assert [(r.key, r.texts[0].text, source.label_names[r.label], len(r.texts)) for r in found] == [
+    (f"flickr30k-images/{key}", f"it is {n}", label, 1)
+    for key, n, label in (
+      ("9.jpg#0r1n", 0, "neutral"),
+      ("9.jpg#0r1c", 2, "contradiction"),
+      ("10.jpg#0r1e", 4, "entailment"),
+      ("9.jpg#1", 8, "neutral"),  # whose number is there already
+    )
+  ]
+  assert found[1].image == picture(9) and found[2].image == picture(10)
+  with pytest.raises(BadRecord, match=r"no such file: 11\.jpg \(named in the table\)"):
+    source[3]
+  with pytest.raises(BadRecord, match="line 4: its \"gold_label\" is 'maybe', and none of entailment, neutral,"):
+    source[5]
+  with pytest.raises(BadRecord, match='line 6: it has no "Flickr30K_ID"'):
+    source[6]
+  assert any("2 rows of snli_ve_train.jsonl have the gold_label '-'" in problem for problem in source.problems)
+  assert len(opened(folder, split="dev")) == 1
+  elsewhere = folder / "flickr30k-images"
+  assert len(opened(elsewhere, texts=str(folder / "snli_ve_train.jsonl"))) == 7
+  with pytest.raises(ValueError, match=r"<name>\.split is 'test': .* has SNLI-VE's files of dev, train; name one"):
+    opened(folder, split="test")
+
+
 def test_several_columns_each_with_its_origin(folder):
   (folder / "captions.csv").write_text("image,caption,recaption,label\na.jpg,one,two,dog\nsub/b.png,,three,cat\n")
   source = opened(folder, text_key="caption:web, recaption:synthetic, label")
