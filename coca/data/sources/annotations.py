@@ -16,7 +16,7 @@ tuple of the names that the image may have, in whatever folder.
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 # What such files are called, but for those of questions. tfds has a dataset_info.json.
 NAMES = re.compile(
@@ -131,6 +131,14 @@ def flickr(name: str, text: str) -> Rows:
     if line.strip():
       image, _, caption = line.partition("\t")
       yield f"{name}, line {number}", {"file_name": (image.partition("#")[0],), "caption": caption}
+
+
+def of_split(names: Sequence[str], split: str, setting: str, folder: str) -> list[str]:
+  """SNLI-VE's file of a split, among some of its files. Raises ValueError, with the other arguments, if none is."""
+  found = {match[1]: name for name in names if (match := HYPOTHESES.fullmatch(name))}
+  if split not in found:
+    raise ValueError(f"{setting} is {split!r}: {folder!r} has SNLI-VE's files of {', '.join(found)}; name one of these")
+  return [found[split]]
 
 
 def snli_ve(name: str, rows: Rows, notes: list[str]) -> Rows:

@@ -23,8 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, Text
-from coca.data.sources import tables, values
-from coca.data.sources.annotations import HYPOTHESES
+from coca.data.sources import annotations, tables, values
 from coca.data.sources.values import LABEL
 from coca.files import finding, reading
 from coca.files.finding import IMAGE_EXTENSIONS, SETTING
@@ -186,22 +185,13 @@ class Folder:
     asking = [name for name in others if tables.asks(name)]
     others = asking if settings.question_key and asking else [name for name in others if name not in asking] or asking
     if others and settings.split and all(map(tables.entails, others)):
-      others = self._of_split(others, settings.split)
+      others = annotations.of_split(others, settings.split, f"{self._where}.split", self.name)
     if len(others) > 1:
       raise ValueError(
         f"{self._where}.path is {self.name!r}: which of {', '.join(others)} is the table? Name it in "
         f"{self._where}.texts"
       )
     return others[0] if others else ""
-
-  def _of_split(self, names: list[str], split: str) -> list[str]:
-    """SNLI-VE's file of a split."""
-    found = {match[1]: name for name in names if (match := HYPOTHESES.fullmatch(name))}
-    if split not in found:
-      raise ValueError(
-        f"{self._where}.split is {split!r}: {self.name!r} has SNLI-VE's files of {', '.join(found)}; name one of these"
-      )
-    return [found[split]]
 
   def _below(self) -> list[str]:
     """The files in the folder and the ones below, but for hidden ones."""
@@ -328,7 +318,7 @@ class Folder:
     wanted = self._wanted(settings)
     known = {settings.text_key, *(name for names in wanted.values() for name in names)}
     folder, slash, name = table.rpartition("/")
-    entails, data = tables.entails(name), self._read_table(table)
+    data, entails = self._read_table(table), tables.entails(name)
     shown, rows = tables.read(
       name, data, settings.split, known, notes, lambda other: self._read_table(folder + slash + other)
     )
