@@ -41,7 +41,7 @@ def get_config(arg=None):
   if args.tiny or args.runlocal:
     train, dev = (replace(scenes(split), text="first") for split in ("scenes_hypotheses", "scenes_hypotheses_val"))
     config.data.update(rand_augment=(0, 0), threads=1, tokenizer_texts=2000)
-    config.optim.update(lr=1e-3, lr_scale={}, warmup="5%")
+    config.optim.update(lr=2e-4, lr_scale={"class_pooler": 5.0, "class_head": 5.0}, warmup="5%")
     config.update(steps="1000", log_every="20")
     config.data.batch = 64
   config.data.sources = {"snli_ve": to_dict(train)}
