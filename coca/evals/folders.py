@@ -50,8 +50,9 @@ def data_sets(
     config: of the model.
     paths: CLIP_benchmark's folders or trees of them; tars, Parquet files, folders of images, tfds' folders;
       'builtin:SPLIT'.
-    kinds: of evaluators. Left out: 'zero_shot' where there are labels ('classification' of a model whose class head
-      reads texts), else 'retrieval', and for what is no folder of CLIP_benchmark 'captions' too, if the model writes.
+    kinds: of evaluators. Left out: 'zero_shot' where there are labels ('classification' of a model with a class
+      head and no embeddings, but for CLIP_benchmark's), else 'retrieval', and for what is no folder of CLIP_benchmark
+      'captions' too, if the model writes.
     templates: of 'zero_shot' where the data have none. Left out: CLIP's 80 for ImageNet's classes, else "a photo of a
       {}.".
     **settings: others of each evaluator: batch, limit.
@@ -224,7 +225,7 @@ def _others(config: Config, path: str, kinds: Sequence, templates: Sequence[str]
   source = source_of(path)
   opened = open_source(source, "--data")
   labels = opened.label_names
-  if not kinds and labels and config.has_text_head:
+  if not kinds and labels and config.classification.weight and not config.contrastive.heads:
     kinds = ("classification",)
   if not kinds:
     kinds = ("zero_shot",) if labels else ("retrieval",) if config.contrastive.heads else ()
