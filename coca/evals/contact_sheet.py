@@ -80,9 +80,11 @@ def _chosen(evaluators: dict[str, Evaluator]) -> dict[str, Evaluator]:
 def _told(evaluator: Evaluator, cells: Sequence[Cell]) -> str:
   if any(cell.judgement is not None for cell in cells):
     return "captions, right words in green and wrong ones in red, and then a true one in grey"
-  true = "question and true answer" if isinstance(evaluator, Vqa) else "the true text"
+  asked = "question and true answer" if isinstance(evaluator, Vqa) else "a text and its true class"
+  true = asked if any(cell.question for cell in cells) else "the true text"
+  caption = ", the caption in quotes" * any(cell.caption is not None for cell in cells)
   labels = ", the likeliest labels below" if isinstance(evaluator, (ZeroShot, Classification)) else ""
-  return f"{true} in bold, the caption in quotes{labels}; green is right"
+  return f"{true} in bold{caption}{labels}; green is right"
 
 
 def contact_sheet(bands: Sequence[Band], path, columns: int = COLUMNS) -> None:
@@ -153,7 +155,7 @@ def _lines(cell: Cell) -> Iterator[tuple[Spans, str]]:
     if cell.judgement.verdict != "true":
       yield from wrapped(true, UNTOLD, most=3)
   elif true:
-    yield from wrapped(true, PLAIN, "bold")
+    yield from wrapped(true, PLAIN, "bold", most=3 if cell.question else 2)
     if cell.caption is not None:
       yield from wrapped(f"“{cell.caption}”", _colour(matches(cell.caption, cell.truth)))
   for i, label in enumerate(cell.labels, 1):

@@ -33,7 +33,7 @@ class Cell:
   truth: tuple[str, ...] = ()  # its texts
   caption: str | None = None  # None: the model writes none
   labels: tuple[str, ...] = ()  # best first
-  question: str = ""  # texts and caption are then answers to it
+  question: str = ""  # texts and caption are then answers to it; or a text that is judged, and these are its class
   judgement: Judgement | None = None  # of the caption, where the truth is known
   maps: tuple[np.ndarray, ...] = ()  # [h, w], where the contrastive and the generative pooler look
   is_right: bool = False  # what was searched for; of a caption, that is seen by its words
@@ -46,7 +46,8 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
   source, config, forward = stream.source, stream.config, stream.forward
   scorer = classifier.scorer(params) if classifier else None
   cells = []
-  writes = vqa or (forward if config.model.writes else None)
+  judges = isinstance(evaluator, Classification) and config.has_text_head  # texts, by a decoder that writes none now
+  writes = vqa or (forward if config.model.writes and not judges else None)
   writer = writes.writer(params) if writes else None
   for batch in _few(stream, count):
     captions = top = None
@@ -69,7 +70,7 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
         caption = None if captions is None else captions[row]
         # Each name once: two classes may have one.
         labels = () if top is None else tuple(dict.fromkeys(classifier.names[k] for k in top[row]))[:3]
-        question = stream.tokenizer.decode(batch.rows["text"][row, 0]) if vqa else ""
+        question = stream.tokenizer.decode(batch.rows["text"][row, 0]) if vqa or judges else ""
         is_scene = caption is not None and isinstance(source.source, SceneSource)
         judgement = judge(caption, source.source.scene(int(source.indices[index]))) if is_scene else None
         seen = tuple(m[row] if m.ndim == 3 else m[row].mean(0) for m in maps)

@@ -23,6 +23,7 @@ from coca.data.sources import open_source
 from coca.data.tokenizers.sentencepiece import train
 from coca.devices.trees import flat
 from coca.evals import build, folders
+from coca.evals.sheet_cells import held_out_cells
 from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.models.abstract import abstract_model
 from coca.training.flops import flops_per_pair
@@ -285,6 +286,12 @@ def test_a_loaded_model_judges_hypotheses_and_is_evaluated(loaded, tmp_path):
   config = replace(config, evals={name: settings})
   made = build.make_evaluators(config, model.forward, model.tokenizer, {name: opened}, labels=model.labels)
   assert dict(made[name].run(model.params)) == {"top1": pytest.approx(right), "top5": 1.0, "examples": 8.0}
+  cells = held_out_cells(made[name], model.params, 8)  # of the contact sheet
+  assert [(cell.truth, cell.labels[0]) for cell in cells] == [
+    ((label,), model.labels[row.argmax()]) for label, row in zip(labels, p, strict=True)
+  ]
+  said = [model.tokenizer.decode(model.tokenizer.encode(record.texts[0].text, 24)) for record in records]
+  assert [cell.question for cell in cells] == said and not any(cell.caption for cell in cells)
 
 
 def test_what_a_batch_of_hypotheses_holds():
