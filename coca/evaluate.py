@@ -44,8 +44,9 @@ def main(argv=None) -> None:
     "--kind", action="append", choices=list(build.KINDS), help="only this on --data (may be repeated)"
   )
   parser.add_argument("--templates", help="of --kind=zero_shot: a file with one a line, or 'imagenet': CLIP's 80")
-  parser.add_argument("--batch", type=int, default=256, help="examples at once (%(default)s)")
+  parser.add_argument("--batch", type=int, default=256, help="examples at once, or frames (%(default)s)")
   parser.add_argument("--limit", type=int, default=0, help="examples of each data set at most, spread over it; 0: all")
+  parser.add_argument("--frames", type=int, default=16, help="frames of each video (%(default)s: CoCa's; BLIP: 8)")
   parser.add_argument(
     "--ema",
     action=argparse.BooleanOptionalAction,
@@ -106,7 +107,8 @@ def on_data(args) -> dict[str, str]:
     if args.templates and not templates:
       templates = as_templates(Path(args.templates).read_text(encoding="utf-8"))
       check_prompts(templates or ("",), args.templates)
-    found, skipped = data_sets(config, args.data, args.kind or (), templates, batch=args.batch, limit=args.limit)
+    each = {"batch": args.batch, "limit": args.limit, "frames": args.frames}
+    found, skipped = data_sets(config, args.data, args.kind or (), templates, **each)
     sets |= found
   if jax.process_index() == 0:
     for name, reason in skipped.items():

@@ -60,7 +60,8 @@ class Source:
   # 'tfds': name or directory. 'webdataset', 'parquet': glob. 'folder': directory; and 'pairs' with `texts`, else its
   # glob. URLs of fsspec work.
   path: str = ""
-  # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations, of Flickr30k's and of SNLI-VE's files.
+  # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations, and of Flickr30k's, SNLI-VE's and MSR-VTT's
+  # files.
   split: str = "train"
   # Share in the mixture. 0 for all sources: each example of any as often as the others.
   weight: float = 1.0
@@ -125,6 +126,9 @@ class Source:
   # Records are regions that a detector found, for models that read these in place of images ('lemon',
   # 'vl_t5'). Of 'parquet' (coca/data/sources/regions.py has the columns), and of the scenes of 'builtin'.
   regions: bool = False
+  # Records are videos (MP4, WebM, AVI, ...), for evaluators of kind 'retrieval'. Of 'webdataset' and 'folder', with
+  # texts where those of images are, or in MSR-VTT's files. Takes the extra 'video'.
+  videos: bool = False
   # Of 'builtin' with a split of scenes.
   scenes: Scenes = field(default_factory=Scenes)
 
@@ -191,7 +195,7 @@ class Eval:
   source: Source = field(default_factory=Source)
   # Time between two evaluations. Empty: at the end only.
   every: Duration = ""
-  # Examples at once.
+  # Examples at once; of videos, frames.
   batch: int = 256
   # Examples at most. 0: all.
   limit: int = 0
@@ -226,3 +230,6 @@ class Eval:
   # Of 'retrieval': the candidates of a query, by cosine, that the matching head puts in a new order (BLIP: 256 on COCO,
   # 128 on Flickr30K). 0: cosines alone.
   rerank: int = 0
+  # Of 'retrieval' over videos: frames of each, evenly spread (coca/data/videos.py), whose embeddings' mean is the
+  # video's. 16 are CoCa's (section 4.2.2), 8 BLIP's.
+  frames: int = 16

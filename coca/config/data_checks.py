@@ -46,6 +46,7 @@ def check_data(c: Config) -> None:
     where = f"config.data.sources.{name}"
     check_source(source, where)
     _regions(c, source, where)
+    need(not source.videos, f"{where}.videos: training takes images; only evaluators of kind 'retrieval' take videos")
     need(
       not source.text_only or c.model.kind == "simvlm",
       f"{where}.text_only needs config.model.kind 'simvlm': other models learn from images",
@@ -181,6 +182,12 @@ def check_evaluator(c: Config, e: Eval, where: str) -> None:
   _captions(e, where)
   need(not e.rerank or e.kind == "retrieval", f"{where}.rerank {e.rerank} is for kind 'retrieval', not '{e.kind}'")
   need(
+    not e.source.videos or (e.kind == "retrieval" and not e.rerank and not e.pixel_neighbours),
+    f"{where}.source.videos is for kind 'retrieval' without rerank and pixel_neighbours, not for '{e.kind}'"
+    + " with them" * (e.kind == "retrieval"),
+  )
+  need(e.frames > 0, f"{where}.frames is {e.frames}; of a video one frame or more is looked at")
+  need(
     not e.rerank or c.matching.weight > 0,
     f"{where}.rerank {e.rerank} needs a matching head (config.matching.weight above 0); 0 ranks by cosines alone",
   )
@@ -225,6 +232,7 @@ def check_source(s: Source, where: str) -> None:
     ("label_key", ("webdataset", "parquet", "folder")),
     ("texts", ("tfds", "webdataset", "parquet", "folder", "pairs")),
     ("subset", ("tfds", "webdataset", "parquet", "folder")),
+    ("videos", ("webdataset", "folder")),
   ):
     need(
       not getattr(s, name) or s.kind in kinds,

@@ -66,10 +66,10 @@ def decode_eval(
   Raises:
     BadRecord: the bytes are no image, a truncated or an oversized one.
   """
-  with _decoding() as held:
+  with decoding() as held:
     jpeg = _jpeg_header(data, max_pixels)
     if jpeg:
-      held.enter_context(_room.hold(jpeg[0] * jpeg[1] * _JPEG_BYTES))
+      held.enter_context(room.hold(jpeg[0] * jpeg[1] * _JPEG_BYTES))
     pixels = _orient(_jpeg(data), jpeg[2]) if jpeg else _other(data, background, max_pixels, held)
     return resize_eval(pixels, size, squash, resize, filter)
 
@@ -107,7 +107,7 @@ def decode_train(
     BadRecord: the bytes are no image, a truncated or an oversized one.
   """
   share = size / resize if resize else 1.0
-  with _decoding() as held:
+  with decoding() as held:
     jpeg = _jpeg_header(data, max_pixels)
     if jpeg:
       height, width, orientation = jpeg
@@ -116,7 +116,7 @@ def decode_train(
       y, x, h, w = random_box(height, width, crop, rng, share)
       shrink = next((k for k in (8, 4, 2) if min(h, w) >= k * size), 1)
       # A progressive one is held as coefficients, in full, whatever it is shrunk to.
-      held.enter_context(_room.hold(height * width * max(_JPEG_BYTES // shrink**2, 3)))
+      held.enter_context(room.hold(height * width * max(_JPEG_BYTES // shrink**2, 3)))
       pixels = _orient(_jpeg(data, jpeg[0], jpeg[1], shrink), orientation)
       if shrink > 1:
         down, across = pixels.shape[0] / height, pixels.shape[1] / width
@@ -181,7 +181,7 @@ def to_rgb(image: Image.Image, background=(255, 255, 255)) -> np.ndarray:
   Raises:
     BadRecord: pixels of a kind with no fixed range (32-bit float), or a file that is damaged, as Pillow finds here.
   """
-  with _decoding():
+  with decoding():
     return _to_rgb(image, background)
 
 
@@ -203,7 +203,7 @@ def _to_rgb(image: Image.Image, background) -> np.ndarray:
   return _orient(pixels, orientation)
 
 
-class _Room:
+class Room:
   """Memory that threads share: who wants more than is free waits. What is more than all gets all."""
 
   def __init__(self, size: int):
@@ -223,11 +223,11 @@ class _Room:
         self._given_back.notify_all()
 
 
-_room = _Room(_MEMORY)
+room = Room(_MEMORY)
 
 
 @contextmanager
-def _decoding():
+def decoding():
   """Whatever decoders raise becomes a BadRecord. Yields a stack for what is held until the image is done."""
   try:
     with ExitStack() as held:
@@ -283,7 +283,7 @@ def _other(data: bytes, background, max_pixels: int, held: ExitStack) -> np.ndar
     formats = ("WEBP",)
     width, height = _webp_size(data)
     _check_size(width, height, max_pixels)
-    held.enter_context(_room.hold(width * height * _OTHER_BYTES))  # Pillow makes two canvases when it opens the file
+    held.enter_context(room.hold(width * height * _OTHER_BYTES))  # Pillow makes two canvases when it opens the file
     if data[12:16] == b"VP8 ":  # no transparency, no EXIF, one frame: OpenCV gives the same pixels with less ado
       pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
       if pixels is None:
@@ -292,7 +292,7 @@ def _other(data: bytes, background, max_pixels: int, held: ExitStack) -> np.ndar
   with Image.open(io.BytesIO(data), formats=formats) as image:
     _check_size(*image.size, max_pixels)
     if image.format != "WEBP":
-      held.enter_context(_room.hold(image.width * image.height * _OTHER_BYTES))
+      held.enter_context(room.hold(image.width * image.height * _OTHER_BYTES))
     if image.format in ("JPEG", "MPO"):
       _check_scans(data, *image.size, max_pixels)
     return _to_rgb(image, background)

@@ -27,7 +27,7 @@ from coca.config import Config
 from coca.config.regions import Regions
 from coca.config.special import PAD, Tokenizer
 from coca.config.stages import spans
-from coca.data import images, questions, regions, tasks, texts
+from coca.data import images, questions, regions, tasks, texts, videos
 from coca.data.augment import rand_augment
 from coca.data.embeddings import Embedded, states_of
 from coca.data.parts import Batch, Rows, read
@@ -262,7 +262,7 @@ class Wants(NamedTuple):
 
 
 def eval_batches(
-  config: Config, source: Records, wants: Wants, tokenizer: Tokenizer, rows: Rows, batch: int
+  config: Config, source: Records, wants: Wants, tokenizer: Tokenizer, rows: Rows, batch: int, frames: int = 0
 ) -> Iterator[tuple[Batch, list[str]]]:
   """This host's part of one pass over a source, in its order.
 
@@ -275,15 +275,17 @@ def eval_batches(
     tokenizer: for the texts.
     rows: row numbers of the global batch, ascending: `rows_of`.
     batch: rows of a global batch.
+    frames: of a video, where the records are videos; 0: they are images.
 
   Yields:
     {"image": uint8 [b, S, S, 3], "text": int32 [b, K, L], "text_weight": float32 [b, K], "label": int32 [b],
-    "weight": float32 [b]}, b = len(rows), and the reasons of its unusable records (weight 0).
+    "weight": float32 [b]}, b = len(rows), and the reasons of its unusable records (weight 0). Of videos, "image" is
+    uint8 [b, frames, S, S, 3].
   """
   size, length = config.model.image.size, config.model.text.length
   count, k = len(source), wants.most
   background = images.colour(config.data.background)
-  blank = _blank(config)
+  blank = np.stack([_blank(config)] * frames) if frames else _blank(config)
 
   def example(n: int) -> tuple[Batch, str]:
     out = {
@@ -303,6 +305,8 @@ def eval_batches(
       data = config.data
       if config.model.reads_regions:
         image = regions.padded(record.regions, config.model, tokenizer, record.question)
+      elif frames:
+        image = videos.decode_eval(record.image, frames, size, data.max_pixels, data.squash, data.resize, data.filter)
       else:
         image = images.decode_eval(
           record.image, size, background, data.max_pixels, data.squash, data.resize, data.filter

@@ -37,7 +37,7 @@ class Record:
   """One image with its texts, not decoded yet."""
 
   key: str  # unique in its source
-  image: bytes  # encoded: JPEG, PNG, WebP, ...; empty where there are regions alone
+  image: bytes  # encoded: JPEG, PNG, WebP, ..., or a video; empty where there are regions alone
   texts: tuple[Text, ...]
   label: int = -1  # index into the source's label_names; -1: no label
   question: str = ""  # its texts are then the answers, as the annotators gave them, equal ones as often as given

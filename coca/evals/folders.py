@@ -19,11 +19,12 @@ from coca.config.data_checks import check_evaluator
 from coca.data.prompts import CLIP_IMAGENET
 from coca.data.records import Records
 from coca.data.sources import open_source
-from coca.data.sources.tables import entails
-from coca.data.sources.webdataset import NAMES, TYPE
+from coca.data.sources.tables import entails, is_table
+from coca.data.sources.webdataset import NAMES, TYPE, hold_videos
 from coca.evals import build, datacomp
 from coca.evals.class_names import is_imagenets
 from coca.files import reading
+from coca.files.finding import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 SHARDS, TEMPLATES = "nshards.txt", "zeroshot_classification_templates.txt"
 FITTING = {"classification": ("zero_shot", "classification"), "retrieval": ("retrieval", "captions", "matching")}
@@ -48,14 +49,14 @@ def data_sets(
 
   Args:
     config: of the model.
-    paths: CLIP_benchmark's folders or trees of them; tars, Parquet files, folders of images, tfds' folders;
-      'builtin:SPLIT'.
+    paths: CLIP_benchmark's folders or trees of them; tars, Parquet files, folders of images or videos, tfds'
+      folders; 'builtin:SPLIT'.
     kinds: of evaluators. Left out: 'zero_shot' where there are labels ('classification' of a model with a class
       head and no embeddings, but for CLIP_benchmark's), else 'retrieval', and for what is no folder of CLIP_benchmark
       'captions' too, if the model writes.
     templates: of 'zero_shot' where the data have none. Left out: CLIP's 80 for ImageNet's classes, else "a photo of a
       {}.".
-    **settings: others of each evaluator: batch, limit.
+    **settings: others of each evaluator: batch, limit, frames.
 
   Returns:
     data sets by name, and reasons by the names of those that can't be measured.
@@ -222,14 +223,14 @@ def as_templates(text: str) -> tuple[str, ...]:
 
 
 def _others(config: Config, path: str, kinds: Sequence, templates: Sequence[str], settings: dict) -> dict[str, DataSet]:
-  source = source_of(path)
+  source = source_of(path, videos=True)
   opened = open_source(source, "--data")
   labels = opened.label_names
   if not kinds and labels and config.classification.weight and not config.contrastive.heads:
     kinds = ("classification",)
   if not kinds:
     kinds = ("zero_shot",) if labels else ("retrieval",) if config.contrastive.heads else ()
-    if not labels and config.model.writes and not config.answering.weight:
+    if not labels and not source.videos and config.model.writes and not config.answering.weight:
       kinds = (*kinds, "captions")
   if not templates:
     templates = CLIP_IMAGENET if is_imagenets(labels) else ("a photo of a {}.",)
@@ -240,8 +241,11 @@ def _others(config: Config, path: str, kinds: Sequence, templates: Sequence[str]
   return _evaluators(config, path, name, source, opened, kinds, templates, settings)
 
 
-def source_of(path: str, split: Literal["train", "val", "test"] = "test") -> Source:
-  """The source that a path names, by the files there; `split` where those of the hub or of tfds have several."""
+def source_of(path: str, split: Literal["train", "val", "test"] = "test", videos: bool = False) -> Source:
+  """The source that a path names, by the files there; `split` where those of the hub or of tfds have several.
+
+  With `videos`, these are looked for, too, and their `split`; a table of them may be named in place of its folder.
+  """
   named = "validation" if split == "val" else split
   if path.startswith("builtin:"):
     return Source(kind="builtin", split=path.removeprefix("builtin:"))
@@ -251,7 +255,7 @@ def source_of(path: str, split: Literal["train", "val", "test"] = "test") -> Sou
     has_split = any(name.rpartition("/")[2].startswith(f"{named}-") for name in shards)
     return Source(kind="parquet", path=f"{path.rstrip('/')}/data/{f'{named}-' * has_split}*.parquet")
   if any(name.endswith(".tar") for name in names):
-    return Source(kind="webdataset", path=path)
+    return Source(kind="webdataset", path=path, videos=videos and hold_videos(path, "--data"))
   if any(name.endswith(".parquet") for name in names):
     return Source(kind="parquet", path=path)
   if "dataset_info.json" in names:
@@ -259,4 +263,18 @@ def source_of(path: str, split: Literal["train", "val", "test"] = "test") -> Sou
   if any(map(entails, names)):  # SNLI-VE's files
     kept = {"train": "train", "val": "dev"}.get(split, "test" if "snli_ve_test.jsonl" in names else "dev")
     return Source(kind="folder", path=path, split=kept)
+  folder, _, table = path.rpartition("/")
+  if videos and is_table(table or path) and fs.isfile(place) and _holds_videos(fs, place.rpartition("/")[0]):
+    return Source(kind="folder", path=folder or ".", texts=table or path, split=named, videos=True)
+  if videos and _holds_videos(fs, place):
+    return Source(kind="folder", path=path, split=named, videos=True)
   return Source(kind="folder", path=path)
+
+
+def _holds_videos(fs, place: str) -> bool:
+  """True if the first folder below a path that has images or videos has videos alone."""
+  for _, _, files in fs.walk(place):
+    endings = {name.rpartition(".")[2].lower() for name in files}
+    if not endings.isdisjoint((*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)):
+      return endings.isdisjoint(IMAGE_EXTENSIONS)
+  return False

@@ -10,6 +10,9 @@ the data (`coca.evals.ranking.ranks`). Numbers are shares between 0 and 1.
 With `config.evals.NAME.rerank` k, each query's k candidates of the highest cosine are put in a new order, as in BLIP
 (arXiv 2201.12086, section 5.1): by the matching head's logit of a match plus the cosine. All others come after them.
 
+Videos are searched by the mean of some frames' embeddings, `config.evals.NAME.frames`: CoCa's zero-shot retrieval on
+MSR-VTT (arXiv 2205.01917, section 4.2.2 and table 5).
+
 With `config.evals.NAME.pixel_neighbours`, what pixels and words alone would reach: the first text of the nearest
 training image stands for each image, and texts are compared by the cosine of how often each token is in them.
 """
@@ -35,6 +38,7 @@ from coca.evals.stream import Stream, View, own_texts
 from coca.inference.forward import Forward
 
 DEPTHS = (1, 5, 10)
+VIDEOS = {"i2t": "v2t", "t2i": "t2v"}  # what the directions are called where the images are videos
 TEXTS = 32  # an image's texts that are scored at once
 
 
@@ -63,7 +67,7 @@ class Retrieval(Evaluator):
     self._pixels: list[tuple[str, float]] | None = None
 
   def run(self, params) -> Iterator[tuple[str, float]]:
-    """Yields 'i2t_r1' ... 't2i_r10' and 'examples', the number of images.
+    """Yields 'i2t_r1' ... 't2i_r10' ('v2t_r1' ... 't2v_r10' of videos) and 'examples', the number of images.
 
     These are of the cosines, whatever `settings.rerank`; where it is set, 'i2t_r1_reranked' and so on come after them.
     On the first process 'pixel_i2t_r1' and 'pixel_t2i_r1' are the last.
@@ -87,7 +91,7 @@ class Retrieval(Evaluator):
       return match_logits(self.stream, params, np.flatnonzero(keep), ids, image, text)
 
     settings = self.stream.settings
-    yield from recalls(
+    for name, value in recalls(
       images,
       self.stream.embed_texts(params, ids),
       self.stream.kinds(ids),
@@ -95,7 +99,8 @@ class Retrieval(Evaluator):
       settings.equal_texts,
       rerank=settings.rerank,
       match=match,
-    )
+    ):
+      yield VIDEOS[name[:3]] + name[3:] if self.stream.frames else name, value
     yield "examples", float(len(images))
     if self.neighbours is not None and jax.process_index() == 0:
       if self._pixels is None:

@@ -133,7 +133,10 @@ def retrieval_cells(evaluator: Retrieval, params, columns: int, texts: int = 2) 
 
   def image(k):
     try:
-      return images.decoded(stream.source[int(index[k])].image, stream.config)
+      encoded = stream.source[int(index[k])].image
+      if stream.frames:  # the one in the middle
+        return images.frames_of(encoded, stream.config, 1)[0]
+      return images.decoded(encoded, stream.config)
     except BadRecord:  # it could be read before
       return None
 

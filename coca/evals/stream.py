@@ -68,7 +68,7 @@ def own_texts(settings: Source, record: Record) -> list[str]:
 
 
 class Batch(NamedTuple):
-  local: dict  # this host's rows, NumPy: 'image', 'text', 'text_weight', 'label', 'weight'
+  local: dict  # this host's rows, NumPy: 'image' (of videos, frames), 'text', 'text_weight', 'label', 'weight'
   device: dict  # the same, all hosts' rows, on the mesh
   rows: dict  # 'text', 'text_weight', 'label', 'weight' of all hosts' rows, NumPy
 
@@ -102,13 +102,17 @@ class Stream:
     self.wants = wants
     self.decoding = beam_search(settings.beams) if settings.beams > 1 else settings.decoding
     self.source = View(source, spread(len(source), settings.limit), label or (lambda index, record: record.label))
-    self.batch = batch or round_up(min(settings.batch, len(self.source)), forward.mesh)
+    self.frames = settings.frames if settings.source.videos else 0
+    at_once = max(settings.batch // self.frames, 1) if self.frames else settings.batch  # a batch is of images
+    self.batch = batch or round_up(min(at_once, len(self.source)), forward.mesh)
     self.host_rows = rows_of(sharding.batch_sharding(forward.mesh), self.batch)
     self.problems: list[str] = []  # of this host's records, in the first pass
     self._reported = False
 
   def __iter__(self) -> Iterator[Batch]:
-    batches = eval_batches(self.config, self.source, self.wants, self.tokenizer, self.host_rows, self.batch)
+    batches = eval_batches(
+      self.config, self.source, self.wants, self.tokenizer, self.host_rows, self.batch, self.frames
+    )
     found, quiet = [], True if jax.process_index() else None  # None: no bar where there is no terminal
     for local, problems in tqdm(
       batches, self.source.name, -(-len(self.source) // self.batch), leave=False, delay=2, disable=quiet
@@ -149,9 +153,10 @@ class Stream:
 
   def embed_texts(self, params, ids: np.ndarray) -> np.ndarray:
     """Token ids [N, L], the same on every host -> float32 [N, E], unit length."""
-    out = Lagged()
-    for start in range(0, len(ids), self.batch):
-      chunk = ids[start : start + self.batch]
-      padded = np.concatenate([chunk, np.repeat(chunk[:1], self.batch - len(chunk), axis=0)])
-      out.append(self.forward.embed_texts(params, self.forward.put({"text": padded[self.host_rows]})["text"]))
+    out, batch = Lagged(), self.batch * max(self.frames, 1)
+    rows = rows_of(sharding.batch_sharding(self.forward.mesh), batch)
+    for start in range(0, len(ids), batch):
+      chunk = ids[start : start + batch]
+      padded = np.concatenate([chunk, np.repeat(chunk[:1], batch - len(chunk), axis=0)])
+      out.append(self.forward.embed_texts(params, self.forward.put({"text": padded[rows]})["text"]))
     return out.concatenate()[: len(ids)]

@@ -42,7 +42,7 @@ from coca.inference.identity import identity
 MAIN = {
   "zero_shot": [("top1",)],
   "classification": [("top1",)],
-  "retrieval": [("i2t_r1", "t2i_r1")],
+  "retrieval": [("i2t_r1", "t2i_r1"), ("v2t_r1", "t2v_r1")],
   "captions": [("cider",), ("bleu4",), ("bleu1",)],
   "vqa": [("accuracy",)],
   "matching": [("auc_hard",)],
@@ -126,6 +126,7 @@ def table(results: Mapping[str, dict]) -> list[tuple[str, ...]]:
   for name, result in results.items():
     numbers, (main, value) = result["numbers"], result["main"]
     names = ("top1", "top5", "mean_per_class_recall", "i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "bleu4", "rouge_l")
+    names += ("v2t_r1", "v2t_r5", "t2v_r1", "t2v_r5")
     others = [f"{k} {_number(numbers[k])}" for k in names if k in numbers and k != main]
     images = str(int(numbers.get("examples") or 0))
     rows.append((name, result["kind"], images, main, _number(value), ", ".join(others)))

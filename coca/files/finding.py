@@ -17,6 +17,7 @@ from coca.files.reading import File, stamp_of
 from coca.files.threads import read_ahead
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg")
 THREADS = 16  # for opening many files: the time goes into waiting
 SETTING = "config.data.sources.<name>"
 UNPACK = {"gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd --rm"}

@@ -1,13 +1,14 @@
 """A model's functions, compiled over a mesh: what evaluation and inference call.
 
 `params` is always an argument, a tree of global arrays, so that a training loop can pass its current ones.
-Shapes: B batch, S side in pixels, K texts an image, T text length, E embedding width, C classes.
+Shapes: B batch, F frames of a video, S side in pixels, K texts an image, T text length, E embedding width, C classes.
 """
 
 import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -42,7 +43,11 @@ class Forward:
     return put_batch(batch, self.mesh)
 
   def embed_images(self, params, image):
-    """uint8 [B, S, S, 3] -> fp32 [B, E], unit length."""
+    """uint8 [B, S, S, 3] -> fp32 [B, E], unit length.
+
+    Of videos, F frames each, uint8 [B, F, S, S, 3]: the mean of the frames' embeddings (CoCa section 4.2.2), made unit
+    length again. Each counts with unit length, as in CLIP4Clip's code (arXiv 2104.08860); CoCa does not say.
+    """
     return self._call(self._embed_images, params, image)
 
   def first_tokens(self, params, image):
@@ -193,7 +198,14 @@ class Forward:
 
   @functools.cached_property
   def _embed_images(self):
-    return self._jit(lambda model, image: in_groups(model.embed_image, image, self.config.model.image.tokens))
+    def embed(model, image):
+      if image.ndim == 4:
+        return in_groups(model.embed_image, image, self.config.model.image.tokens)
+      each = in_groups(model.embed_image, image.reshape(-1, *image.shape[2:]), self.config.model.image.tokens)
+      mean = each.reshape(*image.shape[:2], -1).mean(axis=1)
+      return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+    return self._jit(embed)
 
   @functools.cached_property
   def _first_tokens(self):

@@ -14,7 +14,7 @@ from PIL import Image
 from coca.config import Config
 from coca.config.regions import Regions
 from coca.config.special import Tokenizer
-from coca.data import regions
+from coca.data import regions, videos
 from coca.data.images import colour, decode_eval, resize_eval, to_rgb
 from coca.data.records import BadRecord, Detected
 from coca.files import finding, reading
@@ -158,6 +158,12 @@ def decoded(image: bytes, config: Config) -> np.ndarray:
     raise ValueError(_other_input(config))
   size, background = config.model.image.size, colour(data.background)
   return decode_eval(image, size, background, data.max_pixels, data.squash, data.resize, data.filter)
+
+
+def frames_of(video: bytes, config: Config, frames: int) -> np.ndarray:
+  """Frames of an encoded video as uint8 [frames, S, S, 3], as the model of `config` sees them. Raises BadRecord."""
+  data, size = config.data, config.model.image.size
+  return videos.decode_eval(video, frames, size, data.max_pixels, data.squash, data.resize, data.filter)
 
 
 def _other_input(config: Config) -> str:

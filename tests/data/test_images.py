@@ -268,7 +268,7 @@ def test_a_huge_header_is_refused_before_anything_is_allocated(kind, data, side,
 def test_threads_wait_for_memory(monkeypatch):
   """As many pictures at a time as there is room for; one that takes more than all of it goes alone."""
   small, large = encode(picture(20, 20), "PNG"), encode(picture(90, 90), "PNG")
-  monkeypatch.setattr(images, "_room", images._Room(2 * 20 * 20 * images._OTHER_BYTES + 1))
+  monkeypatch.setattr(images, "room", images.Room(2 * 20 * 20 * images._OTHER_BYTES + 1))
   lock, inside, most, decode = threading.Lock(), [], [], images._to_rgb
 
   def counted(image, background):
@@ -288,7 +288,7 @@ def test_threads_wait_for_memory(monkeypatch):
         future.result()
   assert max(map(len, most)) == 2 and [(90, 90)] in most
   assert all(together == [(90, 90)] for together in most if (90, 90) in together)
-  assert images._room._free == images._room._size
+  assert images.room._free == images.room._size
 
 
 def test_a_jpeg_of_a_thousand_scans():

@@ -3,6 +3,7 @@
 from coca import config
 from coca.config.data_checks import check_source
 from coca.data.records import ShardedRecords
+from coca.data.videos import check_installed
 from coca.files.finding import SETTING
 
 PLACES = ("texts", "subset", "sidecars")  # settings of more files to open
@@ -18,9 +19,12 @@ def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords
   Raises:
     FileNotFoundError: nothing is there; the message says what was looked for and how to prepare it.
     ValueError: what is there cannot be read as `settings.kind`, or its sidecars can't be used (`SidecarError`).
+    ImportError: it is of videos, and PyAV is not installed.
   """
   try:
     check_source(settings, where)
+    if settings.videos:
+      check_installed(f"{where}.videos")
     if settings.subset or (settings.texts and settings.kind not in ("folder", "pairs")):
       from coca.data.sources.joined import open_joined
 

@@ -7,11 +7,13 @@
     Visual Genome   [{"id": 9, "regions": [{"phrase": ...}]}] and [{"id": 9, "qas": [{"question": ..., "answer": ...}]}]
     Flickr30k       NAME.jpg#0<tab>caption, in results_20130124.token
     SNLI-VE         {"Flickr30K_ID": "9", "sentence2": ..., "gold_label": "neutral", "pairID": "9.jpg#0r1n"}
+    MSR-VTT         {"videos": [{"video_id": ..., "split": ...}], "sentences": [{"video_id": ..., "caption": ...}]}
 
 RSICD, UCM, Sydney and Flickr30k come in Karpathy's layout. His 'restval' of COCO is trained on, as all papers do.
 Rows of questions have "question" and "answers" in place of "caption", and their number as "#"; SNLI-VE's, which are
 hypotheses about an image, have a "label" beside the "caption". Some layouts name no files but numbers: "file_name" is a
-tuple of the names that the image may have, in whatever folder.
+tuple of the names that the image may have, in whatever folder. Rows of MSR-VTT have "video_id" in its place, which is
+the file's name without its ending.
 """
 
 import json
@@ -20,7 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 # What such files are called, but for those of questions. tfds has a dataset_info.json.
 NAMES = re.compile(
-  r"(captions_.*|dataset(_(?!infos?\.).*)?|nocaps_.*captions|region_descriptions)\.json|.*\.token(\.txt)?",
+  r"(captions_.*|dataset(_(?!infos?\.).*)?|nocaps_.*captions|region_descriptions|(train_val|test)_videodatainfo|"
+  r"MSRVTT_data)\.json|.*\.token(\.txt)?",
   re.IGNORECASE,
 )
 QUESTIONS = re.compile(r"((v2_)?(OpenEnded|MultipleChoice)_.*_questions|question_answers)\.json", re.IGNORECASE)
@@ -36,7 +39,7 @@ def rows(name: str, values, split: str, beside: Callable[[str], bytes]) -> Rows 
   Args:
     name: of the file.
     values: what it holds.
-    split: of Karpathy's, which to take; empty: all.
+    split: of Karpathy's and MSR-VTT's, which to take; empty: all.
     beside: reads another file of its folder; raises FileNotFoundError.
 
   Raises:
@@ -44,6 +47,8 @@ def rows(name: str, values, split: str, beside: Callable[[str], bytes]) -> Rows 
   """
   if isinstance(values, dict) and isinstance(values.get("questions"), list):
     return _vqa(name, values, beside)
+  if isinstance(values, dict) and all(isinstance(values.get(key), list) for key in ("videos", "sentences")):
+    return _msrvtt(name, values["videos"], values["sentences"], split)
   if isinstance(values, dict) and isinstance(values.get("images"), list):
     images = [image if isinstance(image, dict) else {} for image in values["images"]]
     if isinstance(values.get("annotations"), list):
@@ -53,6 +58,20 @@ def rows(name: str, values, split: str, beside: Callable[[str], bytes]) -> Rows 
     return None
   listed = [key for key in ("regions", "qas") if isinstance(values[0].get(key), list)]
   return _visual_genome(name, values) if listed else None
+
+
+def _msrvtt(name: str, videos: list, sentences: list, split: str) -> Rows:
+  wanted = {"val": "validate", "validation": "validate"}.get(split, split)
+  splits = {str(v.get("video_id")): str(v.get("split", "")) for v in videos if isinstance(v, dict)}
+  if wanted and wanted not in (found := set(splits.values())) and found != {""}:
+    raise ValueError(f"{name} has no split {split!r}; it has: {', '.join(sorted(found))}")
+  for number, sentence in enumerate(sentences, 1):
+    where = f"{name}, sentence {number}"
+    video = str(sentence.get("video_id")) if isinstance(sentence, dict) else ""
+    if video not in splits:
+      yield where, 'its "video_id" is none of the "videos"'
+    elif not wanted or splits[video] in (wanted, ""):
+      yield where, {"video_id": video, "caption": sentence.get("caption")}
 
 
 def _karpathy(name: str, images: list[dict], split: str) -> Rows:
@@ -134,8 +153,17 @@ def flickr(name: str, text: str) -> Rows:
 
 
 def of_split(names: Sequence[str], split: str, setting: str, folder: str) -> list[str]:
-  """SNLI-VE's file of a split, among some of its files. Raises ValueError, with the other arguments, if none is."""
+  """The file of a split, among some of SNLI-VE's or with MSR-VTT's; all names where they are others.
+
+  Raises:
+    ValueError: none of SNLI-VE's is; the message has the other arguments.
+  """
+  msrvtt = "test_videodatainfo.json" if split == "test" else "train_val_videodatainfo.json"
+  if msrvtt in names:
+    return [msrvtt]
   found = {match[1]: name for name in names if (match := HYPOTHESES.fullmatch(name))}
+  if not found or len(found) < len(names):
+    return list(names)
   if split not in found:
     raise ValueError(f"{setting} is {split!r}: {folder!r} has SNLI-VE's files of {', '.join(found)}; name one of these")
   return [found[split]]

@@ -26,12 +26,13 @@ from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sources import annotations, tables, values
 from coca.data.sources.values import LABEL
 from coca.files import finding, reading
-from coca.files.finding import IMAGE_EXTENSIONS, SETTING
+from coca.files.finding import IMAGE_EXTENSIONS, SETTING, VIDEO_EXTENSIONS
 from coca.files.retries import Unavailable
 
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "metadata.csv", "metadata.jsonl")
 IMAGE_COLUMNS = ("file_name", "image", "filepath", "path", "key", "filename", "image_name", "images")
-TEXT_COLUMNS = ("caption", "text", "title", "captions", "comment", "conversations", "messages")
+VIDEO_COLUMNS = ("video_id", "video", *IMAGE_COLUMNS)
+TEXT_COLUMNS = ("caption", "text", "title", "captions", "comment", "conversations", "messages", "sentence")
 ANSWER_COLUMNS = ("answers", "answer")
 FILE_NAME = "file_name"  # the `text_key` of the files' names
 BESIDE = ("txt", "caption")  # extensions of texts, in the order of preference
@@ -65,6 +66,8 @@ class Folder:
 
   def __init__(self, settings: Source, where: str):
     self.name, self._where = settings.path, where
+    videos = VIDEO_EXTENSIONS, VIDEO_COLUMNS
+    self._endings, self._columns = videos if settings.videos else (IMAGE_EXTENSIONS, IMAGE_COLUMNS)
     self._keys = values.text_keys(settings, "human")
     self.problems: list[str] = []
     self._fs, self._root = fsspec.core.url_to_fs(settings.path)
@@ -140,7 +143,7 @@ class Folder:
     return [Shard("folder", 0, len(self))]
 
   def _read_image(self, path: str) -> bytes:
-    for suffix in ("", *(f".{e}" for e in IMAGE_EXTENSIONS)):  # a table may name images without it
+    for suffix in ("", *(f".{e}" for e in self._endings)):  # a table may name images without it
       try:
         return self._read(f"{path}{suffix}")
       except FileNotFoundError:
@@ -184,7 +187,7 @@ class Folder:
     others = sorted(name for name in self._names if tables.is_table(name))
     asking = [name for name in others if tables.asks(name)]
     others = asking if settings.question_key and asking else [name for name in others if name not in asking] or asking
-    if others and settings.split and all(map(tables.entails, others)):
+    if settings.split:
       others = annotations.of_split(others, settings.split, f"{self._where}.split", self.name)
     if len(others) > 1:
       raise ValueError(
@@ -219,7 +222,7 @@ class Folder:
 
   def _from_files(self, default: bool) -> list[_Entry]:
     names = self._below()
-    images = sorted(n for n in names if n.lower().endswith(tuple(f".{e}" for e in IMAGE_EXTENSIONS)))
+    images = sorted(n for n in names if n.lower().endswith(tuple(f".{e}" for e in self._endings)))
     texts = {(stem, ending.lower()): name for name in names for stem, _, ending in [name.rpartition(".")]}
     entries = [self._beside(n, texts) for n in images]
     if default and images and not any(entry.texts for entry in entries) and _are_classes(names, images):
@@ -287,7 +290,7 @@ class Folder:
   def _wanted(self, settings: Source) -> dict[Any, tuple[str, ...]]:
     """The names that a column may have, in the order of preference, by setting or `values.Key`."""
     questions = (settings.question_key,) if settings.question_key else ()
-    images = IMAGE_COLUMNS if settings.image_key == values.DEFAULT_IMAGE_KEY else (settings.image_key,)
+    images = self._columns if settings.image_key == values.DEFAULT_IMAGE_KEY else (settings.image_key,)
     default = TEXT_COLUMNS + (ANSWER_COLUMNS if questions else (LABEL,) if len(self._keys) == 1 else ())
     texts = {key: default if key.name == values.DEFAULT_TEXT_KEY else (key.name,) for key in self._keys}
     more = {name: (key,) for name in ("question_key", "label_key") if (key := getattr(settings, name))}
@@ -339,8 +342,9 @@ class Folder:
         image = row.get(columns["image_key"])
         if isinstance(image, dict):  # as the Hugging Face library has it
           image = image.get("path")
-        if isinstance(image, list) and len(image) == 1:
-          image = image[0]
+        image = image[0] if isinstance(image, list) and len(image) == 1 else image
+        if settings.videos and isinstance(image, str):  # MSR-VTT names them without ending, somewhere below
+          image = (image, *(f"{image}.{ending}" for ending in self._endings))
         key = image = self._inside(self._placed(image) if isinstance(image, tuple) else image)
         found = ()
         for name in self._keys:

@@ -29,7 +29,7 @@ from coca.data.sources.values import (
   text_keys,
 )
 from coca.files import finding, reading
-from coca.files.finding import IMAGE_EXTENSIONS, SETTING
+from coca.files.finding import IMAGE_EXTENSIONS, SETTING, VIDEO_EXTENSIONS
 from coca.files.retries import Unavailable
 
 MAKE = (
@@ -68,7 +68,8 @@ class WebDataset:
     if "txt" not in self._texts:
       self._texts = tuple("txt" if name == DEFAULT_TEXT_KEY else name for name in self._texts)
     default = settings.image_key == DEFAULT_IMAGE_KEY
-    self._image = IMAGE_EXTENSIONS if default else (settings.image_key.lower(),)
+    usual = VIDEO_EXTENSIONS if settings.videos else IMAGE_EXTENSIONS
+    self._image = usual if default else (settings.image_key.lower(),)
     self._shards, counts, extensions = [], [], set()
     not_stored, lost, empty = "", [], Counter()
     for file, index, note in finding.for_each(_indexed, tars, "indexing tars"):
@@ -360,16 +361,24 @@ def _object(data: bytes) -> dict:
   return values
 
 
+def hold_videos(path: str, where: str) -> bool:
+  """True if the first tar of those that a path names has videos and no images. Errors as those of `open_webdataset`."""
+  tars, _ = finding.find(path, ".tar", MAKE, where)
+  _, index, _ = _indexed(next(tar for tar in tars if not tar.name.endswith(SUFFIX)))
+  there = set(index.extensions.tolist()) if index else set()
+  return not there.isdisjoint(VIDEO_EXTENSIONS) and there.isdisjoint(IMAGE_EXTENSIONS)
+
+
 def open_webdataset(settings: Source, where: str = SETTING) -> WebDataset:
   """Opens tars, building the missing indexes.
 
   Args:
     settings: `path` is a glob, a brace range ({00000..00099}.tar) or a directory. `image_key`: the image's extension;
-      at its default any of jpg, jpeg, png, webp. `text_key`: an extension or a field of the .json, or several with
-      commas between them; at its default the .txt, or where there is none, the .json's "caption". A field may hold a
-      list of texts or a conversation, and a dot leads into objects ("answers.answer"); '' reads no texts. With a
-      `question_key` both are fields of the .json. `label_key`: the extension of the class' number, as text or .npy; a
-      record without a text has its class' name for one, as the `text_key` 'label' does.
+      at its default any of jpg, jpeg, png, webp, and of videos of mp4, webm, avi. `text_key`: an extension or a field
+      of the .json, or several with commas between them; at its default the .txt, or where there is none, the .json's
+      "caption". A field may hold a list of texts or a conversation, and a dot leads into objects ("answers.answer"); ''
+      reads no texts. With a `question_key` both are fields of the .json. `label_key`: the extension of the class'
+      number, as text or .npy; a record without a text has its class' name for one, as the `text_key` 'label' does.
 
   Raises:
     FileNotFoundError: no file matches.
