@@ -14,6 +14,7 @@ import importlib.util
 import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -91,13 +92,14 @@ def chosen(times: Sequence[int], last: int, count: int) -> list[int]:
   return [bisect_right(times, times[0] + (2 * k + 1) * total // (2 * count)) - 1 for k in range(count)]
 
 
-def _opened(data: bytes):
+def _opened(data: bytes) -> Any:
+  """PyAV's container: an `av.container.InputContainer`."""
   import av
 
   return av.open(io.BytesIO(data))
 
 
-def _video(container):
+def _video(container) -> Any:
   """The stream of moving images."""
   stream = container.streams.best("video")
   if stream is None:
@@ -121,7 +123,8 @@ def _sought(container, count: int) -> Iterator:
   times = sorted(lasts)
   last = lasts[times[-1]] or int(np.median(np.diff(times)) if len(times) > 1 else 1)
   keys.sort()
-  frames, frame = iter(()), None
+  frames: Iterator = iter(())
+  frame = None
   for time in (times[n] for n in chosen(times, last, count)):
     key = keys[bisect_right(keys, time) - 1] if keys and keys[0] <= time else times[0]
     if frame is None or key > frame.pts:
@@ -139,7 +142,7 @@ def _sought(container, count: int) -> Iterator:
 def _in_order(data: bytes, count: int) -> Iterator:
   """The chosen frames, by decoding all of them: once for their times and once more for their pixels."""
   with _opened(data) as container:
-    times = [frame.pts for frame in container.decode(_video(container))]
+    times: Sequence = [frame.pts for frame in container.decode(_video(container))]
   if not times:
     raise BadRecord("a video without frames")
   if None in times or np.any(np.diff(times) <= 0):
