@@ -182,7 +182,7 @@ def _missing(data: bytes) -> int:
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int, int | None]:
-  """Where an element's content starts, and its size; None: unknown, as of a stream."""
+  """The start of an element's content, and its size; None: unknown, as of a stream."""
   if at >= len(data):
     return at, None
   length = 9 - data[at].bit_length()

@@ -3,7 +3,6 @@
 from coca import config
 from coca.config.data_checks import check_source
 from coca.data.records import ShardedRecords
-from coca.data.videos import check_installed
 from coca.files.finding import SETTING
 
 PLACES = ("texts", "subset", "sidecars")  # settings of more files to open
@@ -24,6 +23,8 @@ def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords
   try:
     check_source(settings, where)
     if settings.videos:
+      from coca.data.videos import check_installed
+
       check_installed(f"{where}.videos")
     if settings.subset or (settings.texts and settings.kind not in ("folder", "pairs")):
       from coca.data.sources.joined import open_joined
