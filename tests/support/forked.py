@@ -2,7 +2,7 @@
 
 `python()` is a program that does what Python does with -m MODULE, -c CODE and FILE. It hands its arguments, its
 environment, its folder and its standard streams to a server, which forks: the fork has all modules and does the work.
-The server has done nothing but import: it has no thread and no device, and holds no lock, when it forks. The program
+The server has done nothing but import: it has no thread of Python's and no device when it forks. The program
 ends as the fork did; both are of one process group, and `signal` reaches both.
 """
 

@@ -21,8 +21,8 @@ def environment(devices=8, **variables):
   return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "XLA_FLAGS": flags, **variables}
 
 
-# Of processes that are joined: one would run what it finds, and the other what it compiles, with collectives in another
-# order (jaxlib 0.10.1: gloo then ends both).
+# Of processes that are joined: with a filled cache gloo ended both, of different collectives (jaxlib 0.10.1). Probably
+# one ran what it found, and the other what it compiled.
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
