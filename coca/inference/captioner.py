@@ -9,11 +9,11 @@ and `checkpoints/`.
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from absl import logging
 
 from coca.config import Config
 from coca.config.data_checks import check_prompts
@@ -21,15 +21,15 @@ from coca.config.special import Special, Tokenizer
 from coca.data import tasks
 from coca.data.prompts import ensemble, in_templates
 from coca.data.questions import clean, encode_candidates
+from coca.data.videos import check_installed
 from coca.decoding.decode import prompts
 from coca.decoding.settings import answer_decoding, check_decoding_model, make_decoding
 from coca.devices.host import round_up
-from coca.inference.batches import in_batches
+from coca.inference.batches import in_batches, seen
 from coca.inference.forward import Forward
-from coca.inference.images import as_list, blank, decoded, prepared
+from coca.inference.images import as_list, blank, decoded, prepared, prepared_video
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
-SAID = 20  # broken images that are named
 
 
 class ContrastiveCaptioner:
@@ -68,12 +68,27 @@ class ContrastiveCaptioner:
       ImportError: a URL that takes a package which is not installed.
     """
     self._need_embeddings()
-    return self._see(
-      as_list(images),
-      skip_broken,
-      lambda batch: self.forward.embed_images(self.params, batch["image"]),
-      self._embedding,
-    )[0]
+    return self._see(as_list(images), skip_broken, self._embed, self._embedding)[0]
+
+  def embed_videos(self, videos, frames: int = 16, skip_broken: bool = False) -> np.ndarray:
+    """Contrastive embeddings of videos: each the mean of its frames' (`coca.inference.forward.Forward.embed_images`).
+
+    Args:
+      videos: a path or URL, or a list of those.
+      frames: that are looked at, evenly spread (`coca.data.videos`). 16 are CoCa's (section 4.2.2).
+      skip_broken: see above.
+
+    Returns:
+      float32 [N, E], unit length.
+
+    Raises:
+      ValueError: as `embed_images`.
+      ImportError: PyAV is not installed, or as `embed_images`.
+    """
+    self._need_embeddings()
+    check_installed("embed_videos")
+    videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
+    return self._see(videos, skip_broken, self._embed, self._embedding, unit="videos", frames=frames)[0]
 
   def features(self, images, skip_broken: bool = False) -> np.ndarray:
     """Features for a classifier, float32 [N, F], of any length: what embeddings are projected from."""
@@ -336,40 +351,26 @@ class ContrastiveCaptioner:
     texts = [answers[i] for i in found] if len(answers) else [self.tokenizer.decode(row[1:]) for row in found]
     return [None if i in broken else text for i, text in enumerate(texts)]
 
-  def _see(
-    self,
-    images: Sequence,
-    skip_broken: bool,
-    function: Callable,
-    shape: tuple,
-    prepare: Callable = lambda i: {},
-    unit: str = "images",
-  ) -> tuple[np.ndarray, dict[int, str]]:
-    """`_run` over images and what `prepare(i)` puts beside the i-th; and why some of them could not be read."""
-    broken = {}
+  def _see(self, images, skip_broken: bool, function, shape, prepare=lambda i: {}, unit="images", frames: int = 0):
+    """`_run` over images, or of videos that many frames, and what `prepare(i)` puts beside the i-th; and why some of
+    them could not be read: by their numbers."""
+    read, empty = self.prepare, blank(self.config)
+    if frames:
+      read, empty = functools.partial(prepared_video, config=self.config, frames=frames), np.stack([empty] * frames)
+    sizes = self._batches[:2] if frames else self._batches
 
-    def row(i):
-      try:
-        image = self.prepare(images[i])
-      except ValueError as e:
-        if not skip_broken:
-          raise ValueError(f"{e}" + "; skip_broken=True goes on without it" * (len(images) > 1)) from e
-        image, broken[i] = blank(self.config), str(e)
-      return {"image": image} | prepare(i)
+    def run(items, row):
+      return self._run(items, row, function, unit, shape, sizes)
 
-    out = self._run(range(len(images)), row, function, unit, shape)
-    for i in sorted(broken)[:SAID]:
-      logging.warning("%s", broken[i])
-    if len(broken) > SAID:
-      logging.warning("and %d more of %d images can't be read", len(broken) - SAID, len(images))
-    if broken and np.issubdtype(out.dtype, np.floating):
-      out = np.array(out)
-      out[list(broken)] = np.nan
-    return out, broken
+    return seen(images, read, empty, skip_broken, prepare, run)
 
-  def _run(self, items: Sequence, prepare: Callable, function: Callable, unit: str, shape: tuple) -> np.ndarray:
+  def _run(self, items: Sequence, prepare: Callable, function: Callable, unit: str, shape: tuple, sizes=()):
     """`in_batches` on this model's devices."""
-    return in_batches(items, prepare, lambda batch: function(self.forward.put(batch)), self._batches, unit, shape)
+    sizes = sizes or self._batches
+    return in_batches(items, prepare, lambda batch: function(self.forward.put(batch)), sizes, unit, shape)
+
+  def _embed(self, batch):
+    return self.forward.embed_images(self.params, batch["image"])
 
   def prepare(self, image):
     """Any accepted image as uint8 [S, S, 3], prepared as in evaluation. Errors as those of `embed_images`.

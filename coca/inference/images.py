@@ -145,6 +145,14 @@ def prepared(image, config: Config, tokenizer: Tokenizer) -> np.ndarray | Region
     raise ValueError(f"can't read the image {image}: {e}") from e
 
 
+def prepared_video(video, config: Config, frames: int) -> np.ndarray:
+  """Frames of a video at a path or URL, as `frames_of` makes them. Errors as those of `prepared`."""
+  try:
+    return frames_of(read(video), config, frames)
+  except (BadRecord, OSError) as e:
+    raise ValueError(f"can't read the video {video}: {e}") from e
+
+
 def blank(config: Config) -> np.ndarray | Regions:
   """Stands in for an image that can't be read."""
   model = config.model
@@ -162,6 +170,8 @@ def decoded(image: bytes, config: Config) -> np.ndarray:
 
 def frames_of(video: bytes, config: Config, frames: int) -> np.ndarray:
   """Frames of an encoded video as uint8 [frames, S, S, 3], as the model of `config` sees them. Raises BadRecord."""
+  if config.model.reads_regions:
+    raise ValueError(_other_input(config))
   data, size = config.data, config.model.image.size
   return videos.decode_eval(video, frames, size, data.max_pixels, data.squash, data.resize, data.filter)
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from coca.data.records import BadRecord, ShardedRecords
 from coca.files.threads import read_ahead
 from coca.files.writing import write_atomic, writing
-from coca.inference.captioner import SAID
+from coca.inference.batches import SAID
 from coca.inference.identity import identity
 from coca.inference.images import images_in, is_folder
 

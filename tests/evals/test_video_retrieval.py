@@ -78,6 +78,15 @@ def test_recalls_are_the_formula_over_frames(model, folder, tmp_path, monkeypatc
   assert any("video2.mp4: truncated: 100 bytes" in problem for problem in result["problems"])
 
 
+def test_embeddings_are_the_formula_over_frames(model, folder):
+  paths = [folder / "TestVideo" / f"video{n}.mp4" for n in range(4)]
+  want = np.stack([mean64(model, path, 3) if n != 2 else np.full(16, np.nan) for n, path in enumerate(paths)])
+  np.testing.assert_allclose(model.embed_videos(paths, frames=3, skip_broken=True), want, atol=1e-6)
+  np.testing.assert_allclose(model.embed_videos(str(paths[0]), frames=3), want[:1], atol=1e-6)
+  with pytest.raises(ValueError, match=r"can't read the video .*video2\.mp4: truncated: 100 bytes.*skip_broken=True"):
+    model.embed_videos(paths, frames=3)
+
+
 def test_an_evaluator_of_a_config_and_its_sheet(model, folder):
   source = Source(kind="folder", path=str(folder), split="test", videos=True)
   settings = Eval(kind="retrieval", source=source, frames=3, batch=1)
