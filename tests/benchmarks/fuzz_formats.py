@@ -25,7 +25,7 @@ import mutate  # noqa: E402
 from coca.capfilt import export, job, report  # noqa: E402
 from coca.capfilt.settings import CapFilt  # noqa: E402
 from coca.config import Source  # noqa: E402
-from coca.data import images  # noqa: E402
+from coca.data import images, videos  # noqa: E402
 from coca.data.records import BadRecord  # noqa: E402
 from coca.data.sources import open_source  # noqa: E402
 from coca.data.tokenizers import clip, sentencepiece, wordpiece  # noqa: E402
@@ -39,6 +39,7 @@ from coca.training import metrics, metrics_file  # noqa: E402
 from coca.training.begin import check_same_run  # noqa: E402
 from support.bootstrap import bootstrap  # noqa: E402
 from support.common import tiny  # noqa: E402
+from support.films import film  # noqa: E402
 from support.tars import shard, tar  # noqa: E402
 
 TEXTS = ["a red cat on a mat", "two dogs", "the blue house", "snow — and ice", "a cat and a dog"] * 8
@@ -86,6 +87,18 @@ def _pillow(_, path):
   except Exception:  # theirs, before it comes to coca
     return 1, None
   images.resize_eval(images.to_rgb(image), 32)
+  return 0, None
+
+
+def _film(*kind):
+  def make(folder):
+    (folder / "film").write_bytes(film(20, *kind))
+
+  return make
+
+
+def _frames(_, path):
+  videos.decode_eval(path.read_bytes(), 4, 32)
   return 0, None
 
 
@@ -169,6 +182,10 @@ def _rows(mark):
   return "\n".join(["file_name" + mark + "caption", *(f"{n}.jpg{mark}{TEXTS[n]}" for n in range(4))]) + "\n"
 
 
+_MSRVTT = {
+  "videos": [{"video_id": str(n), "split": "test", "id": n} for n in range(4)],
+  "sentences": [{"video_id": str(n), "caption": TEXTS[n], "sen_id": n} for n in range(4)],
+}
 _LINES = [{"file_name": f"{n}.jpg", "caption": TEXTS[n], "answers": [{"answer": "yes"}]} for n in range(4)]
 
 
@@ -429,6 +446,9 @@ FORMATS = {
   ),
   "avif": Format(_picture("avif", "RGB"), "*", (mutate.bytes_,), _decode, **_OF_PICTURES),
   "pil": Format(_picture("png", "RGBA"), "*", (mutate.bytes_, mutate.png), _pillow, **_OF_PICTURES),
+  "mp4": Format(_film("mp4", "libx264"), "*", (mutate.bytes_,), _frames, **_OF_PICTURES),
+  "webm": Format(_film("webm", "libvpx-vp9"), "*", (mutate.bytes_,), _frames, **_OF_PICTURES),
+  "avi": Format(_film("avi", "mpeg4"), "*", (mutate.bytes_,), _frames, **_OF_PICTURES),
   "tar": Format(_tars, "*.tar", (mutate.bytes_, mutate.tar), _records(kind="webdataset", path="{}/*.tar")),
   "tar_index": Format(_indexed, "*.npz", (mutate.bytes_,), _records(kind="webdataset", path="{}/*.tar")),
   "parquet": Format(
@@ -478,6 +498,12 @@ FORMATS = {
     "*.json",
     (mutate.bytes_, mutate.json_, mutate.json_),
     _records(kind="folder", path="{}"),
+  ),
+  "msrvtt": Format(
+    _folder("test_videodatainfo.json", json.dumps(_MSRVTT)),
+    "*.json",
+    (mutate.bytes_, mutate.json_, mutate.json_),
+    _records(kind="folder", path="{}", split="test", image_key="video_id"),
   ),
   "visual_genome": Format(
     _folder("region_descriptions.json", json.dumps([{"id": n, "regions": [{"phrase": "x"}]} for n in range(4)])),
