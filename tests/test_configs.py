@@ -125,6 +125,7 @@ def test_all_are_here():
     "unicl_base",
     "finetune_classify",
     "finetune_snli_ve",
+    "finetune_nlvr2",
     "lemon_base",
     "vl_t5_base",
     "vl_bart_base",
@@ -255,6 +256,15 @@ def test_entailment_is_that_of_table_10(named):
   assert c.optim.lr == 5e-5 and rates == pytest.approx({"class_pooler": 1e-3, "class_head": 1e-3})
   assert (c.data.rand_augment, c.classification.classes, c.classification.pool) == ((1, 10), 3, "text")
   assert (c.classification.weight, c.captioning.weight, c.contrastive.weight) == (1, 0, 0)
+
+
+def test_statements_about_two_images_are_those_of_table_10(named):
+  c = named("finetune_nlvr2")
+  assert (c.steps, c.data.batch, c.optim.warmup, c.data.rand_augment) == ("50000", 64, "1000", (0, 0))
+  assert (c.optim.name, c.optim.schedule, c.optim.weight_decay, c.optim.clip) == ("adafactor", "cosine", 0.1, 1.0)
+  rates = {name: c.optim.lr * scale for name, scale in c.optim.lr_scale.items()}
+  assert c.optim.lr == 2e-5 and rates == pytest.approx({"class_pooler": 5e-4, "class_head": 5e-4})
+  assert (c.classification.classes, c.classification.images, c.classification.pool) == (2, 2, "text")
 
 
 @pytest.mark.parametrize(("name", "millions"), [("coca_base", 388.3), ("coca_large", 797.1), ("coca_giant", 2210.3)])

@@ -298,6 +298,15 @@ def _classification(c: Config, others: float) -> None:
     "config.classification.pool 'text' needs config.model.text.multimodal_layers above 0: it reads their outputs",
   )
   need(
+    settings.images in (1, 2),
+    f"config.classification.images is {settings.images}; an example has 1 image, or 2 that a text is about",
+  )
+  need(
+    settings.images == 1 or (settings.pool == "text" and not others and not c.model.image.patch_dropout),
+    f"config.classification.images {settings.images} needs config.classification.pool 'text', all other losses' "
+    "weights to be 0 and config.model.image.patch_dropout 0; or set it to 1",
+  )
+  need(
     not (others or settings.pool == "text") or not (settings.mixup or settings.cutmix),
     f"config.classification.mixup {settings.mixup} and cutmix {settings.cutmix} need all other losses' weights to be "
     "0, and a pool other than 'text': texts can't be mixed as images are; or set them to 0",

@@ -144,6 +144,9 @@ class Classification:
   # 2205.01580). 'text': an attentional pooler with one query over the multimodal decoder's outputs of the text, or of
   # a question (section 4.2.3).
   pool: Literal["attention", "class_token", "mean", "text"] = "attention"
+  # Images of an example. 2, of pool 'text': the text is read over each of them, and the head reads both outputs, one
+  # behind the other, as CoCa's does in NLVR2 (section 4.2.3).
+  images: int = 1
   # Share of the target that is spread over all classes.
   label_smoothing: float = 0.0
   # Two images are blended, and their labels, in shares drawn from Beta(mixup, mixup), the same for a whole batch (arXiv

@@ -207,10 +207,13 @@ def _stream(
       elif embedded:
         out["image"] = embedded.state(index, record)
       else:
-        image = images.decode_train(
-          record.image, size, rng, data.crop, data.flip, background, data.max_pixels, data.resize
-        )
-        out["image"] = rand_augment(image, rng, *data.rand_augment, data.rand_augment_kind)
+        seen = []
+        for encoded in _encoded(record, config):
+          image = images.decode_train(
+            encoded, size, rng, data.crop, data.flip, background, data.max_pixels, data.resize
+          )
+          seen.append(rand_augment(image, rng, *data.rand_augment, data.rand_augment_kind))
+        out["image"] = _seen(seen)
     except BadRecord as e:
       return unusable, f"{where}: {e}"
     out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
@@ -308,8 +311,11 @@ def eval_batches(
       elif frames:
         image = videos.decode_eval(record.image, frames, size, data.max_pixels, data.squash, data.resize, data.filter)
       else:
-        image = images.decode_eval(
-          record.image, size, background, data.max_pixels, data.squash, data.resize, data.filter
+        image = _seen(
+          [
+            images.decode_eval(encoded, size, background, data.max_pixels, data.squash, data.resize, data.filter)
+            for encoded in _encoded(record, config)
+          ]
         )
     except BadRecord as e:
       return out, f"{where}: {e}"
@@ -364,8 +370,24 @@ def image_batches(
   return read(example, rows, batch, 0, -(-(part.stop - part.start) // batch), config)
 
 
+def _encoded(record: Record, config: Config) -> list[bytes]:
+  """The images of a record that an example has. Raises BadRecord if the second is missing."""
+  if config.classification.images == 1:
+    return [record.image]
+  if not record.second:
+    raise BadRecord("no second image, which config.classification.images 2 asks for")
+  return [record.image, record.second]
+
+
+def _seen(seen: list[np.ndarray]) -> np.ndarray:
+  """One image as it is, uint8 [S, S, 3], and two as [2, S, S, 3]."""
+  return seen[0] if len(seen) == 1 else np.stack(seen)
+
+
 def _blank(config: Config) -> np.ndarray | Regions:
   if config.model.reads_regions:
     return regions.blank(config.model)
   size = config.model.image.size
-  return np.full((size, size, 3), images.colour(config.data.background), np.uint8)
+  return _seen(
+    [np.full((size, size, 3), images.colour(config.data.background), np.uint8)] * config.classification.images
+  )

@@ -42,6 +42,7 @@ class Record:
   label: int = -1  # index into the source's label_names; -1: no label
   question: str = ""  # its texts are then the answers, as the annotators gave them, equal ones as often as given
   regions: Detected | None = None
+  second: bytes = b""  # the other image, encoded, where the texts are about two
 
 
 def image_checksum(record: Record) -> int:

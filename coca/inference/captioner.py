@@ -27,7 +27,7 @@ from coca.decoding.settings import answer_decoding, check_decoding_model, make_d
 from coca.devices.host import round_up
 from coca.inference.batches import in_batches, seen
 from coca.inference.forward import Forward
-from coca.inference.images import as_list, blank, decoded, prepared, prepared_video
+from coca.inference.images import as_list, as_pairs, blank, decoded, prepared, prepared_video
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
 
@@ -196,7 +196,8 @@ class ContrastiveCaptioner:
       images, skip_broken: as for `embed_images`.
       labels: names of the classes. None: `model.labels`, of a model with a class head.
       templates: prompts with {} where the name goes, such as `coca.data.prompts.CLIP_IMAGENET`; their mean counts.
-      texts: of a class head that reads an image and a text: one for all images, or one for each.
+      texts: of a class head that reads an image and a text: one for all images, or one for each. Where it reads two,
+        `images` are pairs: [("left.png", "right.png"), ...].
 
     Returns:
       float32 [N, len(labels)]; rows sum to 1. `labels[p.argmax()]` is the likeliest one.
@@ -205,7 +206,8 @@ class ContrastiveCaptioner:
       ValueError: no labels, and no class head; a template without {}; or as `embed_images`.
     """
     if labels is None:
-      return self._classes(as_list(images), texts, skip_broken)
+      pairs = self.config.classification.images == 2
+      return self._classes(as_pairs(images) if pairs else as_list(images), texts, skip_broken)
     if isinstance(labels, str) or not len(labels):
       raise ValueError(f"classify takes a list of labels to choose from, not {labels!r}")
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
@@ -354,7 +356,7 @@ class ContrastiveCaptioner:
   def _see(self, images, skip_broken: bool, function, shape, prepare=lambda i: {}, unit="images", frames: int = 0):
     """`_run` over images, or of videos that many frames, and what `prepare(i)` puts beside the i-th; and why some of
     them could not be read: by their numbers."""
-    read, empty = self.prepare, blank(self.config)
+    read, empty = self.prepare, blank(self.config, bool(images) and isinstance(images[0], tuple))
     if frames:
       read, empty = functools.partial(prepared_video, config=self.config, frames=frames), np.stack([empty] * frames)
     sizes = self._batches[:2] if frames else self._batches
@@ -375,7 +377,7 @@ class ContrastiveCaptioner:
   def prepare(self, image):
     """Any accepted image as uint8 [S, S, 3], prepared as in evaluation. Errors as those of `embed_images`.
 
-    A model that reads regions takes a `coca.data.records.Detected`, and `Regions` come of it.
+    A model that reads regions takes a `coca.data.records.Detected`, and `Regions` come of it. Of a pair come both.
     """
     return prepared(image, self.config, self.tokenizer)
 

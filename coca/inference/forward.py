@@ -72,7 +72,8 @@ class Forward:
     return jax.eval_shape(lambda p, x: nnx.merge(self.graphdef, p).features(x), self.abstract_params, image).shape[1]
 
   def classify(self, params, image, text=None):
-    """uint8 [B, S, S, 3], for a head that reads texts int32 [B, T] -> fp32 [B, C], the class head's logits."""
+    """uint8 [B, S, S, 3], of pairs [B, 2, S, S, 3], for a head that reads texts int32 [B, T] -> fp32 [B, C], the class
+    head's logits."""
     return self._call(self._classify, params, image, text)
 
   def attention_maps(self, params, image):
@@ -225,7 +226,7 @@ class Forward:
 
   @functools.cached_property
   def _classify(self):
-    tokens = self.config.model.image.tokens
+    tokens = self.config.model.image.tokens * self.config.classification.images
     return self._jit(lambda model, *x: in_groups(lambda x: model.classify(*x), x, tokens))
 
   @functools.cached_property

@@ -53,6 +53,21 @@ def as_list(images) -> list:
   return images
 
 
+def as_pairs(pairs) -> list[tuple]:
+  """Pairs of images, each as `as_list` takes it, as a list of tuples.
+
+  Raises:
+    TypeError: an image is none.
+    ValueError: an example has not two images.
+  """
+  pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in pairs]
+  for number, pair in enumerate(pairs, 1):
+    if len(pair) != 2:
+      raise ValueError(f"example {number}: this model's class head reads two images and a text; give pairs of images")
+    as_list(pair)
+  return pairs
+
+
 def is_folder(name) -> bool:
   """True if images are to be looked for below a path or URL."""
   if not is_url(name):
@@ -111,7 +126,8 @@ def locate(name) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def prepared(image, config: Config, tokenizer: Tokenizer) -> np.ndarray | Regions:
-  """Any image of `as_list` as uint8 [S, S, 3], as the model of `config` sees it in evaluation, or its regions.
+  """Any image of `as_list` as uint8 [S, S, 3], as the model of `config` sees it in evaluation, or its regions; a pair
+  of `as_pairs` as [2, S, S, 3].
 
   Raises:
     ValueError: it can't be read (names the file), an array of another type or shape, an image for a model that reads
@@ -119,6 +135,8 @@ def prepared(image, config: Config, tokenizer: Tokenizer) -> np.ndarray | Region
     ImportError: as `locate`.
   """
   size, data = config.model.image.size, config.data
+  if isinstance(image, tuple):
+    return np.stack([prepared(one, config, tokenizer) for one in image])
   if config.model.reads_regions != isinstance(image, Detected):
     raise ValueError(_other_input(config))
   if isinstance(image, Detected):
@@ -153,10 +171,10 @@ def prepared_video(video, config: Config, frames: int) -> np.ndarray:
     raise ValueError(f"can't read the video {video}: {e}") from e
 
 
-def blank(config: Config) -> np.ndarray | Regions:
-  """Stands in for an image that can't be read."""
-  model = config.model
-  return regions.blank(model) if model.reads_regions else np.zeros((model.image.size, model.image.size, 3), np.uint8)
+def blank(config: Config, pair: bool = False) -> np.ndarray | Regions:
+  """Stands in for an image, or a pair, that can't be read."""
+  model, size = config.model, config.model.image.size
+  return regions.blank(model) if model.reads_regions else np.zeros((2,) * pair + (size, size, 3), np.uint8)
 
 
 def decoded(image: bytes, config: Config) -> np.ndarray:

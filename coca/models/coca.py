@@ -89,12 +89,14 @@ class CoCa(nnx.Module):
     )
     # Zeros, as in ViT (arXiv 2010.11929, section 3.2, of its fine-tunes).
     self.class_head = (
-      linear(class_width, classes.classes, jnp.float32, rngs, init=nnx.initializers.zeros) if classes.weight else None
+      linear(classes.images * class_width, classes.classes, jnp.float32, rngs, init=nnx.initializers.zeros)
+      if classes.weight
+      else None
     )
 
   def __call__(
     self,
-    image: UInt8[Array, "B S S 3"] | Float32[Array, "B W"] | Float[Array, "B N W"],
+    image: UInt8[Array, "B S S 3"] | UInt8[Array, "B 2 S S 3"] | Float32[Array, "B W"] | Float[Array, "B N W"],
     text: Int32[Array, "B T"],
     *,
     contrast: bool = True,
@@ -109,8 +111,8 @@ class CoCa(nnx.Module):
     """One forward pass for all losses, or for some of them.
 
     Args:
-      image: pixels of 0 to 255; or the image encoder's states of the class token, or of all tokens, of images that
-        went through it.
+      image: pixels of 0 to 255, for a class head of two images of both; or the image encoder's states of the class
+        token, or of all tokens, of images that went through it.
       text: BOS, words, EOS, padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
@@ -121,8 +123,9 @@ class CoCa(nnx.Module):
       given: the number of tokens that a class head of texts reads; None: all but EOS.
       key: for models with dropout; not looked at.
     """
-    if image.ndim == 4:
-      encoded = self.image_encoder(image, patch_noise)
+    images = image.shape[1] if image.ndim == 5 else 1
+    if image.ndim >= 4:
+      encoded = self.image_encoder(image.reshape(-1, *image.shape[-3:]), patch_noise)
     else:
       encoded = (image if image.ndim == 3 else image[:, None]).astype(self.dtype)
     reads = classify and self.class_pool == "text"
@@ -131,8 +134,10 @@ class CoCa(nnx.Module):
       return Output(None, None, None, None, None, classes)
     image_embedding, tokens = self._pool(encoded, contrast, caption or match or reads)
     words, text_embedding = self._read(text, contrast, parallel)
-    states = self.multimodal(words, tokens, parallel) if caption or reads else None
-    classes = self._classify_text(states, text, given) if reads else classes
+    states = self.multimodal(each(words, images), tokens, parallel) if caption or reads else None
+    classes = self._classify_text(states, text, given, images) if reads else classes
+    if images > 1:  # there are more states than texts, and none but the class head reads them
+      states = None
     return Output(image_embedding, text_embedding, tokens, words, states, classes)
 
   def ground(
@@ -163,13 +168,17 @@ class CoCa(nnx.Module):
     """Embeddings of unit length; `key` is for models with dropout."""
     return self._read(text, contrast=True)[1]
 
-  def classify(self, image: UInt8[Array, "B S S 3"], text: Int32[Array, "B T"] | None = None) -> Float32[Array, "B C"]:
-    """Logits of the classes; `text`: for a head that reads texts."""
-    encoded = self.image_encoder(image)
+  def classify(
+    self, image: UInt8[Array, "B S S 3"] | UInt8[Array, "B 2 S S 3"], text: Int32[Array, "B T"] | None = None
+  ) -> Float32[Array, "B C"]:
+    """Logits of the classes; `text`: for a head that reads texts, about an image or two."""
+    images = image.shape[1] if image.ndim == 5 else 1
+    encoded = self.image_encoder(image.reshape(-1, *image.shape[-3:]))
     if text is None:
       return self._classify(encoded)
     words, _ = self._read(text, contrast=False)
-    return self._classify_text(self.multimodal(words, self._pool(encoded, False, True)[1]), text, None)
+    states = self.multimodal(each(words, images), self._pool(encoded, False, True)[1])
+    return self._classify_text(states, text, None, images)
 
   def attention_maps(
     self, image: UInt8[Array, "B S S 3"]
@@ -264,12 +273,15 @@ class CoCa(nnx.Module):
     return self.class_head(pooled.astype(jnp.float32))
 
   @jax.named_scope("class_head")
-  def _classify_text(self, states, text, given):
-    """The decoder's states [B, T, D] of texts, `given` tokens of each -> logits [B, C], fp32."""
+  def _classify_text(self, states, text, given, images: int):
+    """The decoder's states [B * images, T, D] of texts, `given` tokens of each -> logits [B, C], fp32.
+
+    Those of two images are read by one pooler, and stand one behind the other for the head.
+    """
     given = (text != PAD).sum(axis=1) - 1 if given is None else given
     mask = jnp.arange(text.shape[1]) < jnp.maximum(given, 1)[:, None]  # a softmax needs something
-    pooled = self.class_pooler(states, mask=mask[:, None, None])[:, 0]
-    return self.class_head(pooled.astype(jnp.float32))
+    pooled = self.class_pooler(states, mask=each(mask, images)[:, None, None])[:, 0]
+    return self.class_head(pooled.astype(jnp.float32).reshape(len(text), -1))
 
   @jax.named_scope("unimodal_decoder")
   def _read(self, text, contrast: bool, parallel=None) -> tuple[Any, Any]:
@@ -309,3 +321,8 @@ class CoCa(nnx.Module):
       with jax.named_scope("contrastive_pooler"):
         pooled = self.contrastive_pooler(tokens if is_cascade else encoded)[:, 0]
     return pooled, tokens if caption else None
+
+
+def each(x, images: int):
+  """A row [B, ...] for each of so many images of an example: [B * images, ...]."""
+  return x if images == 1 else jnp.repeat(x, images, axis=0)

@@ -101,6 +101,8 @@ def test_a_frozen_encoder_costs_its_forward_pass():
   ("changes", "message"),
   [
     ({"classes": 1}, "classes is 1"),
+    ({"images": 3}, "images is 3; an example has 1 image, or 2"),
+    ({"images": 2}, "images 2 needs config.classification.pool 'text'"),
     ({"pool": "class_token"}, "class_token"),
     ({"mixup": 0.2, "others": {"contrastive__weight": 1.0, "model__text__unimodal_layers": 1}}, "mixup 0.2 and cutmix"),
   ],
@@ -307,3 +309,58 @@ def test_what_a_batch_of_hypotheses_holds():
   expected = {(words.encode(record.texts[0].text, 24).tobytes(), record.label) for record in records}
   rows = zip(found["text"], found["label"], strict=True)
   assert {(text.tobytes(), label) for text, label in rows} == expected and len(expected) == 6
+
+
+@pytest.mark.slow
+def test_a_head_of_two_images_reads_both_outputs_and_is_evaluated(tmp_path):
+  """What the pooler has of each image, one behind the other, times the head: NLVR2's pairs, as CoCa has them."""
+  head = {"weight": 1.0, "classes": 2, "pool": "text", "images": 2}
+  head = {f"classification__{name}": x for name, x in head.items()}
+  config = tiny(contrastive__weight=0.0, captioning__weight=0.0, model__text__length=24, **head)
+  split = Source(kind="builtin", split="scenes_statements", text="first", scenes=Scenes(count=8))
+  config = replace(config, data=replace(config.data, sources={"s": split}, batch=8))
+  make_workdir(tmp_path / "run", config)
+  path = tmp_path / "run" / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": ["True", "False"]}))
+  model = coca.load(tmp_path / "run")
+  sources = open_sources(config)
+  records = [sources["s"][i] for i in range(8)]
+  texts = [record.texts[0].text for record in records]
+  pairs_ = [tuple(Image.open(io.BytesIO(x)) for x in (record.image, record.second)) for record in records]
+  p = model.classify(pairs_, texts=texts)
+
+  module = nnx.merge(model.forward.graphdef, jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), model.params))
+  ids = jnp.asarray(np.stack([model.tokenizer.encode(text, 24) for text in texts]))
+  both = np.stack([np.stack([model.prepare(image) for image in pair]) for pair in pairs_])
+  pooled = []
+  for side in (0, 1):
+    states = module(jnp.asarray(both[:, side]), ids, contrast=False).states
+    read = jnp.arange(24) < ((ids != PAD).sum(axis=1) - 1)[:, None]
+    pooled.append(np.asarray(module.class_pooler(states, mask=read[:, None, None])[:, 0], np.float64))
+  kernel, bias = (np.asarray(model.params["class_head"][name], np.float64) for name in ("kernel", "bias"))
+  logits = np.concatenate(pooled, axis=1) @ kernel + bias
+  np.testing.assert_allclose(p, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), rtol=2e-3, atol=1e-4)
+  assert np.abs(p - model.classify([pair[::-1] for pair in pairs_], texts=texts)).max() > 1e-3
+  assert np.isnan(model.classify([pairs_[0], ("gone.png", "gone.png")], texts=texts[:2], skip_broken=True)[1]).all()
+  with pytest.raises(ValueError, match="example 1: this model's class head reads two images"):
+    model.classify([pair[0] for pair in pairs_], texts=texts)
+
+  found, problems = next(train_batches(config, sources, model.tokenizer, range(8), 0, class_names(config, sources)))
+  far = np.abs(found["image"][:, None].astype(int) - both).mean(axis=(2, 3, 4, 5))  # two ways to make them smaller
+  order = far.argmin(axis=1).tolist()
+  assert not problems and far.min(axis=1).max() < 5 and sorted(order) == list(range(8))
+  assert found["label"].tolist() == [records[i].label for i in order]
+  with jax.set_mesh(make_mesh()):
+    passed = module(jnp.asarray(both), ids, contrast=False, caption=False, classify=True).classes
+  np.testing.assert_allclose(passed, logits, rtol=2e-3, atol=1e-4)
+
+  evals = {"s": Eval(kind="classification", source=split, batch=8)}
+  made = build.make_evaluators(
+    replace(config, evals=evals), model.forward, model.tokenizer, sources, labels=model.labels
+  )
+  right = np.mean([model.labels[row.argmax()] == str(bool(r.label)) for row, r in zip(p, records, strict=True)])
+  assert dict(made["s"].run(model.params)) == {"top1": pytest.approx(right), "top5": 1.0, "examples": 8.0}
+  one = replace(config, data=replace(config.data, sources={"s": replace(split, split="scenes_hypotheses")}))
+  few = open_sources(one)
+  _, problems = next(train_batches(one, few, model.tokenizer, range(8), 0, ("a", "b")))
+  assert len(problems) == 8 and "no second image, which config.classification.images 2 asks for" in problems[0]

@@ -82,6 +82,10 @@ def _open(settings: config.Source, where: str) -> ShardedRecords:
     from coca.data.sources.scene_hypotheses import open_hypotheses
 
     return open_hypotheses(settings, where)
+  if settings.kind == "builtin" and settings.split.startswith("scenes_statements"):
+    from coca.data.sources.scene_statements import open_statements
+
+    return open_statements(settings, where)
   if settings.kind == "builtin" and settings.split.startswith("scenes"):
     from coca.data.sources.scenes import open_scenes
 

@@ -7,13 +7,14 @@
     Visual Genome   [{"id": 9, "regions": [{"phrase": ...}]}] and [{"id": 9, "qas": [{"question": ..., "answer": ...}]}]
     Flickr30k       NAME.jpg#0<tab>caption, in results_20130124.token
     SNLI-VE         {"Flickr30K_ID": "9", "sentence2": ..., "gold_label": "neutral", "pairID": "9.jpg#0r1n"}
+    NLVR2           {"identifier": "dev-9-0-1", "sentence": ..., "label": "True"}, a line each, in train.json or so
     MSR-VTT         {"videos": [{"video_id": ..., "split": ...}], "sentences": [{"video_id": ..., "caption": ...}]}
 
 RSICD, UCM, Sydney and Flickr30k come in Karpathy's layout. His 'restval' of COCO is trained on, as all papers do.
 Rows of questions have "question" and "answers" in place of "caption", and their number as "#"; SNLI-VE's, which are
-hypotheses about an image, have a "label" beside the "caption". Some layouts name no files but numbers: "file_name" is a
-tuple of the names that the image may have, in whatever folder. Rows of MSR-VTT have "video_id" in its place, which is
-the file's name without its ending.
+hypotheses about an image, have a "label" beside the "caption", and NLVR2's the "second" image, too. Some layouts name
+no files but numbers: "file_name" is a tuple of the names that the image may have, in whatever folder. Rows of MSR-VTT
+have "video_id" in its place, which is the file's name without its ending.
 """
 
 import json
@@ -196,3 +197,18 @@ def snli_ve(name: str, rows: Rows, notes: list[str]) -> Rows:
     notes.append(
       f"{open_} rows of {name} have the gold_label '-', on which annotators did not agree: they are left out"
     )
+
+
+def nlvr2(rows: Rows) -> Rows:
+  """The rows of one of NLVR2's files, statements that are true or false of two images."""
+  for where, row in rows:
+    if not isinstance(row, dict):
+      yield where, row
+      continue
+    pair, _, number = str(row.get("identifier", "")).rpartition("-")
+    if not pair or str(row.get("label")) not in ("True", "False"):
+      yield where, f'"identifier" is {row.get("identifier")!r} and "label" {row.get("label")!r}, not True or False'
+    else:
+      left, right = ((f"{pair}-img{side}.png",) for side in (0, 1))
+      more = {"file_name": left, "second": right, "caption": row.get("sentence"), "label": str(row["label"])}
+      yield where, row | more | {"#": number}

@@ -3,8 +3,8 @@
 The table is `Source.texts`, or lies in the folder: captions.* or metadata.*, or the only .csv, .tsv or .jsonl or file
 of annotations there (`coca.data.sources.annotations` has their names). It names images by their path inside the folder;
 paths that lead out of it are refused, and links that do without `Source.follow_links`. Rows with the same image are
-several texts of it; with questions, and in SNLI-VE's files, they are records of their own, whose keys are PATH, PATH#1,
-PATH#2, ... in the order of the rows, or PATH#NUMBER where the file of annotations numbers them.
+several texts of it; with questions, and in SNLI-VE's and NLVR2's files, they are records of their own, whose keys are
+PATH, PATH#1, PATH#2, ... in the order of the rows, or PATH#NUMBER where the file of annotations numbers them.
 
 Without a table, texts lie beside the images, or are the names of the files or of the folders that these lie in.
 """
@@ -59,6 +59,7 @@ class _Entry(NamedTuple):
   question: str = ""
   key: str = ""  # empty: the path
   label: tuple[Text, ...] = ()  # the name of its class, where that is no text of it
+  second: str = ""  # the path of the other image
 
 
 class Folder:
@@ -83,8 +84,6 @@ class Folder:
     self._lines, self._label_key = settings.text_lines, settings.label_key
     self._found: dict[str, str] | None = None
     if self._keys and (table := settings.texts or self._find_table(settings)):
-      if tables.entails(table.rpartition("/")[2]) and not settings.label_key:
-        settings = replace(settings, label_key=LABEL)
       self._entries = self._from_table(table, settings)
     elif settings.question_key:
       raise FileNotFoundError(
@@ -99,7 +98,7 @@ class Folder:
     else:
       self._entries = self._from_files(settings.text_key == values.DEFAULT_TEXT_KEY)
     # A table is read with its texts, and so are the names of folders: these are all names that there are.
-    classes = settings.label_key or any(key.is_class for key in self._keys)
+    classes = self._label_key or any(key.is_class for key in self._keys)
     texts = (text for entry in self._entries for text in entry.label or entry.texts if classes)
     names = {text.text for text in texts if isinstance(text, Text) and text.origin == LABEL}
     self.label_names = tuple(sorted(names))
@@ -115,11 +114,11 @@ class Folder:
       BadRecord: the image is missing, or it or a text can't be read.
       Unavailable: the disk or the store fails.
     """
-    path, given, wrong, question, key, label = self._entries[operator.index(i)]
+    path, given, wrong, question, key, label, second = self._entries[operator.index(i)]
     if wrong:
       raise BadRecord(wrong)
     try:
-      image = self._read_image(path)
+      image, other = self._read_image(path), self._read_image(second) if second else b""
       texts = ()
       for text in given:
         texts += (text,) if isinstance(text, Text) else self._read_text(text)
@@ -131,7 +130,7 @@ class Folder:
       raise BadRecord(f"{self.name}: record '{path}': {e}") from None
     if not image:
       raise BadRecord(f"{self.name}: record '{path}': the image is empty")
-    return Record(key or path, image, texts, values.label_of(label or texts, self._labels), question)
+    return Record(key or path, image, texts, values.label_of(label or texts, self._labels), question, second=other)
 
   def ids(self, _: str) -> Iterator[str]:
     """The keys of all records."""
@@ -318,10 +317,13 @@ class Folder:
 
   def _from_table(self, table: str, settings: Source) -> list[_Entry]:
     entries, wrong, doubled, notes = {}, [], Counter(), []
+    folder, slash, name = table.rpartition("/")
+    data = self._read_table(table)
+    if labelled := tables.labelled(name, data):
+      self._label_key = settings.label_key or LABEL
+      settings = replace(settings, label_key=self._label_key)
     wanted = self._wanted(settings)
     known = {settings.text_key, *(name for names in wanted.values() for name in names)}
-    folder, slash, name = table.rpartition("/")
-    data, entails = self._read_table(table), tables.entails(name)
     shown, rows = tables.read(
       name, data, settings.split, known, notes, lambda other: self._read_table(folder + slash + other)
     )
@@ -351,14 +353,15 @@ class Folder:
           found += values.as_texts(values.lookup(row, columns[name]), name.origin, bool(settings.question_key))
         question = values.as_question(values.lookup(row, columns["question_key"])) if settings.question_key else ""
         label = values.as_texts(values.lookup(row, columns.get("label_key", "")), LABEL)
-        alone = question or entails
+        alone = question or labelled
+        second = self._inside(self._placed(row["second"])) if labelled and "second" in row else ""
         if alone and row.get("#") is not None:
           key = f"{image}#{row['#']}"
         while alone and key in entries:  # another file may be called so
           doubled[image] += 1
           key = f"{image}#{doubled[image]}"
         before = entries.get(key, _Entry(image))
-        entries[key] = _Entry(image, before.texts + found, "", question, key, before.label or label)
+        entries[key] = _Entry(image, before.texts + found, "", question, key, before.label or label, second)
       except ValueError as e:
         wrong.append(f"{self.name}: {where}: {e}")
     if not entries:

@@ -43,6 +43,17 @@ def entails(name: str) -> bool:
   return bool(annotations.HYPOTHESES.fullmatch(name))
 
 
+def labelled(name: str, data: bytes) -> bool:
+  """True if each row of a table is a text with a label of its own: SNLI-VE's files, by their name, and NLVR2's."""
+  return entails(name) or _states(name, data)
+
+
+def _states(name: str, data: bytes) -> bool:
+  """True of NLVR2's files, train.json and others, which are JSON lines."""
+  first = _json_row(data.lstrip().partition(b"\n")[0].decode(errors="replace")) if ".json" in name else ""
+  return isinstance(first, dict) and {"identifier", "sentence"} <= set(first)
+
+
 def read(
   name: str, data: bytes, split: str, known: set[str], notes: list[str], beside: Callable[[str], bytes] | None = None
 ):
@@ -71,6 +82,8 @@ def read(
   if ending in ("csv", "tsv", "txt"):
     separated = separator(name, text, known)
     return f"{name} (separated by {SEPARATORS[separated]})", _csv_rows(name, text, separated, notes, split)
+  if _states(name, data):
+    return name, annotations.nlvr2(_json_lines(name, text))
   if entails(name):
     return name, annotations.snli_ve(name, _json_lines(name, text), notes)
   return name, _json_lines(name, text) if ending == "jsonl" else _json_rows(name, text, split, beside)

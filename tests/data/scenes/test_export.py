@@ -17,6 +17,7 @@ from coca.data.scenes.questions import Questions
 from coca.data.scenes.render import render
 from coca.data.scenes.videos import ACTIONS, Videos
 from coca.data.sources import open_source
+from coca.data.sources.scenes import bmp
 
 PIXELS = 48
 
@@ -67,6 +68,13 @@ def test_nlvr2(written, split, part):
     check_image(images / f"{stem}-img1.png", made[i].right)
     assert sentence == "0" and stem.split("-")[0] == part and row["sentence"] == made[i].sentence
     assert row["label"] == ("True" if made[i].label else "False")
+  source = open_source(Source(kind="folder", path=str(folder), texts=str(folder / f"{part}.json")))
+  builtin = open_source(Source(kind="builtin", split=split.replace("scenes", "scenes_statements")))
+  assert source.label_names == builtin.label_names
+  for i in range(len(rows)):
+    assert (source[i].texts, source[i].label) == (builtin[i].texts, builtin[i].label) and builtin.pair(i) == made[i]
+    assert source[i].second == (folder / source[i].key.partition("#")[0].replace("img0", "img1")).read_bytes()
+    assert builtin[i].second == bmp(made[i].right, 64)
   assert len({row["identifier"] for row in rows}) == 8
 
 

@@ -421,6 +421,30 @@ def test_snli_ve(folder):
     opened(folder, split="test")
 
 
+def test_nlvr2(folder):
+  (folder / "dev").mkdir()
+  for n in range(4):
+    (folder / "dev" / f"dev-{n // 2}-0-img{n % 2}.png").write_bytes(picture(n, "PNG"))
+  said = [("dev-0-0-0", "True"), ("dev-0-0-1", "False"), ("dev-1-0-0", "True"), ("dev-2-0-0", "True"), ("dev", "?")]
+  rows = [{"identifier": name, "sentence": f"it is {n}", "label": x} for n, (name, x) in enumerate(said)]
+  (folder / "dev.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+  source = opened(folder, texts=str(folder / "dev.json"))
+  assert source.label_names == ("False", "True") and len(source) == 5
+  for n, (key, left) in enumerate((("dev-0-0-img0.png#0", 0), ("dev-0-0-img0.png#1", 0), ("dev-1-0-img0.png#0", 2))):
+    assert source[n] == Record(
+      f"dev/{key}",
+      picture(left, "PNG"),
+      (Text(f"it is {n}", "human"),),
+      int(said[n][1] == "True"),
+      second=picture(left + 1, "PNG"),
+    )
+  with pytest.raises(BadRecord, match="\"identifier\" is 'dev' and \"label\" '\\?', not True or False"):
+    source[4]
+  os.remove(folder / "dev" / "dev-1-0-img1.png")
+  with pytest.raises(BadRecord, match=r"no such file: dev/dev-1-0-img1\.png"):
+    source[2]
+
+
 def test_several_columns_each_with_its_origin(folder):
   (folder / "captions.csv").write_text("image,caption,recaption,label\na.jpg,one,two,dog\nsub/b.png,,three,cat\n")
   source = opened(folder, text_key="caption:web, recaption:synthetic, label")
