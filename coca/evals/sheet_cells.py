@@ -79,7 +79,7 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
           if config.model.reads_regions
           else np.asarray(batch.local["image"][i])
         )
-        image = np.hstack(image) if image.ndim == 4 else image  # a pair, side by side
+        image = np.hstack([*image]) if image.ndim == 4 else image  # a pair, side by side
         cells.append(Cell(image, texts, caption, labels, question, judgement, seen))
   return cells
 
