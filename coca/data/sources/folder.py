@@ -98,7 +98,7 @@ class Folder:
     else:
       self._entries = self._from_files(settings.text_key == values.DEFAULT_TEXT_KEY)
     # A table is read with its texts, and so are the names of folders: these are all names that there are.
-    classes = self._label_key or any(key.is_class for key in self._keys)
+    classes = any(key.is_class for key in self._keys) or any(entry.label for entry in self._entries)
     texts = (text for entry in self._entries for text in entry.label or entry.texts if classes)
     names = {text.text for text in texts if isinstance(text, Text) and text.origin == LABEL}
     self.label_names = tuple(sorted(names))
@@ -320,17 +320,14 @@ class Folder:
     folder, slash, name = table.rpartition("/")
     data = self._read_table(table)
     if labelled := tables.labelled(name, data):
-      self._label_key = settings.label_key or LABEL
-      settings = replace(settings, label_key=self._label_key)
+      settings = replace(settings, label_key=settings.label_key or LABEL)
     wanted = self._wanted(settings)
     known = {settings.text_key, *(name for names in wanted.values() for name in names)}
     shown, rows = tables.read(
       name, data, settings.split, known, notes, lambda other: self._read_table(folder + slash + other)
     )
     first = next(rows, ("", ""))
-    if (
-      len(self._keys) > 1 and isinstance(first[1], dict) and settings.text_key in first[1]
-    ):  # the name of a single column
+    if len(self._keys) > 1 and isinstance(first[1], dict) and settings.text_key in first[1]:  # a single column's name
       self._keys = values.text_keys(settings, "human", first[1])
       wanted = self._wanted(settings)
     columns, rows = tables.columns(shown, chain([first] if first[0] else (), rows), wanted, self._where)
