@@ -206,8 +206,9 @@ class ContrastiveCaptioner:
       ValueError: no labels, and no class head; a template without {}; or as `embed_images`.
     """
     if labels is None:
-      pairs = self.config.classification.images == 2
-      return self._classes(as_pairs(images) if pairs else as_list(images), texts, skip_broken)
+      return self._classes(
+        (as_pairs if self.config.classification.images == 2 else as_list)(images), texts, skip_broken
+      )
     if isinstance(labels, str) or not len(labels):
       raise ValueError(f"classify takes a list of labels to choose from, not {labels!r}")
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
