@@ -27,7 +27,7 @@ from coca.decoding.settings import answer_decoding, check_decoding_model, make_d
 from coca.devices.host import round_up
 from coca.inference.batches import in_batches, seen
 from coca.inference.forward import Forward
-from coca.inference.images import as_list, as_pairs, blank, decoded, prepared, prepared_video
+from coca.inference.images import as_examples, as_list, blank, decoded, prepared, prepared_video
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
 
@@ -206,9 +206,7 @@ class ContrastiveCaptioner:
       ValueError: no labels, and no class head; a template without {}; or as `embed_images`.
     """
     if labels is None:
-      return self._classes(
-        (as_pairs if self.config.classification.images == 2 else as_list)(images), texts, skip_broken
-      )
+      return self._classes(as_examples(images, self.config), texts, skip_broken)
     if isinstance(labels, str) or not len(labels):
       raise ValueError(f"classify takes a list of labels to choose from, not {labels!r}")
     templates = (templates,) if isinstance(templates, str) else tuple(templates)

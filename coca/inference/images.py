@@ -53,14 +53,15 @@ def as_list(images) -> list:
   return images
 
 
-def as_pairs(pairs) -> list[tuple]:
-  """Pairs of images, each as `as_list` takes it, as a list of tuples.
+def as_examples(images, config: Config) -> list:
+  """What a class head takes, as a list: images as `as_list` has them, or of a head that reads two, pairs as tuples.
 
   Raises:
-    TypeError: an image is none.
-    ValueError: an example has not two images.
+    TypeError, ValueError, ImportError: as `as_list`, or an example that has not two images.
   """
-  pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in pairs]
+  if config.classification.images == 1:
+    return as_list(images)
+  pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in images]
   for number, pair in enumerate(pairs, 1):
     if len(pair) != 2:
       raise ValueError(f"example {number}: this model's class head reads two images and a text; give pairs of images")
@@ -127,7 +128,7 @@ def locate(name) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def prepared(image, config: Config, tokenizer: Tokenizer) -> np.ndarray | Regions:
   """Any image of `as_list` as uint8 [S, S, 3], as the model of `config` sees it in evaluation, or its regions; a pair
-  of `as_pairs` as [2, S, S, 3].
+  of `as_examples` as [2, S, S, 3].
 
   Raises:
     ValueError: it can't be read (names the file), an array of another type or shape, an image for a model that reads
