@@ -54,7 +54,7 @@ def as_list(images) -> list:
 
 
 def as_examples(images, config: Config) -> list:
-  """What a class head takes, as a list: images as `as_list` has them, or of a head that reads two, pairs as tuples.
+  """Examples of a class head as a list: images as `as_list` has them, or pairs of a head that reads two, as tuples.
 
   Raises:
     TypeError, ValueError, ImportError: as `as_list`, or an example that has not two images.
