@@ -25,7 +25,7 @@ def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords
     if settings.videos:
       from coca.data.videos import check_installed
 
-      check_installed(f"{where}.videos")
+      check_installed(where)
     if settings.subset or (settings.texts and settings.kind not in ("folder", "pairs")):
       from coca.data.sources.joined import open_joined
 

@@ -137,5 +137,5 @@ def test_settings_and_a_missing_package(tmp_path, monkeypatch):
       parsed(**settings)
   find = importlib.util.find_spec
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "av" else find(name))
-  with pytest.raises(ImportError, match=r"config\.evals\.x\.source\.videos: .*pip install -e '\.\[video\]'"):
+  with pytest.raises(ImportError, match=r"config\.evals\.x\.source: to read videos takes PyAV: .*\[video\]"):
     open_source(films, "config.evals.x.source")
