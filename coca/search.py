@@ -16,17 +16,15 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Callable
 
 import numpy as np
 
 from coca import inference
 from coca.config.command_line import one_line
-from coca.data.sources import open_source
-from coca.evals.folders import source_of
+from coca.evals.folders import open_images
 from coca.inference.images import is_url
 from coca.inference.page import Page
-from coca.inference.search_index import GRAPH, Found, Images, SearchIndex, has_usearch, make_index
+from coca.inference.search_index import GRAPH, SearchIndex, has_usearch, make_index, read_found
 from coca.storage.checkpoint import CheckpointError
 from coca.storage.lock import Locked, locked
 
@@ -77,7 +75,7 @@ def main(argv=None) -> None:
 
 def add(folder: str, model, name: str, paths: list[str], graph: bool | None) -> None:
   """Brings an index up to the images at `paths`."""
-  opened = [_open(_whole(path)) for path in paths]  # a path that is wrong is said before anything is written
+  opened = [open_images(_whole(path)) for path in paths]  # a path that is wrong is said before anything is written
   with locked(folder):
     index = make_index(folder, model, name)
     for images in opened:
@@ -101,31 +99,15 @@ def search(index: SearchIndex, model, args) -> None:
     for one in each:
       print(f"{one.cosine:.3f}\t{os.fsencode(one.key).decode('utf-8', 'replace')}")
   if args.html:
-    opened = functools.cache(_open)
+    opened = functools.cache(open_images)
     with Page(args.html, names[0] if len(names) == 1 else f"{len(names)} searches") as page:
       for i, (name, each) in enumerate(zip(names, found, strict=True)):
         if i >= len(args.texts):
           page.add(name, model.prepare(name), ["looked for"])
         for one in each:
-          pixels, error = _read(model, one, opened, args.allow_urls)
+          pixels, error = read_found(model, one, opened, args.allow_urls)
           text = f"{one.cosine:.3f}" + (f" {name}" if len(names) > 1 else "")
           page.add(one.key, pixels, [text], f"{text}: {error}" if error else "")
-
-
-def _read(model, found: Found, opened: Callable[[str], Images], allow_urls: bool) -> tuple[np.ndarray | None, str]:
-  """An image that was found, uint8 [S, S, 3], or None and why not; what names it may be somebody else's index."""
-  try:
-    if not allow_urls and (is_url(found.data) or is_url(found.place)):
-      raise ValueError("it is not on this machine; --allow_urls opens it, with your credentials")
-    key, pixels = opened(found.data).read(model, found.place)
-    return (pixels, "") if key == found.key else (None, f"{found.data} has {key} there now")
-  except (ValueError, OSError) as e:
-    return None, str(e)
-
-
-def _open(path: str) -> Images:
-  source = source_of(path)
-  return Images(path, None if source.kind == "folder" else open_source(source, "--data"))
 
 
 def _whole(path: str) -> str:

@@ -25,6 +25,7 @@ from coca.evals import build, datacomp
 from coca.evals.class_names import is_imagenets
 from coca.files import reading
 from coca.files.finding import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from coca.inference.search_index import Images
 
 SHARDS, TEMPLATES = "nshards.txt", "zeroshot_classification_templates.txt"
 FITTING = {"classification": ("zero_shot", "classification"), "retrieval": ("retrieval", "captions", "matching")}
@@ -278,3 +279,9 @@ def _holds_videos(fs, place: str) -> bool:
     if not endings.isdisjoint((*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)):
       return endings.isdisjoint(IMAGE_EXTENSIONS)
   return False
+
+
+def open_images(path: str) -> Images:
+  """The images that a path names, for a search index. Errors as those of `open_source`."""
+  source = source_of(path)
+  return Images(path, None if source.kind == "folder" else open_source(source, "--data"))

@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from coca.files.threads import read_ahead
 from coca.files.writing import write_atomic, writing
 from coca.inference.batches import SAID
 from coca.inference.identity import identity
-from coca.inference.images import images_in, is_folder
+from coca.inference.images import images_in, is_folder, is_url
 
 BATCH = 64  # images that are embedded at once
 PART, SECONDS = 4096, 60  # rows of a part at most, and how long one may take to fill
@@ -248,6 +248,24 @@ def make_index(folder, model, name: str) -> SearchIndex:
   index = SearchIndex(folder)
   index.check(model, name)
   return index
+
+
+def read_found(model, found: Found, opened: Callable[[str], Images], allow_urls: bool) -> tuple[np.ndarray | None, str]:
+  """An image that was found, uint8 [S, S, 3], or None and why not; what names it may be somebody else's index.
+
+  Args:
+    model: that made the index.
+    found: the image.
+    opened: from paths to the images that they name.
+    allow_urls: whether images that are not on this machine may be opened.
+  """
+  try:
+    if not allow_urls and (is_url(found.data) or is_url(found.place)):
+      raise ValueError("it is not on this machine; --allow_urls opens it, with your credentials")
+    key, pixels = opened(found.data).read(model, found.place)
+    return (pixels, "") if key == found.key else (None, f"{found.data} has {key} there now")
+  except (ValueError, OSError) as e:
+    return None, str(e)
 
 
 def has_usearch() -> bool:
