@@ -22,6 +22,7 @@ FLOORS = (
     "evaluate",
     "caption",
     "search",
+    "demo",
     "probe",
     "export",
     "push",

@@ -86,9 +86,10 @@ class Browser:
     return message
 
   def open(self, path, view: str = "") -> None:
-    """Loads a local file, from anew, with what comes after # in its address."""
+    """Loads a local file or a URL, from anew, with what comes after # in its address."""
+    address = path if "://" in str(path) else Path(path).as_uri()
     self.call("Page.navigate", url="about:blank")
-    self.call("Page.navigate", url=f"{Path(path).as_uri()}{view and '#' + view}")
+    self.call("Page.navigate", url=f"{address}{view and '#' + view}")
     end = time.monotonic() + SECONDS  # the new document is there, its pictures and script perhaps not
     while self.evaluate("document.readyState") != "complete":
       assert time.monotonic() < end, f"{path} is not loaded after {SECONDS} s"
