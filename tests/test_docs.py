@@ -48,8 +48,11 @@ MODELS = {
   "runs/noisy": ("coca_tiny", "web"),
   "models/coca_b32": ("coca_tiny", None),
   "runs/blip": ("blip_tiny", None),
+  "runs/snli_ve": ("finetune_snli_ve", "init_from={folder}/runs/tiny,runlocal"),
+  "runs/nlvr2": ("finetune_nlvr2", "init_from={folder}/runs/tiny,runlocal"),
   "models/start": ("blip_tiny", None),
 }
+RANDOM = {"runs/tiny", "runs/snli_ve", "runs/nlvr2"}  # with parameters, which the pages' Python takes
 
 
 def text_of(page: Path) -> str:
@@ -142,7 +145,7 @@ def module_file(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-  """A folder that looks like a checkout with the models of MODELS; the parameters of runs/tiny are random."""
+  """A folder that looks like a checkout with the models of MODELS; the parameters of RANDOM are random."""
   folder = tmp_path_factory.mktemp("checkout")
   for name in ("configs", "launch", "tests"):
     (folder / name).symlink_to(ROOT / name)
@@ -151,11 +154,13 @@ def checkout(tmp_path_factory):
   for name, (file, arg) in MODELS.items():
     (folder / name).mkdir(parents=True)
     tokens.save(folder / name / tokens.file)
+    arg = arg and arg.format(folder=folder)
     config, more = parse(runpy.run_path(str(ROOT / f"configs/{file}.py"))["get_config"](arg)), {}
-    if name == "runs/tiny":
+    if name in RANDOM:
       params = Forward(config, make_mesh(devices=jax.devices()[:1])).abstract_params
       params = jax.tree.map(lambda x: np.random.default_rng(x.size).normal(0, 0.1, x.shape).astype(x.dtype), params)
       more = {"weights_sha256": weights.write(folder / name / weights.FILE, params)}
+      more["labels"] = [f"class {i}" for i in range(config.classification.classes)]
     write_run(config, tokens, folder / name, **more)
   (folder / "photos").mkdir()
   for name in ("cat.png", "dog.png", "photos/1.png", "photos/2.png"):
