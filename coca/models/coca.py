@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, Shaped, UInt8
 
 from coca.config import Config
 from coca.config.special import PAD
@@ -323,6 +323,6 @@ class CoCa(nnx.Module):
     return pooled, tokens if caption else None
 
 
-def each(x, images: int):
+def each(x: Shaped[Array, "B ..."], images: int) -> Shaped[Array, "BI ..."]:
   """A row [B, ...] for each of so many images of an example: [B * images, ...]."""
   return x if images == 1 else jnp.repeat(x, images, axis=0)

@@ -71,8 +71,17 @@ def python() -> str:
 
 
 def signal(process: subprocess.Popen, number: int) -> None:
-  """Sends a signal to what was started with `python()`, in a process group of its own, and to its fork."""
+  """Sends a signal to what was started with `python()`, in a process group of its own, and to its fork.
+
+  After SIGKILL both are gone: who looks for the fork's number finds none.
+  """
   os.killpg(process.pid, number)
+  if number == signals.SIGKILL:
+    process.wait()
+    with contextlib.suppress(ProcessLookupError):
+      while True:
+        os.killpg(process.pid, 0)
+        os.sched_yield()
 
 
 def kill(process: subprocess.Popen) -> None:
