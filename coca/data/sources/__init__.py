@@ -74,18 +74,12 @@ def check_places(places: dict[str, str], allow_urls: bool, whose: str) -> None:
 
 def _open(settings: config.Source, where: str) -> ShardedRecords:
   # Each format imports its own library, and only when it is used.
-  if settings.kind == "builtin" and settings.split.startswith("scenes_questions"):
-    from coca.data.sources.scene_questions import open_questions
+  if settings.kind == "builtin" and settings.split.startswith(
+    ("scenes_questions", "scenes_hypotheses", "scenes_statements")
+  ):
+    from coca.data.sources.scene_tasks import open_task
 
-    return open_questions(settings, where)
-  if settings.kind == "builtin" and settings.split.startswith("scenes_hypotheses"):
-    from coca.data.sources.scene_hypotheses import open_hypotheses
-
-    return open_hypotheses(settings, where)
-  if settings.kind == "builtin" and settings.split.startswith("scenes_statements"):
-    from coca.data.sources.scene_statements import open_statements
-
-    return open_statements(settings, where)
+    return open_task(settings, where)
   if settings.kind == "builtin" and settings.split.startswith("scenes"):
     from coca.data.sources.scenes import open_scenes
 

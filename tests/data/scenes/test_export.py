@@ -72,7 +72,7 @@ def test_nlvr2(written, split, part):
   builtin = open_source(Source(kind="builtin", split=split.replace("scenes", "scenes_statements")))
   assert source.label_names == builtin.label_names
   for i in range(len(rows)):
-    assert (source[i].texts, source[i].label) == (builtin[i].texts, builtin[i].label) and builtin.pair(i) == made[i]
+    assert (source[i].texts, source[i].label) == (builtin[i].texts, builtin[i].label) and builtin.truth(i) == made[i]
     assert source[i].second == (folder / source[i].key.partition("#")[0].replace("img0", "img1")).read_bytes()
     assert builtin[i].second == bmp(made[i].right, 64)
   assert len({row["identifier"] for row in rows}) == 8
@@ -86,7 +86,7 @@ def test_snli_ve(written):
   assert source.label_names == builtin.label_names and len(source) == 6
   for i, row in enumerate(rows):
     assert (source[i].texts, source[i].label) == (builtin[i].texts, builtin[i].label)
-    assert builtin.label_names[builtin[i].label] == made[i].label and builtin.hypothesis(i) == made[i]
+    assert builtin.label_names[builtin[i].label] == made[i].label and builtin.truth(i) == made[i]
     check_image(folder / "flickr30k_images" / f"{row['Flickr30K_ID']}.jpg", made[i].scene, most=8)
     assert (row["sentence1"], row["sentence2"], row["gold_label"]) == (made[i].caption, made[i].sentence, made[i].label)
     assert row["captionID"].split("#")[0] == f"{row['Flickr30K_ID']}.jpg"

@@ -121,7 +121,7 @@ SOURCE = Source(kind="builtin", split="scenes_questions_val", question_key="ques
 def test_records():
   source = open_source(SOURCE)
   assert len(source) == 40 and [(s.start, s.stop) for s in source.shards] == [(0, 40)]
-  record, asked = source[7], source.asked(7)
+  record, asked = source[7], source.truth(7)
   assert record == source[7] and record.key == "scenes_questions_val/000007" and record.question == asked.question
   assert [t.text for t in record.texts] == [asked.answer] * 10 and {t.origin for t in record.texts} == {"human"}
   assert (images.decode_eval(record.image, 64) == render(asked.scene, 64)).all()
@@ -144,7 +144,7 @@ class Knowing(FakeForward):
 def test_what_trains_and_evaluates():
   """The batches of training and the evaluator of VQA, as for any source of questions."""
   source = open_source(SOURCE)
-  asked = [source.asked(i) for i in range(len(source))]
+  asked = [source.truth(i) for i in range(len(source))]
   words = train([text for a in asked for text in (a.question, a.answer)] * 4, 300)
   config = Config(
     model=Model(image=ImageEncoder(size=64, patch=16), text=TextDecoder(length=24)),
