@@ -458,6 +458,17 @@ def test_blips_fine_tunes_are_those_of_table_14(tmp_path, named, blip):
   assert (vqa.answering.weight, vqa.captioning.weight) == (1, 0)
 
 
+@pytest.mark.parametrize(("name", "arg"), [("blip_vqa", "vqa=a/vqa,vg=a/vg"), ("finetune_vqa", "vg=a/vg")])
+def test_visual_genomes_answers_weigh_as_in_blips_code(name, arg, named):
+  config = named(name, arg)
+  assert set(config.data.sources) == {"vqa", "visual_genome"} and config.answering.answers == 10
+  found = {name: (s.path, s.weight, s.answer_weight) for name, s in config.data.sources.items()}
+  assert found["visual_genome"] == ("a/vg", 0.0, 0.2) and found["vqa"][1:] == (0.0, 1.0)
+  assert config.evals["vqa"].source.path == found["vqa"][0].replace("train", "val")
+  if name == "blip_vqa":
+    assert in_steps(config.steps, config.data.batch) == round(10 * 443_757 / 256)
+
+
 def test_blips_fine_tunes_are_for_blip(named, model):
   for name in FROM_BLIP:
     with pytest.raises(ValueError, match=r"holds a model of kind 'coca'; this is a recipe for 'blip'"):

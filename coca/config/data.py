@@ -104,7 +104,8 @@ class Source:
   task: Literal[
     "", "caption", "vqa", "span prediction", "denoise text", "image text match", "visual grounding", "caption region"
   ] = ""
-  # Weight of the answers in the loss. BLIP gives Visual Genome's 0.2.
+  # Weight of the answers in the loss, and as they are counted for classes. BLIP's code gives Visual Genome's 0.2,
+  # ALBEF's 0.5.
   answer_weight: float = 1.0
   # Of 'folder': links that lead out of it are followed, too. Otherwise, what others put there can't show your files.
   follow_links: bool = False

@@ -1,6 +1,6 @@
 """The classes of a run: the names of its training data's labels."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 from coca.config import Config
@@ -48,15 +48,21 @@ def class_names(config: Config, sources: Mapping[str, Records]) -> tuple[str, ..
 
 
 def _answers(config: Config, sources: Mapping[str, Records]) -> tuple[str, ...]:
-  """The answers that are classes: those of the file, or the most frequent ones, the first of equally frequent ones."""
+  """The answers that are classes: those of the file, or the most frequent ones, the first of equally frequent ones.
+
+  Answers of a source with an `answer_weight` count so much.
+  """
   settings, path = config.classification, config.classification.answers
   if path:
     names, where = read_answers(path), path
   else:
     records = some_records(sources, config.data.tokenizer_texts, config.seed, "answers")
-    read = (record for *_, record in records if isinstance(record, Record))
-    counts = Counter(collapse(text.text) for record in read for text in record.texts if text.text.strip())
-    names, where = [answer for answer, _ in counts.most_common(settings.classes)], "config.data.sources"
+    counts = defaultdict(float)
+    for name, _, record in records:
+      for text in record.texts if isinstance(record, Record) else ():
+        if answer := collapse(text.text):
+          counts[answer] += config.data.sources[name].answer_weight
+    names, where = sorted(counts, key=counts.__getitem__, reverse=True)[: settings.classes], "config.data.sources"
   if len(names) != settings.classes:
     raise ValueError(
       f"config.classification.classes is {settings.classes}, and {where} has {len(names)} answers; set it to "

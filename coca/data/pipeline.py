@@ -91,8 +91,8 @@ def train_batches(
     else is as with 1. With `config.classification.weight`, "label" int32 [b] is the image's class, -1 where it has
     none: of a model that reads no texts, such a record is unusable. Where the classes are answers, the text is a
     question, and with `config.captioning.weight` an answer behind it, one annotator's; "given" int32 [b] is the number
-    of its tokens, BOS included, "label" int32 [b, K] has the different answers, with the shares of annotators, "share"
-    float32 [b, K], and K is `config.answering.answers`.
+    of its tokens, BOS included, "label" int32 [b, K] has the different answers, with the shares of annotators times the
+    source's `answer_weight`, "share" float32 [b, K], and K is `config.answering.answers`.
     A model that reads regions has a `Regions` of arrays in the place of the image, and with `config.data.embeddings`
     it is what the encoder made of it (`coca.data.embeddings.states_of`): fp32 [b, D], or of a classifier [b, N, D] in
     `config.data.embeddings_type`. S is that of the step's stage (`config.stages`).
@@ -182,7 +182,7 @@ def _stream(
           raise BadRecord("no label")
       elif number:
         said = iter([questions.question_of(record)])
-        out["label"], out["share"] = questions.encode_classes(record, number, answering.answers)
+        out["label"], out["share"] = questions.encode_classes(record, number, answering.answers, settings.answer_weight)
       elif answering.weight:
         said = iter([questions.question_of(record)])
         out["answers"], out["answer_weight"] = questions.encode_answers(

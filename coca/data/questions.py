@@ -77,15 +77,18 @@ def encode_answers(
   return ids, weights
 
 
-def encode_classes(record: Record, number: Mapping[str, int], most: int) -> tuple[np.ndarray, np.ndarray]:
-  """The classes of a record's different answers, and the shares of annotators who gave them: int32 [K], float32 [K].
+def encode_classes(
+  record: Record, number: Mapping[str, int], most: int, weight: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+  """The classes of a record's different answers and their weights in the loss: int32 [K], float32 [K].
 
-  An answer that is no class has the share 0.
+  An answer that is no class has the weight 0.
 
   Args:
     record: as for `encode_answers`.
     number: of the classes, by the answers' words.
     most: K, of different answers.
+    weight: times each answer's share of the annotators (`Source.answer_weight`).
 
   Raises:
     BadRecord: there is no answer.
@@ -93,7 +96,7 @@ def encode_classes(record: Record, number: Mapping[str, int], most: int) -> tupl
   ids, shares = np.full(most, -1, np.int32), np.zeros(most, np.float32)
   for k, (answer, share) in enumerate(weighed_answers(given_answers(record), most)):
     if answer in number:
-      ids[k], shares[k] = number[answer], share
+      ids[k], shares[k] = number[answer], weight * share
   return ids, shares
 
 

@@ -221,13 +221,18 @@ def test_classes_are_the_most_frequent_answers_or_those_of_a_file(tmp_path):
   assert class_names(config, source) == ("no", "two", "a cat")
   with pytest.raises(ValueError, match=r"classes is 9, and config\.data\.sources has 4 answers; set it to 4"):
     class_names(replace(config, classification=replace(config.classification, classes=9)), source)
+  # Visual Genome's count as little as they weigh: three 'blue' are less than one 'two' and one 'red'.
+  more = {**config.data.sources, "vg": Source(question_key="q", answer_weight=0.2)}
+  both = source | {"vg": Listed([Record("", b"", (Text("blue", "human"),), question="q")] * 3)}
+  weighed = replace(config, data=replace(config.data, sources=more))
+  assert class_names(weighed, both) == ("no", "two", "a cat")
   path = tmp_path / "answers.txt"
   path.write_text("red\nno\nblue\n")
   named = replace(config, classification=replace(config.classification, answers=str(path)))
   assert class_names(named, source) == ("red", "no", "blue")
-  found = questions.encode_classes(records[0], {"no": 7}, 3)
+  found = questions.encode_classes(records[0], {"no": 7}, 3, 0.2)
   np.testing.assert_array_equal(found[0], [7, -1, -1])
-  np.testing.assert_allclose(found[1], [2 / 3, 0, 0])
+  np.testing.assert_allclose(found[1], [0.4 / 3, 0, 0])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@
 
 RSICD, UCM, Sydney and Flickr30k come in Karpathy's layout. His 'restval' of COCO is trained on, as all papers do.
 Rows of questions have "question" and "answers" in place of "caption", and their number as "#"; SNLI-VE's, which are
-hypotheses about an image, have a "label" beside the "caption", and NLVR2's the "second" image, too. Some layouts name
+hypotheses about an image, have a "label" beside the "caption", and NLVR2's the "second" image, too. Visual Genome's
+answers, such as "Green.", are read as VQA's are written: in lower case and without the full stop. Some layouts name
 no files but numbers: "file_name" is a tuple of the names that the image may have, in whatever folder. Rows of MSR-VTT
 have "video_id" in its place, which is the file's name without its ending.
 """
@@ -139,7 +140,9 @@ def _visual_genome(name: str, images: list) -> Rows:
       yield where, {"file_name": (file,), "caption": region.get("phrase")} if isinstance(region, dict) else "no object"
     for asked in asked_of:
       if isinstance(asked, dict):
-        row = {"question": asked.get("question"), "answers": asked.get("answer"), "#": asked.get("qa_id")}
+        answer = asked.get("answer")
+        answer = answer.lower().rstrip(" .") if isinstance(answer, str) else answer
+        row = {"question": asked.get("question"), "answers": answer, "#": asked.get("qa_id")}
         yield where, {"file_name": (file,)} | row
       else:
         yield where, "no object"

@@ -354,12 +354,12 @@ def test_visual_genome(folder):
   (folder / "region_descriptions.json").write_text(
     json.dumps([{"id": 7, "regions": [{"phrase": "x"}, {"phrase": "y"}]}])
   )
-  asked = [{"qa_id": n, "question": f"q {n}?", "answer": "a dog"} for n in (5, 6)]
+  asked = [{"qa_id": n, "question": f"q {n}?", "answer": answer} for n, answer in ((5, "A dog."), (6, 3))]
   (folder / "question_answers.json").write_text(json.dumps([{"id": 7, "qas": asked}]))
   assert texts(opened(folder)) == {"sub/7.jpg": ["x", "y"]}
   source = opened(folder, question_key="question")
-  assert [(source[n].key, source[n].question, source[n].texts[0].text) for n in range(2)] == [
-    ("sub/7.jpg#5", "q 5?", "a dog"), ("sub/7.jpg#6", "q 6?", "a dog")]  # fmt: skip
+  assert [(source[n].key, source[n].question, source[n].texts[0].text) for n in range(len(source))] == [
+    ("sub/7.jpg#5", "q 5?", "a dog"), ("sub/7.jpg#6", "q 6?", "3")]  # fmt: skip
 
 
 def test_vqa(folder):
