@@ -41,8 +41,9 @@ os.environ["NPROC"] = "32"
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the process that started it
   os.environ["XLA_FLAGS"] = " ".join(known(FLAGS))
 
-# What takes a second to compile is compiled once, until it changes: half of all the tests' time from the second run on.
+# What takes a moment to compile is compiled once, until it changes: half of all the tests' time from the second run on.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
 # jaxlib complains of each that it finds there, of this machine though they are, 3.5 KB a time.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

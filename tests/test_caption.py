@@ -64,6 +64,7 @@ def test_a_line_for_each_picture_and_a_bad_one_does_not_stop_it(run, model, pict
   assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_utf8(run, tmp_path, capsys):
   folder = tmp_path / "pictures"
   folder.mkdir()
@@ -81,6 +82,7 @@ def test_without_files_they_are_printed(run, model, pictures, capsys):
   assert capsys.readouterr().out == f"{path}\t{model.caption(path)[0]}\n"
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_in_any_batch(run, pictures, tmp_path):
   together, alone = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
   sampled = ("--strategy=sample", "--n=3", "--rerank", "--seed=7")
@@ -95,6 +97,7 @@ class Killed(BaseException):
   """As SIGKILL: nothing of ours is run behind it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [b"", b'{"image": "/half', b"\x00" * 40 + b"\n"])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(run, pictures, tmp_path, monkeypatch, torn):
   sampled = (pictures, "--strategy=sample", "--n=2", "--seed=3", f"--html={tmp_path / 'page.html'}")

@@ -327,6 +327,7 @@ def test_sizes_of_lemon_are_those_of_table_2(size, millions, named):
   assert size != "base" or f"{total:,} here" in (CONFIGS / "lemon_base.py").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["siglip_base", "cap_base"])
 def test_weight_decay_is_a_step_s_at_the_highest_rate(name, named):
   """big_vision adds its 1e-4 behind the learning rate: the peak takes 1e-4 off a weight that has no gradient."""

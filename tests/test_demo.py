@@ -43,6 +43,7 @@ def test_without_gradio_the_line_says_what_to_install(monkeypatch):
     demo.main(["--model=runs/tiny"])
 
 
+@pytest.mark.slow
 def test_what_is_searched(tiny, tmp_path):
   model = coca.load(tiny)
   images = demo.examples(tmp_path / "examples")

@@ -59,6 +59,7 @@ def run(folder, name, array):
   return np.asarray(program.call({tensor: weights[tensor] for tensor in about["tensors"]}, array))
 
 
+@pytest.mark.slow
 def test_the_page_runs_and_gives_what_the_model_gives(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   for name, pixels in (("cat", images(1, 40)[0, :, 5:]), ("dog", images(2, 20)[0])):
@@ -117,6 +118,7 @@ def test_what_cannot_be_exported_is_said(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_no_kernel_is_in_a_program():
   sizes = {"model__image__size": 64, "model__image__patch": 8, "model__image__width": 128, "model__attention": "flash"}
   config = tiny(**sizes)

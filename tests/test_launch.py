@@ -468,6 +468,7 @@ def test_a_marker_in_the_bucket_counts_if_it_is_newer(in_bucket, tmp_path, marke
   assert (tmp_path / "starts").read_text() == "1\n"
 
 
+@pytest.mark.slow
 def test_shellcheck():
   shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
   if not shellcheck:

@@ -31,6 +31,7 @@ def save(folder, per_class, seed):
       Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_all_images_and_a_few(model, monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(inference, "load", lambda path, ema: model)
   monkeypatch.setattr(logistic, "ITERATIONS", 50)

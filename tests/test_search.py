@@ -52,6 +52,7 @@ def photos(tmp_path):
   return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_the_closest_by_cosine_and_a_page_of_them(run, model, photos, tmp_path):
   said = run("--data=photos", "--model=runs/tiny", "green pear", "--k=3", "--html=page.html")
   assert "9 images embedded, 0 were there, 1 can't be read" in said.err

@@ -175,6 +175,7 @@ def test_other_settings_in_the_same_workdir_are_refused(small, finished):
   assert "config.optim.lr" in said and "0.5" in said and "new workdir" in said
 
 
+@pytest.mark.slow
 def test_dry_run_prints_and_reads_nothing(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   assert run_here(PROGRAM, f"--config={ROOT}/configs/coca_base.py", "--dry_run") is None

@@ -508,6 +508,7 @@ def test_it_fits_a_phone_and_the_dark(visit):
     browser.call("Emulation.setEmulatedMedia", features=[])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scores", [("matching",), ("contrastive",), ()])
 def test_a_run_with_fewer_scores(browser, tmp_path, rows, scores):
   (tmp_path / "texts").mkdir()

@@ -49,6 +49,7 @@ def corpus():
   return {split: examples(split) for split in COUNTS}
 
 
+@pytest.mark.slow
 def test_what_is_in_it(corpus):
   assert {split: len(rows) for split, rows in corpus.items()} == COUNTS
   keys = [row["key"] for rows in corpus.values() for row in rows]
@@ -63,6 +64,7 @@ def test_what_is_in_it(corpus):
   assert sum(f.stat().st_size for f in builtin.CORPUS.iterdir()) < 12e6
 
 
+@pytest.mark.slow
 def test_unseen_concepts(corpus):
   trained = {row["concept"] for row in corpus["train"]}
   assert not any(row["unseen"] for row in corpus["train"])
@@ -127,6 +129,7 @@ def test_other_texts_and_splits(corpus):
     opened("train", path="somewhere")
 
 
+@pytest.mark.slow
 def test_pictures_go_with_their_names(corpus):
   """The nearest training picture at 16 x 16 names 39 % of a style never seen, which no mix-up would leave."""
   train, test = ([decoded(row["image"], 16).ravel() for row in corpus[s]] for s in ("train", "twemoji"))

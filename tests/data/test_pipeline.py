@@ -235,6 +235,7 @@ class Labels(Records):
     return dataclasses.replace(super().__getitem__(i), texts=texts, label=i % self.classes)
 
 
+@pytest.mark.slow
 def test_equal_labels_are_equal_whatever_prompt_and_order_say(words):
   config, rule = make_config(batch=2000), settings.Source(text="labels", prompts=CLIP_IMAGENET)
   config = dataclasses.replace(

@@ -101,6 +101,7 @@ def test_no_ngram_comes_twice_the_prompt_included():
     assert all(len(set(p)) == len(p) for p in pairs_[0]) and any(len(set(p)) < len(p) for p in pairs_[1])
 
 
+@pytest.mark.slow
 def test_greedy_texts_begin_with_bos_and_end_at_eos_with_padding_after():
   text = write(Decoding())[0][:, 0]
   assert text.dtype == np.int32 and text.shape == (N, LENGTH)
@@ -146,6 +147,7 @@ class Counted:
     self.steps += 1
 
 
+@pytest.mark.slow
 def test_the_loop_stops_when_the_batch_has_ended():
   tokens = jnp.array([3.0, 5, 2])[:, None, None]
   prompt, lengths = jnp.full((3, 1), BOS), jnp.ones(3, jnp.int32)
@@ -168,6 +170,7 @@ def test_one_beam_is_greedy():
     assert_same(write(d), write(Decoding(length_penalty=penalty, max_length=10)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_beams_score_is_its_teacher_forced_log_probability(penalty):
   text, score = write(Decoding(strategy="beam", beams=3, n=3, length_penalty=penalty))

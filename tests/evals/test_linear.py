@@ -83,6 +83,7 @@ def test_lambda_is_chosen_on_validation_and_fitted_with_it(monkeypatch):
   assert calls == [(20, 2.0)]
 
 
+@pytest.mark.slow
 def test_few_images_with_their_interval(monkeypatch):
   monkeypatch.setattr(logistic, "ITERATIONS", 50)
   rng = np.random.default_rng(0)

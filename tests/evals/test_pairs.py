@@ -89,6 +89,7 @@ def test_ties_and_nan_count_against_the_model():
   assert found["image"] == [True, False, False, True, False]
 
 
+@pytest.mark.slow
 def test_likelihoods_are_the_losses_of_the_texts_alone(tokenizer):
   text, image = {"vocab": 100, "length": 16, "multimodal_layers": 1, "unimodal_layers": 1}, {"size": 8, "layers": 1}
   changes = {f"model__text__{name}": value for name, value in text.items()}

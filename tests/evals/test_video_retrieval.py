@@ -54,6 +54,7 @@ def mean64(model, path, count):
   return embedded.mean(0) / np.linalg.norm(embedded.mean(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames, name", [(16, ""), (5, "MSRVTT_JSFUSION_test.csv")])
 def test_recalls_are_the_formula_over_frames(model, folder, tmp_path, monkeypatch, frames, name):
   monkeypatch.setattr(evaluate.inference, "load", lambda *_: model)
@@ -78,6 +79,7 @@ def test_recalls_are_the_formula_over_frames(model, folder, tmp_path, monkeypatc
   assert any("video2.mp4: truncated: 100 bytes" in problem for problem in result["problems"])
 
 
+@pytest.mark.slow
 def test_embeddings_are_the_formula_over_frames(model, folder):
   paths = [folder / "TestVideo" / f"video{n}.mp4" for n in range(4)]
   want = np.stack([mean64(model, path, 3) if n != 2 else np.full(16, np.nan) for n, path in enumerate(paths)])

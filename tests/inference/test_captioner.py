@@ -74,6 +74,7 @@ def test_every_kind_of_picture_gives_the_same_embedding(model, data):
     np.testing.assert_array_equal(model.embed_images(other), one)
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_the_model_whatever_the_batch(model, data):
   paths = images_in(data)
   assert [p.stem for p in paths] == sorted(COLOURS)
@@ -209,6 +210,7 @@ def test_pictures_that_cannot_be_used_are_named(model, data, tmp_path):
     model.embed_images(tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_broken_pictures_are_skipped_on_request_and_all_others_keep_their_places(model, data, tmp_path, caplog):
   for path in data.glob("*.png"):
     (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -273,6 +275,7 @@ def test_a_run_without_an_average_says_so(workdir):
     coca.load(workdir, ema=True)
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_agree(workdir, model, data):
   one = inference.load(workdir, devices=jax.devices()[:1])
   assert one.forward.mesh.size == 1 and model.forward.mesh.size == 8  # the config's mesh is one of 64
@@ -296,6 +299,7 @@ def test_folders_that_are_no_workdir_say_what_is_missing(tmp_path, data, workdir
     coca.load(run)
 
 
+@pytest.mark.slow
 def test_models_with_one_loss_say_what_they_cannot_do(model, data):
   def make(**kwargs):
     forward = Forward(small_config(data, **kwargs), sharding.make_mesh())

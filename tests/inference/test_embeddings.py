@@ -32,6 +32,7 @@ def labelled(tmp_path):
   return Source(kind="folder", path=str(tmp_path / "data"), text="labels", label_key="label")
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_images_and_others_are_refused(labelled, tmp_path):
   c = classifier(others={"data__batch": 12, "data__threads": 1})
   data = dataclasses.replace(c.data, sources={"train": labelled}, embeddings=str(tmp_path / "kept"))

@@ -68,6 +68,7 @@ def test_a_model_has_the_tabs_that_it_can_do(model, asked):
     tabs.tabs(dataclasses.replace(none, model=dataclasses.replace(none.model, kind="lemon")))
 
 
+@pytest.mark.slow
 def test_captions(model, folder):
   image = str(folder / "1.png")
   assert tabs.caption(model, image, "greedy", 6, 1, " ") == model.caption(image)[0]
@@ -124,6 +125,7 @@ def test_the_closest_images(model, folder, tmp_path):
   assert (pixels == 128).all() and re.fullmatch(r"1\.000: can't read .*gone\.png.*", said)
 
 
+@pytest.mark.slow
 def test_answers(asked, folder):
   image = str(folder / "3.png")
   p = asked.classify(image, texts="is it red?")[0]

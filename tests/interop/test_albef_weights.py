@@ -164,6 +164,7 @@ def as_fine_tuned(found):
   return {key.replace(".bert.", "."): x for key, x in found.items() if ".cls." not in key}
 
 
+@pytest.mark.slow
 def test_outputs_are_the_authors(tmp_path):
   tensors, rng = pretraining(), np.random.default_rng(1)
   model = converted(tensors, tmp_path)

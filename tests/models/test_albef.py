@@ -23,6 +23,7 @@ def close(actual, expected):
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_embeddings_matching_and_hidden_words_are_those_of_the_formula():
   settings = tiny_blip(**ALBEF)
   params, batch, n = random_params(settings), pairs(settings, 4), 4

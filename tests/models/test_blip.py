@@ -179,6 +179,7 @@ def test_padding_does_not_matter():
   np.testing.assert_allclose(one["logits"], two["logits"][:, :-3], atol=3e-5)
 
 
+@pytest.mark.slow
 def test_several_texts_a_picture_are_one_at_a_time():
   settings, params, batch, run = model()
   forward = Forward(settings, make_mesh())

@@ -44,6 +44,7 @@ def gradients(config, micro=1):
     return jax.jit(make_gradients(config))(random_params(config), batch(config), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["attention", "class_token", "mean"])
 def test_logits_are_those_of_the_pooled_tokens(pool):
   config = classifier(pool=pool, others={"model__image__class_token": True})
@@ -86,6 +87,7 @@ def test_beside_other_losses():
   assert np.abs(grads["class_pooler"]["queries"]).max() > 0
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_costs_its_forward_pass():
   frozen = classifier(others={"optim__lr_scale": {"image_encoder": 0.0}})
   grads, _ = gradients(frozen)
@@ -112,6 +114,7 @@ def test_what_does_not_go_together_is_refused(changes, message):
     classifier(**changes)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_names_its_classes(tmp_path):
   config = classifier()
   make_workdir(tmp_path / "run", config)
@@ -186,6 +189,7 @@ def test_a_head_of_texts_reads_the_question_and_not_the_answer():
     np.testing.assert_allclose(found[row], expected[0], rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_what_a_batch_of_questions_holds():
   config = answering(model__text__length=24)
   sources = open_sources(config)
@@ -245,6 +249,7 @@ def loaded(tmp_path_factory):
   return config, coca.load(run)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_answers_and_is_evaluated(loaded):
   config, model = loaded
   model.labels = ("ant", "bee", "cow")
@@ -271,6 +276,7 @@ def test_a_loaded_model_answers_and_is_evaluated(loaded):
   assert dict(evaluators["vqa"].run(model.params)) == {"accuracy": pytest.approx(np.mean(right)), "examples": 8.0}
 
 
+@pytest.mark.slow
 def test_a_loaded_model_judges_hypotheses_and_is_evaluated(loaded, tmp_path):
   """By SNLI-VE's file, whose labels are numbered in another way than the model's classes."""
   config, model = loaded

@@ -57,6 +57,7 @@ def test_positions_begin_as_sines_and_cosines_of_column_and_row(class_token):
   np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_patches_that_are_kept_turn_as_without_dropout_and_the_class_token_does_not():
   settings = tiny(model__image__class_token=True, model__image__rope=3)
   encoder = make_model(settings, jax.random.key(0)).image_encoder
@@ -233,6 +234,7 @@ def test_a_token_changes_nothing_before_it(small):
       assert np.abs(after[t, t:] - before[t, t:]).max(-1).min() > 1e-4  # and everything from it on
 
 
+@pytest.mark.slow
 def test_words_never_see_cls(small):
   settings, params, batch, forward = small
   _, text, logits = forward(params, batch["image"], batch["text"])
@@ -253,6 +255,7 @@ def test_auto_is_float32_on_cpu():
   assert compute_dtype(tiny(model__dtype="bfloat16")) == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_where_it_matters(small):
   _, params, batch, forward = small
   settings = tiny(model__dtype="bfloat16")
@@ -404,6 +407,7 @@ def test_contrastive_alone_pays_for_no_decoder(both_losses):
   assert vocabulary(both_losses) and not vocabulary(unused)
 
 
+@pytest.mark.slow
 def test_captioning_alone_pays_for_no_embeddings(both_losses):
   alone = gradient_jaxpr(tiny(contrastive__weight=0.0, model__poolers__kind="parallel"))
   for shape in ((12, 9, 48), (12, 12)):  # words and [CLS]; pictures x texts

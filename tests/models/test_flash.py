@@ -52,6 +52,7 @@ def words(b, s):
   return (np.random.default_rng(1).random((b, 1, 1, s)) > 0.5) | (np.arange(s) == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("t", "s", "b", "heads", "width", "mask"),
   [
@@ -142,6 +143,7 @@ def test_a_layer_with_stacked_products_is_as_one_without(monkeypatch, tokens):
   assert_trees_close(found, expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_one_query_and_what_it_sees():
   q, k, v, g = operands(1, 24, 2, 2, 64)
   with pltpu.force_tpu_interpret_mode():

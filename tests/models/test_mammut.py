@@ -52,6 +52,7 @@ def expected(settings, params, image, ids):
   return pooled, text, norm(p["multimodal"]["norm"], second) @ p["softmax"]["kernel"]
 
 
+@pytest.mark.slow
 def test_one_decoder_reads_twice(mammut):
   settings, params, batch = mammut
   assert "stack" not in params["unimodal"]

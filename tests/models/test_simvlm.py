@@ -127,6 +127,7 @@ def test_prefixes_leave_a_label_and_are_no_labels():
   np.testing.assert_array_equal(weights, [[0, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0] * 5])
 
 
+@pytest.mark.slow
 def test_forward(simvlm):
   """Pairs and texts alone, with and without given words, in one batch."""
   settings, params, batch = simvlm

@@ -160,11 +160,13 @@ def test_cached_equals_uncached(decoding, prompted):
   assert_cached_equals_uncached(decoding, prompted, captioner(), full_pass())
 
 
+@pytest.mark.slow
 def test_barts_cache():
   decoding, prompted = Decoding(beams=2), True
   assert_cached_equals_uncached(decoding, prompted, captioner(vl_bart), full_pass(vl_bart))
 
 
+@pytest.mark.slow
 def test_answers_are_to_what_the_encoder_reads():
   """Questions stand beside the regions, whether images come from a user or from an evaluation."""
   settings = vl_t5(answering__length=6, model__text__vocab=240)
@@ -202,6 +204,7 @@ def test_micro_batches_and_devices_have_the_same_gradients():
   np.testing.assert_allclose(found[1][1]["captioning"], found[0][1]["captioning"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_by_the_key():
   settings = vl_t5(model__med__dropout=0.1)
   run = compiled(settings, lambda model, seed, *given: model(*given, key=jax.random.key(seed)).states)

@@ -60,6 +60,7 @@ def test_nothing_is_labelled(rng):
   assert value(rng.normal(size=(3, CLASSES)), batch) == {"classification": 0, "classification_accuracy": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
 def test_mixed_labels_are_those_of_the_mixed_pixels(rng, mixup, cutmix):
   """The share is read off the pixels: of images of one colour each, 0 to 255 by their places."""
@@ -129,6 +130,7 @@ def test_blending_rounds_as_whole_numbers():
   np.testing.assert_array_equal(blended(images, jnp.float32(0.9))[:, 0, 0, 0], [10, 13])
 
 
+@pytest.mark.slow
 def test_gradients_of_smoothed_and_mixed_labels(rng):
   logits = jnp.asarray(rng.normal(size=(3, CLASSES)), jnp.float32)
   labels, shares = jnp.array([[0, 1], [2, 2], [5, -1]]), jnp.array([[0.3, 0.7], [0.5, 0.5], [1.0, 0.0]])
@@ -137,6 +139,7 @@ def test_gradients_of_smoothed_and_mixed_labels(rng):
   np.testing.assert_allclose(found, np.asarray(jax.nn.softmax(logits)) - targets, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mixing_over_devices_moves_no_more_than_the_partners(rng):
   """Each device sends its rows to the one that mirrors it; nothing is gathered."""
   mesh = sharding.make_mesh()

@@ -28,6 +28,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_what_is_said(monkeypatch):
   config, topology = tiny(data__batch=64, mesh__fsdp=4), chips(8, 100 * MIB)
   program = Program(60 * MIB, 20 * MIB, ROWS, [], 0.0, 1e9, 1.0)
@@ -72,6 +73,7 @@ def test_what_is_said_of_time(monkeypatch):
   assert re.search(r" 30.0 +3  copies +image_encoder: copy.1\n", text)
 
 
+@pytest.mark.slow
 def test_a_program_that_cannot_be_read_is_told(monkeypatch):
   program = Program(60 * MIB, 20 * MIB, [], [], 0.0, 1e9, 1.0, "INTERNAL: RET_CHECK failure")
   monkeypatch.setattr(report, "compile_step", lambda *_: program)

@@ -180,6 +180,7 @@ def test_a_damaged_step_is_set_aside(store):
   assert saved_steps(store.run) == [1, 2, 2]
 
 
+@pytest.mark.slow
 @both
 def test_an_error_of_the_store_is_no_damage(store, monkeypatch):
   monkeypatch.setattr(retries, "PAUSES", (0,))
@@ -209,6 +210,7 @@ def test_a_save_that_the_store_refuses_is_told(store):
 # --- Metrics ---
 
 
+@pytest.mark.slow
 @both
 def test_lines_come_in_parts_and_a_resume_takes_back_later_ones(workdir, store, monkeypatch):
   monkeypatch.setattr(metrics_file, "PART", 40)

@@ -285,6 +285,7 @@ def test_load_params_passes_over_damage_and_changes_nothing(tmp_path, warnings):
 # --- Damage ---
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_never_goes_unnoticed(tmp_path, warnings):
   """In every file of a step, at random places: either nothing was lost, or the step before is used."""
   saved(tmp_path / "good", [1, 2], mesh_of(2, 4))

@@ -59,6 +59,7 @@ def left(folder, **changes):
   (folder / lock.FILE).write_text(json.dumps(json.loads(text) | changes))
 
 
+@pytest.mark.slow
 def test_the_second_run_is_told_who_is_there(holder, tmp_path):
   said = rf"another run is in {tmp_path}: process {holder.pid} on .*, since 20.* another workdir"
   with pytest.raises(Locked, match=said), locked(tmp_path):
@@ -171,6 +172,7 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path):
   assert not (tmp_path / "a" / "run").exists()
 
 
+@pytest.mark.slow
 def test_training_takes_the_lock(holder, tmp_path, capsys):
   """The second one writes nothing, and its status says that it may be tried again."""
   config = f"--config={ROOT}/configs/coca_tiny.py:runlocal"

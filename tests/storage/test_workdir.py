@@ -31,6 +31,7 @@ def workdir(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_it_is_the_same_model(workdir):
   model = coca.load(workdir)
   assert identity(model) == IDENTITY

@@ -162,6 +162,7 @@ def lamb(params, gradients, lr, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
 FORMULAS = [("adafactor", adafactor, 0.01), ("adamw", adamw, 5e-5), ("muon", muon, 5e-4), ("lamb", lamb, 5e-5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "formula", "tolerance"), FORMULAS)
 def test_updates_equal_the_formula(name, formula, tolerance, tree):
   """Adafactor keeps its momentum in bfloat16, hence the tolerance; stacked layers are as if each were alone."""
@@ -183,6 +184,7 @@ def test_updates_equal_the_formula(name, formula, tolerance, tree):
   jax.tree_util.tree_map_with_path(check, tree[0], *tree[1], *updates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "formula", "tolerance"), FORMULAS)
 def test_layers_have_rates_of_their_own(name, formula, tolerance, tree):
   """As if each layer of the tower were a parameter group of torch's, with its rate: 1/16 and 1/4 of the head's 0.4."""
@@ -209,6 +211,7 @@ def test_epsilon_is_what_adamw_adds_to_the_root(tree):
   np.testing.assert_allclose(updates[0]["head"]["kernel"], -0.1 * gradient / (np.abs(gradient) + 0.5), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_muon_leaves_a_matrix_without_a_gradient_and_a_skipped_step_alone(tree):
   params, gradients = tree
   optimizer = make_optimizer(settings(name="muon", lr=0.1, warmup="0", weight_decay=0.0), 100, params)

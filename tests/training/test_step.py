@@ -179,6 +179,7 @@ def test_losses_are_weighed(one_device):
   np.testing.assert_allclose(first["temperature"], 0.07, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_are_float32_whatever_the_compute(batches):
   settings = tiny(model__dtype="bfloat16", optim__accumulate=2)
   with jax.set_mesh(make_mesh()):

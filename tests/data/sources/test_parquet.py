@@ -352,6 +352,7 @@ print("all read")
 """
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_a_footer_ends_the_process(tmp_path):
   """pyarrow aborts where the metadata of a column is asked for and damaged; here 28 of 400 flips did."""
   done = subprocess.run([sys.executable, "-c", FLIPPED, str(tmp_path)], capture_output=True, text=True, check=False)

@@ -186,6 +186,7 @@ def test_a_trained_vocabulary(trained):
   assert trained.encode("\u732b", 4).tolist() == [5, 1, 3, 0]
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_to_the_byte_also_in_other_processes(trained):
   assert wordpiece.train(reversed(sentences(500)), 300).model == trained.model
   assert wordpiece.train(sentences(500, seed=1), 300).model != trained.model
