@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
 from coca.config import Config
 from coca.config.special import PAD
-from coca.models.blip import Bert, CaptionHead, ImageHeads
+from coca.models.bert import Bert, CaptionHead
+from coca.models.blip import ImageHeads
 from coca.models.image_encoder import ImageEncoder
 from coca.models.layers import Layer, Stack
 from coca.models.outputs import Output, compute_dtype

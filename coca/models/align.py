@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float32, Int32, PRNGKeyArray, UInt8
 
 from coca.config import Config
-from coca.models.blip import Bert
+from coca.models.bert import Bert
 from coca.models.efficientnet import EfficientNet
 from coca.models.linear import linear
 from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit

@@ -19,7 +19,8 @@ from coca.config import Config
 from coca.config.regions import Regions
 from coca.config.special import PAD
 from coca.devices.sharding import constrain_batch, gather
-from coca.models.blip import Bert, CaptionHead, WordHead
+from coca.models.bert import Bert, CaptionHead
+from coca.models.blip import WordHead
 from coca.models.cached_decoding import run_layers, vocabulary_logits
 from coca.models.dropout import dropout
 from coca.models.linear import EMBED_INIT, gathered, layer_norm, linear, spread

@@ -14,7 +14,8 @@ from jaxtyping import Array, Int32, PRNGKeyArray
 from coca.config import Config
 from coca.config.regions import Regions
 from coca.devices.sharding import constrain_batch
-from coca.models.blip import Bert, WordHead
+from coca.models.bert import Bert
+from coca.models.blip import WordHead
 from coca.models.linear import layer_norm
 from coca.models.outputs import Encoded, compute_dtype
 from coca.models.rngs import Rngs
