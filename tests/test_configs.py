@@ -24,7 +24,7 @@ from coca.interop.open_clip.settings import to_config
 from coca.models.abstract import abstract_model
 from coca.planning import arithmetic
 from coca.storage.workdir import read_config, write_run
-from coca.training.optim import make_optimizer
+from coca.training.optim import idle, make_optimizer
 from coca.training.state import Setup
 from coca.training.step import TrainStep, batch_shapes
 from support.common import tiny
@@ -34,6 +34,7 @@ FILES = sorted(set(CONFIGS.glob("*.py")) - {CONFIGS / "capfilt.py"})  # which is
 PAPER = ["coca_base", "coca_large", "coca_giant"]
 
 FROM_BLIP = ("blip_retrieval", "blip_caption", "blip_vqa")
+OTHERS_FROM_BLIP = ("blip_nlvr2",)
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 full_and_local = pytest.mark.parametrize("arg", [None, "runlocal"], ids=["full", "runlocal"])
 
@@ -89,7 +90,7 @@ def named(model, blip, albef):
   def named(name, arg=None, start=None):
     if name.startswith(("finetune", "capfilt_", "lit_")):
       start = start or model
-    elif name in FROM_BLIP:
+    elif name in FROM_BLIP + OTHERS_FROM_BLIP:
       start = start or blip
     elif name == "albef_retrieval":
       start = start or albef
@@ -137,6 +138,7 @@ def test_all_are_here():
     "albef_base",
     "albef_retrieval",
     *FROM_BLIP,
+    *OTHERS_FROM_BLIP,
   }
 
 
@@ -470,8 +472,18 @@ def test_visual_genomes_answers_weigh_as_in_blips_code(name, arg, named):
     assert in_steps(config.steps, config.data.batch) == round(10 * 443_757 / 256)
 
 
+def test_blips_statements_about_two_images_are_those_of_table_14(named):
+  c = named("blip_nlvr2")
+  assert (c.data.batch, in_steps(c.steps, 256), c.data.swap, c.data.flip) == (256, round(15 * 86_373 / 256), True, True)
+  assert (c.optim.name, c.optim.lr, c.optim.weight_decay, c.optim.schedule) == ("adamw", 3e-5, 0.05, "cosine")
+  assert (c.classification.classes, c.classification.images, c.model.text.multimodal_layers) == (2, 2, 0)
+  assert "text_encoder/stack/layers/cross_attention/" not in idle(c)  # it decays
+  tiny_ = named("blip_nlvr2", "tiny")
+  assert not (tiny_.data.swap or tiny_.data.flip) and tiny_.model.med.positions >= tiny_.model.text.length == 24
+
+
 def test_blips_fine_tunes_are_for_blip(named, model):
-  for name in FROM_BLIP:
+  for name in FROM_BLIP + OTHERS_FROM_BLIP:
     with pytest.raises(ValueError, match=r"holds a model of kind 'coca'; this is a recipe for 'blip'"):
       named(name, start=model)
 

@@ -50,6 +50,7 @@ MODELS = {
   "runs/blip": ("blip_tiny", None),
   "runs/snli_ve": ("finetune_snli_ve", "init_from={folder}/runs/tiny,runlocal"),
   "runs/nlvr2": ("finetune_nlvr2", "init_from={folder}/runs/tiny,runlocal"),
+  "runs/blip_nlvr2": ("blip_nlvr2", "init_from={folder}/runs/blip,runlocal"),
   "models/start": ("blip_tiny", None),
 }
 RANDOM = {"runs/tiny", "runs/snli_ve", "runs/nlvr2"}  # with parameters, which the pages' Python takes

@@ -282,8 +282,8 @@ def _classification(c: Config, others: float) -> None:
   if not settings.weight:
     return
   need(
-    c.model.kind == "coca",
-    "config.classification.weight needs config.model.kind 'coca'; others have no class head",
+    c.model.kind in ("coca", "blip"),
+    "config.classification.weight needs config.model.kind 'coca' or 'blip'; others have no class head",
   )
   need(
     settings.classes > 1,
@@ -294,7 +294,7 @@ def _classification(c: Config, others: float) -> None:
     "config.classification.pool 'class_token' needs config.model.image.class_token; or say 'attention' or 'mean'",
   )
   need(
-    settings.pool != "text" or c.model.text.multimodal_layers > 0,
+    settings.pool != "text" or c.model.text.multimodal_layers > 0 or c.model.kind == "blip",
     "config.classification.pool 'text' needs config.model.text.multimodal_layers above 0: it reads their outputs",
   )
   need(

@@ -149,6 +149,9 @@ class Data:
   resize: int = 0
   # Left and right are swapped in half of the images. Off where a text may say which.
   flip: bool = False
+  # Of texts about two images: these change places in half of the examples, and with them 'left' and 'right' in the text
+  # (nlvr_dataset.py of BLIP's code).
+  swap: bool = False
   # Operations and their magnitude of 10. BLIP: (2, 5) (coca/data/augment.py).
   rand_augment: tuple[int, int] = (0, 0)
   # Whose operations these are. 'google': those of EfficientNet's and big_vision's code, whose magnitudes go beyond 10,

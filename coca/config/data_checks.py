@@ -30,6 +30,10 @@ def check_data(c: Config) -> None:
   )
   count, magnitude = data.rand_augment
   need(
+    not c.data.swap or c.classification.images == 2,
+    "config.data.swap needs config.classification.images 2: one image has nothing to change places with",
+  )
+  need(
     count >= 0 and 0 <= magnitude <= (30 if data.rand_augment_kind == "google" else 10),
     f"config.data.rand_augment is {data.rand_augment}; it takes a number of operations (0: none) and their "
     "magnitude, 0 to 10, or to 30 with config.data.rand_augment_kind 'google'",

@@ -122,11 +122,16 @@ def _albef(c: Config) -> None:
 
 def _blip(c: Config) -> None:
   text, med = c.model.text, c.model.med
-  needs_encoder = max(x.weight for x in (c.contrastive, c.matching, c.answering)) > 0
+  needs_encoder = max(x.weight for x in (c.contrastive, c.matching, c.answering, c.classification)) > 0
   need(
     text.unimodal_layers > 0 or not needs_encoder,
     "config.model.text.unimodal_layers is 0: a text encoder is needed by the contrastive, the matching and the "
-    "answering loss; set their weights to 0, or give it layers",
+    "answering loss and by the class head; set their weights to 0, or give it layers",
+  )
+  need(
+    not c.classification.weight or (c.classification.images == 2 and text.multimodal_layers == 0),
+    "config.classification.weight of config.model.kind 'blip' is for texts about two images: set "
+    "config.classification.images to 2, pool to 'text' and config.model.text.multimodal_layers to 0",
   )
   need(
     c.answering.weight == 0 or (text.multimodal_layers > 0 and not c.captioning.weight),

@@ -142,10 +142,11 @@ class Classification:
   # What the head reads. 'attention': an attentional pooler with one query over the encoder's tokens (section 4.2.1).
   # 'class_token': the encoder's class token (ViT, arXiv 2010.11929). 'mean': the mean of the patches' tokens (arXiv
   # 2205.01580). 'text': an attentional pooler with one query over the multimodal decoder's outputs of the text, or of
-  # a question (section 4.2.3).
+  # a question (section 4.2.3); of 'blip' an MLP on the state of [Encode].
   pool: Literal["attention", "class_token", "mean", "text"] = "attention"
   # Images of an example. 2, of pool 'text': the text is read over each of them, and the head reads both outputs, one
-  # behind the other, as CoCa's does in NLVR2 (section 4.2.3).
+  # behind the other, as CoCa's does in NLVR2 (section 4.2.3). 'blip' takes 2: its text is read once, with a
+  # cross-attention for each in every layer (arXiv 2201.12086, section 5.4).
   images: int = 1
   # Share of the target that is spread over all classes.
   label_smoothing: float = 0.0

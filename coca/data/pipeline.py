@@ -213,6 +213,8 @@ def _stream(
             encoded, size, rng, data.crop, data.flip, background, data.max_pixels, data.resize
           )
           seen.append(rand_augment(image, rng, *data.rand_augment, data.rand_augment_kind))
+        if data.swap and rng.integers(2):
+          seen, text = seen[::-1], texts.sides_exchanged(text)
         out["image"] = _seen(seen)
     except BadRecord as e:
       return unusable, f"{where}: {e}"

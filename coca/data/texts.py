@@ -1,6 +1,7 @@
 """Texts: the choice among a record's, label names as text, and rows of ids."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -76,6 +77,14 @@ def label_names(record: Record) -> list[str]:
   """The texts whose origin is 'label', or else all of them. Raises BadRecord if all are empty."""
   labels = [text for text in (collapse(t.text) for t in record.texts if t.origin == "label") if text]
   return labels or captions(record)
+
+
+_SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+
+
+def sides_exchanged(text: str) -> str:
+  """The text with 'left' and 'right', where they are words, in each other's place."""
+  return re.sub(rf"\b({'|'.join(_SIDES)})\b", lambda side: _SIDES[side[0]], text)
 
 
 def collapse(text: str) -> str:

@@ -41,6 +41,8 @@ PARAMETERS = {
   "softmax/kernel": ("embed", "vocab"),
   "matching_head/kernel": ("embed", None),
   "class_head/kernel": ("embed", None),
+  "class_hidden/kernel": ("embed", None),
+  "merge*/kernel": ("embed", None),
   "stem/kernel": (None, None, None, None),
   "depthwise/kernel": (None, None, None, None),
   # Widths of EfficientNet are multiples of 8 alone, which most meshes do not divide.

@@ -114,7 +114,7 @@ def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> 
       settings = blip_settings.from_transformers(found, processor, tokens, name, **choices)
   with _naming(path):
     params = (albef if is_albef else blip_weights).to_params(tensors, settings)
-  _write(out, settings, tokens, params)
+  _write(out, settings, tokens, params, blip_settings.CLASSES_OF_NLVR if settings.classification.weight else ())
   if not is_albef and settings.model.med.sharing == "none":
     print("note: encoder and decoder share nothing in these weights: config.model.med.sharing is 'none'")
 
@@ -224,11 +224,12 @@ def _naming(path):
     raise ValueError(f"{path}: {e}") from None
 
 
-def _write(out, config, tokens, params) -> None:
+def _write(out, config, tokens, params, labels=()) -> None:
+  more = {"labels": labels} if labels else {}
   with files.directory(Path(out)) as partial:
     sha256 = weights.write(partial / weights.FILE, params)
     tokens.save(partial / tokens.file)
-    write_run(config, tokens, partial, weights_sha256=sha256)  # last: without it, this is no model directory
+    write_run(config, tokens, partial, weights_sha256=sha256, **more)  # last: without it, this is no model directory
 
 
 def _params(source, config):

@@ -33,17 +33,19 @@ class Dropped(IntEnum):
 class Bert(nnx.Module):
   """BERT's embedding and layers (arXiv 1810.04805), with cross-attention where there is a `kv_width`."""
 
+  layer: type[Layer] = Layer
+
   def __init__(self, model: Model, layers: int, kv_width: int | None, dtype: DTypeLike, rngs: Rngs):
-    text, med = model.text, model.med
+    text, med, layer = model.text, model.med, self.layer
     self.dropout = med.dropout
     self.embedding = Embedding(model, dtype, rngs, positions=med.positions)
     self.norm = layer_norm(text.width, med.norm_eps, dtype, rngs)
-    self.stack = Stack(layers, lambda r: Layer(text, model, dtype, r, kv_width=kv_width, bert=med), model, dtype, rngs)
+    self.stack = Stack(layers, lambda r: layer(text, model, dtype, r, kv_width=kv_width, bert=med), model, dtype, rngs)
 
   def __call__(
     self,
     ids: Int32[Array, "BK T"],
-    context: Float[Array, "B N kv_width"] | None = None,
+    context: Float[Array, "B *images N kv_width"] | None = None,
     context_mask: Bool[Array, "B 1 1 N"] | None = None,
     *,
     causal: bool = False,
@@ -66,6 +68,10 @@ class Bert(nnx.Module):
     if key is not None and self.dropout:
       x = dropout(x, self.dropout, jax.random.fold_in(key, Dropped.EMBEDDING))
       key = jax.random.fold_in(key, Dropped.LAYERS)
+    return self.through(x, *args, key=key)
+
+  def through(self, x: Float[Array, "BK T D"], *args, key: PRNGKeyArray | None = None) -> Float[Array, "BK T D"]:
+    """The layers, one after the other: as `Stack`."""
     return self.stack(x, *args, key=key)
 
   def share(self, other: "Bert", parts: Iterable[str]) -> None:

@@ -21,6 +21,7 @@ from coca.models.bert import Bert, CaptionHead
 from coca.models.cached_decoding import vocabulary_logits
 from coca.models.image_encoder import ImageEncoder
 from coca.models.linear import linear
+from coca.models.nlvr import PairBert
 from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
 from coca.models.rngs import Rngs
 from coca.models.text_decoder import with_first
@@ -128,7 +129,8 @@ class ImageHeads(nnx.Module):
 
 class Blip(WordHead, ImageHeads):
   """Encoder and decoder are built where they have layers. A decoder without image tokens to look at, that of a model
-  that answers questions, looks at the question's states instead."""
+  that answers questions, looks at the question's states instead. With a class head the encoder looks at two images, as
+  for NLVR2 (section 5.4)."""
 
   def __init__(self, config: Config, rngs: Rngs):
     model = config.model
@@ -138,20 +140,25 @@ class Blip(WordHead, ImageHeads):
     self.image_encoder = ImageEncoder(model, dtype, rngs)
     image_width, context_width = model.image.width, text.width if has_answering else model.image.width
     n_encoder, n_decoder = text.unimodal_layers, text.multimodal_layers
-    self.text_encoder = Bert(model, n_encoder, image_width, dtype, rngs) if n_encoder else None
+    classes = config.classification
+    encoder = PairBert if classes.weight else Bert
+    self.text_encoder = encoder(model, n_encoder, image_width, dtype, rngs) if n_encoder else None
     self.text_decoder = Bert(model, n_decoder, context_width, dtype, rngs) if n_decoder else None
     self.caption_head = CaptionHead(model, dtype, rngs) if n_decoder else None
     if self.text_encoder and self.text_decoder and not has_answering:
       self.text_encoder.share(self.text_decoder, SHARED[model.med.sharing])
     self.add_heads(config, rngs)
+    self.class_hidden = linear(text.width, text.width, jnp.float32, rngs) if classes.weight else None
+    self.class_head = linear(text.width, classes.classes, jnp.float32, rngs) if classes.weight else None
 
   def __call__(
     self,
-    image: UInt8[Array, "B S S 3"],
+    image: UInt8[Array, "B S S 3"] | UInt8[Array, "B 2 S S 3"],
     text: Int32[Array, "B T"],
     *,
     contrast: bool = True,
     caption: bool = True,
+    classify: bool = False,
     patch_noise: Float[Array, "B N"] | None = None,
     key: PRNGKeyArray | None = None,
     **_,
@@ -159,13 +166,16 @@ class Blip(WordHead, ImageHeads):
     """One pass over each tower that the losses need.
 
     Args:
-      image: pixels of 0 to 255.
+      image: pixels of 0 to 255; of both images for the class head.
       text: [Decode], words, [SEP], padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
+      classify: whether to compute the classes' logits, and nothing else.
       patch_noise: see `ImageEncoder`.
       key: for dropout; None: none.
     """
+    if classify:
+      return Output(None, None, None, None, None, self.classify(image, text, key))
     key, more = (None, None) if key is None else jax.random.split(key)
     tokens = self.image_encoder(image, patch_noise)
     states = self._decode(text, tokens, key=more) if caption else None
@@ -177,12 +187,21 @@ class Blip(WordHead, ImageHeads):
     self,
     words: Float[Array, "B *K T D"] | None,
     text: Int32[Array, "B *K T"],
-    tokens: Float[Array, "B N kv_width"],
+    tokens: Float[Array, "B *images N kv_width"],
     key: PRNGKeyArray | None = None,
   ) -> Float[Array, "B *K T D"]:
     """The image-grounded encoder: texts, one or K an image, over image tokens."""
     ids = with_first(text, self.med.encode)
     return self.text_encoder(ids.reshape(-1, ids.shape[-1]), tokens, key=key).reshape(*ids.shape, -1)
+
+  def classify(
+    self, image: UInt8[Array, "B 2 S S 3"], text: Int32[Array, "B T"], key: PRNGKeyArray | None = None
+  ) -> Float32[Array, "B C"]:
+    """Logits of the classes of a text about two images: an MLP on the state of [Encode]."""
+    tokens = self.image_encoder(image.reshape(-1, *image.shape[2:]))
+    states = self.ground(None, text, tokens.reshape(len(image), 2, *tokens.shape[1:]), key)
+    with jax.named_scope("class_head"):
+      return self.class_head(jax.nn.relu(self.class_hidden(states[:, 0].astype(jnp.float32))))
 
   def ask(
     self, tokens: Float[Array, "B N kv_width"], question: Int32[Array, "B T"], key: PRNGKeyArray | None = None

@@ -86,7 +86,7 @@ class Layer(nnx.Module):
     self,
     x: Float[Array, "BK T D"],
     mask: Bool[Array, "#BK #H #T T"] | Float[Array, "#BK #H #T T"] | None = None,
-    context: Float[Array, "B S kv_width"] | None = None,
+    context: Float[Array, "B *images S kv_width"] | None = None,
     context_mask: Bool[Array, "#B 1 1 S"] | None = None,
     key: PRNGKeyArray | None = None,
     turn: Float32[Array, "2 #BK T half"] | None = None,
@@ -121,14 +121,19 @@ class Layer(nnx.Module):
     if self.self_mlp:
       x = add(self.norm_self_mlp, x, self.self_mlp)
     if context is not None:
-
-      def look(y):
-        queries = y.reshape(context.shape[0], -1, y.shape[-1])  # of one attention: they don't see each other
-        y = self.cross_attention.over(queries, self._context(context), context_mask, drop_weights())
-        return y.reshape(-1, *x.shape[1:])
-
-      x = add(self.norm_cross, x, look)
+      x = add(self.norm_cross, x, lambda y: self.look(y, context, context_mask, drop_weights))
     return constrain_batch(add(self.norm_mlp, x, self.mlp))
+
+  def look(
+    self,
+    x: Float[Array, "BK T D"],
+    context: Float[Array, "B *images S kv_width"],
+    mask: Bool[Array, "#B 1 1 S"] | None,
+    drop: Callable[[], Dropout | None],
+  ) -> Float[Array, "BK T D"]:
+    """The cross-attention; `drop()` gives the next dropout of its weights."""
+    queries = x.reshape(context.shape[0], -1, x.shape[-1])  # of one attention: they don't see each other
+    return self.cross_attention.over(queries, self._context(context), mask, drop()).reshape(x.shape)
 
   def _before(self, norm, x):
     """The input of a part of the layer, and the sum that its output is added to."""
@@ -241,6 +246,13 @@ class Stack(nnx.Module):
       return layer(x, *args, key=key, **kwargs), None
 
     return jax.lax.scan(REMAT[self.remat](body), x, (state, keys), unroll=self.unroll)[0]
+
+  def part(self, first: int, last: int) -> "Stack":
+    """Layers `first` to `last` - 1, with their parameters."""
+    graphdef, state = nnx.split(self)
+    part = nnx.merge(graphdef, jax.tree.map(lambda x: x[first:last], state))
+    part.unroll = min(self.unroll, last - first)
+    return part
 
   def decoding_weights(self) -> list:
     """The parameters of each layer for `decoding_layers`: cut apart, in the compute dtype, kernels turned."""

@@ -5,7 +5,8 @@ Parameters that both models have are loaded. A part (top level of the parameters
 to the contrastive loss, and [MASK], of parallel prediction. New parameters keep their fresh values. Inside a part all
 names and shapes have to agree: if not, a setting differs by mistake, and an error lists them. Position embeddings fit
 any size of image or length of text. If BLIP's text encoder and decoder shared a parameter and now have one each, both
-start from it. The optimizer begins anew.
+start from it; so do the two cross-attentions of an encoder for two images, whose projections are new. The optimizer
+begins anew.
 """
 
 import math
@@ -26,9 +27,11 @@ from coca.objectives.momentum import momentum_params
 from coca.storage.workdir import has_params, read_config, read_params
 from coca.training.state import TrainState
 
-IMAGE, TEXT = "image_encoder/positions", "embedding/positions"
+IMAGE = "image_encoder/positions"
+TEXTS = tuple(f"{part}embedding/positions" for part in ("", "text_encoder/", "text_decoder/"))
 TWINS = {"text_encoder": "text_decoder", "text_decoder": "text_encoder"}
-OPTIONAL = ("unimodal/cls", "unimodal/norm", "unimodal/projection", "embedding/mask")
+SECOND, FIRST = "/second_attention/", "/cross_attention/"
+OPTIONAL = ("unimodal/cls", "unimodal/norm", "unimodal/projection", "embedding/mask", "text_encoder/merge")
 
 
 def start_from(workdir, config: Config, state: TrainState, mesh) -> tuple[TrainState, str]:
@@ -75,7 +78,9 @@ def compare(workdir, config: Config) -> Common:
     name: there[old] for name, old in source.items() if old in there
   }
   skipped, new = (_units(a, b) for a, b in ((there, here), (here, there)))
-  resized = [name for name in (IMAGE, TEXT) if name in there and name in here and there[name].shape != here[name].shape]
+  resized = [
+    name for name in (IMAGE, *TEXTS) if name in there and name in here and there[name].shape != here[name].shape
+  ]
   differing = [
     f"{name}: {_say(there.get(name))} there, {_say(here.get(name))} here"
     for name in sorted(there | here)
@@ -123,7 +128,7 @@ def initial_params(workdir, config: Config, fresh, mesh):
       if name == IMAGE:
         method = "bilinear" if config.model.kind == "coca" else "bicubic"
         x = resize_positions(x, config.model.image.tokens, int(config.model.image.class_token), method)
-      elif name == TEXT and len(x) != len(out[name]):
+      elif name in TEXTS and len(x) != len(out[name]):
         x = fit_length(x, out[name], int(config.model.text.cls_position))
       out[name] = x
     return nested(out)
@@ -143,10 +148,12 @@ def fit_length(positions, fresh, last: int = 0):
 
 
 def _source(name: str, there: dict) -> str:
-  """The parameter of the old model that `name` starts from: one of this name, or the one that it was shared with."""
-  part, _, rest = name.partition("/")
+  """The parameter of the old model that `name` starts from: one of this name, or the one that it was shared with,
+  or the first image's."""
+  first = name if name in there else name.replace(SECOND, FIRST)
+  part, _, rest = first.partition("/")
   twin = f"{TWINS.get(part)}/{rest}"
-  return twin if name not in there and twin in there else name
+  return next((known for known in (first, twin) if known in there), name)
 
 
 def _units(a: dict, b: dict) -> list[str]:

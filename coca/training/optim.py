@@ -224,19 +224,20 @@ def idle(config: Config) -> list[str]:
       "unimodal/norm/",
       "unimodal/projection/",
     ]
-  if not (has_captioning or has_matching):
+  if not (has_captioning or has_matching or config.has_text_head):
     paths.append("multimodal/")
     if config.model.poolers.kind in ("parallel", "class_token", "mean"):
       paths.append("generative_pooler/")
   if not (has_captioning or has_answering):
     paths += ["softmax/", "caption_head/"]
-  return paths + _idle_in_bert(config, has_contrastive, has_captioning, has_matching, has_answering)
+  is_grounded = has_matching or has_answering or config.has_text_head
+  return paths + _idle_in_bert(config, has_contrastive, has_captioning, is_grounded, has_answering)
 
 
-def _idle_in_bert(config: Config, has_contrastive, has_captioning, has_matching, has_answering) -> list[str]:
-  """`idle` in BLIP's text layers: its decoder's name is that of what encoder and decoder share."""
+def _idle_in_bert(config: Config, has_contrastive, has_captioning, is_grounded, has_answering) -> list[str]:
+  """`idle` in BLIP's text layers: its decoder's name is that of what encoder and decoder share. `is_grounded`: the
+  encoder looks at images."""
   shared = SHARED[config.model.med.sharing]
-  is_grounded = has_matching or has_answering  # the encoder at images
   paths = [] if is_grounded or has_contrastive else ["text_encoder/"]
   cross = [part for part in SHARED["all"] if "cross" in part]
   if not is_grounded:

@@ -4,9 +4,6 @@ The reference is the authors' formula (models/vit.py, models/xbert.py and models
 in float64 NumPy over the file's own names.
 """
 
-import math
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -14,46 +11,22 @@ import safetensors.numpy
 from flax import nnx
 
 from coca import inference
-from coca.config.model import MEAN, STD
 from coca.data.tokenizers import wordpiece
 from coca.interop import convert
 from coca.storage.workdir import read_config
 from support.blip_reference import log_softmax
+from support.salesforce import HEADS, IMAGE, MLP, SIDE, VOCAB, WIDTH, Authors, Tensors
 
-VOCAB = Path(__file__).parents[1] / "data" / "tokenizers" / "golden" / "wordpiece" / "vocab.txt"
 CLS, SEP, MASK, WORDS = 4, 5, 6, 123
-WIDTH, IMAGE, MLP, SIDE, PATCH, LAYERS, CUT, EMBED = 32, 24, 40, 16, 8, 4, 2, 12
-HEADS = {"image_heads": 2, "text_heads": 4}
+LAYERS, CUT, EMBED = 4, 2, 12
 HEAD = "text_encoder.cls.predictions"
 
 
 def pretraining():
   """A file of ALBEF's pre-training, with all that training adds."""
-  rng, found = np.random.default_rng(0), {}
-
-  def linear(name, inputs, outputs):
-    found[f"{name}.weight"] = rng.normal(0, inputs**-0.5, (outputs, inputs))
-    found[f"{name}.bias"] = rng.normal(0, 0.3, outputs)
-
-  def norm(name, width):
-    found[f"{name}.weight"], found[f"{name}.bias"] = rng.normal(1, 0.2, width), rng.normal(0, 0.3, width)
-
-  image, text = "visual_encoder", "text_encoder.bert"
-  found[f"{image}.cls_token"] = rng.normal(size=(1, 1, IMAGE))
-  found[f"{image}.pos_embed"] = rng.normal(size=(1, (SIDE // PATCH) ** 2 + 1, IMAGE))
-  found[f"{image}.patch_embed.proj.weight"] = rng.normal(0, 0.1, (IMAGE, 3, PATCH, PATCH))
-  found[f"{image}.patch_embed.proj.bias"] = rng.normal(size=IMAGE)
-  for i in range(2):
-    for name, sizes in {
-      "attn.qkv": (IMAGE, 3 * IMAGE),
-      "attn.proj": (IMAGE, IMAGE),
-      "mlp.fc1": (IMAGE, MLP),
-      "mlp.fc2": (MLP, IMAGE),
-    }.items():
-      linear(f"{image}.blocks.{i}.{name}", *sizes)
-    for name in ("norm1", "norm2"):
-      norm(f"{image}.blocks.{i}.{name}", IMAGE)
-  norm(f"{image}.norm", IMAGE)
+  found, text = Tensors(), "text_encoder.bert"
+  rng, linear, norm = found.rng, found.linear, found.norm
+  found.vit()
   for name, rows in (("word", WORDS), ("position", 20), ("token_type", 2)):
     found[f"{text}.embeddings.{name}_embeddings.weight"] = rng.normal(0, 0.5, (rows, WIDTH))
   norm(f"{text}.embeddings.LayerNorm", WIDTH)
@@ -86,41 +59,8 @@ def pretraining():
   return {key: np.asarray(x, np.float32) for key, x in found.items()}
 
 
-class Authors:
-  """One image and one text [T] of their ids; `p` are the tensors of the pre-training."""
-
-  def __init__(self, tensors):
-    self.p = {key: x.astype(np.float64) for key, x in tensors.items()}
-
-  def linear(self, name, x):
-    return x @ self.p[f"{name}.weight"].T + self.p[f"{name}.bias"]
-
-  def norm(self, name, x, eps=1e-12):
-    x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * self.p[f"{name}.weight"] + self.p[f"{name}.bias"]
-
-  def gelu(self, x):
-    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-  def attend(self, q, k, v, heads, seen=None):
-    q, k, v = (x.reshape(len(x), heads, -1).swapaxes(0, 1) for x in (q, k, v))
-    scores = q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1])
-    scores = scores if seen is None else scores - 10_000 * ~seen
-    return (np.exp(log_softmax(scores)) @ v).swapaxes(0, 1).reshape(q.shape[1], -1)
-
-  def image(self, pixels):
-    x = ((pixels / 255 - MEAN) / STD).transpose(2, 0, 1)
-    n, p = SIDE // PATCH, "visual_encoder"
-    x = x.reshape(3, n, PATCH, n, PATCH).transpose(1, 3, 0, 2, 4).reshape(n * n, -1)
-    x = x @ self.p[f"{p}.patch_embed.proj.weight"].reshape(IMAGE, -1).T + self.p[f"{p}.patch_embed.proj.bias"]
-    x = np.vstack([self.p[f"{p}.cls_token"][0], x]) + self.p[f"{p}.pos_embed"][0]
-    for i in range(2):
-      block = f"{p}.blocks.{i}"
-      qkv = np.split(self.linear(f"{block}.attn.qkv", self.norm(f"{block}.norm1", x, 1e-6)), 3, axis=1)
-      x = x + self.linear(f"{block}.attn.proj", self.attend(*qkv, HEADS["image_heads"]))
-      hidden = self.gelu(self.linear(f"{block}.mlp.fc1", self.norm(f"{block}.norm2", x, 1e-6)))
-      x = x + self.linear(f"{block}.mlp.fc2", hidden)
-    return self.norm(f"{p}.norm", x, 1e-6)
+class Albef(Authors):
+  """One image and one text [T] of their ids, of the pre-training."""
 
   def attention(self, name, x, tokens, seen=None):
     q, k, v = (self.linear(f"{name}.self.{part}", y) for part, y in (("query", x), ("key", tokens), ("value", tokens)))
@@ -173,7 +113,7 @@ def test_outputs_are_the_authors(tmp_path):
   ids[0, :6], ids[1, :4] = [CLS, 30, 40, MASK, 50, SEP], [CLS, 60, 70, SEP]
   given = ids.copy()
   given[:, 0] = model.tokenizer.bos  # whose place [CLS] takes
-  authors, forward = Authors(tensors), model.forward
+  authors, forward = Albef(tensors), model.forward
   tokens = [authors.image(pixels) for pixels in images]
   states = [authors.text(row, x) for row, x in zip(ids, tokens, strict=True)]
 

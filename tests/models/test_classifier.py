@@ -20,6 +20,7 @@ from coca.data.labels import class_names
 from coca.data.pipeline import open_sources, train_batches
 from coca.data.records import Record, Text
 from coca.data.sources import open_source
+from coca.data.texts import sides_exchanged
 from coca.data.tokenizers.sentencepiece import train
 from coca.devices.trees import flat
 from coca.evals import build, folders
@@ -31,6 +32,8 @@ from coca.training.gradients import make_gradients
 from coca.training.init_from import compare
 from support.common import BOS, EOS, PAD, classifier, make_mesh, pairs, random_params, tiny
 from support.workdirs import make_workdir
+
+BLIP = {"model__kind": "blip", "model__text__unimodal_layers": 1, "model__image__class_token": True}
 
 
 def batch(config, n=8):
@@ -104,6 +107,8 @@ def test_a_frozen_encoder_costs_its_forward_pass():
   [
     ({"classes": 1}, "classes is 1"),
     ({"images": 3}, "images is 3; an example has 1 image, or 2"),
+    ({"others": {"data__swap": True}}, "swap needs config.classification.images 2"),
+    ({"others": BLIP}, "two images: set config.classification.images to 2"),
     ({"images": 2}, "images 2 needs config.classification.pool 'text'"),
     ({"pool": "class_token"}, "class_token"),
     ({"mixup": 0.2, "others": {"contrastive__weight": 1.0, "model__text__unimodal_layers": 1}}, "mixup 0.2 and cutmix"),
@@ -320,6 +325,36 @@ def test_what_a_batch_of_hypotheses_holds():
   expected = {(words.encode(record.texts[0].text, 24).tobytes(), record.label) for record in records}
   rows = zip(found["text"], found["label"], strict=True)
   assert {(text.tobytes(), label) for text, label in rows} == expected and len(expected) == 6
+
+
+def test_two_images_change_places_in_half_of_the_examples():
+  """And 'left' and 'right' in the text, as words, with them."""
+  head = {"weight": 1.0, "classes": 2, "pool": "text", "images": 2}
+  head = {f"classification__{name}": x for name, x in head.items()}
+  config = tiny(contrastive__weight=0.0, captioning__weight=0.0, model__text__length=48, **head)
+  split = Source(kind="builtin", split="scenes_statements", text="first", scenes=Scenes(count=64))
+  config = replace(config, data=replace(config.data, sources={"s": split}, batch=64))
+  sources = open_sources(config)
+  said = {sources["s"][i].texts[0].text for i in range(64)}
+  words = train([*said, "left right"] * 4, 120)
+
+  def rows(swap):
+    given = replace(config, data=replace(config.data, swap=swap))
+    return next(train_batches(given, sources, words, range(64), 0, class_names(config, sources)))[0]
+
+  (plain, swapped), turned = (rows(False), rows(True)), 0
+  other = {"left": "right", "right": "left"}
+  for i in range(64):
+    text = words.decode(plain["text"][i])
+    if (swapped["image"][i] == plain["image"][i]).all():
+      assert (swapped["text"][i] == plain["text"][i]).all()
+      continue
+    turned += 1
+    assert (swapped["image"][i] == plain["image"][i][::-1]).all()
+    assert words.decode(swapped["text"][i]) == " ".join(other.get(word, word) for word in text.split())
+  assert 16 < turned < 48 and any("left" in text for text in said)
+  assert (swapped["label"] == plain["label"]).all()
+  assert sides_exchanged("Right of the left-hand leftovers") == "Left of the right-hand leftovers"
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import numpy as np
 from coca.config import (
   Answering,
   Captioning,
+  Classification,
   Config,
   Contrastive,
   Data,
@@ -30,7 +31,9 @@ from coca.interop.blip.weights import CLASSES
 from coca.interop.open_clip.settings import LAYERS, PIXELS
 
 PROMPT, SMOOTHING = "a picture of ", 0.1  # of BLIP's captioner; of the labels in all its language modelling
-LENGTHS = {"pretraining": 30, "captioner": 40, "retrieval": 35, "vqa": 35}  # of BLIP's texts, and its kinds of models
+# Of BLIP's texts, and its kinds of models. NLVR2's sentences are cut after 40 words there, which 64 tokens hold.
+LENGTHS = {"pretraining": 30, "captioner": 40, "retrieval": 35, "vqa": 35, "nlvr": 64}
+CLASSES_OF_NLVR = ("False", "True")  # as BLIP numbers them
 KINDS = dict(zip(CLASSES, ("captioner", "retrieval", "vqa"), strict=True))
 
 # What these settings have to be, where they are there at all.
@@ -154,7 +157,7 @@ def from_tensors(
   image_heads: int = 0,
   text_heads: int = 0,
 ) -> Config:
-  """Our config of an original file, which is one of BLIP's pre-training, its captioner, its retrieval or its VQA model.
+  """Our config of an original file, one of BLIP's pre-training, its captioner, its retrieval, VQA or NLVR2 model.
 
   A pre-trained model whose encoder and decoder do not have equal tensors, self-attention apart, was trained without
   sharing them: `config.model.med.sharing` is then 'none'.
@@ -179,9 +182,12 @@ def from_tensors(
     (True, True, False): "vqa",
   }
   kind = kinds.get((encodes, writes, "vision_proj.weight" in tensors))
+  if encodes and not writes and "cls_head.2.weight" in tensors:
+    kind = "nlvr"
   if kind is None:
     raise ValueError(
-      "the weights are none of BLIP's models: a text encoder with projections (vision_proj), a text decoder, or both"
+      "the weights are none of BLIP's models: a text encoder with projections (vision_proj), a text decoder, both, or "
+      "an encoder for two images with a class head (cls_head)"
     )
   image, text = "visual_encoder", "text_decoder.bert" if writes else "text_encoder"
   vocab, width = shape(f"{text}.embeddings.word_embeddings.weight")
@@ -227,7 +233,7 @@ def from_tensors(
       "sharing": Med.sharing if equal or kind != "pretraining" else "none",
     },
     1e-6,
-    shape("vision_proj.weight")[0] if encodes and kind != "vqa" else 256,
+    shape("vision_proj.weight")[0] if kind in ("pretraining", "retrieval") else 256,
     SMOOTHING,
   )
 
@@ -255,7 +261,7 @@ def _config(
     **vars(text),
     "length": length,
     "unimodal_layers": 0 if kind == "captioner" else layers,
-    "multimodal_layers": 0 if kind == "retrieval" else layers,
+    "multimodal_layers": 0 if kind in ("retrieval", "nlvr") else layers,
   }
   return parse(
     to_dict(
@@ -278,6 +284,9 @@ def _config(
         ),
         matching=Matching(weight=float(grounds)),
         answering=Answering(weight=float(kind == "vqa")),
+        classification=Classification(weight=1.0, classes=len(CLASSES_OF_NLVR), pool="text", images=2)
+        if kind == "nlvr"
+        else Classification(),
         data=Data(prompt=prompt, squash=True),
       )
     )

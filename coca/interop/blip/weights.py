@@ -30,7 +30,6 @@ CLASSES = {  # transformers' classes, and how the names of their tensors begin
   "BlipForQuestionAnswering": ("vision_model.", "text_encoder.", "text_decoder."),
 }
 OTHERS = {  # beginnings of names of models that are not read here
-  "cls_head.": "BLIP's NLVR2 model, which looks at two images",
   "text_model.": "transformers' BlipModel, whose projections are not BLIP's; take one of " + ", ".join(CLASSES),
   "qformer.": "BLIP-2",
   "Qformer.": "BLIP-2",
@@ -82,6 +81,10 @@ def tidy(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     ValueError: weights of another model; it is named.
   """
   found = {key.removeprefix("module."): x for key, x in state_dict.items()}
+  if "cls_head.0.weight" in found and not any(".crossattention.self0." in key for key in found):
+    raise ValueError(
+      "these are weights of another architecture: a classifier, and not BLIP's of two images ('cls_head')"
+    )
   for key in found:
     for start, what in OTHERS.items():
       if key.startswith(start):
@@ -117,11 +120,14 @@ def original_entries(config: Config) -> Iterator[Entry]:
   n_encoder, n_decoder = text.unimodal_layers, text.multimodal_layers
   shared = SHARED[config.model.med.sharing] if n_encoder and n_decoder and not has_answering else ()
   if n_encoder:
-    yield from _bert("text_encoder", "text_encoder", n_encoder, shared)
+    yield from _bert("text_encoder", "text_encoder", n_encoder, shared, looks_twice=config.classification.weight > 0)
   if n_decoder:
     yield from _bert("text_decoder.bert", "text_decoder", n_decoder, ())
     yield from vocabulary_head("text_decoder.cls.predictions", "caption_head", "text_decoder")
   yield from projections(config)
+  if config.classification.weight:
+    yield from linear("cls_head.0", "class_hidden")
+    yield from linear("cls_head.2", "class_head")
 
 
 def vocabulary_head(theirs: str, ours: str, tower: str) -> Iterator[Entry]:
@@ -163,13 +169,34 @@ def image_encoder(layers: int) -> Iterator[Entry]:
   yield from norm(f"{theirs}.norm", f"{ours}/norm")
 
 
-def _bert(theirs: str, ours: str, layers: int, shared: tuple[str, ...]) -> Iterator[Entry]:
-  """`shared`: the parts of a layer that are the decoder's; with any of them the embedding is too."""
+def _bert(theirs: str, ours: str, layers: int, shared: tuple[str, ...], looks_twice: bool = False) -> Iterator[Entry]:
+  """The text side.
+
+  Args:
+    theirs, ours: the names of it.
+    layers: the number of them.
+    shared: the parts of a layer that are the decoder's; with any of them the embedding is too.
+    looks_twice: True of the encoder for two images.
+  """
   yield from embedding(theirs, "text_decoder" if shared else ours)
   for i in range(layers):
     for part in PARTS:
       path = f"{'text_decoder' if part in shared else ours}/stack/layers/{part}"
-      yield from layer_part(f"{theirs}.encoder.layer.{i}", path, part, i)
+      if looks_twice and part == "cross_attention":
+        yield from _two_attentions(f"{theirs}.encoder.layer.{i}.crossattention", ours, i, i - layers // 2)
+      else:
+        yield from layer_part(f"{theirs}.encoder.layer.{i}", path, part, i)
+
+
+def _two_attentions(key: str, ours: str, layer: int, merged: int) -> Iterator[Entry]:
+  """Both cross-attentions of a layer; `merged`: its place among those that project them, below 0: they are averaged."""
+  for number, name in enumerate(("cross_attention", "second_attention")):
+    path = f"{ours}/stack/layers/{name}"
+    for projection in ("query", "key", "value"):
+      yield from linear(f"{key}.self{number}.{projection}", f"{path}/{projection}", layer)
+    yield from linear(f"{key}.output.dense{number}", f"{path}/out", layer)
+  if merged >= 0:
+    yield from linear(f"{key}.output.merge_layer", f"{ours}/merge/layers", merged)
 
 
 def embedding(theirs: str, ours: str) -> Iterator[Entry]:
