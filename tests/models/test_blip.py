@@ -14,7 +14,7 @@ from coca.decoding.rank import rank_answers
 from coca.decoding.settings import Decoding
 from coca.devices.trees import flat, nested
 from coca.inference.forward import Forward
-from coca.models import attention, blip, layers
+from coca.models import attention, bert, layers
 from coca.models.abstract import abstract_model
 from coca.objectives.momentum import momentum_params
 from coca.planning import arithmetic
@@ -303,7 +303,7 @@ def test_dropout_is_in_all_the_places_of_bert(monkeypatch):
 
   monkeypatch.setattr(layers, "dropout", in_layer)
   monkeypatch.setattr(attention, "dropout", in_layer)
-  monkeypatch.setattr(blip, "dropout", lambda x, rate, key: x * factor("embedding", x.shape).astype(np.float32))
+  monkeypatch.setattr(bert, "dropout", lambda x, rate, key: x * factor("embedding", x.shape).astype(np.float32))
   model = nnx.merge(abstract_model(settings)[0], jax.tree.map(jnp.asarray, params))
   tokens = model.image_encoder(batch["image"])
   found = {
