@@ -269,7 +269,7 @@ def source_of(path: str, split: Literal["train", "val", "test"] = "test", videos
     return Source(kind="folder", path=folder or ".", texts=table or path, split=named, videos=True)
   if videos and _holds_videos(fs, place):
     return Source(kind="folder", path=path, split=named, videos=True)
-  return Source(kind="folder", path=path)
+  return Source(kind="folder", path=path, split=split)  # of Karpathy's annotations, where it has some
 
 
 def _holds_videos(fs, place: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from coca import evaluate
 from coca.config import Eval, Source
 from coca.data.prompts import CLIP_IMAGENET
+from coca.data.sources import open_source
 from coca.data.tokenizers.sentencepiece import train
 from coca.evals import datacomp, folders, suite
 from coca.evals.zero_shot import Answers
@@ -167,6 +168,20 @@ def test_sources_are_told_by_their_files(tmp_path):
   assert [s.kind for s in found.values()] == ["webdataset", "parquet", "tfds", "folder", "webdataset"]
   assert found["hub"].path == f"{tmp_path}/hub/data/test-*.parquet"
   assert folders.source_of("builtin:twemoji") == Source(kind="builtin", split="twemoji")
+
+
+@pytest.mark.parametrize(("split", "kept"), [("train", ["0.jpg", "1.jpg"]), ("val", ["2.jpg"]), ("test", ["3.jpg"])])
+def test_of_karpathys_annotations_the_split_is_read(tmp_path, split, kept):
+  images = [
+    {"filename": f"{i}.jpg", "split": of, "sentences": [{"raw": f"number {i}"}]}
+    for i, of in enumerate(("train", "restval", "val", "test"))
+  ]
+  (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
+  for i in range(4):
+    (tmp_path / f"{i}.jpg").touch()
+  source = folders.source_of(str(tmp_path), split)
+  assert list(open_source(source).ids("")) == kept
+  assert folders.source_of(str(tmp_path)).split == "test"
 
 
 def test_data_of_other_kinds(model, tree, tmp_path):
