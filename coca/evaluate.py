@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 
 from coca import inference
-from coca.config import Config, parse, to_dict
+from coca.config import Config, Eval, parse, to_dict
 from coca.config.command_line import one_line
 from coca.config.data_checks import check_prompts
 from coca.data.prompts import CLIP_IMAGENET
@@ -46,7 +46,12 @@ def main(argv=None) -> None:
   parser.add_argument("--templates", help="of --kind=zero_shot: a file with one a line, or 'imagenet': CLIP's 80")
   parser.add_argument("--batch", type=int, default=256, help="examples at once, or frames (%(default)s)")
   parser.add_argument("--limit", type=int, default=0, help="examples of each data set at most, spread over it; 0: all")
-  parser.add_argument("--frames", type=int, default=16, help="frames of each video (%(default)s: CoCa's; BLIP: 8)")
+  parser.add_argument(
+    "--frames",
+    type=int,
+    default=0,
+    help="frames of each video; left out: as many as a class head has learned from, else 16, CoCa's (BLIP: 8)",
+  )
   parser.add_argument(
     "--ema",
     action=argparse.BooleanOptionalAction,
@@ -107,7 +112,8 @@ def on_data(args) -> dict[str, str]:
     if args.templates and not templates:
       templates = as_templates(Path(args.templates).read_text(encoding="utf-8"))
       check_prompts(templates or ("",), args.templates)
-    each = {"batch": args.batch, "limit": args.limit, "frames": args.frames}
+    frames = args.frames or config.classification.frames or Eval().frames
+    each = {"batch": args.batch, "limit": args.limit, "frames": frames}
     found, skipped = data_sets(config, args.data, args.kind or (), templates, **each)
     sets |= found
   if jax.process_index() == 0:

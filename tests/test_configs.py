@@ -127,6 +127,7 @@ def test_all_are_here():
     "finetune_classify",
     "finetune_snli_ve",
     "finetune_nlvr2",
+    "finetune_video",
     "lemon_base",
     "vl_t5_base",
     "vl_bart_base",
@@ -267,6 +268,21 @@ def test_statements_about_two_images_are_those_of_table_10(named):
   rates = {name: c.optim.lr * scale for name, scale in c.optim.lr_scale.items()}
   assert c.optim.lr == 2e-5 and rates == pytest.approx({"class_pooler": 5e-4, "class_head": 5e-4})
   assert (c.classification.classes, c.classification.images, c.classification.pool) == (2, 2, "text")
+
+
+@pytest.mark.parametrize(
+  ("arg", "classes", "smoothing", "rate"),
+  [("data=kinetics700", 700, 0.1, 1.0), ("data=moments,frozen", 339, 0.0, 0.0)],
+)
+def test_action_recognition_is_that_of_table_9(arg, classes, smoothing, rate, named):
+  c = named("finetune_video", arg)
+  assert (c.steps, c.data.batch, c.optim.warmup, c.data.rand_augment) == ("120000", 128, "1000", (0, 0))
+  assert (c.optim.name, c.optim.schedule, c.optim.weight_decay, c.optim.clip) == ("adafactor", "cosine", 0.0, 1.0)
+  assert (c.optim.lr, c.optim.ema, c.optim.lr_scale) == (5e-4, 0.9999, {"image_encoder": rate})
+  assert (c.classification.classes, c.classification.label_smoothing) == (classes, smoothing)
+  assert (c.classification.images, c.classification.pool) == (16, "attention") and not c.classification.frame_positions
+  assert (c.classification.weight, c.captioning.weight, c.contrastive.weight) == (1, 0, 0)
+  assert [s.videos for s in c.data.sources.values()] == [True] and c.evals["actions"].frames == 16
 
 
 @pytest.mark.parametrize(("name", "millions"), [("coca_base", 388.3), ("coca_large", 797.1), ("coca_giant", 2210.3)])

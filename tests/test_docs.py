@@ -29,6 +29,7 @@ from coca.devices.sharding import make_mesh
 from coca.inference.forward import Forward
 from coca.storage import weights
 from coca.storage.workdir import write_run
+from support.films import film
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for folder in (".", "docs", "launch", "tests/benchmarks") for page in ROOT.glob(f"{folder}/*.md"))
@@ -50,10 +51,16 @@ MODELS = {
   "runs/blip": ("blip_tiny", None),
   "runs/snli_ve": ("finetune_snli_ve", "init_from={folder}/runs/tiny,runlocal"),
   "runs/nlvr2": ("finetune_nlvr2", "init_from={folder}/runs/tiny,runlocal"),
+  "runs/kinetics400": ("finetune_video", "init_from={folder}/runs/tiny,runlocal"),
   "runs/blip_nlvr2": ("blip_nlvr2", "init_from={folder}/runs/blip,runlocal"),
   "models/start": ("blip_tiny", None),
 }
-RANDOM = {"runs/tiny", "runs/snli_ve", "runs/nlvr2"}  # with parameters, which the pages' Python takes
+RANDOM = {
+  "runs/tiny",
+  "runs/snli_ve",
+  "runs/nlvr2",
+  "runs/kinetics400",
+}  # with parameters, for the Python
 
 
 def text_of(page: Path) -> str:
@@ -166,6 +173,8 @@ def checkout(tmp_path_factory):
   (folder / "photos").mkdir()
   for name in ("cat.png", "dog.png", "photos/1.png", "photos/2.png"):
     Image.new("RGB", (24, 20), "red").save(folder / name)
+  for name in ("juggling.mp4", "sleeping.webm"):
+    (folder / name).write_bytes(film(9, name.rpartition(".")[2], "libx264" if name.endswith("mp4") else "libvpx-vp9"))
   return folder
 
 

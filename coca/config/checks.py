@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-from coca.config.data_checks import check_data, need
+from coca.config.class_checks import check_classification
+from coca.config.data_checks import check_data
 from coca.config.durations import in_steps
 from coca.config.kind_checks import check_kind
+from coca.config.need import need
 from coca.config.settings import Config
 from coca.config.stages import spans
 from coca.config.typed import lookup
@@ -25,6 +27,7 @@ LEAST = {
     "evals.*.rank",
     "evals.*.texts_per_image",
     "answering.answers",
+    "classification.images",
     "contrastive.texts",
     "captioning.chunk",
     "masked.most",
@@ -203,7 +206,7 @@ def _losses(c: Config) -> None:
   has_answering = c.answering.weight > 0
   others = max(x.weight for x in (c.contrastive, c.captioning, c.answering, c.masked))
   need(max(others, c.classification.weight) > 0, "all loss weights are 0: nothing to train")
-  _classification(c, others)
+  check_classification(c, others)
   need(
     not c.contrastive.heads or text.unimodal_layers > 0,
     "config.contrastive.weight needs config.model.text.unimodal_layers above 0; or set the weight to 0 (and "
@@ -274,42 +277,6 @@ def _losses(c: Config) -> None:
     group == 0 or (group > 1 and c.data.batch % group == 0),
     f"config.matching.group {group} has to be above 1 and divide config.data.batch {c.data.batch}; 0 is the whole "
     "batch",
-  )
-
-
-def _classification(c: Config, others: float) -> None:
-  settings = c.classification
-  if not settings.weight:
-    return
-  need(
-    c.model.kind in ("coca", "blip"),
-    "config.classification.weight needs config.model.kind 'coca' or 'blip'; others have no class head",
-  )
-  need(
-    settings.classes > 1,
-    f"config.classification.classes is {settings.classes}; it takes the number of names of the training data's labels",
-  )
-  need(
-    settings.pool != "class_token" or c.model.image.class_token,
-    "config.classification.pool 'class_token' needs config.model.image.class_token; or say 'attention' or 'mean'",
-  )
-  need(
-    settings.pool != "text" or c.model.text.multimodal_layers > 0 or c.model.kind == "blip",
-    "config.classification.pool 'text' needs config.model.text.multimodal_layers above 0: it reads their outputs",
-  )
-  need(
-    settings.images in (1, 2),
-    f"config.classification.images is {settings.images}; an example has 1 image, or 2 that a text is about",
-  )
-  need(
-    settings.images == 1 or (settings.pool == "text" and not others and not c.model.image.patch_dropout),
-    f"config.classification.images {settings.images} needs config.classification.pool 'text', all other losses' "
-    "weights to be 0 and config.model.image.patch_dropout 0; or set it to 1",
-  )
-  need(
-    not (others or settings.pool == "text") or not (settings.mixup or settings.cutmix),
-    f"config.classification.mixup {settings.mixup} and cutmix {settings.cutmix} need all other losses' weights to be "
-    "0, and a pool other than 'text': texts can't be mixed as images are; or set them to 0",
   )
 
 

@@ -127,8 +127,9 @@ class Source:
   # Records are regions that a detector found, for models that read these in place of images ('lemon',
   # 'vl_t5'). Of 'parquet' (coca/data/sources/regions.py has the columns), and of the scenes of 'builtin'.
   regions: bool = False
-  # Records are videos (MP4, WebM, AVI, ...), for evaluators of kind 'retrieval'. Of 'webdataset' and 'folder', with
-  # texts where those of images are, or in MSR-VTT's files. Takes the extra 'video'.
+  # Records are videos (MP4, WebM, AVI, ...), for evaluators and for the class head of configs/finetune_video.py. Of
+  # 'webdataset' and 'folder', with texts and labels where those of images are, or in the files of a data set
+  # (coca/data/sources/video_tables.py), which takes the extra 'video'; and the splits 'scenes_videos...' of 'builtin'.
   videos: bool = False
   # Of 'builtin' with a split of scenes.
   scenes: Scenes = field(default_factory=Scenes)
@@ -234,6 +235,7 @@ class Eval:
   # Of 'retrieval': the candidates of a query, by cosine, that the matching head puts in a new order (BLIP: 256 on COCO,
   # 128 on Flickr30K). 0: cosines alone.
   rerank: int = 0
-  # Of 'retrieval' over videos: frames of each, evenly spread (coca/data/videos.py), whose embeddings' mean is the
-  # video's. 16 are CoCa's (section 4.2.2), 8 BLIP's.
+  # Of videos: frames of each, evenly spread (coca/data/videos.py). The mean of their embeddings is the video's, and a
+  # decoder looks at the tokens of all. Of retrieval, 16 are CoCa's (section 4.2.2) and 8 BLIP's; of questions, 16
+  # BLIP's.
   frames: int = 16

@@ -6,14 +6,10 @@ from dataclasses import asdict
 
 from PIL import ImageColor
 
+from coca.config.class_checks import check_class_evaluator, check_videos
 from coca.config.data import ORIGINS, Eval, Scenes, Source
+from coca.config.need import need
 from coca.config.settings import Config
-
-
-def need(ok, message: str) -> None:
-  """Raises ValueError with the message unless `ok`."""
-  if not ok:
-    raise ValueError(message)
 
 
 def check_data(c: Config) -> None:
@@ -30,7 +26,7 @@ def check_data(c: Config) -> None:
   )
   count, magnitude = data.rand_augment
   need(
-    not c.data.swap or c.classification.images == 2,
+    not c.data.swap or c.classification.pairs,
     "config.data.swap needs config.classification.images 2: one image has nothing to change places with",
   )
   need(
@@ -50,7 +46,7 @@ def check_data(c: Config) -> None:
     where = f"config.data.sources.{name}"
     check_source(source, where)
     _regions(c, source, where)
-    need(not source.videos, f"{where}.videos: training takes images; only evaluators of kind 'retrieval' take videos")
+    check_videos(c, source, where)
     need(
       not source.text_only or c.model.kind == "simvlm",
       f"{where}.text_only needs config.model.kind 'simvlm': other models learn from images",
@@ -94,7 +90,7 @@ def _embeddings(c: Config) -> None:
   )
   if classes.weight:
     need(
-      not c.contrastive.weight and classes.pool != "text" and not classes.mixup and not classes.cutmix,
+      not c.contrastive.weight and classes.pool != "text" and not (classes.frames or classes.mixup or classes.cutmix),
       "config.data.embeddings of a classifier need its loss alone, of images alone: set config.contrastive.weight, "
       "config.classification.mixup and cutmix to 0, and config.classification.pool to another than 'text'",
     )
@@ -107,6 +103,10 @@ def _embeddings(c: Config) -> None:
   need(
     c.optim.lr_scale.get("image_encoder") == 0,
     "config.data.embeddings need an image encoder that stays as it is: set config.optim.lr_scale.image_encoder to 0",
+  )
+  need(
+    not any(source.videos for source in data.sources.values()),
+    "config.data.embeddings are of images, and config.data.sources has videos; set it to ''",
   )
   changes = data.resize and not classes.weight, data.flip, data.rand_augment[0], c.model.image.patch_dropout, c.stages
   need(
@@ -164,11 +164,6 @@ def check_evaluator(c: Config, e: Eval, where: str) -> None:
     + ", or writes answers (VL-T5, VL-BART) or chooses a class, and ranks none: leave `answers` empty"
     * bool(e.answers),
   )
-  need(
-    e.kind != "classification" or c.classification.weight,
-    f"{where}: a classification evaluator needs config.classification.weight above 0: the model has no class head; a "
-    "zero_shot evaluator compares embeddings",
-  )
   if e.kind == "zero_shot":
     need(e.templates, f"{where}: a zero_shot evaluator needs templates; ('{{}}',) takes the bare class names")
     check_prompts(e.templates, f"{where}.templates")
@@ -186,10 +181,16 @@ def check_evaluator(c: Config, e: Eval, where: str) -> None:
   _captions(e, where)
   need(not e.rerank or e.kind == "retrieval", f"{where}.rerank {e.rerank} is for kind 'retrieval', not '{e.kind}'")
   need(
-    not e.source.videos or (e.kind == "retrieval" and not e.rerank and not e.pixel_neighbours),
-    f"{where}.source.videos is for kind 'retrieval' without rerank and pixel_neighbours, not for '{e.kind}'"
-    + " with them" * (e.kind == "retrieval"),
+    not e.source.videos or (e.kind not in ("matching", "pairs") and not e.pixel_neighbours),
+    f"{where}.source.videos is not for kinds 'matching' and 'pairs', nor beside pixel_neighbours",
   )
+  looks = e.rerank or e.kind in ("captions", "vqa")
+  need(
+    not (e.source.videos and looks) or c.model.kind in ("coca", "blip", "albef"),
+    f"{where}.source.videos with kind {e.kind!r}: of config.model.kind {c.model.kind!r} no decoder looks at videos, of "
+    "CoCa and BLIP one does",
+  )
+  check_class_evaluator(c, e, where)
   need(e.frames > 0, f"{where}.frames is {e.frames}; of a video one frame or more is looked at")
   need(
     not e.rerank or c.matching.weight > 0,
@@ -236,12 +237,16 @@ def check_source(s: Source, where: str) -> None:
     ("label_key", ("webdataset", "parquet", "folder")),
     ("texts", ("tfds", "webdataset", "parquet", "folder", "pairs")),
     ("subset", ("tfds", "webdataset", "parquet", "folder")),
-    ("videos", ("webdataset", "folder")),
+    ("videos", ("webdataset", "folder", "builtin")),
   ):
     need(
       not getattr(s, name) or s.kind in kinds,
       f"{where}.{name} is {getattr(s, name)!r}: it is for kind {' or '.join(map(repr, kinds))}, not {s.kind!r}",
     )
+  need(
+    s.kind != "builtin" or not s.videos or s.split.startswith("scenes_videos"),
+    f"{where}.videos is True: of kind 'builtin', the splits 'scenes_videos...' are videos, and {s.split!r} is none",
+  )
   need(
     not s.texts or s.kind in ("folder", "pairs") or not (s.question_key or s.sidecars),
     f"{where}.texts joins captions; leave {where}.question_key and {where}.sidecars empty",

@@ -1,6 +1,6 @@
 """Checks of what a kind of model asks for; a CoCa's are those of the towers and losses (coca/config/checks.py)."""
 
-from coca.config.data_checks import need
+from coca.config.need import need
 from coca.config.settings import Config
 from coca.config.special import SENTINELS
 

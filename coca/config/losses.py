@@ -146,8 +146,13 @@ class Classification:
   pool: Literal["attention", "class_token", "mean", "text"] = "attention"
   # Images of an example. 2, of pool 'text': the text is read over each of them, and the head reads both outputs, one
   # behind the other, as CoCa's does in NLVR2 (section 4.2.3). 'blip' takes 2: its text is read once, with a
-  # cross-attention for each in every layer (arXiv 2201.12086, section 5.4).
+  # cross-attention for each in every layer (arXiv 2201.12086, section 5.4). Of sources with `videos` and pool
+  # 'attention': frames of each, evenly spread (coca/data/videos.py), to whose tokens the pooler attends all at once
+  # (section 4.2.1).
   images: int = 1
+  # A learned vector for each frame is added to its tokens, so that their order counts. The paper says nothing of it:
+  # its pooler sees the frames of a video as a set, and a film backwards as the film.
+  frame_positions: bool = False
   # Share of the target that is spread over all classes.
   label_smoothing: float = 0.0
   # Two images are blended, and their labels, in shares drawn from Beta(mixup, mixup), the same for a whole batch (arXiv
@@ -156,3 +161,13 @@ class Classification:
   # A box of one image lies in the other, its share of the area drawn from Beta(cutmix, cutmix) (arXiv 1905.04899).
   # With `mixup` beside it, each batch is given one of them, by chance. 0: none.
   cutmix: float = 0.0
+
+  @property
+  def pairs(self) -> bool:
+    """True for a head that reads a text over two images."""
+    return self.pool == "text" and self.images == 2
+
+  @property
+  def frames(self) -> int:
+    """The number of frames of a video; 0: examples are images."""
+    return self.images if self.pool != "text" and self.images > 1 else 0

@@ -124,14 +124,25 @@ def decode_train(
     else:
       pixels = _other(data, background, max_pixels, held)
       y, x, h, w = random_box(*pixels.shape[:2], crop, rng, share)
-    pixels = pixels[y : y + h, x : x + w]
-    h, w = pixels.shape[:2]
-    if (h, w) != (size, size):
-      method = cv2.INTER_CUBIC if min(h, w) < size else cv2.INTER_LINEAR if max(h, w) < 2 * size else cv2.INTER_AREA
-      pixels = cv2.resize(np.ascontiguousarray(pixels), (size, size), interpolation=method)
-    if flip and rng.random() < 0.5:
-      pixels = pixels[:, ::-1]
-    return pixels
+    return _cut(pixels[y : y + h, x : x + w], size, flip, rng)
+
+
+def crop_train(
+  pixels: np.ndarray, size: int, rng: np.random.Generator, crop=(1.0, 1.0), flip: bool = False, resize: int = 0
+) -> np.ndarray:
+  """`decode_train` of an image that is decoded, uint8 [H, W, 3]."""
+  height, width = pixels.shape[:2]
+  y, x, h, w = random_box(height, width, crop, rng, size / resize if resize else 1.0)
+  return _cut(pixels[y : y + h, x : x + w], size, flip, rng)
+
+
+def _cut(pixels: np.ndarray, size: int, flip: bool, rng: np.random.Generator) -> np.ndarray:
+  """A crop, resized to [size, size, 3] and flipped half of the time."""
+  h, w = pixels.shape[:2]
+  if (h, w) != (size, size):
+    method = cv2.INTER_CUBIC if min(h, w) < size else cv2.INTER_LINEAR if max(h, w) < 2 * size else cv2.INTER_AREA
+    pixels = cv2.resize(np.ascontiguousarray(pixels), (size, size), interpolation=method)
+  return pixels[:, ::-1] if flip and rng.random() < 0.5 else pixels
 
 
 def resize_eval(

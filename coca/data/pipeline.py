@@ -24,12 +24,11 @@ import numpy as np
 from jax.sharding import Sharding
 
 from coca.config import Config
-from coca.config.regions import Regions
 from coca.config.special import PAD, Tokenizer
 from coca.config.stages import spans
-from coca.data import images, questions, regions, tasks, texts, videos
-from coca.data.augment import rand_augment
+from coca.data import images, questions, regions, tasks, texts
 from coca.data.embeddings import Embedded, states_of
+from coca.data.inputs import blank, eval_input, train_input
 from coca.data.parts import Batch, Rows, read
 from coca.data.records import BadRecord, Record, Records, Shard, ShardedRecords, image_checksum
 from coca.data.sources import open_source
@@ -133,12 +132,12 @@ def _stream(
   """A source's endless stream of examples, in an order of its own: other sources do not change it."""
   data, settings, answering = config.data, config.data.sources[name], config.answering
   more = config.contrastive.texts - 1
-  size, length = config.model.image.size, config.model.text.length
+  length = config.model.text.length
   classes, reads = config.classification.classes if config.classification.weight else 0, config.model.text.layers > 0
-  background, states = images.colour(data.background), states_of(config)
+  states = states_of(config)
   embedded = Embedded(data.embeddings, name, source, states) if data.embeddings else None
   unusable = {
-    "image": np.ones(states.shape, states.type) if embedded else _blank(config),
+    "image": np.ones(states.shape, states.type) if embedded else blank(config, config.classification.frames),
     "text": np.zeros(length, np.int32),
     "last": np.int32(0),
     "hashes": np.zeros(2, np.uint32),
@@ -207,15 +206,9 @@ def _stream(
       elif embedded:
         out["image"] = embedded.state(index, record)
       else:
-        seen = []
-        for encoded in _encoded(record, config):
-          image = images.decode_train(
-            encoded, size, rng, data.crop, data.flip, background, data.max_pixels, data.resize
-          )
-          seen.append(rand_augment(image, rng, *data.rand_augment, data.rand_augment_kind))
+        out["image"] = train_input(record, config, rng, settings.videos)
         if data.swap and rng.integers(2):
-          seen, text = seen[::-1], texts.sides_exchanged(text)
-        out["image"] = _seen(seen)
+          out["image"], text = out["image"][::-1], texts.sides_exchanged(text)
     except BadRecord as e:
       return unusable, f"{where}: {e}"
     out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
@@ -287,14 +280,13 @@ def eval_batches(
     "weight": float32 [b]}, b = len(rows), and the reasons of its unusable records (weight 0). Of videos, "image" is
     uint8 [b, frames, S, S, 3].
   """
-  size, length = config.model.image.size, config.model.text.length
+  length = config.model.text.length
   count, k = len(source), wants.most
-  background = images.colour(config.data.background)
-  blank = np.stack([_blank(config)] * frames) if frames else _blank(config)
+  nothing = blank(config, frames)
 
   def example(n: int) -> tuple[Batch, str]:
     out = {
-      "image": blank,
+      "image": nothing,
       "text": np.zeros((k, length), np.int32),
       "text_weight": np.zeros(k, np.float32),
       "label": np.int32(-1),
@@ -307,18 +299,10 @@ def eval_batches(
       record = source[n]
       where = f"{source.name} {record.key}"
       found = wants.texts(record)[:k]
-      data = config.data
       if config.model.reads_regions:
         image = regions.padded(record.regions, config.model, tokenizer, record.question)
-      elif frames:
-        image = videos.decode_eval(record.image, frames, size, data.max_pixels, data.squash, data.resize, data.filter)
       else:
-        image = _seen(
-          [
-            images.decode_eval(encoded, size, background, data.max_pixels, data.squash, data.resize, data.filter)
-            for encoded in _encoded(record, config)
-          ]
-        )
+        image = eval_input(record, config, frames)
     except BadRecord as e:
       return out, f"{where}: {e}"
     for j, text in enumerate(found):
@@ -348,10 +332,10 @@ def image_batches(
     b = len(rows), and the reasons of unusable records (weight 0).
   """
   size, data, rng = config.model.image.size, config.data, np.random.default_rng(0)
-  background, blank = images.colour(data.background), _blank(config)
+  background, nothing = images.colour(data.background), blank(config)
 
   def example(n: int) -> tuple[Batch, str]:
-    out = {"image": blank, "sum": np.uint32(0), "label": np.int32(-1), "weight": np.float32(0)}
+    out = {"image": nothing, "sum": np.uint32(0), "label": np.int32(-1), "weight": np.float32(0)}
     if part.start + n >= part.stop:
       return out, ""
     where = source.name
@@ -370,26 +354,3 @@ def image_batches(
     return out | {"image": image, "weight": np.float32(1)}, ""
 
   return read(example, rows, batch, 0, -(-(part.stop - part.start) // batch), config)
-
-
-def _encoded(record: Record, config: Config) -> list[bytes]:
-  """The images of a record that an example has. Raises BadRecord if the second is missing."""
-  if config.classification.images == 1:
-    return [record.image]
-  if not record.second:
-    raise BadRecord("no second image, which config.classification.images 2 asks for")
-  return [record.image, record.second]
-
-
-def _seen(seen: list[np.ndarray]) -> np.ndarray:
-  """One image as it is, uint8 [S, S, 3], and two as [2, S, S, 3]."""
-  return seen[0] if len(seen) == 1 else np.stack(seen)
-
-
-def _blank(config: Config) -> np.ndarray | Regions:
-  if config.model.reads_regions:
-    return regions.blank(config.model)
-  size = config.model.image.size
-  return _seen(
-    [np.full((size, size, 3), images.colour(config.data.background), np.uint8)] * config.classification.images
-  )

@@ -43,6 +43,7 @@ class Record:
   question: str = ""  # its texts are then the answers, as the annotators gave them, equal ones as often as given
   regions: Detected | None = None
   second: bytes = b""  # the other image, encoded, where the texts are about two
+  frames: Sequence[bytes] = ()  # of a video that comes as images, encoded, in their order; `image` is then empty
 
 
 def image_checksum(record: Record) -> int:

@@ -13,7 +13,7 @@ FFmpeg would take what is there for a shorter video.
 import importlib.util
 import io
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def decode_eval(
   resize: int = 0,
   filter: str = "bicubic",
 ) -> np.ndarray:
-  """Some frames of a video, each as `coca.data.images.decode_eval` makes an image; turned upright as the file says.
+  """Some frames of a video, each as `coca.data.images.decode_eval` makes an image.
 
   Args:
     data: an encoded video: MP4, WebM, Matroska, AVI, ...
@@ -57,6 +57,19 @@ def decode_eval(
   Raises:
     BadRecord: the bytes are no video, one without frames, a truncated or an oversized one.
   """
+  return np.stack(decode(data, frames, lambda pixels: resize_eval(pixels, size, squash, resize, filter), max_pixels))
+
+
+def decode(data: bytes, frames: int, resized: Callable, max_pixels: int = 100_000_000) -> list[np.ndarray]:
+  """Some frames of a video, turned upright as the file says.
+
+  Args:
+    data, frames, max_pixels: as in `decode_eval`.
+    resized: a frame's pixels, uint8 [H, W, 3] -> what is kept of it.
+
+  Raises:
+    BadRecord: as `decode_eval`.
+  """
   with decoding() as held:
     if missing := _missing(data):
       raise BadRecord(f"truncated: {missing} bytes are missing at the end of the video")
@@ -68,13 +81,13 @@ def decode_eval(
       held.enter_context(room.hold(context.width * context.height * _BYTES))
       try:
         for frame in _sought(container, frames):
-          out.append(resize_eval(_pixels(frame), size, squash, resize, filter))
+          out.append(resized(_pixels(frame)))
       except _NotFound:
         out.clear()
     if not out:
       for frame in _in_order(data, frames):
-        out.append(resize_eval(_pixels(frame), size, squash, resize, filter))
-    return np.stack(out)
+        out.append(resized(_pixels(frame)))
+    return out
 
 
 def chosen(times: Sequence[int], last: int, count: int) -> list[int]:

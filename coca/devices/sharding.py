@@ -57,6 +57,7 @@ PARAMETERS = {
   "image_order": (None,),
   "*_distances": (None, None),
   "positions": (None, "embed"),
+  "frame_positions": (None, "embed"),
   "segments": (None, "embed"),
   "queries": (None, "embed"),
   "cls": (None,),

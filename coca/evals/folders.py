@@ -19,7 +19,7 @@ from coca.config.data_checks import check_evaluator
 from coca.data.prompts import CLIP_IMAGENET
 from coca.data.records import Records
 from coca.data.sources import open_source
-from coca.data.sources.tables import entails, is_table
+from coca.data.sources.tables import asks, entails, is_table
 from coca.data.sources.webdataset import NAMES, TYPE, hold_videos
 from coca.evals import build, datacomp
 from coca.evals.class_names import is_imagenets
@@ -52,9 +52,9 @@ def data_sets(
     config: of the model.
     paths: CLIP_benchmark's folders or trees of them; tars, Parquet files, folders of images or videos, tfds'
       folders; 'builtin:SPLIT'.
-    kinds: of evaluators. Left out: 'zero_shot' where there are labels ('classification' of a model with a class
-      head and no embeddings, but for CLIP_benchmark's), else 'retrieval', and for what is no folder of CLIP_benchmark
-      'captions' too, if the model writes.
+    kinds: of evaluators. Left out: 'vqa' of a table of questions, 'zero_shot' where there are labels ('classification'
+      of a model with a class head and no embeddings, but for CLIP_benchmark's), else 'retrieval', and for what is no
+      folder of CLIP_benchmark 'captions' too, if the model writes.
     templates: of 'zero_shot' where the data have none. Left out: CLIP's 80 for ImageNet's classes, else "a photo of a
       {}.".
     **settings: others of each evaluator: batch, limit, frames.
@@ -227,6 +227,8 @@ def _others(config: Config, path: str, kinds: Sequence, templates: Sequence[str]
   source = source_of(path, videos=True)
   opened = open_source(source, "--data")
   labels = opened.label_names
+  if not kinds and source.question_key:
+    kinds = ("vqa",)
   if not kinds and labels and config.classification.weight and not config.contrastive.heads:
     kinds = ("classification",)
   if not kinds:
@@ -266,7 +268,8 @@ def source_of(path: str, split: Literal["train", "val", "test"] = "test", videos
     return Source(kind="folder", path=path, split=kept)
   folder, _, table = path.rpartition("/")
   if videos and is_table(table or path) and fs.isfile(place) and _holds_videos(fs, place.rpartition("/")[0]):
-    return Source(kind="folder", path=folder or ".", texts=table or path, split=named, videos=True)
+    key = "question" if asks(table or path) else ""
+    return Source(kind="folder", path=folder or ".", texts=table or path, split=named, videos=True, question_key=key)
   if videos and _holds_videos(fs, place):
     return Source(kind="folder", path=path, split=named, videos=True)
   return Source(kind="folder", path=path, split=split)  # of Karpathy's annotations, where it has some

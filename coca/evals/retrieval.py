@@ -153,7 +153,8 @@ def match_logits(
   first = np.cumsum(counts) - counts
   order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
 
-  settings = dataclasses.replace(stream.settings, batch=max(stream.batch // 8, 1), limit=0)
+  at_once = max(stream.batch // 8, 1) * max(stream.frames, 1)
+  settings = dataclasses.replace(stream.settings, batch=at_once, limit=0)
   view = View(stream.source, records[order], lambda index, record: record.label)
   view.name = f"{view.name}, matching"
   again = Stream(stream.config, settings, stream.forward, stream.tokenizer, view, stream.wants._replace(most=1))

@@ -1,12 +1,14 @@
 """The cells of the contact sheet: images, what the model makes of them, and what is right."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from coca.data.images import decode_eval
+from coca.data.inputs import eval_input
 from coca.data.records import BadRecord
 from coca.data.scenes.judge import Judgement, judge
 from coca.data.sources.scenes import SceneSource
@@ -19,7 +21,6 @@ from coca.evals.retrieval import Retrieval
 from coca.evals.stream import Stream, spread
 from coca.evals.vqa import Vqa
 from coca.evals.zero_shot import ZeroShot
-from coca.inference import images
 
 GALLERY = 1000  # images that are searched, at most
 TEXTS = 3  # of an image that are shown
@@ -57,7 +58,7 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
     elif writer is not None:
       encoded = forward.encode(params, batch.device["image"])
       captions = [stream.tokenizer.decode(row) for row in stream.write(writer, batch, encoded)]
-    if isinstance(evaluator, Captions) and config.model.kind == "coca":
+    if isinstance(evaluator, Captions) and config.model.kind == "coca" and not stream.frames:
       maps = [to_host(x) for x in forward.attention_maps(params, batch.device["image"]) if x is not None]
     if scorer:
       top = np.argsort(-scorer(batch), axis=1)
@@ -79,9 +80,17 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
           if config.model.reads_regions
           else np.asarray(batch.local["image"][i])
         )
-        image = np.hstack([*image]) if image.ndim == 4 else image  # a pair, side by side
+        image = _tiled(image) if image.ndim == 4 else image
         cells.append(Cell(image, texts, caption, labels, question, judgement, seen))
   return cells
+
+
+def _tiled(images: np.ndarray) -> np.ndarray:
+  """A pair side by side, frames of a video [F, S, S, 3] line by line in a square, with white for those that lack."""
+  across = 2 if len(images) == 2 else math.ceil(math.sqrt(len(images)))
+  lacking = -len(images) % across
+  images = np.concatenate([images, np.full((lacking, *images.shape[1:]), 255, images.dtype)])
+  return np.vstack([np.hstack([*images[n : n + across]]) for n in range(0, len(images), across)])
 
 
 def _truth(evaluator: Evaluator):
@@ -134,10 +143,8 @@ def retrieval_cells(evaluator: Retrieval, params, columns: int, texts: int = 2) 
 
   def image(k):
     try:
-      encoded = stream.source[int(index[k])].image
-      if stream.frames:  # the one in the middle
-        return images.frames_of(encoded, stream.config, 1)[0]
-      return images.decoded(encoded, stream.config)
+      found = eval_input(stream.source[int(index[k])], stream.config, 1 if stream.frames else 0)
+      return found[0] if stream.frames else found  # of a video, the frame in the middle
     except BadRecord:  # it could be read before
       return None
 

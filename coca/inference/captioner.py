@@ -9,25 +9,21 @@ and `checkpoints/`.
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from coca.config import Config
 from coca.config.data_checks import check_prompts
 from coca.config.special import Special, Tokenizer
-from coca.data import tasks
 from coca.data.prompts import ensemble, in_templates
-from coca.data.questions import clean, encode_candidates
-from coca.data.videos import check_installed
 from coca.decoding.decode import prompts
-from coca.decoding.settings import answer_decoding, check_decoding_model, make_decoding
+from coca.decoding.settings import check_decoding_model, make_decoding
 from coca.devices.host import round_up
+from coca.inference.asking import answers_of, class_probabilities
 from coca.inference.batches import in_batches, seen
 from coca.inference.forward import Forward
-from coca.inference.images import as_examples, as_list, blank, decoded, prepared, prepared_video
+from coca.inference.images import as_list, as_videos, blank, decoded, prepared, prepared_video
 
 BATCHES = (1, 8, 64)  # rows of a call before rounding up to the devices: one compiled program each
 
@@ -68,13 +64,14 @@ class ContrastiveCaptioner:
       ImportError: a URL that takes a package which is not installed.
     """
     self._need_embeddings()
-    return self._see(as_list(images), skip_broken, self._embed, self._embedding)[0]
+    return self.see(as_list(images), skip_broken, self._embed, self._embedding)[0]
 
   def embed_videos(self, videos, frames: int = 16, skip_broken: bool = False) -> np.ndarray:
     """Contrastive embeddings of videos: each the mean of its frames' (`coca.inference.forward.Forward.embed_images`).
 
     Args:
-      videos: a path or URL, or a list of those.
+      videos: a path or URL, an array uint8 [F, H, W, 3], or a list of those; or a folder, whose videos are taken in
+        the order of `coca.inference.images.images_in`.
       frames: that are looked at, evenly spread (`coca.data.videos`). 16 are CoCa's (section 4.2.2).
       skip_broken: see above.
 
@@ -86,14 +83,14 @@ class ContrastiveCaptioner:
       ImportError: PyAV is not installed, or as `embed_images`.
     """
     self._need_embeddings()
-    check_installed("embed_videos")
-    videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
-    return self._see(videos, skip_broken, self._embed, self._embedding, unit="videos", frames=frames)[0]
+    return self.see(as_videos(videos, frames), skip_broken, self._embed, self._embedding, unit="videos", frames=frames)[
+      0
+    ]
 
   def features(self, images, skip_broken: bool = False) -> np.ndarray:
     """Features for a classifier, float32 [N, F], of any length: what embeddings are projected from."""
     shape = (self.forward.feature_width,)
-    return self._see(as_list(images), skip_broken, lambda x: self.forward.features(self.params, x["image"]), shape)[0]
+    return self.see(as_list(images), skip_broken, lambda x: self.forward.features(self.params, x["image"]), shape)[0]
 
   def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
     """Contrastive embeddings of a text or several: float32 [N, E], unit length. Long texts are cut.
@@ -142,7 +139,7 @@ class ContrastiveCaptioner:
       contrastive, generative = self.forward.attention_maps(self.params, batch["image"])
       return contrastive if query is None else generative[:, query]
 
-    return self._see(as_list(images), skip_broken, look, (side, side))[0]
+    return self.see(as_list(images), skip_broken, look, (side, side))[0]
 
   def score(self, images, texts: str | Sequence[str], skip_broken: bool = False) -> np.ndarray:
     """Cosine similarity of every image with every text: float32 [N, M]. Arguments and errors as above."""
@@ -178,7 +175,7 @@ class ContrastiveCaptioner:
       encoded = self.forward.encode(self.params, batch["image"])
       return self.forward.score(self.params, encoded._replace(embedding=None), batch["text"]).matching[:, 0]
 
-    return self._see(images, skip_broken, match, (), prepare, "pairs")[0]
+    return self.see(images, skip_broken, match, (), prepare, "pairs")[0]
 
   def classify(
     self,
@@ -187,6 +184,7 @@ class ContrastiveCaptioner:
     templates: Sequence[str] = ("{}",),
     skip_broken: bool = False,
     texts: str | Sequence[str] | None = None,
+    frames: int = 0,
   ) -> np.ndarray:
     """Probabilities of labels, zero-shot: the softmax over labels of cosine / learned temperature (CLIP section 3.1.2).
 
@@ -198,6 +196,8 @@ class ContrastiveCaptioner:
       templates: prompts with {} where the name goes, such as `coca.data.prompts.CLIP_IMAGENET`; their mean counts.
       texts: of a class head that reads an image and a text: one for all images, or one for each. Where it reads two,
         `images` are pairs: [("left.png", "right.png"), ...].
+      frames: above 0, `images` are videos as `embed_videos` takes them, of which so many frames are looked at. 0: they
+        are images, but for a class head that was trained on videos: its number of frames is then taken.
 
     Returns:
       float32 [N, len(labels)]; rows sum to 1. `labels[p.argmax()]` is the likeliest one.
@@ -206,7 +206,7 @@ class ContrastiveCaptioner:
       ValueError: no labels, and no class head; a template without {}; or as `embed_images`.
     """
     if labels is None:
-      return self._classes(as_examples(images, self.config), texts, skip_broken)
+      return class_probabilities(self, images, texts, skip_broken, frames)
     if isinstance(labels, str) or not len(labels):
       raise ValueError(f"classify takes a list of labels to choose from, not {labels!r}")
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
@@ -214,31 +214,10 @@ class ContrastiveCaptioner:
     self._need_embeddings()
     classes = ensemble(self.embed_texts(in_templates(labels, templates)), len(templates))
     scale = np.exp(np.asarray(self.params["temperature"]["log_scale"]))
-    logits = scale * (self.embed_images(images, skip_broken) @ classes.T)
+    embedded = self.embed_videos(images, frames, skip_broken) if frames else self.embed_images(images, skip_broken)
+    logits = scale * (embedded @ classes.T)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
-
-  def _classes(self, images: Sequence, texts, skip_broken: bool) -> np.ndarray:
-    """`classify` by the class head."""
-    settings, length = self.config.classification, self.config.model.text.length
-    if not settings.weight:
-      raise ValueError(
-        "this model has no class head (config.classification.weight is 0): name the labels to choose from, or train "
-        "one with configs/finetune_classify.py"
-      )
-    if self.config.has_text_head != (texts is not None):
-      raise ValueError(f"texts: this model's class head reads {'images alone' if texts else 'an image and a text'}")
-    texts = [texts] * len(images) if isinstance(texts, str) else texts
-    if texts is not None and len(texts) != len(images):
-      raise ValueError(f"{len(images)} images and {len(texts)} texts; give one for each")
-
-    def prepare(i):
-      return {} if texts is None else {"text": self.tokenizer.encode(texts[i], length)}
-
-    def classify(batch):
-      return jax.nn.softmax(self.forward.classify(self.params, batch["image"], batch.get("text")))
-
-    return self._see(images, skip_broken, classify, (settings.classes,), prepare)[0]
 
   def caption(
     self,
@@ -247,6 +226,7 @@ class ContrastiveCaptioner:
     *,
     ids: Sequence[int] | None = None,
     skip_broken: bool = False,
+    frames: int = 0,
     **settings,
   ):
     """Captions: greedy, sampled (`strategy="sample"`) or by beam search (`strategy="beam"`).
@@ -260,6 +240,8 @@ class ContrastiveCaptioner:
       prompt: what each caption begins with, or a beginning for each image. None: what the model learned to go on
         from (`config.data.prompt`, usually nothing), which is then left out of the captions.
       ids: a number for each image, from which its samples are drawn wherever it stands; None: its place in `images`.
+      frames: above 0, `images` are videos as `embed_videos` takes them, and the decoder looks at the tokens of so many
+        frames at once (`coca.inference.forward.Forward.encode`).
       **settings: of `coca.decoding.settings.Decoding`.
 
     Returns:
@@ -270,7 +252,7 @@ class ContrastiveCaptioner:
         leaves no room.
       TypeError: a setting that `coca.decoding.settings.Decoding` lacks; a name of transformers is answered with ours.
     """
-    decoding, images = make_decoding(**settings), as_list(images)
+    decoding, images = make_decoding(**settings), as_videos(images, frames) if frames else as_list(images)
     check_decoding_model(decoding, self.config)
     own = self.config.data.prompt if prompt is None else ""
     given = [prompt or own] * len(images) if prompt is None or isinstance(prompt, str) else list(prompt)
@@ -288,7 +270,7 @@ class ContrastiveCaptioner:
       encoded = self.forward.encode(self.params, batch.pop("image"))
       return self.forward.caption(self.writer, encoded, decoding, special=special, **batch).text
 
-    texts, broken = self._see(images, skip_broken, write, (decoding.n, length), prepare, "captions")
+    texts, broken = self.see(images, skip_broken, write, (decoding.n, length), prepare, "captions", frames)
     begins = lengths if own else np.ones_like(lengths)  # the first id is BOS
     texts = [[self.tokenizer.decode(row[b:]) for row in rows] for rows, b in zip(texts, begins, strict=True)]
     texts = [rows[0] for rows in texts] if decoding.n == 1 else texts
@@ -301,8 +283,9 @@ class ContrastiveCaptioner:
     answers: Sequence[str] = (),
     rank: int = 128,
     skip_broken: bool = False,
+    frames: int = 0,
   ) -> list[str | None]:
-    """Answers to questions about images, of a model that was fine-tuned for them (configs/blip_vqa.py,
+    """Answers to questions about images, or videos, of a model that was fine-tuned for them (configs/blip_vqa.py,
     configs/finetune_vqa.py).
 
     Args:
@@ -310,6 +293,7 @@ class ContrastiveCaptioner:
       questions: one for all images, or one for each.
       answers: the possible ones, of which the best is taken; without any, an answer is written, by beam search.
       rank: the number of possible answers, the likeliest by their first token, that are scored whole.
+      frames: as for `caption`. BLIP looks at 16.
 
     Returns:
       a text for each image.
@@ -318,43 +302,11 @@ class ContrastiveCaptioner:
       ValueError: as `embed_images`, a model that was not trained to answer, an empty question, not as many questions as
         images, or a possible answer that is too long.
     """
-    config, images, tasked = self.config, as_list(images), self.config.model.poses_tasks
-    questions = [clean(q) for q in ([questions] * len(images) if isinstance(questions, str) else questions)]
-    if len(questions) != len(images) or not all(q.strip() for q in questions):
-      raise ValueError(f"{len(images)} images and {len(questions)} questions; give one for each that is not empty")
-    if config.has_text_head:
-      unknown = [answer for answer in answers if answer not in self.labels]
-      if unknown:
-        raise ValueError(f"answers: {unknown[0]!r} is none of the model's {len(self.labels)} classes (model.labels)")
-      of = np.array([self.labels.index(answer) for answer in answers or self.labels])
-      p = self._classes(images, questions, skip_broken)
-      return [None if np.isnan(row).any() else self.labels[of[row[of].argmax()]] for row in p]
-    if not config.answering.weight and (not tasked or len(answers)):
-      lacks = "ranks no answers" if tasked else "answers no questions"
-      raise ValueError(f"this model {lacks} (config.answering.weight is 0); configs/blip_vqa.py trains one")
-    length, decoding = config.model.text.length, answer_decoding(config.answering.length)
-    candidates = encode_candidates(answers, self.tokenizer, length) if len(answers) else None
-    special = Special(self.tokenizer.bos, self.tokenizer.eos)
+    return answers_of(self, images, questions, answers, rank, skip_broken, frames)
 
-    def prepare(i):
-      text, encode = questions[i], self.tokenizer.encode
-      return {"question": tasks.read(self.tokenizer, config.model, text) if tasked else encode(text, length)}
-
-    def write(batch):
-      image = batch["image"]._replace(tags=batch["question"]) if tasked else batch["image"]
-      encoded = self.forward.encode(self.params, image)
-      if candidates is not None:
-        return self.forward.rank_answers(self.params, encoded, batch["question"], candidates, min(rank, len(answers)))
-      return self.forward.answer(self.writer, encoded, batch["question"], decoding, special=special).text[:, 0]
-
-    shape = () if len(answers) else (decoding.max_length,)
-    found, broken = self._see(images, skip_broken, write, shape, prepare, "answers")
-    texts = [answers[i] for i in found] if len(answers) else [self.tokenizer.decode(row[1:]) for row in found]
-    return [None if i in broken else text for i, text in enumerate(texts)]
-
-  def _see(self, images, skip_broken: bool, function, shape, prepare=lambda i: {}, unit="images", frames: int = 0):
-    """`_run` over images, or of videos that many frames, and what `prepare(i)` puts beside the i-th; and why some of
-    them could not be read: by their numbers."""
+  def see(self, images, skip_broken: bool, function, shape, prepare=lambda i: {}, unit="images", frames: int = 0):
+    """`function` over batches of images, or of videos that many frames, and what `prepare(i)` puts beside the i-th; and
+    why some of them could not be read, by their numbers."""
     read, empty = self.prepare, blank(self.config, bool(images) and isinstance(images[0], tuple))
     if frames:
       read, empty = functools.partial(prepared_video, config=self.config, frames=frames), np.stack([empty] * frames)

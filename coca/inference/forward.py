@@ -72,8 +72,8 @@ class Forward:
     return jax.eval_shape(lambda p, x: nnx.merge(self.graphdef, p).features(x), self.abstract_params, image).shape[1]
 
   def classify(self, params, image, text=None):
-    """uint8 [B, S, S, 3], of pairs [B, 2, S, S, 3], for a head that reads texts int32 [B, T] -> fp32 [B, C], the class
-    head's logits."""
+    """uint8 [B, S, S, 3], of pairs and videos [B, F, S, S, 3], for a head that reads texts int32 [B, T] -> fp32 [B, C],
+    the class head's logits."""
     return self._call(self._classify, params, image, text)
 
   def attention_maps(self, params, image):
@@ -85,7 +85,10 @@ class Forward:
     return self._call(self._embed_texts, params, text)
 
   def encode(self, params, image) -> Encoded:
-    """All that captions and scores need of images: uint8 [B, S, S, 3] -> device arrays, split over the batch."""
+    """All that captions and scores need of images, uint8 [B, S, S, 3], or of videos, [B, F, S, S, 3] -> device arrays,
+    split over the batch."""
+    if isinstance(image, jax.Array) and image.ndim == 5:
+      check_films(self.config)
     return self._call(self._encode, params, image)
 
   def score(self, params, encoded: Encoded, text) -> Scores:
@@ -226,8 +229,7 @@ class Forward:
 
   @functools.cached_property
   def _classify(self):
-    tokens = self.config.model.image.tokens * self.config.classification.images
-    return self._jit(lambda model, *x: in_groups(lambda x: model.classify(*x), x, tokens))
+    return self._jit(lambda model, *x: in_groups(lambda x: model.classify(*x), x, self._tokens_of(x[0])))
 
   @functools.cached_property
   def _attention_maps(self):
@@ -242,8 +244,12 @@ class Forward:
 
   @functools.cached_property
   def _encode(self):
-    tokens = self.config.model.image.tokens
-    return self._jit(lambda model, image: in_groups(model.encode, image, tokens), batch_sharding)
+    return self._jit(lambda model, image: in_groups(model.encode, image, self._tokens_of(image)), batch_sharding)
+
+  def _tokens_of(self, image) -> int:
+    """Tokens of an example, an image or several."""
+    several = image.shape[1] if isinstance(image, jax.Array) and image.ndim == 5 else 1
+    return several * self.config.model.image.tokens
 
   @functools.cached_property
   def _ask(self):
@@ -271,6 +277,12 @@ class Forward:
       return log_likelihood(states, model.softmax_kernel(), text, model.softmax_bias)
 
     return self._jit(likelihood)
+
+
+def check_films(config: Config) -> None:
+  """Raises ValueError if a model's decoder can't look at videos."""
+  if (kind := config.model.kind) not in ("coca", "blip", "albef"):
+    raise ValueError(f"config.model.kind is {kind!r}: of CoCa and BLIP alone the decoder looks at videos")
 
 
 # Tokens that go through an encoder at once on one CPU device. 16 images of 384 pixels take ViT-B/16 10.9 seconds four

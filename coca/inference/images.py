@@ -17,9 +17,11 @@ from coca.config.special import Tokenizer
 from coca.data import regions, videos
 from coca.data.images import colour, decode_eval, resize_eval, to_rgb
 from coca.data.records import BadRecord, Detected
+from coca.data.videos import check_installed
 from coca.files import finding, reading
 
 ENDINGS = tuple(f".{extension}" for extension in finding.IMAGE_EXTENSIONS)  # what a folder is searched for
+VIDEO_ENDINGS = tuple(f".{extension}" for extension in finding.VIDEO_EXTENSIONS)
 WEB = ("http://", "https://")  # of which single files are read, and nothing is listed or written
 
 
@@ -53,13 +55,40 @@ def as_list(images) -> list:
   return images
 
 
+def as_videos(videos, frames: int) -> list:
+  """The argument of a function that takes videos, as a list of single ones.
+
+  Args:
+    videos: a path, a URL or an array uint8 [F, H, W, 3]; a list or iterable of those; or a folder (`images_in`).
+    frames: that are to be looked at.
+
+  Raises:
+    TypeError: something else.
+    ValueError: `frames` is not above 0, a folder without videos, or as `locate`.
+    ImportError: PyAV is not installed, or as `locate`.
+  """
+  if frames < 1:
+    raise ValueError(f"frames is {frames}; of a video one frame or more is looked at")
+  if isinstance(videos, (str, os.PathLike)):
+    videos = images_in(videos, VIDEO_ENDINGS) if is_folder(videos) else [videos]
+  videos = [videos] if isinstance(videos, np.ndarray) and videos.ndim == 4 else list(videos)
+  for video in videos:
+    if not isinstance(video, (str, os.PathLike, np.ndarray)):
+      raise TypeError(
+        f"a video is a path, a URL or a uint8 array [frames, height, width, 3], not {type(video).__name__}"
+      )
+    if not isinstance(video, np.ndarray):
+      check_installed(f"{os.fspath(video)}")
+  return videos
+
+
 def as_examples(images, config: Config) -> list:
   """Examples of a class head as a list: images as `as_list` has them, or pairs of a head that reads two, as tuples.
 
   Raises:
     TypeError, ValueError, ImportError: as `as_list`, or an example that has not two images.
   """
-  if config.classification.images == 1:
+  if not config.classification.pairs:
     return as_list(images)
   pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in images]
   for number, pair in enumerate(pairs, 1):
@@ -79,8 +108,8 @@ def is_folder(name) -> bool:
   return fs.isdir(place)
 
 
-def images_in(folder) -> list[Path] | list[str]:
-  """The images in a folder and the folders in it, by the ending of their names, in the order of their paths.
+def images_in(folder, endings: tuple[str, ...] = ENDINGS) -> list[Path] | list[str]:
+  """The images, or files of other endings, in a folder and the folders in it, in the order of their paths.
 
   Raises:
     ValueError: there are none, or as `locate`.
@@ -88,11 +117,12 @@ def images_in(folder) -> list[Path] | list[str]:
   """
   if is_url(folder):
     fs, place = locate(folder)
-    found = sorted(fs.unstrip_protocol(p) for p in fs.find(place) if p.lower().endswith(ENDINGS))
+    found = sorted(fs.unstrip_protocol(p) for p in fs.find(place) if p.lower().endswith(endings))
   else:
-    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in endings and p.is_file())
   if not found:
-    raise ValueError(f"no images in {folder}; looked for files ending in {', '.join(ENDINGS)}")
+    what = "images" if endings == ENDINGS else "videos"
+    raise ValueError(f"no {what} in {folder}; looked for files ending in {', '.join(endings)}")
   return found
 
 
@@ -151,7 +181,7 @@ def prepared(image, config: Config, tokenizer: Tokenizer) -> np.ndarray | Region
         f"an image as an array has to be uint8 [height, width, 3] with values from 0 to 255, not "
         f"{image.dtype} {list(image.shape)}"
       )
-    return resize_eval(image, size, data.squash, data.resize, data.filter)
+    return prepared_pixels(image, config)
   background = colour(data.background)
   if isinstance(image, Image.Image):
     try:
@@ -164,8 +194,21 @@ def prepared(image, config: Config, tokenizer: Tokenizer) -> np.ndarray | Region
     raise ValueError(f"can't read the image {image}: {e}") from e
 
 
+def prepared_pixels(pixels: np.ndarray, config: Config) -> np.ndarray:
+  """An image uint8 [H, W, 3] as the model of `config` sees it."""
+  data = config.data
+  return resize_eval(pixels, config.model.image.size, data.squash, data.resize, data.filter)
+
+
 def prepared_video(video, config: Config, frames: int) -> np.ndarray:
-  """Frames of a video at a path or URL, as `frames_of` makes them. Errors as those of `prepared`."""
+  """Frames of a video of `as_videos`, as `frames_of` makes them. Errors as those of `prepared`."""
+  if isinstance(video, np.ndarray):
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
+      raise ValueError(
+        f"a video as an array has to be uint8 [frames, height, width, 3], not {video.dtype} {list(video.shape)}"
+      )
+    kept = videos.chosen(range(len(video)), 1, frames)
+    return np.stack([prepared_pixels(video[n], config) for n in kept])
   try:
     return frames_of(read(video), config, frames)
   except (BadRecord, OSError) as e:

@@ -4,8 +4,8 @@ One text, three readings, told apart by its first token: [CLS], the text encoder
 encoder, which is the text encoder with its cross-attention; [Decode], the image-grounded decoder, causal. The image's
 embedding comes from the image encoder's class token, and all its tokens are attended to.
 
-Shapes: B batch, S side in pixels, N image tokens, K texts an image, T text length, D text width, E embedding width,
-V vocabulary, L layers.
+Shapes: B batch, F frames of a video, S side in pixels, N image tokens, K texts an image, T text length, D text width,
+E embedding width, V vocabulary, L layers.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from coca.models.cached_decoding import vocabulary_logits
 from coca.models.image_encoder import ImageEncoder
 from coca.models.linear import linear
 from coca.models.nlvr import PairBert
-from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
+from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, joined, mean_unit, unit
 from coca.models.rngs import Rngs
 from coca.models.text_decoder import with_first
 
@@ -90,10 +90,15 @@ class ImageHeads(nnx.Module):
     """The class token's states, which the embedding is projected from."""
     return self.image_encoder(image)[:, 0].astype(jnp.float32)
 
-  def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
-    """The embedding, where the model has one, and all image tokens."""
-    tokens = self.image_encoder(image)
-    return Encoded(self._project(tokens) if self.image_projection else None, tokens)
+  def encode(self, image: UInt8[Array, "B S S 3"] | UInt8[Array, "B F S S 3"]) -> Encoded:
+    """The embedding, where the model has one, and all image tokens.
+
+    Of a video (BLIP section 5.6) the tokens of its frames stand one behind the other, and the embedding is the mean of
+    theirs.
+    """
+    tokens, frames = self.image_encoder(image.reshape(-1, *image.shape[-3:])), image.shape[1] if image.ndim == 5 else 1
+    embedding = mean_unit(self._project(tokens), frames) if self.image_projection else None
+    return Encoded(embedding, joined(tokens, frames))
 
   def embed_text(self, text: Int32[Array, "B T"], key: PRNGKeyArray | None = None) -> Float32[Array, "B E"]:
     """Embeddings of unit length."""
@@ -153,7 +158,7 @@ class Blip(WordHead, ImageHeads):
 
   def __call__(
     self,
-    image: UInt8[Array, "B S S 3"] | UInt8[Array, "B 2 S S 3"],
+    image: UInt8[Array, "B S S 3"] | UInt8[Array, "B F S S 3"],
     text: Int32[Array, "B T"],
     *,
     contrast: bool = True,
@@ -166,7 +171,8 @@ class Blip(WordHead, ImageHeads):
     """One pass over each tower that the losses need.
 
     Args:
-      image: pixels of 0 to 255; of both images for the class head.
+      image: pixels of 0 to 255; of both images for the class head; of the frames of a video, where captions alone are
+        computed.
       text: [Decode], words, [SEP], padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
@@ -177,7 +183,8 @@ class Blip(WordHead, ImageHeads):
     if classify:
       return Output(None, None, None, None, None, self.classify(image, text, key))
     key, more = (None, None) if key is None else jax.random.split(key)
-    tokens = self.image_encoder(image, patch_noise)
+    tokens = self.image_encoder(image.reshape(-1, *image.shape[-3:]), patch_noise)
+    tokens = joined(tokens, image.shape[1] if image.ndim == 5 else 1)
     states = self._decode(text, tokens, key=more) if caption else None
     embeddings = (self._project(tokens), self.embed_text(text, key)) if contrast else (None, None)
     return Output(*embeddings, tokens, None, states)

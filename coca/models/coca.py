@@ -1,7 +1,7 @@
 """CoCa: image encoder, attentional poolers, unimodal and multimodal text decoder (arXiv 2205.01917).
 
-Shapes: B batch, S side in pixels, N patches, Q image tokens for the decoder, K texts an image, T text length,
-W image width, D text width, E embedding width, V vocabulary, C classes, L layers.
+Shapes: B batch, F images of a pair or frames of a video, S side in pixels, N patches, Q image tokens for the decoder,
+K texts an image, T text length, W image width, D text width, E embedding width, V vocabulary, C classes, L layers.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from coca.devices.sharding import gather
 from coca.models.cached_decoding import start_layers, vocabulary_logits
 from coca.models.image_encoder import ImageEncoder
 from coca.models.linear import layer_norm, linear
-from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, unit
+from coca.models.outputs import Encoded, Output, Scores, Temperature, compute_dtype, joined, mean_unit, unit
 from coca.models.poolers import AttentionalPooler
 from coca.models.rngs import Rngs
 from coca.models.text_decoder import Embedding, MultimodalDecoder, UnimodalDecoder
@@ -80,7 +80,7 @@ class CoCa(nnx.Module):
     self.matching_pooler = AttentionalPooler(model, 1, text_width, text_width, dtype, rngs) if has_matching else None
     self.matching_head = linear(text_width, 2, jnp.float32, rngs) if has_matching else None
     classes = config.classification
-    self.class_pool = classes.pool
+    self.class_pool, self.pairs = classes.pool, classes.weight > 0 and classes.pairs
     class_width = text_width if classes.pool == "text" else image_width
     self.class_pooler = (
       AttentionalPooler(model, 1, class_width, class_width, dtype, rngs, class_width)
@@ -89,14 +89,17 @@ class CoCa(nnx.Module):
     )
     # Zeros, as in ViT (arXiv 2010.11929, section 3.2, of its fine-tunes).
     self.class_head = (
-      linear(classes.images * class_width, classes.classes, jnp.float32, rngs, init=nnx.initializers.zeros)
+      linear((1 + classes.pairs) * class_width, classes.classes, jnp.float32, rngs, init=nnx.initializers.zeros)
       if classes.weight
       else None
+    )
+    self.frame_positions = (
+      nnx.Param(jnp.zeros((classes.images, image_width))) if classes.weight and classes.frame_positions else None
     )
 
   def __call__(
     self,
-    image: UInt8[Array, "B S S 3"] | UInt8[Array, "B 2 S S 3"] | Float32[Array, "B W"] | Float[Array, "B N W"],
+    image: UInt8[Array, "B S S 3"] | UInt8[Array, "B F S S 3"] | Float32[Array, "B W"] | Float[Array, "B N W"],
     text: Int32[Array, "B T"],
     *,
     contrast: bool = True,
@@ -111,8 +114,8 @@ class CoCa(nnx.Module):
     """One forward pass for all losses, or for some of them.
 
     Args:
-      image: pixels of 0 to 255, for a class head of two images of both; or the image encoder's states of the class
-        token, or of all tokens, of images that went through it.
+      image: pixels of 0 to 255, for a class head of two images of both, and of a video of its frames; or the image
+        encoder's states of the class token, or of all tokens, of images that went through it.
       text: BOS, words, EOS, padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
@@ -123,16 +126,16 @@ class CoCa(nnx.Module):
       given: the number of tokens that a class head of texts reads; None: all but EOS.
       key: for models with dropout; not looked at.
     """
-    images = image.shape[1] if image.ndim == 5 else 1
+    images, frames = self._counts(image)
     if image.ndim >= 4:
       encoded = self.image_encoder(image.reshape(-1, *image.shape[-3:]), patch_noise)
     else:
       encoded = (image if image.ndim == 3 else image[:, None]).astype(self.dtype)
     reads = classify and self.class_pool == "text"
-    classes = self._classify(encoded) if classify and not reads else None
+    classes = self._classify(encoded, frames) if classify and not reads else None
     if not (contrast or caption or match or reads):
       return Output(None, None, None, None, None, classes)
-    image_embedding, tokens = self._pool(encoded, contrast, caption or match or reads)
+    image_embedding, tokens = self._pool(encoded, contrast, caption or match or reads, frames)
     words, text_embedding = self._read(text, contrast, parallel)
     states = self.multimodal(each(words, images), tokens, parallel) if caption or reads else None
     classes = self._classify_text(states, text, given, images) if reads else classes
@@ -169,15 +172,15 @@ class CoCa(nnx.Module):
     return self._read(text, contrast=True)[1]
 
   def classify(
-    self, image: UInt8[Array, "B S S 3"] | UInt8[Array, "B 2 S S 3"], text: Int32[Array, "B T"] | None = None
+    self, image: UInt8[Array, "B S S 3"] | UInt8[Array, "B F S S 3"], text: Int32[Array, "B T"] | None = None
   ) -> Float32[Array, "B C"]:
-    """Logits of the classes; `text`: for a head that reads texts, about an image or two."""
-    images = image.shape[1] if image.ndim == 5 else 1
+    """Logits of the classes; `text`: for a head that reads texts, about an image or two, or a video."""
+    images, frames = self._counts(image)
     encoded = self.image_encoder(image.reshape(-1, *image.shape[-3:]))
     if text is None:
-      return self._classify(encoded)
+      return self._classify(encoded, frames)
     words, _ = self._read(text, contrast=False)
-    states = self.multimodal(each(words, images), self._pool(encoded, False, True)[1])
+    states = self.multimodal(each(words, images), self._pool(encoded, False, True, frames)[1])
     return self._classify_text(states, text, None, images)
 
   def attention_maps(
@@ -203,9 +206,14 @@ class CoCa(nnx.Module):
       contrastive = self.contrastive_pooler.weights(tokens)[:, 0, -patches:]
     return contrastive, generative
 
-  def encode(self, image: UInt8[Array, "B S S 3"]) -> Encoded:
-    """The embedding and the decoder's tokens, each where the model has use for it."""
-    return Encoded(*self._pool(self.image_encoder(image), self.temperature is not None, self.multimodal is not None))
+  def encode(self, image: UInt8[Array, "B S S 3"] | UInt8[Array, "B F S S 3"]) -> Encoded:
+    """The embedding and the decoder's tokens, each where the model has use for it.
+
+    Of a video the generative pooler attends to the tokens of all frames, and the embedding is the mean of theirs.
+    """
+    encoded = self.image_encoder(image.reshape(-1, *image.shape[-3:]))
+    frames = image.shape[1] if image.ndim == 5 else 1
+    return Encoded(*self._pool(encoded, self.temperature is not None, self.multimodal is not None, frames))
 
   def score(self, encoded: Encoded, text: Int32[Array, "B K T"]) -> Scores:
     """Images and K texts of each; an image's tokens are projected once for all its texts.
@@ -260,17 +268,28 @@ class CoCa(nnx.Module):
 
     return start_layers(layers, image_tokens, None, embed, predict, length, rows, prefix)
 
+  def _counts(self, image) -> tuple[int, int]:
+    """The number of images that a text is read over one by one, and that of the frames of a video."""
+    several = image.shape[1] if image.ndim == 5 else 1
+    return (several, 1) if self.pairs else (1, several)
+
   @jax.named_scope("class_head")
-  def _classify(self, encoded):
-    """Encoded image [B, N, D] -> logits [B, C], fp32."""
+  def _classify(self, encoded, frames: int = 1):
+    """Encoded images [B * frames, N, D] -> logits [B, C], fp32.
+
+    The pooler attends to the tokens of all frames; other heads read the mean over them.
+    """
     if self.class_pooler:
-      pooled = self.class_pooler(encoded)[:, 0]
+      if self.frame_positions is not None:
+        each_frame = self.frame_positions[...].astype(encoded.dtype)[:, None]
+        encoded = (encoded.reshape(-1, frames, *encoded.shape[1:]) + each_frame).reshape(encoded.shape)
+      pooled = self.class_pooler(joined(encoded, frames))
     elif self.class_pool == "class_token":
-      pooled = encoded[:, 0]
+      pooled = joined(encoded[:, :1], frames)
     else:
       first = 0 if self.image_encoder.class_token is None else 1
-      pooled = encoded[:, first:].astype(jnp.float32).mean(axis=1)
-    return self.class_head(pooled.astype(jnp.float32))
+      pooled = joined(encoded[:, first:], frames)
+    return self.class_head(pooled.astype(jnp.float32).mean(axis=1))
 
   @jax.named_scope("class_head")
   def _classify_text(self, states, text, given, images: int):
@@ -292,17 +311,23 @@ class CoCa(nnx.Module):
     words, embedding = self.unimodal(embedded, text, self.embedding.cls_position(text.shape[1]))
     return embedded if self.two_passes else words, unit(embedding)
 
-  def _pool(self, encoded, contrast: bool, caption: bool) -> tuple[Any, Any]:
-    """Encoded image [B, N, D] -> the embedding [B, E] and the decoder's tokens [B, Q, D], each where asked for."""
-    pooled, tokens = self._pool_once(encoded, contrast, caption)
+  def _pool(self, encoded, contrast: bool, caption: bool, frames: int = 1) -> tuple[Any, Any]:
+    """Encoded images [B * frames, N, D] -> the embedding [B, E] and the decoder's tokens [B, Q, D], where asked for.
+
+    Of several frames the embedding is the mean of theirs (section 4.2.2), and the tokens are of all together.
+    """
+    if frames > 1 and contrast and caption:
+      return self._pool(encoded, True, False, frames)[0], self._pool(encoded, False, True, frames)[1]
+    pooled, tokens = self._pool_once(encoded, contrast, caption, 1 if contrast else frames)
     if not contrast:
       return None, tokens
-    return unit(self.image_projection(pooled) if self.image_projection else pooled), tokens
+    return mean_unit(unit(self.image_projection(pooled) if self.image_projection else pooled), frames), tokens
 
-  def _pool_once(self, encoded, contrast: bool, caption: bool) -> tuple[Any, Any]:
-    """`_pool`, with what the embedding is projected from in its place."""
+  def _pool_once(self, encoded, contrast: bool, caption: bool, frames: int = 1) -> tuple[Any, Any]:
+    """`_pool`, with what the embedding is projected from in its place, of each image."""
     pooled, tokens = None, encoded
     if self.kind == "openclip":
+      encoded = joined(encoded, frames)
       with jax.named_scope("generative_pooler"):
         queries = self.generative_pooler(encoded, 0 if contrast else 1, None if caption else 1)
       return queries[:, 0] if contrast else None, queries[:, 1 if contrast else 0 :] if caption else None
@@ -313,6 +338,7 @@ class CoCa(nnx.Module):
       if contrast:
         pooled = encoded.astype(jnp.float32).mean(axis=1).astype(self.dtype)
         pooled = self.mean_norm(pooled) if self.mean_norm else pooled
+    encoded = joined(encoded, frames)
     is_cascade = self.kind == "cascade" and contrast
     if caption or is_cascade:
       with jax.named_scope("generative_pooler"):

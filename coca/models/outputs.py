@@ -60,6 +60,16 @@ def compute_dtype(config: Config) -> np.dtype:
   return jnp.dtype(name)
 
 
+def joined(x: Float[Array, "BF N D"], frames: int) -> Float[Array, "B FN D"]:
+  """The tokens of all frames of a video one behind the other, frame by frame."""
+  return x if frames == 1 else x.reshape(-1, frames * x.shape[1], x.shape[2])
+
+
+def mean_unit(x: Float32[Array, "BF E"], frames: int) -> Float32[Array, "B E"]:
+  """The mean of the embeddings of a video's frames, of unit length."""
+  return x if frames == 1 else unit(x.reshape(-1, frames, x.shape[1]).mean(axis=1))
+
+
 def unit(x: Float[Array, "*rows E"]) -> Float32[Array, "*rows E"]:
   """x in fp32, divided by its length."""
   x = x.astype(jnp.float32)

@@ -41,6 +41,7 @@ PARTS = (  # in the order in which a pair goes through them
   "temperature",
   "matching_pooler",
   "matching_head",
+  "frame_positions",
   "class_pooler",
   "class_head",
 )

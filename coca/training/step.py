@@ -42,9 +42,9 @@ class TrainStep:
 
   Compiled at the first call, and again at the first with images of another size; one program is held at a time.
 
-  batch: 'image' uint8 [B, S, S, 3] (of pairs [B, 2, S, S, 3]), 'text' int32 [B, T], 'hashes' uint32 [B, 2], the same
-  for equal texts, and 'weight' fp32 [B], split over the batch axes; and what else a loss has for itself
-  (`Term.arrays`).
+  batch: 'image' uint8 [B, S, S, 3] (of pairs [B, 2, S, S, 3], of videos [B, F, S, S, 3]), 'text' int32 [B, T],
+  'hashes' uint32 [B, 2], the same for equal texts, and 'weight' fp32 [B], split over the batch axes; and what else a
+  loss has for itself (`Term.arrays`).
   metrics: fp32 scalars on the device: loss, and those of each loss that has a weight (`coca.objectives.terms`), all
   unweighted; grad_norm, skipped, skipped_in_a_row, and data/skipped: unusable pairs so far.
   """
@@ -95,8 +95,8 @@ def batch_shapes(config: Config, mesh, size: int = 0) -> dict:
   out = {
     name: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
   }
-  pairs = (2,) if config.classification.images == 2 else ()
-  pixels = jax.ShapeDtypeStruct((*pairs, size, size, 3), jnp.uint8)
+  images = (config.classification.images,) if config.classification.images > 1 else ()
+  pixels = jax.ShapeDtypeStruct((*images, size, size, 3), jnp.uint8)
   if config.data.embeddings:
     states = states_of(config)
     pixels = jax.ShapeDtypeStruct(states.shape, states.type)

@@ -22,7 +22,7 @@ def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords
   """
   try:
     check_source(settings, where)
-    if settings.videos:
+    if settings.videos and settings.kind != "builtin":
       from coca.data.videos import check_installed
 
       check_installed(where)
@@ -75,7 +75,7 @@ def check_places(places: dict[str, str], allow_urls: bool, whose: str) -> None:
 def _open(settings: config.Source, where: str) -> ShardedRecords:
   # Each format imports its own library, and only when it is used.
   if settings.kind == "builtin" and settings.split.startswith(
-    ("scenes_questions", "scenes_hypotheses", "scenes_statements")
+    ("scenes_questions", "scenes_hypotheses", "scenes_statements", "scenes_videos")
   ):
     from coca.data.sources.scene_tasks import open_task
 

@@ -8,19 +8,20 @@
     Flickr30k       NAME.jpg#0<tab>caption, in results_20130124.token
     SNLI-VE         {"Flickr30K_ID": "9", "sentence2": ..., "gold_label": "neutral", "pairID": "9.jpg#0r1n"}
     NLVR2           {"identifier": "dev-9-0-1", "sentence": ..., "label": "True"}, a line each, in train.json or so
-    MSR-VTT         {"videos": [{"video_id": ..., "split": ...}], "sentences": [{"video_id": ..., "caption": ...}]}
+    videos          coca/data/sources/video_tables.py
 
 RSICD, UCM, Sydney and Flickr30k come in Karpathy's layout. His 'restval' of COCO is trained on, as all papers do.
 Rows of questions have "question" and "answers" in place of "caption", and their number as "#"; SNLI-VE's, which are
 hypotheses about an image, have a "label" beside the "caption", and NLVR2's the "second" image, too. Visual Genome's
 answers, such as "Green.", are read as VQA's are written: in lower case and without the full stop. Some layouts name
-no files but numbers: "file_name" is a tuple of the names that the image may have, in whatever folder. Rows of MSR-VTT
-have "video_id" in its place, which is the file's name without its ending.
+no files but numbers: "file_name" is a tuple of the names that the image may have, in whatever folder.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+
+from coca.data.sources import video_tables
 
 # What such files are called, but for those of questions. tfds has a dataset_info.json.
 NAMES = re.compile(
@@ -28,7 +29,9 @@ NAMES = re.compile(
   r"MSRVTT_data)\.json|.*\.token(\.txt)?",
   re.IGNORECASE,
 )
-QUESTIONS = re.compile(r"((v2_)?(OpenEnded|MultipleChoice)_.*_questions|question_answers)\.json", re.IGNORECASE)
+QUESTIONS = re.compile(
+  r"((v2_)?(OpenEnded|MultipleChoice)_.*_questions|question_answers|(train|val|test)_qa)\.json", re.IGNORECASE
+)
 HYPOTHESES = re.compile(r"snli_ve_(.*)\.jsonl")
 LABELS = ("entailment", "neutral", "contradiction")  # SNLI-VE's
 
@@ -50,7 +53,7 @@ def rows(name: str, values, split: str, beside: Callable[[str], bytes]) -> Rows 
   if isinstance(values, dict) and isinstance(values.get("questions"), list):
     return _vqa(name, values, beside)
   if isinstance(values, dict) and all(isinstance(values.get(key), list) for key in ("videos", "sentences")):
-    return _msrvtt(name, values["videos"], values["sentences"], split)
+    return video_tables.msrvtt(name, values["videos"], values["sentences"], split)
   if isinstance(values, dict) and isinstance(values.get("images"), list):
     images = [image if isinstance(image, dict) else {} for image in values["images"]]
     if isinstance(values.get("annotations"), list):
@@ -58,22 +61,10 @@ def rows(name: str, values, split: str, beside: Callable[[str], bytes]) -> Rows 
     return _karpathy(name, images, split)
   if not isinstance(values, list) or not values or not isinstance(values[0], dict):
     return None
+  if video_tables.asks(values):
+    return video_tables.questions(name, values, beside)
   listed = [key for key in ("regions", "qas") if isinstance(values[0].get(key), list)]
   return _visual_genome(name, values) if listed else None
-
-
-def _msrvtt(name: str, videos: list, sentences: list, split: str) -> Rows:
-  wanted = {"val": "validate", "validation": "validate"}.get(split, split)
-  splits = {str(v.get("video_id")): str(v.get("split", "")) for v in videos if isinstance(v, dict)}
-  if wanted and wanted not in (found := set(splits.values())) and found != {""}:
-    raise ValueError(f"{name} has no split {split!r}; it has: {', '.join(sorted(found))}")
-  for number, sentence in enumerate(sentences, 1):
-    where = f"{name}, sentence {number}"
-    video = str(sentence.get("video_id")) if isinstance(sentence, dict) else ""
-    if video not in splits:
-      yield where, 'its "video_id" is none of the "videos"'
-    elif not wanted or splits[video] in (wanted, ""):
-      yield where, {"video_id": video, "caption": sentence.get("caption")}
 
 
 def _karpathy(name: str, images: list[dict], split: str) -> Rows:
@@ -157,14 +148,17 @@ def flickr(name: str, text: str) -> Rows:
 
 
 def of_split(names: Sequence[str], split: str, setting: str, folder: str) -> list[str]:
-  """The file of a split, among some of SNLI-VE's or with MSR-VTT's; all names where they are others.
+  """The file of a split, among some of SNLI-VE's, MSR-VTT's or of questions about videos; all names where they are
+  others.
 
   Raises:
     ValueError: none of SNLI-VE's is; the message has the other arguments.
   """
   msrvtt = "test_videodatainfo.json" if split == "test" else "train_val_videodatainfo.json"
-  if msrvtt in names:
-    return [msrvtt]
+  asked = f"{'val' if split == 'validation' else split}_qa.json"
+  for name in (msrvtt, asked):
+    if name in names:
+      return [name]
   found = {match[1]: name for name in names if (match := HYPOTHESES.fullmatch(name))}
   if not found or len(found) < len(names):
     return list(names)

@@ -10,22 +10,17 @@ Without a table, texts lie beside the images, or are the names of the files or o
 """
 
 import operator
-import re
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, Text
-from coca.data.sources import annotations, tables, values
+from coca.data.sources import annotations, tables, values, video_tables
+from coca.data.sources.folder_files import Files
 from coca.data.sources.values import LABEL
-from coca.files import finding, reading
 from coca.files.finding import IMAGE_EXTENSIONS, SETTING, VIDEO_EXTENSIONS
 from coca.files.retries import Unavailable
 
@@ -38,9 +33,6 @@ FILE_NAME = "file_name"  # the `text_key` of the files' names
 BESIDE = ("txt", "caption")  # extensions of texts, in the order of preference
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}  # folders that are no classes
 KAGGLE = "captions.txt"  # a CSV, as Flickr8k and Flickr30k lie there; beside other texts, it is one of them
-ARCHIVES = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x", ".tar": "tar -xf", ".tgz": "tar -xf"} | {
-  f".tar.{packed}": "tar -xf" for packed in ("gz", "bz2", "xz", "zst")
-}
 MAKE = (
   'write captions.csv with a first line "file_name,caption" into it, or NAME.txt beside each NAME.jpg; or set text_key '
   "to 'file_name' or 'label' where the names of files or folders are the texts"
@@ -71,18 +63,9 @@ class Folder:
     self._endings, self._columns = videos if settings.videos else (IMAGE_EXTENSIONS, IMAGE_COLUMNS)
     self._keys = values.text_keys(settings, "human")
     self.problems: list[str] = []
-    self._fs, self._root = fsspec.core.url_to_fs(settings.path)
-    self._fs.invalidate_cache()
-    self._root = self._root.rstrip("/")
-    self._local = isinstance(self._fs, LocalFileSystem)
-    self._follow_links = settings.follow_links
-    if not settings.path or not self._fs.isdir(self._root):
-      raise FileNotFoundError(f"{self._where}.path is {settings.path!r}: no such directory")
-    self._names = {
-      info["name"].rpartition("/")[2] for info in self._fs.ls(self._root, detail=True) if info["type"] != "directory"
-    }
+    self._files = Files(settings, self._endings, where, self.problems)
+    self._names = self._files.names
     self._lines, self._label_key = settings.text_lines, settings.label_key
-    self._found: dict[str, str] | None = None
     if self._keys and (table := settings.texts or self._find_table(settings)):
       self._entries = self._from_table(table, settings)
     elif settings.question_key:
@@ -118,7 +101,7 @@ class Folder:
     if wrong:
       raise BadRecord(wrong)
     try:
-      image, other = self._read_image(path), self._read_image(second) if second else b""
+      image, other = self._files.read_image(path), self._files.read_image(second) if second else b""
       texts = ()
       for text in given:
         texts += (text,) if isinstance(text, Text) else self._read_text(text)
@@ -141,40 +124,8 @@ class Folder:
     """A single one."""
     return [Shard("folder", 0, len(self))]
 
-  def _read_image(self, path: str) -> bytes:
-    for suffix in ("", *(f".{e}" for e in self._endings)):  # a table may name images without it
-      try:
-        return self._read(f"{path}{suffix}")
-      except FileNotFoundError:
-        if "." in path.rpartition("/")[2]:
-          break
-    packed = self._packed()
-    raise FileNotFoundError(f"{path} (named in the table)" + (packed and f"; {packed}"))
-
-  def _packed(self) -> str:
-    """The archives in the folder that may hold the images."""
-    name, command = next(
-      (
-        (name, command)
-        for name in sorted(self._names)
-        for ending, command in ARCHIVES.items()
-        if name.lower().endswith(ending)
-      ),
-      ("", ""),
-    )
-    if not name:
-      return ""
-    shards = f"; shards of WebDataset: gunzip, then {self._where}.kind 'webdataset'" if ".tar." in name else ""
-    return f"{name} is not looked into: unpack it there ({command} {shlex.quote(name)}{shards})"
-
-  def _read(self, path: str) -> bytes:
-    place = f"{self._root}/{path}"
-    if self._local and not self._follow_links and not finding.is_inside(place, self._root):
-      raise OSError(f"{path} is a link that leads out of the folder; {self._where}.follow_links=True follows it")
-    return reading.read_all(self._fs, place)
-
   def _read_text(self, beside: _Beside) -> tuple[Text, ...]:
-    found = self._read(beside.path)
+    found = self._files.read(beside.path)
     return values.as_texts(found.decode("utf-8-sig").splitlines() if self._lines else found, beside.origin)
 
   def _find_table(self, settings: Source) -> str:
@@ -195,32 +146,8 @@ class Folder:
       )
     return others[0] if others else ""
 
-  def _below(self) -> list[str]:
-    """The files in the folder and the ones below, but for hidden ones."""
-    if self._local:
-      found, left_out = finding.files_below(self._root, self._follow_links)
-      self.problems += left_out
-    else:
-      found = [path[len(self._root) + 1 :] for path in self._fs.find(self._root)]
-    return [path for path in found if not any(part.startswith(".") for part in path.split("/"))]
-
-  def _placed(self, names: tuple) -> str | None:
-    """The path of the image that has one of some names, wherever it lies; the first name if there is none."""
-    if not all(isinstance(name, str) for name in names):
-      return names[0]
-    if here := next((name for name in names if name in self._names), ""):
-      return here
-    if self._found is None:
-      self._found, paths = {}, self._below()
-      for path in paths:
-        name = path.rpartition("/")[2]
-        self._found[name] = "" if name in self._found else path  # of two, nobody knows which
-      self._found |= {path: path for path in paths if "/" in path}
-    tried = (*names, *(name.rpartition("/")[2] for name in names))
-    return next(filter(None, map(self._found.get, tried)), names[0])
-
   def _from_files(self, default: bool) -> list[_Entry]:
-    names = self._below()
+    names = self._files.below()
     images = sorted(n for n in names if n.lower().endswith(tuple(f".{e}" for e in self._endings)))
     texts = {(stem, ending.lower()): name for name in names for stem, _, ending in [name.rpartition(".")]}
     entries = [self._beside(n, texts) for n in images]
@@ -284,7 +211,7 @@ class Folder:
         return f"*{ending} is what {self._where}.kind {kind!r} reads"
     others = sorted(n for n in names if n.lower().endswith(tables.MORE) and n.count("/") <= 1)
     said = f"if {others[0]} is the table, name it in {self._where}.texts" if others else ""
-    return "; ".join(filter(None, (said, self._packed())))
+    return "; ".join(filter(None, (said, self._files.packed())))
 
   def _wanted(self, settings: Source) -> dict[Any, tuple[str, ...]]:
     """The names that a column may have, in the order of preference, by setting or `values.Key`."""
@@ -295,36 +222,16 @@ class Folder:
     more = {name: (key,) for name in ("question_key", "label_key") if (key := getattr(settings, name))}
     return {"image_key": images, **texts, **more}
 
-  def _read_table(self, path: str) -> bytes:
-    """A table in the folder or, where it isn't there, anywhere."""
-    try:
-      return self._read(path)
-    except FileNotFoundError:
-      return reading.read_all(*fsspec.core.url_to_fs(path))
-
-  def _inside(self, path) -> str:
-    """An image's path as a table gives it, if it stays inside the folder."""
-    if not isinstance(path, str) or not path.strip():
-      raise ValueError(f"{len(path)} images: a record has one" if isinstance(path, list) else "no image is named")
-    path.encode("utf-8")  # no UTF-8 in the file: surrogates
-    shown, path = path, path.strip().replace("\\", "/")
-    path = path.removeprefix(f"{self._root}/" if self._local else "")
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    outside = path.startswith("/") or "://" in path or re.match("[A-Za-z]:", path) or ".." in parts
-    if outside or "\0" in path or not parts:
-      raise ValueError(f"{shown!r} is refused: a table may only name files inside its folder, by relative paths")
-    return "/".join(parts)
-
   def _from_table(self, table: str, settings: Source) -> list[_Entry]:
-    entries, wrong, doubled, notes = {}, [], Counter(), []
+    entries, wrong, doubled, notes, gone = {}, [], Counter(), [], []
     folder, slash, name = table.rpartition("/")
-    data = self._read_table(table)
+    data = self._files.read_table(table)
     if labelled := tables.labelled(name, data):
       settings = replace(settings, label_key=settings.label_key or LABEL)
     wanted = self._wanted(settings)
     known = {settings.text_key, *(name for names in wanted.values() for name in names)}
     shown, rows = tables.read(
-      name, data, settings.split, known, notes, lambda other: self._read_table(folder + slash + other)
+      name, data, settings.split, known, notes, lambda other: self._files.read_table(folder + slash + other)
     )
     first = next(rows, ("", ""))
     if len(self._keys) > 1 and isinstance(first[1], dict) and settings.text_key in first[1]:  # a single column's name
@@ -342,16 +249,25 @@ class Folder:
         if isinstance(image, dict):  # as the Hugging Face library has it
           image = image.get("path")
         image = image[0] if isinstance(image, list) and len(image) == 1 else image
-        if settings.videos and isinstance(image, str):  # MSR-VTT names them without ending, somewhere below
-          image = (image, *(f"{image}.{ending}" for ending in self._endings))
-        key = image = self._inside(self._placed(image) if isinstance(image, tuple) else image)
+        if settings.videos and isinstance(image, str | tuple):  # named without ending, somewhere below
+          names = (image,) if isinstance(image, str) else image
+          image = (*names, *(f"{name}.{ending}" for name in names for ending in self._endings))
+        if isinstance(image, tuple):
+          first, image = image[0], self._files.placed(image)
+          if image is None and row.get(video_tables.LACKS):
+            gone.append(first)
+            continue
+          image = image or first
+        key = image = self._files.inside(image)
         found = ()
         for name in self._keys:
           found += values.as_texts(values.lookup(row, columns[name]), name.origin, bool(settings.question_key))
         question = values.as_question(values.lookup(row, columns["question_key"])) if settings.question_key else ""
         label = values.as_texts(values.lookup(row, columns.get("label_key", "")), LABEL)
         alone = question or labelled
-        second = self._inside(self._placed(row["second"])) if labelled and "second" in row else ""
+        second = ""
+        if labelled and "second" in row:
+          second = self._files.inside(self._files.placed(row["second"]) or row["second"][0])
         if alone and row.get("#") is not None:
           key = f"{image}#{row['#']}"
         while alone and key in entries:  # another file may be called so
@@ -361,6 +277,13 @@ class Folder:
         entries[key] = _Entry(image, before.texts + found, "", question, key, before.label or label, second)
       except ValueError as e:
         wrong.append(f"{self.name}: {where}: {e}")
+    if gone:
+      notes.append(f"{len(gone)} videos of {table} are not there, such as {gone[0]}: their rows are left out")
+    if not entries and gone:
+      raise ValueError(
+        f"{self._where}.path is {self.name!r}: none of the {len(gone)} videos of {table}, such as "
+        f"{gone[0]}.{self._endings[0]}, is in it or in a folder below"
+      )
     if not entries:
       first = wrong[0] if wrong else f"{self.name}: {table}: no rows"
       raise ValueError(f"{self._where}.path is {self.name!r}: no row of {table} can be used; the first: {first}")

@@ -1,4 +1,5 @@
-"""Tasks over the built-in world as sources: questions, hypotheses, statements about two scenes (coca/data/scenes/).
+"""Tasks over the built-in world as sources: questions, hypotheses, statements about two scenes, videos with actions
+(coca/data/scenes/).
 
 source = open_source(Source(kind="builtin", split="scenes_questions_val", question_key="question"))
 source[7].question, source[7].texts, source.truth(7).scene
@@ -6,9 +7,11 @@ source = open_source(Source(kind="builtin", split="scenes_hypotheses_val"))
 source[7].texts[0].text, source.label_names[source[7].label], source.truth(7).scene
 source = open_source(Source(kind="builtin", split="scenes_statements_val"))
 source[7].texts[0].text, source.label_names[source[7].label], source.truth(7).left
+source = open_source(Source(kind="builtin", split="scenes_videos_val", videos=True))
+source[7].frames, source.label_names[source[7].label], source.truth(7).captions
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +22,14 @@ from coca.data.scenes.entailment import LABELS, Entailment, Hypothesis
 from coca.data.scenes.held_out import SPLITS
 from coca.data.scenes.pairs import Pair, Pairs
 from coca.data.scenes.questions import Question, Questions
+from coca.data.scenes.scene import Scene
+from coca.data.scenes.videos import ACTIONS, Video, Videos
 from coca.data.sources.scenes import bmp, regions, shards_by_number
 from coca.files.finding import SETTING
 
 ANNOTATORS = 10  # of VQA v2; here they agree
 OUTCOMES = tuple(sorted(LABELS))  # as a folder has SNLI-VE's, so that the two can be mixed
+DOINGS = tuple(sorted(ACTIONS))  # as a folder of their files has them
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,26 @@ def _statement(key: str, made: Pair, s: config.Source) -> Record:
   return Record(key, left, _said(made.sentence, s), int(made.label), second=right)
 
 
+@dataclass(frozen=True)
+class Frames(Sequence):
+  """The frames of a video as files, each drawn when it is asked for."""
+
+  scenes: Sequence[Scene]
+  pixels: int
+
+  def __len__(self) -> int:
+    return len(self.scenes)
+
+  def __getitem__(self, n: int) -> bytes:
+    return bmp(self.scenes[n], self.pixels)
+
+
+def _video(key: str, made: Video, s: config.Source) -> Record:
+  frames = Frames(made.scenes, s.scenes.pixels)
+  texts = tuple(Text(caption, s.origin or "human") for caption in made.captions) if s.text_key else ()
+  return Record(key, b"", texts, DOINGS.index(ACTIONS[made.label]), frames=frames)
+
+
 def _said(sentence: str, s: config.Source) -> tuple[Text, ...]:
   return (Text(sentence, s.origin or "human"),) if s.text_key else ()
 
@@ -60,6 +86,7 @@ TASKS = {
   "scenes_questions": Task("questions", Questions, _question),
   "scenes_hypotheses": Task("hypotheses", Entailment, _hypothesis, OUTCOMES),
   "scenes_statements": Task("statements", Pairs, _statement, ("False", "True")),  # as a folder has NLVR2's
+  "scenes_videos": Task("videos", Videos, _video, DOINGS),
 }
 
 
@@ -83,14 +110,14 @@ class TaskSource:
     return self._task.record(f"{self._settings.split}/{i:06d}", self.truth(i), self._settings)
 
   def truth(self, i: int):
-    """Text `i` with what is known of it: a `Question`, a `Hypothesis` or a `Pair` of coca.data.scenes."""
+    """Text or video `i` with what is known of it: a `Question`, `Hypothesis`, `Pair` or `Video` of coca.data.scenes."""
     if not 0 <= i < len(self):
       raise IndexError(f"{self.name} has {len(self)} {self._task.texts}, no number {i}")
     return self._made[i]
 
 
 def open_task(settings: config.Source, where: str = SETTING) -> TaskSource:
-  """Opens texts about a split of the built-in world: 'scenes_questions', 'scenes_hypotheses_val', and so on, for the
+  """Opens a task over a split of the built-in world: 'scenes_questions', 'scenes_hypotheses_val', and so on, for the
   splits that `coca.data.scenes.held_out.SPLITS` has. `scenes.count` is how many there are.
 
   Raises:
@@ -101,12 +128,14 @@ def open_task(settings: config.Source, where: str = SETTING) -> TaskSource:
   if split not in SPLITS:
     known = ", ".join(name.replace("scenes", prefix, 1) for name in SPLITS)
     raise ValueError(f"{where}: there is no split {settings.split!r} of {task.texts}; there are {known}")
-  asks = task.made is Questions
+  asks, shows = task.made is Questions, task.made is Videos
   if asks and settings.question_key != "question":
     raise ValueError(
       f"{where}: the split {settings.split!r} takes question_key 'question', not {settings.question_key!r}"
     )
-  for name in ("path",) if asks else ("path", "question_key", "regions"):
+  if shows and not settings.videos:
+    raise ValueError(f"{where}: the split {settings.split!r} is one of videos: say {where}.videos=True")
+  for name in ("path", *("videos",) * (not shows), *("question_key", "regions") * (not asks)):
     if value := getattr(settings, name):
       raise ValueError(f"{where}.{name} is {value!r}: the {task.texts} of {settings.split!r} take none")
   default, right = config.Scenes(), "answers" if asks else "labels"

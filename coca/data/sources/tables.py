@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
-from coca.data.sources import annotations
+from coca.data.sources import annotations, video_tables
 from coca.files.finding import IMAGE_EXTENSIONS
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
@@ -80,7 +80,11 @@ def read(
   if ".token" in name:
     return name, annotations.flickr(name, text)
   if ending in ("csv", "tsv", "txt"):
-    separated = separator(name, text, known)
+    if video_tables.is_moments(text):
+      return name, video_tables.moments(name, text, beside)
+    separated = separator(name, text, known | video_tables.KINETICS)
+    if set(text.partition("\n")[0].strip().replace('"', "").split(separated)) >= video_tables.KINETICS:
+      return name, video_tables.kinetics(_csv_rows(name, text, separated, notes, split))
     return f"{name} (separated by {SEPARATORS[separated]})", _csv_rows(name, text, separated, notes, split)
   if _states(name, data):
     return name, annotations.nlvr2(_json_lines(name, text))

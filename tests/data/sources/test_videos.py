@@ -3,11 +3,15 @@
 import importlib.util
 import json
 import re
+from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 
 from coca.config import Config, Data, Eval, Source, parse, to_dict
 from coca.data.records import BadRecord
+from coca.data.scenes.videos import ACTIONS
 from coca.data.sources import open_source
 from coca.evals.folders import source_of
 from support.tars import picture, tar
@@ -115,8 +119,102 @@ def test_tars(tmp_path):
   assert [(source[i].image, source[i].texts[0].text) for i in range(2)] == [(b"film", "one"), (b"more", "two")]
   (tmp_path / "0.tar").write_bytes(tar({"k0.jpg": picture(1), "k0.txt": b"one", "k0.mp4": b"x"}))
   assert not source_of(str(tmp_path / "0.tar"), videos=True).videos
-  with pytest.raises(ValueError, match=r"videos is True: it is for kind 'webdataset' or 'folder', not 'parquet'"):
+  with pytest.raises(ValueError, match=r"it is for kind 'webdataset' or 'folder' or 'builtin', not 'parquet'"):
     open_source(Source(kind="parquet", path=str(tmp_path), videos=True))
+
+
+KINETICS = """label,youtube_id,time_start,time_end,split
+"riding or walking with horse",-aB_c,5,15,train
+juggling,Zz9,0,10.0,train
+juggling,gone,7,17,train
+juggling,bad,x,17,train
+"""
+MOMENTS = """blocking/a_4.mp4,blocking,3,0
+juggling/a_4.mp4,juggling,5,1
+blocking/b.mp4,blocked,3,0
+running/c.mp4,running,1,0
+"""
+
+
+def labelled(source):
+  """Of the records that can be read, by their keys."""
+  read = [source[i] for i in range(len(source) - 1)]
+  return {record.key: (record.image, source.label_names[record.label]) for record in read}
+
+
+def test_kinetics_by_its_table(tmp_path):
+  """Videos that are no longer there are left out and counted; one may lie in a folder of its class."""
+  (tmp_path / "train" / "juggling").mkdir(parents=True)
+  (tmp_path / "train" / "-aB_c_000005_000015.mp4").write_bytes(b"one")
+  (tmp_path / "train" / "juggling" / "Zz9_000000_000010.mkv").write_bytes(b"two")
+  (tmp_path / "train.csv").write_text(KINETICS)
+  source = opened(tmp_path)
+  assert source.label_names == ("juggling", "riding or walking with horse") and len(source) == 3
+  assert labelled(source) == {
+    "train/-aB_c_000005_000015.mp4": (b"one", "riding or walking with horse"),
+    "train/juggling/Zz9_000000_000010.mkv": (b"two", "juggling"),
+  }
+  with pytest.raises(BadRecord, match=r"train.csv, line 5: time_start 'x' and time_end '17' are no seconds"):
+    source[2]
+  said = "1 videos of train.csv are not there, such as gone_000007_000017: their rows are left out"
+  assert any(said in problem for problem in source.problems)
+  (tmp_path / "val.csv").write_text(KINETICS.replace("Zz9", "Zz8").replace("-aB_c", "x"))
+  with pytest.raises(ValueError, match=r"none of the 3 videos of val.csv, such as x_000005_000015.mp4, is in it"):
+    opened(tmp_path, texts="val.csv")
+  folders = opened(tmp_path / "train", text_key="label")
+  assert [folders[i].texts for i in range(2)][1][0].text == "juggling"
+
+
+def test_moments_in_time_by_its_table(tmp_path):
+  """The same name lies in two folders, and in both splits."""
+  for n, name in enumerate(("training/blocking/a_4", "training/juggling/a_4", "validation/x/a_4")):
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / f"{name}.mp4").write_bytes(b"%d" % n)
+  (tmp_path / "trainingSet.csv").write_text(MOMENTS)
+  (tmp_path / "moments_categories.txt").write_text("blocking,0\njuggling,1\nrunning,2\n")
+  source = opened(tmp_path, texts="trainingSet.csv")
+  assert labelled(source) == {
+    "training/blocking/a_4.mp4": (b"0", "blocking"),
+    "training/juggling/a_4.mp4": (b"1", "juggling"),
+  }
+  with pytest.raises(BadRecord, match=r"line 3: the label 'blocked' is none of those in moments_categories\.txt"):
+    source[2]
+  assert any("1 videos of trainingSet.csv are not there" in problem for problem in source.problems)
+
+
+def test_questions_about_videos(folder):
+  """MSRVTT-QA's numbers are MSR-VTT's; MSVD-QA's are in youtube_mapping.txt."""
+  rows = [
+    {"category_id": 1, "video_id": 2, "question": "what runs?", "answer": "dog", "id": 70},
+    {"category_id": 1, "video_id": 2, "question": "what is it on?", "answer": "grass", "id": 71},
+    {"category_id": 1, "video_id": 9, "question": "who?", "answer": "man", "id": 72},
+    {"question": "who?", "answer": "man", "id": 73},
+  ]
+  (folder / "test_qa.json").write_text(json.dumps(rows))
+  (folder / "train_qa.json").write_text(json.dumps(rows[:1]))
+  source = opened(folder, split="test", question_key="question")
+  assert len(source) == 4
+  assert [(r.key, r.question, [t.text for t in r.texts]) for r in (source[0], source[1])] == [
+    ("videos/all/video2.mp4#70", "what runs?", ["dog"]),
+    ("videos/all/video2.mp4#71", "what is it on?", ["grass"]),
+  ]
+  for n, reason in ((2, r"no such file: .*video9"), (3, 'entry 4: it has no "video_id"')):
+    with pytest.raises(BadRecord, match=reason):
+      source[n]
+  (folder / "youtube_mapping.txt").write_text("-4ws Pc_5_15 vid1\n-xY_5_15 vid2\n")
+  (folder / "videos" / "-xY_5_15.avi").write_bytes(b"msvd")
+  assert opened(folder, split="test", question_key="question")[1].image == b"msvd"
+
+
+def test_scenes_are_videos_of_drawn_frames():
+  source = open_source(Source(kind="builtin", split="scenes_videos_val", videos=True))
+  record, truth = source[3], source.truth(3)
+  assert source.label_names[record.label] == ACTIONS[truth.label] and len(record.frames) == 16 and not record.image
+  assert [text.text for text in record.texts] == list(truth.captions)
+  drawn = cv2.cvtColor(cv2.imdecode(np.frombuffer(record.frames[9], np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+  assert (drawn == truth.frames(64)[9]).all()
+  with pytest.raises(ValueError, match=r"the split 'scenes_videos' is one of videos: say .*videos=True"):
+    open_source(Source(kind="builtin", split="scenes_videos"))
 
 
 def test_settings_and_a_missing_package(tmp_path, monkeypatch):
@@ -126,10 +224,10 @@ def test_settings_and_a_missing_package(tmp_path, monkeypatch):
   films = Source(kind="folder", path=str(tmp_path), videos=True)
   assert parsed(evals={"msrvtt": Eval(kind="retrieval", source=films)}).evals["msrvtt"].frames == 16
   for settings, reason in (
-    ({"data": Data(sources={"films": films})}, r"config.data.sources.films.videos: training takes images"),
+    ({"data": Data(sources={"films": films})}, r"config.data.sources.films.videos: a class head alone is trained on"),
     (
-      {"evals": {"x": Eval(kind="captions", source=films)}},
-      r"x.source.videos is for kind 'retrieval'.*not for 'captions'",
+      {"evals": {"x": Eval(kind="captions", source=replace(films, kind="builtin"))}},
+      r"x.source.videos is True: of kind 'builtin', the splits 'scenes_videos...' are videos",
     ),
     ({"evals": {"x": Eval(kind="retrieval", source=films, frames=0)}}, r"config.evals.x.frames is 0"),
   ):
