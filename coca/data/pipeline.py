@@ -12,7 +12,6 @@ with the batch.
 """
 
 import functools
-import hashlib
 import itertools
 import sys
 import zlib
@@ -32,7 +31,6 @@ from coca.data.inputs import blank, eval_input, train_input
 from coca.data.parts import Batch, Rows, read
 from coca.data.records import BadRecord, Record, Records, Shard, ShardedRecords, image_checksum
 from coca.data.sources import open_source
-from coca.data.texts import all_unknown
 
 
 def rows_of(sharding: Sharding, batch: int) -> np.ndarray:
@@ -81,11 +79,11 @@ def train_batches(
 
   Yields:
     {"image": uint8 [b, S, S, 3], "text": int32 [b, L], "last": int32 [b], what the decoder has to write in the last
-    place (the text's EOS, but a word where the text was cut), "hashes": uint32 [b, 2], the same for equal texts (see
-    `equality`), "weight": float32 [b]}, b = len(rows), and the reasons of its unusable records (weight 0, text all
-    PAD). Closing the iterator stops its threads. With `config.answering.weight` the text is a question, and "answers"
-    int32 [b, K, A] are the different answers to it with "answer_weight" float32 [b, K], each one's share of the
-    annotators times the source's `answer_weight`; 0 and PAD fill up. With `config.contrastive.texts` K above 1,
+    place (the text's EOS, but a word where the text was cut), "hashes": uint32 [b, 2], the same for equal texts
+    (`coca.data.texts.equality`), "weight": float32 [b]}, b = len(rows), and the reasons of its unusable records (weight
+    0, text all PAD). Closing the iterator stops its threads. With `config.answering.weight` the text is a question, and
+    "answers" int32 [b, K, A] are the different answers to it with "answer_weight" float32 [b, K], each one's share of
+    the annotators times the source's `answer_weight`; 0 and PAD fill up. With `config.contrastive.texts` K above 1,
     "more_texts" int32 [b, K-1, L] are the texts that follow in the draw, with "more_hashes" uint32 [b, K-1, 2]; all
     else is as with 1. With `config.classification.weight`, "label" int32 [b] is the image's class, -1 where it has
     none: of a model that reads no texts, such a record is unusable. Where the classes are answers, the text is a
@@ -211,7 +209,7 @@ def _stream(
           out["image"], text = out["image"][::-1], texts.sides_exchanged(text)
     except BadRecord as e:
       return unusable, f"{where}: {e}"
-    out["hashes"] = equality(names, tokenizer.encode(text, length), tokenizer, rng)
+    out["hashes"] = texts.equality(names, tokenizer.encode(text, length), tokenizer, rng)
     row = functools.partial(encode, data.prompt + text)
     if number:
       tokens, asked = questions.with_answer(record, tokenizer, rng if config.captioning.weight else None)
@@ -225,30 +223,12 @@ def _stream(
       others = list(itertools.islice(said, more))
       out["more_texts"] = np.stack([tokenizer.encode(data.prompt + other, length) for other in others])
       out["more_hashes"] = np.stack(
-        [equality(names, tokenizer.encode(other, length), tokenizer, rng) for other in others]
+        [texts.equality(names, tokenizer.encode(other, length), tokenizer, rng) for other in others]
       )
     return out, ""
 
   order, draws = np.random.SeedSequence([config.seed, zlib.crc32(name.encode())]).generate_state(2).tolist()
   return grain.MapDataset.range(len(source)).shuffle(seed=order).repeat().random_map(example, seed=draws)
-
-
-def equality(names: Sequence[str], ids: np.ndarray, tokenizer: Tokenizer, rng: np.random.Generator) -> np.ndarray:
-  """64 bits that are the same for texts that are equal: uint32 [2].
-
-  Equal are those of the same labels, whatever their order and the prompt around them; without labels, those of the same
-  words. Texts of which the tokenizer knows nothing equal no other.
-
-  Args:
-    names: the labels that the text was made of; empty: it is no text of labels.
-    ids: int32 [L], the text as the tokenizer has it.
-    tokenizer: of the ids.
-    rng: of texts that equal no other.
-  """
-  if not names and all_unknown(tokenizer, ids):
-    return rng.integers(2**32, size=2, dtype=np.uint32)
-  said = "\n".join(sorted(set(names))).encode(errors="surrogatepass") if names else ids[ids != PAD].tobytes()
-  return np.frombuffer(hashlib.blake2b(said, digest_size=8).digest(), np.uint32)
 
 
 class Wants(NamedTuple):

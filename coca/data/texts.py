@@ -1,5 +1,6 @@
 """Texts: the choice among a record's, label names as text, and rows of ids."""
 
+import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,3 +118,21 @@ def all_unknown(tokenizer: Tokenizer, ids) -> np.ndarray:
   unknown = ids == tokenizer.unknown
   nothing = np.isin(ids, (PAD, tokenizer.bos, tokenizer.eos, tokenizer.blank))
   return unknown.any(-1) & (unknown | nothing).all(-1)
+
+
+def equality(names: Sequence[str], ids: np.ndarray, tokenizer: Tokenizer, rng: np.random.Generator) -> np.ndarray:
+  """64 bits that are the same for texts that are equal: uint32 [2].
+
+  Equal are those of the same labels, whatever their order and the prompt around them; without labels, those of the same
+  words. Texts of which the tokenizer knows nothing equal no other.
+
+  Args:
+    names: the labels that the text was made of; empty: it is no text of labels.
+    ids: int32 [L], the text as the tokenizer has it.
+    tokenizer: of the ids.
+    rng: of texts that equal no other.
+  """
+  if not names and all_unknown(tokenizer, ids):
+    return rng.integers(2**32, size=2, dtype=np.uint32)
+  said = "\n".join(sorted(set(names))).encode(errors="surrogatepass") if names else ids[ids != PAD].tobytes()
+  return np.frombuffer(hashlib.blake2b(said, digest_size=8).digest(), np.uint32)

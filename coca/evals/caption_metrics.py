@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from coca.evals.cider import ORDERS, Words, cider_d, grams
 from coca.evals.ptb import tokens
 
-Words = Sequence[str]
-ORDERS = (1, 2, 3, 4)  # lengths of n-grams
 # By name: module and class in pycocoevalcap, and the files of its folder that have to be there. It would download
 # those of SPICE, half a gigabyte, in the middle of an evaluation.
 JAVA = {
@@ -53,10 +52,6 @@ def _mean(values: np.ndarray) -> float:
   return float(np.mean(values)) if len(values) else math.nan
 
 
-def _grams(words: Words, order: int) -> Counter:
-  return Counter(zip(*(words[i:] for i in range(order)), strict=False))
-
-
 def bleu(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
   """Corpus BLEU of orders 1 to 4: geometric means of clipped precisions, times the brevity penalty.
 
@@ -71,8 +66,8 @@ def bleu(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> li
     for order in ORDERS:
       most = Counter()
       for text in true:
-        most |= _grams(text, order)
-      right[order - 1] += (_grams(words, order) & most).total()
+        most |= grams(text, order)
+      right[order - 1] += (grams(words, order) & most).total()
       guessed[order - 1] += max(0, len(words) - order + 1)
     written += len(words)
     wanted += min((abs(len(text) - len(words)), len(text)) for text in true)[1]
@@ -103,36 +98,6 @@ def _common(a: Words, b: Words) -> int:
     for j, other in enumerate(b, 1):
       before, row[j] = row[j], before + 1 if word == other else max(row[j], row[j - 1])
   return row[-1]
-
-
-def cider_d(captions: Sequence[Words], references: Sequence[Sequence[Words]], sigma: float = 6.0) -> np.ndarray:
-  """Mean over n-grams of 1 to 4 words, and over the references, of 10 times the cosine of TF-IDF vectors: float64 [N].
-
-  Weights of the caption count up to the reference's. A Gaussian of the difference in length lowers it. The document
-  frequency of an n-gram is the number of images that have it in a reference, among the evaluated ones: a score is of
-  its image in that set, and all are 0 where the set is one image. Length is in n-grams of two words, as in
-  pycocoevalcap.
-  """
-  frequency = Counter()
-  grams = [[[_grams(text, order) for order in ORDERS] for text in texts] for texts in references]
-  for texts in grams:
-    frequency.update(set().union(*(gram for text in texts for gram in text)))
-  images = math.log(len(captions) or 1)
-
-  def vectors(counts: Sequence[Counter]) -> tuple[list[dict], list[float], int]:
-    weights = [{gram: n * (images - math.log(frequency[gram] or 1)) for gram, n in c.items()} for c in counts]
-    return weights, [math.sqrt(math.fsum(x * x for x in w.values())) for w in weights], counts[1].total()
-
-  found = []
-  for words, texts in zip(captions, grams, strict=True):
-    mine, norms, length = vectors([_grams(words, order) for order in ORDERS])
-    total = 0.0
-    for theirs, their_norms, their_length in map(vectors, texts):
-      penalty = math.exp(-((length - their_length) ** 2) / (2 * sigma**2))
-      for a, b, norm in zip(mine, theirs, np.multiply(norms, their_norms), strict=True):
-        total += penalty * sum(min(x, b[gram]) * b[gram] for gram, x in a.items() if gram in b) / (norm or 1)
-    found.append(10 * total / len(ORDERS) / len(texts))
-  return np.array(found)
 
 
 def java_scores(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> Iterator[tuple[str, float]]:

@@ -29,7 +29,7 @@ def contrastive_loss(
   Args:
     image: embeddings of unit length.
     text: likewise.
-    hashes: the same for equal texts (`coca.data.pipeline.equality`).
+    hashes: the same for equal texts (`coca.data.texts.equality`).
     weight: a pair of weight 0 is no query and no negative.
     temperature: {'log_scale': []} and, for the sigmoid, 'logit_bias'.
     settings: see `coca.config.Contrastive`.

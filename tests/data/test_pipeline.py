@@ -258,7 +258,7 @@ def test_texts_without_labels_are_equal_by_their_words(words):
   cat, dog = "\u732b", "\u72ac"
   said = ["the 1 of web", "the  1 of\nweb", "the 2 of web", cat, cat, f"{dog} {cat}", f"the {cat}", f"the {dog}"]
   rng = np.random.default_rng(0)
-  found = [tuple(pipeline.equality((), words.encode(text, LENGTH), words, rng)) for text in said]
+  found = [tuple(texts.equality((), words.encode(text, LENGTH), words, rng)) for text in said]
   assert found[0] == found[1] and len(set(found)) == len(found) - 2
   assert found[6] == found[7]  # "the" and something: the model sees the same
 
@@ -297,7 +297,7 @@ def test_further_texts_change_nothing_else(words):
       assert {words.decode(ids) for ids in second} < {words.decode(ids) for ids in first}
       assert all(words.decode(ids).startswith("the ") for ids in others)
       plain = [words.encode(words.decode(ids).removeprefix("the "), LENGTH) for ids in others]
-      expected = [pipeline.equality((), ids, words, np.random.default_rng(0)) for ids in plain]
+      expected = [texts.equality((), ids, words, np.random.default_rng(0)) for ids in plain]
       assert np.array_equal(hashes, expected)
   assert any((batch["weight"] == 0).any() for batch in found)
   assert not np.array_equal(found[0]["more_texts"], found[1]["more_texts"])
