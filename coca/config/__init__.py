@@ -2,7 +2,7 @@
 
 from coca.config.data import Data, Eval, SceneNoise, Scenes, Source
 from coca.config.decoding import Decoding
-from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching
+from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching, SelfCritical
 from coca.config.model import ConvStage, EfficientNet, ImageEncoder, Med, Model, Poolers, TextDecoder
 from coca.config.optim import Lora, Optim
 from coca.config.parsing import Draft, default, parse, to_dict
@@ -33,6 +33,7 @@ __all__ = [
   "Poolers",
   "SceneNoise",
   "Scenes",
+  "SelfCritical",
   "Source",
   "Stage",
   "TextDecoder",

@@ -9,9 +9,10 @@ def check_losses(c: Config) -> None:
   """Raises ValueError, which names the setting, if a loss lacks what it needs, or two do not go together."""
   text, is_blip, has_matching = c.model.text, c.model.kind == "blip", c.matching.weight > 0
   has_answering = c.answering.weight > 0
-  others = max(x.weight for x in (c.contrastive, c.captioning, c.answering, c.masked))
+  others = max(x.weight for x in (c.contrastive, c.captioning, c.answering, c.masked, c.self_critical))
   need(max(others, c.classification.weight) > 0, "all loss weights are 0: nothing to train")
   check_classification(c, others)
+  _self_critical(c)
   need(
     not c.contrastive.heads or text.unimodal_layers > 0,
     "config.contrastive.weight needs config.model.text.unimodal_layers above 0; or set the weight to 0 (and "
@@ -82,4 +83,25 @@ def check_losses(c: Config) -> None:
     group == 0 or (group > 1 and c.data.batch % group == 0),
     f"config.matching.group {group} has to be above 1 and divide config.data.batch {c.data.batch}; 0 is the whole "
     "batch",
+  )
+
+
+def _self_critical(c: Config) -> None:
+  settings = c.self_critical
+  if not settings.weight:
+    return
+  need(
+    c.model.kind in ("coca", "blip") and c.model.text.multimodal_layers > 0 and not c.answering.weight,
+    f"config.self_critical.weight needs a captioner: config.model.kind 'coca' or 'blip', not {c.model.kind!r}, "
+    "config.model.text.multimodal_layers above 0 and config.answering.weight 0; or set the weight to 0",
+  )
+  need(
+    settings.baseline == "greedy" or settings.samples > 1,
+    "config.self_critical.baseline 'mean' is that of the other samples, and config.self_critical.samples is 1; ask for "
+    "more, or say 'greedy'",
+  )
+  need(
+    not c.data.embeddings and not c.has_text_head and c.classification.images == 1,
+    "config.self_critical.weight draws captions of images: set config.data.embeddings to '', "
+    "config.classification.images to 1, and no config.classification.weight with pool 'text' beside it",
   )

@@ -16,7 +16,7 @@ from typing import Literal
 
 from coca.config.data import Data, Eval
 from coca.config.durations import Duration, in_steps
-from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching
+from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching, SelfCritical
 from coca.config.model import Model
 from coca.config.optim import Optim
 from coca.config.stages import Stage
@@ -69,6 +69,7 @@ class Config:
   answering: Answering = field(default_factory=Answering)
   masked: Masked = field(default_factory=Masked)
   classification: Classification = field(default_factory=Classification)
+  self_critical: SelfCritical = field(default_factory=SelfCritical)
   optim: Optim = field(default_factory=Optim)
   data: Data = field(default_factory=Data)
   # Stages with images of other sizes, before the last one, by names of your own.
@@ -87,6 +88,11 @@ class Config:
   def answers_by_classes(self) -> bool:
     """True where that learns answers to questions."""
     return self.has_text_head and any(source.question_key for source in self.data.sources.values())
+
+  @property
+  def learns_to_write(self) -> bool:
+    """True where a loss teaches the decoder captions."""
+    return max(self.captioning.weight, self.self_critical.weight) > 0
 
   @property
   def total_steps(self) -> int:

@@ -90,6 +90,8 @@ def train_batches(
     question, and with `config.captioning.weight` an answer behind it, one annotator's; "given" int32 [b] is the number
     of its tokens, BOS included, "label" int32 [b, K] has the different answers, with the shares of annotators times the
     source's `answer_weight`, "share" float32 [b, K], and K is `config.answering.answers`.
+    With `config.self_critical.weight`, "references" object [b] are all texts of the record, a line each; these stay on
+    the host.
     A model that reads regions has a `Regions` of arrays in the place of the image, and with `config.data.embeddings`
     it is what the encoder made of it (`coca.data.embeddings.states_of`): fp32 [b, D], or of a classifier [b, N, D] in
     `config.data.embeddings_type`. S is that of the step's stage (`config.stages`).
@@ -154,6 +156,8 @@ def _stream(
     unusable["label"] = np.int32(-1)
   if config.model.kind == "simvlm":
     unusable["has_image"] = np.float32(0)
+  if config.self_critical.weight:
+    unusable["references"] = np.array("", object)
   if more:
     unusable |= {"more_texts": np.zeros((more, length), np.int32), "more_hashes": np.zeros((more, 2), np.uint32)}
 
@@ -188,6 +192,8 @@ def _stream(
       else:
         said = texts.draws(record, settings.text, settings.prompts, rng, settings.origins)
         names = texts.label_names(record) if settings.text == "labels" else ()
+      if config.self_critical.weight:
+        out["references"] = np.array("\n".join(texts.captions(record)), object)
       text = next(said)
       if config.model.reads_regions:
         asked = ""

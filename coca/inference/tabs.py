@@ -31,7 +31,7 @@ def tabs(config: Config) -> tuple[str, ...]:
     )
   embeds, classes = config.contrastive.heads, config.classification.weight > 0
   has = {
-    "caption": config.model.writes and config.captioning.weight > 0 and not config.answering.weight,
+    "caption": config.model.writes and config.learns_to_write and not config.answering.weight,
     "classify": embeds or (classes and not config.has_text_head),
     "search": embeds,
     "ask": config.answering.weight > 0 or config.has_text_head,

@@ -224,6 +224,12 @@ class Blip(WordHead, ImageHeads):
     flat = answers.reshape(-1, answers.shape[2])
     return self._decode(flat, asked.tokens, asked.mask, key)
 
+  def read_captions(
+    self, tokens: Float[Array, "B N kv_width"], text: Int32[Array, "B K T"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "BK T D"]:
+    """The states from which the softmax predicts the words of K texts an image."""
+    return self._decode(text.reshape(-1, text.shape[2]), tokens, key=key)
+
   def logits(self, states: Float[Array, "*rows D"]) -> Float32[Array, "*rows V"]:
     """Logits of states of `answer` or of a forward pass."""
     return (

@@ -119,7 +119,7 @@ class CoCa(nnx.Module):
       text: BOS, words, EOS, padding.
       contrast: whether to compute the embeddings.
       caption: whether to compute the decoder's states.
-      match: whether to return what the decoder starts from, to pair images and texts anew.
+      match: whether to return what the decoder starts from, to pair images and texts anew or to read other texts.
       classify: whether to compute the classes' logits.
       patch_noise: see `ImageEncoder`.
       parallel: the examples whose words are predicted all at once (CapPa).
@@ -152,6 +152,13 @@ class CoCa(nnx.Module):
   ) -> Float[Array, "B *K T D"]:
     """Unimodal states, of one text or K texts an image, over image tokens."""
     return self.multimodal(words, tokens)
+
+  def read_captions(
+    self, tokens: Float[Array, "B Q kv_width"], text: Int32[Array, "B K T"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "BK T D"]:
+    """The states from which the softmax predicts the words of K texts an image; `key` is for models with dropout."""
+    words, _ = self._read(text.reshape(-1, text.shape[2]), contrast=False)
+    return self.multimodal(words.reshape(*text.shape, -1), tokens).reshape(words.shape)
 
   def embed_image(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
     """Embeddings of unit length."""

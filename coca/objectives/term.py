@@ -20,6 +20,7 @@ class Stream(IntEnum):
   IMAGES = 5  # and where each text is grounded in a drawn image
   MORE_TEXTS = 6  # and in the encoder of the further texts of images
   MASKED = 7  # and in the encoders of texts with hidden words
+  SAMPLES = 8  # and in the decoder of captions that were drawn
 
 
 class Triples(NamedTuple):
@@ -72,7 +73,7 @@ class Term(Protocol):
     name: of the loss, and of its settings.
     metrics: names of what `value` returns, the loss first.
     asks: what the forward pass has to compute: 'contrast', the embeddings; 'caption', the decoder's states; 'match',
-      triples; 'classify', the classes' logits.
+      triples; 'classify', the classes' logits; 'write', the image tokens, for a loss that has texts of its own.
     cut: how the gradient is taken over micro-batches. 'adds_up': `value` is a sum over examples, which the step divides
       by the whole batch's `divisor`. 'by_embeddings': the loss compares all examples of the batch, and is a function of
       `Pass.embeddings` and the temperature, of which alone the forward pass consists then. 'no': not at all.

@@ -13,6 +13,7 @@ from coca.objectives.contrastive import contrastive_loss
 from coca.objectives.masked import masked_loss, word_weights
 from coca.objectives.matching import matching_loss
 from coca.objectives.momentum import momentum_contrastive_loss
+from coca.objectives.self_critical import SelfCritical
 from coca.objectives.term import Pass, Stream, Term
 
 
@@ -192,6 +193,7 @@ LOSSES: tuple[type[Term], ...] = (
   Answering,
   Masked,
   Classification,
+  SelfCritical,
 )
 
 

@@ -54,7 +54,7 @@ def _stacks(config: Config) -> list[tuple]:
     return [encoder, (text.multimodal_layers, text.length, text, read)]
   tokens = image.kept + image.class_token
   has_tower = model.kind != "align" and "image_encoder" not in frozen_parts(config)
-  reads = any(x.weight for x in (config.captioning, config.matching, config.masked, config.answering))
+  reads = config.learns_to_write or any(x.weight for x in (config.matching, config.masked, config.answering))
   crossing = text.multimodal_layers // text.cross_every
   return [
     (image.layers * has_tower, tokens, image, 0),
@@ -118,9 +118,10 @@ def advice(config: Config, topology: Topology) -> list[str]:
       checks.check(with_batch(config, batch.total // 2))
       negatives = ", fewer negatives" * (config.contrastive.weight > 0)
       lines.append(f"  --config.data.batch={batch.total // 2}: half the activations; another recipe{negatives}")
-  words = batch.per_device * config.model.text.length
+  samples = config.self_critical.samples if config.self_critical.weight else 1
+  words = samples * batch.per_device * config.model.text.length
   logits = 12 * min(config.captioning.chunk, words) * config.model.text.vocab // max(config.mesh.tensor, 1)
-  if config.captioning.weight and logits > 0.05 * (topology.memory or 0):
+  if config.learns_to_write and logits > 0.05 * (topology.memory or 0):
     lines.append(
       f"  --config.captioning.chunk={min(config.captioning.chunk, words) // 2}: half of about "
       f"{logits / GIB:.2f} GiB for logits"

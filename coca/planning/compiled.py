@@ -110,7 +110,7 @@ def compile_capfilt(config: Config, topology: Topology, batch: int, decoding: De
   with jax.set_mesh(mesh):
     args["encode"] = params, shape(jnp.uint8, side, side, 3)
     encoded = jax.eval_shape(functions["encode"], *args["encode"])
-    if text.multimodal_layers and config.captioning.weight:
+    if text.multimodal_layers and config.learns_to_write:
       args["writer"] = (params,)
       weights = jax.eval_shape(functions["writer"], params)
       inputs = {"ids": shape(jnp.uint32), "prompt": None, "lengths": None}

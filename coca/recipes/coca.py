@@ -176,6 +176,26 @@ def finetuning(init_from: str, runlocal: bool) -> Draft:
   return config
 
 
+def self_critical(config: Draft, baseline: str) -> None:
+  """Trains a captioner, in place, by self-critical sequence training alone; without a `baseline` nothing changes.
+
+  Args:
+    config: of a fine-tune for captions; what embeddings it makes stay in the model.
+    baseline: 'greedy', with a caption drawn for each image, or 'mean', with five.
+
+  Raises:
+    ValueError: another baseline.
+  """
+  if not baseline:
+    return
+  samples = {"greedy": 1, "mean": 5}
+  if baseline not in samples:
+    raise ValueError(f"scst={baseline} is unknown; this config takes scst=greedy or scst=mean")
+  config.name += "_scst"
+  config.contrastive.weight = config.captioning.weight = 0.0
+  config.self_critical.update(weight=1.0, samples=samples[baseline], baseline=baseline)
+
+
 def of_origin(origin: str, config: Config) -> dict[str, Draft]:
   """The sources of a run that are said to be of an origin, by their names."""
   return {name: to_dict(source) for name, source in config.data.sources.items() if source.origin == origin}

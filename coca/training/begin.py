@@ -283,12 +283,13 @@ def _check_tokenizer(config: Config, tokenizer: Tokenizer, path) -> None:
       f"config.data.prompt {config.data.prompt!r} leaves no room for a text in config.model.text.length "
       f"{config.model.text.length} tokens; shorten it"
     )
-  if caption.weight and caption.prompt_tokens:
+  if config.self_critical.weight or (caption.weight and caption.prompt_tokens):
     found = own_prompt(config, tokenizer, 1)[1] - 1
     if found != caption.prompt_tokens:
       raise ValueError(
         f"config.captioning.prompt_tokens is {caption.prompt_tokens}, and config.data.prompt "
-        f"{config.data.prompt!r} has {found} tokens in {path}: set it to that; 0 learns them too"
+        f"{config.data.prompt!r} has {found} tokens in {path}: set it to that"
+        + ("" if config.self_critical.weight else "; 0 learns them too")
       )
 
 

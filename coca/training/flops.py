@@ -51,6 +51,7 @@ PARTS = {
   "image_grounded_decoder": "text_decoder",
   "captioning_loss": "softmax",
   "answering_loss": "softmax",
+  "self_critical_loss": "softmax",
   "masked_loss": "softmax",
   "matching_loss": "matching_head",
 }

@@ -43,7 +43,8 @@ def make_gradients(config: Config, graphdef=None):
       batch["text"],
       patch_noise=noise,
       key=passed.stream(Stream.DROPOUT),
-      **{name: name in asks for name in ("contrast", "caption", "match")},
+      **{name: name in asks for name in ("contrast", "caption")},
+      match=bool(asks & {"match", "write"}),
       **{name: batch[name] for name in ("parallel", "prefix", "has_image", "given") if name in batch},
       **({"classify": True} if "classify" in asks else {}),
     )

@@ -1,5 +1,6 @@
 """The one training loop, for every config; `python -m coca.train` calls it."""
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ from coca.training.limits import Skipped, check
 from coca.training.metrics import Metrics
 from coca.training.preemption import Preemption
 from coca.training.saving import Saving
+from coca.training.self_critical import Critic
 from coca.training.state import Setup
 from coca.training.step import TrainStep
 from coca.training.trace import Trace
@@ -90,6 +92,7 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   # --- Loop ---
   rows = rows_of(sharding.batch_sharding(mesh), config.data.batch)
   batches = train_batches(config, sources, tokenizer, rows, start, labels)
+  critic = Critic(config, forward, tokenizer, sources, rows) if config.self_critical.weight else None
   steps, numbers = range(start + 1, total + 1), {}
   is_known = hardware.peak_flops(jax.devices()[0].device_kind)
   flops = [(stage.last, flops_per_pair(stage.config)["total"] if is_known else 0.0) for stage in spans(config)]
@@ -100,7 +103,7 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   with (
     saving.finished(),
     Metrics(workdir, start, total, config.data.batch, flops_at, config) as metrics,
-    DeviceFeed(batches, forward.put) as feed,
+    DeviceFeed(batches, critic.put if critic else forward.put) as feed,
     Preemption() as preempted,
     Trace(steps if profile else (), workdir / "tensorboard", metrics) as trace,
   ):
@@ -118,8 +121,11 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
         with metrics.waiting(numbers.get("loss")):
           batch, problems = next(feed)
         skipped.add(problems)
-        if not train_step.is_compiled_for(batch):
-          with metrics.paused(state):
+        compiles = not train_step.is_compiled_for(batch)
+        with metrics.paused(state) if compiles else contextlib.nullcontext():
+          if critic:
+            batch = critic(state.params, batch, step)
+          if compiles:
             train_step.compile(state, batch)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
           state, numbers = train_step(state, batch)

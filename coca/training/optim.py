@@ -208,9 +208,10 @@ def decay_mask(config: Config, params):
 
 def idle(config: Config) -> list[str]:
   """The beginnings of the paths of those parameters that no loss of a weight above 0 has a gradient for."""
-  has_contrastive, has_captioning, has_matching, has_answering = (
-    x.weight > 0 for x in (config.contrastive, config.captioning, config.matching, config.answering)
+  has_contrastive, has_matching, has_answering = (
+    x.weight > 0 for x in (config.contrastive, config.matching, config.answering)
   )
+  has_captioning = config.learns_to_write
   paths = []
   if config.model.kind == "lemon":
     return paths
