@@ -498,6 +498,17 @@ def test_blips_statements_about_two_images_are_those_of_table_14(named):
   assert not (tiny_.data.swap or tiny_.data.flip) and tiny_.model.med.positions >= tiny_.model.text.length == 24
 
 
+@pytest.mark.parametrize("name", ["finetune_caption", "blip_caption"])
+@pytest.mark.parametrize(("baseline", "samples"), [("greedy", 1), ("mean", 5)])
+def test_captioners_go_on_by_the_cider_of_what_they_draw(name, baseline, samples, named):
+  config, plain = named(name, f"scst={baseline}"), named(name)
+  assert (config.self_critical.weight, config.self_critical.samples) == (1, samples)
+  assert (config.contrastive.weight, config.captioning.weight, plain.self_critical.weight) == (0, 0, 0)
+  assert config.contrastive.keep == plain.contrastive.keep and config.optim == plain.optim
+  with pytest.raises(ValueError, match=r"scst=best is unknown; this config takes scst=greedy or scst=mean"):
+    named(name, "scst=best")
+
+
 def test_blips_fine_tunes_are_for_blip(named, model):
   for name in FROM_BLIP + OTHERS_FROM_BLIP:
     with pytest.raises(ValueError, match=r"holds a model of kind 'coca'; this is a recipe for 'blip'"):

@@ -15,7 +15,7 @@ ORDERS = (1, 2, 3, 4)  # lengths of n-grams
 
 
 def grams(words: Words, order: int) -> Counter:
-  """How often each n-gram of `order` words is in a text."""
+  """The n-grams of `order` words in a text, each with its number."""
   return Counter(zip(*(words[i:] for i in range(order)), strict=False))
 
 

@@ -102,11 +102,12 @@ def test_a_loss_that_cannot_be_cut_is_refused_with_micro_batches(monkeypatch):
   [
     tiny(matching__weight=1.0),
     tiny(optim__accumulate=2, contrastive__texts=3),
+    tiny(optim__accumulate=2, contrastive__weight=0.0, self_critical__weight=1.0, self_critical__samples=2),
     tiny_blip(),
     pytest.param(tiny_blip(**ANSWERS), marks=pytest.mark.slow),
     pytest.param(tiny_blip(contrastive__momentum=0.9, contrastive__queue=8), marks=pytest.mark.slow),
   ],
-  ids=["coca", "micro, texts", "blip", "answers", "momentum"],
+  ids=["coca", "micro, texts", "self-critical", "blip", "answers", "momentum"],
 )
 def test_terms_say_what_they_return(settings):
   """`metrics` are the keys of `value`, and the loss is their weighted sum."""
