@@ -13,7 +13,7 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import fsspec
@@ -27,6 +27,7 @@ VERSION = 2
 BLOCK = 512
 LOCAL_WINDOW = 4 << 10  # a sample's JSON, text and next header in one read
 REMOTE_WINDOW = 4 << 20  # a request takes as long as reading this much
+MAX_GAP = 64 << 10  # bytes between image and text that are rather read than asked for twice
 MAX_NAME = 4096  # bytes, what Linux takes for a path; members with longer names are left out
 MAX_EXTENSION = 255
 MAX_PAX = 1 << 20  # bytes of a PAX header, which may hold more than the name
@@ -92,6 +93,33 @@ class TarIndex:
 def is_header(block: bytes, checksum: int) -> bool:
   """True if the block before a member's bytes is the one that was indexed."""
   return zlib.crc32(block) == checksum
+
+
+def read_some(file: File, places: Sequence[tuple[int, int]], headers: Sequence[int]) -> list[bytes | None]:
+  """Members by offset and size (None where the offset is -1), in one read if they lie close. Their headers, which lie
+  before them, are read with them, and have to be the indexed ones."""
+  there = [(at, size) for at, size in places if at >= 0]
+  start, end = min((at for at, _ in there), default=0) - BLOCK, max((at + size for at, size in there), default=0)
+  together = len(there) > 1 and end - start <= sum(size for _, size in set(there)) + MAX_GAP
+  data = file.read(start, end - start) if together else b""
+  parts: list[bytes | None] = []
+  for (at, size), header in zip(places, headers, strict=True):
+    if at < 0:
+      parts.append(None)
+      continue
+    if not together:
+      start, data = at - BLOCK, file.read(at - BLOCK, BLOCK + size)
+    begin = at - start
+    part = data[begin : begin + size]
+    if len(part) != size:
+      raise OSError("the tar has become shorter since it was indexed")
+    if not is_header(data[begin - BLOCK : begin], header):
+      raise OSError(
+        "the tar has changed since it was indexed, though not in size and time; start again, or delete "
+        f"{file.name}{SUFFIX} beside it"
+      )
+    parts.append(part)
+  return parts
 
 
 def read_index(file: File) -> tuple[TarIndex, str]:

@@ -18,7 +18,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from coca.config import Source
 from coca.data.records import BadRecord, Record, Shard, Text, shards_of
-from coca.data.sources.tar_index import BLOCK, SUFFIX, TarIndex, is_header, read_index
+from coca.data.sources.tar_frames import Frames, frames_of, numbered
+from coca.data.sources.tar_index import SUFFIX, TarIndex, read_index, read_some
 from coca.data.sources.values import (
   DEFAULT_IMAGE_KEY,
   DEFAULT_TEXT_KEY,
@@ -36,7 +37,6 @@ MAKE = (
   "img2dataset --url_list=pairs.parquet --input_format=parquet --url_col=url --caption_col=caption "
   "--output_format=webdataset --output_folder=shards"
 )
-MAX_GAP = 64 << 10  # bytes between image and text that are rather read than asked for twice
 NAMES, TYPE = "classnames.txt", "dataset_type.txt"  # CLIP_benchmark's
 PROBES = 32  # records, spread over all, that are looked at at most for the text when the source is opened
 
@@ -71,6 +71,7 @@ class WebDataset:
     usual = VIDEO_EXTENSIONS if settings.videos else IMAGE_EXTENSIONS
     self._image = usual if default else (settings.image_key.lower(),)
     self._shards, counts, extensions = [], [], set()
+    self._frames = []  # of the records of each tar, where these are videos; else empty
     not_stored, lost, empty = "", [], Counter()
     for file, index, note in finding.for_each(_indexed, tars, "indexing tars"):
       if index is None or index.problem:
@@ -90,10 +91,15 @@ class WebDataset:
         places = np.stack([*places, index.members(label)], 1)
         headers = np.stack([*headers, index.headers(label)], 1)
         lacking = (places[:, 1:, 0] < 0).all(1)  # neither text nor label
+        unseen = places[:, 0, 0] < 0
+        if settings.videos and default:
+          self._frames.append(frames_of(index))
+          unseen &= np.diff(self._frames[-1].ends, prepend=0) == 0
         self._shards.append((file, index.keys, places, headers, parsed))
         counts.append(len(index.keys))
-        lost += [f"{file.name}, {name}" for name in _behind_dots(index, self._image, self._texts)]
-        empty.update(image=int((places[:, 0, 0] < 0).sum()), text=int(lacking.sum()) if self._keys else 0)
+        if not settings.videos:
+          lost += [f"{file.name}, {name}" for name in _behind_dots(index, self._image, self._texts)]
+        empty.update(image=int(unseen.sum()), text=int(lacking.sum()) if self._keys else 0)
         extensions |= set(index.extensions.tolist())
     if not_stored:
       self.problems.append(not_stored)
@@ -123,7 +129,7 @@ class WebDataset:
     Raises:
       BadRecord: the image is missing, or it or a text can't be read.
     """
-    key, where, (image, *found, label), parsed = self._read(i)
+    key, where, (image, *found, label), parsed, frames = self._read(i)
     number = -1 if label is None else _number(label, self._label, where)
     class_name = self.label_names[number] if 0 <= number < len(self.label_names) else None
     try:
@@ -142,10 +148,10 @@ class WebDataset:
       raise BadRecord(f"{where}: the text can't be read: {e}") from None
     if self._keys and class_name and not any(text is not None for text in found):
       texts = (Text(class_name, LABEL),)
-    if not image:
+    if not image and not frames:
       problem = "no image" if image is None else "the image is empty"
       raise BadRecord(f"{where}: {problem} (member .{', .'.join(self._image)})")
-    return Record(key, image, texts, number, question)
+    return Record(key, image or b"", texts, number, question, frames=() if image else frames)
 
   @property
   def stamps(self) -> list[str]:
@@ -157,7 +163,7 @@ class WebDataset:
     for file, *_ in self._shards:
       index, _ = read_index(file)
       for place, header in zip(index.members((extension,)).tolist(), index.headers((extension,)), strict=True):
-        yield _read_some(file, [place], [header])[0]
+        yield read_some(file, [place], [header])[0]
 
   @property
   def shards(self) -> list[Shard]:
@@ -171,7 +177,7 @@ class WebDataset:
       found = [keys[row].decode("utf-8", "replace") for row in range(len(keys))]
       yield from found if name == "key" else _fields(file, found, name)
 
-  def _read(self, i: int) -> tuple[str, str, list[bytes | None], list[bool]]:
+  def _read(self, i: int) -> tuple[str, str, list[bytes | None], list[bool], Sequence[bytes]]:
     i = operator.index(i)
     if not 0 <= i < len(self):
       raise IndexError(f"{self.name}: record {i} of {len(self)}")
@@ -181,18 +187,19 @@ class WebDataset:
     key = keys[row].decode("utf-8", "replace")
     where = f"{file.name}: record '{key}'"
     try:
-      members = _read_some(file, places[row].tolist(), headers[row].tolist())
+      members = read_some(file, places[row].tolist(), headers[row].tolist())
     except Unavailable:
       raise
     except OSError as e:
       raise BadRecord(f"{where}: {e}") from None
-    return key, where, members, parsed[row].tolist()
+    frames = Frames(file, key, self._frames[shard].of(row)) if self._frames else ()
+    return key, where, members, parsed[row].tolist(), frames
 
   def _check(self, settings: Source, extensions: set[str], where: str) -> None:
     """Raises a ValueError where the settings name an image or text that the tars do not have."""
     holds = f"the tars hold members .{', .'.join(sorted(extensions))}"
     there = np.any([(places[:, :, 0] >= 0).any(0) for _, _, places, *_ in self._shards], 0)
-    image, text, label = there[0], there[1:-1].any(), there[-1]
+    image, text, label = there[0] or any(len(frames.offset) for frames in self._frames), there[1:-1].any(), there[-1]
     if not image:
       raise ValueError(
         f"{where}.image_key is {settings.image_key!r}: no record has a member .{' or .'.join(self._image)}; {holds}"
@@ -216,7 +223,7 @@ class WebDataset:
     probes = min(PROBES, len(self))
     for i in range(probes):
       try:
-        _, _, (_, *texts, _), parsed = self._read(i * len(self) // probes)
+        _, _, (_, *texts, _), parsed, _ = self._read(i * len(self) // probes)
         objects = [_object(text) for text, is_json in zip(texts, parsed, strict=True) if is_json and text is not None]
       except (BadRecord, ValueError, RecursionError):
         continue
@@ -265,33 +272,6 @@ def _indexed(file: reading.File) -> tuple[reading.File, TarIndex | None, str]:
     raise
   except OSError as e:
     return file, None, f"{file.name}: {e}"
-
-
-def _read_some(file: reading.File, places: Sequence[tuple[int, int]], headers: Sequence[int]) -> list[bytes | None]:
-  """Members by offset and size (None where the offset is -1), in one read if they lie close. Their headers, which lie
-  before them, are read with them, and have to be the indexed ones."""
-  there = [(at, size) for at, size in places if at >= 0]
-  start, end = min((at for at, _ in there), default=0) - BLOCK, max((at + size for at, size in there), default=0)
-  together = len(there) > 1 and end - start <= sum(size for _, size in set(there)) + MAX_GAP
-  data = file.read(start, end - start) if together else b""
-  parts: list[bytes | None] = []
-  for (at, size), header in zip(places, headers, strict=True):
-    if at < 0:
-      parts.append(None)
-      continue
-    if not together:
-      start, data = at - BLOCK, file.read(at - BLOCK, BLOCK + size)
-    begin = at - start
-    part = data[begin : begin + size]
-    if len(part) != size:
-      raise OSError("the tar has become shorter since it was indexed")
-    if not is_header(data[begin - BLOCK : begin], header):
-      raise OSError(
-        "the tar has changed since it was indexed, though not in size and time; start again, or delete "
-        f"{file.name}{SUFFIX} beside it"
-      )
-    parts.append(part)
-  return parts
 
 
 def _number(data: bytes, extension: str, where: str) -> int:
@@ -347,7 +327,7 @@ def _fields(file: reading.File, keys: list[str], name: str) -> Iterator[str]:
   except (FileNotFoundError, KeyError, pa.ArrowException):
     index, _ = read_index(file)
     for place, header in zip(index.members(("json",)).tolist(), index.headers(("json",)).tolist(), strict=True):
-      (text,) = _read_some(file, [place], [header])
+      (text,) = read_some(file, [place], [header])
       try:
         yield str(_object(text or b"{}").get(name, ""))
       except (ValueError, RecursionError):  # the record is a bad one
@@ -362,11 +342,15 @@ def _object(data: bytes) -> dict:
 
 
 def hold_videos(path: str, where: str) -> bool:
-  """True if the first tar of those that a path names has videos and no images. Errors as those of `open_webdataset`."""
+  """True if the first tar of those that a path names has videos, or frames of some, and no images.
+
+  Errors as those of `open_webdataset`.
+  """
   tars, _ = finding.find(path, ".tar", MAKE, where)
   _, index, _ = _indexed(next(tar for tar in tars if not tar.name.endswith(SUFFIX)))
   there = set(index.extensions.tolist()) if index else set()
-  return not there.isdisjoint(VIDEO_EXTENSIONS) and there.isdisjoint(IMAGE_EXTENSIONS)
+  films = not there.isdisjoint(VIDEO_EXTENSIONS) or (index is not None and len(numbered(index)) > 1)
+  return films and there.isdisjoint(IMAGE_EXTENSIONS)
 
 
 def open_webdataset(settings: Source, where: str = SETTING) -> WebDataset:
@@ -374,7 +358,8 @@ def open_webdataset(settings: Source, where: str = SETTING) -> WebDataset:
 
   Args:
     settings: `path` is a glob, a brace range ({00000..00099}.tar) or a directory. `image_key`: the image's extension;
-      at its default any of jpg, jpeg, png, webp, and of videos of mp4, webm, avi. `text_key`: an extension or a field
+      at its default any of jpg, jpeg, png, webp, and of videos of mp4, webm, avi, or frames that are images and have
+      numbers, KEY.000.jpg, KEY.001.jpg, ... `text_key`: an extension or a field
       of the .json, or several with commas between them; at its default the .txt, or where there is none, the .json's
       "caption". A field may hold a list of texts or a conversation, and a dot leads into objects ("answers.answer"); ''
       reads no texts. With a `question_key` both are fields of the .json. `label_key`: the extension of the class'

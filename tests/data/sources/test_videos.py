@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from coca.config import Config, Data, Eval, Source, parse, to_dict
+from coca.data.images import decode_eval
+from coca.data.inputs import eval_input
 from coca.data.records import BadRecord
 from coca.data.scenes.videos import ACTIONS
 from coca.data.sources import open_source
@@ -121,6 +123,29 @@ def test_tars(tmp_path):
   assert not source_of(str(tmp_path / "0.tar"), videos=True).videos
   with pytest.raises(ValueError, match=r"it is for kind 'webdataset' or 'folder' or 'builtin', not 'parquet'"):
     open_source(Source(kind="parquet", path=str(tmp_path), videos=True))
+
+
+def test_frames_in_tars(tmp_path):
+  """They are in the order of their numbers, whatever the order in the tar, beside videos and records without any."""
+  frames = {n: picture(n) for n in (10, 2, 0, 1)}
+  members = {"k0.txt": b"one"} | {f"k0.{n:0{1 + n % 2}d}.png": data for n, data in frames.items()}
+  members |= {"k1.mp4": b"film", "k1.txt": b"two", "k2.txt": b"three"}
+  (tmp_path / "0.tar").write_bytes(tar(members))
+  (tmp_path / "1.tar").write_bytes(tar({"k3.000.jpg": b"a", "k3.001.jpg": b"b", "k3.txt": b"four"}))
+  source = open_source(Source(kind="webdataset", path=str(tmp_path), videos=True))
+  first = source[0]
+  assert list(first.frames) == [frames[n] for n in (0, 1, 2, 10)] and not first.image
+  assert source[1].image == b"film" and not source[1].frames
+  assert list(source[3].frames) == [b"a", b"b"] and source[3].texts[0].text == "four"
+  with pytest.raises(BadRecord, match="record 'k2': no image"):
+    source[2]
+  assert any("1 of 4 records have no image" in problem for problem in source.problems)
+  assert source_of(str(tmp_path / "1.tar"), videos=True).videos
+  film, config = eval_input(first, Config(), 2), Config()
+  assert (film == [decode_eval(frames[n], config.model.image.size) for n in (1, 10)]).all()
+  (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:600])
+  with pytest.raises(BadRecord, match=r"0.tar: record 'k0': frame 3: the tar has"):
+    first.frames[3]
 
 
 KINETICS = """label,youtube_id,time_start,time_end,split
