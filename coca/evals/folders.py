@@ -251,8 +251,8 @@ def source_of(path: str, split: Literal["train", "val", "test"] = "test", videos
   """
   named = "validation" if split == "val" else split
   if path.startswith("builtin:"):
-    split = path.removeprefix("builtin:")
-    return Source(kind="builtin", split=split, videos=videos and split.startswith("scenes_videos"))
+    part = path.removeprefix("builtin:")
+    return Source(kind="builtin", split=part, videos=videos and part.startswith("scenes_videos"))
   fs, place = fsspec.core.url_to_fs(path)
   names = [name.rstrip("/").rpartition("/")[2] for name in fs.ls(place, detail=False)] if fs.isdir(place) else [path]
   if "data" in names and (shards := fs.glob(f"{place.rstrip('/')}/data/*.parquet")):  # as the Hugging Face hub has them
