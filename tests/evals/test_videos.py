@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coca import evaluate
-from coca.config import Classification, Eval, Source
+from coca.config import Classification, Eval, Matching, Source
 from coca.data.scenes import export
 from coca.data.scenes.videos import ACTIONS
 from coca.data.sources import open_source
@@ -19,6 +19,7 @@ from coca.evals.retrieval import Retrieval
 from coca.evals.sheet_cells import retrieval_cells
 from coca.inference.captioner import ContrastiveCaptioner
 from coca.inference.forward import Forward
+from coca.inference.images import prepared_video
 from support.evals import recalls64
 from support.films import middles
 from support.workdirs import random_params, small_config
@@ -201,3 +202,38 @@ def test_an_evaluator_of_a_config_and_its_sheet(model, folder):
   assert searched == COUNT - 1 and found[0].truth
   middle = [each_frame(path)[8] for path in (folder / "TestVideo").glob("video[!2].mp4")]
   assert any((found[1].image == model.prepare(frame)).all() for frame in middle)
+
+
+@pytest.mark.slow
+def test_the_matching_head_looks_at_all_frames(folder):
+  """With as many candidates as there are, the order is that of cosine and logit together."""
+  said = [s["caption"] for s in json.loads((folder / "test_videodatainfo.json").read_text())["sentences"]]
+  config = small_config(folder, matching=Matching(weight=1.0))
+  forward = Forward(config, sharding.make_mesh())
+  model = ContrastiveCaptioner(config, train(said * 4, 200), forward, random_params(forward))
+  source = Source(kind="folder", path=str(folder), split="test", videos=True)
+  settings = Eval(kind="retrieval", source=source, frames=3, rerank=6, texts_per_image=1, batch=48)
+  found = dict(Retrieval(config, settings, forward, model.tokenizer, open_source(source)).run(model.params))
+  kept = [n for n in range(COUNT) if n != 2]
+  films = np.stack([prepared_video(folder / "TestVideo" / f"video{n}.mp4", config, 3) for n in kept])
+  texts = [said_of(folder, n)[0] for n in kept]
+  ids = np.stack([model.tokenizer.encode(text, config.model.text.length) for text in texts])
+  batch = forward.put(
+    {"image": np.concatenate([films, films[:2]]), "text": np.broadcast_to(ids, (len(kept) + 2, *ids.shape))}
+  )
+  logits = np.asarray(
+    forward.score(model.params, forward.encode(model.params, batch["image"]), batch["text"]).match_logit
+  )
+  embedded = np.stack([mean64(model, folder / "TestVideo" / f"video{n}.mp4", 3) for n in kept])
+  scores = embedded @ model.embed_texts(texts).T.astype(np.float64) + logits[: len(kept)]
+  _, words = np.unique(ids, axis=0, return_inverse=True)
+  want = recalls64(scores, np.eye(len(kept)), words.reshape(-1), np.arange(len(kept)), equal_texts=False)
+  for name, value in want.items():
+    assert found[f"{name.replace('i2t', 'v2t').replace('t2i', 't2v')}_reranked"] == pytest.approx(value)
+  assert want["t2i_r1"] < 1
+
+
+def said_of(folder, n):
+  """The sentences about a video of MSR-VTT's."""
+  table = json.loads((folder / "test_videodatainfo.json").read_text())
+  return [s["caption"] for s in table["sentences"] if s["video_id"] == f"video{n}"]
