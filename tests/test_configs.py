@@ -34,7 +34,7 @@ FILES = sorted(set(CONFIGS.glob("*.py")) - {CONFIGS / "capfilt.py"})  # which is
 PAPER = ["coca_base", "coca_large", "coca_giant"]
 
 FROM_BLIP = ("blip_retrieval", "blip_caption", "blip_vqa")
-OTHERS_FROM_BLIP = ("blip_nlvr2",)
+OTHERS_FROM_BLIP = ("blip_nlvr2", "blip_visdial")
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 full_and_local = pytest.mark.parametrize("arg", [None, "runlocal"], ids=["full", "runlocal"])
 

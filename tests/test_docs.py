@@ -53,6 +53,7 @@ MODELS = {
   "runs/nlvr2": ("finetune_nlvr2", "init_from={folder}/runs/tiny,runlocal"),
   "runs/kinetics400": ("finetune_video", "init_from={folder}/runs/tiny,runlocal"),
   "runs/blip_nlvr2": ("blip_nlvr2", "init_from={folder}/runs/blip,runlocal"),
+  "runs/blip_visdial": ("blip_visdial", "init_from={folder}/runs/blip,runlocal"),
   "models/start": ("blip_tiny", None),
 }
 RANDOM = {
@@ -60,6 +61,7 @@ RANDOM = {
   "runs/snli_ve",
   "runs/nlvr2",
   "runs/kinetics400",
+  "runs/blip_visdial",
 }  # with parameters, for the Python
 
 

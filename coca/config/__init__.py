@@ -2,7 +2,16 @@
 
 from coca.config.data import Data, Eval, SceneNoise, Scenes, Source
 from coca.config.decoding import Decoding
-from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching, SelfCritical
+from coca.config.losses import (
+  Answering,
+  Captioning,
+  Classification,
+  Contrastive,
+  Dialog,
+  Masked,
+  Matching,
+  SelfCritical,
+)
 from coca.config.model import ConvStage, EfficientNet, ImageEncoder, Med, Model, Poolers, TextDecoder
 from coca.config.optim import Lora, Optim
 from coca.config.parsing import Draft, default, parse, to_dict
@@ -19,6 +28,7 @@ __all__ = [
   "ConvStage",
   "Data",
   "Decoding",
+  "Dialog",
   "Draft",
   "EfficientNet",
   "Eval",

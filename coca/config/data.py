@@ -55,10 +55,10 @@ class Source:
 
   # The format. 'builtin' is what is in the package: the corpus (coca/data/builtin), or with a split 'scenes...' the
   # world of coca/data/scenes/held_out.py. 'pairs' are SugarCrepe and Winoground (coca/data/sources/pairs.py), which
-  # the evaluators of that kind take.
-  kind: Literal["builtin", "tfds", "webdataset", "parquet", "folder", "pairs"] = "tfds"
-  # 'tfds': name or directory. 'webdataset', 'parquet': glob. 'folder': directory; and 'pairs' with `texts`, else its
-  # glob. URLs of fsspec work.
+  # the evaluators of that kind take. 'dialogs' are VisDial's files (coca/data/sources/dialogs.py).
+  kind: Literal["builtin", "tfds", "webdataset", "parquet", "folder", "pairs", "dialogs"] = "tfds"
+  # 'tfds': name or directory. 'webdataset', 'parquet': glob. 'folder', 'dialogs': directory; and 'pairs' with `texts`,
+  # else its glob. URLs of fsspec work.
   path: str = ""
   # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations, and of Flickr30k's, SNLI-VE's and MSR-VTT's
   # files.
@@ -81,8 +81,9 @@ class Source:
   # 'folder' without a table the name of the folder that an image lies in, and 'file_name' there that of the file.
   text_key: str = "caption"
   # A table of texts: a path, or several by a glob. Of 'folder': the table of its images, where it lies elsewhere or is
-  # not found by its name. Of 'pairs': the JSON files of the captions. Of others: the keys in `text_key` that are its
-  # columns are read there, and joined by a column of keys; all else is the source's own (coca/data/sources/joined.py).
+  # not found by its name. Of 'pairs': the JSON files of the captions. Of 'dialogs': the JSON file of the dialogs. Of
+  # others: the keys in `text_key` that are its columns are read there, and joined by a column of keys; all else is the
+  # source's own (coca/data/sources/joined.py).
   texts: str = ""
   # A list of the keys of records that are kept: a text, a table's column, or .npy as DataComp has it. Empty: all.
   subset: str = ""
@@ -195,7 +196,9 @@ class Eval:
   """An evaluator: what it measures, on which data, and when (coca/evals)."""
 
   # The measurement.
-  kind: Literal["zero_shot", "retrieval", "captions", "matching", "pairs", "vqa", "classification"] = "zero_shot"
+  kind: Literal["zero_shot", "retrieval", "captions", "matching", "pairs", "vqa", "classification", "dialogs"] = (
+    "zero_shot"
+  )
   # The data.
   source: Source = field(default_factory=Source)
   # Time between two evaluations. Empty: at the end only.

@@ -68,6 +68,11 @@ def check_data(c: Config) -> None:
       "'text' all sources have questions, or none",
     )
     need(
+      _has_dialogs(source) == (c.dialog.weight > 0),
+      f"{where} {'holds' if _has_dialogs(source) else 'holds no'} dialogs, and config.dialog.weight is "
+      f"{c.dialog.weight}: sources of kind 'dialogs', and the splits 'scenes_dialogs...' of 'builtin', go with it",
+    )
+    need(
       c.contrastive.texts == 1 or not source.sidecars or source.sample == "image",
       f"{where}.sample 'text' makes an example of each text, and config.contrastive.texts {c.contrastive.texts} wants "
       "several in one; say sample 'image'",
@@ -79,6 +84,10 @@ def check_data(c: Config) -> None:
   )
   for name, e in c.evals.items():
     check_evaluator(c, e, f"config.evals.{name}")
+
+
+def _has_dialogs(source: Source) -> bool:
+  return source.kind == "dialogs" or (source.kind == "builtin" and source.split.startswith("scenes_dialogs"))
 
 
 def _embeddings(c: Config) -> None:
@@ -139,6 +148,15 @@ def check_evaluator(c: Config, e: Eval, where: str) -> None:
   need(
     (e.source.kind == "pairs") == (e.kind == "pairs"),
     f"{where}.source.kind is {e.source.kind!r} and kind {e.kind!r}: a pairs evaluator goes with a source of that kind",
+  )
+  need(
+    _has_dialogs(e.source) == (e.kind == "dialogs"),
+    f"{where}.source and kind {e.kind!r}: a dialogs evaluator goes with a source of kind 'dialogs' or a split "
+    "'scenes_dialogs...' of 'builtin', others with none of these",
+  )
+  need(
+    e.kind != "dialogs" or c.dialog.weight,
+    f"{where}: a dialogs evaluator needs config.dialog.weight above 0: the model was not trained to judge answers",
   )
   need(
     e.kind != "pairs" or c.contrastive.heads or c.matching.weight or (c.model.writes and not c.answering.weight),
@@ -235,7 +253,7 @@ def check_source(s: Source, where: str) -> None:
   for name, kinds in (
     ("text_lines", ("webdataset", "folder")),
     ("label_key", ("webdataset", "parquet", "folder")),
-    ("texts", ("tfds", "webdataset", "parquet", "folder", "pairs")),
+    ("texts", ("tfds", "webdataset", "parquet", "folder", "pairs", "dialogs")),
     ("subset", ("tfds", "webdataset", "parquet", "folder")),
     ("videos", ("webdataset", "folder", "builtin")),
   ):
@@ -248,7 +266,7 @@ def check_source(s: Source, where: str) -> None:
     f"{where}.videos is True: of kind 'builtin', the splits 'scenes_videos...' are videos, and {s.split!r} is none",
   )
   need(
-    not s.texts or s.kind in ("folder", "pairs") or not (s.question_key or s.sidecars),
+    not s.texts or s.kind in ("folder", "pairs", "dialogs") or not (s.question_key or s.sidecars),
     f"{where}.texts joins captions; leave {where}.question_key and {where}.sidecars empty",
   )
   need(

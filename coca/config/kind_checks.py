@@ -122,11 +122,24 @@ def _albef(c: Config) -> None:
 
 def _blip(c: Config) -> None:
   text, med = c.model.text, c.model.med
-  needs_encoder = max(x.weight for x in (c.contrastive, c.matching, c.answering, c.classification)) > 0
+  needs_encoder = max(x.weight for x in (c.contrastive, c.matching, c.answering, c.classification, c.dialog)) > 0
   need(
     text.unimodal_layers > 0 or not needs_encoder,
     "config.model.text.unimodal_layers is 0: a text encoder is needed by the contrastive, the matching and the "
-    "answering loss and by the class head; set their weights to 0, or give it layers",
+    "answering loss, by the class head and by dialogs; set their weights to 0, or give it layers",
+  )
+  others = max(
+    x.weight for x in (c.contrastive, c.captioning, c.matching, c.answering, c.classification, c.self_critical)
+  )
+  need(
+    not c.dialog.weight or (not others and text.width == c.model.image.width and c.dialog.length <= med.positions),
+    f"config.dialog.weight needs the weights of all other losses to be 0, one width of image and text, which are one "
+    f"memory (config.model.image.width {c.model.image.width} and text.width {text.width}), and config.dialog.length "
+    f"{c.dialog.length} no more than config.model.med.positions {med.positions}",
+  )
+  need(
+    not c.dialog.weight or (c.dialog.length > 3 and c.dialog.negatives > 0),
+    f"config.dialog.length {c.dialog.length} takes 4 or more, and negatives {c.dialog.negatives} 1 or more",
   )
   need(
     not c.classification.weight or (c.classification.images == 2 and text.multimodal_layers == 0),

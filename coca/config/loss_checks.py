@@ -9,7 +9,8 @@ def check_losses(c: Config) -> None:
   """Raises ValueError, which names the setting, if a loss lacks what it needs, or two do not go together."""
   text, is_blip, has_matching = c.model.text, c.model.kind == "blip", c.matching.weight > 0
   has_answering = c.answering.weight > 0
-  others = max(x.weight for x in (c.contrastive, c.captioning, c.answering, c.masked, c.self_critical))
+  others = max(x.weight for x in (c.contrastive, c.captioning, c.answering, c.masked, c.self_critical, c.dialog))
+  need(c.dialog.weight == 0 or is_blip, "config.dialog.weight needs config.model.kind 'blip'; or set it to 0")
   need(max(others, c.classification.weight) > 0, "all loss weights are 0: nothing to train")
   check_classification(c, others)
   _self_critical(c)

@@ -126,6 +126,24 @@ class Masked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dialog:
+  """Answers within a dialog, true or false (BLIP, arXiv 2201.12086, section 5.5), of models of kind 'blip'.
+
+  The text encoder reads the image's caption; the image-grounded encoder reads question and answer behind what was said
+  before, and looks at the image and the caption's states. The authors' code for it is not public.
+  """
+
+  # Weight of the loss, that of image-text matching. 0: the model reads no dialogs.
+  weight: float = 0.0
+  # Tokens of a question with its answer and what was said before, [Encode] included. Of longer ones the oldest rounds
+  # are left out. Not in the paper.
+  length: int = 128
+  # Wrong answers beside each right one, drawn from the other candidates. Not in the paper: of the matching loss in
+  # pre-training, each pair has two.
+  negatives: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class Classification:
   """Classification of an image, or of an image and a text (CoCa sections 3.1, 4.2.1 and 4.2.3): softmax cross-entropy.
 

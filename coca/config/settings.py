@@ -16,7 +16,16 @@ from typing import Literal
 
 from coca.config.data import Data, Eval
 from coca.config.durations import Duration, in_steps
-from coca.config.losses import Answering, Captioning, Classification, Contrastive, Masked, Matching, SelfCritical
+from coca.config.losses import (
+  Answering,
+  Captioning,
+  Classification,
+  Contrastive,
+  Dialog,
+  Masked,
+  Matching,
+  SelfCritical,
+)
 from coca.config.model import Model
 from coca.config.optim import Optim
 from coca.config.stages import Stage
@@ -70,6 +79,7 @@ class Config:
   masked: Masked = field(default_factory=Masked)
   classification: Classification = field(default_factory=Classification)
   self_critical: SelfCritical = field(default_factory=SelfCritical)
+  dialog: Dialog = field(default_factory=Dialog)
   optim: Optim = field(default_factory=Optim)
   data: Data = field(default_factory=Data)
   # Stages with images of other sizes, before the last one, by names of your own.

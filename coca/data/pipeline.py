@@ -25,7 +25,7 @@ from jax.sharding import Sharding
 from coca.config import Config
 from coca.config.special import PAD, Tokenizer
 from coca.config.stages import spans
-from coca.data import images, questions, regions, tasks, texts
+from coca.data import dialogs, images, questions, regions, tasks, texts
 from coca.data.embeddings import Embedded, states_of
 from coca.data.inputs import blank, eval_input, train_input
 from coca.data.parts import Batch, Rows, read
@@ -148,6 +148,8 @@ def _stream(
       "answers": np.zeros((answering.answers, answering.length), np.int32),
       "answer_weight": np.zeros(answering.answers, np.float32),
     }
+  if config.dialog.weight:
+    unusable["dialog"] = np.zeros((1 + config.dialog.negatives, config.dialog.length), np.int32)
   number = {label: i for i, label in enumerate(labels)} if config.answers_by_classes else {}
   if number:
     k = answering.answers
@@ -189,6 +191,9 @@ def _stream(
         out["answers"], out["answer_weight"] = questions.encode_answers(
           record, answering, settings.answer_weight, tokenizer
         )
+      elif config.dialog.weight:
+        said = iter([dialogs.caption_of(record)])
+        out["dialog"] = dialogs.drawn(record, config.dialog, tokenizer, rng)
       else:
         said = texts.draws(record, settings.text, settings.prompts, rng, settings.origins)
         names = texts.label_names(record) if settings.text == "labels" else ()

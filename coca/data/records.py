@@ -33,17 +33,27 @@ class Detected:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+  """All that was said of an image before its record's question; the record's texts are then possible answers."""
+
+  caption: str
+  rounds: tuple[tuple[str, str], ...] = ()  # questions with the answers that were given
+  relevance: tuple[float, ...] = ()  # of each possible answer to this question; empty: nobody was asked
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
   """One image with its texts, not decoded yet."""
 
   key: str  # unique in its source
   image: bytes  # encoded: JPEG, PNG, WebP, ..., or a video; empty where there are regions alone
   texts: tuple[Text, ...]
-  label: int = -1  # index into the source's label_names; -1: no label
+  label: int = -1  # index into the source's label_names; of a dialog, of the given answer; -1: no label
   question: str = ""  # its texts are then the answers, as the annotators gave them, equal ones as often as given
   regions: Detected | None = None
   second: bytes = b""  # the other image, encoded, where the texts are about two
   frames: Sequence[bytes] = ()  # of a video that comes as images, encoded, in their order; `image` is then empty
+  said: Said | None = None  # of a question within a dialog
 
 
 def image_checksum(record: Record) -> int:

@@ -9,6 +9,7 @@ from coca.data.records import Records
 from coca.data.sources import open_source, places_of
 from coca.evals.captions import Captions
 from coca.evals.classification import Classification
+from coca.evals.dialogs import Dialogs
 from coca.evals.evaluator import Evaluator
 from coca.evals.matching import Matching
 from coca.evals.pairs import Pairs
@@ -27,6 +28,7 @@ KINDS: dict[str, type[Evaluator]] = {
   "pairs": Pairs,
   "vqa": Vqa,
   "classification": Classification,
+  "dialogs": Dialogs,
 }
 
 

@@ -9,13 +9,14 @@ import numpy as np
 
 from coca.data.images import decode_eval
 from coca.data.inputs import eval_input
-from coca.data.records import BadRecord
+from coca.data.records import BadRecord, Record
 from coca.data.scenes.judge import Judgement, judge
 from coca.data.sources.scenes import SceneSource
 from coca.data.texts import captions as texts_of
 from coca.devices.host import Lagged, to_host
 from coca.evals.captions import Captions, known
 from coca.evals.classification import Classification
+from coca.evals.dialogs import Dialogs
 from coca.evals.evaluator import Evaluator
 from coca.evals.retrieval import Retrieval
 from coca.evals.stream import Stream, spread
@@ -66,7 +67,7 @@ def held_out_cells(evaluator: Evaluator, params, count: int) -> list[Cell]:
       continue
     for i, row in enumerate(stream.host_rows):
       index = int(batch.rows["label"][row])
-      texts = known(source, index, _truth(evaluator)).texts if batch.rows["weight"][row] else ()
+      texts = _truths(evaluator, source, index) if batch.rows["weight"][row] else ()
       if texts:
         caption = None if captions is None else captions[row]
         # Each name once: two classes may have one.
@@ -93,9 +94,18 @@ def _tiled(images: np.ndarray) -> np.ndarray:
   return np.vstack([np.hstack([*images[n : n + across]]) for n in range(0, len(images), across)])
 
 
-def _truth(evaluator: Evaluator):
-  """The true texts of a record of the evaluator's stream; of a classifier, the name of its class."""
-  return (lambda record: (evaluator.names[record.label],)) if isinstance(evaluator, Classification) else texts_of
+def _truths(evaluator: Evaluator, source, index: int) -> tuple[str, ...]:
+  """The true texts of a record of the evaluator's stream; of a classifier, the name of its class; of a dialog, the
+  question with its answer."""
+  if isinstance(evaluator, Dialogs):  # whose stream has numbers for labels
+    return known(source.source, int(source.indices[index]), _answered).texts
+  names = evaluator.names if isinstance(evaluator, Classification) else ()
+  return known(source, index, (lambda record: (names[record.label],)) if names else texts_of).texts
+
+
+def _answered(record: Record) -> tuple[str, ...]:
+  answers = record.texts if 0 <= record.label < len(record.texts) else ()
+  return (f"{record.question} {answers[record.label].text}" if answers else record.question,)
 
 
 def _pixels(source, index: int, size: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from coca.data.prompts import ensemble, in_templates
 from coca.decoding.decode import prompts
 from coca.decoding.settings import check_decoding_model, make_decoding
 from coca.devices.host import round_up
+from coca.inference import dialogs
 from coca.inference.asking import answers_of, class_probabilities
 from coca.inference.batches import in_batches, seen
 from coca.inference.forward import Forward
@@ -218,6 +219,23 @@ class ContrastiveCaptioner:
     logits = scale * (embedded @ classes.T)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
+
+  def judge(self, images, captions, questions, answers: Sequence[str], rounds=(), skip_broken: bool = False):
+    """Probabilities that answers within a dialog are true, of a model of configs/blip_visdial.py.
+
+    Args:
+      images, skip_broken: as for `embed_images`.
+      captions, questions: one for all images, or one for each.
+      answers: the possible ones.
+      rounds: questions that were asked before, with the answers that were given.
+
+    Returns:
+      float32 [N, len(answers)]; rows do not sum to 1.
+
+    Raises:
+      ValueError: as `embed_images`, a model that reads no dialogs, no answers, or not as many texts as images.
+    """
+    return dialogs.judge(self, as_list(images), captions, questions, answers, rounds, skip_broken)
 
   def caption(
     self,

@@ -25,6 +25,8 @@ from coca.models.abstract import abstract_model
 from coca.models.outputs import Encoded, Scores
 from coca.objectives.captioning import captioning_loss, log_likelihood
 
+ANSWERS = 10  # to each question of a batch that are judged at once
+
 
 class Forward:
   """Every result but those of `encode` and `writer` is fp32 or int32 and replicated: each process has it whole."""
@@ -99,6 +101,11 @@ class Forward:
     cosines, at less cost.
     """
     return self._call(self._score, params, encoded, text)
+
+  def judge(self, params, encoded: Encoded, caption, text):
+    """Questions in their dialogs with K answers each, int32 [B, K, T], over images with captions, int32 [B, C] -> fp32
+    [B, K], by how much the logit of 'true' is above that of 'false'. Answers go through the model a few at a time."""
+    return self._call(self._judge, params, encoded, caption, text)
 
   def caption_loss(self, params, batch):
     """Sum of the negative log-likelihoods in nats, and the number of tokens, of {'image', 'text', 'weight'}."""
@@ -258,6 +265,16 @@ class Forward:
   @functools.cached_property
   def _score(self):
     return self._jit(lambda model, encoded, text: model.score(encoded, text))
+
+  @functools.cached_property
+  def _judge(self):
+    def judge(model, encoded, caption, text):
+      recalled, (rows, answers, length) = model.recall(encoded.tokens, caption), text.shape
+      text = jnp.pad(text, ((0, 0), (0, -answers % ANSWERS), (0, 0))).reshape(rows, -1, ANSWERS, length)
+      logits = jax.lax.map(lambda some: model.judge(recalled, some), text.swapaxes(0, 1)).swapaxes(0, 1)
+      return (logits[..., 1] - logits[..., 0]).reshape(rows, -1)[:, :answers]
+
+    return self._jit(judge)
 
   @functools.cached_property
   def _caption_loss(self):

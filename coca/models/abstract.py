@@ -12,7 +12,7 @@ from coca.models import make_model
 def abstract_model(config: Config) -> tuple[nnx.GraphDef, dict]:
   """The model's graph definition, and its parameters as a nested dict of ShapeDtypeStructs; nothing is computed."""
   # All that a model looks at.
-  names = "model", "contrastive", "captioning", "matching", "answering", "masked", "classification"
+  names = "model", "contrastive", "captioning", "matching", "answering", "masked", "classification", "dialog"
   graphdef, params = _abstract_model(**{name: getattr(config, name) for name in names})
   return graphdef, jax.tree.map(lambda x: x, params)  # dicts of the caller's own
 

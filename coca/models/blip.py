@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, UInt8
 
 from coca.config import Config, Med
 from coca.config.special import PAD
@@ -80,7 +80,8 @@ class ImageHeads(nnx.Module):
     self.image_projection = linear(model.image.width, model.embed_dim, dtype, rngs) if has_embeddings else None
     self.text_projection = linear(model.text.width, model.embed_dim, dtype, rngs) if has_embeddings else None
     self.temperature = Temperature(config) if has_embeddings else None
-    self.matching_head = linear(model.text.width, 2, jnp.float32, rngs) if config.matching.weight > 0 else None
+    has_matching = max(config.matching.weight, config.dialog.weight) > 0
+    self.matching_head = linear(model.text.width, 2, jnp.float32, rngs) if has_matching else None
 
   def embed_image(self, image: UInt8[Array, "B S S 3"]) -> Float32[Array, "B E"]:
     """Embeddings of unit length."""
@@ -196,10 +197,26 @@ class Blip(WordHead, ImageHeads):
     text: Int32[Array, "B *K T"],
     tokens: Float[Array, "B *images N kv_width"],
     key: PRNGKeyArray | None = None,
+    mask: Bool[Array, "B 1 1 N"] | None = None,
   ) -> Float[Array, "B *K T D"]:
-    """The image-grounded encoder: texts, one or K an image, over image tokens."""
+    """The image-grounded encoder: texts, one or K an image, over image tokens; `mask`: those that count."""
     ids = with_first(text, self.med.encode)
-    return self.text_encoder(ids.reshape(-1, ids.shape[-1]), tokens, key=key).reshape(*ids.shape, -1)
+    return self.text_encoder(ids.reshape(-1, ids.shape[-1]), tokens, mask, key=key).reshape(*ids.shape, -1)
+
+  def recall(
+    self, tokens: Float[Array, "B N D"], caption: Int32[Array, "B T"], key: PRNGKeyArray | None = None
+  ) -> Encoded:
+    """Image tokens and behind them the text encoder's states of a caption: what dialogs are read over (section 5.5)."""
+    words, seen = self._read(caption, key), jnp.ones(tokens.shape[:2], bool)
+    mask = jnp.concatenate([seen, (caption != PAD).at[:, 0].set(True)], axis=1)
+    return Encoded(None, jnp.concatenate([tokens, words], axis=1), mask[:, None, None])
+
+  def judge(
+    self, recalled: Encoded, text: Int32[Array, "B K T"], key: PRNGKeyArray | None = None
+  ) -> Float32[Array, "B K 2"]:
+    """Logits of questions in their dialogs, with an answer each: that it is false, and that it is true."""
+    assert recalled.tokens is not None
+    return self.match(self.ground(None, text, recalled.tokens, key, recalled.mask), text)
 
   def classify(
     self, image: UInt8[Array, "B 2 S S 3"], text: Int32[Array, "B T"], key: PRNGKeyArray | None = None

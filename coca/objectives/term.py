@@ -14,8 +14,8 @@ class Stream(IntEnum):
   """Random streams of one forward pass, folded into its key."""
 
   DROPOUT = 1  # in the towers
-  QUESTION = 2  # dropout in the encoder that reads a question
-  ANSWER = 3  # and in the decoder that writes its answers
+  QUESTION = 2  # dropout in the encoder that reads a question, or the caption of a dialog
+  ANSWER = 3  # and in the decoder that writes its answers, or the encoder that reads the dialog
   TEXTS = 4  # dropout where each image is grounded in its own and in a drawn text
   IMAGES = 5  # and where each text is grounded in a drawn image
   MORE_TEXTS = 6  # and in the encoder of the further texts of images

@@ -10,6 +10,7 @@ from coca.config import Config
 from coca.objectives.captioning import captioning_loss, label_count, next_tokens
 from coca.objectives.classification import Classification
 from coca.objectives.contrastive import contrastive_loss
+from coca.objectives.dialogs import Dialogs
 from coca.objectives.masked import masked_loss, word_weights
 from coca.objectives.matching import matching_loss
 from coca.objectives.momentum import momentum_contrastive_loss
@@ -194,6 +195,7 @@ LOSSES: tuple[type[Term], ...] = (
   Masked,
   Classification,
   SelfCritical,
+  Dialogs,
 )
 
 

@@ -231,7 +231,7 @@ def idle(config: Config) -> list[str]:
       paths.append("generative_pooler/")
   if not (has_captioning or has_answering):
     paths += ["softmax/", "caption_head/"]
-  is_grounded = has_matching or has_answering or config.has_text_head
+  is_grounded = has_matching or has_answering or config.has_text_head or config.dialog.weight > 0
   return paths + _idle_in_bert(config, has_contrastive, has_captioning, is_grounded, has_answering)
 
 

@@ -26,7 +26,7 @@ def open_source(settings: config.Source, where: str = SETTING) -> ShardedRecords
       from coca.data.videos import check_installed
 
       check_installed(where)
-    if settings.subset or (settings.texts and settings.kind not in ("folder", "pairs")):
+    if settings.subset or (settings.texts and settings.kind not in ("folder", "pairs", "dialogs")):
       from coca.data.sources.joined import open_joined
 
       source = open_joined(lambda own: _open(own, where), settings, where)
@@ -75,7 +75,7 @@ def check_places(places: dict[str, str], allow_urls: bool, whose: str) -> None:
 def _open(settings: config.Source, where: str) -> ShardedRecords:
   # Each format imports its own library, and only when it is used.
   if settings.kind == "builtin" and settings.split.startswith(
-    ("scenes_questions", "scenes_hypotheses", "scenes_statements", "scenes_videos")
+    ("scenes_questions", "scenes_hypotheses", "scenes_statements", "scenes_videos", "scenes_dialogs")
   ):
     from coca.data.sources.scene_tasks import open_task
 
@@ -108,6 +108,10 @@ def _open(settings: config.Source, where: str) -> ShardedRecords:
     from coca.data.sources.pairs import open_pairs
 
     return open_pairs(settings, where)
+  if settings.kind == "dialogs":
+    from coca.data.sources.dialogs import open_dialogs
+
+    return open_dialogs(settings, where)
   raise ValueError(
-    f"source kind {settings.kind!r}; it may be 'builtin', 'tfds', 'webdataset', 'parquet', 'folder', 'pairs'"
+    f"source kind {settings.kind!r}; it may be 'builtin', 'tfds', 'webdataset', 'parquet', 'folder', 'pairs', 'dialogs'"
   )

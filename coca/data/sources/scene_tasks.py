@@ -1,5 +1,5 @@
-"""Tasks over the built-in world as sources: questions, hypotheses, statements about two scenes, videos with actions
-(coca/data/scenes/).
+"""Tasks over the built-in world as sources: questions, hypotheses, statements about two scenes, videos with actions,
+rounds of dialogs (coca/data/scenes/).
 
 source = open_source(Source(kind="builtin", split="scenes_questions_val", question_key="question"))
 source[7].question, source[7].texts, source.truth(7).scene
@@ -11,13 +11,15 @@ source = open_source(Source(kind="builtin", split="scenes_videos_val", videos=Tr
 source[7].frames, source.label_names[source[7].label], source.truth(7).captions
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from coca import config
-from coca.data.records import Record, Shard, Text
+from coca.data.records import Record, Said, Shard, Text
 from coca.data.scenes.compose import World
+from coca.data.scenes.dialogs import ROUNDS, Dialog, Dialogs
 from coca.data.scenes.entailment import LABELS, Entailment, Hypothesis
 from coca.data.scenes.held_out import SPLITS
 from coca.data.scenes.pairs import Pair, Pairs
@@ -77,6 +79,32 @@ def _video(key: str, made: Video, s: config.Source) -> Record:
   return Record(key, b"", texts, DOINGS.index(ACTIONS[made.label]), frames=frames)
 
 
+class DialogRound(NamedTuple):
+  """Round `number`, from 0 on, of a dialog."""
+
+  dialog: Dialog
+  number: int
+
+
+class DialogRounds:
+  """All rounds of a world's dialogs, one after the other."""
+
+  def __init__(self, world: World):
+    self._dialog = functools.lru_cache(64)(Dialogs(world).__getitem__)  # neighbours ask for the same
+
+  def __getitem__(self, index: int) -> DialogRound:
+    number, n = divmod(index, ROUNDS)
+    return DialogRound(self._dialog(number), n)
+
+
+def _dialog(key: str, made: DialogRound, s: config.Source) -> Record:
+  (scene, caption, rounds), asked = made.dialog, made.dialog.rounds[made.number]
+  before = tuple((r.question, r.answer) for r in rounds[: made.number])
+  texts = tuple(Text(option, s.origin or "human") for option in asked.options)
+  said = Said(caption, before, asked.relevance)
+  return Record(key, bmp(scene, s.scenes.pixels), texts, asked.gt_index, asked.question, said=said)
+
+
 def _said(sentence: str, s: config.Source) -> tuple[Text, ...]:
   return (Text(sentence, s.origin or "human"),) if s.text_key else ()
 
@@ -87,6 +115,7 @@ TASKS = {
   "scenes_hypotheses": Task("hypotheses", Entailment, _hypothesis, OUTCOMES),
   "scenes_statements": Task("statements", Pairs, _statement, ("False", "True")),  # as a folder has NLVR2's
   "scenes_videos": Task("videos", Videos, _video, DOINGS),
+  "scenes_dialogs": Task("rounds of dialogs", DialogRounds, _dialog),
 }
 
 
@@ -110,7 +139,8 @@ class TaskSource:
     return self._task.record(f"{self._settings.split}/{i:06d}", self.truth(i), self._settings)
 
   def truth(self, i: int):
-    """Text or video `i` with what is known of it: a `Question`, `Hypothesis`, `Pair` or `Video` of coca.data.scenes."""
+    """Text or video `i` with what is known of it: a `Question`, `Hypothesis`, `Pair` or `Video` of coca.data.scenes, or
+    a `DialogRound`."""
     if not 0 <= i < len(self):
       raise IndexError(f"{self.name} has {len(self)} {self._task.texts}, no number {i}")
     return self._made[i]
