@@ -48,7 +48,7 @@ def get_config(arg=None):
     config.data.sources = {"scenes": to_dict(scenes("scenes"))}
     config.data.update(flip=False, threads=1)
     config.evals = {"captions": to_dict(Eval(kind="captions", source=scenes("scenes_val"), limit=1000))}
-    config.optim.update(lr=3e-4, warmup="5%")
+    config.optim.update(lr=1e-4 if args.scst else 3e-4, warmup="5%")
     config.self_critical.images = 5000  # there are a million scenes, which are drawn to be read
     if not args.runlocal:
       config.update(steps="300", log_every="10")
