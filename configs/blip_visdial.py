@@ -47,14 +47,12 @@ def get_config(arg=None):
     for split in ("train", "val")
   )
   if args.tiny or args.runlocal:
-    train, val = scenes("scenes_dialogs"), scenes("scenes_dialogs_val")
+    train, val = scenes("scenes_dialogs"), scenes("scenes_dialogs_val", count=500)  # 50 dialogs, all rounds of each
     config.data.update(batch=64, crop=(1.0, 1.0), rand_augment=(0, 0), threads=1, tokenizer_texts=2000)
   else:
     config.steps = f"{20 * ROUNDS} examples"
   config.data.sources = {"visdial": to_dict(train)}
   config.evals = {"visdial": to_dict(Eval(kind="dialogs", source=val, batch=64, every="" if args.tiny else "20%"))}
-  if args.tiny:
-    config.evals.visdial.limit = 500
   if args.runlocal:
     shorten(config, steps=4, batch=8)
     config.evals.visdial.update(limit=16, batch=16)
