@@ -45,6 +45,7 @@ MAIN = {
   "retrieval": [("i2t_r1", "t2i_r1"), ("v2t_r1", "t2v_r1")],
   "captions": [("cider",), ("bleu4",), ("bleu1",)],
   "vqa": [("accuracy",)],
+  "dialogs": [("mrr",)],
   "matching": [("auc_hard",)],
   "pairs": [(f"{by}{part}",) for by in ("cosine", "matching", "likelihood") for part in ("", "_group")],
 }
@@ -151,7 +152,7 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
 
 def _lost(config: Config, name: str, data_set: DataSet, tokenizer: Tokenizer) -> list[str]:
   """A line if the records' texts are cut, and one if words are unknown, where they are read."""
-  if data_set.settings.kind in ("classification", "zero_shot", "vqa"):
+  if data_set.settings.kind in ("classification", "zero_shot", "vqa", "dialogs"):
     return []
   data = dataclasses.replace(config.data, sources={name: data_set.settings.source})
   return survey(dataclasses.replace(config, data=data), {name: data_set.source}, tokenizer)
