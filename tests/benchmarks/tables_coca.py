@@ -27,6 +27,7 @@ ROWS = {
   "parallel": ("both", {"model.poolers.kind": "parallel"}, (71.2, 68.7)),
   "n_query_0": ("both", {"model.poolers.n_query": 0}, (71.5, 69.0)),
   "n_query_1": ("both", {"model.poolers.n_query": 1}, (69.3, 64.4)),
+  "n_query_36": ("both", {"model.poolers.n_query": 36}, (None, None)),
   "1:1": ("both", {"captioning.weight": 1.0}, (71.5, 68.6)),
   "1:2": ("both", {"captioning.weight": 1.0, "contrastive.weight": 2.0}, (71.0, 68.1)),
   "n_uni_1": ("both", {"model.text.unimodal_layers": 1, "model.text.multimodal_layers": 3}, (70.2, 69.0)),
@@ -36,8 +37,8 @@ ROWS = {
 TABLES = {
   "b": ("Table 8b: the losses", ("contrastive", "captioning", "cascade")),
   "f": (
-    "Table 8f: poolers ('cascade' has 8 queries, the paper 256)",
-    ("parallel", "n_query_0", "n_query_1", "cascade"),
+    "Table 8f: poolers ('cascade' has 8 queries for 36 image tokens, the paper 256 for 256)",
+    ("parallel", "n_query_0", "n_query_1", "n_query_36", "cascade"),
   ),
   "c": ("Table 8c: weights of captioning : contrastive loss ('cascade' has 2:1)", ("1:1", "1:2", "cascade")),
   "d": ("Table 8d: unimodal of all text layers ('cascade' has 2 of 4)", ("n_uni_1", "n_uni_3", "cascade")),
