@@ -143,6 +143,7 @@ def test_classes_of_videos_are_the_evaluators(kinetics, tmp_path, monkeypatch):
     model.classify(frames[:0])
 
 
+@pytest.mark.slow
 def test_zero_shot_classes_are_those_of_the_mean_embedding(model, folder):
   paths, labels = [folder / "TestVideo" / f"video{n}.mp4" for n in (0, 1)], ["a cat moves", "a dog grows"]
   logits = np.exp(np.asarray(model.params["temperature"]["log_scale"], np.float64)) * (

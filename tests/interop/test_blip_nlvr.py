@@ -78,6 +78,7 @@ class Nlvr(Authors):
     return self.linear("cls_head.2", np.maximum(self.linear("cls_head.0", x[0]), 0))
 
 
+@pytest.mark.slow
 def test_outputs_are_the_authors_and_the_images_are_in_order(tmp_path):
   tensors = nlvr()
   convert.from_blip(tensors.save(tmp_path / "nlvr.safetensors"), tmp_path / "out", tokenizer=VOCAB, **HEADS)
