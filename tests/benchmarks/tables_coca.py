@@ -4,9 +4,8 @@
     python tests/benchmarks/tables_coca.py --out=OUT --table           # prints what is finished
 
 Every cell is in a folder of its own (grid.py), with the settings of tables_config.py. Scenes and emoji are mixed as in
-coca_tiny; measured are retrieval and true captions on 1,000 scenes that training lacks, and names of twemoji's 1,940
-drawings, a style never trained on. The paper's columns are ImageNet zero-shot beside retrieval and zero-shot, and VQA
-beside captions.
+coca_tiny; measured are retrieval and true captions on 1,000 scenes that training lacks. The paper's columns are
+ImageNet zero-shot beside retrieval, and VQA beside captions.
 
 Not here: (a), which needs labels; of (e) the rows with 8 [CLS] or with the text's tokens beside [CLS], for which there
 are no settings: in their place the state at EOS (CLIP). Two texts of an image in the contrastive loss have none either.
@@ -49,7 +48,6 @@ VQA = {name: row[2][1] for name, row in ROWS.items() if row[2][1]}
 MEASURES = (
   Measure(T2I, "text-to-image R@1", ZERO_SHOT, "CoCa: ImageNet"),
   Measure(TRUE, "true captions", VQA, "CoCa: VQA"),
-  Measure("eval/twemoji/top1", "twemoji top-1", ZERO_SHOT, "CoCa: ImageNet"),
 )
 
 
