@@ -20,13 +20,10 @@ sides within an image, too: nothing is swapped or flipped.
 The rate falls each step and not each epoch; no stochastic depth in the ViT (BLIP's code: 0.1).
 """
 
-from dataclasses import replace
-
 from coca.commands import arguments
-from coca.config import Eval, Source, to_dict
 from coca.recipes import blip as blip_recipes
 from coca.recipes.coca import shorten
-from coca.recipes.tiny import scenes
+from coca.recipes.nlvr2 import statements
 
 PAIRS = 86_373  # statements that NLVR2 trains on
 
@@ -39,21 +36,13 @@ def get_config(arg=None):
   text.update(multimodal_layers=0, length=64 if config.model.image.size >= 224 else max(text.length, 24))
   config.model.med.positions = max(config.model.med.positions, text.length)
   config.classification.update(weight=1.0, classes=2, pool="text", images=2)
-  config.data.tokenizer_texts = 100_000
-  train, dev = (
-    Source(kind="folder", path="data/nlvr2", texts=f"data/nlvr2/{split}.json", text="first")
-    for split in ("train", "dev")
-  )
-  if args.tiny or args.runlocal:
-    train, dev = (replace(scenes(split), text="first") for split in ("scenes_statements", "scenes_statements_val"))
-    config.data.update(batch=64, crop=(1.0, 1.0), flip=False, rand_augment=(0, 0), threads=1, tokenizer_texts=2000)
+  on_scenes = args.tiny or args.runlocal
+  statements(config, args.tiny, on_scenes)
+  if on_scenes:
+    config.data.update(batch=64, crop=(1.0, 1.0), flip=False, rand_augment=(0, 0))
   else:
     config.steps = f"{15 * PAIRS} examples"
     config.data.swap = True
-  config.data.sources = {"nlvr2": to_dict(train)}
-  config.evals = {"nlvr2": to_dict(Eval(kind="classification", source=dev, every="" if args.tiny else "10%"))}
-  if args.tiny:
-    config.evals.nlvr2.limit = 2000
   if args.runlocal:
     shorten(config, steps=4, batch=8)
   return config

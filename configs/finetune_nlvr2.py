@@ -16,12 +16,9 @@ It reads the files of NLVR2 (arXiv 1811.00491), train.json and dev.json, and the
 (docs/transfer.md).
 """
 
-from dataclasses import replace
-
 from coca.commands import arguments
-from coca.config import Eval, Source, to_dict
 from coca.recipes.coca import finetuning, shorten
-from coca.recipes.tiny import scenes
+from coca.recipes.nlvr2 import statements
 
 
 def get_config(arg=None):
@@ -33,20 +30,12 @@ def get_config(arg=None):
   config.classification.update(weight=1.0, pool="text", classes=2, images=2)
   config.optim.update(lr=2e-5, lr_scale={"class_pooler": 25.0, "class_head": 25.0})
   config.steps = "50000"
-  config.data.update(batch=64, flip=False, tokenizer_texts=100_000)
-  train, dev = (
-    Source(kind="folder", path="data/nlvr2", texts=f"data/nlvr2/{split}.json", text="first")
-    for split in ("train", "dev")
-  )
-  if args.tiny or args.runlocal:
-    train, dev = (replace(scenes(split), text="first") for split in ("scenes_statements", "scenes_statements_val"))
-    config.data.update(threads=1, tokenizer_texts=2000)
+  config.data.update(batch=64, flip=False)
+  on_scenes = args.tiny or args.runlocal
+  statements(config, args.tiny, on_scenes)
+  if on_scenes:
     config.optim.update(lr=2e-4, lr_scale={"class_pooler": 5.0, "class_head": 5.0}, warmup="5%")
     config.update(steps="1000", log_every="20")
-  config.data.sources = {"nlvr2": to_dict(train)}
-  config.evals = {"nlvr2": to_dict(Eval(kind="classification", source=dev, every="" if args.tiny else "10%"))}
-  if args.tiny:
-    config.evals.nlvr2.limit = 2000
   if args.runlocal:
     shorten(config, steps=4, batch=8)
   return config

@@ -207,6 +207,9 @@ def test_help_settings_needs_no_config(monkeypatch, capsys):
   [
     ((), ("--config", "--help_settings")),
     ((f"--config={ROOT}/configs/coca_tiny.py:runlokal",), ("runlokal", "runlocal")),
+    ((f"--config={ROOT}/configs/coca_tinny.py",), ("no such file", f"is {ROOT}/configs/coca_tiny.py meant?")),
+    ((f"--config={ROOT}/configs/zzzz.py",), (f"in {ROOT}/configs are", "coca_base.py, coca_base_hires.py")),
+    (("--config=nowhere/coca_tiny.py",), ("no such file", "checkout")),
     ((TINY, "--config.optim.name=sgd"), ("config.optim.name", "'adafactor', 'adamw'")),
     ((f"--config={ROOT}/configs/coca_base.py",), ("config.data.sources.alt_text.path", "img2dataset")),
     ((TINY, "--config.data.sources.emoji.kind=folder", "--config.data.sources.emoji.path=/nowhere"), ("/nowhere",)),

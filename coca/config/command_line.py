@@ -1,11 +1,13 @@
 """Parts of the command lines that take a config file."""
 
 import contextlib
+import difflib
 import os
 import re
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -53,13 +55,26 @@ def parse_flags(argv) -> list[str]:
     dict(flags.FLAGS.config or {})
     return rest
   except OSError as e:
-    sys.exit(f"error: --config: {str(e).strip().splitlines()[-1].strip().removeprefix(LATE)}")
+    said = str(e).strip().splitlines()[-1].strip().removeprefix(LATE)
+    missing = re.search("No such file or directory: '(.+)'", said)
+    sys.exit(f"error: --config{_missing(Path(missing[1])) if missing else f': {said}'}")
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     while e.args and isinstance(e.args[0], Exception):
       e = e.args[0]
     said = _unknown(str(e.args[0]), argv) if isinstance(e, KeyError) and e.args else str(e).replace("\\n", "\n")
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     sys.exit(f"error: {lines[-1].removeprefix('ValueError: ') if 'Traceback' in said else ' '.join(lines)}")
+
+
+def _missing(path: Path) -> str:
+  """Says that a config is not there, and where one is."""
+  known = sorted(file.name for file in path.parent.glob("*.py"))
+  meant = difflib.get_close_matches(path.name, known, n=1)
+  if meant:
+    return f"={path}: no such file; is {path.with_name(meant[0])} meant?"
+  if known:
+    return f"={path}: no such file; in {path.parent} are {', '.join(known)}"
+  return f"={path}: no such file; run this in the folder of coca's checkout, where configs/ is, or give the whole path"
 
 
 def _unknown(said: str, argv: list[str]) -> str:
