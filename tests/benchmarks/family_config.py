@@ -3,9 +3,9 @@
     python -m coca.train --config=tests/benchmarks/family_config.py:system=clip_base,seed=0 --workdir=...
 
 system: a file of configs/ with its argument, 'cap_base+parallel' for `cap_base.py:parallel`. What its tiny form says of
-sizes and losses stays, and the optimizer, which is the same in all but blip_tiny; here it is there, too. A smaller
-world than the tiny forms', `WORLD`, half of it single things and no emoji, and a small batch for all: of minutes, each
-system should learn something. The seed is that of the scenes, too.
+sizes and losses stays, and the optimizer, which is the same in all. A smaller world than the tiny forms', `WORLD`, half
+of it single things and no emoji, and a small batch for all: of minutes, each system should learn something. The seed is
+that of the scenes, too.
 """
 
 import runpy
@@ -27,8 +27,6 @@ def get_config(arg=None) -> ConfigDict:
   options += ["tiny"] * (not name.endswith("_tiny")) + [f"init_from={args.init_from}"] * bool(args.init_from)
   config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](",".join(options) or None)
   config.update(seed=args.seed, steps=f"{args.pairs} examples")
-  if name == "blip_tiny":
-    config.optim.update(name="muon", lr=4e-3)
   config.data.batch = BATCH
   config.evals = {
     f"{kind}{style}": config.evals[f"{kind}{style}"]
