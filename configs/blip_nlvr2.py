@@ -30,7 +30,7 @@ PAIRS = 86_373  # statements that NLVR2 trains on
 
 def get_config(arg=None):
   args = arguments(arg, runlocal=False, init_from="", tiny=False)
-  config = blip_recipes.finetuning(args, lr=3e-5, large_lr=3e-5, epochs=15, size=384, tiny_steps=1000, tiny_lr=1e-3)
+  config = blip_recipes.finetuning(args, lr=3e-5, large_lr=3e-5, epochs=15, size=384, tiny_steps=1000, tiny_lr=2e-4)
   config.name = "blip_nlvr2" + "_runlocal" * args.runlocal
   text = config.model.text
   text.update(multimodal_layers=0, length=64 if config.model.image.size >= 224 else max(text.length, 24))
