@@ -14,7 +14,7 @@ to 1e-6 in a cosine, weight decay 0.02, 32 pairs on each of 8 GPUs, images of 38
 
 Not as there: pairs of the whole batch are compared (hard negatives are drawn from groups of 32, a GPU's); equal texts
 and not texts of one image match each other; the cosine is added to the matching head's logit, as BLIP's; the rate falls
-each step. It trains on the built-in corpus; other data as in configs/finetune_caption.py, with
+each step. It trains on the built-in corpus, `tiny` on scenes; other data as in configs/finetune_caption.py, with
 --config.steps='2.83e6 examples' for five epochs of COCO.
 """
 

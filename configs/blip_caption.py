@@ -13,9 +13,9 @@ prompt (small models: as long as they can). The same on the command line:
   python -m coca.caption photos --model=runs/blip_captioner --strategy=beam --beams=3 --max_length=20 --min_length=5 \
     --length_normalisation=whole
 
-It trains on the built-in corpus; other data as in configs/finetune_caption.py, with --config.steps='2.8e6 examples' for
-five epochs of COCO. The rate falls each step and not each epoch. `scst` is as in configs/finetune_caption.py; BLIP does
-without it.
+It trains on the built-in corpus, `tiny` on scenes; other data as in configs/finetune_caption.py, with
+--config.steps='2.8e6 examples' for five epochs of COCO. The rate falls each step and not each epoch. `scst` is as in
+configs/finetune_caption.py; BLIP does without it.
 """
 
 from dataclasses import replace

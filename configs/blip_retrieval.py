@@ -8,9 +8,10 @@ DIR is a BLIP model: a run of configs/blip_base.py or what `python -m coca.conve
 weights, 6 epochs, rate 1e-5 (ViT-L 5e-6), batch 256, images of 384 pixels, texts of 35 tokens; hard negatives from
 the whole batch, as for COCO. Evaluated by cosines, and with the 256 best candidates in the order of the matching head.
 
-It trains on the built-in corpus; other data as in configs/finetune_caption.py, with --config.steps='3.4e6 examples' for
-six epochs of COCO. BLIP knows which texts are of one image; here equal texts are positives of each other, and a text
-may get another one of its image as a hard negative. The rate falls each step and not each epoch.
+It trains on the built-in corpus, `tiny` on scenes; other data as in configs/finetune_caption.py, with
+--config.steps='3.4e6 examples' for six epochs of COCO. BLIP knows which texts are of one image; here equal texts are
+positives of each other, and a text may get another one of its image as a hard negative. The rate falls each step and
+not each epoch.
 """
 
 from coca.commands import arguments

@@ -9,11 +9,8 @@ DIR is a BLIP model: a run of configs/blip_base.py or what `python -m coca.conve
 reads the question, a decoder of its own the encoder's states; 10 epochs, rate 2e-5, batch 256, images of 480 pixels,
 questions of 35 tokens. Each answer weighs as many of the annotators as gave it.
 
-It trains on questions that are made of the names in the built-in corpus (coca/data/sources/name_questions.py). On
-questions about scenes (docs/scenes.md), for a model whose texts are long enough (20 tokens):
-
-  --config.data.sources.pairs.split=scenes_questions --config.data.sources.pairs.question_key=question \
-  --config.evals.vqa.source.split=scenes_questions_val --config.evals.vqa.source.question_key=question
+It trains on questions that are made of the names in the built-in corpus (coca/data/sources/name_questions.py), with
+`tiny` on questions about scenes (docs/scenes.md).
 
 `vqa` is a folder with VQA v2 in `train` and `val`: COCO's images beside its question and annotation files
 (docs/own-data.md), and `vg` one with Visual Genome's images and question_answers.json, whose answers weigh 0.2 as in
@@ -37,9 +34,12 @@ def get_config(arg=None):
   if config.model.image.size >= 224:
     config.model.text.length = 35
   config.answering.update(weight=1.0, answers=1)  # the corpus has one answer a question
-  config.data.sources.pairs.question_key = "name"
   config.data.flip = False  # as BLIP: some questions are about left and right
-  blip_recipes.evaluate(config, args, "vqa", kind="vqa", source={"question_key": "name"})
+  asked = [{"question_key": "name"}] * 2
+  if args.tiny:
+    asked = [{"split": f"scenes_questions{part}", "question_key": "question"} for part in ("", "_val")]
+  config.data.sources.pairs.update(asked[0])
+  blip_recipes.evaluate(config, args, "vqa", kind="vqa", source=asked[1])
   if args.vqa:
     config.answering.answers = 10
     config.data.sources = {"vqa": vqa_v2(args.vqa, "train")}

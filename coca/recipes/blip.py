@@ -6,6 +6,7 @@ from coca.config import Draft, Eval, Source, default, to_dict
 from coca.config.model import MEAN, STD
 from coca.decoding.settings import beam_search
 from coca.recipes.coca import EMOJI, shorten
+from coca.recipes.tiny import scenes
 from coca.storage.workdir import read_config
 
 # How captions are written for BLIP's tables: 3 beams, 5 to 20 tokens with BOS and prompt (salesforce/BLIP,
@@ -120,7 +121,8 @@ def finetuning(
 ) -> Draft:
   """The common part of BLIP's fine-tunes (Table 14): AdamW with weight decay 0.05, cosine decay to 0, batch 256.
 
-  They train on the built-in corpus, like the fine-tunes of CoCa; other data as `configs/finetune_caption.py` says.
+  They train on the built-in corpus, like the fine-tunes of CoCa, `tiny` on scenes; other data as
+  `configs/finetune_caption.py` says.
 
   Args:
     args: of the config file: init_from, tiny, and runlocal for a few steps.
@@ -170,7 +172,9 @@ def finetuning(
   config.checkpoint.every = "10%"
   if args.tiny:
     config.optim.update(lr=tiny_lr, warmup="5%")
-    config.data.update(batch=128, crop=(0.8, 1.0), flip=False, rand_augment=(0, 0))
+    config.data.update(batch=128, crop=(1.0, 1.0), flip=False, rand_augment=(0, 0), threads=1)
+    config.data.sources.pairs = to_dict(scenes("scenes"))
+    config.model.text.length = config.model.med.positions = max(24, config.model.text.length)  # with the prompt
     config.steps = str(tiny_steps)
   if args.runlocal:
     shorten(config, steps=4, batch=8)
@@ -178,8 +182,9 @@ def finetuning(
 
 
 def evaluate(config: Draft, args: Draft, name: str, **settings) -> None:
-  """Adds an evaluator over a style of drawings that is not trained on."""
-  source = Source(kind="builtin", split="twemoji", **settings.pop("source", {}))
-  config.evals[name] = to_dict(Eval(source=source, every="20%", **settings))
+  """Adds an evaluator over a style of drawings that is not trained on, or with `tiny` over scenes that are not."""
+  source = scenes("scenes_val") if args.tiny else Source(kind="builtin", split="twemoji")
+  source = replace(source, **settings.pop("source", {}))
+  config.evals[name] = to_dict(Eval(source=source, every="20%", limit=1000 if args.tiny else 0, **settings))
   if args.runlocal:
     config.evals[name].update(limit=64, batch=64, every="")
