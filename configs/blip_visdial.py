@@ -33,7 +33,7 @@ ROUNDS = 10 * 123_287  # of VisDial v1.0's training dialogs
 
 def get_config(arg=None):
   args = arguments(arg, runlocal=False, init_from="", tiny=False)
-  config = blip_recipes.finetuning(args, lr=2e-5, large_lr=2e-5, epochs=20, size=384, tiny_steps=1000, tiny_lr=1e-3)
+  config = blip_recipes.finetuning(args, lr=2e-5, large_lr=2e-5, epochs=20, size=384, tiny_steps=600, tiny_lr=1e-3)
   config.name = "blip_visdial" + "_runlocal" * args.runlocal
   is_whole = config.model.image.size >= 224
   config.model.text.multimodal_layers = 0
