@@ -174,7 +174,8 @@ def finetuning(
     config.optim.update(lr=tiny_lr, warmup="5%")
     config.data.update(batch=128, crop=(1.0, 1.0), flip=False, rand_augment=(0, 0), threads=1)
     config.data.sources.pairs = to_dict(scenes("scenes"))
-    config.model.text.length = config.model.med.positions = max(24, config.model.text.length)  # with the prompt
+    config.model.text.length = max(24, config.model.text.length)  # of scenes' sentences and the prompt
+    config.model.med.positions = max(config.model.med.positions, config.model.text.length)
     config.steps = str(tiny_steps)
   if args.runlocal:
     shorten(config, steps=4, batch=8)
