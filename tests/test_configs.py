@@ -466,6 +466,9 @@ def test_blips_fine_tunes_are_those_of_table_14(tmp_path, named, blip):
   for name, steps, lr in zip(FROM_BLIP, ("500", "200", "500"), (1e-3, 3e-4, 1e-3), strict=True):
     c = named(name, "tiny")
     assert (c.steps, c.data.batch, c.optim.lr, c.data.rand_augment) == (steps, 128, lr, (0, 0))
+    of_scenes = "scenes_questions" if name == "blip_vqa" else "scenes"
+    assert c.data.sources["pairs"].split == of_scenes and c.model.med.positions >= c.model.text.length == 24
+    assert {e.source.split for e in c.evals.values()} == {f"{of_scenes}_val"}
   retrieval, caption, vqa = map(named, FROM_BLIP)
   assert (retrieval.model.text.multimodal_layers, caption.model.text.unimodal_layers) == (0, 0)
   assert (caption.data.prompt, caption.captioning.prompt_tokens) == ("a picture of ", 3)
