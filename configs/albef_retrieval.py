@@ -25,7 +25,7 @@ from coca.recipes import blip as blip_recipes
 def get_config(arg=None):
   args = arguments(arg, runlocal=False, init_from="", tiny=False)
   config = blip_recipes.finetuning(
-    args, lr=1e-5, large_lr=1e-5, epochs=5, size=384, tiny_steps=500, tiny_lr=1e-3, kind="albef"
+    args, lr=1e-5, large_lr=1e-5, epochs=5, size=384, tiny_steps=300, tiny_lr=3e-4, kind="albef"
   )
   config.name = "albef_retrieval" + "_runlocal" * args.runlocal
   if config.model.image.size >= 224:
@@ -38,7 +38,7 @@ def get_config(arg=None):
   config.optim.update(final_lr=0.1, weight_decay=0.02, decay_mask="kernels")
   if not args.tiny:
     config.data.rand_augment = (2, 7)
-  blip_recipes.evaluate(config, args, "retrieval", kind="retrieval", rerank=256, equal_texts=True)
+  blip_recipes.evaluate(config, args, "retrieval", kind="retrieval", rerank=16 if args.tiny else 256, equal_texts=True)
   blip_recipes.evaluate(config, args, "matching", kind="matching")
   if args.runlocal:
     config.contrastive.queue = 24

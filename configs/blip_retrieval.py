@@ -20,7 +20,7 @@ from coca.recipes import blip as blip_recipes
 
 def get_config(arg=None):
   args = arguments(arg, runlocal=False, init_from="", tiny=False)
-  config = blip_recipes.finetuning(args, lr=1e-5, large_lr=5e-6, epochs=6, size=384, tiny_steps=500, tiny_lr=1e-3)
+  config = blip_recipes.finetuning(args, lr=1e-5, large_lr=5e-6, epochs=6, size=384, tiny_steps=300, tiny_lr=3e-4)
   config.name = "blip_retrieval" + "_runlocal" * args.runlocal
   config.model.text.multimodal_layers = 0
   if config.model.image.size >= 224:
@@ -29,7 +29,7 @@ def get_config(arg=None):
     weight=1.0, equal_texts="positives", momentum=0.995, max_scale=1000.0, min_scale=2.0, soft_ramp="16.7%"
   )
   config.matching.weight = 1.0
-  blip_recipes.evaluate(config, args, "retrieval", kind="retrieval", rerank=256, equal_texts=True)
+  blip_recipes.evaluate(config, args, "retrieval", kind="retrieval", rerank=16 if args.tiny else 256, equal_texts=True)
   blip_recipes.evaluate(config, args, "matching", kind="matching")
   if args.runlocal:
     config.contrastive.queue = 24

@@ -29,7 +29,7 @@ from coca.recipes.questions import QUESTIONS, visual_genome, vqa_v2
 
 def get_config(arg=None):
   args = arguments(arg, runlocal=False, init_from="", tiny=False, vqa="", vg="")
-  config = blip_recipes.finetuning(args, lr=2e-5, large_lr=2e-5, epochs=10, size=480, tiny_steps=500, tiny_lr=1e-3)
+  config = blip_recipes.finetuning(args, lr=2e-5, large_lr=2e-5, epochs=10, size=480, tiny_steps=500, tiny_lr=3e-4)
   config.name = "blip_vqa" + "_runlocal" * args.runlocal
   if config.model.image.size >= 224:
     config.model.text.length = 35

@@ -183,9 +183,11 @@ def finetuning(
 
 
 def evaluate(config: Draft, args: Draft, name: str, **settings) -> None:
-  """Adds an evaluator over a style of drawings that is not trained on, or with `tiny` over scenes that are not."""
+  """Adds an evaluator over a style of drawings that is not trained on; with `tiny` one of scenes, in the end."""
   source = scenes("scenes_val") if args.tiny else Source(kind="builtin", split="twemoji")
-  source = replace(source, **settings.pop("source", {}))
-  config.evals[name] = to_dict(Eval(source=source, every="20%", limit=1000 if args.tiny else 0, **settings))
+  source, often = replace(source, **settings.pop("source", {})), {"every": "20%"}
+  if args.tiny:
+    often = {"every": "", "limit": 1000}
+  config.evals[name] = to_dict(Eval(source=source, **often, **settings))
   if args.runlocal:
     config.evals[name].update(limit=64, batch=64, every="")
