@@ -185,9 +185,9 @@ def finetuning(
 def evaluate(config: Draft, args: Draft, name: str, **settings) -> None:
   """Adds an evaluator over a style of drawings that is not trained on; with `tiny` one of scenes, in the end."""
   source = scenes("scenes_val") if args.tiny else Source(kind="builtin", split="twemoji")
-  source, often = replace(source, **settings.pop("source", {})), {"every": "20%"}
+  source = replace(source, **settings.pop("source", {}))
+  config.evals[name] = to_dict(Eval(source=source, every="20%", **settings))
   if args.tiny:
-    often = {"every": "", "limit": 1000}
-  config.evals[name] = to_dict(Eval(source=source, **often, **settings))
+    config.evals[name].update(limit=1000, every="")
   if args.runlocal:
     config.evals[name].update(limit=64, batch=64, every="")

@@ -18,5 +18,5 @@ def statements(config: Draft, tiny: bool, on_scenes: bool) -> None:
     )
     config.data.tokenizer_texts = 100_000
   config.data.sources = {"nlvr2": to_dict(train)}
-  settings = {"every": "", "limit": 2000} if tiny else {"every": "10%"}
-  config.evals = {"nlvr2": to_dict(Eval(kind="classification", source=dev, **settings))}
+  often, limit = ("", 2000) if tiny else ("10%", 0)
+  config.evals = {"nlvr2": to_dict(Eval(kind="classification", source=dev, every=often, limit=limit))}
