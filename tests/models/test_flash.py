@@ -118,6 +118,7 @@ def test_queries_at_a_time(tokens, rows):
 
 def test_too_many_tokens_that_no_number_divides_are_left_to_xla():
   assert fits(577, 577, 64, masked=False) and not fits(1601, 1601, 64, masked=False)
+  assert fits(1, 12 * 256, 64, masked=False) and not fits(1, 16 * 256, 64, masked=False)  # a pooler over 16 frames
   assert not fits(1024, 1024, 64, masked=True)
 
 
