@@ -46,6 +46,7 @@ OTHERS = {"diff", "git", "pre-commit", "pyright", "pytest", "ray", "ruff", "sbat
 # What commands start from, and a config of such a model.
 MODELS = {
   "runs/tiny": ("coca_tiny", "runlocal"),
+  "runs/coca_base": ("coca_base", "runlocal"),
   "runs/noisy": ("coca_tiny", "web"),
   "models/coca_b32": ("coca_tiny", None),
   "runs/blip": ("blip_tiny", None),
