@@ -29,7 +29,8 @@ def get_config(arg=None):
   blip_recipes.model(config)
   blip_recipes.tiny(config, layers=2 if args.runlocal else 4, width=64 if args.runlocal else 128)
   image = coca_tiny.model.image
-  config.model.image.update(size=image.size, patch=image.patch, position_init=image.position_init)
+  for name in ("size", "patch", "position_init", "position_scale"):
+    config.model.image[name] = image[name]
   config.model.text.update(vocab=1600, length=20)
   config.model.med.positions = 20
   config.model.med.dropout = 0.0

@@ -91,6 +91,7 @@ LEAST = {
   ),
 }
 ABOVE_0 = (
+  "model.image.position_scale",
   "model.norm_eps",
   "model.med.norm_eps",
   "model.efficientnet.width",
@@ -100,6 +101,7 @@ ABOVE_0 = (
   "optim.eps",
   "optim.lr_decay",
   "optim.layer_decay",
+  "optim.adamw_scale",
   "data.sources.*.answer_weight",
 )
 SHARES = (

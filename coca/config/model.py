@@ -33,6 +33,9 @@ class ImageEncoder:
   # How the positions begin, which are learned: as in BERT, or as sines and cosines of row and column (MoCo v3, arXiv
   # 2104.02057, which leaves them so). With these, few steps are enough to tell where things are.
   position_init: Literal["normal", "sincos2d"] = "normal"
+  # As a factor, how large they begin. Beside large patches, as of drawings on white, they get lost from layer to layer,
+  # and with them where things are.
+  position_scale: float = 1.0
   # The patches' projection has a bias.
   patch_bias: bool = True
   # A LayerNorm stands before the first layer.

@@ -42,6 +42,9 @@ class Optim:
   epoch: Duration = ""
   # Time in which the rate grows to `lr`, in a line.
   warmup: Duration = "2%"
+  # Of 'muon': the factor of the learning rate of what it leaves to AdamW. A matrix' update is bounded as a whole there,
+  # and that of the patches' projection, with hundreds of pixels, not: at Muon's rate it soon outgrows the positions.
+  adamw_scale: float = 1.0
   # Decay of the first moment.
   b1: float = 0.9
   # Decay of the second moment.

@@ -40,7 +40,7 @@ def first_positions(model: Model, rngs: Rngs) -> nnx.Param:
   """Position embeddings [N, D] as they begin, one more where there is a class token."""
   image = model.image
   init = sincos2d if image.position_init == "sincos2d" else EMBED_INIT
-  return nnx.Param(init(rngs.params(), (image.tokens + image.class_token, image.width)))
+  return nnx.Param(image.position_scale * init(rngs.params(), (image.tokens + image.class_token, image.width)))
 
 
 def normalized(image: UInt8[Array, "B S S 3"], mean: tuple, std: tuple, dtype: DTypeLike) -> Float[Array, "B S S 3"]:

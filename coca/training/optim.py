@@ -89,6 +89,10 @@ def _optimizer(config: Config, total: int, params) -> optax.GradientTransformati
 
   def scale(updates, _):
     updates = {k: _scaled(u, o.lr_scale.get(k, 1.0)) for k, u in updates.items()}
+    if o.name == "muon" and o.adamw_scale != 1:
+      updates = jax.tree_util.tree_map_with_path(
+        lambda path, u: u if is_hidden(path_name(path)) else u * o.adamw_scale, updates
+      )
     if not factors:
       return updates
     return jax.tree_util.tree_map_with_path(lambda path, u: u * factors[path_name(path)], updates)

@@ -135,6 +135,7 @@ class TestParse:
       ({"data__rand_augment": (-1, 5)}, r"config\.data\.rand_augment is \(-1, 5\); it takes"),
       ({"data__rand_augment": (2, 0.5)}, r"config\.data\.rand_augment is 0\.5; it takes a value of type int"),
       ({"optim__eps": 0.0}, r"config\.optim\.eps 0\.0 has to be above 0"),
+      ({"optim__adamw_scale": 0.0}, r"config\.optim\.adamw_scale 0\.0 has to be above 0"),
       ({"optim__schedule": "epochs"}, r"'epochs' needs config\.optim\.epoch"),
       (
         {"optim__schedule": "epochs", "optim__epoch": "5%", "optim__lr_decay": 1.5},

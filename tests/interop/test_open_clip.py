@@ -98,6 +98,9 @@ def test_there_and_back_is_the_same_bits(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_there_and_back(name):
   config = open_clip_settings.to_config(settings(name))
+  trained = to_dict(config)
+  trained.model.image.update(position_init="sincos2d", position_scale=4.0)  # how they began is nothing to open_clip
+  assert open_clip_export.from_config(parse(trained)) == open_clip_export.from_config(config)
   assert open_clip_settings.to_config(open_clip_export.from_config(config)).model == config.model
 
 

@@ -39,6 +39,7 @@ def test_positions_begin_as_sines_and_cosines_of_column_and_row(class_token):
   width, side = 32, 3
   settings = tiny(
     model__image__position_init="sincos2d",
+    model__image__position_scale=3.0,
     model__image__class_token=class_token,
     model__image__width=width,
     model__image__size=3 * 8,
@@ -54,7 +55,7 @@ def test_positions_begin_as_sines_and_cosines_of_column_and_row(class_token):
           wanted[class_token + row * side + column, 8 * part + k] = value
         for part, value in enumerate((np.sin(row * frequency), np.cos(row * frequency)), 2):
           wanted[class_token + row * side + column, 8 * part + k] = value
-  np.testing.assert_allclose(found, wanted, atol=1e-6)
+  np.testing.assert_allclose(found, 3 * wanted, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def _check_same(config: Config, again: Config) -> None:
     side["poolers.heads"] = model.poolers.heads or model.image.heads
   if config.model.poolers.kind == again.model.poolers.kind == "class_token":  # no pooler: these mean nothing
     here |= {k: v for k, v in there.items() if k.startswith("poolers.") and not here["poolers.n_query"]}
-  free = ("dtype", "remat", "attention", "unroll")
+  free = ("dtype", "remat", "attention", "unroll", "image.position_init", "image.position_scale")
   lines = [
     f"  config.model.{name}: {ours!r} here, {theirs!r} there"
     for name, (ours, theirs) in differing(here, there).items()
