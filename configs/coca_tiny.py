@@ -22,6 +22,7 @@ each other.
 
 from coca.commands import arguments
 from coca.config import Eval, SceneNoise, Source, default, to_dict
+from coca.data.scenes.sprites import MORE_STYLES, STYLES
 from coca.recipes.coca import shorten
 from coca.recipes.tiny import evaluate, scenes, sources
 
@@ -39,11 +40,13 @@ def get_config(arg=None):
   config.model.unroll = 4
 
   config.contrastive.equal_texts = "positives"  # a name stands beside up to four images
-  config.optim.update(name="muon", lr=4e-3, b2=0.98, weight_decay=0.05, schedule="cosine", warmup="5%", clip=1.0)
+  config.optim.update(name="muon", lr=4e-3, b2=0.98, weight_decay=0.05, schedule="linear", warmup="5%", clip=1.0)
   config.optim.adamw_scale = 0.25
 
   config.data.batch = 48
   sources(config)
+  for source in (config.data.sources.scenes, config.data.sources.single):
+    source.scenes.styles = STYLES + MORE_STYLES
   new_style = Source(kind="builtin", split="twemoji")
   if not args.emoji:
     for name, held_out, limit in (

@@ -38,7 +38,8 @@ class Scenes:
   objects: int = 4
   # Objects that there are, the first ones of coca/data/scenes/objects.py.
   vocabulary: int = 100
-  # The styles of the drawings. Empty: as the split has it, twemoji for 'scenes_new_style' and four others else.
+  # The styles of the drawings. Empty: as the split has it, twemoji for 'scenes_new_style' and four others else,
+  # of six that there are.
   styles: tuple[str, ...] = ()
   # Share of the objects in a scene whose drawings get other hues, saturation and brightness than they have, for models
   # that shall not go by colours alone.

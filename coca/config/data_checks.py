@@ -324,7 +324,7 @@ def _scenes(s: Source, where: str) -> None:
   ):
     value = getattr(scenes, name)
     need(least <= value <= most, f"{where}.{name} is {value}; it takes {least} to {most}")
-  known = ("noto", "noto-v1", "fluent-3d", "fxemoji", "twemoji")
+  known = ("noto", "noto-v1", "fluent-3d", "fxemoji", "emojione", "fluent-emoji-flat", "twemoji")
   for style in scenes.styles:
     need(style in known, f"{where}.styles: there are no drawings in the style {style!r}; known: {', '.join(known)}")
   need(0 <= scenes.recoloured <= 1, f"{where}.recoloured is {scenes.recoloured}; a share is from 0 to 1")

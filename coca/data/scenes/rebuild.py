@@ -1,7 +1,8 @@
 r"""Makes sprites.parquet again from the packages that hold the drawings.
 
   npm install --prefix=DIR @iconify-json/noto@1.2.9 @iconify-json/noto-v1@1.2.5 @iconify-json/fxemoji@1.2.2 \
-      @iconify-json/twemoji@1.2.5 @lobehub/fluent-emoji-3d@1.1.0
+      @iconify-json/emojione@1.2.3 @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/twemoji@1.2.5 \
+      @lobehub/fluent-emoji-3d@1.1.0
   pip install resvg-py==0.5.0
   python -m coca.data.scenes.rebuild --packages=DIR/node_modules --out=sprites.parquet
 
@@ -24,7 +25,14 @@ from tqdm import tqdm
 from coca.data.scenes.objects import OBJECTS
 from coca.data.scenes.sprites import SIDE, premultiply, resize
 
-SETS = {"noto": "Apache-2.0", "noto-v1": "Apache-2.0", "fxemoji": "Apache-2.0", "twemoji": "CC-BY-4.0"}
+SETS = {
+  "noto": "Apache-2.0",
+  "noto-v1": "Apache-2.0",
+  "fxemoji": "Apache-2.0",
+  "emojione": "CC-BY-4.0",
+  "fluent-emoji-flat": "MIT",
+  "twemoji": "CC-BY-4.0",
+}
 FLUENT = "@lobehub/fluent-emoji-3d/assets"
 DRAWN = 512  # pixels a side at which vectors are drawn, before the empty margin is cut off
 FAINT = 16  # alpha up to which a margin counts as empty

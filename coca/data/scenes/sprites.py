@@ -1,4 +1,4 @@
-"""The objects' drawings in five styles, cut out, at any size. Their licences are in coca/data/builtin/NOTICE."""
+"""The objects' drawings in seven styles, cut out, at any size. Their licences are in coca/data/builtin/NOTICE."""
 
 import functools
 import math
@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 
 STYLES = ("noto", "noto-v1", "fluent-3d", "fxemoji")
+MORE_STYLES = ("emojione", "fluent-emoji-flat")
+"""For training on more; the splits have `STYLES`."""
 UNSEEN_STYLE = "twemoji"
 FILE = pathlib.Path(__file__).parent / "sprites.parquet"
 SIDE = 64  # pixels of a stored drawing

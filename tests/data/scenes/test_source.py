@@ -14,7 +14,7 @@ from coca.data.scenes.compose import MOST
 from coca.data.scenes.judge import judge
 from coca.data.scenes.objects import OBJECTS
 from coca.data.scenes.render import render
-from coca.data.scenes.sprites import STYLES, UNSEEN_STYLE
+from coca.data.scenes.sprites import MORE_STYLES, STYLES, UNSEEN_STYLE
 from coca.data.sources import open_source
 
 
@@ -130,4 +130,4 @@ def test_checks_know_what_there_is():
     assert getattr(Scenes(), name) == most
     with pytest.raises(ValueError, match=f"it takes 1 to {most}$"):
       opened(**{name: most + 1})
-  assert len(opened(styles=(*STYLES, UNSEEN_STYLE), count=7)) == 7
+  assert len(opened(styles=(*STYLES, *MORE_STYLES, UNSEEN_STYLE), count=7)) == 7

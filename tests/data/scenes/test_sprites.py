@@ -10,15 +10,16 @@ from PIL import Image
 
 from coca.data.scenes import sprites
 from coca.data.scenes.objects import OBJECTS, PLACES, article
-from coca.data.scenes.sprites import SIDE, STYLES, UNSEEN_STYLE, resize, sprite
+from coca.data.scenes.sprites import MORE_STYLES, SIDE, STYLES, UNSEEN_STYLE, resize, sprite
 
-ALL = (*STYLES, UNSEEN_STYLE)
-LICENCES = {"noto": "Apache-2.0", "noto-v1": "Apache-2.0", "fxemoji": "Apache-2.0", "fluent-3d": "MIT"}
+ALL = (*STYLES, *MORE_STYLES, UNSEEN_STYLE)
+APACHE, MIT = ("noto", "noto-v1", "fxemoji"), ("fluent-3d", "fluent-emoji-flat")
+LICENCES = dict.fromkeys(APACHE, "Apache-2.0") | dict.fromkeys(MIT, "MIT")
 
 
 @pytest.fixture(scope="module")
 def drawings():
-  """Premultiplied, [500, SIDE, SIDE, 4], in the order of objects, then of styles."""
+  """Premultiplied, [700, SIDE, SIDE, 4], in the order of objects, then of styles."""
   return np.stack([sprite(thing.name, style, SIDE) for thing, style in itertools.product(OBJECTS, ALL)])
 
 
@@ -36,7 +37,7 @@ def test_names():
 
 def test_all_are_there():
   rows = pq.read_table(sprites.FILE).to_pylist()
-  assert len(rows) == 500 and sprites.FILE.stat().st_size < 1.5e6
+  assert len(rows) == 700 and sprites.FILE.stat().st_size < 2e6
   assert {(row["name"], row["style"]) for row in rows} == set(itertools.product((o.name for o in OBJECTS), ALL))
   for row in rows:
     assert row["licence"] == LICENCES.get(row["style"], "CC-BY-4.0")
