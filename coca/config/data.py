@@ -41,9 +41,6 @@ class Scenes:
   # The styles of the drawings. Empty: as the split has it, twemoji for 'scenes_new_style' and four others else,
   # of six that there are.
   styles: tuple[str, ...] = ()
-  # Share of the objects in a scene whose drawings get other hues, saturation and brightness than they have, for models
-  # that shall not go by colours alone.
-  recoloured: float = 0.0
   # True captions of a scene at most. A text that is noise stands alone.
   texts: int = 5
   # Texts that are not true.

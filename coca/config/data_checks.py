@@ -327,7 +327,6 @@ def _scenes(s: Source, where: str) -> None:
   known = ("noto", "noto-v1", "fluent-3d", "fxemoji", "emojione", "fluent-emoji-flat", "twemoji")
   for style in scenes.styles:
     need(style in known, f"{where}.styles: there are no drawings in the style {style!r}; known: {', '.join(known)}")
-  need(0 <= scenes.recoloured <= 1, f"{where}.recoloured is {scenes.recoloured}; a share is from 0 to 1")
   shares = asdict(scenes.noise)
   for name, share in shares.items():
     need(0 <= share <= 1, f"{where}.noise.{name} is {share}; a share is from 0 to 1")

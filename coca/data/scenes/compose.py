@@ -3,7 +3,6 @@
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from coca.data.scenes import placing
@@ -11,7 +10,7 @@ from coca.data.scenes.draws import Draws
 from coca.data.scenes.held_out import SPLITS, news
 from coca.data.scenes.objects import OBJECTS, PLACES
 from coca.data.scenes.places import VIEWS
-from coca.data.scenes.scene import Scene, Tint, relation
+from coca.data.scenes.scene import Scene, relation
 from coca.data.scenes.sprites import STYLES, UNSEEN_STYLE
 
 MOST = 4  # things in a scene: more would be smaller than 16 of 64 pixels, or hide each other
@@ -30,7 +29,6 @@ KINDS = {
   "two": _Kind(0.35, 2, 2, {"pairs", "relations"}),  # one beside another one
   "groups": _Kind(0.2, 2, 3, {"pairs", "relations", "counts"}),  # several beside one or more others
 }
-TINTS = Tint(-60, 20, 70), Tint(60, 130, 130)  # from, to
 _SIDES = ("left of", "above", "in front of")  # the others say the same of the same two, the other way round
 _TRIES = 20_000  # of the settings that leave the least, one in a hundred makes a scene
 
@@ -46,7 +44,6 @@ class World:
     objects: things in a scene at most, 1 to `MOST`.
     vocabulary: the number of objects that there are, the first ones of `OBJECTS`.
     styles: that things are drawn in; empty: as the split has it.
-    recoloured: share of the objects in a scene whose drawings get other colours.
 
   Raises:
     ValueError: there is no such split, or these settings leave no scene in it.
@@ -59,14 +56,12 @@ class World:
     objects: int = MOST,
     vocabulary: int = len(OBJECTS),
     styles: Sequence[str] = (),
-    recoloured: float = 0.0,
   ):
     if split not in SPLITS:
       raise ValueError(f"there is no split {split!r} of scenes; there are {', '.join(SPLITS)}")
     self.split, self.seed, self.objects = split, seed, objects
     self.names = tuple(thing.name for thing in OBJECTS[:vocabulary])
     self.styles = tuple(styles) or ((UNSEEN_STYLE,) if split == "scenes_new_style" else STYLES)
-    self.recoloured = recoloured
     self.new = {split.removeprefix("scenes_new_")} & {"pairs", "counts", "relations"}
     self._kinds = {
       name: kind
@@ -82,7 +77,7 @@ class World:
         kind = self._kind(draws)
       scene = self._try(draws, kind)
       if scene and self._is_own(scene):
-        return self._coloured(scene, index) if self.recoloured else scene
+        return scene
     raise ValueError(
       f"split {self.split!r} ({SPLITS[self.split]}) has no scene with at most {self.objects} of the first "
       f"{len(self.names)} objects; allow more"
@@ -122,11 +117,6 @@ class World:
     scene = Scene(draws.choice(tuple(PLACES)), tuple(things), draws.below(VIEWS))
     return scene if things and (not side or relation(scene, *names) == side) else None
 
-  def _coloured(self, scene: Scene, index: int) -> Scene:
-    draws = Draws("colours", self.split, self.seed, index)
-    tints = {name: _tint(draws) for name in scene.groups() if draws.random() < self.recoloured}
-    return replace(scene, things=tuple(replace(t, tint=tints.get(t.name, t.tint)) for t in scene.things))
-
   def _kind(self, draws: Draws) -> str:
     at = draws.random() * math.fsum(kind.share for kind in self._kinds.values())
     for name, kind in self._kinds.items():
@@ -134,11 +124,6 @@ class World:
       if at < 0:
         return name
     return name  # of numbers that do not quite add up
-
-
-def _tint(draws: Draws) -> Tint:
-  """Colours as another hand might have chosen them."""
-  return Tint(*(low + draws.below(high - low + 1) for low, high in zip(*TINTS, strict=True)))
 
 
 def _counts(draws: Draws, kind: str, most: int) -> list[int]:

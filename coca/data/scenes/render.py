@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from coca.data.scenes.places import background
-from coca.data.scenes.scene import Scene, Tint
+from coca.data.scenes.scene import Scene
 from coca.data.scenes.sprites import sprite
 
 
@@ -22,8 +22,6 @@ def render(scene: Scene, pixels: int) -> np.ndarray:
   for thing in scene.things:
     side = max(1, math.floor(thing.size * pixels + 0.5))
     drawing = with_shadow(thing.name, thing.style, side, round(thing.turn) % 360)
-    if thing.tint != Tint():
-      drawing = tinted(drawing, thing.tint)
     left, top = (math.floor(at * pixels - len(drawing) / 2 + 0.5) for at in (thing.x, thing.y))
     lay(image, drawing, left, top)
   return image
@@ -40,27 +38,6 @@ def lay(image: np.ndarray, drawing: np.ndarray, left: int, top: int) -> None:
   # In 16 bits (t + (t >> 8)) >> 8 with t = x + 128 is x / 255, rounded, for all x up to 255 * 255.
   shine = under * (255 - drawing[..., 3:]).astype(np.uint16) + np.uint16(128)
   np.add(drawing[..., :3], (shine + (shine >> 8)) >> 8, out=under, casting="unsafe")
-
-
-def tinted(drawing: np.ndarray, tint: Tint) -> np.ndarray:
-  """Other colours for a drawing, premultiplied RGBA uint8 [h, w, 4], which is left as it is."""
-  alpha = drawing[..., 3:]
-  colours = (drawing[..., :3].astype(np.int32) @ _tint_matrix(tint) + 128) >> 8
-  return np.concatenate([np.clip(colours, 0, alpha).astype(np.uint8), alpha], -1)
-
-
-@functools.lru_cache(maxsize=4096)
-def _tint_matrix(tint: Tint) -> np.ndarray:
-  """For colours as rows, in units of 1/256: int32 [3, 3].
-
-  The filters `hue-rotate`, `saturate` and `brightness` of the W3C's Filter Effects Module, one after the other.
-  """
-  luma = np.tile(np.float64([0.213, 0.715, 0.072]), (3, 1))
-  turned = np.float64([[-0.213, -0.715, 0.928], [0.143, 0.140, -0.283], [-0.787, 0.715, 0.072]])
-  angle, own = math.radians(tint.hue), np.eye(3) - luma
-  hue = luma + math.cos(angle) * own + math.sin(angle) * turned
-  saturation = luma + tint.saturation / 100 * own
-  return np.floor(256 * tint.brightness / 100 * (saturation @ hue).T + 0.5).astype(np.int32)
 
 
 @functools.lru_cache(maxsize=8192)  # about 3 kB each in images of 64 pixels, 30 kB at 224

@@ -6,8 +6,7 @@ from them.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 SMALL, BIG = 0.30, 0.46  # sides up to and from which on an object is called so, in image widths
 GAP = 0.2  # between the centres of what is left of, right of, above or below each other
@@ -23,14 +22,6 @@ OPPOSITE = {
 RELATIONS = tuple(OPPOSITE)
 
 
-class Tint(NamedTuple):
-  """What becomes of a drawing's colours: degrees that the hue is turned by, and % of its saturation and brightness."""
-
-  hue: int = 0
-  saturation: int = 100
-  brightness: int = 100
-
-
 @dataclass(frozen=True, slots=True)
 class Thing:
   """An object in a scene. `x` and `y`, its centre from the left and from the top, and `size`, the side of its square,
@@ -42,7 +33,6 @@ class Thing:
   y: float
   size: float
   turn: float = 0.0
-  tint: Tint = field(default=Tint(), repr=False)  # a scene is training's or validation's whatever its colours
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,6 @@ def open_task(settings: config.Source, where: str = SETTING) -> TaskSource:
         f"{where}.scenes.{name} is for captions; the {right} of {settings.split!r} are right, and one each"
       )
   try:
-    return TaskSource(settings, task, World(split, s.seed, s.objects, s.vocabulary, s.styles, s.recoloured))
+    return TaskSource(settings, task, World(split, s.seed, s.objects, s.vocabulary, s.styles))
   except ValueError as e:
     raise ValueError(f"{where}: {e}") from None

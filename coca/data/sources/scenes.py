@@ -43,7 +43,7 @@ class SceneSource:
     self._settings, self._with_texts, self._regions = s, bool(settings.text_key), settings.regions
     self._noisy = any(getattr(s.noise, kind) for kind in KINDS)
     self._origin = settings.origin or ("web" if self._noisy else "human")
-    self._world = World(settings.split, s.seed, s.objects, s.vocabulary, s.styles, s.recoloured)
+    self._world = World(settings.split, s.seed, s.objects, s.vocabulary, s.styles)
     self.label_names = self._world.names
     self._labels = {name: i for i, name in enumerate(self.label_names)}
 

@@ -7,10 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from coca.data.scenes.compose import TINTS, World
+from coca.data.scenes.compose import World
 from coca.data.scenes.held_out import SPLITS
 from coca.data.scenes.objects import OBJECTS
-from coca.data.scenes.scene import Tint
 from coca.data.scenes.sprites import STYLES, sprite
 
 COUNT = 200
@@ -85,20 +84,6 @@ def test_settings():
   assert max(len(small[i].things) for i in range(50)) == 2
   assert {len(World(objects=1)[i].things) for i in range(20)} == {1}
   assert {len(World(vocabulary=1)[i].groups()) for i in range(20)} == {1}
-
-
-def test_other_colours_change_nothing_else(scenes):
-  """A kind of thing has one, in half of the cases here; which scenes there are and what is true of them stays."""
-  coloured = [World("scenes", recoloured=0.5)[i] for i in range(COUNT)]
-  assert [repr(s) for s in coloured] == [repr(s) for s in scenes["scenes"]]
-  tints = [{t.tint for t in things} for s in coloured for things in s.groups().values()]
-  assert all(len(group) == 1 for group in tints)
-  changed = [tint for (tint,) in tints if tint != Tint()]
-  assert 0.4 * len(tints) < len(changed) < 0.6 * len(tints) and len(set(changed)) > 0.9 * len(changed)
-  for low, high, values in zip(*TINTS, zip(*changed, strict=True), strict=True):
-    assert low <= min(values) < low + (high - low) / 10 and high - (high - low) / 10 < max(values) <= high
-  assert coloured == [World("scenes", recoloured=0.5)[i] for i in range(COUNT)]
-  assert {t.tint for i in range(20) for t in World("scenes_new_style")[i].things} == {Tint()}
 
 
 def test_settings_that_leave_nothing():

@@ -7,8 +7,8 @@ import pytest
 
 from coca.data.scenes.objects import OBJECTS, PLACES
 from coca.data.scenes.places import VIEWS, background
-from coca.data.scenes.render import lay, render, tinted, with_shadow
-from coca.data.scenes.scene import Scene, Thing, Tint
+from coca.data.scenes.render import lay, render, with_shadow
+from coca.data.scenes.scene import Scene, Thing
 from coca.data.scenes.sprites import STYLES, resize, sprite
 
 
@@ -100,36 +100,6 @@ def test_a_shadow_is_soft_and_leaves_the_object_as_it_is():
   added = shaded[..., 3].astype(int) - np.pad(plain[..., 3], 4)
   assert 40 < added.max() <= 85 and added.min() == 0
   assert added[28:].sum() > 1.5 * added[:28].sum()  # further down
-
-
-@pytest.mark.parametrize(
-  ("tint", "colours"),
-  [
-    (Tint(50, 100, 100), [(120, 146, 34), (90, 136, 145), (128, 128, 128), (164, 87, 153)]),
-    (Tint(-60, 100, 100), [(229, 102, 155), (123, 132, 86), (128, 128, 128), (46, 122, 146)]),
-    (Tint(0, 20, 100), [(146, 130, 118), (120, 130, 124), (128, 128, 128), (108, 106, 122)]),
-    (Tint(0, 100, 70), [(140, 84, 42), (63, 98, 77), (89, 89, 89), (77, 70, 126)]),
-    (Tint(40, 60, 120), [(163, 165, 87), (123, 160, 160), (153, 153, 153), (164, 115, 168)]),
-    (Tint(60, 20, 130), [(165, 176, 148), (156, 167, 171), (166, 166, 166), (157, 133, 149)]),
-  ],
-)
-def test_other_colours_are_those_of_a_browser(tint, colours):
-  """Chromium 156's, of a canvas whose filter is `hue-rotate(...deg) saturate(...%) brightness(...%)`."""
-  drawing = np.uint8([[(200, 120, 60, 255), (90, 140, 110, 255), (128, 128, 128, 255), (110, 100, 180, 255)]])
-  np.testing.assert_allclose(tinted(drawing, tint)[0, :, :3].astype(int), colours, atol=1)
-  half = (drawing // 2).astype(np.uint8)  # premultiplied, with an alpha of a half
-  np.testing.assert_allclose(tinted(half, tint)[0, :, :3].astype(int), np.array(colours) // 2, atol=1)
-
-
-def test_other_colours_leave_shapes_and_shadows():
-  drawing = with_shadow("apple", "noto", 48, 0)
-  for tint in (Tint(180, 200, 200), Tint(90, 100, 100), Tint(0, 0, 50)):
-    other = tinted(drawing, tint)
-    np.testing.assert_array_equal(other[..., 3], drawing[..., 3])
-    assert (other[..., :3] <= other[..., 3:]).all() and (other != drawing).any()
-    black = ~drawing[..., :3].any(-1)
-    assert black.any() and not other[black, :3].any()
-  np.testing.assert_array_equal(tinted(drawing, Tint()), drawing)
 
 
 def test_places_are_told_apart_at_64_pixels():

@@ -103,7 +103,6 @@ def test_noise_with_few_objects(vocabulary):
     ("scenes", {"vocabulary": 101}, r"scenes\.vocabulary is 101; it takes 1 to 100"),
     ("scenes", {"pixels": 8}, r"scenes\.pixels is 8"),
     ("scenes", {"styles": ("noto", "oil")}, r"scenes\.styles: there are no drawings in the style 'oil'; known: noto,"),
-    ("scenes", {"recoloured": 1.5}, r"scenes\.recoloured is 1\.5; a share is from 0 to 1"),
     ("scenes", {"noise": SceneNoise(wrong=1.5)}, r"scenes\.noise\.wrong is 1\.5; a share is from 0 to 1"),
     ("scenes", {"noise": SceneNoise(wrong=0.6, other=0.7)}, r"scenes\.noise: other \+ wrong .* is 1\.3; together"),
     ("scenes_new_pairs", {"vocabulary": 1}, "no scene with at most 4 of the first 1 objects; allow more"),
