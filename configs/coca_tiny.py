@@ -4,9 +4,9 @@ r"""CoCa in minutes on two cores: scenes with sentences about them, and emoji wi
   python -m coca.train --config=configs/coca_tiny.py:runlocal        # a minute, to see that all of it works
 
 The scenes (coca/data/scenes) are composed of the first 26 objects, the animals: all 100 take longer to learn. What is
-true of one is known, so captions are judged: in the styles of training, in one that it never saw, twemoji, and in
-scenes of pairs, numbers and sides that training lacks. The emoji teach 1,940 names, most of which are in no scene, and
-are tested on twemoji, too. Beside each figure stands what the nearest image in 16x16 pixels would say.
+true of one is known, so captions are judged: in four of the six styles of training, in one that it never saw, twemoji,
+and in scenes of pairs, numbers and sides that training lacks. The emoji teach 1,940 names, most of which are in no
+scene, and are tested on twemoji, too. Beside each figure stands what the nearest image in 16x16 pixels would say.
 
 With `emoji` behind the colon there are the emoji alone. `human`, `web` and `capfilt=DIR` are BLIP's loop in small
 (launch/bootstrap_tiny.sh), with BLIP's three losses: 2,000 scenes with true captions alone; with them 20,000 whose

@@ -38,8 +38,8 @@ class Scenes:
   objects: int = 4
   # Objects that there are, the first ones of coca/data/scenes/objects.py.
   vocabulary: int = 100
-  # The styles of the drawings. Empty: as the split has it, twemoji for 'scenes_new_style' and four others else,
-  # of six that there are.
+  # The styles of the drawings, of noto, noto-v1, fluent-3d, fxemoji, emojione, fluent-emoji-flat and twemoji. Empty: as
+  # the split has it, twemoji for 'scenes_new_style' and the first four else.
   styles: tuple[str, ...] = ()
   # True captions of a scene at most. A text that is noise stands alone.
   texts: int = 5

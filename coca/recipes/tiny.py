@@ -42,9 +42,9 @@ def classes(config: Draft) -> None:
 def on_scenes(config: Draft, steps: int = 1200, batch: int = 64) -> Draft:
   """Shrinks a system of the family in place to minutes on two cores, on `sources`, and returns it.
 
-  What makes the system stays; sizes are configs/coca_tiny.py's, as are the optimizer, but for its `adamw_scale`, and
-  that equal texts are positives of each other. It is asked for what it has the parts for, on scenes of the styles of
-  training and of another.
+  What makes the system stays; sizes are configs/coca_tiny.py's, as are the optimizer, but for its `adamw_scale` and
+  schedule, and that equal texts are positives of each other. It is asked for what it has the parts for, on scenes of
+  the styles of training and of another.
   """
   config.name += "_tiny"
   config.update(steps=str(steps), log_every="20")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from coca.commands import arguments
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-WORLD = {"vocabulary": 16, "objects": 2}
+WORLD = {"vocabulary": 16, "objects": 2, "styles": ()}
 BATCH = 32
 EVALS = ("captions", "retrieval", "classification")
 

@@ -25,7 +25,7 @@ from coca.data.sources import open_source
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # A small world, so that minutes are enough to learn it: the first objects, and things in a scene.
-WORLD = {"vocabulary": 16, "objects": 2}
+WORLD = {"vocabulary": 16, "objects": 2, "styles": ()}
 # BLIP's kind of tokenizer, WordPiece, and one for all. SentencePiece finds no whole words where there are so few.
 VOCAB = 512
 BATCH = 32
@@ -114,7 +114,7 @@ def coca(args) -> ConfigDict:
   for source in config.data.sources.values():
     if source.split.startswith("scenes"):
       objects = min(source.scenes.objects, WORLD["objects"])
-      source.scenes.update(seed=args.seed, vocabulary=WORLD["vocabulary"], objects=objects)
+      source.scenes.update(WORLD, seed=args.seed, objects=objects)
   _evaluate(args, config, ("captions", "retrieval", "twemoji"))
   if args.objective == "contrastive":
     text = config.model.text

@@ -137,7 +137,7 @@ def test_nobody_writes_into_the_cache():
 def test_what_there_is_not():
   with pytest.raises(ValueError, match="no drawing of object 'unicorn'"):
     sprite("unicorn", "noto", 20)
-  with pytest.raises(ValueError, match=r"no drawing of style 'openmoji'; the styles are fluent-3d, .*twemoji"):
+  with pytest.raises(ValueError, match=r"no drawing of style 'openmoji'; the styles are emojione, .*twemoji"):
     sprite("dog", "openmoji", 20)
   with pytest.raises(ValueError, match="at least 1"):
     sprite("dog", "noto", 0)
