@@ -31,7 +31,7 @@ def get_config(arg=None):
   args = arguments(arg, runlocal=False, emoji=False, human=False, web=False, capfilt="")
   config = default()
   config.name = "coca_tiny"
-  config.update(steps="2700", log_every="20")
+  config.update(steps="4050", log_every="20")
 
   config.model.image.update(size=60, patch=10, layers=4, width=128, mlp=512, heads=4)
   config.model.image.update(position_init="sincos2d", position_scale=4.0)
