@@ -53,7 +53,9 @@ def test_a_run_with_its_card(tmp_path, hub, capsys):
   shot = ("zero-shot-image-classification", "shot", "top1")
   assert found == {shot: 0.5, ("image-to-text", "write", "cider"): 1.25}
   assert "| `config.model.text.length` | `12` |" in card.text and "| shot/top1 | 0.5 |" in card.text
-  assert "secret" not in (there / "README.md").read_text() and 'coca.load("hf://org/tiny")' in card.text
+  assert "secret" in (run / "config.json").read_text()
+  assert not any("secret" in (there / name).read_text() for name in ("README.md", "config.json"))
+  assert 'coca.load("hf://org/tiny")' in card.text
 
 
 def test_mistakes_are_one_line(tmp_path, hub, monkeypatch):

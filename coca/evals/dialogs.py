@@ -6,6 +6,7 @@ the dense annotations, as VisDial's evaluation server computes it: over the firs
 that are relevant. Ties count against the model, in the rank and in NDCG.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,7 +19,7 @@ from coca.data.records import BadRecord, Record, Records
 from coca.devices.host import to_host
 from coca.evals.evaluator import Evaluator
 from coca.evals.ranking import recall
-from coca.evals.stream import Batch, Stream
+from coca.evals.stream import Batch, Stream, View, spread
 from coca.files.threads import read_ahead
 from coca.inference.forward import Forward
 
@@ -35,9 +36,9 @@ class Dialogs(Evaluator):
   """
 
   def __init__(self, config: Config, settings: Eval, forward: Forward, tokenizer: Tokenizer, source: Records):
-    wants = Wants(lambda record: [caption_of(record)])
-    self.stream = Stream(config, settings, forward, tokenizer, source, wants, lambda index, _: index)
-    self._records = source
+    self._records = View(source, turned(len(source), settings.limit), lambda _, record: record.label)
+    wants, settings = Wants(lambda record: [caption_of(record)]), dataclasses.replace(settings, limit=0)
+    self.stream = Stream(config, settings, forward, tokenizer, self._records, wants, lambda index, _: index)
 
   def run(self, params) -> Iterator[tuple[str, float]]:
     """Yields 'mrr', 'recall1', 'recall5', 'recall10' and 'mean_rank', over the questions whose answer is known, and
@@ -92,6 +93,12 @@ class Dialogs(Evaluator):
   @staticmethod
   def check(settings: Eval, source: Records, neighbours: Records | None) -> None:
     pass
+
+
+def turned(length: int, limit: int) -> np.ndarray:
+  """`limit` indices spread over `length` questions, of all rounds: every tenth would be the first of its dialog."""
+  chosen = spread(length, limit)
+  return chosen + np.arange(len(chosen)) % max(length // max(len(chosen), 1), 1)
 
 
 def rank(scores: np.ndarray, right: int) -> int:

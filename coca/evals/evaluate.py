@@ -35,7 +35,9 @@ def evaluate(
   """
   config, tokenizer = read_workdir(workdir)
   if not config.evals:
-    raise ValueError(f"the config of {workdir} has no evaluators (config.evals is empty)")
+    raise ValueError(
+      f"{workdir} has no evaluators (config.evals is empty): give --data=PATH, or --config with evaluators of its own"
+    )
   check_places(build.places(config, names), allow_urls, f"{workdir}/config.json")
   sources = build.open_sources(config, names)
   model = inference.load(workdir, ema, jax.devices())

@@ -1,5 +1,6 @@
 """A model on the Hugging Face hub: a model directory, from where `coca.load("hf://org/name")` has it, and its card."""
 
+import dataclasses
 import importlib.util
 import json
 import tempfile
@@ -74,7 +75,7 @@ def push(
     folder = Path(folder)
     sha256 = weights.write(folder / weights.FILE, params)
     tokens.save(folder / tokens.file)
-    write_run(config, tokens, folder, weights_sha256=sha256, **({"labels": labels} if labels else {}))
+    write_run(_for_others(config), tokens, folder, weights_sha256=sha256, **({"labels": labels} if labels else {}))
     count = sum(x.size for x in jax.tree.leaves(params))
     text = card(config, name, licence, count, tags=tags, datasets=datasets, numbers=numbers or {})
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -85,6 +86,13 @@ def push(
     except HfHubHTTPError as e:
       raise ValueError(f"{repository}: the hub refuses: {str(e).splitlines()[0]} (hf auth login?)") from None
   return str(done.commit_url)
+
+
+def _for_others(config: Config) -> Config:
+  """Without what is of a machine alone: the settings of `ELSEWHERE`."""
+  plain = parse(default())
+  data = dataclasses.replace(config.data, sources={}, tokenizer="", embeddings=plain.data.embeddings)
+  return dataclasses.replace(config, init_from="", data=data, evals={}, mesh=plain.mesh, checkpoint=plain.checkpoint)
 
 
 def card(

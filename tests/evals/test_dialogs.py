@@ -17,7 +17,7 @@ from coca.data.dialogs import row
 from coca.data.records import Said
 from coca.data.sources import open_source
 from coca.evals import build
-from coca.evals.dialogs import ndcg, rank
+from coca.evals.dialogs import ndcg, rank, turned
 from coca.evals.sheet_cells import held_out_cells
 from coca.inference.images import decoded
 from coca.objectives.dialogs import dialog_loss
@@ -60,6 +60,14 @@ def test_ties_and_what_is_no_number_count_against_the_model():
   assert [rank(np.array(x), 1) for x in ([0.0, 0.0, 1.0], [np.nan, 5.0, 1.0], [1.0, np.nan, 2.0])] == [3, 2, 3]
   relevance = np.array([0.0, 1.0, 0.0])
   assert ndcg(np.zeros(3), relevance) == 0 and ndcg(np.array([np.nan, 0.0, -1.0]), relevance) == 1
+
+
+@pytest.mark.parametrize("limit", [0, 100, 999, 2064, 20_640])
+def test_a_limit_takes_questions_of_all_rounds(limit):
+  """VisDial's 2,064 dialogs have ten questions each, in a row."""
+  chosen = turned(20_640, limit)
+  assert len(chosen) == (limit or 20_640) and chosen[-1] < 20_640 and (np.diff(chosen) > 0).all()
+  assert np.bincount(chosen % 10, minlength=10).max() <= math.ceil(len(chosen) / 10) * 1.5
 
 
 def test_the_loss_is_the_cross_entropy_of_what_there_is():
