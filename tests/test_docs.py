@@ -30,6 +30,7 @@ from coca.inference.forward import Forward
 from coca.storage import weights
 from coca.storage.workdir import write_run
 from support.films import film
+from support.processes import own_flags
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(page for folder in (".", "docs", "launch", "tests/benchmarks") for page in ROOT.glob(f"{folder}/*.md"))
@@ -116,7 +117,6 @@ class Parsed(Exception):
 @pytest.fixture
 def read_line(monkeypatch):
   """Reads a command line with the program's own parser, and its config with the config's own checks."""
-  known = set(flags.FLAGS)
   read = argparse.ArgumentParser.parse_known_args
 
   def run(main, flags_parser):
@@ -137,13 +137,8 @@ def read_line(monkeypatch):
   def read_line(file: str, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", [file, *arguments])
     monkeypatch.syspath_prepend(str(Path(file).parent))
-    try:
-      with pytest.raises(Parsed):
-        runpy.run_path(file, run_name="__main__")
-    finally:
-      flags.FLAGS.unparse_flags()
-      for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
+    with own_flags(), pytest.raises(Parsed):
+      runpy.run_path(file, run_name="__main__")
 
   return read_line
 

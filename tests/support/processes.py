@@ -1,11 +1,13 @@
 """What tests that start other processes need."""
 
+import contextlib
 import os
 import runpy
 import socket
 import sys
 from pathlib import Path
 
+import grain  # noqa: F401  its flags, which stay, are there before `own_flags` looks
 import pytest
 from absl import app, flags
 
@@ -52,14 +54,25 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
+@contextlib.contextmanager
+def own_flags():
+  """Undoes what a program of absl's defines and parses, so that the next one can."""
+  known = set(flags.FLAGS)
+  try:
+    yield
+  finally:
+    flags.FLAGS.unparse_flags()
+    for name in set(flags.FLAGS) - known:
+      delattr(flags.FLAGS, name)
+
+
 def run_here(file, *arguments):
   """A program of absl's in this process, which has started Python and jax already.
 
   Returns:
     what it ends with: None, a status or what is said of its error.
   """
-  known = set(flags.FLAGS)
-  with pytest.MonkeyPatch.context() as patch:
+  with own_flags(), pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, "argv", [str(file), *map(str, arguments)])
     patch.setattr(app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))  # it can be called once only
     patch.setattr(processes, "initialize", lambda *args: None)
@@ -69,7 +82,3 @@ def run_here(file, *arguments):
       runpy.run_path(str(file), run_name="__main__")
     except SystemExit as end:
       return end.code
-    finally:
-      flags.FLAGS.unparse_flags()
-      for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
