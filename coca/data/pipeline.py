@@ -11,8 +11,6 @@ out or moved: a record that cannot be used becomes a blank image without text an
 with the batch.
 """
 
-import functools
-import itertools
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +21,11 @@ import numpy as np
 from jax.sharding import Sharding
 
 from coca.config import Config
-from coca.config.special import PAD, Tokenizer
+from coca.config.special import Tokenizer
 from coca.config.stages import spans
-from coca.data import dialogs, images, questions, regions, tasks, texts
-from coca.data.embeddings import Embedded, states_of
-from coca.data.inputs import blank, eval_input, train_input
+from coca.data import images, regions
+from coca.data.examples import Examples
+from coca.data.inputs import blank, eval_input
 from coca.data.parts import Batch, Rows, read
 from coca.data.records import BadRecord, Record, Records, Shard, ShardedRecords, image_checksum
 from coca.data.sources import open_source
@@ -130,115 +128,8 @@ def _stream(
   name: str, source: ShardedRecords, config: Config, tokenizer: Tokenizer, labels: Sequence[str]
 ) -> grain.MapDataset:
   """A source's endless stream of examples, in an order of its own: other sources do not change it."""
-  data, settings, answering = config.data, config.data.sources[name], config.answering
-  more = config.contrastive.texts - 1
-  length = config.model.text.length
-  classes, reads = config.classification.classes if config.classification.weight else 0, config.model.text.layers > 0
-  states = states_of(config)
-  embedded = Embedded(data.embeddings, name, source, states) if data.embeddings else None
-  unusable = {
-    "image": np.ones(states.shape, states.type) if embedded else blank(config, config.classification.frames),
-    "text": np.zeros(length, np.int32),
-    "last": np.int32(0),
-    "hashes": np.zeros(2, np.uint32),
-    "weight": np.float32(0),
-  }
-  if answering.weight:
-    unusable |= {
-      "answers": np.zeros((answering.answers, answering.length), np.int32),
-      "answer_weight": np.zeros(answering.answers, np.float32),
-    }
-  if config.dialog.weight:
-    unusable["dialog"] = np.zeros((1 + config.dialog.negatives, config.dialog.length), np.int32)
-  number = {label: i for i, label in enumerate(labels)} if config.answers_by_classes else {}
-  if number:
-    k = answering.answers
-    unusable |= {"label": np.full(k, -1, np.int32), "share": np.zeros(k, np.float32), "given": np.int32(1)}
-  elif classes:
-    unusable["label"] = np.int32(-1)
-  if config.model.kind == "simvlm":
-    unusable["has_image"] = np.float32(0)
-  if config.self_critical.weight:
-    unusable["references"] = np.array("", object)
-  if more:
-    unusable |= {"more_texts": np.zeros((more, length), np.int32), "more_hashes": np.zeros((more, 2), np.uint32)}
-
-  encode = functools.partial(tasks.encode, tokenizer, config.model.text.vocab) if settings.task else tokenizer.encode
-
-  def example(index: int, rng: np.random.Generator) -> tuple[Batch, str]:
-    where, names = name, ()
-    out: Batch = {"weight": np.ones((), np.float32)}
-    try:
-      if embedded and states.labelled:
-        where = f"{name} {index}"
-        out["image"], label = embedded.labelled(index)
-        if not 0 <= label < classes:
-          raise BadRecord("no label")
-        return unusable | out | {"label": np.int32(label)}, ""
-      record = source[index]
-      where = f"{name} {record.key}"
-      if classes and not number:
-        out["label"] = np.int32(record.label if 0 <= record.label < classes else -1)
-      if not reads:
-        said = iter([""])
-        if out["label"] < 0:
-          raise BadRecord("no label")
-      elif number:
-        said = iter([questions.question_of(record)])
-        out["label"], out["share"] = questions.encode_classes(record, number, answering.answers, settings.answer_weight)
-      elif answering.weight:
-        said = iter([questions.question_of(record)])
-        out["answers"], out["answer_weight"] = questions.encode_answers(
-          record, answering, settings.answer_weight, tokenizer
-        )
-      elif config.dialog.weight:
-        said = iter([dialogs.caption_of(record)])
-        out["dialog"] = dialogs.drawn(record, config.dialog, tokenizer, rng)
-      else:
-        said = texts.draws(record, settings.text, settings.prompts, rng, settings.origins)
-        names = texts.label_names(record) if settings.text == "labels" else ()
-      if config.self_critical.weight:
-        out["references"] = np.array("\n".join(texts.captions(record)), object)
-      text = next(said)
-      if config.model.reads_regions:
-        asked = ""
-        if settings.task:
-
-          def other():
-            there = (index + 1 + int(rng.integers(max(len(source) - 1, 1)))) % len(source)
-            return texts.choose(source[there], settings.text, settings.prompts, rng, settings.origins)
-
-          asked, text = tasks.pose(settings.task, text, record, config.model.regions.count, other, rng)
-        out["image"] = regions.padded(record.regions, config.model, tokenizer, text=asked)
-      elif settings.text_only:
-        out["image"] = unusable["image"]
-      elif embedded:
-        out["image"] = embedded.state(index, record)
-      else:
-        out["image"] = train_input(record, config, rng, settings.videos)
-        if data.swap and rng.integers(2):
-          out["image"], text = out["image"][::-1], texts.sides_exchanged(text)
-    except BadRecord as e:
-      return unusable, f"{where}: {e}"
-    out["hashes"] = texts.equality(names, tokenizer.encode(text, length), tokenizer, rng)
-    row = functools.partial(encode, data.prompt + text)
-    if number:
-      tokens, asked = questions.with_answer(record, tokenizer, rng if config.captioning.weight else None)
-      row = functools.partial(texts.framed, tokens, tokenizer.bos, tokenizer.eos)
-      out["given"] = np.int32(min(asked, length - 1))
-    out["text"] = ids = row(length)
-    out["last"] = row(length, ends=False)[-1] if ids[-1] != PAD else ids[-1]
-    if config.model.kind == "simvlm":
-      out["has_image"] = np.float32(not settings.text_only)
-    if more:
-      others = list(itertools.islice(said, more))
-      out["more_texts"] = np.stack([tokenizer.encode(data.prompt + other, length) for other in others])
-      out["more_hashes"] = np.stack(
-        [texts.equality(names, tokenizer.encode(other, length), tokenizer, rng) for other in others]
-      )
-    return out, ""
-
   order, draws = np.random.SeedSequence([config.seed, zlib.crc32(name.encode())]).generate_state(2).tolist()
+  example = Examples(name, source, config, tokenizer, labels)
   return grain.MapDataset.range(len(source)).shuffle(seed=order).repeat().random_map(example, seed=draws)
 
 
