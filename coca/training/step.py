@@ -22,7 +22,7 @@ from coca.objectives.captioning import SoftTargets, prefix_lengths
 from coca.objectives.classification import mix
 from coca.objectives.masked import hide_words
 from coca.objectives.terms import terms
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from coca.training.state import Setup, TrainState
 
 
@@ -113,7 +113,7 @@ def _shapes(image) -> list[tuple[int, ...]]:
 def make_step(setup: Setup):
   """The function that `TrainStep` compiles."""
   config, optimizer = setup.config, setup.optimizer
-  gradients = make_gradients(config, setup.graphdef)
+  gradients = Gradients(config, setup.graphdef)
   ramp = in_steps(config.contrastive.soft_ramp, config.data.batch, config.total_steps)
 
   @jax.named_scope("momentum")

@@ -18,7 +18,7 @@ from coca.models import attention, bert, layers
 from coca.models.abstract import abstract_model
 from coca.objectives.momentum import momentum_params
 from coca.planning import arithmetic
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from support.blip_reference import ANSWERS, CLS, ENCODE, SHARED, Reference, log_softmax, tiny_blip
 from support.common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, pairs, random_params, sums_in_bfloat16
 from support.decoding import LENGTH, VOCAB, N, assert_same, plain_beam, plain_sample, some_prompts
@@ -409,7 +409,7 @@ def test_answering_loss_is_the_formula():
           total -= batch["weight"][i] * weight * (0.9 * log_p[t, label] + 0.1 * log_p[t].mean())
   with jax.set_mesh(make_mesh()):
     (one, metrics), (several, more) = (
-      jax.jit(make_gradients(tiny_blip(optim__accumulate=k, **ANSWERS)))(params, batch, None) for k in (1, 2)
+      jax.jit(Gradients(tiny_blip(optim__accumulate=k, **ANSWERS)))(params, batch, None) for k in (1, 2)
     )
   np.testing.assert_allclose(metrics["answering"], total / batch["weight"].sum(), rtol=1e-5)
   np.testing.assert_allclose(metrics["loss"], metrics["answering"], rtol=1e-6)
@@ -423,7 +423,7 @@ def test_captioning_accumulated_is_one_batch():
   params, batch = random_params(tiny_blip(**settings)), pairs(tiny_blip(), B)
   with jax.set_mesh(make_mesh()):
     (one, metrics), (several, more) = (
-      jax.jit(make_gradients(tiny_blip(optim__accumulate=k, **settings)))(params, batch, None) for k in (1, 2)
+      jax.jit(Gradients(tiny_blip(optim__accumulate=k, **settings)))(params, batch, None) for k in (1, 2)
     )
   for name in ("loss", "captioning", "contrastive"):
     np.testing.assert_allclose(more[name], metrics[name], rtol=1e-5)

@@ -28,7 +28,7 @@ from coca.evals.sheet_cells import held_out_cells
 from coca.evals.vqa_accuracy import vqa_accuracy
 from coca.models.abstract import abstract_model
 from coca.training.flops import flops_per_pair
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from coca.training.init_from import compare
 from support.common import BOS, EOS, PAD, classifier, make_mesh, pairs, random_params, tiny
 from support.workdirs import make_workdir
@@ -44,7 +44,7 @@ def batch(config, n=8):
 def gradients(config, micro=1):
   config = replace(config, optim=replace(config.optim, accumulate=micro))
   with jax.set_mesh(make_mesh()):
-    return jax.jit(make_gradients(config))(random_params(config), batch(config), None)
+    return jax.jit(Gradients(config))(random_params(config), batch(config), None)
 
 
 @pytest.mark.slow

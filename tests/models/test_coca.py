@@ -14,7 +14,7 @@ from coca.models.layers import ACTIVATIONS
 from coca.models.linear import spread
 from coca.models.outputs import compute_dtype
 from coca.models.text_decoder import look_up, unimodal_mask
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from support.common import (
   BOS,
   EOS,
@@ -348,7 +348,7 @@ def test_parts_that_no_loss_needs_are_not_built():
 def gradient_jaxpr(settings):
   params, batch = random_params(settings), pairs(settings, 12)
   with jax.set_mesh(make_mesh()):
-    return jax.make_jaxpr(make_gradients(settings))(params, batch, None).jaxpr
+    return jax.make_jaxpr(Gradients(settings))(params, batch, None).jaxpr
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from coca.decoding.settings import Decoding
 from coca.devices.host import put_batch
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from coca.training.state import Setup
 from coca.training.step import TrainStep
 from support.common import BOS, EOS, PAD, SPECIAL, assert_trees_close, make_mesh, new_state, pairs, random_params, tiny
@@ -156,7 +156,7 @@ def first_step(mesh, accumulate=1, step=0, seed=0):
 
 @functools.cache
 def gradients():
-  return jax.jit(make_gradients(tiny(**CAPPA)))
+  return jax.jit(Gradients(tiny(**CAPPA)))
 
 
 def on_one_device(parallel):
@@ -192,7 +192,7 @@ def test_micro_batches_of_parallel_examples_are_one_batch():
   params, batch = random_params(settings), pairs(settings) | {"parallel": PARALLEL}
   with jax.set_mesh(make_mesh()):
     (expected, _), (actual, _) = (
-      jax.jit(make_gradients(tiny(**changes, optim__accumulate=k)))(params, batch, None) for k in (1, 4)
+      jax.jit(Gradients(tiny(**changes, optim__accumulate=k)))(params, batch, None) for k in (1, 4)
     )
   assert_trees_close(actual, expected, 1e-5)
   assert np.abs(actual["embedding"]["mask"]).max() > 1e-4  # [MASK] is learned

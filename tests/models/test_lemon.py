@@ -14,7 +14,7 @@ from coca.devices import sharding
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
 from coca.objectives.masked import hide_words
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from support.blip_reference import Reference
 from support.common import EOS, PAD, assert_trees_close, make_mesh, pairs, random_params, tiny
 from support.decoding import LENGTH, VOCAB, WAYS, N, assert_cached_equals_uncached
@@ -189,7 +189,7 @@ def test_micro_batches_and_devices_have_the_same_gradients():
     settings = lemon(optim__accumulate=accumulate)
     with jax.set_mesh(make_mesh(*mesh)):
       batch = jax.device_put(batch_of(settings), sharding.batch_sharding(make_mesh(*mesh)))
-      found.append(jax.jit(make_gradients(settings))(params, batch, None, jax.random.key(0)))
+      found.append(jax.jit(Gradients(settings))(params, batch, None, jax.random.key(0)))
   for gradients, metrics in found[1:]:
     assert_trees_close(gradients, found[0][0], 1e-4)
     np.testing.assert_allclose(metrics["masked"], found[0][1]["masked"], rtol=1e-5)

@@ -21,7 +21,7 @@ from coca.inference.captioner import ContrastiveCaptioner
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
 from coca.models.vl_t5 import kinds_of
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from support.common import PAD, assert_trees_close, make_mesh, pairs, random_params, tiny
 from support.decoding import LENGTH, WAYS, N, assert_cached_equals_uncached
 from support.reference import linear
@@ -199,7 +199,7 @@ def test_micro_batches_and_devices_have_the_same_gradients():
     with jax.set_mesh(make_mesh(*mesh)):
       batch = pairs(settings, 16) | {"image": some_regions(16)}
       batch = jax.device_put(batch, sharding.batch_sharding(make_mesh(*mesh)))
-      found.append(jax.jit(make_gradients(settings))(params, batch, None, jax.random.key(0)))
+      found.append(jax.jit(Gradients(settings))(params, batch, None, jax.random.key(0)))
   assert_trees_close(found[1][0], found[0][0], 1e-4)
   np.testing.assert_allclose(found[1][1]["captioning"], found[0][1]["captioning"], rtol=1e-5)
 

@@ -10,7 +10,7 @@ from coca.devices.host import put_batch
 from coca.devices.sharding import batch_sharding
 from coca.inference.forward import Forward
 from coca.objectives.contrastive import contrastive_loss
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from support.blip_reference import tiny_blip
 from support.common import assert_trees_close, hashes, make_mesh, numeric_gradient, pairs, random_params, tiny
 
@@ -159,7 +159,7 @@ def test_two_texts_of_an_image(make, mesh, changes):
 
   def run(settings, mesh, batches):
     with jax.set_mesh(mesh):
-      step = jax.jit(make_gradients(settings))
+      step = jax.jit(Gradients(settings))
       return [step(params, put_batch(batch | more, mesh), None, jax.random.key(0)) for more in batches]
 
   def both(given, more):

@@ -16,7 +16,7 @@ from coca.devices.sharding import batch_sharding
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
 from coca.objectives.matching import draw_negatives, matching_loss, take_rows
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from coca.training.state import Setup
 from coca.training.step import TrainStep
 from support.common import BOS, EOS, PAD, assert_trees_close, hashes, make_mesh, pairs, random_params, shapes_in, tiny
@@ -201,7 +201,7 @@ def compiled(group, mesh, captioning=2.0):
   settings = match_settings(matching__group=group, captioning__weight=captioning)
   with jax.set_mesh(mesh):
     params = jax.device_put(random_params(settings), Forward(settings, mesh).params_shardings)
-  gradients = jax.jit(make_gradients(settings))
+  gradients = jax.jit(Gradients(settings))
 
   def run(batch):
     with jax.set_mesh(mesh):
@@ -245,7 +245,7 @@ def test_loss_and_gradients_are_those_of_whole_forward_passes():
   plain = tiny()
   without = {part: tree for part, tree in params.items() if not part.startswith("matching")}
   with jax.set_mesh(make_mesh()):
-    rest, rest_metrics = jax.jit(make_gradients(plain))(without, batch, None)
+    rest, rest_metrics = jax.jit(Gradients(plain))(without, batch, None)
   np.testing.assert_allclose(metrics["matching"], value, rtol=1e-5)
   for name in rest_metrics.keys() - {"loss"}:  # the other terms are what they were
     np.testing.assert_allclose(metrics[name], rest_metrics[name], rtol=1e-5)
@@ -265,7 +265,7 @@ def test_any_mesh_has_the_gradients_of_one_device(group, mesh):
 def test_without_captioning_there_is_no_vocabulary_head():
   settings = match_settings(captioning__weight=0.0, captioning__chunk=64)
   with jax.set_mesh(make_mesh()):
-    jaxpr = jax.make_jaxpr(make_gradients(settings))(random_params(settings), pairs(settings), None, KEY).jaxpr
+    jaxpr = jax.make_jaxpr(Gradients(settings))(random_params(settings), pairs(settings), None, KEY).jaxpr
   assert not any(shape[-1:] == (88,) and len(shape) > 1 for shape in shapes_in(jaxpr) - {(48, 88)})  # zero gradient
   gradient, metrics = gradients_of(0, make_mesh(), 0.0)
   assert not gradient["softmax"]["kernel"].any()

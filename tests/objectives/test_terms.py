@@ -10,7 +10,7 @@ from coca.inference.forward import Forward
 from coca.objectives import terms
 from coca.objectives.term import Term
 from coca.planning.arithmetic import describe
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from coca.training.step import batch_shapes
 from support.blip_reference import ANSWERS, tiny_blip
 from support.common import assert_trees_close, make_mesh, pairs, random_params, tiny
@@ -78,7 +78,7 @@ def test_a_new_loss_is_a_class_and_a_line(loss, others, monkeypatch):
     distance = ((images - texts) ** 2).sum(1) / 2
     expected = (batch["weight"] * distance).sum() / batch["weight"].sum()
     whole, cut = (
-      jax.jit(make_gradients(tiny(optim__accumulate=k, **kept)))(params, put_batch(batch, mesh), None) for k in (1, 4)
+      jax.jit(Gradients(tiny(optim__accumulate=k, **kept)))(params, put_batch(batch, mesh), None) for k in (1, 4)
     )
   for gradients, metrics in (whole, cut):
     np.testing.assert_allclose(metrics["spread"], expected, rtol=1e-5)
@@ -93,8 +93,8 @@ def test_a_new_loss_is_a_class_and_a_line(loss, others, monkeypatch):
 def test_a_loss_that_cannot_be_cut_is_refused_with_micro_batches(monkeypatch):
   with_loss(monkeypatch, Whole)
   with pytest.raises(ValueError, match=r"spread loss needs config.optim.accumulate 1: it can't be cut"):
-    make_gradients(tiny(optim__accumulate=2))
-  make_gradients(tiny())
+    Gradients(tiny(optim__accumulate=2))
+  Gradients(tiny())
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,7 @@ def test_terms_say_what_they_return(settings):
     }
     memory = {"image": side, "text": side, "queue": queue, "alpha": jax.ShapeDtypeStruct((), jnp.float32)}
   with jax.set_mesh(make_mesh()):
-    _, metrics = jax.eval_shape(
-      make_gradients(settings), random_params(settings), batch, None, jax.random.key(0), memory
-    )
+    _, metrics = jax.eval_shape(Gradients(settings), random_params(settings), batch, None, jax.random.key(0), memory)
   assert set(metrics) == {"loss", *(name for term in losses for name in term.metrics)}
   assert [term.metrics[0] for term in losses] == [term.name for term in losses]
   assert all(x.shape == () and x.dtype == jnp.float32 for x in metrics.values())

@@ -14,7 +14,7 @@ from coca.config.special import Special
 from coca.devices import sharding
 from coca.devices.trees import path_name
 from coca.models.abstract import abstract_model
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from coca.training.state import Setup
 
 PAD, BOS, EOS = 0, 1, 2
@@ -144,7 +144,7 @@ def sums_in_bfloat16(settings):
   """
   batch = pairs(settings) | ({"parallel": np.arange(16) % 2 == 0} if settings.captioning.parallel else {})
   with jax.set_mesh(make_mesh()):
-    step = make_gradients(settings)
+    step = Gradients(settings)
     jaxpr = jax.make_jaxpr(step)(random_params(settings), batch, None, jax.random.key(0)).jaxpr
   found = []
   for eqn, _ in equations(jaxpr):

@@ -13,7 +13,7 @@ from coca.devices.host import put_batch
 from coca.devices.trees import flat, path_name
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
-from coca.training.gradients import make_gradients
+from coca.training.gradients import Gradients
 from coca.training.optim import decay_mask
 from coca.training.state import Setup
 from coca.training.step import TrainStep, batch_shapes
@@ -117,7 +117,7 @@ def test_any_mesh_trains_as_one_device(mesh, accumulate, batches, one_device):
 def gradients(params, batch, noise, **changes):
   settings = tiny(**changes)
   with jax.set_mesh(make_mesh()):
-    return jax.jit(make_gradients(settings))(params, batch, noise)
+    return jax.jit(Gradients(settings))(params, batch, noise)
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_micro_batches_keep_embeddings_only(batches):
   """Nothing of the whole batch's size is held but the embeddings: no activations, whole or stacked."""
   settings = tiny(optim__accumulate=4)
   with jax.set_mesh(make_mesh()):
-    shapes = shapes_in(jax.make_jaxpr(make_gradients(settings))(random_params(settings), batches[0], None).jaxpr)
+    shapes = shapes_in(jax.make_jaxpr(Gradients(settings))(random_params(settings), batches[0], None).jaxpr)
   for activations in ((16, 32), (9, 48), (8, 48)):  # patches; words and [CLS]; words
     assert (4, *activations) in shapes
     assert (16, *activations) not in shapes and (4, 4, *activations) not in shapes
@@ -183,7 +183,7 @@ def test_losses_are_weighed(one_device):
 def test_gradients_are_float32_whatever_the_compute(batches):
   settings = tiny(model__dtype="bfloat16", optim__accumulate=2)
   with jax.set_mesh(make_mesh()):
-    gradient, metrics = jax.eval_shape(make_gradients(settings), random_params(settings), batches[0], None)
+    gradient, metrics = jax.eval_shape(Gradients(settings), random_params(settings), batches[0], None)
   assert {x.dtype for x in jax.tree.leaves((gradient, metrics))} == {jnp.dtype(jnp.float32)}
 
 
@@ -261,7 +261,7 @@ def without_gradient(settings):
     shape = 16, settings.answering.answers
     batch |= {"answers": np.ones((*shape, settings.answering.length), np.int32), "answer_weight": np.ones(shape)}
   with jax.set_mesh(make_mesh()):
-    step = make_gradients(settings)
+    step = Gradients(settings)
     jaxpr = jax.make_jaxpr(lambda *args: step(*args)[0])(params, batch, None, jax.random.key(0)).jaxpr
   zeros = {e.outvars[0] for e in jaxpr.eqns if e.primitive.name == "broadcast_in_dim" and hasattr(e.invars[0], "val")}
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
