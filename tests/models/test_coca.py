@@ -10,9 +10,10 @@ from coca.inference.forward import Forward
 from coca.models import make_model
 from coca.models.abstract import abstract_model
 from coca.models.attention import dot_product_attention
-from coca.models.layers import ACTIVATIONS
+from coca.models.layers import ACTIVATIONS, Mlp
 from coca.models.linear import spread
 from coca.models.outputs import compute_dtype
+from coca.models.rngs import Rngs
 from coca.models.text_decoder import look_up, unimodal_mask
 from coca.training.gradients import Gradients
 from support.common import (
@@ -414,3 +415,17 @@ def test_captioning_alone_pays_for_no_embeddings(both_losses):
   for shape in ((12, 9, 48), (12, 12)):  # words and [CLS]; pictures x texts
     assert shape in shapes_in(both_losses) and shape not in shapes_in(alone)
   assert matmul_flops(alone) < matmul_flops(both_losses)
+
+
+@pytest.mark.parametrize("width", [1024, 1152])
+def test_on_tpus_the_products_of_a_wide_feed_forward_are_two(width, monkeypatch):
+  """By a barrier in the forward pass that the gradient does not meet; values and gradients stay as they are."""
+  mlp, x = Mlp(width, 4, "gelu", jnp.float32, Rngs(jax.random.key(0))), jnp.linspace(-1, 1, 2 * width).reshape(2, -1)
+
+  def gradient(x):
+    return jax.grad(lambda x: mlp(x).sum())(x)
+
+  here = gradient(x)
+  monkeypatch.setattr("coca.models.layers.platform", lambda: "tpu")
+  assert str(jax.make_jaxpr(gradient)(x)).count("optimization_barrier") == (width > 1024)
+  np.testing.assert_array_equal(gradient(x), here)
