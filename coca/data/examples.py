@@ -132,7 +132,7 @@ class Examples:
     return _Said(drawn, targets, texts.label_names(record) if settings.text == "labels" else ())
 
   def _seen(self, index: int, record: Record, text: str, rng: np.random.Generator) -> tuple[Regions | np.ndarray, str]:
-    """What the model sees of a record, and the text to that. Raises BadRecord."""
+    """The image, or what stands for it, and the text to that. Raises BadRecord."""
     config, settings = self._config, self._settings
     if config.model.reads_regions:
       asked = ""
