@@ -26,8 +26,6 @@ TASKS = {
   "vqa": "visual-question-answering",
 }
 TASK = "image-text-to-text"  # of the others
-# Settings that the card has elsewhere or not at all: paths on somebody's machine are among them.
-ELSEWHERE = ("data.sources.", "evals.", "mesh.", "checkpoint.", "init_from", "data.tokenizer", "data.embeddings")
 
 
 def push(
@@ -89,7 +87,7 @@ def push(
 
 
 def _for_others(config: Config) -> Config:
-  """Without what is of a machine alone: the settings of `ELSEWHERE`."""
+  """Without what is of somebody's machine, paths among them, or has a place of its own on the card."""
   plain = parse(default())
   data = dataclasses.replace(config.data, sources={}, tokenizer="", embeddings=plain.data.embeddings)
   return dataclasses.replace(config, init_from="", data=data, evals={}, mesh=plain.mesh, checkpoint=plain.checkpoint)
@@ -127,10 +125,8 @@ def card(
     eval_results=results or None,
   )
   sources = [(n, x.kind, x.split, x.weight) for n, x in config.data.sources.items()]
-  changed = differing(flat(to_dict(parse(default())).to_dict()), flat(to_dict(config).to_dict()))
-  recipe = [
-    (f"`config.{key}`", f"`{json.dumps(now)}`") for key, (_, now) in changed.items() if not key.startswith(ELSEWHERE)
-  ]
+  changed = differing(flat(to_dict(parse(default())).to_dict()), flat(to_dict(_for_others(config)).to_dict()))
+  recipe = [(f"`config.{key}`", f"`{json.dumps(now)}`") for key, (_, now) in changed.items()]
   values = [(key.removeprefix("eval/"), f"{value:.4g}") for key, value in found.items()]
   parts = [
     f"---\n{data.to_yaml()}\n---\n\n# {name}\n",
