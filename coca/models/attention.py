@@ -16,6 +16,10 @@ from coca.models.dropout import dropout
 from coca.models.linear import KERNEL_INIT, linear, spread, stacked
 from coca.models.rngs import Rngs
 
+# Of wider layers the copies that the gradient of one product wants on TPUs take longer than one product saves: 4 % of
+# CoCa-Giant's step there (tests/benchmarks/RESULTS.md). CoCa-Large is slower without.
+WIDE = 1024
+
 KeysValues = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
 CachedKeysValues = tuple[Float[Array, "B H S K"], Float[Array, "B H S K"]]
 Mask = Bool[Array, "#B #H #T #S"] | Float[Array, "#B #H #T #S"]  # True may be attended; or what is added to the logits
@@ -170,7 +174,10 @@ class Attention(nnx.Module):
     drop: Dropout | None = None,
     turn: Float32[Array, "2 #B T half"] | None = None,
   ) -> Float[Array, "B T out"]:
-    """x attends to `context`, or to itself: what is projected from the same tokens is one product on TPUs."""
+    """x attends to `context`, or to itself.
+
+    On TPUs what is projected from the same tokens is one product, unless they are `WIDE`.
+    """
     tokens, width = x if context is None else context, self.query.out_features // self.heads
     t, s = x.shape[1], tokens.shape[1]
     kernel = _kernel(self.implementation, t, s, self.heads, width, self.query.dtype, mask, drop)
@@ -178,7 +185,9 @@ class Attention(nnx.Module):
       return self(x, self.keys_values(tokens), mask, drop, turn)
     from coca.models.flash import flash
 
-    if context is None:
+    if self.query.out_features > WIDE:
+      parts = self.query(x), self.key(tokens), self.value(tokens)
+    elif context is None:
       parts = (stacked([self.query, self.key, self.value], x),)
     else:
       parts = self.query(x), stacked([self.key, self.value], context)

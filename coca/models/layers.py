@@ -38,20 +38,16 @@ class Mlp(nnx.Module):
     self.down = linear(hidden, width, dtype, rngs, bias)
 
   def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-    hidden = ACTIVATIONS[self.activation](self.up(x))
-    # libtpu makes one fusion of a forward pass's two products where it can. With widths of 768 and 1,024 that takes no
-    # longer than both; with CoCa-Giant's 1,408 and 128 images a device it takes half as long again (RESULTS.md).
-    apart = platform() == "tpu" and x.shape[-1] > 1024
-    return self.down(_apart(hidden) if apart else hidden)
+    return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
-@jax.custom_vjp
-def _apart(x):
-  """x, of which the compiler makes an array; its gradient goes where it did."""
-  return jax.lax.optimization_barrier(x)
+def _matrix(x):
+  """Rows [B, T, D] as a matrix on TPUs.
 
-
-_apart.defvjp(lambda x: (_apart(x), None), lambda _, g: (g,))
+  Without the barrier libtpu gives its products three dimensions again, and worse tiles; of two in a row it then makes
+  one fusion that takes half as long again as both (RESULTS.md: CoCa-Giant, 128 images a device and more).
+  """
+  return jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1])) if platform() == "tpu" else x
 
 
 class Layer(nnx.Module):
@@ -128,15 +124,18 @@ class Layer(nnx.Module):
       y, x = self._before(norm, x)
       return self._after(norm, x, drop(function(y)))
 
+    def feed(norm, x, mlp):
+      return add(norm, x, lambda y: mlp(_matrix(y)))
+
     def attend(y):
       return self.self_attention.over(y, mask=mask, drop=drop_weights(), turn=turn)
 
     x = add(self.norm_self, x, attend)
     if self.self_mlp:
-      x = add(self.norm_self_mlp, x, self.self_mlp)
+      x = feed(self.norm_self_mlp, x, self.self_mlp)
     if context is not None:
       x = add(self.norm_cross, x, lambda y: self.look(y, context, context_mask, drop_weights))
-    return constrain_batch(add(self.norm_mlp, x, self.mlp))
+    return constrain_batch(feed(self.norm_mlp, x, self.mlp))
 
   def look(
     self,
@@ -154,9 +153,11 @@ class Layer(nnx.Module):
     return (x, x) if self.post_norm or self.norm_after else norm.fork(x)
 
   def _after(self, norm, x, y):
+    """`y` may be a matrix of x's rows."""
     if self.norm_after:
-      return x + norm(y)
-    return norm(x + y) if self.post_norm else x + y
+      return x + norm(y.reshape(x.shape))
+    x = (x.reshape(y.shape) + y).reshape(x.shape)
+    return norm(x) if self.post_norm else x
 
   def _context(self, context):
     return self.norm_context(context) if self.norm_context else context

@@ -11,6 +11,7 @@ from coca import config as settings
 from coca.devices.sharding import make_mesh
 from coca.models import attention, norm
 from coca.models.flash import _rows, fits, flash
+from coca.models.linear import stacked
 from coca.models.rngs import Rngs
 from support.common import assert_trees_close
 
@@ -123,8 +124,9 @@ def test_too_many_tokens_that_no_number_divides_are_left_to_xla():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("wide", [48, 64], ids=["a product each", "stacked"])
 @pytest.mark.parametrize("tokens", [None, 20])
-def test_a_layer_with_stacked_products_is_as_one_without(monkeypatch, tokens):
+def test_a_layer_with_the_kernel_is_as_one_without(monkeypatch, tokens, wide):
   """Over itself, and over a context of 20 tokens."""
   kv = {} if tokens is None else {"kv_width": 48}
   layer = attention.Attention(64, 2, jnp.float32, Rngs(jax.random.key(0)), implementation="auto", **kv)
@@ -139,9 +141,13 @@ def test_a_layer_with_stacked_products_is_as_one_without(monkeypatch, tokens):
 
   expected = jax.value_and_grad(loss)(params, x, context)
   monkeypatch.setattr(attention, "platform", lambda: "tpu")
+  monkeypatch.setattr(attention, "WIDE", wide)
+  calls = []
+  monkeypatch.setattr(attention, "stacked", lambda *args: calls.append(args) or stacked(*args))
   with pltpu.force_tpu_interpret_mode():
     found = jax.value_and_grad(loss)(params, x, context)
   assert_trees_close(found, expected, 1e-5)
+  assert len(calls) == (wide == 64)
 
 
 @pytest.mark.slow
