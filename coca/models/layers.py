@@ -53,7 +53,8 @@ class Mlp(nnx.Module):
     self.down = linear(hidden, width, dtype, rngs, bias)
 
   def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-    return self.down(ACTIVATIONS[self.activation](self.up(x)))
+    hidden = ACTIVATIONS[self.activation](self.up(x))
+    return self.down(hidden)
 
 
 def _matrix(x):
