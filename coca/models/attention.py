@@ -16,8 +16,8 @@ from coca.models.dropout import dropout
 from coca.models.linear import KERNEL_INIT, linear, spread, stacked
 from coca.models.rngs import Rngs
 
-# Of wider layers the copies that the gradient of one product wants on TPUs take longer than one product saves: 4 % of
-# CoCa-Giant's step there (tests/benchmarks/RESULTS.md). CoCa-Large is slower without.
+# Of wider layers the copies that the gradient of one product wants on TPUs take longer than one product saves: 6 % of
+# the cycles of CoCa-Giant's image layers (tests/benchmarks/RESULTS.md). CoCa-Large is slower without.
 WIDE = 1024
 
 KeysValues = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
