@@ -7,6 +7,8 @@ gradients are those of the one global loss, with no factor for the number of dev
 Shapes: N pairs of the global batch, n pairs of one device, E embedding width.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -14,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt32
 
 from coca import config
 from coca.devices.sharding import BATCH
+
+ROWS = P(BATCH)
 
 
 def contrastive_loss(
@@ -38,16 +42,17 @@ def contrastive_loss(
     a mean over the pairs of the global batch.
   """
   scale = jnp.exp(temperature["log_scale"])
+  weight = weight.astype(jnp.float32)
+  if settings.loss == "softmax":
+    return _softmax(image, text, hashes, weight, scale, settings)
   bias = temperature.get("logit_bias", jnp.float32(0))
-  local = {"softmax": _softmax, "sigmoid": _sigmoid, "sigmoid_ring": _sigmoid_ring}[settings.loss]
+  local = {"sigmoid": _sigmoid, "sigmoid_ring": _sigmoid_ring}[settings.loss]
 
   def sharded(image, text, hashes, weight, scale, bias):
-    total = local(image, text, hashes, weight, scale, bias, settings)
-    return jax.lax.psum(total, BATCH) / jnp.maximum(jax.lax.psum(weight.sum(), BATCH), 1e-9)
+    return jax.lax.psum(local(image, text, hashes, weight, scale, bias, settings) * _each(weight), BATCH)
 
-  batch = P(BATCH)
-  return jax.shard_map(sharded, in_specs=(batch, batch, batch, batch, P(), P()), out_specs=P())(
-    image, text, hashes, weight.astype(jnp.float32), scale, bias
+  return jax.shard_map(sharded, in_specs=(ROWS, ROWS, ROWS, ROWS, P(), P()), out_specs=P())(
+    image, text, hashes, weight, scale, bias
   )
 
 
@@ -81,33 +86,102 @@ def everyone(x: Shaped[Array, "n ..."]) -> Shaped[Array, "N ..."]:
   return x
 
 
-def _softmax(image, text, hashes, weight, scale, bias, settings):
-  first = jax.lax.axis_index(BATCH) * len(image)
-  valid, positive = compare(hashes, everyone(hashes), everyone(weight), first, settings)
-  targets = positive / positive.sum(1, keepdims=True)
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _softmax(image, text, hashes, weight, scale, settings):
+  return _softmax_forward(image, text, hashes, weight, scale, settings)[0]
+
+
+def _each(weight, directions="sum"):
+  """What one pair's loss counts in the mean over the global batch."""
+  return (0.5 if directions == "mean" else 1) / jnp.maximum(jax.lax.psum(weight.sum(), BATCH), 1e-9)
+
+
+def _global(hashes, weight, settings):
+  """`compare` of a device's rows with everybody's."""
+  first = jax.lax.axis_index(BATCH) * len(hashes)
+  return compare(hashes, everyone(hashes), everyone(weight), first, settings)
+
+
+def _logits(queries, keys, scale, valid=True):
+  logits = scale * jnp.dot(queries, keys.T, preferred_element_type=jnp.float32)
+  return jnp.where(valid, logits, jnp.finfo(jnp.float32).min)
+
+
+def _targets(valid, positive, candidates, matches, settings):
+  """Of rows or columns that have so many candidates and matches."""
+  targets = positive / matches
   if settings.label_smoothing:
-    targets = (1 - settings.label_smoothing) * targets
-    targets += settings.label_smoothing * valid / valid.sum(1, keepdims=True)
+    targets = (1 - settings.label_smoothing) * targets + settings.label_smoothing * valid / candidates
+  return targets
 
-  def direction(queries, keys):
-    logits = scale * jnp.dot(queries, keys.T, preferred_element_type=jnp.float32)
-    log_p = jax.nn.log_softmax(jnp.where(valid, logits, jnp.finfo(jnp.float32).min))
-    return -jnp.sum(weight * jnp.sum(targets * log_p, axis=1))
 
-  total = direction(image, everyone(text)) + direction(text, everyone(image))
-  return total / 2 if settings.directions == "mean" else total
+def _softmax_forward(image, text, hashes, weight, scale, settings):
+  def sharded(image, text, hashes, weight, scale):
+    valid, positive = _global(hashes, weight, settings)
+    targets = _targets(valid, positive, valid.sum(1)[:, None], positive.sum(1)[:, None], settings)
+
+    def direction(queries, keys):
+      logits = _logits(queries, everyone(keys), scale, valid)
+      norm = jax.nn.logsumexp(logits, axis=1)
+      return jnp.sum(weight * jnp.sum(targets * (norm[:, None] - logits), axis=1)), norm
+
+    image_loss, image_norm = direction(image, text)
+    text_loss, text_norm = direction(text, image)
+    loss = jax.lax.psum((image_loss + text_loss) * _each(weight, settings.directions), BATCH)
+    return loss, image_norm, text_norm
+
+  loss, *norms = jax.shard_map(sharded, in_specs=(ROWS, ROWS, ROWS, ROWS, P()), out_specs=(P(), ROWS, ROWS))(
+    image, text, hashes, weight, scale
+  )
+  return loss, (image, text, hashes, weight, scale, *norms)
+
+
+def _softmax_backward(settings, kept, given):
+  """Each device makes its own embeddings' gradients, whole.
+
+  A logit is in the softmax of its image and in that of its text. With the norms of all, N numbers each, a device knows
+  both for its own rows; autodiff makes the other softmax' part where its norm is known, of everybody's embeddings, and
+  has to sum those over the devices, [N, E] in fp32 twice.
+  """
+
+  def sharded(image, text, hashes, weight, scale, image_norm, text_norm, given):
+    valid, positive = _global(hashes, weight, settings)
+    candidates, matches = valid.sum(1), positive.sum(1)
+    own, others = weight[:, None], everyone(weight)
+    targets = own * _targets(valid, positive, candidates[:, None], matches[:, None], settings)
+    targets += others * _targets(valid, positive, everyone(candidates), everyone(matches), settings)
+    valid &= own > 0  # nor is a pair of weight 0 a negative of the others
+    each = given * _each(weight, settings.directions)
+
+    def direction(queries, keys, norm, keys_norm):
+      keys = everyone(keys)
+      logits = _logits(queries, keys, scale, valid)
+      p = own * jnp.exp(logits - norm[:, None]) + others * jnp.exp(logits - everyone(keys_norm))
+      gradient = each * valid * (p - targets)
+      return jnp.dot(gradient, keys, preferred_element_type=jnp.float32)
+
+    of_images = direction(image, text, image_norm, text_norm)
+    of_texts = direction(text, image, text_norm, image_norm)
+    of_scale = jax.lax.psum(jnp.sum(of_images * image), BATCH)
+    return (scale * of_images).astype(image.dtype), (scale * of_texts).astype(text.dtype), of_scale
+
+  of_images, of_texts, of_scale = jax.shard_map(
+    sharded, in_specs=(ROWS, ROWS, ROWS, ROWS, P(), ROWS, ROWS, P()), out_specs=(ROWS, ROWS, P())
+  )(*kept, given)
+  return of_images, of_texts, None, None, of_scale
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _pairs(image, text, valid, positive, weight, scale, bias):
   """Sum of -log sigmoid(z (scale x.y + bias)) over a block of pairs, z = 1 for a match and -1 for none."""
-  logits = scale * jnp.dot(image, text.T, preferred_element_type=jnp.float32) + bias
+  logits = _logits(image, text, scale) + bias
   return -jnp.sum(weight[:, None] * valid * jax.nn.log_sigmoid(jnp.where(positive, logits, -logits)))
 
 
 def _sigmoid(image, text, hashes, weight, scale, bias, settings):
-  first = jax.lax.axis_index(BATCH) * len(image)
-  valid, positive = compare(hashes, everyone(hashes), everyone(weight), first, settings)
-  return _pairs(image, everyone(text), valid, positive, weight, scale, bias)
+  return _pairs(image, everyone(text), *_global(hashes, weight, settings), weight, scale, bias)
 
 
 def _sigmoid_ring(image, text, hashes, weight, scale, bias, settings):

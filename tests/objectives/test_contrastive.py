@@ -1,5 +1,7 @@
 """The contrastive losses and their gradients against float64 NumPy, on one device and on several."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,19 @@ def test_devices_compare_with_the_global_batch(loss, mesh, batch):
   check(Contrastive(loss=loss, equal_texts=equal_texts), batch, make_mesh(*mesh))
 
 
+def test_devices_send_no_gradients_of_embeddings(batch):
+  """Of the softmax each makes its own rows' by itself: what is summed are numbers."""
+  image, text, ids, weight = batch
+
+  def loss(image, text, equality, weight):
+    return contrastive_loss(image, text, equality, weight, {"log_scale": jnp.float32(0)}, Contrastive())
+
+  with jax.set_mesh(make_mesh(2, 2, 2)):
+    program = jax.jit(jax.grad(loss, (0, 1))).lower(image, text, hashes(ids), weight).as_text()
+  assert "all_gather" in program and "reduce_scatter" not in program
+  assert {*re.findall(r'"stablehlo.all_reduce".*?-> (tensor<.*?>)', program, re.DOTALL)} == {"tensor<f32>"}
+
+
 def test_directions(batch):
   """'sum' is the formula as printed; 'mean' is half of it."""
   (summed, summed_gradients), (mean, mean_gradients) = (
@@ -118,11 +133,15 @@ def test_directions(batch):
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid", "sigmoid_ring"])
 def test_a_pair_of_weight_0_is_no_query_and_no_negative(loss, batch):
   image, text, ids, weight = batch
-  settings = Contrastive(loss=loss)
-  value, gradients = loss_and_gradients(settings, batch, make_mesh())
   moved = image.copy()
-  moved[3], moved[10] = image[4], -image[10]
-  np.testing.assert_array_equal(loss_and_gradients(settings, (moved, text, ids, weight), make_mesh())[0], value)
+  moved[3], moved[10] = text[4], -image[10]  # text 4's best match by far, at CLIP's highest scale
+
+  def run(image):
+    return loss_and_gradients(Contrastive(loss=loss), (image, text, ids, weight), make_mesh(), log_scale=np.log(100))
+
+  (value, gradients), (moved_value, moved_gradients) = run(image), run(moved)
+  np.testing.assert_array_equal(moved_value, value)
+  np.testing.assert_array_equal(moved_gradients[0], gradients[0])
   for gradient in gradients[:2]:
     assert not np.any(gradient[jnp.array([3, 10])])
 
