@@ -13,6 +13,8 @@ compiler expects the config's steps to take, and where that time goes. No accele
                    (GPUs); or a shape: v4:8x16x16 chips along each axis, h100:32x8 hosts x GPUs
     --slices=2     number of them, joined along the data axis
     --search       which meshes, remat policies, batches and kernels fit, the fastest first, and its command
+    --schedule     products and kernels by the compiler's finished schedules, in place of what it expects beforehand:
+                   closer to published runs, most of all on v6e; compiles three times as long (TPUs)
     --mfu=0.5      a share of the devices' peak rate to reckon with, in place of what the compiler expects
     --capfilt      captioner and filter of the config's model in place of training, on one device
 
@@ -20,6 +22,7 @@ The exit status is 0 where it fits and 3 where it does not. For TPUs the step is
 by which transfers run beside computation (`coca.devices.hardware`), for GPUs without them: they take some memory, too.
 """
 
+import contextlib
 import re
 import shlex
 import sys
@@ -30,7 +33,7 @@ from ml_collections import config_flags
 from coca.config import parse
 from coca.config.command_line import one_line, parse_flags
 from coca.devices.sharding import AXES
-from coca.planning import report, search, topology
+from coca.planning import report, schedule, search, topology
 
 NO_FIT = 3  # exit status
 
@@ -47,13 +50,16 @@ def main(argv) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
-  with one_line(ValueError, FileNotFoundError, ModuleNotFoundError):
+  with one_line(ValueError, FileNotFoundError, ModuleNotFoundError), contextlib.ExitStack() as stack:
     if FLAGS.mesh and FLAGS.search:
       raise ValueError("--search tries meshes itself: leave out --mesh; --config.mesh.tensor stays as it is")
     if FLAGS.mesh:
       FLAGS.config.mesh.update(mesh_setting(FLAGS.mesh))
     config = parse(FLAGS.config)
-    devices = topology.open_topology(FLAGS.topology, FLAGS.slices)
+    if FLAGS.schedule and topology.parse(FLAGS.topology)[0] in topology.GPUS:
+      raise ValueError("--schedule: only the compiler for TPUs writes its schedules; leave it out")
+    schedules = stack.enter_context(schedule.written()) if FLAGS.schedule else None
+    devices = topology.open_topology(FLAGS.topology, FLAGS.slices)._replace(schedules=schedules)
     if FLAGS.capfilt:
       text, fits = report.fit_capfilt(config, devices, FLAGS.capfilt_batch)
     elif FLAGS.search:
@@ -78,6 +84,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("slices", 1, "number of such slices, joined along the data axis", lower_bound=1)
   flags.DEFINE_string("mesh", "", "devices along each axis, as data=32,fsdp=64; empty: config.mesh")
   flags.DEFINE_float("mfu", None, "share of the peak FLOP/s to reckon with, in place of the compiler's", 0.01, 1.0)
+  flags.DEFINE_bool("schedule", False, "time by the compiler's finished schedules, which takes longer (TPUs)")
   flags.DEFINE_bool("search", False, "try meshes, remat policies and batches")
   flags.DEFINE_list("batches", [], "batches that --search tries; empty: the config's, half and twice that")
   flags.DEFINE_bool("capfilt", False, "plan CapFilt with the config's model, on one device")

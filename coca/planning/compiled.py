@@ -19,7 +19,7 @@ from coca.decoding.settings import Decoding
 from coca.devices import hardware
 from coca.devices.sharding import batch_sharding, make_mesh
 from coca.inference.forward import Forward
-from coca.planning import expected, roofline
+from coca.planning import expected, roofline, schedule
 from coca.planning.collectives import Collective, collectives
 from coca.planning.expected import Cost
 from coca.planning.topology import GPUS, Topology
@@ -38,6 +38,7 @@ class Program(NamedTuple):
   clock: float  # cycles a second in which the costs are told
   executed: float  # FLOPs of matrix products, those that are computed again included
   seconds: float  # that compiling took
+  scheduled: bool = False  # the costs of products and kernels are those of the compiler's finished schedules
   unread: str = ""  # the reason why this jaxlib can't read the compiled program: collectives and costs are not known
 
   @property
@@ -122,6 +123,8 @@ def compile_capfilt(config: Config, topology: Topology, batch: int, decoding: De
 
 def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
   start = time.monotonic()
+  if topology.schedules:
+    schedule.clear(topology.schedules)
   try:
     compiled = traced.lower().compile(compiler_options=topology.options or None)
   except jax.errors.JaxRuntimeError as e:
@@ -138,7 +141,8 @@ def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
   except jax.errors.JaxRuntimeError as e:  # seen with jaxlib 0.10 and libtpu 0.0.52 for v6e
     text, unread = "", str(e).splitlines()[0]
   sent = collectives(text, mesh)
-  costs, clock = _costs(text, topology.kind, sent)
+  scheduled = schedule.read(topology.schedules) if topology.schedules else None
+  costs, clock = _costs(text, topology.kind, sent, scheduled)
   return Program(
     memory.peak_memory_in_bytes,
     memory.argument_size_in_bytes,
@@ -147,14 +151,15 @@ def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
     clock,
     total(products(traced.jaxpr.jaxpr)) / math.prod(mesh.values()),
     time.monotonic() - start,
+    bool(scheduled),
     unread,
   )
 
 
-def _costs(text: str, kind: str, sent: list[Collective]) -> tuple[list[Cost], float]:
+def _costs(text: str, kind: str, sent: list[Collective], scheduled: dict | None) -> tuple[list[Cost], float]:
   """`Program.costs` and `Program.clock`."""
   if tpu := hardware.tpu(kind):
-    return expected.costs(text, tpu, sent), tpu.clock
+    return expected.costs(text, tpu, sent, scheduled), tpu.clock
   peak, card = hardware.peak_flops(kind), next((card for card in GPUS.values() if card["name"] == kind), None)
   if peak and card:
     clock = card["ghz"] * 1e9

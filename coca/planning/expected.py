@@ -1,9 +1,11 @@
 """The time that a TPU's compiler expects a program to take, read from its text.
 
 libtpu writes beside most instructions how many cycles it expects them to take; they are summed here, each as often as
-it runs. It is the compiler's model and no clock. What it leaves out is counted by rules: a Pallas kernel takes as long
-as its products, its exponentials or its bytes from memory do, whichever is longest (`kernel_cycles`);
-a collective that nothing hides takes its bytes round a ring. Copies between memories that run beside other work, and
+it runs. It is the compiler's model and no clock. Where its finished schedules are at hand (`coca.planning.schedule`), a
+product or a kernel takes as long as its own, or as its FLOPs at the peak or its bytes from memory if these take longer.
+What it leaves out is counted by rules: a Pallas kernel without a schedule takes as long as its products, its
+exponentials or its bytes do, whichever is longest (`kernel_cycles`); a collective that nothing hides takes its bytes
+round a ring. Copies between memories that run beside other work, and
 what a collective that is hidden takes longer than the work that hides it, count nothing.
 """
 
@@ -13,7 +15,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from coca.devices.hardware import Tpu
-from coca.planning import hlo
+from coca.planning import hlo, work
 from coca.planning.collectives import Collective
 from coca.training.flops import scope_of
 
@@ -58,24 +60,29 @@ class Cost(NamedTuple):
   source: str  # lines of code, innermost first
 
 
-def costs(text: str, tpu: Tpu, sent: list[Collective]) -> list[Cost]:
+def costs(text: str, tpu: Tpu, sent: list[Collective], scheduled: dict[str, int] | None = None) -> list[Cost]:
   """All that takes time, what takes longest first.
 
   Args:
     text: `Compiled.as_text()`, by libtpu.
     tpu: what it was compiled for.
     sent: the program's collectives.
+    scheduled: cycles by the compiler's finished schedules, of the instructions that have one.
   """
   computations, entry = hlo.computations(text)
   sources, found = hlo.Sources(text), []
   for name, (times, _) in hlo.runs(computations, entry).items():
-    here = []
+    here, shapes = [], work.shapes_of(computations[name])
     for line in computations[name]:
       cycles = _cycles(line, tpu)
       if cycles:
         match = hlo.INSTRUCTION.match(line)
         name_of_it, op = (match[1], match[3]) if match else ("", "")
         kind = kind_of(line, op, computations)
+        if kind in ("products", "kernels") and scheduled and name_of_it in scheduled:
+          # What is taken for an instruction's work may be too much, and what libtpu expects is never too little.
+          least = work.least_seconds(line, shapes, computations, tpu.flops, tpu.memory) * tpu.clock
+          cycles = max(scheduled[name_of_it], min(least, cycles))
         here.append(Cost(cycles * times, times, kind, *part_of(line), name_of_it, sources.of(line)))
     found += here if name == entry else with_parts(here)
   for row in sent:

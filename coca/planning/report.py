@@ -131,7 +131,7 @@ def cost(config: Config, topology: Topology, mfu: float | None, program: Program
       cycles = f"{seconds * program.clock / 1e6:,.1f}M cycles at {program.clock / 1e9:.2f} GHz"
       factors = ", ".join(f"{least:g} to {most:g} on {chip}" for chip, (least, most) in PUBLISHED.items())
       lines += [
-        f"the compiler expects {seconds:.3f} s a step ({cycles}): {shares}",
+        f"{'by its schedules ' * program.scheduled}the compiler expects {seconds:.3f} s a step ({cycles}): {shares}",
         f"published runs of language models took {factors} times as long as is expected of them "
         "(tests/benchmarks/RESULTS.md)",
       ]

@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -62,6 +63,7 @@ class Topology(NamedTuple):
   chips: int
   memory: int | None  # bytes of a device that a program may use; None: not known
   options: dict[str, bool | str]  # of the compiler
+  schedules: Path | None = None  # the folder to which the compiler writes its own (`coca.planning.schedule`)
 
   @property
   def kind(self) -> str:
