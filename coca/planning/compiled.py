@@ -38,7 +38,9 @@ class Program(NamedTuple):
   clock: float  # cycles a second in which the costs are told
   executed: float  # FLOPs of matrix products, those that are computed again included
   seconds: float  # that compiling took
-  scheduled: bool = False  # the costs of products and kernels are those of the compiler's finished schedules
+  beforehand: float = (
+    0.0  # seconds of a step that the compiler expected before its schedules, where these are the costs
+  )
   unread: str = ""  # the reason why this jaxlib can't read the compiled program: collectives and costs are not known
 
   @property
@@ -143,6 +145,7 @@ def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
   sent = collectives(text, mesh)
   scheduled = schedule.read(topology.schedules) if topology.schedules else None
   costs, clock = _costs(text, topology.kind, sent, scheduled)
+  expected_before = _costs(text, topology.kind, sent)[0] if scheduled else []
   return Program(
     memory.peak_memory_in_bytes,
     memory.argument_size_in_bytes,
@@ -151,12 +154,12 @@ def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
     clock,
     total(products(traced.jaxpr.jaxpr)) / math.prod(mesh.values()),
     time.monotonic() - start,
-    bool(scheduled),
+    sum(row.cycles for row in expected_before) / (clock or 1.0),
     unread,
   )
 
 
-def _costs(text: str, kind: str, sent: list[Collective], scheduled: dict | None) -> tuple[list[Cost], float]:
+def _costs(text: str, kind: str, sent: list[Collective], scheduled: dict | None = None) -> tuple[list[Cost], float]:
   """`Program.costs` and `Program.clock`."""
   if tpu := hardware.tpu(kind):
     return expected.costs(text, tpu, sent, scheduled), tpu.clock

@@ -130,8 +130,13 @@ def cost(config: Config, topology: Topology, mfu: float | None, program: Program
     if hardware.tpu(topology.kind):
       cycles = f"{seconds * program.clock / 1e6:,.1f}M cycles at {program.clock / 1e9:.2f} GHz"
       factors = ", ".join(f"{least:g} to {most:g} on {chip}" for chip, (least, most) in PUBLISHED.items())
+      if before := program.beforehand:
+        lines.append(
+          f"before it scheduled them the compiler expected {before:.3f} s a step, an MFU of "
+          f"{100 * per_device / before / peak:.1f} %"
+        )
       lines += [
-        f"{'by its schedules ' * program.scheduled}the compiler expects {seconds:.3f} s a step ({cycles}): {shares}",
+        f"{'by its schedules ' * bool(before)}the compiler expects {seconds:.3f} s a step ({cycles}): {shares}",
         f"published runs of language models took {factors} times as long as is expected of them "
         "(tests/benchmarks/RESULTS.md)",
       ]

@@ -2,17 +2,20 @@
 
     python tests/benchmarks/calibration.py                         # all rows, one after the other
     python tests/benchmarks/calibration.py --rows=v5e-32b,v5p-32b
+    python tests/benchmarks/calibration.py --schedule              # by the compiler's finished schedules
 
 A stand-in of MaxText's Llama-style decoder is compiled for the published chips: its sizes, batch, mesh, remat policy
 and attention kernel. FLOPs are those that MaxText counts. Needs libtpu (`pip install -e '.[plan]'`).
 
-Splash attention states no work to count its kernels by, so that is counted here: the products over the blocks that the
-causal mask leaves, at the share of the peak that `coca.planning.expected` takes kernels to reach.
+Splash attention states no work to count its kernels by, and its schedule has the blocks, too, that it skips when it
+runs; so that is counted here: the products over the blocks that the causal mask leaves, at the share of the peak that
+`coca.planning.expected` takes kernels to reach.
 
 Shapes: B batch, T tokens, D width, H heads, G heads of keys and values, K width of a head, F hidden, V vocabulary.
 """
 
 import argparse
+import contextlib
 import functools
 import math
 import os
@@ -30,6 +33,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from coca.devices import hardware
+from coca.planning import schedule
 from coca.planning.collectives import collectives
 from coca.planning.expected import IN_KERNELS, costs
 from coca.planning.topology import open_topology
@@ -219,11 +223,13 @@ def kernel_seconds(row: Row, peak: float) -> float:
   return 2 * 128 * row.heads * row.length * blocks * row.batch * row.layers / peak / IN_KERNELS
 
 
-def measure(name: str) -> str:
+def measure(name: str, by_schedule: bool) -> str:
   row, start = ROWS[name], time.monotonic()
-  compiled, topology, sizes = compile_row(row)
+  with schedule.written() if by_schedule else contextlib.nullcontext() as folder:
+    compiled, topology, sizes = compile_row(row)
+    scheduled = schedule.read(folder) if folder else None
   tpu, text = hardware.tpu(topology.kind), compiled.as_text()
-  found = costs(text, tpu, collectives(text, sizes))
+  found = costs(text, tpu, collectives(text, sizes), scheduled)
   of_kind = {}
   for cost in found:
     of_kind[cost.kind] = of_kind.get(cost.kind, 0.0) + cost.cycles / tpu.clock
@@ -243,9 +249,11 @@ def measure(name: str) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rows", default=",".join(ROWS), help="names, with commas")
-  names = parser.parse_args().rows.split(",")
+  parser.add_argument("--schedule", action="store_true", help="products by the finished schedules")
+  args = parser.parse_args()
+  names = args.rows.split(",")
   if len(names) == 1:
-    print(measure(names[0]), flush=True)
+    print(measure(names[0], args.schedule), flush=True)
     return
   columns = (
     "run",
@@ -262,7 +270,8 @@ def main() -> None:
   )
   print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|", flush=True)
   for name in names:  # each in a process of its own, which gives its memory back
-    subprocess.run([sys.executable, __file__, f"--rows={name}"], check=True, env=os.environ)
+    command = [sys.executable, __file__, f"--rows={name}", *["--schedule"] * args.schedule]
+    subprocess.run(command, check=True, env=os.environ)
 
 
 if __name__ == "__main__":
