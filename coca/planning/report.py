@@ -15,7 +15,7 @@ from coca.devices.sharding import AXES, mesh_shape
 from coca.planning.advice import GIB, advice, saved_bytes
 from coca.planning.arithmetic import parameter_table, state_bytes
 from coca.planning.compiled import DoesNotFit, Program, compile_capfilt, compile_step, for_topology, progress
-from coca.planning.expected import KINDS, PUBLISHED
+from coca.planning.expected import BY_SCHEDULE, KINDS, PUBLISHED
 from coca.planning.topology import Topology
 from coca.training.flops import flops_per_pair
 
@@ -129,7 +129,8 @@ def cost(config: Config, topology: Topology, mfu: float | None, program: Program
     shares = f"an MFU of {useful:.1f} %, {all_of_it:.1f} % with what is computed again"
     if hardware.tpu(topology.kind):
       cycles = f"{seconds * program.clock / 1e6:,.1f}M cycles at {program.clock / 1e9:.2f} GHz"
-      factors = ", ".join(f"{least:g} to {most:g} on {chip}" for chip, (least, most) in PUBLISHED.items())
+      published = BY_SCHEDULE if program.beforehand else PUBLISHED
+      factors = ", ".join(f"{least:g} to {most:g} on {chip}" for chip, (least, most) in published.items())
       if before := program.beforehand:
         lines.append(
           f"before it scheduled them the compiler expected {before:.3f} s a step, an MFU of "

@@ -6,6 +6,7 @@ products, above all of those with element-wise work fused to them, the first is 
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 import tempfile
@@ -14,8 +15,14 @@ from pathlib import Path
 # What libtpu writes of each program: where, and of which of its passes.
 _DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_pass_label_regex=final_bundles"
 _FILE = re.compile(r"\d+-(.+)-\d+-final_bundles\.txt")
-# A bundle, with 'LB' the first of a loop; the end of a loop, and how often it runs where that is a constant.
-_MARK = re.compile(r"^ *(?:0x[0-9a-f]+|0) +(LB)?[A-Z ,]*:|(?:totalorder \S+ (\d+) /\* )?(loop exit test)", re.MULTILINE)
+# A bundle, with "LB" the first of a loop; the test of a loop's end, somewhere in it: a predicate, and how often it
+# runs where that is a constant; a branch by a predicate.
+_MARK = re.compile(
+  r"^ *(?:0x[0-9a-f]+|0) +(LB)?[A-Z ,]*:"
+  r"|(%p\w+) = scmp\S* \S+ (\d+)? ?[^;]*?/\* loop exit test"
+  r"|sbr\.rel \(!?(%p\w+)\)",
+  re.MULTILINE,
+)
 
 
 @contextlib.contextmanager
@@ -46,12 +53,22 @@ def read(folder: Path) -> dict[str, int]:
 
 def cycles(text: str) -> int:
   """Those of a schedule: its bundles, each as often as the loops run that it is in."""
-  loops = [0]  # what was counted in the loops that are open, innermost last
-  for first, times, end in (mark.groups() for mark in _MARK.finditer(text)):
-    if end and len(loops) > 1:
-      inner = loops.pop()
-      loops[-1] += inner * int(times or 1)
-    elif not end:
-      loops += [0] * bool(first)
-      loops[-1] += 1
-  return sum(loops)
+  loops = [_Loop()]  # the whole, and the loops that are open, innermost last
+  for first, test, times, branch in (mark.groups() for mark in _MARK.finditer(text)):
+    if test:
+      loops[-1].test, loops[-1].times = test, int(times or 1)
+    elif branch:
+      if branch == loops[-1].test:  # back to its first bundle
+        inner = loops.pop()
+        loops[-1].cycles += inner.cycles * inner.times
+    else:
+      loops += [_Loop()] * bool(first)
+      loops[-1].cycles += 1
+  return sum(loop.cycles for loop in loops)
+
+
+@dataclasses.dataclass
+class _Loop:
+  cycles: int = 0  # of one iteration
+  times: int = 1
+  test: str = ""
