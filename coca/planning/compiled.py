@@ -38,9 +38,7 @@ class Program(NamedTuple):
   clock: float  # cycles a second in which the costs are told
   executed: float  # FLOPs of matrix products, those that are computed again included
   seconds: float  # that compiling took
-  beforehand: float = (
-    0.0  # seconds of a step that the compiler expected before its schedules, where these are the costs
-  )
+  beforehand: float = 0.0  # seconds of a step as it was expected before the schedules, where costs are by these
   unread: str = ""  # the reason why this jaxlib can't read the compiled program: collectives and costs are not known
 
   @property

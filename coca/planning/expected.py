@@ -5,8 +5,8 @@ it runs. It is the compiler's model and no clock. Where its finished schedules a
 product or a kernel takes as long as its own, or as its FLOPs at the peak or its bytes from memory if these take longer.
 What it leaves out is counted by rules: a Pallas kernel without a schedule takes as long as its products, its
 exponentials or its bytes do, whichever is longest (`kernel_cycles`); a collective that nothing hides takes its bytes
-round a ring. Copies between memories that run beside other work, and
-what a collective that is hidden takes longer than the work that hides it, count nothing.
+round a ring. Copies between memories that run beside other work, and what a collective that is hidden takes longer than
+the work that hides it, count nothing.
 """
 
 import json
@@ -81,7 +81,7 @@ def costs(text: str, tpu: Tpu, sent: list[Collective], scheduled: dict[str, int]
         name_of_it, op = (match[1], match[3]) if match else ("", "")
         kind = kind_of(line, op, computations)
         if kind in ("products", "kernels") and scheduled and name_of_it in scheduled:
-          # What is taken for an instruction's work may be too much, and what libtpu expects is never too little.
+          # Bytes count that the core may hold, and arrays that only a part is read of: no more than without a schedule.
           least = work.least_seconds(line, shapes, computations, tpu.flops, tpu.memory) * tpu.clock
           cycles = max(scheduled[name_of_it], min(least, cycles))
         here.append(Cost(cycles * times, times, kind, *part_of(line), name_of_it, sources.of(line)))
