@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Shaped, UInt32
 from coca import config
 from coca.devices.sharding import BATCH
 
-ROWS = P(BATCH)
+ROWS, LOWEST = P(BATCH), jnp.finfo(jnp.float32).min
 
 
 def contrastive_loss(
@@ -102,9 +102,8 @@ def _global(hashes, weight, settings):
   return compare(hashes, everyone(hashes), everyone(weight), first, settings)
 
 
-def _logits(queries, keys, scale, valid=True):
-  logits = scale * jnp.dot(queries, keys.T, preferred_element_type=jnp.float32)
-  return jnp.where(valid, logits, jnp.finfo(jnp.float32).min)
+def _logits(queries, keys, scale):
+  return scale * jnp.dot(queries, keys.T, preferred_element_type=jnp.float32)
 
 
 def _targets(valid, positive, candidates, matches, settings):
@@ -121,7 +120,7 @@ def _softmax_forward(image, text, hashes, weight, scale, settings):
     targets = _targets(valid, positive, valid.sum(1)[:, None], positive.sum(1)[:, None], settings)
 
     def direction(queries, keys):
-      logits = _logits(queries, everyone(keys), scale, valid)
+      logits = jnp.where(valid, _logits(queries, everyone(keys), scale), LOWEST)
       norm = jax.nn.logsumexp(logits, axis=1)
       return jnp.sum(weight * jnp.sum(targets * (norm[:, None] - logits), axis=1)), norm
 
@@ -155,7 +154,7 @@ def _softmax_backward(settings, kept, given):
 
     def direction(queries, keys, norm, keys_norm):
       keys = everyone(keys)
-      logits = _logits(queries, keys, scale, valid)
+      logits = jnp.where(valid, _logits(queries, keys, scale), LOWEST)
       p = own * jnp.exp(logits - norm[:, None]) + others * jnp.exp(logits - everyone(keys_norm))
       gradient = each * valid * (p - targets)
       return jnp.dot(gradient, keys, preferred_element_type=jnp.float32)
@@ -167,7 +166,7 @@ def _softmax_backward(settings, kept, given):
 
   of_images, of_texts, of_scale = jax.shard_map(
     sharded, in_specs=(ROWS, ROWS, ROWS, ROWS, P(), ROWS, ROWS, P()), out_specs=(ROWS, ROWS, P())
-  )(*kept, given)
+  )(*[*kept, given])
   return of_images, of_texts, None, None, of_scale
 
 
