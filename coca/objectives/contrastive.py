@@ -92,7 +92,7 @@ def _softmax(image, text, hashes, weight, scale, settings):
 
 
 def _each(weight, directions="sum"):
-  """What one pair's loss counts in the mean over the global batch."""
+  """The factor of one pair's loss in the mean over the global batch."""
   return (0.5 if directions == "mean" else 1) / jnp.maximum(jax.lax.psum(weight.sum(), BATCH), 1e-9)
 
 

@@ -38,8 +38,8 @@ class Program(NamedTuple):
   clock: float  # cycles a second in which the costs are told
   executed: float  # FLOPs of matrix products, those that are computed again included
   seconds: float  # that compiling took
-  beforehand: float = 0.0  # seconds of a step as it was expected before the schedules, where costs are by these
   unread: str = ""  # the reason why this jaxlib can't read the compiled program: collectives and costs are not known
+  beforehand: float = 0.0  # seconds of a step as it was expected before the schedules, where costs are by these
 
   @property
   def step_seconds(self) -> float:
@@ -152,8 +152,8 @@ def _compile(traced, topology: Topology, mesh: dict[str, int]) -> Program:
     clock,
     total(products(traced.jaxpr.jaxpr)) / math.prod(mesh.values()),
     time.monotonic() - start,
-    sum(row.cycles for row in expected_before) / (clock or 1.0),
     unread,
+    sum(row.cycles for row in expected_before) / (clock or 1.0),
   )
 
 

@@ -1,4 +1,4 @@
-"""What an instruction of a compiled program has to do: FLOPs of its matrix products, and bytes."""
+"""The work of an instruction of a compiled program: FLOPs of its matrix products, and bytes."""
 
 import math
 import re
