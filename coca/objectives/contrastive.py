@@ -107,7 +107,7 @@ def _logits(queries, keys, scale):
 
 
 def _targets(valid, positive, candidates, matches, settings):
-  """Of rows or columns that have so many candidates and matches."""
+  """The targets of rows or columns that have so many candidates and matches."""
   targets = positive / matches
   if settings.label_smoothing:
     targets = (1 - settings.label_smoothing) * targets + settings.label_smoothing * valid / candidates

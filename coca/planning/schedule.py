@@ -1,4 +1,4 @@
-"""How long each instruction takes by the compiler's finished schedule, for TPUs.
+"""The time of each instruction by the finished schedule of a TPU's compiler.
 
 What libtpu says in a program's text (`coca.planning.expected`) it expects before it schedules anything. Behind that it
 knows what each instruction's own program does in each cycle: bundles, in loops whose iterations are constants. Of

@@ -31,7 +31,7 @@ def least_seconds(
 
 
 def is_product(line: str) -> bool:
-  """Whether a GPU's library computes it as a matrix product or a convolution."""
+  """True if a GPU's library computes it, as a matrix product or a convolution."""
   return bool(_GEMM.search(line))
 
 
