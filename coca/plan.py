@@ -14,7 +14,7 @@ compiler expects the config's steps to take, and where that time goes. No accele
     --slices=2     number of them, joined along the data axis
     --search       which meshes, remat policies, batches and kernels fit, the fastest first, and its command
     --schedule     products and kernels by the compiler's finished schedules, in place of what it expects beforehand:
-                   closer to published runs, most of all on v6e; compiles three times as long (TPUs)
+                   closer to published runs of v5e and v5p; compiles three times as long (TPUs)
     --mfu=0.5      a share of the devices' peak rate to reckon with, in place of what the compiler expects
     --capfilt      captioner and filter of the config's model in place of training, on one device
 
