@@ -40,6 +40,8 @@ class Examples:
     data = config.data
     self._name, self._source, self._config, self._tokenizer = name, source, config, tokenizer
     self._settings, self._length = data.sources[name], config.model.text.length
+    # A text's ids are the row's and tell what it equals; 64, since threads make rows side by side. Nobody changes them.
+    self._encode = functools.lru_cache(maxsize=64)(tokenizer.encode)
     self._classes = config.classification.classes if config.classification.weight else 0
     self._answers = {label: i for i, label in enumerate(labels)} if config.answers_by_classes else {}
     self._states = states_of(config)
@@ -66,7 +68,7 @@ class Examples:
     if more := self._config.contrastive.texts - 1:
       others = list(itertools.islice(said.texts, more))
       prompt = self._config.data.prompt
-      row["more_texts"] = np.stack([self._tokenizer.encode(prompt + other, self._length) for other in others])
+      row["more_texts"] = np.stack([self._encode(prompt + other, self._length) for other in others])
       row["more_hashes"] = np.stack([self._hashes(said.names, other, rng) for other in others])
     return row, ""
 
@@ -165,11 +167,11 @@ class Examples:
     elif self._settings.task:
       encode = functools.partial(tasks.encode, tokenizer, config.model.text.vocab, config.data.prompt + text)
     else:
-      encode = functools.partial(tokenizer.encode, config.data.prompt + text)
+      encode = functools.partial(self._encode, config.data.prompt + text)
     ids = encode(length)
     # A text that is cut ends with EOS for the encoder; the decoder has to write the word in its place.
     last = encode(length, ends=False)[-1] if ids[-1] != PAD else ids[-1]
     return {"text": ids, "last": last} | given
 
   def _hashes(self, names: Sequence[str], text: str, rng: np.random.Generator) -> np.ndarray:
-    return texts.equality(names, self._tokenizer.encode(text, self._length), self._tokenizer, rng)
+    return texts.equality(names, self._encode(text, self._length), self._tokenizer, rng)

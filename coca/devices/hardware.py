@@ -121,7 +121,7 @@ def device_memory() -> int | None:
 # Of XLA's compiler, for a training step, by platform, or by `device_kind` where that has its own.
 OPTIONS = {
   # By default what can start is started, such as zeroing all gradients before the forward pass: 36 % more memory for
-  # temporaries than in the order that holds least.
+  # temporaries than in the order that holds least. `compiler_options` leaves it so for small models.
   # Its vectors have 256 bits where the processor has 512: 5 % of a small step's time.
   "cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_cpu_prefer_vector_width": "512"},
   # All-gathers of fsdp's parameters run while the matrix products of the layer before do, instead of before them.
@@ -138,13 +138,23 @@ OPTIONS = {
 }
 
 
-def compiler_options(mesh) -> dict[str, bool | str]:
-  """For `jax.jit` of a training step on the mesh's devices; what XLA_FLAGS or LIBTPU_INIT_ARGS set stays as it is."""
+SMALL = 2**24  # parameters
+
+
+def compiler_options(mesh, parameters: int = SMALL) -> dict[str, bool | str]:
+  """For `jax.jit` of a training step on the mesh's devices; what XLA_FLAGS or LIBTPU_INIT_ARGS set stays as it is.
+
+  On a CPU that is one device, a step of less than `SMALL` parameters is as fast as it can be, not as small:
+  its products leave cores idle, on which others run. With several devices collectives would have no order.
+  """
   here = jax.local_devices()
   device = next((d for d in mesh.devices.flat if d in here), None)
   if device is None:  # only compiled for: `coca.planning.topology` has options for that
     return {}
-  return step_options(device)
+  options = step_options(device)
+  if mesh.size == 1 and parameters < SMALL:
+    options.pop("xla_cpu_scheduler_type", None)
+  return options
 
 
 def step_options(device) -> dict[str, bool | str]:
@@ -179,13 +189,15 @@ def keep_memory() -> None:
   """Has malloc keep what is freed, on a machine without accelerators; before jax starts threads. Only on glibc.
 
   XLA on CPU takes the memory of a program's temporaries anew in every call. As malloc is, it comes from the kernel each
-  time, which clears it page by page: 0.25 of 0.85 CPU seconds of a step of coca_tiny's size.
+  time, which clears it page by page: 0.25 of 0.85 CPU seconds of a step of coca_tiny's size. A call is made when
+  the one before has ended, since each in flight has its own temporaries: 2.5 GiB in place of 1.2 there.
   """
   if os.environ.get("JAX_PLATFORMS") != "cpu" and any(glob.glob(pattern) for pattern in ACCELERATORS):
     return
   with contextlib.suppress(AttributeError, OSError, TypeError):
     for option, value in KEEP_FREED.values():
       ctypes.CDLL(None).mallopt(option, value)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def collect_seldom() -> None:

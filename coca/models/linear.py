@@ -50,14 +50,19 @@ def spread(x: Float[Array, "..."], shape: tuple[int, ...], dtype: DTypeLike) -> 
   Its gradient is their sum, in fp32: in bfloat16 a sum of many numbers stops growing where one of them is less than a
   256th of it.
   """
-  if platform() == "tpu" and x.ndim == 1 and len(shape) > 1 and dtype != jnp.float32:
+  summed = platform() == "cpu" or (platform() == "tpu" and dtype != jnp.float32)
+  if summed and x.ndim == 1 and len(shape) > 1:
     return _spread(x, shape, dtype)
   return jnp.broadcast_to(x.astype(jnp.float32), shape).astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _spread(x, shape, dtype):
-  """`spread` of a vector, with the sum as a product with ones: the matrix units sum faster than the others."""
+  """`spread` of a vector, with a sum of its own.
+
+  On TPUs it is a product with ones: the matrix units sum faster than the others. On CPU it is over a matrix's rows,
+  behind a barrier: XLA would sum those of queries, keys and values as [B, T, H, K], 0.5 ms in place of 0.04.
+  """
   return jnp.broadcast_to(x.astype(dtype), shape)
 
 
@@ -66,6 +71,9 @@ def _spread_fwd(x, shape, dtype):
 
 
 def _spread_bwd(shape, dtype, like, g):
+  if platform() == "cpu":
+    rows = jax.lax.optimization_barrier(g.reshape(-1, shape[-1]))
+    return (rows.astype(jnp.float32).sum(0).astype(like.dtype),)
   ones = jnp.ones((8, *shape[:-1]), g.dtype)
   axes = range(len(shape) - 1)
   contracted = tuple(i + 1 for i in axes), tuple(axes)

@@ -8,11 +8,13 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from coca.config import Config
 from coca.config.durations import in_steps
 from coca.config.stages import spans
+from coca.devices.hardware import platform
 from coca.devices.trees import path_name
 from coca.models.blip import SHARED
 from coca.training import lora
 from coca.training.layer_decay import layer_factors
 
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients
 STATISTICS = ("/mean", "/variance")  # of batch norms, which the step moves
 
 
@@ -173,8 +175,9 @@ def muon(adam: optax.GradientTransformationExtraArgs) -> optax.GradientTransform
   def matrices(params):
     return jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), params)
 
-  orthogonal = scale_by_muon(weight_dimension_numbers=matrices)
-  rule = unless_skipped(optax.chain(orthogonal, optax.stateless(as_large_as_adams)))
+  momentum = scale_by_muon(ns_steps=0, weight_dimension_numbers=matrices)  # of Frobenius norm 1
+  orthogonal = optax.stateless(lambda updates, _: jax.tree.map(orthogonalized, updates))
+  rule = unless_skipped(optax.chain(momentum, orthogonal, optax.stateless(as_large_as_adams)))
   return optax.partition({"muon": rule, "adam": adam}, labels)
 
 
@@ -188,6 +191,28 @@ ENDS = (
 def is_hidden(path: str) -> bool:
   """True for a matrix from states to states."""
   return path.endswith("/kernel") and not path.endswith(ENDS)
+
+
+def orthogonalized(x):
+  """Five Newton-Schulz steps, x <- a x + b x x' x + c (x x')^2 x, of matrices [..., m, n] of Frobenius norm 1.
+
+  Each multiplies x by a polynomial of x x'. On CPU, where products are exact to fp32, these are multiplied with each
+  other, and x by the last: of m x 4m half the work. Accelerators' products in bfloat16 are too inexact for that.
+  """
+  a, b, c = NEWTON_SCHULZ
+  if x.shape[-2] > x.shape[-1]:
+    return orthogonalized(x.mT).mT
+  if platform() != "cpu" or x.shape[-1] < 2 * x.shape[-2]:
+    for _ in range(5):
+      gram = x @ x.mT
+      x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x
+  gram, factor = x @ x.mT, None
+  for i in range(5):
+    step = a * jnp.eye(x.shape[-2]) + b * gram + c * (gram @ gram)
+    factor = step if factor is None else step @ factor
+    gram = step @ (step @ gram) if i < 4 else gram
+  return factor @ x
 
 
 def unless_skipped(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

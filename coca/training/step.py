@@ -57,7 +57,7 @@ class TrainStep:
       in_shardings=(setup.shardings, batch_sharding(setup.mesh)),
       out_shardings=(setup.shardings, replicated(setup.mesh)),
       donate_argnums=0,
-      compiler_options=compiler_options(setup.mesh),
+      compiler_options=compiler_options(setup.mesh, sum(x.size for x in jax.tree.leaves(setup.abstract_params))),
     )
 
   def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:

@@ -14,6 +14,8 @@ from coca.devices.hardware import keep_memory
 if child := os.fork():  # as it is in the child, and then kept
   os.waitpid(child, 0)
   keep_memory()
+  import jax
+  assert not jax.config.read("jax_cpu_enable_async_dispatch")  # else each call in flight takes as much for itself
 def count():
   faults = lambda: resource.getrusage(resource.RUSAGE_THREAD).ru_minflt  # other threads' do not count
   bytearray(2**26)  # the first may have to come from the kernel

@@ -105,5 +105,9 @@ def test_options_that_the_compiler_does_not_know_or_the_environment_sets_are_lef
   odd = {"xla_cpu_was_dropped": True, "xla_backend_optimization_level": "much"}
   monkeypatch.setattr(hardware, "OPTIONS", {"cpu": known | odd})
   assert hardware.compiler_options(mesh) == known
+  small, order = hardware.SMALL - 1, {"xla_cpu_scheduler_type"}
+  assert hardware.compiler_options(mesh, small) == known
+  alone = hardware.compiler_options(make_mesh(Mesh(), jax.devices()[:1]), small)
+  assert alone == {name: value for name, value in known.items() if name not in order}
   monkeypatch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in known.items()))
   assert hardware.compiler_options(mesh) == {}

@@ -11,6 +11,7 @@ import pytest
 from coca.config import Config, Data, Optim
 from coca.config.settings import frozen_parts
 from coca.devices.trees import flat
+from coca.training import optim
 from coca.training.optim import decay_mask, make_optimizer, make_schedule
 
 
@@ -144,6 +145,21 @@ def muon(params, gradients, lr, weight_decay, beta=0.95):
     updates.append(-lr * (0.2 * np.sqrt(max(x.shape)) * x + weight_decay * params))
     params = params + updates[-1]
   return updates
+
+
+@pytest.mark.parametrize("on", ["cpu", "tpu"])
+def test_muons_steps_are_newton_schulz(on, monkeypatch):
+  """Of matrices much wider than high, too, where CPUs multiply the steps' polynomials with each other."""
+  monkeypatch.setattr(optim, "platform", lambda: on)
+  for shape in ((2, 12, 48), (48, 12), (12, 12), (12, 20), (3, 4, 100)):
+    given = np.random.default_rng(0).normal(size=shape)
+    given /= np.linalg.norm(given, axis=(-2, -1), keepdims=True)
+    x = given if shape[-2] <= shape[-1] else given.swapaxes(-2, -1)
+    for _ in range(5):
+      square = x @ x.swapaxes(-2, -1)
+      x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    expected = x if shape[-2] <= shape[-1] else x.swapaxes(-2, -1)
+    np.testing.assert_allclose(jax.jit(optim.orthogonalized)(given.astype(np.float32)), expected, atol=2e-6)
 
 
 def lamb(params, gradients, lr, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
