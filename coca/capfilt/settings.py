@@ -97,6 +97,8 @@ def parse(config: ConfigDict | dict) -> CapFilt:
     not settings.source.sidecars,
     "config.source.sidecars: the texts of a job before are not filtered again; leave it empty",
   )
+  for name in ("videos", "regions", "text_only"):
+    check(not getattr(settings.source, name), f"config.source.{name}: texts are written for images; leave it out")
   check(not settings.source.question_key, "config.source.question_key: answers are no captions; leave it empty")
   for name, least in (
     ("best", 1),

@@ -182,7 +182,8 @@ class Data:
   tokenizer_pieces: Literal["unigram", "bpe"] = "unigram"
   # Texts for training the tokenizer, at most.
   tokenizer_texts: int = 1_000_000
-  # Pixels of an image at most. If its header has more, it is not decoded.
+  # Pixels of an image at most. If its header has more, it is not decoded. Pillow, which reads all but most JPEGs, stops
+  # at 178,956,970 in any case.
   max_pixels: int = 100_000_000
   # Share of unusable records that ends the run.
   max_skipped: float = 0.05

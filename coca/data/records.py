@@ -125,7 +125,7 @@ def shards_of(names: Sequence[str], counts: Sequence[int]) -> list[Shard]:
   for name in names:  # a file that is there twice
     seen[name] += 1
     full.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-  short = [re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[-_LONGEST:] for name in full]
+  short = [re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-_LONGEST:].lstrip(".") for name in full]
   alike = Counter(name.lower() for name in short)  # some file systems know no case
   ends = list(itertools.accumulate(counts))
   return [

@@ -260,6 +260,9 @@ def test_settings_that_do_not_fit():
   job = settings.to_dict(capfilt.CapFilt(captioner="x", source=asked))
   with pytest.raises(ValueError, match=r"config\.source\.question_key: answers are no captions"):
     capfilt.parse(job)
+  job.source.update(question_key="", videos=True, kind="webdataset", path="x")
+  with pytest.raises(ValueError, match=r"config\.source\.videos: texts are written for images"):
+    capfilt.parse(job)
 
 
 # --- Questions, answers and their weights ---

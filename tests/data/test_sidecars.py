@@ -197,7 +197,7 @@ def test_keep():
 
 def test_names_of_shards():
   assert shards_of(["a", "b", "c"], [2, 0, 3]) == [Shard("a", 0, 2), Shard("c", 2, 5)]
-  names = ["x/0", "x_0", "y/0", "X/0", "0", "0", "../e", "ü ü", "z" * 300, ""]
+  names = ["x/0", "x_0", "y/0", "X/0", "0", "0", "../e", "ü ü", "z" * 300, "a." + "z" * 119, ""]
   shards = shards_of(names, [1] * len(names))
   assert len({s.name.lower() for s in shards}) == len(names)
   assert all(

@@ -274,6 +274,8 @@ class Folder:
           doubled[image] += 1
           key = f"{image}#{doubled[image]}"
         before = entries.get(key, _Entry(image))
+        # A class is told once, in however many rows it stands.
+        found = tuple(text for text in found if text.origin != LABEL or text not in before.texts)
         entries[key] = _Entry(image, before.texts + found, "", question, key, before.label or label, second)
       except ValueError as e:
         wrong.append(f"{self.name}: {where}: {e}")

@@ -95,13 +95,14 @@ def open_joined(open_source: Callable[[Source], Any], settings: Source, where: s
     ValueError: it can't be read, or no record has a key that is in it.
   """
   hashes, origins, texts, left, name = np.zeros(0, np.uint64), [], [], text_keys(settings, ""), ""
+  problems: list[str] = []
   if settings.texts:
-    name, hashes, texts, origins, left = _table(settings, where)
+    name, hashes, texts, origins, left = _table(settings, where, problems)
   key = ",".join(f"{key.name}:{key.origin}" if key.origin else key.name for key in left)
   source: Keyed = open_source(dataclasses.replace(settings, text_key=key, texts="", subset=""))
-  numbers, problems = np.arange(len(source)), []
+  numbers = np.arange(len(source))
   if settings.subset:
-    numbers = np.flatnonzero(_kept(source, settings.subset, where))
+    numbers = np.flatnonzero(_kept(source, settings.subset, where, problems))
     problems.append(f"{settings.subset}: {len(numbers):,} of {len(source):,} records are kept")
   order = np.argsort(hashes, kind="stable")
   places = np.zeros((len(numbers), 2), np.int64)
@@ -120,41 +121,57 @@ def open_joined(open_source: Callable[[Source], Any], settings: Source, where: s
   return Joined(source, numbers, order, places, pa.array(texts, pa.string()), np.array(origins, np.int8), problems)
 
 
-def _table(settings: Source, where: str) -> tuple[str, np.ndarray, list[str], list[int], tuple[Key, ...]]:
-  """The column that names records, and of each text the checksum of that name, itself, and its origin; and the keys
-  in `text_key` that are no columns."""
-  keys, name, ids, texts, origins, columns = text_keys(settings, "web"), "", [], [], [], {}
+def _table(
+  settings: Source, where: str, problems: list[str]
+) -> tuple[str, np.ndarray, list[str], list[int], tuple[Key, ...]]:
+  """The kind of names that records have there, and of each text the checksum of that name, itself, and its origin; and
+  the keys in `text_key` that are no columns. JSON lines and files may have columns of their own each."""
+  keys, ids, texts, origins = text_keys(settings, "web"), [], [], []
+  first, fields, name, columns, kinds, found = "", None, "", {}, set(), set()
   for file in _files(settings.texts, f"{where}.texts"):
-    for row in _rows(file, (*IDS, *(name for key in keys for name in _names(key)))):
-      if not columns:  # those of the first row, of all files
+    nameless = 0
+    for row in _rows(file, (*IDS, *(name for key in keys for name in _names(key))), problems):
+      if tuple(row) != fields:
+        fields = tuple(row)
+        first = first or f"{file.name} needs a column {' or '.join(IDS)}, and one of {where}.text_key " + (
+          f"{settings.text_key!r}; it has: {', '.join(map(str, row))}"
+        )
         name = next((name for name in IDS if name in row), "")
-        columns = {key: next((c for c in _names(key) if c.partition(".")[0] in row), "") for key in keys}
-        if not name or not any(columns.values()):
-          raise ValueError(
-            f"{where}.texts: {file.name} needs a column {' or '.join(IDS)}, and one of {where}.text_key "
-            f"{settings.text_key!r}; it has: {', '.join(map(str, row))}"
-          )
-      for key in keys:
+        columns = {key: c for key in keys if (c := next((c for c in _names(key) if c.partition(".")[0] in row), ""))}
+      if not name:
+        nameless += 1
+        continue
+      kinds.add("uid" if name == "uid" else "key")
+      found |= columns.keys()
+      for key, column in columns.items():
         try:
-          found = as_texts(lookup(row, columns[key]), key.origin) if columns[key] else ()
+          new = as_texts(lookup(row, column), key.origin)
         except ValueError as e:
           raise ValueError(f"{where}.texts: {file.name}, {row.get(name)}: {e}") from None
-        ids += [str(row.get(name))] * len(found)
-        texts += [text.text for text in found]
-        origins += [ORIGINS.index(text.origin) for text in found]
+        ids += [str(row[name])] * len(new)
+        texts += [text.text for text in new]
+        origins += [ORIGINS.index(text.origin) for text in new]
+    if nameless:
+      problems.append(f"{file.name}: {nameless} rows have no {' or '.join(IDS)}")
+  if first and not found:
+    raise ValueError(f"{where}.texts: {first}")
+  if len(kinds) > 1:
+    raise ValueError(f"{where}.texts is {settings.texts!r}: some rows name records by 'uid', others by their keys")
   if not texts:
     raise ValueError(f"{where}.texts is {settings.texts!r}: there are no texts in it")
-  left = tuple(own for own, key in zip(text_keys(settings, ""), keys, strict=True) if not columns[key])
-  return ("uid" if name == "uid" else "key"), _checksums(ids), texts, origins, left
+  left = tuple(own for own, key in zip(text_keys(settings, ""), keys, strict=True) if key not in found)
+  return kinds.pop(), _checksums(ids), texts, origins, left
 
 
 def _names(key: Key) -> tuple[str, ...]:
   return TEXT_COLUMNS if key.name == DEFAULT_TEXT_KEY else (key.name,)
 
 
-def _kept(source: Keyed, path: str, where: str) -> np.ndarray:
+def _kept(source: Keyed, path: str, where: str, problems: list[str]) -> np.ndarray:
   """bool [records of `source`]: whether a list has their key."""
-  wanted, kinds = _subset(path, where)
+  wanted, kinds = _subset(path, where, problems)
+  if not wanted:
+    raise ValueError(f"{where}.subset is {path!r}: there is no key in it")
   hashes = _checksums(wanted)
   for kind in kinds:
     mask = np.isin(_checksums(source.ids(kind)), hashes, kind="sort")
@@ -166,7 +183,7 @@ def _kept(source: Keyed, path: str, where: str) -> np.ndarray:
   )
 
 
-def _subset(path: str, where: str) -> tuple[list[str], tuple[str, ...]]:
+def _subset(path: str, where: str, problems: list[str]) -> tuple[list[str], tuple[str, ...]]:
   """A list of keys, and what they may be."""
   keys: list[str] = []
   for file in _files(path, f"{where}.subset"):
@@ -184,9 +201,10 @@ def _subset(path: str, where: str) -> tuple[list[str], tuple[str, ...]]:
         )
       keys += values.astype(str).ravel().tolist()
     elif file.name.endswith(".txt"):
-      keys += reading.read_all(file.fs, file.path).decode("utf-8-sig", "replace").split()
+      lines = reading.read_all(file.fs, file.path).decode("utf-8-sig", "replace").split("\n")
+      keys += filter(None, map(str.strip, lines))  # keys have spaces inside
     else:
-      for row in _rows(file, IDS):
+      for row in _rows(file, IDS, problems):
         name = next((name for name in IDS if name in row), "")
         if not name:
           raise ValueError(f"{where}.subset: {file.name} needs a column {' or '.join(IDS)}; it has: {', '.join(row)}")
@@ -201,8 +219,9 @@ def _files(path: str, setting: str) -> list[reading.File]:
     raise FileNotFoundError(f"{setting} is {path!r}: no such file") from None
 
 
-def _rows(file: reading.File, columns: tuple[str, ...]) -> Iterator[dict]:
-  """The rows of a table, of Parquet with these columns alone. Raises ValueError."""
+def _rows(file: reading.File, columns: tuple[str, ...], problems: list[str]) -> Iterator[dict]:
+  """The rows of a table, of Parquet with these columns alone; those that can't be used are told of in `problems`.
+  Raises ValueError."""
   try:
     if file.name.endswith(".parquet"):
       with pq.ParquetFile(open_input(file)) as opened:
@@ -210,8 +229,16 @@ def _rows(file: reading.File, columns: tuple[str, ...]) -> Iterator[dict]:
         for batch in opened.iter_batches(columns=there):
           yield from batch.to_pylist()
     else:
-      _, rows = tables.read(file.name, reading.read_all(file.fs, file.path), "", set(columns), [])
-      yield from (row for _, row in rows if isinstance(row, dict))
+      notes, wrong = [], []
+      _, rows = tables.read(file.name, reading.read_all(file.fs, file.path), "", set(columns), notes)
+      for at, row in rows:
+        if isinstance(row, dict):
+          yield row
+        else:
+          wrong.append(f"{at}: {row}")
+      problems += [f"{file.name}: {note}" for note in notes]
+      if wrong:
+        problems.append(f"{len(wrong)} rows can't be used; the first: {wrong[0]}")
   except Unavailable:
     raise
   except READ_ERRORS as e:

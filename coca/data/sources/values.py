@@ -50,8 +50,8 @@ def text_keys(settings: Source, usual: str, columns: Iterable[str] = ()) -> tupl
 
 def label_of(texts: Iterable[Text], ids: Mapping[str, int]) -> int:
   """The class of a record by the name in its texts; -1: none, or several."""
-  found = [text.text for text in texts if text.origin == LABEL]
-  return ids.get(found[0], -1) if len(found) == 1 else -1
+  found = {text.text for text in texts if text.origin == LABEL}
+  return ids.get(found.pop(), -1) if len(found) == 1 else -1
 
 
 def as_texts(value, origin: str, answers: bool = False) -> tuple[Text, ...]:

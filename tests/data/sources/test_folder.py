@@ -456,6 +456,9 @@ def test_several_columns_each_with_its_origin(folder):
     opened(folder, text_key="caption,alt")
   alone = opened(folder, label_key="label")
   assert alone.label_names == ("cat", "dog") and alone[0] == Record("a.jpg", picture(0), (Text("one", "human"),), 1)
+  (folder / "captions.csv").write_text("image,caption,label\na.jpg,one,dog\na.jpg,two,dog\nsub/b.png,,cat\n")
+  twice = opened(folder, text_key="caption,label")[0]
+  assert twice.label == 1 and [text.text for text in twice.texts] == ["one", "dog", "two"]
   (folder / "captions.csv").write_text("image,label\na.jpg,dog\nsub/b.png,cat\n")
   assert opened(folder).label_names == ("cat", "dog") and opened(folder)[0] == Record(
     "a.jpg", picture(0), (Text("dog", "label"),), 1

@@ -67,6 +67,21 @@ def test_tables_that_do_not_fit(tars):
     open_source(Source(kind="builtin", subset="a"), "x")
 
 
+def test_rows_of_a_table_may_have_columns_of_their_own(tars):
+  keys = [f"{n:09d}" for n in range(4)]
+  (tars / "texts").mkdir()
+  rows = [{"key": keys[0], "short": "a"}, {"key": keys[1], "short": "b", "long": "c"}, {"short": "of none"}]
+  (tars / "texts" / "0.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  (tars / "texts" / "1.csv").write_text(f"long,file_name\nd,{keys[2]}\ne, too,{keys[3]}\n")
+  source = opened(tars, texts=f"{tars}/texts/*", text_key="short,long:synthetic")
+  assert texts(source) == {"00": [("a", "w")], "01": [("b", "w"), ("c", "s")], "02": [("d", "s")]}
+  assert any("0.jsonl: 1 rows have no key or" in problem for problem in source.problems)
+  assert any("1 rows can't be used; the first: 1.csv, line 3: more fields" in problem for problem in source.problems)
+  (tars / "texts" / "2.jsonl").write_text(json.dumps({"uid": "x", "short": "y"}))
+  with pytest.raises(ValueError, match=r"x\.texts is .*some rows name records by 'uid', others by their keys"):
+    opened(tars, texts=f"{tars}/texts/*", text_key="short")
+
+
 def test_subset(tars):
   wanted = ["000000011", "000000002", "gone"]
   (tars / "keys.txt").write_text("\n".join(wanted) + "\n")
@@ -85,6 +100,9 @@ def test_subset(tars):
     (tars / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=why):
       opened(tars, subset=str(tars / name))
+  (tars / "keys.txt").write_text("\n")
+  with pytest.raises(ValueError, match=r"x\.subset is .*: there is no key in it"):
+    opened(tars, subset=str(tars / "keys.txt"))
   (tars / "keys.txt").write_text("7")
   with pytest.raises(ValueError, match=r"none of its 1 keys, such as '7', is one of the records', such as '000000000'"):
     opened(tars, subset=str(tars / "keys.txt"))
@@ -111,9 +129,9 @@ def test_datacomps_uids(tars, beside):
 
 def test_other_kinds(tmp_path):
   for n in range(2):
-    (tmp_path / f"{n}.jpg").write_bytes(picture(n))
-    (tmp_path / f"{n}.txt").write_text(str(n))
-  (tmp_path / "keep.lst.txt").write_text("1.jpg")
+    (tmp_path / f"no {n}.jpg").write_bytes(picture(n))
+    (tmp_path / f"no {n}.txt").write_text(str(n))
+  (tmp_path / "keep.lst.txt").write_text("no 1.jpg\r\n")
   folder = open_source(Source(kind="folder", path=str(tmp_path), subset=str(tmp_path / "keep.lst.txt")))
   assert [t.text for t in folder[0].texts] == ["1"] and len(folder) == 1
   rows = [{"image": picture(n), "caption": str(n), "key": f"k{n}", "uid": f"{n:032x}"} for n in range(2)]
