@@ -239,6 +239,7 @@ def _durations(c: Config) -> None:
       in_steps(value, c.data.batch, None if where == "steps" else 1)
     except ValueError as e:
       raise ValueError(f"config.{where}: {e}") from None
+  need(0 < c.total_steps < 2**31, f"config.steps {c.steps!r} are {c.total_steps:,}; it takes 1 to {2**31 - 1:,} steps")
   _stages(c)
   need(in_steps(c.log_every, c.data.batch, 1), f"config.log_every is {c.log_every!r}; it takes a step or more")
   if c.optim.schedule == "epochs":

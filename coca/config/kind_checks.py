@@ -12,6 +12,11 @@ def check_kind(c: Config) -> None:
     own[c.model.kind](c)
   if c.model.poses_tasks:
     _posed(c)
+  need(
+    not c.model.reads_regions or not c.model.image.patch_dropout,
+    f"config.model.image.patch_dropout is {c.model.image.patch_dropout}; config.model.kind {c.model.kind!r} reads "
+    "regions, set it to 0",
+  )
   if c.model.is_bert:
     _bert(c)
 

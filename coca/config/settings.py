@@ -51,7 +51,7 @@ class Checkpoint:
   every: Duration = "1%"
   # The number of latest checkpoints that are kept.
   keep: int = 2
-  # Time between two checkpoints that are kept for good. Empty: none is.
+  # Time between two checkpoints that are kept for good: the first ones at or behind its multiples. Empty: none is.
   keep_every: Duration = ""
 
 

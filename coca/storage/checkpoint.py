@@ -7,13 +7,14 @@ Neither Orbax nor its storage notices a changed byte in an array; the checksums 
 it is tried again, and nothing is changed.
 """
 
+import itertools
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -55,13 +56,24 @@ class CheckpointError(RuntimeError):
   """A checkpoint could not be written, or none of those that exist can be used."""
 
 
+class _FirstBehind(NamedTuple):
+  """A policy of what is preserved. Orbax' own asks for multiples of `every`, which need not be steps that are saved."""
+
+  every: int
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    del context
+    past = [0, *(checkpoint.step // self.every for checkpoint in checkpoints)]
+    return [now > before for before, now in itertools.pairwise(past)]
+
+
 class Checkpoints:
   """The checkpoints of one run. Every process calls every method, with the same step.
 
   Args:
     directory: local path or a URL, gs:// or s3://; made when missing.
     keep: how many of the latest steps stay.
-    keep_every: every step that is a multiple of this stays for good; 0: none.
+    keep_every: the first one at or behind each multiple of so many steps stays for good; 0: none.
     timeout: seconds after which a save in the background counts as failed.
   """
 
@@ -70,7 +82,7 @@ class Checkpoints:
       raise ValueError(f"checkpoint.keep is {keep}, keep_every {keep_every}: keep at least 1, every 0 (none) or more")
     self.directory, self._timeout, self._begun, self._saving = _path(directory), timeout, 0.0, ExitStack()
     self._in_bucket = in_bucket(self.directory)
-    preserve = [policies.LatestN(keep)] + [policies.EveryNSteps(keep_every)] * (keep_every > 0)
+    preserve = [policies.LatestN(keep)] + [_FirstBehind(keep_every)] * (keep_every > 0)
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_PART)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))
     self._manager = ocp.CheckpointManager(

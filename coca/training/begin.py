@@ -13,6 +13,7 @@ from etils import epath
 
 from coca.config import Config, to_dict
 from coca.config.differing import differing, flat
+from coca.config.durations import in_steps
 from coca.config.special import PAD, Tokenizer
 from coca.config.stages import spans
 from coca.data.fingerprint import fingerprint
@@ -142,12 +143,19 @@ def _longer(old: Config, new: Config, done: int) -> list[str]:
       f"config.steps: {before} before, {now} now; of the {done} steps that are done some would have had images of "
       "another size. Write config.stages.NAME.until in steps or examples for a run that may get longer"
     )
-  if np.allclose(*(make_schedule(c, total)(past) for c, total in ((old, before), (new, now))), rtol=1e-6):
-    return [f"config.steps: {before} before, {now} now"]
-  return [
-    f"config.steps: {before} before, {now} now; the learning rate is that of a run of {now} steps from here on, "
-    f"and was that of one of {before} in the {done} that are done"
-  ]
+  ramps = [min(done, in_steps(c.contrastive.soft_ramp, c.data.batch, c.total_steps)) for c in (old, new)]
+  changed = {
+    "the learning rate": not np.allclose(
+      *(make_schedule(c, total)(past) for c, total in ((old, before), (new, now))), rtol=1e-6
+    ),
+    "the share of soft targets": new.contrastive.momentum > 0 and ramps[0] != ramps[1],
+  }
+  line = f"config.steps: {before} before, {now} now"
+  if names := " and ".join(name for name, differs in changed.items() if differs):
+    line += (
+      f"; {names} is that of a run of {now} steps from here on, and was that of one of {before} in the {done} done"
+    )
+  return [line]
 
 
 def begin(config: Config, sources: dict, workdir, labels: Sequence[str] = ()) -> tuple[Tokenizer, list[str]]:

@@ -255,8 +255,14 @@ def idle(config: Config) -> list[str]:
       "unimodal/projection/",
     ]
   if not (has_captioning or has_matching or config.has_text_head):
-    paths.append("multimodal/")
-    if config.model.poolers.kind in ("parallel", "class_token", "mean"):
+    if has_contrastive and config.model.text.two_passes:  # whose text encoder these layers are
+      crossing = "multimodal/stack/layers/" + "last/" * (config.model.text.cross_every > 1)
+      paths += ["multimodal/norm/", *(f"{crossing}{x}/" for x in ("cross_attention", "norm_cross", "norm_context"))]
+    else:
+      paths.append("multimodal/")
+    if not has_contrastive and config.model.kind == "coca":  # no text is read
+      paths += ["embedding/", "unimodal/"]
+    if not has_contrastive or config.model.poolers.kind in ("parallel", "class_token", "mean"):
       paths.append("generative_pooler/")
   if not (has_captioning or has_answering):
     paths += ["softmax/", "caption_head/"]
@@ -268,7 +274,10 @@ def _idle_in_bert(config: Config, has_contrastive, has_captioning, is_grounded, 
   """`idle` in BLIP's text layers: its decoder's name is that of what encoder and decoder share. `is_grounded`: the
   encoder looks at images."""
   shared = SHARED[config.model.med.sharing]
-  paths = [] if is_grounded or has_contrastive else ["text_encoder/"]
+  has_masked = config.masked.weight > 0
+  paths = [] if is_grounded or has_contrastive or has_masked else ["text_encoder/"]
+  if not (is_grounded or has_masked):
+    paths.append("fusion/")
   cross = [part for part in SHARED["all"] if "cross" in part]
   if not is_grounded:
     paths += [f"text_encoder/stack/layers/{part}/" for part in cross]

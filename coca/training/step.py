@@ -23,6 +23,7 @@ from coca.objectives.classification import mix
 from coca.objectives.masked import hide_words
 from coca.objectives.terms import terms
 from coca.training.gradients import Gradients
+from coca.training.lora import is_frozen
 from coca.training.state import Setup, TrainState
 
 
@@ -158,7 +159,7 @@ def make_step(setup: Setup):
     with jax.named_scope("optimizer"):
       updates, opt = optimizer.update(grads, state.opt, state.params, finite=finite)
       new: dict[str, Any] = {"params": optax.apply_updates(state.params, updates)}
-    if config.contrastive.weight:
+    if config.contrastive.weight and not is_frozen(config, "temperature/log_scale"):
       # The parameter itself, as CLIP does: a cap in the loss would have no gradient beyond it, and no way back.
       limits = config.contrastive.min_scale, config.contrastive.max_scale
       lowest, highest = (math.log(x) if x else None for x in limits)

@@ -95,6 +95,11 @@ def test_keeps_the_latest_and_every_nth(tmp_path):
   assert sorted(int(p.name) for p in tmp_path.iterdir()) == [3, 6, 8, 9]
 
 
+def test_kept_for_good_are_the_first_ones_behind_multiples(tmp_path):
+  saved(tmp_path, range(4, 33, 4), keep=1, keep_every=9)
+  assert sorted(int(p.name) for p in tmp_path.iterdir()) == [12, 20, 28, 32]
+
+
 def test_saving_a_step_twice_leaves_it_alone(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   assert checkpoints.save(1, place(arrays(1)), {})

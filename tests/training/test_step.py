@@ -13,11 +13,12 @@ from coca.devices.host import put_batch
 from coca.devices.trees import flat, path_name
 from coca.inference.forward import Forward
 from coca.models.abstract import abstract_model
+from coca.objectives.masked import hide_words
 from coca.training.gradients import Gradients
 from coca.training.optim import decay_mask
 from coca.training.state import Setup
 from coca.training.step import TrainStep, batch_shapes
-from support.blip_reference import ANSWERS, tiny_blip
+from support.blip_reference import ALBEF, ANSWERS, tiny_blip
 from support.common import assert_trees_close, make_mesh, new_state, pairs, random_params, shapes_in, tiny
 
 TOTAL = 20
@@ -257,6 +258,10 @@ def without_gradient(settings):
   """The paths of the parameters whose gradient is a constant 0 in the step's program."""
   params = random_params(settings)
   batch = pairs(settings)
+  if settings.masked.weight:
+    batch |= hide_words(jnp.asarray(batch["text"]), jax.random.key(1), settings.masked, settings.model)
+  if settings.classification.weight:
+    batch["label"] = np.zeros(16, np.int32)
   if settings.answering.weight:
     shape = 16, settings.answering.answers
     batch |= {"answers": np.ones((*shape, settings.answering.length), np.int32), "answer_weight": np.ones(shape)}
@@ -270,6 +275,7 @@ def without_gradient(settings):
 
 CAPTIONS, CONTRASTS = {"contrastive__weight": 0.0, "contrastive__keep": True}, {"captioning__weight": 0.0}
 BLIP = {"captioning__weight": 0.0, "matching__weight": 0.0}
+MAMMUT = {"model__text__two_passes": True, "model__text__cross_every": 2}
 
 
 @pytest.mark.slow
@@ -283,6 +289,11 @@ BLIP = {"captioning__weight": 0.0, "matching__weight": 0.0}
     (tiny, CONTRASTS | {"model__poolers__kind": "parallel"}),
     (tiny, CAPTIONS | {"model__poolers__kind": "openclip", "model__text__cls_position": True}),
     (tiny, CONTRASTS | {"model__poolers__kind": "class_token", "model__image__class_token": True}),
+    (tiny, CONTRASTS | MAMMUT),
+    (tiny, CONTRASTS | MAMMUT | {"model__text__cross_every": 1}),
+    (tiny, CONTRASTS | {"contrastive__weight": 0.0, "classification__weight": 1.0, "classification__classes": 3}),
+    (tiny_blip, ALBEF | BLIP | {"contrastive__weight": 0.0}),
+    (tiny_blip, ALBEF | BLIP | {"masked__weight": 0.0}),
     *(
       pytest.param(tiny_blip, changes, marks=pytest.mark.slow)
       for changes in (
