@@ -115,6 +115,8 @@ def on_data(args) -> dict[str, str]:
     frames = args.frames or config.classification.frames or Eval().frames
     each = {"batch": args.batch, "limit": args.limit, "frames": frames}
     found, skipped = data_sets(config, args.data, args.kind or (), templates, **each)
+    if twice := sorted(sets.keys() & found):
+      raise ValueError(f"--config has an evaluator that is called as a data set of --data, {twice[0]}: rename it")
     sets |= found
   if jax.process_index() == 0:
     for name, reason in skipped.items():

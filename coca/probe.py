@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import runpy
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -131,7 +132,7 @@ def features(model: ContrastiveCaptioner, folder: str, sources: dict[str, View],
   """
   config = replace(model.config, data=replace(model.config.data, batch=batch))
   states = States("pooled", (model.forward.feature_width,), labelled=True)
-  places = {f"{re.sub(r'[^A-Za-z0-9.-]+', '_', f'{name}-{x.name}')[-100:]}-{len(x)}": x for name, x in sources.items()}
+  places = {f"{_folder_name(f'{name}-{x.name}')}-{len(x)}": x for name, x in sources.items()}
   for line in fill(folder, "--out", states, config, model.forward, model.params, places):
     print(line, flush=True)
   found = {}
@@ -142,6 +143,13 @@ def features(model: ContrastiveCaptioner, folder: str, sources: dict[str, View],
     if left_out := len(source) - len(found[name].label):
       print(f"{name}: {left_out:,} of {len(source):,} images are left out, broken or without a label", flush=True)
   return found
+
+
+def _folder_name(name: str) -> str:
+  """The name without what folders' names may not have; others that would be called alike differ by a checksum."""
+  short = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[-100:]
+  same = short == re.sub(r"[/\\:_]+", "_", name)
+  return short if same else f"{short}-{zlib.crc32(name.encode('utf-8', 'surrogateescape')):08x}"
 
 
 def table(numbers: dict, tests: dict[str, Features]) -> list[tuple[str, ...]]:

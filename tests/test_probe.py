@@ -85,6 +85,12 @@ def test_a_data_set_has_splits(tmp_path):
   assert split_of("builtin:twemoji", "train").split == "twemoji"
 
 
+def test_folders_of_features_are_called_differently():
+  names = ["train-wds/cars", "train-wds_cars x", "train-猫", "train-犬", "a" * 120, "b" + "a" * 120]
+  assert len({probe._folder_name(name) for name in names}) == len(names)
+  assert probe._folder_name(names[0]) == "train-wds_cars"
+
+
 def test_data_without_labels(model, monkeypatch, tmp_path):
   monkeypatch.setattr(inference, "load", lambda path, ema: model)
   save(tmp_path / "train", 1, seed=0)

@@ -126,6 +126,8 @@ def test_an_index_is_of_one_model_and_opens_nothing_far_away_by_itself(run, mode
   run("red apple", "--html=page.html", "--k=9")
   assert (tmp_path / "page.html").read_text(encoding="utf-8").count("--allow_urls") == len(names["places"])
 
+  with pytest.raises(SystemExit, match="photso: no such file or directory"):
+    run("--data=photso", "--model=runs/tiny")
   was = json.loads(about.read_text())
   for change, said in ({"identity": "sha256:0"}, "of another model"), ({"model": "hf://a/b"}, "--model=hf://a/b"):
     about.write_text(json.dumps(was | change))

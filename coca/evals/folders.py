@@ -97,7 +97,8 @@ def data_sets(
 def _add(found: dict[str, DataSet], name: str, data_set: DataSet) -> None:
   if name in found:
     raise ValueError(
-      f"two data sets are called {name}: {found[name].source.name} and {data_set.source.name}; evaluate them one by one"
+      f"two data sets are called {name}: {found[name].source.name} and {data_set.source.name}; evaluate them one by "
+      "one, each with its own --out"
     )
   found[name] = data_set
 
@@ -288,4 +289,6 @@ def _holds_videos(fs, place: str) -> bool:
 def open_images(path: str) -> Images:
   """The images that a path names, for a search index. Errors as those of `open_source`."""
   source = source_of(path)
+  if source.kind == "folder" and "://" not in path and not os.path.exists(path):
+    raise FileNotFoundError(f"{path}: no such file or directory")
   return Images(path, None if source.kind == "folder" else open_source(source, "--data"))

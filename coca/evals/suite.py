@@ -77,7 +77,7 @@ def run(
   config = dataclasses.replace(config or model.config, evals={n: s.settings for n, s in sets.items()})
   whose = {"path": name, "identity": identity(model)}
   of = {n: _depends_on(whose, config, s) for n, s in sets.items()}
-  results = _earlier(out) if first else {}
+  results = _earlier(out, whose) if first else {}
   done = [first and results.get(n, {}).get("of") == of[n] and exists(_section(out, n)) for n in sets]
   done, wrong = from_first(np.array(done, bool)), {}
   for number, (n, data_set) in enumerate(sets.items(), 1):
@@ -186,14 +186,22 @@ def _depends_on(whose: dict, config: Config, data_set: DataSet) -> str:
   return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _earlier(out: epath.Path) -> dict:
+def _earlier(out: epath.Path, whose: dict) -> dict:
+  """The results that are there of the same model. Those of its parameters of before are left out."""
   path = out / "results.json"
   if not exists(path):
     return {}
   try:
-    return dict(json.loads(again(path.read_bytes, str(path)))["results"])
+    found = json.loads(again(path.read_bytes, str(path)))
+    model, results = found["model"]["identity"], dict(found["results"])
+    of = found["model"]["path"]
   except (ValueError, KeyError, TypeError):
     raise ValueError(f"{path} is damaged: delete it to measure anew, or take another folder (--out)") from None
+  if model == whose["identity"]:
+    return results
+  if of != whose["path"]:
+    raise ValueError(f"{path} is of another model, {of}: delete it, or take another folder (--out)")
+  return {}
 
 
 def _section(out: epath.Path, name: str) -> epath.Path:
@@ -211,6 +219,8 @@ def _write(out: epath.Path, whose: dict, results: dict) -> None:
   ]
   if lines:
     write_atomic(out / "eval_results.jsonl", "".join(lines).encode())
+  elif exists(out / "eval_results.jsonl"):
+    (out / "eval_results.jsonl").unlink()
   sections = [again(_section(out, n).read_bytes, n).decode() for n in results if exists(_section(out, n))]
   write_atomic(out / "results.html", page(f"Results of {whose['path']}", rows, sections).encode("utf-8", "replace"))
 

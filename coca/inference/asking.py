@@ -49,6 +49,11 @@ def answers_of(
 ) -> list[str | None]:
   """`ContrastiveCaptioner.answer`."""
   config, tasked = model.config, model.config.model.poses_tasks
+  if isinstance(answers, str):
+    raise ValueError(f"answer takes a list of answers to choose from, not {answers!r}")
+  answers = list(answers)
+  if rank < 1:
+    raise ValueError(f"rank is {rank}; 1 answer or more is scored whole")
   images = as_videos(images, frames) if frames else as_list(images)
   questions = [clean(q) for q in ([questions] * len(images) if isinstance(questions, str) else questions)]
   if len(questions) != len(images) or not all(q.strip() for q in questions):

@@ -12,6 +12,8 @@ from coca.data.records import Said
 
 def judge(model: Any, images: Sequence, captions, questions, answers, rounds, skip_broken: bool) -> np.ndarray:
   """Probabilities, float32 [N, A]; arguments and errors as of `ContrastiveCaptioner.judge`."""
+  if isinstance(answers, str):
+    raise ValueError(f"judge takes a list of possible answers, not {answers!r}")
   config, tokenizer, answers = model.config, model.tokenizer, list(answers)
   if not config.dialog.weight:
     raise ValueError("this model reads no dialogs (config.dialog.weight is 0); configs/blip_visdial.py trains one")

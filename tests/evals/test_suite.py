@@ -130,8 +130,13 @@ def test_what_is_there_is_not_measured_again_unless_model_or_data_changed(model,
   run(tree, out)
   assert capsys.readouterr().out.count("measured before") == 2 and calls
   model.params = {"w": np.zeros(2)}
-  run(tree, out)
+  tree.folder = tree.folder / "more"
+  assert len(run(tree, out)["results"]) == 1  # those of the other parameters are gone
   assert "measured before" not in capsys.readouterr().out
+  assert len((out / "eval_results.jsonl").read_text().splitlines()) == 1
+  model.params = {"w": np.ones(2)}
+  with pytest.raises(SystemExit, match=r"results\.json is of another model, model: delete it, or take another folder"):
+    run(tree, out, "--model=other")
 
 
 def test_imagenet_a_as_folders_is_scored_over_its_classes_by_clips_names(model, tmp_path):

@@ -164,6 +164,8 @@ def test_answers_to_questions_as_texts(converted, expected):
   assert model.answer(expected["image"], questions, possible, rank=3) == [possible[i] for i in np.asarray(best)]
   with pytest.raises(ValueError, match="4 images and 2 questions"):
     model.answer(expected["image"], ["what", "where"])
+  with pytest.raises(ValueError, match="answer takes a list of answers to choose from, not 'cat'"):
+    model.answer(expected["image"], "what", "cat")
   with pytest.raises(ValueError, match="not empty"):
     model.answer(expected["image"], "!!")
   with pytest.raises(ValueError, match="writes no captions"):
