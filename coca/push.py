@@ -9,6 +9,7 @@ token that may write (hf auth login).
 """
 
 import argparse
+import math
 
 from etils import epath
 
@@ -36,11 +37,12 @@ def main(argv=None) -> None:
 
 def results(workdir: str) -> dict[str, float]:
   """The newest number of each evaluator of a run: those of its last steps, and of `python -m coca.evaluate` since."""
-  found = {}
-  for line in metrics_file.read(f"{workdir}/{metrics_file.FILE}"):
-    found |= {name: x for name, x in line.items() if name.startswith("eval/")}
+  lines = metrics_file.read(f"{workdir}/{metrics_file.FILE}")
   written = epath.Path(workdir) / "eval.json"
-  return found | (read_object(again(written.read_bytes, str(written))) if exists(written) else {})
+  if exists(written):
+    lines.append(read_object(again(written.read_bytes, str(written))))
+    lines.sort(key=lambda line: line.get("step", math.inf))  # without one, as 0.2.0 wrote it, it counts as the newest
+  return {name: x for line in lines for name, x in line.items() if name.startswith("eval/")}
 
 
 if __name__ == "__main__":

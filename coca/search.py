@@ -21,7 +21,7 @@ import numpy as np
 
 from coca import inference
 from coca.config.command_line import one_line
-from coca.evals.folders import open_images
+from coca.evals.folders import open_images, source_of
 from coca.inference.images import is_url
 from coca.inference.page import Page
 from coca.inference.search_index import GRAPH, SearchIndex, has_usearch, make_index, read_found
@@ -75,7 +75,11 @@ def main(argv=None) -> None:
 
 def add(folder: str, model, name: str, paths: list[str], graph: bool | None) -> None:
   """Brings an index up to the images at `paths`."""
-  opened = [open_images(_whole(path)) for path in paths]  # a path that is wrong is said before anything is written
+  # A path that is wrong is said before anything is written.
+  for path in paths:
+    if source_of(_whole(path)).kind == "folder" and not is_url(path) and not os.path.exists(_whole(path)):
+      raise FileNotFoundError(f"{path}: no such file or directory")
+  opened = [open_images(_whole(path)) for path in paths]
   with locked(folder):
     index = make_index(folder, model, name)
     for images in opened:

@@ -36,7 +36,7 @@ def test_a_run_with_its_card(tmp_path, hub, capsys):
   make_workdir(run, small_config(tmp_path / "secret"))
   lines = [{"step": 1, "eval/shot/top1": 0.25}, {"step": 3, "eval/shot/top1": 0.5, "train/loss": 1.0}]
   (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  (run / "eval.json").write_text('{"eval/write/cider": 1.25}')
+  (run / "eval.json").write_text('{"step": 2, "eval/write/cider": 1.25, "eval/shot/top1": 0.375}')
   command.main([str(run), "hf://org/tiny", "--licence=apache-2.0", "--tag=emoji", "--dataset=org/pairs"])
   assert capsys.readouterr().out == "wrote https://hub/org/tiny/commit/1\n"
   assert hub["repository"] == ("org/tiny", True, True)

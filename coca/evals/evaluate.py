@@ -11,7 +11,7 @@ from coca.evals import build
 from coca.evals.contact_sheet import write_contact_sheet
 from coca.evals.server import write_results
 from coca.files.writing import write_atomic
-from coca.storage.workdir import read_labels, read_workdir
+from coca.storage.workdir import read_labels, read_workdir, saved_steps
 
 
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
       is printed.
 
   Returns:
-    {'eval/<evaluator>/<name>': number}, as written to `eval.json`.
+    {'eval/<evaluator>/<name>': number}, as written to `eval.json` with the 'step' of the checkpoint.
 
   Raises:
     ValueError: an unknown evaluator, a config without any, or one that names URLs that may not be opened.
@@ -40,6 +40,7 @@ def evaluate(
     )
   check_places(build.places(config, names), allow_urls, f"{workdir}/config.json")
   sources = build.open_sources(config, names)
+  step = max(saved_steps(workdir), default=0)
   model = inference.load(workdir, ema, jax.devices())
   evaluators = build.make_evaluators(config, model.forward, tokenizer, *sources, labels=read_labels(workdir))
   numbers = {}
@@ -50,7 +51,7 @@ def evaluate(
   write_contact_sheet(evaluators, model.params, f"{workdir}/contact_sheet.png")
   if jax.process_index() == 0:
     finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
-    write_atomic(f"{workdir}/eval.json", (json.dumps(finite, indent=2) + "\n").encode())
+    write_atomic(f"{workdir}/eval.json", (json.dumps({"step": step} | finite, indent=2) + "\n").encode())
     for name, evaluator in evaluators.items():
       write_results(evaluator, f"{workdir}/{name}_results.json")
   return numbers

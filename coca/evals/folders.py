@@ -289,6 +289,4 @@ def _holds_videos(fs, place: str) -> bool:
 def open_images(path: str) -> Images:
   """The images that a path names, for a search index. Errors as those of `open_source`."""
   source = source_of(path)
-  if source.kind == "folder" and "://" not in path and not os.path.exists(path):
-    raise FileNotFoundError(f"{path}: no such file or directory")
   return Images(path, None if source.kind == "folder" else open_source(source, "--data"))
