@@ -77,6 +77,9 @@ def main(argv=None) -> None:
   args = parser.parse_args(argv)
   if bool(args.model) == bool(args.images) or bool(args.images) != bool(args.texts):
     parser.error("give --model (or --workdir); or --images and --texts, embeddings")
+  for name, least in (("batch", 1), ("limit", 0), ("frames", 0)):
+    if getattr(args, name) < least:
+      parser.error(f"--{name}={getattr(args, name)}: it takes {least} or more")
   wrong = {}
   with (
     processes.together(),
@@ -110,7 +113,10 @@ def on_data(args) -> dict[str, str]:
   if args.data:
     templates = CLIP_IMAGENET if args.templates == "imagenet" else ()
     if args.templates and not templates:
-      templates = as_templates(Path(args.templates).read_text(encoding="utf-8"))
+      try:
+        templates = as_templates(Path(args.templates).read_text(encoding="utf-8"))
+      except UnicodeDecodeError as e:
+        raise ValueError(f"--templates={args.templates} is no UTF-8 text: {e}") from None
       check_prompts(templates or ("",), args.templates)
     frames = args.frames or config.classification.frames or Eval().frames
     each = {"batch": args.batch, "limit": args.limit, "frames": frames}

@@ -95,7 +95,8 @@ def add(folder: str, model, name: str, paths: list[str], graph: bool | None) -> 
 def search(index: SearchIndex, model, args) -> None:
   """Prints what is found, and writes the page."""
   names = [*args.texts, *args.image]
-  queries = np.concatenate([model.embed_texts(args.texts), model.embed_images(args.image)])
+  images = list(map(model.prepare, args.image))
+  queries = np.concatenate([model.embed_texts(args.texts), model.embed_images(images)])
   found = index.search(queries, args.k, args.exact)
   for name, each in zip(names, found, strict=True):
     if len(names) > 1:
@@ -107,7 +108,7 @@ def search(index: SearchIndex, model, args) -> None:
     with Page(args.html, names[0] if len(names) == 1 else f"{len(names)} searches") as page:
       for i, (name, each) in enumerate(zip(names, found, strict=True)):
         if i >= len(args.texts):
-          page.add(name, model.prepare(name), ["looked for"])
+          page.add(name, images[i - len(args.texts)], ["looked for"])
         for one in each:
           pixels, error = read_found(model, one, opened, args.allow_urls)
           text = f"{one.cosine:.3f}" + (f" {name}" if len(names) > 1 else "")

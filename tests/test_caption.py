@@ -185,6 +185,9 @@ def test_urls_and_buckets(run, model, pictures, capsys):
   assert store.cat("/photos/4-yellow.txt").decode() == model.caption(pictures / "4-yellow.png")[0]
   with pytest.raises(SystemExit, match=r"--out gs://bucket/x\.jsonl is a URL; it takes a local path"):
     run(pictures, "--out=gs://bucket/x.jsonl")
+  for flag in ("out", "html"):  # before anything is written or captioned
+    with pytest.raises(SystemExit, match="is a folder: name a file"):
+      run(pictures, f"--{flag}={pictures}")
   with pytest.raises(SystemExit, match=r"--txt writes beside the images, which https://example\.org/a\.png does not"):
     run("https://example.org/a.png", "--txt")
 

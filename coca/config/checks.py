@@ -1,5 +1,6 @@
 """Checks of what settings hold and of which go together: `check` is called before anything is read or compiled."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from coca.config.data_checks import check_data
@@ -219,6 +220,12 @@ def _optimizer(c: Config) -> None:
   need(
     c.contrastive.max_scale == 0 or c.contrastive.min_scale <= c.contrastive.max_scale,
     f"config.contrastive.min_scale {c.contrastive.min_scale} is above max_scale {c.contrastive.max_scale}",
+  )
+  scale, limits = 1 / c.contrastive.temperature, (c.contrastive.min_scale, c.contrastive.max_scale or math.inf)
+  need(
+    limits[0] <= scale <= limits[1],
+    f"config.contrastive.temperature {c.contrastive.temperature} is a scale of {scale:.6g}, which config.contrastive."
+    f"min_scale and max_scale don't let be: {limits[0]:g} to {limits[1]:g}",
   )
 
 

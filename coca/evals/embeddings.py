@@ -1,5 +1,6 @@
 """Retrieval from embeddings that are there already, of this model or of another program."""
 
+import zipfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,14 +44,17 @@ def retrieval(images, texts, owners=None, equal_texts: bool = False) -> Iterator
 def _array(path) -> np.ndarray:
   file = reading.one(path)
   try:
-    return np.load(reading.RangeFile(file), allow_pickle=False)
-  except (ValueError, EOFError) as e:
+    array = np.load(reading.RangeFile(file), allow_pickle=False)
+  except (ValueError, EOFError, zipfile.BadZipFile) as e:
     raise ValueError(f"{path} is no NumPy file (.npy): {e}") from None
+  if not isinstance(array, np.ndarray):
+    raise ValueError(f"{path} is an archive of arrays (.npz): it has to be a single one (.npy)")
+  return array
 
 
 def _unit(path) -> np.ndarray:
   array = _array(path)
-  if not isinstance(array, np.ndarray) or array.ndim != 2 or not len(array) or array.dtype.kind != "f":
+  if array.ndim != 2 or not len(array) or array.dtype.kind != "f":
     raise ValueError(f"{path} has to hold floats [N, E], an embedding a row")
   array = array.astype(np.float32)
   return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)

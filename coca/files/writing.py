@@ -29,7 +29,7 @@ def writing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
   Others may write the same one meanwhile. Folders are made.
 
   Raises:
-    OSError: the folder can't be made or written.
+    OSError: the folder can't be made or written, or `path` is one.
   """
   path = os.fspath(path)  # "::" in a local name is no chain of URLs
   fs, place = fsspec.core.url_to_fs(path) if "://" in path else (LocalFileSystem(), os.path.expanduser(path))
@@ -40,6 +40,7 @@ def writing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
       ask_store(lambda: fs.put_file(scratch.name, place), path)
     return
   path = Path(place)
+  no_folder(path)  # which the name could not be given to in the end
   path.parent.mkdir(parents=True, exist_ok=True)
   scratch, number = _scratch(path)
   with open(number, "wb") as file:  # which is locked until the end of this block
@@ -51,6 +52,12 @@ def writing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     except BaseException:
       scratch.unlink(missing_ok=True)
       raise
+
+
+def no_folder(path: Path) -> None:
+  """Raises IsADirectoryError if it is one: of a file that is to be written."""
+  if path.is_dir():
+    raise IsADirectoryError(f"{path} is a folder: name a file, such as {path / 'NAME'}")
 
 
 def _scratch(path: Path) -> tuple[Path, int]:

@@ -204,11 +204,14 @@ class ContrastiveCaptioner:
       float32 [N, len(labels)]; rows sum to 1. `labels[p.argmax()]` is the likeliest one.
 
     Raises:
-      ValueError: no labels, and no class head; a template without {}; or as `embed_images`.
+      ValueError: no labels, and no class head; labels and `texts`; a template without {}; or as `embed_images`.
     """
     if labels is None:
       return class_probabilities(self, images, texts, skip_broken, frames)
-    if isinstance(labels, str) or not len(labels):
+    if texts is not None:
+      raise ValueError("classify takes labels, zero-shot, or texts, which a class head reads; not both")
+    labels = labels if isinstance(labels, str) else list(labels)
+    if isinstance(labels, str) or not labels:
       raise ValueError(f"classify takes a list of labels to choose from, not {labels!r}")
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
     check_prompts(templates or ("",), "classify's templates")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coca.config.differing import differing
-from coca.files.writing import write_atomic
+from coca.files.writing import no_folder, write_atomic
 
 
 class JsonLines:
@@ -32,6 +32,7 @@ class JsonLines:
 
   def __init__(self, path, about: dict, key: str, names: Sequence[str], batch: int):
     self._path, self._partial, self._about = Path(path), Path(f"{path}.partial"), Path(f"{path}.partial.json")
+    no_folder(self._path)
     self.done = self._earlier(about, key, names, batch) if self._partial.exists() and self._about.exists() else []
     if not self.done:
       self._partial.unlink(missing_ok=True)

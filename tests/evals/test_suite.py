@@ -327,3 +327,13 @@ def test_embeddings_alone(tmp_path, capsys):
   (tmp_path / "t.npy").write_text("x")
   with pytest.raises(SystemExit, match=r"t.npy is no NumPy file"):
     evaluate.main([f"--images={tmp_path}/i.npy", f"--texts={tmp_path}/t.npy"])
+  np.savez(tmp_path / "o.npz", own)
+  with pytest.raises(SystemExit, match=r"o.npz is an archive of arrays"):
+    evaluate.main([f"--images={tmp_path}/i.npy", f"--texts={tmp_path}/s.npy", f"--owners={tmp_path}/o.npz"])
+
+
+@pytest.mark.parametrize("flag", ["--batch=0", "--limit=-1", "--frames=-1"])
+def test_numbers_out_of_range(flag, capsys):
+  with pytest.raises(SystemExit):
+    evaluate.main(["--model=runs/tiny", "--data=x", flag])
+  assert f"error: {flag}: it takes" in capsys.readouterr().err

@@ -144,6 +144,9 @@ def test_scores_and_probabilities_are_of_the_embeddings(model, data):
   np.testing.assert_array_equal(model.classify(data, COLOURS, "{}"), model.classify(data, COLOURS))
   with pytest.raises(ValueError, match="list of labels"):
     model.classify(data, "red")
+  np.testing.assert_array_equal(model.classify(data, iter(COLOURS), "{}"), model.classify(data, COLOURS))
+  with pytest.raises(ValueError, match="takes labels, zero-shot, or texts"):
+    model.classify(data, COLOURS, texts="a fig")
   with pytest.raises(ValueError, match=r"has to hold \{\} once"):
     model.classify(data, COLOURS, ("a photo",))
 

@@ -91,6 +91,7 @@ EMOJI = "data__sources__emoji"
     ({"model__image__layers": -1}, r"config\.model\.image\.layers is -1; it takes 0 or more"),
     ({"contrastive__temperature": 0.0}, r"config\.contrastive\.temperature 0\.0 has to be above 0"),
     ({"contrastive__min_scale": 200.0}, r"config\.contrastive\.min_scale 200\.0 is above max_scale 100\.0"),
+    ({"contrastive__temperature": 0.005}, r"temperature 0\.005 is a scale of 200, .*max_scale .*: 0 to 100"),
     ({"captioning__label_smoothing": 1.0}, r"config\.captioning\.label_smoothing 1\.0 is not in \[0, 1\)"),
     ({"captioning__weight": -2.0}, r"config\.captioning\.weight is -2\.0; it takes 0 or more"),
     ({"captioning__chunk": 0}, r"config\.captioning\.chunk is 0; it takes 1 or more"),

@@ -17,6 +17,7 @@ from coca.files.retries import Unavailable, again
 TEXT_COLUMNS = ("caption", "txt", "text", "TEXT", "captions", "conversations", "messages")
 IMAGE_COLUMNS = (DEFAULT_IMAGE_KEY, *finding.IMAGE_EXTENSIONS, "img", "images")
 LABEL_COLUMNS = (LABEL, "labels")
+LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 # The last two: times after the year 9999 and time zones that nobody knows, where values become Python's.
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError)
 
@@ -184,7 +185,7 @@ def named(value: Any, names: tuple[str, ...]) -> Any:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-  return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+  return isinstance(kind, LISTS)
 
 
 def _choose(schema: pa.Schema, names: tuple[str, ...], fits) -> str:
@@ -208,7 +209,7 @@ def _holds_image(kind: pa.DataType) -> bool:
     return _holds_image(kind.value_type)
   if pa.types.is_struct(kind):
     return kind.get_field_index("bytes") >= 0 and _holds_image(kind.field("bytes").type)
-  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+  return _is_bytes(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def _holds_text(kind: pa.DataType) -> bool:
@@ -217,7 +218,12 @@ def _holds_text(kind: pa.DataType) -> bool:
   if pa.types.is_struct(kind):  # what somebody says
     names = {kind.field(i).name for i in range(kind.num_fields)}
     return {"from", "value"} <= names or {"role", "content"} <= names
-  return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+  is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+  return is_text or _is_bytes(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _holds_answer(kind: pa.DataType) -> bool:

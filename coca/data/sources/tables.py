@@ -21,6 +21,8 @@ SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bar
 LINES = 10  # of a text in a CSV that are told of
 
 _ROW_INSIDE = re.compile(rf"\n.*\.({'|'.join(IMAGE_EXTENSIONS)})\b", re.IGNORECASE)
+# What may stand above a CSV's names: blank lines, and the line that tells Excel its separator.
+_BEFORE = re.compile(r'(?:[^\S\n]*\n)*(?:"?sep=."?[^\S\n]*\n(?:[^\S\n]*\n)*)?', re.IGNORECASE)
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
@@ -82,10 +84,13 @@ def read(
   if ending in ("csv", "tsv", "txt"):
     if video_tables.is_moments(text):
       return name, video_tables.moments(name, text, beside)
+    before = _BEFORE.match(text).group()  # which the numbers of lines count
+    text = text[len(before) :]
     separated = separator(name, text, known | video_tables.KINETICS)
+    rows = _csv_rows(name, text, separated, notes, split, before.count("\n"))
     if set(text.partition("\n")[0].strip().replace('"', "").split(separated)) >= video_tables.KINETICS:
-      return name, video_tables.kinetics(_csv_rows(name, text, separated, notes, split))
-    return f"{name} (separated by {SEPARATORS[separated]})", _csv_rows(name, text, separated, notes, split)
+      return name, video_tables.kinetics(rows)
+    return f"{name} (separated by {SEPARATORS[separated]})", rows
   if _states(name, data):
     return name, annotations.nlvr2(_json_lines(name, text))
   if entails(name):
@@ -179,7 +184,10 @@ def separator(name: str, text: str, known: set[str]) -> str:
   return max(SEPARATORS, key=fits)
 
 
-def _csv_rows(name: str, text: str, separated: str, notes: list[str], split: str) -> Iterator[tuple[str, dict | str]]:
+def _csv_rows(
+  name: str, text: str, separated: str, notes: list[str], split: str, before: int
+) -> Iterator[tuple[str, dict | str]]:
+  """`before` are the lines above those in `text`."""
   tabs = separated == "\t" and not text.lstrip().startswith('"')  # else a program quoted all that is text
   reader = csv.DictReader(
     io.StringIO(text, newline=""), delimiter=separated, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
@@ -191,9 +199,9 @@ def _csv_rows(name: str, text: str, separated: str, notes: list[str], split: str
     except StopIteration:
       break
     except csv.Error as e:
-      yield f"{name}, after line {reader.line_num}", str(e)
+      yield f"{name}, after line {before + reader.line_num}", str(e)
       continue
-    where = f"{name}, line {reader.line_num}"
+    where = f"{name}, line {before + reader.line_num}"
     if extra := row.pop(None, None):
       needs = "can't stand in one" if tabs else "in a text need quotes around it"
       yield where, f"more fields than the first line has ({SEPARATORS[separated]} {needs}): {str(extra)[:80]}"

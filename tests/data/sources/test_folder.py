@@ -192,6 +192,15 @@ def test_the_separator_is_found(folder, name, separator):
   assert texts(opened(folder, image_key="foto", text_key="titel, kurz" if separator != "," else "titel"))
 
 
+@pytest.mark.parametrize("above", ["\n", "sep=;\r\n", '\r\n \n"sep=;"\r\n\n'])
+def test_lines_above_the_names(folder, above):
+  (folder / "captions.csv").write_text(f"{above}file_name;caption\na.jpg;one\na.jpg;two;three\n", newline="")
+  source = opened(folder)
+  assert [text.text for text in source[0].texts] == ["one"]
+  with pytest.raises(BadRecord, match=f"line {above.count(chr(10)) + 3}: more fields"):
+    source[1]
+
+
 def test_quotation_marks_swallow_no_rows(folder):
   rows = [("a.jpg", '"the red one" says a man'), ("a.jpg", '"unclosed'), ("sub/b.png", '6" wide'), ("a.jpg", "x")]
   (folder / "captions.tsv").write_text("file_name\tcaption\n" + "".join(f"{a}\t{b}\n" for a, b in rows))

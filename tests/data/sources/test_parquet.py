@@ -98,6 +98,12 @@ def test_structs_and_lists(tmp_path):
       source[i]
 
 
+def test_views_and_lists_of_a_fixed_length(tmp_path):
+  schema = pa.schema([("image", pa.binary_view()), ("captions", pa.list_(pa.string_view(), 2))])
+  write(tmp_path / "x.parquet", {"image": [picture(0)], "captions": [["one", "two"]]}, schema=schema)
+  assert opened(tmp_path)[0].texts == (Text("one"), Text("two"))
+
+
 def test_named_columns(tmp_path):
   write(tmp_path / "x.parquet", {"photo": [picture(0)], "image": ["a.jpg"], "alt": ["a text"], "n": [1]})
   assert opened(tmp_path, image_key="photo", text_key="alt")[0].texts == (Text("a text"),)
