@@ -446,15 +446,15 @@ def test_on_tpus_the_feed_forward_is_of_a_matrix(norms, monkeypatch):
 
 
 def test_on_tpus_gelu_is_exact_but_for_what_bfloat16_rounds_off(monkeypatch):
-  """For every number of bfloat16: it rounds by a 256th at most, and the polynomial adds a third of that."""
+  """For every number of bfloat16: it rounds by a 256th at most, and the polynomial adds a tenth of that."""
   monkeypatch.setattr("coca.models.layers.platform", lambda: "tpu")
   numbers = jax.lax.bitcast_convert_type(jnp.arange(2**16, dtype=jnp.uint16), jnp.bfloat16)
   x = numbers[jnp.isfinite(numbers)]
   y, slope = jax.jit(jax.vmap(jax.value_and_grad(ACTIVATIONS["gelu"])))(x)
   z = np.asarray(x, np.float64)
   normal = np.vectorize(math.erfc)(-z / math.sqrt(2)) / 2
-  np.testing.assert_allclose(np.asarray(y, np.float64), z * normal, rtol=4 / 3 * 2**-8, atol=1e-5)
+  np.testing.assert_allclose(np.asarray(y, np.float64), z * normal, rtol=1.1 * 2**-8, atol=1e-5)
   density = np.exp(-np.minimum(z * z, 1e4) / 2) / math.sqrt(2 * math.pi)
-  np.testing.assert_allclose(np.asarray(slope, np.float64), normal + z * density, atol=4 / 3 * 2**-8)
+  np.testing.assert_allclose(np.asarray(slope, np.float64), normal + z * density, atol=1.1 * 2**-8)
   single = jnp.float32(-3.0)
   assert ACTIVATIONS["gelu"](single) == jax.nn.gelu(single, approximate=False)
