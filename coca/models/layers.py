@@ -50,7 +50,7 @@ def _gelu_jvp(primals, tangents):
 
 
 def _normal(x):
-  """x in fp32, and its normal distribution function: a minimax fit, off by less than a tenth of what bfloat16 rounds off."""
+  """x in fp32, and its normal distribution function: a minimax fit, off by a tenth of what bfloat16 rounds off."""
   z = x.astype(jnp.float32)
   u = jnp.minimum(z * z, 64.0)  # beyond, the polynomial would fall again
   return z, 0.5 + 0.5 * jnp.tanh(z * (0.79713965 + u * (0.0372891796 - u * 3.89701473e-4)))
