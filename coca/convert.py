@@ -60,6 +60,13 @@ def main() -> None:
     help="transformers: its class, for a model with the parts of several",
   )
   args = parser.parse_args()
+  if args.kind != "blip" and not args.bert:
+    parser.error(f"--kind={args.kind} is for --bert=BERT, which is not given")
+  if args.architecture and args.to != "transformers":
+    parser.error("--architecture is for --to=transformers")
+  unused = [x for x in ("model", "config", "tokenizer", "bert", "image_heads", "text_heads") if getattr(args, x)]
+  if args.to != "coca" and unused:
+    parser.error(f"--{unused[0]} is for weights that come here; --to={args.to} takes none")
   with one_line(ValueError, OSError, ImportError, CheckpointError):
     args.source, args.bert = (local_folder(path, torch=True) for path in (args.source, args.bert))
     use = f'coca.load("{args.out}")'
@@ -69,7 +76,8 @@ def main() -> None:
     elif args.to == "transformers":
       use = f'{to_transformers(args.source, args.out, args.architecture)}.from_pretrained("{args.out}")'
     elif args.bert:
-      from_vit_and_bert(args.source, args.bert, args.out, args.tokenizer, args.kind)
+      heads = {"image_heads": args.image_heads, "text_heads": args.text_heads}
+      from_vit_and_bert(args.source, args.bert, args.out, args.tokenizer, args.kind, **heads)
     elif (kind := "open_clip" if args.model else kind_of(args.source, args.config)) == "transformers":
       from_transformers(args.source, args.out, args.config, args.tokenizer)
     elif kind == "blip":

@@ -17,6 +17,7 @@ from coca import inference
 from coca.config.command_line import one_line
 from coca.decoding.settings import add_flags, from_flags
 from coca.interop.export import export_model
+from coca.interop.files import check_new
 from coca.storage.checkpoint import CheckpointError
 
 
@@ -35,6 +36,7 @@ def main(argv=None) -> None:
   args = parser.parse_args(argv)
   with one_line(ValueError, ImportError, OSError, CheckpointError):
     decoding = from_flags(vars(args))  # before the model is loaded, which takes long
+    check_new(args.out)
     model = inference.load(args.model, devices=jax.local_devices()[:1])
     manifest = export_model(model, args.out, decoding, args.dtype, args.onnx)
   for name, program in manifest["programs"].items():

@@ -12,6 +12,7 @@ which another run has no image to embed.
 
 import argparse
 import json
+import math
 import re
 import runpy
 import zlib
@@ -71,7 +72,7 @@ def probe(args) -> None:
   """Embeds what is not embedded yet, measures, prints a table and writes the results."""
   if not args.out and "://" in args.model:
     raise ValueError(f"--model={args.model} is not on this machine: say where the results go, --out=FOLDER")
-  if args.seeds < 1 or args.batch < 1 or args.limit < 0 or args.penalty < 0:
+  if args.seeds < 1 or args.batch < 1 or args.limit < 0 or not 0 <= args.penalty < math.inf:
     raise ValueError("--seeds and --batch take 1 or more, --limit and --lambda 0 or more")
   out, sources = args.out or f"{args.model}/probe", named(args)
   model = inference.load(args.model, args.ema)

@@ -42,7 +42,12 @@ def results(workdir: str) -> dict[str, float]:
   if exists(written):
     lines.append(read_object(again(written.read_bytes, str(written))))
     lines.sort(key=lambda line: line.get("step", math.inf))  # without one, as 0.2.0 wrote it, it counts as the newest
-  return {name: x for line in lines for name, x in line.items() if name.startswith("eval/")}
+  return {
+    name: x
+    for line in lines
+    for name, x in line.items()
+    if name.count("/") > 1 and name.startswith("eval/") and (x is None or type(x) in (int, float))
+  }
 
 
 if __name__ == "__main__":

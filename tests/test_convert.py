@@ -195,6 +195,16 @@ def test_an_unknown_model_and_a_place_that_is_taken(published, converted, tmp_pa
     convert.from_open_clip(published, tmp_path / "out", model="ViT-Z")
   with pytest.raises(ValueError, match="is there already"):
     convert.from_open_clip(published, converted)
+  (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+  (tmp_path / "file").touch()
+  with pytest.raises(ValueError, match="is a URL; name a folder"):
+    convert.from_open_clip(published, "gs://bucket/model")
+  with pytest.raises(ValueError, match="is a link, a mount or where you are"):
+    convert.from_open_clip(published, tmp_path / "link")
+  with pytest.raises(NotADirectoryError):
+    convert.from_open_clip(published, tmp_path / "file" / "x" / "out")
+  with pytest.raises(ValueError, match=f"{Path.home()} is there already"):
+    convert.from_open_clip(published, "~")
   with pytest.raises(FileNotFoundError, match="no such file or folder"):
     convert.from_open_clip(tmp_path / "gone", tmp_path / "out")
 

@@ -8,7 +8,11 @@ import jax
 import pytest
 
 from coca import push as command
+from coca.config import to_dict
 from coca.inference import identity, load
+from coca.interop import hub_push
+from coca.storage.hub import transport_errors
+from support.common import classifier
 from support.workdirs import make_workdir, small_config
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -56,6 +60,21 @@ def test_a_run_with_its_card(tmp_path, hub, capsys):
   assert "secret" in (run / "config.json").read_text()
   assert not any("secret" in (there / name).read_text() for name in ("README.md", "config.json"))
   assert 'coca.load("hf://org/tiny")' in card.text
+
+
+def test_no_paths_of_somebody_are_told():
+  config = classifier(answers="/home/anna/answers.txt")
+  assert "anna" not in json.dumps(to_dict(hub_push._for_others(config)).to_dict())
+
+
+def test_without_a_network(tmp_path, hub, monkeypatch):
+  def refuse(*_, **__):
+    raise transport_errors()[0]("[Errno 111] Connection refused")
+
+  make_workdir(tmp_path / "run", small_config(tmp_path))
+  monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+  with pytest.raises(SystemExit, match=r"hf://org/tiny: the hub can't be reached: .*refused"):
+    command.main([str(tmp_path / "run"), "hf://org/tiny", "--licence=mit"])
 
 
 def test_mistakes_are_one_line(tmp_path, hub, monkeypatch):

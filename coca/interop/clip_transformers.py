@@ -13,6 +13,7 @@ from coca.config import Captioning, Config, Contrastive, Data, ImageEncoder, Mod
 from coca.config.model import MEAN, STD
 from coca.config.typed import entry
 from coca.interop import tensors
+from coca.interop.blip.settings import check_rescaling
 from coca.interop.tensors import Entry, linear, norm
 
 KINDS = ("clip", "siglip")  # of config.json's model_type
@@ -105,7 +106,7 @@ def to_config(found: dict, preprocess: dict, name: str) -> Config:
           norm_eps=both("layer_norm_eps", 1e-5 if is_clip else 1e-6)[0],
           activation=image_activation,
         ),
-        contrastive=Contrastive() if is_clip else Contrastive(loss="sigmoid", bias=-10.0),
+        contrastive=Contrastive() if is_clip else Contrastive(loss="sigmoid", bias=-10.0, max_scale=0.0),
         captioning=Captioning(weight=0.0),
         data=_data(preprocess, size, is_clip),
       )
@@ -191,12 +192,18 @@ def _data(preprocess: dict, size: int, is_clip: bool) -> Data:
   resample = entry(preprocess, "resample", 3)
   if resample not in filters:
     raise ValueError(f"the image processor: resample is {resample}; supported: 3 (bicubic), 2 (bilinear)")
+  for key, supported in (("do_resize", True), ("do_rescale", True), ("do_normalize", True), ("do_pad", False)):
+    if preprocess.get(key, supported) not in (supported, None):
+      raise ValueError(f"the image processor: {key} is {preprocess[key]!r:.80}; supported: {supported}")
+  check_rescaling(preprocess)
   for key in ("size", "crop_size"):
     said = preprocess.get(key)
     sides = set(said.values()) if isinstance(said, dict) else {said}
     if sides - {size, None}:
       raise ValueError(f"the image processor: {key} is {said!r:.80}, and vision_config.image_size {size}")
-  return Data(squash=not entry(preprocess, "do_center_crop", is_clip), filter=filters[resample])
+  said = preprocess.get("size")
+  squash = not entry(preprocess, "do_center_crop", is_clip) or (isinstance(said, dict) and "height" in said)
+  return Data(squash=squash, filter=filters[resample])
 
 
 def _differ(key: str, pair: list):

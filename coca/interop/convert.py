@@ -41,7 +41,7 @@ def from_open_clip(source, out, model: str = "", config: str = "", tokenizer: st
     FileNotFoundError: a file that is missing, by name.
     ValueError: what cannot be read or converted, or a directory that is there already.
   """
-  files.check_new(Path(out))
+  out = files.check_new(out)
   folder, path = _found(source)
   described, found = _settings(folder, model, config)
   with _naming(described):
@@ -64,7 +64,7 @@ def from_transformers(source, out, config: str = "", tokenizer: str = "") -> Non
   Raises:
     as `from_blip`.
   """
-  files.check_new(Path(out))
+  out = files.check_new(out)
   folder, path = _found(source)
   described = config or folder / "config.json"
   found, processor = files.read_json(described), files.image_processor(folder)
@@ -92,7 +92,7 @@ def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> 
     FileNotFoundError: a file that is missing, by name.
     ValueError: what cannot be read or converted, or a directory that is there already.
   """
-  files.check_new(Path(out))
+  out = files.check_new(out)
   folder, path = _found(source)
   name = Path(source).resolve().stem
   with _naming(path):
@@ -119,7 +119,9 @@ def from_blip(source, out, config: str = "", tokenizer: str = "", **choices) -> 
     print("note: encoder and decoder share nothing in these weights: config.model.med.sharing is 'none'")
 
 
-def from_vit_and_bert(vit, bert, out, tokenizer: str = "", kind: str = "blip") -> None:
+def from_vit_and_bert(
+  vit, bert, out, tokenizer: str = "", kind: str = "blip", image_heads: int = 0, text_heads: int = 0
+) -> None:
   """Writes a model directory for `config.init_from` of a pre-training; see `coca.interop.blip.start`.
 
   Args:
@@ -128,11 +130,12 @@ def from_vit_and_bert(vit, bert, out, tokenizer: str = "", kind: str = "blip") -
     out: the new directory.
     tokenizer: as for `from_blip`; empty: beside BERT.
     kind: 'blip' or 'albef'.
+    image_heads, text_heads: attention heads; 0: one for each 64 of the width.
 
   Raises:
     as `from_blip`.
   """
-  files.check_new(Path(out))
+  out = files.check_new(out)
   (_, vit), (folder, bert) = _found(vit), _found(bert)
   found = []
   for path in (vit, bert):
@@ -140,7 +143,7 @@ def from_vit_and_bert(vit, bert, out, tokenizer: str = "", kind: str = "blip") -
       found.append(files.read_state_dict(path))
   tokens = wordpiece.find(tokenizer or folder, sys.maxsize)
   with _naming(f"{vit} and {bert}"):
-    config, params = blip_start.join(*found, tokens=tokens, kind=kind)
+    config, params = blip_start.join(*found, tokens=tokens, kind=kind, image_heads=image_heads, text_heads=text_heads)
   _write(out, config, tokens, params)
 
 
@@ -156,8 +159,7 @@ def to_open_clip(source, out) -> None:
     ValueError: open_clip has no such model (what differs is listed), or `out` is there already.
     coca.storage.checkpoint.CheckpointError: all checkpoints are damaged.
   """
-  out = Path(out)
-  files.check_new(out)
+  out = files.check_new(out)
   config, tokens = read_workdir(source)
   settings = open_clip_export.from_config(config, tokens)
   if tokens.file != clip.FILE:
@@ -189,8 +191,7 @@ def to_transformers(source, out, architecture: str = "") -> str:
   Raises:
     as `to_open_clip`.
   """
-  out = Path(out)
-  files.check_new(out)
+  out = files.check_new(out)
   config, tokens = read_workdir(source)
   architecture, described = transformers_files(config, tokens, architecture)
   state_dict = blip_weights.to_state_dict(_params(source, config), config, architecture)
@@ -226,7 +227,7 @@ def _naming(path):
 
 def _write(out, config, tokens, params, labels=()) -> None:
   more = {"labels": labels} if labels else {}
-  with files.directory(Path(out)) as partial:
+  with files.directory(out) as partial:
     sha256 = weights.write(partial / weights.FILE, params)
     tokens.save(partial / tokens.file)
     write_run(config, tokens, partial, weights_sha256=sha256, **more)  # last: without it, this is no model directory

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import importlib.util
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from coca import __version__
 from coca.config.special import PAD
 from coca.data.images import colour
+from coca.data.tokenizers.json_file import JsonTokenizer
 from coca.decoding.decode import own_prompt
 from coca.decoding.settings import Decoding
 from coca.devices.sharding import absent_device
@@ -59,8 +59,7 @@ def export_model(
     ValueError: as `programs`; `out` is there already; or what `onnx_files.write` can't convert.
     ImportError: a package of the extras 'export' or 'onnx' is missing.
   """
-  out, decoding = Path(out), decoding or Decoding()
-  files.check_new(out)
+  out, decoding = files.check_new(out), decoding or Decoding()
   for name in ("flatbuffers", *(onnx_files.NEEDS if onnx else ())):
     if importlib.util.find_spec(name) is None:
       extra = "export" if name == "flatbuffers" else "onnx"
@@ -135,9 +134,9 @@ def about(model: ContrastiveCaptioner) -> dict:
     "text": {
       "tokenizer": tokens.file,
       "length": config.model.text.length,
-      "bos": tokens.bos,
+      "bos": tokens.bos,  # -1: nothing is put in front
       "eos": tokens.eos,
-      "pad": PAD,
+      "pad": tokens.frame.fill if isinstance(tokens, JsonTokenizer) else PAD,  # what rows are filled up with
     },
   }
   for name, value in model.params.get("temperature", {}).items():  # cosine * logit_scale + logit_bias

@@ -105,9 +105,22 @@ def image_processor(folder: Path) -> dict:
   return entry(read_json(path), f"{path}: image_processor", {}) if path.exists() else {}
 
 
-def check_new(out: Path) -> None:
+def check_new(out) -> Path:
+  """A folder that is to be written, before the work: `directory` could not give it its name in the end.
+
+  Raises:
+    ValueError: it is there already, a URL, or can't be replaced.
+    OSError: its parent can't be made.
+  """
+  out = Path(out).expanduser()
+  if re.match(r"\w{2,}:/", str(out)):
+    raise ValueError(f"{out} is a URL; name a folder of this machine, and copy it there")
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f"{out} is there already; name another place, or remove it")
+  if out.is_symlink() or os.path.ismount(out) or out.resolve() == Path.cwd():
+    raise ValueError(f"{out} is a link, a mount or where you are, and can't be replaced; name {out / 'model'}")
+  out.parent.mkdir(parents=True, exist_ok=True)
+  return out
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from coca import __version__
 from coca.config import Config, default, parse, to_dict
 from coca.config.differing import differing, flat
 from coca.devices import sharding
+from coca.files.retries import Unavailable
 from coca.inference.forward import Forward
 from coca.storage import weights
-from coca.storage.hub import PREFIX
+from coca.storage.hub import PREFIX, transport_errors
 from coca.storage.workdir import read_labels, read_params, read_workdir, write_run
 
 # The hub's names of what evaluators measure.
@@ -55,6 +56,7 @@ def push(
   Raises:
     FileNotFoundError: no model there.
     ValueError: not such a name; or the hub refuses.
+    coca.files.retries.Unavailable: the hub can't be reached.
     ImportError: huggingface_hub is not installed.
     coca.storage.checkpoint.CheckpointError: all checkpoints are damaged.
   """
@@ -81,6 +83,8 @@ def push(
     try:
       api.create_repo(name, private=not public, exist_ok=True)
       done = api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"{config.name}, by coca")
+    except transport_errors() as e:
+      raise Unavailable(f"{repository}: the hub can't be reached: {e}") from None
     except HfHubHTTPError as e:
       raise ValueError(f"{repository}: the hub refuses: {str(e).splitlines()[0]} (hf auth login?)") from None
   return str(done.commit_url)
@@ -90,7 +94,9 @@ def _for_others(config: Config) -> Config:
   """Without what is of somebody's machine, paths among them, or has a place of its own on the card."""
   plain = parse(default())
   data = dataclasses.replace(config.data, sources={}, tokenizer="", embeddings=plain.data.embeddings)
-  return dataclasses.replace(config, init_from="", data=data, evals={}, mesh=plain.mesh, checkpoint=plain.checkpoint)
+  head = dataclasses.replace(config.classification, answers="")
+  config = dataclasses.replace(config, classification=head, mesh=plain.mesh, checkpoint=plain.checkpoint)
+  return dataclasses.replace(config, init_from="", data=data, evals={})
 
 
 def card(

@@ -1,5 +1,7 @@
 """Model directories on the Hugging Face hub: `hf://org/name` or `hf://org/name@revision`."""
 
+import importlib
+import importlib.util
 from pathlib import Path
 
 from coca.files.retries import Unavailable
@@ -7,6 +9,12 @@ from coca.files.retries import Unavailable
 PREFIX = "hf://"
 # Not everything: a repository often holds the same weights in several formats, and code.
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "bpe_simple_vocab_16e6.txt.gz")
+
+
+def transport_errors() -> tuple[type[Exception], ...]:
+  """What a network that fails raises, of the library that huggingface_hub is built on: httpx2 from 2.0 on."""
+  found = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
+  return tuple(importlib.import_module(name).TransportError for name in found)
 
 
 def local_folder(path, torch: bool = False) -> Path | str:
@@ -36,16 +44,15 @@ def local_folder(path, torch: bool = False) -> Path | str:
     )
   except ImportError:
     raise ImportError(f"{path} needs huggingface_hub: pip install -e '.[hub]'") from None
-  try:
-    from httpx import TransportError  # of huggingface_hub from 1.0 on  # pyright: ignore[reportMissingImports]
-  except ImportError:
-    TransportError = OfflineModeIsEnabled
 
   def fetch(patterns):
     settings = {"revision": revision or None, "allow_patterns": patterns}
     try:
       return Path(snapshot_download(name, **settings))
-    except (OfflineModeIsEnabled, TransportError):  # for a commit it may want the list of files, though all are there
+    except (
+      OfflineModeIsEnabled,
+      *transport_errors(),
+    ):  # for a commit it may want the list of files, though all are there
       return Path(snapshot_download(name, **settings, local_files_only=True))
 
   try:

@@ -139,6 +139,12 @@ def test_what_was_shared_is_taken_by_each(changes, alone, started):
   assert {name.split("/")[0] for name in found if name.startswith("text_") and "projection" not in name} == set(towers)
 
 
+def test_heads_that_are_not_of_width_64(parents, tmp_path):
+  convert.from_vit_and_bert(parents[0] / "vit", parents[0] / "bert", tmp_path / "out", image_heads=4, text_heads=2)
+  model = read_config(tmp_path / "out").model
+  assert (model.image.heads, model.text.heads) == (4, 2)
+
+
 def test_other_parents_are_refused(parents, tmp_path):
   folder = parents[0]
   with pytest.raises(ValueError, match=r"no ViT's of timm: there is no 'norm\.weight'"):
@@ -150,5 +156,9 @@ def test_other_parents_are_refused(parents, tmp_path):
   safetensors.numpy.save_file(broken | {"dist_token": np.ones((1, 1, WIDTH), np.float32)}, tmp_path / "vit.safetensors")
   with pytest.raises(ValueError, match=r"blocks\.1\.norm2\.bias: missing(?s:.*)dist_token: unknown"):
     convert.from_vit_and_bert(tmp_path / "vit.safetensors", folder / "bert", tmp_path / "c")
+  (tmp_path / "vocab.txt").write_text((folder / "bert" / "vocab.txt").read_text() + "more\n")
+  with pytest.raises(ValueError, match=r"BERT's weights are for 40 tokens, and vocab\.txt has 43.*another model"):
+    convert.from_vit_and_bert(folder / "vit", folder / "bert", tmp_path / "d", tokenizer=tmp_path / "vocab.txt")
+  (tmp_path / "vocab.txt").unlink()
   assert sorted(path.name for path in tmp_path.iterdir()) == ["vit.safetensors"]
   assert wordpiece.find(folder / "bert", 100).vocab == VOCAB + 2

@@ -13,6 +13,7 @@ import coca
 from coca import convert as command
 from coca.inference.forward import Forward
 from coca.interop import clip_transformers
+from coca.interop.export import about
 from support.common import make_mesh
 
 GOLDEN = Path(__file__).parent / "golden" / "clip_transformers"
@@ -52,8 +53,10 @@ def test_other_models_are_named(part, values, message):
 
 @pytest.mark.parametrize(
   ("values", "message"),
-  [({"resample": 0}, "resample is 0; supported: 3"), ({"size": {"height": 32, "width": 24}}, "and vision_config.*24")],
-)
+  [({"resample": 0}, "resample is 0; supported: 3"), ({"size": {"height": 32, "width": 24}}, "and vision_config.*24"),
+   ({"do_normalize": False}, "do_normalize is False; supported: True"),
+   ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.007.*; supported: 1 / 255")],
+)  # fmt: skip
 def test_images_prepared_in_another_way_are_named(values, message):
   with pytest.raises(ValueError, match=message):
     clip_transformers.to_config(settings("siglip"), values, "siglip")
@@ -69,6 +72,8 @@ def test_a_folder_converts_with_its_tokenizer(tmp_path, monkeypatch, capsys):
   command.main()
   assert "coca.load" in capsys.readouterr().out
   model = coca.load(tmp_path / "ours")
+  assert model.config.contrastive.max_scale == 0  # of released SigLIPs it is above CLIP's 100
+  assert about(model)["text"] | {"bos": -1, "eos": 1, "pad": 1} == about(model)["text"]
   case = json.loads((tokenizer / "cases.json").read_text())["cases"][0]
   assert model.tokenizer.encode(case["text"], 12).tolist() == case["ids"]
   assert (model.config.data.squash, model.config.data.filter) == (True, "bilinear")

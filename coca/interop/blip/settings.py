@@ -308,5 +308,10 @@ def _check_images(preprocess: dict, size: int) -> None:
     raise ValueError(
       f"the image processor: size is {preprocess['size']!r:.80}, and the model's images are {size} x {size}"
     )
+  check_rescaling(preprocess)
+
+
+def check_rescaling(preprocess: dict) -> None:
+  """Raises ValueError if an image processor of transformers' has another scale of pixels than 1 / 255."""
   if abs(entry(preprocess, "rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
     raise ValueError(f"the image processor: rescale_factor is {preprocess['rescale_factor']}; supported: 1 / 255")

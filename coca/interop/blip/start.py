@@ -24,7 +24,7 @@ STD = 0.02  # of BERT's embeddings at their start
 
 
 def join(
-  vit: Mapping[str, np.ndarray], bert: Mapping[str, np.ndarray], tokens: WordPiece, kind: str = "blip"
+  vit: Mapping[str, np.ndarray], bert: Mapping[str, np.ndarray], tokens: WordPiece, kind: str = "blip", **heads
 ) -> tuple[Config, dict]:
   """A pre-training model of both.
 
@@ -33,6 +33,7 @@ def join(
     bert: uncased BERT; pooler, segments and the head for next sentences are left out, as BLIP does.
     tokens: BERT's, with [DEC] and [ENC].
     kind: 'blip' or 'albef'; the config is called so too.
+    **heads: `image_heads` and `text_heads`; see `coca.interop.blip.settings.from_tensors`.
 
   Returns:
     Our config and parameters.
@@ -48,7 +49,12 @@ def join(
         found[f"text_encoder.{key}"] = x
       continue
     if key == "embeddings.word_embeddings.weight":
-      new = np.random.default_rng(0).normal(0, STD, (max(tokens.vocab - len(x), 0), x.shape[1]))
+      if not 0 <= tokens.vocab - len(x) <= albef.ADDED:
+        raise ValueError(
+          f"BERT's weights are for {len(x)} tokens, and {tokens.file} has {tokens.vocab}, [DEC] and [ENC] included: "
+          "this tokenizer belongs to another model"
+        )
+      new = np.random.default_rng(0).normal(0, STD, (tokens.vocab - len(x), x.shape[1]))
       x = np.concatenate([x, new.astype(x.dtype)])
     kept = "token_type" not in key and "position_ids" not in key
     if kept and key.startswith(("embeddings.", "encoder.")):
@@ -66,7 +72,7 @@ def join(
   layout, settings, entries = blip_weights, blip_settings, blip_weights.original_entries
   if kind == "albef":
     found, layout, settings, entries = albef.fitted(found, tokens), albef, albef, albef.entries
-  config = settings.from_tensors(found | {"vision_proj.weight": np.zeros((EMBED_DIM, width))}, tokens, kind)
+  config = settings.from_tensors(found | {"vision_proj.weight": np.zeros((EMBED_DIM, width))}, tokens, kind, **heads)
   fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model(config, jax.random.key(0)))))()
   fresh = tensors.to_state_dict(fresh, entries(config))
   anew = ("crossattention", "vision_proj.", "text_proj.", "itm_head.", "temp", ".decoder.")

@@ -52,6 +52,12 @@ def transformers_files(config: Config, tokens: WordPiece, architecture: str = ""
   ):
     if value != only:
       raise ValueError(f"transformers has no such model: config.model.{setting} is {value!r}; there it is {only!r}")
+  data = config.data
+  if not data.squash or data.filter != "bicubic" or data.resize not in (0, image.size):
+    raise ValueError(
+      "transformers' processor of BLIP squashes images to the model's size, bicubic; config.data.squash is "
+      f"{data.squash}, filter {data.filter!r}, resize {data.resize}"
+    )
   layers = text.unimodal_layers if KINDS[architecture] == "retrieval" else text.multimodal_layers
   size = {"height": image.size, "width": image.size}
   return architecture, {

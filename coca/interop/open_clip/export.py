@@ -27,6 +27,11 @@ def from_config(config: Config, tokens: Tokenizer | None = None) -> dict:
   if not config.contrastive.heads:
     raise ValueError("open_clip's models have a contrastive side; this one has none (config.contrastive.weight is 0)")
   image, text, poolers = config.model.image, config.model.text, config.model.poolers
+  if config.data.resize not in (0, image.size):
+    raise ValueError(
+      f"open_clip resizes images to the model's size, and config.data.resize is {config.data.resize}; to have them "
+      "prepared otherwise there, set it to 0 in config.json"
+    )
   is_timm = (poolers.kind == "parallel" and poolers.mlp > 0 and not poolers.n_query) or poolers.projection_bias
   if poolers.kind not in ("openclip", "class_token", "mean") and not is_timm:
     raise ValueError(

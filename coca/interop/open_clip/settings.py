@@ -207,7 +207,7 @@ def to_config(settings: dict, name: str = "open_clip") -> Config:
           activation=activation,
         ),
         data=_data(preprocess),
-        contrastive=Contrastive(loss="sigmoid", bias=bias) if biased else Contrastive(),
+        contrastive=Contrastive(loss="sigmoid", bias=bias, max_scale=0.0) if biased else Contrastive(),
         captioning=Captioning() if has_decoder else Captioning(weight=0.0),
       )
     )
