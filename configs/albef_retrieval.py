@@ -34,7 +34,7 @@ def get_config(arg=None):
     weight=1.0, equal_texts="positives", momentum=0.995, queue=65_536, max_scale=1000.0, min_scale=2.0, soft_ramp="20%"
   )
   config.captioning.label_smoothing = 0.0
-  config.matching.update(weight=1.0, group=0 if args.tiny or args.runlocal else 32)
+  config.matching.update(weight=1.0, slow_keys=True, group=0 if args.tiny or args.runlocal else 32)
   config.optim.update(final_lr=0.1, weight_decay=0.02, decay_mask="kernels")
   if not args.tiny:
     config.data.rand_augment = (2, 7)

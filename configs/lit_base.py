@@ -47,6 +47,7 @@ def get_config(arg=None):
   if args.runlocal:
     runlocal(config)
   config.model.update(norm_eps=old.norm_eps, activation=old.activation)
-  config.model.image.update(to_dict(old.image))
+  config.model.image.update(to_dict(old.image), patch_dropout=0.0)
+  config.init_parts = ("image_encoder",)
   config.optim.lr_scale = {"image_encoder": 0.0}
   return config

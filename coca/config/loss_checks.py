@@ -20,9 +20,10 @@ def check_losses(c: Config) -> None:
     "config.contrastive.keep to False)",
   )
   need(
-    c.captioning.parallel == 0 or (not is_blip and c.captioning.weight > 0 and text.unimodal_layers == 0),
-    "config.captioning.parallel needs a captioner alone, of kind 'coca': config.captioning.weight above 0 and "
-    "config.model.text.unimodal_layers 0",
+    c.captioning.parallel == 0
+    or (not is_blip and c.captioning.weight > 0 and text.unimodal_layers == 0 and not c.has_text_head),
+    "config.captioning.parallel needs a captioner alone, of kind 'coca': config.captioning.weight above 0, "
+    "config.model.text.unimodal_layers 0 and no class head that reads the text, which it hides",
   )
   need(
     c.captioning.weight == 0 or text.multimodal_layers > 0,

@@ -71,6 +71,8 @@ class Config:
   trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
   # A workdir or model directory whose parameters start this run (coca/training/init_from.py).
   init_from: str = ""
+  # The parts of the model that `init_from` gives, such as 'image_encoder'; all else begins anew. Empty: all it has.
+  init_parts: tuple[str, ...] = ()
   model: Model = field(default_factory=Model)
   contrastive: Contrastive = field(default_factory=Contrastive)
   captioning: Captioning = field(default_factory=Captioning)

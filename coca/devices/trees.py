@@ -12,7 +12,7 @@ def nested(leaves: dict) -> dict:
   """Nested dicts of what `flat` returns."""
   out = {}
   for name, x in leaves.items():
-    *parents, last = name.split("/")
+    *parents, last = (int(key) if key.isdecimal() else key for key in name.split("/"))  # nnx' lists have numbers
     node = out
     for parent in parents:
       node = node.setdefault(parent, {})

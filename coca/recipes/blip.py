@@ -153,6 +153,7 @@ def finetuning(
   config = default()
   config.init_from = args.init_from
   config.model.update(to_dict(old.model))
+  config.model.image.patch_dropout = 0.0
   if old.model.image.size >= 224:
     config.model.image.size = size
   config.contrastive.weight = config.captioning.weight = 0.0

@@ -152,6 +152,7 @@ def finetuning(init_from: str, runlocal: bool) -> Draft:
   config = default()
   config.init_from = init_from
   config.model.update(to_dict(old.model))
+  config.model.image.patch_dropout = 0.0  # of a pre-training that is to be fast (FLIP), which ends with all patches
   for name in ("loss", "bias", "max_scale", "min_scale"):
     config.contrastive[name] = getattr(old.contrastive, name)
   config.contrastive.equal_texts = "positives"  # a name stands beside several drawings

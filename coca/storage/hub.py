@@ -12,7 +12,7 @@ FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt"
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-  """What a network that fails raises, of the library that huggingface_hub is built on: httpx2 from 2.0 on."""
+  """The errors of a network, of the library that huggingface_hub is built on: httpx2 from 2.0 on."""
   found = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
   return tuple(importlib.import_module(name).TransportError for name in found)
 

@@ -36,6 +36,7 @@ from coca.storage.workdir import (
   tokenizer_path,
   write_run,
 )
+from coca.training.init_from import takes_words
 from coca.training.optim import make_schedule
 
 # What may change between two starts in one workdir: nothing here changes the parameters that come out, but that with
@@ -62,7 +63,7 @@ FREE = (
   "data.tokenizer_texts",
   "data.tokenizer_pieces",
 )
-READ_ONCE = ("init_from", "data.tokenizer")
+READ_ONCE = ("init_from", "init_parts", "data.tokenizer")
 PLACES = (".path", ".sidecars")  # of a source
 # What decides a tokenizer that is trained.
 TOKENIZER = (
@@ -94,6 +95,17 @@ def check_folder(workdir) -> None:
     raise ValueError(
       f"{workdir} is neither empty nor the workdir of a run (it has no config.json): it holds "
       f"{', '.join(found[:5])}{', ...' if found[5:] else ''}. Take another --workdir"
+    )
+
+
+def check_temperature(config: Config) -> None:
+  """Raises ValueError if a new run's first step would change the temperature that it is to begin with."""
+  contrastive = config.contrastive
+  scale, least, most = 1 / contrastive.temperature, contrastive.min_scale, contrastive.max_scale or math.inf
+  if contrastive.weight and not least <= scale <= most:
+    raise ValueError(
+      f"config.contrastive.temperature {contrastive.temperature} is a scale of {scale:.6g}, which "
+      f"config.contrastive.min_scale and max_scale don't let be: {least:g} to {most:g}"
     )
 
 
@@ -217,7 +229,8 @@ def _same_tokenizer(config: Config, workdir, saved: dict) -> bool:
 def _new_tokenizer(config: Config, sources: dict) -> Tokenizer:
   if config.data.tokenizer:
     tokenizer, where = load(config.data.tokenizer), config.data.tokenizer
-  elif config.init_from and read_config(config.init_from).model.text.layers:  # its parameters know no other numbering
+  # Its parameters know no other numbering.
+  elif config.init_from and takes_words(config) and read_config(config.init_from).model.text.layers:
     tokenizer, where = read_workdir(config.init_from)[1], config.init_from
   else:
     texts = texts_of(sources, config.data.sources, config.data.tokenizer_texts, config.seed)

@@ -3,10 +3,11 @@
 Parameters that both models have are loaded. A part (top level of the parameters, such as 'multimodal' or
 'contrastive_pooler') may be new or gone as a whole. So may the text embedding's parameters in 'unimodal', which belong
 to the contrastive loss, and [MASK], of parallel prediction. New parameters keep their fresh values. Inside a part all
-names and shapes have to agree: if not, a setting differs by mistake, and an error lists them. Position embeddings fit
-any size of image or length of text. If BLIP's text encoder and decoder shared a parameter and now have one each, both
-start from it; so do the two cross-attentions of an encoder for two images, whose projections are new. The optimizer
-begins anew.
+names and shapes have to agree: if not, a setting differs by mistake, and an error lists them. With `config.init_parts`
+these parts alone are loaded. A class head is new where it has other classes or reads something else. Position
+embeddings fit any size of image or length of text. If BLIP's text encoder and decoder shared a parameter and now have
+one each, both start from it; so do the two cross-attentions of an encoder for two images, whose projections are new.
+The optimizer begins anew.
 """
 
 import math
@@ -27,8 +28,9 @@ from coca.objectives.momentum import momentum_params
 from coca.storage.workdir import has_params, read_config, read_params
 from coca.training.state import TrainState
 
-IMAGE = "image_encoder/positions"
+IMAGES = ("image_encoder/positions", "positions")  # the second: SimVLM's
 TEXTS = tuple(f"{part}embedding/positions" for part in ("", "text_encoder/", "text_decoder/"))
+WORDS = ("embedding", "text_encoder", "text_decoder")  # parts with an embedding for each token
 TWINS = {"text_encoder": "text_decoder", "text_decoder": "text_encoder"}
 SECOND, FIRST = "/second_attention/", "/cross_attention/"
 OPTIONAL = ("unimodal/cls", "unimodal/norm", "unimodal/projection", "embedding/mask", "text_encoder/merge")
@@ -72,6 +74,13 @@ def compare(workdir, config: Config) -> Common:
   if not has_params(workdir):
     raise FileNotFoundError(f"config.init_from={workdir} has no checkpoint yet: train there first, or name another")
   there, here = flat(abstract_model(old)[1]), flat(abstract_model(config)[1])
+  parts = [dict.fromkeys(name.split("/")[0] for name in tree) for tree in (there, here)]
+  if unknown := [part for part in config.init_parts if any(part not in each for each in parts)]:
+    raise ValueError(
+      f"config.init_parts has {unknown[0]!r}, which the model in {workdir} or the new one lacks; both have: "
+      f"{', '.join(part for part in parts[0] if part in parts[1])}"
+    )
+  there = {name: x for name, x in there.items() if _is_wanted(name, there, here, old, config)}
   source = {name: _source(name, there) for name in here}
   used = set(source.values())
   there = {name: x for name, x in there.items() if name not in used} | {
@@ -79,7 +88,7 @@ def compare(workdir, config: Config) -> Common:
   }
   skipped, new = (_units(a, b) for a, b in ((there, here), (here, there)))
   resized = [
-    name for name in (IMAGE, *TEXTS) if name in there and name in here and there[name].shape != here[name].shape
+    name for name in (*IMAGES, *TEXTS) if name in there and name in here and there[name].shape != here[name].shape
   ]
   differing = [
     f"{name}: {_say(there.get(name))} there, {_say(here.get(name))} here"
@@ -100,6 +109,20 @@ def compare(workdir, config: Config) -> Common:
       "config.optim.lora.whole"
     )
   return Common(old, there, here, source, skipped, new, resized)
+
+
+def takes_words(config: Config) -> bool:
+  """True if a run that starts from a model takes over its text embeddings, and so its tokenizer."""
+  return not config.init_parts or bool({*WORDS} & {*config.init_parts})
+
+
+def _is_wanted(name: str, there: dict, here: dict, old: Config, new: Config) -> bool:
+  """False for a parameter of the old model that the new one is not to start from."""
+  part, kernel = name.split("/")[0], "class_head/kernel"
+  if part == "class_head" and kernel in there and kernel in here:
+    same = all(getattr(old.classification, x) == getattr(new.classification, x) for x in ("pool", "images"))
+    return same and there[kernel].shape == here[kernel].shape
+  return not new.init_parts or part in new.init_parts
 
 
 def initial_params(workdir, config: Config, fresh, mesh):
@@ -125,7 +148,7 @@ def initial_params(workdir, config: Config, fresh, mesh):
   def fit(loaded, fresh):
     loaded, out = flat(loaded), flat(fresh)
     for name, x in ((name, loaded[old]) for name, old in source.items() if old in loaded):
-      if name == IMAGE:
+      if name in IMAGES:
         method = "bilinear" if config.model.kind == "coca" else "bicubic"
         x = resize_positions(x, config.model.image.tokens, int(config.model.image.class_token), method)
       elif name in TEXTS and len(x) != len(out[name]):

@@ -20,7 +20,7 @@ from coca.inference.embeddings import fill
 from coca.inference.forward import Forward
 from coca.storage.lock import locked
 from coca.storage.workdir import read_labels, saved_steps
-from coca.training.begin import begin, check_folder, check_same_run
+from coca.training.begin import begin, check_folder, check_same_run, check_temperature
 from coca.training.curves import plot_curves
 from coca.training.evaluation import Evaluation, evaluated
 from coca.training.flops import flops_per_pair
@@ -66,8 +66,8 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
 
   # --- Data: all is judged before anything is written ---
   check_same_run(config, workdir)
-  if config.init_from and not saved_steps(workdir):
-    compare(config.init_from, config)
+  if not saved_steps(workdir):
+    compare(config.init_from, config) if config.init_from else check_temperature(config)
   sources = open_sources(config)
   eval_sources = build.open_sources(config)
   # Answers are counted once: a run that has begun keeps its classes.

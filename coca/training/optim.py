@@ -248,6 +248,7 @@ def idle(config: Config) -> list[str]:
     paths += [
       "contrastive_pooler/",
       "image_projection/",
+      "mean_norm/",
       "text_projection/",
       "temperature/",
       "unimodal/cls",

@@ -91,7 +91,6 @@ EMOJI = "data__sources__emoji"
     ({"model__image__layers": -1}, r"config\.model\.image\.layers is -1; it takes 0 or more"),
     ({"contrastive__temperature": 0.0}, r"config\.contrastive\.temperature 0\.0 has to be above 0"),
     ({"contrastive__min_scale": 200.0}, r"config\.contrastive\.min_scale 200\.0 is above max_scale 100\.0"),
-    ({"contrastive__temperature": 0.005}, r"temperature 0\.005 is a scale of 200, .*max_scale .*: 0 to 100"),
     ({"captioning__label_smoothing": 1.0}, r"config\.captioning\.label_smoothing 1\.0 is not in \[0, 1\)"),
     ({"captioning__weight": -2.0}, r"config\.captioning\.weight is -2\.0; it takes 0 or more"),
     ({"captioning__chunk": 0}, r"config\.captioning\.chunk is 0; it takes 1 or more"),
@@ -99,6 +98,16 @@ EMOJI = "data__sources__emoji"
     ({"optim__lr": float("nan")}, r"config\.optim\.lr is nan; it takes a number"),
     ({"optim__b2": 1.0}, r"config\.optim\.b2 1\.0 is not in \[0, 1\)"),
     ({"optim__ema": 1.0}, r"config\.optim\.ema 1\.0 is not in \[0, 1\)"),
+    (
+      {"captioning__parallel": 0.5, "contrastive__weight": 0.0, "model__text__unimodal_layers": 0, "evals": {}}
+      | {"classification__weight": 1.0, "classification__pool": "text", "classification__classes": 3},
+      r"config\.captioning\.parallel needs .* no class head that reads the text",
+    ),
+    (
+      {"classification__weight": 1.0, "classification__classes": 3}
+      | {"model__poolers__heads": 6, "model__poolers__width": 48},
+      r"config\.model\.poolers\.heads 6 does not divide config\.model\.image\.width 64",
+    ),
     ({"optim__clip": -1.0}, r"config\.optim\.clip is -1\.0; it takes 0 or more"),
     ({"optim__max_nonfinite": 0}, r"config\.optim\.max_nonfinite is 0; it takes 1 or more"),
     (
@@ -151,6 +160,7 @@ def nothing_done(monkeypatch):
       r"config\.evals\.twemoji\.source\.path",
     ),
     ({"init_from": "/nowhere"}, "/nowhere is no working directory of a run"),
+    ({"contrastive__temperature": 0.005}, r"temperature 0\.005 is a scale of 200, .*max_scale .*: 0 to 100"),
     ({"data__tokenizer": "/nowhere/words.model"}, "no tokenizer in /nowhere/words.model"),
   ],
 )

@@ -12,9 +12,9 @@ from coca.inference.forward import Forward
 from coca.storage import weights
 from coca.storage.checkpoint import Checkpoints
 from coca.storage.workdir import write_run
-from coca.training.init_from import fit_length, initial_params, resize_positions, start_from
+from coca.training.init_from import fit_length, initial_params, resize_positions, start_from, takes_words
 from support.blip_reference import tiny_blip
-from support.common import make_mesh, new_state, random_params, tiny
+from support.common import classifier, make_mesh, new_state, random_params, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +101,30 @@ def test_parts_come_and_go_as_a_whole(tokens, tmp_path):
     assert same(x, expected), name
 
 
+def test_named_parts_alone_are_taken_over(tokens, tmp_path):
+  """As LiT takes an image encoder of any CoCa, of other words and another width of texts."""
+  new = tiny(init_parts=("image_encoder",), model__text__width=64, model__text__vocab=90, optim__ema=0.9)
+  old = random_params(tiny())
+  params, fresh, report = start(save(tmp_path / "m", tiny(), old, tokens), new)
+  assert "loaded: image_encoder (" in report and "skipped" not in report
+  for name, x in params.items():
+    assert same(x, flat(old)[name] if name.startswith("image_encoder/") else fresh[name]), name
+  assert not takes_words(new) and takes_words(tiny()) and takes_words(tiny(init_parts=("embedding", "unimodal")))
+  with pytest.raises(ValueError, match=r"config\.init_parts has 'tower', .*lacks; both have: .*image_encoder"):
+    start(tmp_path / "m", tiny(init_parts=("tower",)))
+
+
+@pytest.mark.parametrize("changes", [{"classes": 5}, {"pool": "class_token"}, {}])
+def test_a_class_head_is_new_where_it_has_other_classes_or_reads_something_else(changes, tokens, tmp_path):
+  image = {"model__image__class_token": True}
+  settings = classifier(others=image)
+  old = random_params(settings)
+  params, fresh, _ = start(save(tmp_path / "m", settings, old, tokens), classifier(others=image, **changes))
+  for name, x in params.items():
+    known = name in flat(old) and not (changes and name.startswith("class_head/"))
+    assert same(x, flat(old)[name] if known else fresh[name]), name
+
+
 def test_the_contrastive_side_comes_and_goes(tokens, tmp_path):
   both, mute = tiny(), tiny(contrastive__weight=0.0)
   folder = save(tmp_path / "mute", mute, random_params(mute), tokens)
@@ -144,6 +168,19 @@ def test_positions_fit_the_new_sizes(tokens, tmp_path):
   assert same(params["image_encoder/positions"][0], image[0])  # the class token's
   np.testing.assert_allclose(params["image_encoder/positions"][1:], resize_positions(image[1:], 36), atol=1e-6)
   assert same(params["embedding/positions"], text[[0, 1, 2, 3, 4, 5, 8]])  # the last one is [CLS]'
+
+
+@pytest.mark.parametrize("as_run", [False, True], ids=["model directory", "workdir"])
+def test_simvlm_with_images_of_another_size(as_run, tokens, tmp_path):
+  changes = {"model__kind": "simvlm", "model__stem__blocks": (1, 1, 2), "model__stem__width": 4}
+  changes |= {"model__image__patch": 16, "model__image__width": 48, "contrastive__weight": 0.0}
+  old_settings, new = (tiny(**changes, model__text__unimodal_layers=0, model__image__size=size) for size in (32, 64))
+  old = random_params(old_settings)
+  params, _, report = start(save(tmp_path / "m", old_settings, old, tokens, as_run), new)
+  head = next(name for name in params if name.startswith("stem/heads/0/"))
+  assert same(params[head], flat(old)[head])
+  assert "resized: positions [4, 48] to [16, 48]" in report
+  np.testing.assert_allclose(params["positions"], resize_positions(old["positions"], 16, method="bicubic"), atol=1e-6)
 
 
 @pytest.mark.parametrize("case", ["4_to_6", "6_to_4", "2_to_7", "5_to_5", "12_to_5"])
