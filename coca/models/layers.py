@@ -48,7 +48,7 @@ def _gelu_by_tanh(x, approximate):
 
 @_gelu_by_tanh.defjvp
 def _gelu_jvp(approximate, primals, tangents):
-  """Of fewer operations than autodiff's, for which v6e waits. Without `approximate` with the density itself."""
+  """The slope by fewer operations than autodiff's, for which v6e waits; not `approximate` by the density itself."""
   (x,), (dx,) = primals, tangents
   z, normal = _normal(x, approximate)
   if approximate:
