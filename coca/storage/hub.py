@@ -49,10 +49,8 @@ def local_folder(path, torch: bool = False) -> Path | str:
     settings = {"revision": revision or None, "allow_patterns": patterns}
     try:
       return Path(snapshot_download(name, **settings))
-    except (
-      OfflineModeIsEnabled,
-      *transport_errors(),
-    ):  # for a commit it may want the list of files, though all are there
+    # For a commit it may want the list of files, though all are there.
+    except (OfflineModeIsEnabled, *transport_errors()):
       return Path(snapshot_download(name, **settings, local_files_only=True))
 
   try:
