@@ -54,6 +54,8 @@ def main(argv=None) -> None:
   args.texts += rest  # argparse takes none that comes behind a flag, where INDEX comes before it
   if not (args.texts or args.image or args.data):
     parser.error("give a TEXT or --image to look for, or --data to add")
+  if args.html and not (args.texts or args.image):
+    parser.error("--html shows what is found: give a TEXT or --image, too")
   if args.k < 1:
     parser.error(f"--k={args.k}: it has to be above 0")
   with one_line(ValueError, ImportError, OSError, CheckpointError, Locked):
@@ -70,6 +72,8 @@ def main(argv=None) -> None:
     if args.texts or args.image:
       index = SearchIndex(args.index)
       index.check(model, name)
+      if not len(index):
+        raise ValueError(f"{args.index} has no images yet: add some, --data=PATH")
       search(index, model, args)
 
 

@@ -9,9 +9,11 @@
 # FOLDER (runs/bootstrap) keeps everything; stopped, it goes on where it was. STEPS (1500) is of each pre-training; the
 # fine-tunes have a third of it and a tenth.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-out=${1:-runs/bootstrap}
+root=$(realpath "$(dirname "$0")/..")
+out=$(realpath -m "${1:-$root/runs/bootstrap}")
 steps=${2:-1500}
+((steps >= 10)) || { echo "error: STEPS is $steps; it takes 10 or more" >&2; exit 1; }
+cd "$root"
 python=${PYTHON:-python3}
 
 train() { "$python" -m coca.train "$@"; }

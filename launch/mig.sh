@@ -70,7 +70,7 @@ state() {
 remove_group() { run "${group[@]}" delete "$NAME" --zone="$ZONE" --quiet; }
 
 remove() {
-  remove_group
+  remove_group || true  # `watch` has deleted it already, or somebody else
   run gcloud compute instance-templates delete "$NAME" --region="$region" --quiet
   run gcloud compute resource-policies delete "$NAME" --region="$region" --quiet
 }

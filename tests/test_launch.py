@@ -239,8 +239,11 @@ def test_xpk_hands_the_arguments_on(tools, fake_worker, tmp_path):
 )
 def test_watch_makes_lost_machines_again_and_deletes_them_when_the_run_is_done(tools, name, describe, lost):
   not_yet = "storage cat\t1\t"
+  gone = ["managed delete\t0\t", "managed delete\t0\t", "managed delete\t1\tnot found"]  # the third time
   Path(tools["CALLS"]).with_name("answers").write_text(
-    "\n".join([*[not_yet] * 4, f"{describe}\t0\tACTIVE", f"{describe}\t0\t{lost}", "storage cat\t0\thost-0: status 0"])
+    "\n".join(
+      [*gone, *[not_yet] * 4, f"{describe}\t0\tACTIVE", f"{describe}\t0\t{lost}", "storage cat\t0\thost-0: status 0"]
+    )
     + "\n"
   )
   done = script(name, tools, "watch", *ODD, WATCH_SECONDS="0")
@@ -251,6 +254,8 @@ def test_watch_makes_lost_machines_again_and_deletes_them_when_the_run_is_done(t
     "mig.sh": ["managed delete", "managed create"],
   }[name]
   assert words[:3] == [*again, again[0]]
+  if name == "mig.sh":
+    assert [call[2] for call in calls(tools)[-2:]] == ["instance-templates", "resource-policies"]
   assert "host-0: status 0" in done.stdout and "the run is done" in done.stdout
 
 

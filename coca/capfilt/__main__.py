@@ -31,6 +31,7 @@ from coca.capfilt.settings import CapFilt, parse
 from coca.capfilt.stage import TooManyFailed
 from coca.config import Source
 from coca.config.command_line import one_line, parse_flags
+from coca.config.differing import listed
 from coca.config.typed import from_plain
 from coca.data import sidecars
 from coca.data.records import ShardedRecords
@@ -127,10 +128,15 @@ def main(argv) -> None:
         f"{done.samples:,} samples in {done.files} files are in {FLAGS.export}"
         + f", beside {done.found} from before" * bool(done.found)
       )
+      if done.incomplete:
+        print(
+          f"{len(done.problems)} images are missing in {listed(done.incomplete, 5, ', ')}: once the source is "
+          "repaired, delete these files and export again"
+        )
     elif FLAGS.report:
       source = manifest_source(out)
       check_places(places_of(source, "source"), FLAGS.allow_urls, f"{out}/manifest.json")
-      path, counts = write_report(out, open_source(source))
+      path, counts = write_report(out, open_source(source, f"{out}/manifest.json: source"))
       print(f"{counts}\nlook at {path}")
     elif FLAGS.config is None:
       raise ValueError("--config is missing: --config=configs/capfilt.py")

@@ -59,6 +59,7 @@ class Exported:
   samples: int = 0
   found: int = 0  # files from before
   problems: list[str] = dataclasses.field(default_factory=list)  # images that could not be read, one text each
+  incomplete: list[str] = dataclasses.field(default_factory=list)  # files that lack them
 
 
 def export(
@@ -108,7 +109,7 @@ def export(
     sidecars=out, sample=sample, min_matching=min_matching, min_contrastive=min_contrastive, origins=origins or {}
   )
   check_source(choice, "export")
-  opened = open_source(settings)
+  opened = open_source(settings, "source" if source else f"{out}/manifest.json: source")
   sidecars.check_source(manifest["shards"], opened, out)
   sidecars.check_finished(manifest["shards"], out)
   _begin(
@@ -130,8 +131,10 @@ def export(
         done.found += 1
       elif len(table := _chosen(shard, choice)):
         with contextlib.closing(_samples(opened, table, sample, done.problems)) as samples:
+          before = len(done.problems)
           done.samples += write(f"{to}/{name}", samples, sample)
         done.files += 1
+        done.incomplete += [name] * (len(done.problems) > before)
       bar.update(shard.stop - shard.start)
   return done
 
@@ -150,6 +153,9 @@ def _names(to: str) -> Iterator[str]:
 
 def _begin(to: str, settings: dict) -> None:
   """Writes export.json, or compares with the one that is there; removes what a killed export left."""
+  fs, folder = fsspec.core.url_to_fs(to)
+  if fs.isfile(folder):
+    raise ValueError(f"{to} is a file; export to an empty folder")
   names, path = set(_names(to)), f"{to}/export.json"
   if "export.json" not in names and any(name.endswith(tuple(SUFFIXES.values())) for name in names):
     raise ValueError(f"{to} holds other data; export to an empty folder")
@@ -162,7 +168,6 @@ def _begin(to: str, settings: dict) -> None:
       )
   else:
     writing.write_atomic(path, text)
-  fs, folder = fsspec.core.url_to_fs(to)
   if isinstance(fs, LocalFileSystem):
     for name in names:
       if _LEFT.fullmatch(name):

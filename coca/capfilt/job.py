@@ -37,6 +37,8 @@ def check_folder(out: str) -> None:
   """Raises ValueError unless a job can be done in `out`: in a new or an empty folder, or in that of a job."""
   fs, folder = fsspec.core.url_to_fs(out)
   fs.invalidate_cache()
+  if fs.isfile(folder):
+    raise ValueError(f"--workdir={out} is a file; name a folder")
   names = {path.rstrip("/").rpartition("/")[2] for path in fs.ls(folder, detail=False)} if fs.isdir(folder) else set()
   found = sorted(name for name in names if name != "preview" and not NOT_OURS.fullmatch(name))
   if found and "manifest.json" not in names:

@@ -115,6 +115,8 @@ def _check(settings: CapFilt, captioner: Config | str, config: Config | str) -> 
     check_decoding_model(settings.decoding, captioner)
   if not config:
     return
+  if not (config.matching.weight or config.contrastive.heads):
+    raise ValueError(f"config.filter {settings.filter} has neither a matching nor a contrastive head: it can't score")
   needed = set(threshold(settings) or ())
   if settings.share or settings.top or (settings.best < settings.decoding.n and not settings.decoding.rerank):
     needed.add(settings.rank_by)
@@ -130,5 +132,3 @@ def _check(settings: CapFilt, captioner: Config | str, config: Config | str) -> 
       f"config.filter {settings.filter} was trained without a contrastive loss: it has no cosine; use "
       "its matching score alone: --config.min_contrastive=-2. --config.rank_by=matching"
     )
-  if not (config.matching.weight or config.contrastive.heads):
-    raise ValueError(f"config.filter {settings.filter} has neither a matching nor a contrastive head: it can't score")

@@ -31,7 +31,8 @@ class JsonLines:
   """
 
   def __init__(self, path, about: dict, key: str, names: Sequence[str], batch: int):
-    self._path, self._partial, self._about = Path(path), Path(f"{path}.partial"), Path(f"{path}.partial.json")
+    self._path = path = Path(path)  # without a slash at its end
+    self._partial, self._about = Path(f"{path}.partial"), Path(f"{path}.partial.json")
     no_folder(self._path)
     self.done = self._earlier(about, key, names, batch) if self._partial.exists() and self._about.exists() else []
     if not self.done:

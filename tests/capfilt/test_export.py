@@ -231,7 +231,11 @@ def test_images_that_changed_or_broke_are_told(tmp_path):
   }
   (tmp_path / "in" / "1.tar").write_bytes(tar(members))
   done = export(out, tmp_path / "to", sample="image")
-  assert len(done.problems) == 2 and done.samples == whole.samples - 2
+  assert (
+    len(done.problems) == 2 and done.samples == whole.samples - 2 and done.incomplete == ["1-00000.tar", "1-00001.tar"]
+  )
+  with pytest.raises(ValueError, match=r"1-00000\.tar is a file; export to an empty folder"):
+    export(out, tmp_path / "to" / "1-00000.tar")
   assert "record 9 is '000000999' and was '000000102'" in done.problems[0] and "no image" in done.problems[1]
 
 

@@ -439,6 +439,8 @@ def test_a_folder_of_others_is_no_workdir(folders, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r"neither empty nor the workdir of a CapFilt job .* it holds texts"):
     command.run(str(tmp_path), from_file(folders))
   assert (tmp_path / "texts" / "0.parquet").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
+  with pytest.raises(ValueError, match=r"0\.parquet is a file; name a folder"):
+    job.check_folder(str(tmp_path / "texts" / "0.parquet"))
   job.check_folder(str(tmp_path / "new"))
 
 
