@@ -10,6 +10,7 @@ token that may write (hf auth login).
 
 import argparse
 import math
+from typing import Any
 
 from etils import epath
 
@@ -35,7 +36,7 @@ def main(argv=None) -> None:
     print(f"wrote {push(args.model, args.repository, args.licence, **more)}")
 
 
-def results(workdir: str) -> dict[str, float]:
+def results(workdir: str) -> dict[str, Any]:
   """The newest number of each evaluator of a run: those of its last steps, and of `python -m coca.evaluate` since."""
   lines = metrics_file.read(f"{workdir}/{metrics_file.FILE}")
   written = epath.Path(workdir) / "eval.json"

@@ -84,10 +84,9 @@ def read(
   if ending in ("csv", "tsv", "txt"):
     if video_tables.is_moments(text):
       return name, video_tables.moments(name, text, beside)
-    before = _BEFORE.match(text).group()  # which the numbers of lines count
-    text = text[len(before) :]
+    whole, text = text, _BEFORE.sub("", text, count=1)
     separated = separator(name, text, known | video_tables.KINETICS)
-    rows = _csv_rows(name, text, separated, notes, split, before.count("\n"))
+    rows = _csv_rows(name, text, separated, notes, split, whole.count("\n") - text.count("\n"))
     if set(text.partition("\n")[0].strip().replace('"', "").split(separated)) >= video_tables.KINETICS:
       return name, video_tables.kinetics(rows)
     return f"{name} (separated by {SEPARATORS[separated]})", rows
