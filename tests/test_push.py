@@ -67,9 +67,10 @@ def test_no_paths_of_somebody_are_told():
   assert "anna" not in json.dumps(to_dict(hub_push._for_others(config)).to_dict())
 
 
-def test_without_a_network(tmp_path, hub, monkeypatch):
+@pytest.mark.parametrize("error", transport_errors(), ids=lambda error: f"{error.__module__}.{error.__name__}")
+def test_without_a_network(tmp_path, hub, monkeypatch, error):
   def refuse(*_, **__):
-    raise transport_errors()[0]("[Errno 111] Connection refused")
+    raise error("[Errno 111] Connection refused")
 
   make_workdir(tmp_path / "run", small_config(tmp_path))
   monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)

@@ -12,9 +12,10 @@ FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt"
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-  """The errors of a network, of the library that huggingface_hub is built on: httpx2 from 2.0 on."""
-  found = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
-  return tuple(importlib.import_module(name).TransportError for name in found)
+  """The errors of a network, of the library below huggingface_hub: requests, from 1.0 on httpx, by now httpx2."""
+  names = {"requests": ("ConnectionError", "Timeout"), "httpx": ("TransportError",), "httpx2": ("TransportError",)}
+  found = [name for name in names if importlib.util.find_spec(name)]
+  return tuple(getattr(importlib.import_module(name), error) for name in found for error in names[name])
 
 
 def local_folder(path, torch: bool = False) -> Path | str:
