@@ -91,7 +91,7 @@ def test_blip_cells(tmp_path, monkeypatch):
       workdir.mkdir(parents=True)
       write_run(config, tokens, workdir)
       tokens.save(workdir / tokens.file)
-  assert len(configs) == 5 + 2 * 7 + 2 + 3 + 1 + 1 + 4 + 3
+  assert len(configs) == 5 + 2 * 7 + 2 + 3 + 1 + 1 + 4 + 3 + 3
   at_40 = {name.partition("/")[2]: config for name, config in configs.items() if name.startswith("noise40")}
 
   def texts(name):
@@ -110,6 +110,9 @@ def test_blip_cells(tmp_path, monkeypatch):
   assert {name for name, c in at_40.items() if "job" not in name and c.contrastive.texts == 2} == {"two_texts"}
   for name in ("none", "filter", "captioner", "both", "continued", "synthetic50", "two_texts"):
     assert at_40[name].steps == f"{2 * sum(texts(name).values())} examples"
+    if name in ("filter", "captioner", "both"):
+      as_long = at_40[f"{name}_as_long"]
+      assert (as_long.data, as_long.steps) == (at_40[name].data, f"{2 * (BLIP.human + BLIP.web)} examples")
   assert at_40["longer"].steps == at_40["both"].steps
   assert {name: s.weight for name, s in at_40["longer"].data.sources.items()} == texts("both")
   assert at_40["continued"].init_from == at_40["model-filter"].init_from == str(tmp_path / "noise40-seed1/none/run")

@@ -2,14 +2,15 @@
 
     python tests/benchmarks/tables_blip.py --out=OUT --tables=1 --noise=40      # then --noise=0,60
     python tests/benchmarks/tables_blip.py --out=OUT --tables=2,4,12,13,3
-    python tests/benchmarks/tables_blip.py --out=OUT --tables=synthetic
+    python tests/benchmarks/tables_blip.py --out=OUT --tables=as_long,synthetic
     python tests/benchmarks/tables_blip.py --out=OUT --table                    # prints what is finished
 
 Every cell is in a folder of its own (grid.py); its settings are those of tables_config.py. All of Table 1 for a noise
 and a seed comes from one CapFilt job: `none` is the model that its captioner and filter start from, the other variants
-read the job's texts in other ways. `synthetic` is a question of today: none, half or all of the web's images with a
-synthetic text in place of their own, none filtered, as many examples each; and `two_texts`, both texts of an image in
-the contrastive loss (`config.contrastive.texts` 2), one of which the captioner learns.
+read the job's texts in other ways, and in `as_long` they have as many steps as `none`. `synthetic` is a question of
+today: none, half or all of the web's images with a synthetic text in place of their own, none filtered, as many
+examples each; and `two_texts`, both texts of an image in the contrastive loss (`config.contrastive.texts` 2), one of
+which the captioner learns.
 
 What is measured is the pre-trained model, with no fine-tuning, on 1,000 scenes that training lacks; BLIP's figures are
 of COCO after fine-tuning. All but Table 3 is with CoCa's model, whose filter has its matching head on the causal
@@ -49,9 +50,15 @@ MEASURES = (
 # Share of the synthetic texts that the filter throws out, in percent.
 REJECTED = {"both": 25, "beam": 19, "shared": 8}
 SHARING = {name: name for name in ("all", "all_but_cross_attention", "all_but_self_attention")} | {"unshared": "none"}
+AS_LONG = "_as_long"  # behind a variant's name: with as many steps as `none`
 # Title, rows, and the row that others are compared with.
 TABLES = {
   "1": ("Table 1: captioner and filter", ("none", "filter", "captioner", "both"), "none"),
+  "as_long": (
+    "Captioner and filter, with as many steps as 'none'",
+    ("none", f"filter{AS_LONG}", f"captioner{AS_LONG}", f"both{AS_LONG}"),
+    "none",
+  ),
   "2": ("Table 2: captions by beams, or by nucleus sampling ('both')", ("none", "beam", "both"), "none"),
   "4": ("Table 4: one model as captioner and filter, or two ('both')", ("shared", "both"), "shared"),
   "12": ("Table 12: no more than longer training? The web's own texts, repeated", ("none", "longer", "both"), "none"),
@@ -136,9 +143,11 @@ class Blip:
       more = {"sharing": SHARING[name], "init_from": init.workdir, "epochs": self.args.blip_epochs}
       return self._cell(noise, seed, f"blip-{name}", "pretrain", init, **more)
     none, job = self.none(noise, seed), self.job(noise, seed, name if name in ("beam", "shared") else "both")
-    variant = "both" if name in ("beam", "shared", "continued") else name
+    variant = "both" if name in ("beam", "shared", "continued") else name.removesuffix(AS_LONG)
     start = none if name == "continued" else self.init()
     more = {"init_from": start.workdir, "variant": variant, "capfilt": job.workdir, "epochs": self.args.epochs}
+    if name.endswith(AS_LONG):
+      more["pairs"] = round(self.args.epochs * (self.args.human + self.args.web))
     return self._cell(noise, seed, name + self._share, "pretrain", start, job, **more)
 
   def noises(self, table: str) -> list[int]:

@@ -195,12 +195,15 @@ def _evaluate(args, config: ConfigDict, names) -> None:
 
 
 def _for_epochs(args, config: ConfigDict) -> ConfigDict:
-  """As in BLIP, a run is so many times as long as its data have texts: more of them are a longer run (Table 12)."""
+  """As in BLIP, a run is so many times as long as its data have texts: more of them are a longer run (Table 12).
+
+  Unless it is said how many `pairs` it learns from.
+  """
   sources = {name: args.human if name == "human" else _texts(args, config) for name in config.data.sources}
   if args.variant == "longer":  # the web's texts as often as if there were as many as the job kept
     for name, texts in sources.items():
       config.data.sources[name].weight = float(texts)
-  config.steps = f"{round(args.epochs * sum(sources.values()))} examples"
+  config.steps = f"{args.pairs or round(args.epochs * sum(sources.values()))} examples"
   return config
 
 
