@@ -5,7 +5,7 @@ r"""Other people's weights as a model directory, and back.
     python -m coca.convert WEIGHTS OUT --tokenizer=vocab.txt           # one of BLIP's original files
     python -m coca.convert VIT OUT --bert=BERT             # what BLIP's pre-training starts from; ALBEF's: --kind=albef
     python -m coca.convert SOURCE OUT --to=open_clip       # a model directory or a workdir: a folder for open_clip
-    python -m coca.convert SOURCE OUT --to=transformers    # of a BLIP model
+    python -m coca.convert SOURCE OUT --to=transformers    # of a BLIP, a CLIP or a SigLIP
 
 OUT then works wherever a workdir does: coca.load(OUT), config.init_from=OUT. What converts: open_clip's CoCa and its
 CLIP, SigLIP, CLIPA, OpenVision, MetaCLIP 2, PE-Core, EVA01 and EVA02-E models with ViTs

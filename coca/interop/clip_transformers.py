@@ -1,4 +1,5 @@
-"""transformers' CLIPModel and SiglipModel (SigLIP 2's at fixed sizes are the latter): settings and weights as ours.
+"""transformers' CLIPModel and SiglipModel (SigLIP 2's at fixed sizes are the latter): settings and weights as ours, and
+ours as theirs.
 
 The settings lie in config.json, what a text or an image tower leaves unsaid is its class' default; those of images in
 preprocessor_config.json. Every projection of attention is a tensor of its own, but those of SigLIP's pooler.
@@ -11,9 +12,11 @@ import numpy as np
 
 from coca.config import Captioning, Config, Contrastive, Data, ImageEncoder, Model, Poolers, TextDecoder, parse, to_dict
 from coca.config.model import MEAN, STD
+from coca.config.special import Tokenizer
 from coca.config.typed import entry
 from coca.interop import tensors
 from coca.interop.blip.settings import check_rescaling
+from coca.interop.differing import check_same
 from coca.interop.tensors import Entry, linear, norm
 
 KINDS = ("clip", "siglip")  # of config.json's model_type
@@ -114,6 +117,105 @@ def to_config(found: dict, preprocess: dict, name: str) -> Config:
   )
 
 
+def from_config(config: Config, tokens: Tokenizer) -> tuple[str, dict[str, dict]]:
+  """The means for transformers to build the same model: the class, and the contents of files by name.
+
+  Args:
+    config: of the model.
+    tokens: its tokenizer.
+
+  Raises:
+    ValueError: transformers has no such model; the settings that are in the way are listed.
+  """
+  model, data = config.model, config.data
+  image, text, is_clip = model.image, model.text, model.poolers.kind == "class_token"
+  if text.multimodal_layers or model.poolers.kind not in ("class_token", "parallel"):
+    raise ValueError(
+      "of models like this one transformers has CLIP's and SigLIP's alone, without captions and with a class token or "
+      f"SigLIP's pooler (config.model.text.multimodal_layers is {text.multimodal_layers}, poolers.kind "
+      f"{model.poolers.kind!r}); a CoCa goes to open_clip, --to=open_clip"
+    )
+  for name, here, there in (
+    ("contrastive.loss", config.contrastive.loss.partition("_")[0], "softmax" if is_clip else "sigmoid"),
+    ("contrastive.heads", config.contrastive.heads, True),
+    ("data.resize", data.resize or image.size, image.size),
+  ):
+    if here != there:
+      raise ValueError(f"transformers has no such model: config.{name} is {here!r}; there it is {there!r}")
+  if is_clip and tokens.eos == 2:
+    raise ValueError(
+      "transformers' CLIPModel takes a text's embedding from its highest id where EOS is 2, as it is in this model's "
+      f"{tokens.file}; a model with CLIP's tokenizer can be written"
+    )
+  of_both = {"layer_norm_eps": model.norm_eps, "attention_dropout": 0.0}
+  activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+  vision = {
+    "model_type": "clip_vision_model" if is_clip else "siglip_vision_model",
+    "image_size": image.size,
+    "patch_size": image.patch,
+    "hidden_size": image.width,
+    "intermediate_size": image.mlp,
+    "num_hidden_layers": image.layers,
+    "num_attention_heads": image.heads,
+    "hidden_act": activations.get(model.activation),
+    **of_both,
+  }
+  words = {
+    "model_type": "clip_text_model" if is_clip else "siglip_text_model",
+    "vocab_size": text.vocab,
+    "max_position_embeddings": text.length,
+    "hidden_size": text.width,
+    "intermediate_size": text.mlp,
+    "num_hidden_layers": text.unimodal_layers,
+    "num_attention_heads": text.heads,
+    "hidden_act": activations.get(model.activation if text.activation == "model" else text.activation),
+    "bos_token_id": tokens.bos if tokens.bos >= 0 else None,
+    "eos_token_id": tokens.eos,
+    **of_both,
+  }
+  architecture, embed_dim = "CLIPModel" if is_clip else "SiglipModel", model.embed_dim or text.width
+  settings: dict[str, Any] = {
+    "architectures": [architecture],
+    "model_type": "clip" if is_clip else "siglip",
+    "dtype": "float32",
+    "vision_config": vision,
+    "text_config": words,
+  }
+  if is_clip:
+    settings["projection_dim"] = vision["projection_dim"] = words["projection_dim"] = embed_dim
+  else:
+    words["projection_size"] = embed_dim
+  processor = _processor(config, is_clip)
+  try:
+    again = to_config(settings, processor, config.name)
+  except ValueError as e:
+    raise ValueError(f"transformers has no such model: {e}") from None
+  check_same(config, again, "transformers")
+  return architecture, {"config.json": settings, "preprocessor_config.json": processor}
+
+
+def _processor(config: Config, is_clip: bool) -> dict:
+  """The preparation of images, as transformers keeps it."""
+  side = config.model.image.size
+  whole = {"height": side, "width": side}
+  # SigLIP's own only squashes.
+  kind = "CLIP" if is_clip or not config.data.squash else "Siglip"
+  return {
+    "image_processor_type": f"{kind}ImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": whole if config.data.squash else {"shortest_edge": side},
+    "do_center_crop": not config.data.squash,
+    "crop_size": whole,
+    "resample": {"bicubic": 3, "bilinear": 2}[config.data.filter],
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": list(config.model.image.mean),
+    "image_std": list(config.model.image.std),
+  }
+
+
 def tokenizer(config: Config) -> dict | None:
   """Arguments of `coca.data.tokenizers.json_file.find`. None: CLIP's tokenizer is the model's."""
   if config.model.poolers.kind == "class_token":
@@ -125,6 +227,14 @@ def to_params(state_dict: Mapping[str, np.ndarray], config: Config) -> dict:
   """Our parameters, fp32. Raises ValueError as `coca.interop.tensors.to_params`."""
   found = {key.removeprefix("module."): x for key, x in state_dict.items() if not key.endswith(".position_ids")}
   return tensors.to_params(found, config, _entries(config))
+
+
+def to_state_dict(params, config: Config) -> dict[str, np.ndarray]:
+  """transformers' tensors, fp32, of parameters of ours."""
+  out = tensors.to_state_dict(params, _entries(config))
+  if config.model.poolers.kind != "class_token":
+    out |= {name: out[name].reshape(1) for name in ("logit_scale", "logit_bias")}
+  return out
 
 
 def _entries(config: Config) -> Iterator[Entry]:

@@ -176,14 +176,14 @@ def to_open_clip(source, out) -> None:
 
 
 def to_transformers(source, out, architecture: str = "") -> str:
-  """Writes a folder that transformers' BLIP classes and BlipProcessor load with `from_pretrained`.
+  """Writes a folder that transformers' classes load with `from_pretrained`, with the preparation and the tokenizer.
 
-  What the class lacks is left out: the temperature, and the parts that are another class's.
+  What the class lacks is left out: of BLIP the temperature and the parts that are another class's.
 
   Args:
-    source: as for `to_open_clip`, of a BLIP model.
+    source: as for `to_open_clip`; a BLIP, a CLIP or a SigLIP.
     out: the new folder.
-    architecture: the class, where the model has the parts of several (`coca.interop.blip.weights.CLASSES`).
+    architecture: the class, where a BLIP has the parts of several (`coca.interop.blip.weights.CLASSES`).
 
   Returns:
     The class.
@@ -193,6 +193,8 @@ def to_transformers(source, out, architecture: str = "") -> str:
   """
   out = files.check_new(out)
   config, tokens = read_workdir(source)
+  if config.model.kind == "coca":
+    return _to_clip(source, out, config, tokens, architecture)
   architecture, described = transformers_files(config, tokens, architecture)
   state_dict = blip_weights.to_state_dict(_params(source, config), config, architecture)
   if "text_encoder." in blip_weights.CLASSES[architecture] and config.model.med.encode != config.model.med.cls:
@@ -203,6 +205,26 @@ def to_transformers(source, out, architecture: str = "") -> str:
   with files.directory(out) as partial:
     weights.save(partial / weights.FILE, state_dict)
     tokens.save(partial / tokens.file)
+    for name, contents in described.items():
+      files.write_json(partial / name, contents)
+  return architecture
+
+
+def _to_clip(source, out: Path, config, tokens, asked: str) -> str:
+  """`to_transformers` of a CLIP or a SigLIP."""
+  architecture, described = clip_transformers.from_config(config, tokens)
+  if asked:
+    raise ValueError(f"--architecture={asked} is for a BLIP model; this one is a {architecture}")
+  if isinstance(tokens, (clip.ClipTokenizer, json_file.JsonTokenizer)):
+    described |= tokens.exported() if isinstance(tokens, clip.ClipTokenizer) else tokens.exported(cleans=True)
+    described["tokenizer_config.json"]["model_max_length"] = config.model.text.length
+  else:
+    print(f"note: transformers' classes read no {tokens.file}; their tokenizers give other ids than this model's")
+  state_dict = clip_transformers.to_state_dict(_params(source, config), config)
+  with files.directory(out) as partial:
+    weights.save(partial / weights.FILE, state_dict)
+    if tokens.file not in described:
+      tokens.save(partial / tokens.file)
     for name, contents in described.items():
       files.write_json(partial / name, contents)
   return architecture

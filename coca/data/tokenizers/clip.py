@@ -83,6 +83,20 @@ class ClipTokenizer:
     text = bytes(self._bytes[c] for c in letters).decode(errors="replace")
     return text.replace(_END, " ").strip()
 
+  def exported(self) -> dict[str, dict]:
+    """The files that transformers reads, by name; it cleans less: no HTML entities, no broken Unicode."""
+    contents = read_object(self.model)
+    contents["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
+    contents["post_processor"] = {
+      "type": "RobertaProcessing",  # BOS before and EOS behind
+      "cls": [_BOS, self.bos],
+      "sep": [_EOS, self.eos],
+      "trim_offsets": False,
+      "add_prefix_space": False,
+    }
+    names = {"bos_token": _BOS, "eos_token": _EOS, "unk_token": _EOS, "pad_token": _EOS}
+    return {FILE: contents, "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", **names}}
+
   def save(self, path) -> None:
     """Writes the file; a reader sees all of it or nothing."""
     write_atomic(path, self.model)

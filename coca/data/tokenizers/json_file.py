@@ -8,6 +8,7 @@ under "coca" in the file that a model directory keeps: of such a file, this is t
 import dataclasses
 import hashlib
 import json
+import re
 import string
 
 import numpy as np
@@ -38,12 +39,29 @@ class Frame:
   clean: str = "whitespace"
 
 
+def _replace(kind: str, pattern: str, content: str) -> dict:
+  return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+
 def canonical(text: str) -> str:
   """SigLIP's cleaning: a space for _, no other punctuation, lower case, single spaces."""
   return collapse(clip.repaired(text).replace("_", " ").translate(_SIGNS).lower())
 
 
 CLEANERS = {"whitespace": clip.repaired, "lower": clip.clean, "canonicalize": canonical, "": str}
+# The same as normalizers of the library, for those who read the file alone; they mend no Unicode or HTML.
+_SPACES = (_replace("Regex", r"\s+", " "), {"type": "Strip", "strip_left": True, "strip_right": True})
+_NORMALIZERS = {
+  "whitespace": _SPACES,
+  "lower": ({"type": "Lowercase"}, *_SPACES),
+  "canonicalize": (
+    _replace("String", "_", " "),
+    _replace("Regex", f"[{re.escape(string.punctuation)}]", ""),
+    {"type": "Lowercase"},
+    *_SPACES,
+  ),
+  "": (),
+}
 
 
 class JsonTokenizer:
@@ -104,13 +122,16 @@ class JsonTokenizer:
     ids = ids[: ids.index(self.eos)] if self.eos in ids else ids
     return self._pieces.decode([i for i in ids if 0 <= i < self.vocab and i != self.bos])
 
-  def exported(self) -> dict[str, dict]:
-    """The files that transformers reads, by name."""
+  def exported(self, cleans: bool = False) -> dict[str, dict]:
+    """The files that transformers reads, by name; with `cleans` they clean texts by themselves, as far as they can."""
     names = {"eos_token": self.frame.eos, "pad_token": self.frame.fill}
     settings: dict = {key: self._pieces.id_to_token(i) for key, i in names.items()}
     if self.eos == PAD:  # it takes the place of the file's own, which open_clip looks for by this name
       settings["sep_token"] = self._pieces.id_to_token(_round(self._pieces)[1])
     contents = {k: v for k, v in read_object(self.model).items() if k != "coca"}
+    if cleans:
+      normalizers = [*_NORMALIZERS[self.frame.clean], *filter(None, [contents.get("normalizer")])]
+      contents["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
     return {FILE: contents, "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **settings}}
 
   def save(self, path) -> None:

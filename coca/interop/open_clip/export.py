@@ -1,11 +1,9 @@
 """The settings of a model of ours as open_clip's, where it has such a model."""
 
-import dataclasses
-
 from coca.config import Config
-from coca.config.differing import differing, flat
 from coca.config.special import PAD, Tokenizer
 from coca.data.tokenizers.json_file import JsonTokenizer
+from coca.interop.differing import check_same
 from coca.interop.open_clip import timm
 from coca.interop.open_clip.settings import to_config
 
@@ -113,23 +111,5 @@ def from_config(config: Config, tokens: Tokenizer | None = None) -> dict:
     again = to_config(settings)
   except ValueError as e:
     raise ValueError(f"open_clip has no such model: {e}") from None
-  _check_same(config, again)
+  check_same(config, again, "open_clip")
   return settings
-
-
-def _check_same(config: Config, again: Config) -> None:
-  """`again` is what open_clip would build from what was written for `config`."""
-  here, there = (flat(dataclasses.asdict(c.model)) for c in (config, again))
-  for side, model in ((here, config.model), (there, again.model)):
-    side["embed_dim"] = model.embed_dim or model.text.width
-    side["poolers.heads"] = model.poolers.heads or model.image.heads
-  if config.model.poolers.kind == again.model.poolers.kind == "class_token":  # no pooler: these mean nothing
-    here |= {k: v for k, v in there.items() if k.startswith("poolers.") and not here["poolers.n_query"]}
-  free = ("dtype", "remat", "attention", "unroll", "image.position_init", "image.position_scale")
-  lines = [
-    f"  config.model.{name}: {ours!r} here, {theirs!r} there"
-    for name, (ours, theirs) in differing(here, there).items()
-    if name not in free
-  ]
-  if lines:
-    raise ValueError("open_clip has no such model:\n" + "\n".join(lines))
