@@ -1,4 +1,4 @@
-"""Records drawn evenly from several sources, to be looked at before a run."""
+"""Records drawn evenly from several sources, whose texts are looked at before a run."""
 
 import functools
 import zlib
@@ -16,6 +16,8 @@ def some_records(
 ) -> Iterator[tuple[str, np.random.Generator, Record | BadRecord]]:
   """Yields the name of a source, random numbers of its own, and a record or why it can't be read.
 
+  Records of sources that draw their images, those with `without_image`, come without.
+
   Args:
     sources: by name.
     limit: records at most.
@@ -23,9 +25,9 @@ def some_records(
     what: is said beside the progress.
   """
 
-  def read(source, i):
+  def read(record_of, i):
     try:
-      return source[i]
+      return record_of(i)
     except BadRecord as e:
       return e
 
@@ -34,8 +36,9 @@ def some_records(
   with tqdm(total=total, desc=what, disable=None, delay=5) as bar:
     for name in sorted(sources):
       source, rng = sources[name], np.random.default_rng([seed, zlib.crc32(name.encode())])
+      record_of = getattr(source, "without_image", source.__getitem__)
       chosen = rng.choice(len(source), min(len(source), share), replace=False, shuffle=False)
       # In ascending order, because neighbours lie in one file; several at once, because a bucket answers late.
-      for record in read_ahead(functools.partial(read, source), np.sort(chosen).tolist(), 16):
+      for record in read_ahead(functools.partial(read, record_of), np.sort(chosen).tolist(), 16):
         bar.update()
         yield name, rng, record

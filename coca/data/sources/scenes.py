@@ -56,11 +56,19 @@ class SceneSource:
     return shards_by_number(len(self))
 
   def __getitem__(self, i: int) -> Record:
-    scene, draws = self.scene(i), self._draws(i)
+    scene = self.scene(i)
+    detected = regions(scene, self._settings.pixels) if self._regions else None
+    return self._record(i, scene, bmp(scene, self._settings.pixels), detected)
+
+  def without_image(self, i: int) -> Record:
+    """Record `i` for those who want its texts alone: drawing takes most of the time."""
+    return self._record(i, self.scene(i))
+
+  def _record(self, i: int, scene: Scene, image: bytes = b"", detected: Detected | None = None) -> Record:
+    draws = self._draws(i)
     texts = self._texts(scene, draws) if self._with_texts else ()
     label = self._labels[scene.things[0].name] if len(scene.things) == 1 else -1
-    detected = regions(scene, self._settings.pixels) if self._regions else None
-    return Record(f"{self._world.split}/{i:06d}", bmp(scene, self._settings.pixels), texts, label, regions=detected)
+    return Record(f"{self._world.split}/{i:06d}", image, texts, label, regions=detected)
 
   def scene(self, i: int) -> Scene:
     """The scene of record `i`."""

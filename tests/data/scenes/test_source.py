@@ -1,5 +1,6 @@
 """Scenes as a source: records, shards, noise with its truth, and settings that make no sense."""
 
+import dataclasses
 import hashlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ def test_records():
     record, truth = source[i], source.truth(i)
     assert record.key == f"scenes_val/{i:06d}" and record == source[i] and truth.scene == source.scene(i)
     assert record.texts == tuple(Text(text, "human") for text in truth.captions) and len(record.texts) == 5
+    assert source.without_image(i) == dataclasses.replace(record, image=b"")
     pixels = render(truth.scene, 48)
     for decoded in (
       images.decode_eval(record.image, 48),
