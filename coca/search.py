@@ -56,6 +56,8 @@ def main(argv=None) -> None:
     parser.error("give a TEXT or --image to look for, or --data to add")
   if args.html and not (args.texts or args.image):
     parser.error("--html shows what is found: give a TEXT or --image, too")
+  if args.graph is not None and not args.data:
+    parser.error("--graph and --no-graph are said with --data; images that are there are not embedded again")
   if args.k < 1:
     parser.error(f"--k={args.k}: it has to be above 0")
   with one_line(ValueError, ImportError, OSError, CheckpointError, Locked):

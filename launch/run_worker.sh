@@ -5,7 +5,8 @@
 #   bash launch/run_worker.sh [--dry-run] --config=configs/coca_base.py --workdir=/mnt/coca/base [...]
 #
 # The workdir is a folder that all hosts see, or gs://BUCKET/RUN. A host's output goes to WORKDIR/logs/HOST.log too,
-# with a bucket to ~/coca-logs/BUCKET/RUN/HOST.log on the host, which needs gcloud then. Settings, in the environment:
+# with a bucket to ~/coca-logs/BUCKET/RUN/HOST.log on the host, which needs gcloud then. It runs in the checkout: paths
+# without a / in front are meant from there. Settings, in the environment:
 #
 #   COCA_MODULE     coca.train; or coca.evaluate
 #   COCA_MOUNT      mounted at /mnt/coca: HOST:/SHARE over NFS, or gs://BUCKET through gcsfuse; empty: nothing
