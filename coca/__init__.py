@@ -6,7 +6,7 @@ if TYPE_CHECKING:
   from coca.inference import ContrastiveCaptioner
 
 __all__ = ["load"]
-__version__ = "0.2.0"  # setup.cfg reads it from here
+__version__ = "0.3.0"  # setup.cfg reads it from here
 
 
 def load(workdir, ema: bool | None = None) -> "ContrastiveCaptioner":
