@@ -21,6 +21,7 @@ import numpy as np
 
 from coca import inference
 from coca.config.command_line import one_line
+from coca.config.differing import listed
 from coca.evals.folders import open_images, source_of
 from coca.inference.images import is_url
 from coca.inference.page import Page
@@ -92,6 +93,8 @@ def add(folder: str, model, name: str, paths: list[str], graph: bool | None) -> 
       added, there, broken = index.add(model, images)
       said = f"{images.path}: {added} images embedded, {there} were there"
       print(said + (f", {broken} can't be read" if broken else ""), file=sys.stderr)
+      if images.problems:
+        print(listed(images.problems), file=sys.stderr)
     if not len(index):
       raise ValueError(f"{folder}: no image could be read")
     if graph or (graph is None and len(index) >= GRAPH and has_usearch()):

@@ -17,8 +17,10 @@ no mixup and no cutmix. Section 4.2.1 has other figures: a rate of 1e-4 for the 
 frozen one. `--config.optim.lr_scale.image_encoder=0.2` gives the encoder a rate of its own.
 
 Of these the paper says nothing: RandAugment's operations are those of Google's other code (coca/data/augment.py), crops
-are none and images are of the model's size. Other data with labels: --config.data.sources.imagenet.path=NAME and
---config.classification.classes=N, and config.evals.imagenet.source.path.
+are none and images are of the model's size. Other data with labels, as folders of classes:
+
+  --config.data.sources.imagenet.kind=folder --config.data.sources.imagenet.path=TRAIN \
+    --config.evals.imagenet.source.kind=folder --config.evals.imagenet.source.path=VAL --config.classification.classes=N
 """
 
 from coca.commands import arguments

@@ -116,6 +116,8 @@ def test_records_of_tars(run, model, tmp_path):
   (tmp_path / "tars/1.tar").write_bytes(tar(member("a") | member("b")))
   run("--image=images/c.png", "--k=1", "--html=page.html")
   assert 'class="error"' in (tmp_path / "page.html").read_text(encoding="utf-8")
+  (tmp_path / "tars/2.tar").write_bytes(tar(member("c") | member("d"))[:2100])
+  assert "2.tar: truncated at byte" in run("--data=tars").err
 
 
 def test_an_index_is_of_one_model_and_opens_nothing_far_away_by_itself(run, model, photos, tmp_path):

@@ -102,7 +102,10 @@ def _run(out: str, settings: CapFilt, source: ShardedRecords, models: Models) ->
     )
   job.decide(out, settings, shards)
   path, counts = write_report(out, source)
-  print(f"{counts}\ndone: texts/ and {path.name} are in {out}; train with --config.data.sources.NAME.sidecars={out}")
+  use = f"train with --config.data.sources.NAME.sidecars={out}"
+  if not any(origin.kept for origin in counts.origins.values()):
+    use = f"no text is kept, and nothing can be trained on: look at {path.name}; --config.share=0.6 keeps the best 60 %"
+  print(f"{counts}\ndone: texts/ and {path.name} are in {out}; {use}")
 
 
 def manifest_source(out: str) -> Source:

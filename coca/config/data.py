@@ -61,8 +61,8 @@ class Source:
   # 'tfds': name or directory. 'webdataset', 'parquet': glob. 'folder', 'dialogs': directory; and 'pairs' with `texts`,
   # else its glob. URLs of fsspec work.
   path: str = ""
-  # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations, and of Flickr30k's, SNLI-VE's and MSR-VTT's
-  # files.
+  # Of 'tfds' and 'builtin'; of a folder, that of Karpathy's annotations, of Flickr30k's, SNLI-VE's and MSR-VTT's files,
+  # and of a table with a column 'split'. '': all of these.
   split: str = "train"
   # Share in the mixture. 0 for all sources: each example of any as often as the others.
   weight: float = 1.0

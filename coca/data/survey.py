@@ -27,11 +27,17 @@ def survey(config: Config, sources: Mapping[str, Records], tokenizer: Tokenizer)
     tokenizer: the run's.
 
   Returns:
-    a line for each source whose texts, or the answers to whose questions, are cut, and one for each with unknown words.
+    a line for each source with records that can't be used, for each whose texts, or the answers to whose questions, are
+    cut, and for each with unknown words.
   """
   lines = []
   for name in sorted(sources) if config.model.text.layers else ():
-    read = [kinds for kinds in _texts(name, sources[name], config, max(PLACES // len(sources), 2)) if kinds]
+    found = list(_texts(name, sources[name], config, max(PLACES // len(sources), 2)))
+    if wrong := [problem for problem in found if isinstance(problem, str)]:
+      lines.append(
+        f"{name}: {len(wrong)} of {len(found)} records that were looked at can't be used, such as {wrong[0]}"
+      )
+    read = [kinds for kinds in found if not isinstance(kinds, str)]
     kinds = [("texts", [text for text, _ in read], config.model.text.length, "config.model.text.length")]
     if config.answering.weight:
       kinds.append(
@@ -67,26 +73,27 @@ def _said(what: str, found: list[str], length: int, setting: str, tokenizer: Tok
     )
 
 
-def _texts(name: str, source: Records, config: Config, places: int) -> Iterator[tuple[str, list[str]] | None]:
-  """A text of each record, and its answers; None for one that can't be used."""
+def _texts(name: str, source: Records, config: Config, places: int) -> Iterator[tuple[str, list[str]] | str]:
+  """A text of each record, and its answers; or why it can't be used."""
   settings, rng = config.data.sources[name], np.random.default_rng(config.seed)
 
   def read(i):
     try:
       return replace(source[i], image=b"")
-    except BadRecord:
-      return None
+    except BadRecord as e:
+      return e
 
   starts = np.linspace(0, max(len(source) - RUN, 0), places).astype(int)
   chosen = np.unique(starts[:, None] + np.arange(RUN))
   for record in read_ahead(read, chosen[chosen < len(source)].tolist(), 16):
+    if isinstance(record, BadRecord):
+      yield str(record)
+      continue
     try:
-      if record is None:
-        yield None
-      elif config.answering.weight:
+      if config.answering.weight:
         yield questions.question_of(record), [text for t in record.texts if (text := texts.collapse(t.text))]
       else:
         text = texts.choose(record, settings.text, settings.prompts, rng, settings.origins)
         yield config.data.prompt + text, []
-    except BadRecord:
-      yield None
+    except BadRecord as e:
+      yield f"{record.key}: {e}"

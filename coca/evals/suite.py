@@ -115,7 +115,7 @@ def run(
       write_results(evaluator, out / f"{n}_results.json")
       write_atomic(_section(out, n), shown.encode("utf-8", "replace"))
       _write(out, whose, results)
-      print("\n".join([*lost, f"{where}: {_main_line(results[n])}"]), flush=True)
+      print("\n".join([*lost, *data_set.source.problems[:3], f"{where}: {_main_line(results[n])}"]), flush=True)
   if first and sets:
     _write(out, whose, results)
   return {n: results[n] for n in sets if n in results and n not in wrong}, wrong

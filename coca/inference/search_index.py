@@ -47,6 +47,7 @@ class Images:
   def __init__(self, path: str, source: ShardedRecords | None = None):
     self.path, self._source = path, source
     self._starts = {shard.name: shard.start for shard in source.shards} if source is not None else {}
+    self.problems = source.problems if source is not None else ()
 
   def places(self) -> Iterator[str]:
     """The place of each: its path or URL, or SHARD#ROW, which stays as it is when there are more shards."""

@@ -29,6 +29,13 @@ class Skipped:
     self.last = step, skipped
     self.reasons: dict[str, str] = {}  # by kind: the first one of it that this host met
 
+  def said(self, skipped: int) -> list[str]:
+    """A line for a run's end: how many examples were unusable, and some reasons; none without one."""
+    if not skipped:
+      return []
+    reasons = "".join(f"\n  {reason}" for reason in self.reasons.values())
+    return [f"{skipped:,} unusable examples were skipped" + (f", such as:{reasons}" if reasons else "")]
+
   def add(self, problems: list[str]) -> None:
     """Keeps examples of the reasons that came with a batch."""
     for problem in problems:

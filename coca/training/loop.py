@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from coca.config import Config
+from coca.config.differing import listed
 from coca.config.durations import in_steps
 from coca.config.stages import spans
 from coca.data.embeddings import states_of
@@ -77,7 +78,8 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
   # --- Tokenizer, evaluators, state ---
   tokenizer, said = begin(config, sources, workdir, labels)
   if jax.process_index() == 0:
-    said += [f"data: {line}" for source in sources.values() for line in source.problems[:3]]
+    problems = [listed(source.problems, 3, "\ndata: ") for source in sources.values() if source.problems]
+    said += [f"data: {line}" for line in problems]
     said += [f"data: {line}" for line in survey(config, sources, tokenizer)]
   forward = Forward(config, mesh)
   evaluators = build.make_evaluators(config, forward, tokenizer, *eval_sources, labels=labels)
@@ -151,6 +153,8 @@ def _run(setup: Setup, workdir: Path, profile: bool) -> int:
     if evaluators:
       metrics.image(total, workdir / "contact_sheet.png")
     if jax.process_index() == 0:
+      for line in skipped.said(int(state.unusable)):
+        metrics.say(line)
       made = ["metrics.jsonl", plot_curves(workdir).name] + ["contact_sheet.png"] * bool(evaluators)
       metrics.say(f"done: {', '.join(made)} and the model are in {workdir}; use it with coca.load({str(workdir)!r})")
   return 0

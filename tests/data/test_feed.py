@@ -20,6 +20,9 @@ def test_too_many_skipped_stop_with_examples():
   assert "config.data.max_skipped 0.05" in message and message.count("no caption") == 1
   assert message.count("\n  web") == 5 and "raise config.data.max_skipped" in message
   assert "150 of 2560 examples" in message
+  (line,) = skipped.said(1150)
+  assert line.startswith("1,150 unusable examples were skipped, such as:\n  web a-1: no caption\n")
+  assert limits.Skipped(0.05, 64).said(3) == ["3 unusable examples were skipped"] and not skipped.said(0)
 
 
 def test_skipped_waits_for_enough_examples():

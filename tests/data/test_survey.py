@@ -25,7 +25,12 @@ def said(sources, tokens, length=64, prompt="", answering=None):
 
 
 def test_nothing_is_said_of_texts_that_fit(small):
-  assert said({"a": Records([[t] for t in sentences(100)]), "b": Records([None, [""], ["a cat"]])}, small) == []
+  assert said({"a": Records([[t] for t in sentences(100)]), "b": Records([["a cat"]])}, small) == []
+
+
+def test_records_that_cannot_be_used(small):
+  (line,) = said({"a": Records([["a cat"]]), "b": Records([None, [""], ["a cat"]])}, small)
+  assert line.startswith("b: 2 of 3 records that were looked at can't be used, such as ") and len(line) > 65
 
 
 def test_texts_that_are_cut(small):

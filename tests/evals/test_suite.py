@@ -215,7 +215,7 @@ def test_data_of_other_kinds(model, tree, tmp_path):
 
 
 def test_texts_that_are_cut_are_told(tokenizer):
-  source = Source_([record(0, NAMES[0], " ".join(NAMES * 4)), record(1, " ".join(NAMES * 4)), None])
+  source = Source_([record(0, NAMES[0], " ".join(NAMES * 4)), record(1, " ".join(NAMES * 4))])
   for kind, lines in (("retrieval", 1), ("zero_shot", 0)):
     found = suite._lost(
       CONFIG, "mine", folders.DataSet(Eval(kind=kind, source=Source(text="first")), source), tokenizer

@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from coca.config import Source
+from coca.config.differing import listed
 from coca.data.records import BadRecord, Record, Shard, Text
 from coca.data.sources import annotations, tables, values, video_tables
 from coca.data.sources.folder_files import Files
@@ -223,7 +224,8 @@ class Folder:
     return {"image_key": images, **texts, **more}
 
   def _from_table(self, table: str, settings: Source) -> list[_Entry]:
-    entries, wrong, doubled, notes, gone = {}, [], Counter(), [], []
+    entries, wrong, doubled, notes, gone, elsewhere = {}, [], Counter(), [], [], set()
+    splits = ("train", "restval") if settings.split == "train" else (settings.split,)
     folder, slash, name = table.rpartition("/")
     data = self._files.read_table(table)
     if labelled := tables.labelled(name, data):
@@ -245,6 +247,10 @@ class Folder:
       try:
         if isinstance(row, str):
           raise ValueError(row)
+        split = "" if settings.videos or not settings.split else row.get("split")
+        if isinstance(split, str) and split and split not in splits:
+          elsewhere.add(split)
+          continue
         image = row.get(columns["image_key"])
         if isinstance(image, dict):  # as the Hugging Face library has it
           image = image.get("path")
@@ -286,6 +292,11 @@ class Folder:
         f"{self._where}.path is {self.name!r}: none of the {len(gone)} videos of {table}, such as "
         f"{gone[0]}.{self._endings[0]}, is in it or in a folder below"
       )
+    if not entries and elsewhere:
+      raise ValueError(
+        f"{self._where}.split is {settings.split!r}: {table} in {self.name!r} has rows of "
+        f"{listed(sorted(elsewhere), joint=', ')}; name one of these, or '' for all"
+      )
     if not entries:
       first = wrong[0] if wrong else f"{self.name}: {table}: no rows"
       raise ValueError(f"{self._where}.path is {self.name!r}: no row of {table} can be used; the first: {first}")
@@ -311,12 +322,12 @@ def open_folder(settings: Source, where: str = SETTING) -> Folder:
       `image_key` and `text_key` name columns of the table; at their defaults, the first of `IMAGE_COLUMNS` and
       `TEXT_COLUMNS`, or the column 'label', whose values are then classes. In JSON a text may be a list of texts or a
       conversation, of which the answers are taken, and a dot leads into objects ("answers.answer"). captions.json is a
-      list of such rows, or an object from image names to captions, or annotations, of which `split` is read ('train'
-      with 'restval', '' all). Of SNLI-VE's files snli_ve_{train,dev,test}.jsonl, it is that of `split`. With the
-      `text_key` '' all images in the folder are read, and no texts. Without a table, `text_key` is the extension of the
-      texts beside the images (at its default 'txt', or else 'caption'), 'file_name' or 'label'; at its default, folders
-      with images and nothing else are classes. `question_key` names the questions' column, where each row is a question
-      with its answers in `text_key`.
+      list of such rows, or an object from image names to captions, or annotations. `split` is read of annotations and
+      of a table with a column 'split' ('train' with 'restval', '' all). Of SNLI-VE's files
+      snli_ve_{train,dev,test}.jsonl, it is that of `split`. With the `text_key` '' all images in the folder are read,
+      and no texts. Without a table, `text_key` is the extension of the texts beside the images (at its default 'txt',
+      or else 'caption'), 'file_name' or 'label'; at its default, folders with images and nothing else are classes.
+      `question_key` names the questions' column, where each row is a question with its answers in `text_key`.
 
   Raises:
     FileNotFoundError: no such directory, or no captions in it.

@@ -294,6 +294,25 @@ def test_karpathys_annotations(folder):
     opened(folder, split="val")
 
 
+@pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl", "captions.json"])
+def test_splits_of_a_table_with_such_a_column(folder, name):
+  rows = [("a.jpg", "one", "train"), ("sub/b.png", "two", "restval"), ("a.jpg", "three", "test"), ("a.jpg", "four", "")]
+  rows = [dict(zip(("file_name", "caption", "split"), row, strict=True)) for row in rows]
+
+  def write(rows):
+    lines = (
+      [",".join(row) for row in [rows[0], *map(dict.values, rows)]] if name.endswith("csv") else map(json.dumps, rows)
+    )
+    (folder / name).write_text(json.dumps(rows) if name.endswith("json") else "\n".join(lines))
+    return folder
+
+  assert texts(opened(write(rows))) == {"a.jpg": ["one", "four"], "sub/b.png": ["two"]}  # of training
+  assert texts(opened(folder, split="test")) == {"a.jpg": ["three", "four"]}
+  assert texts(opened(folder, split="")) == {"a.jpg": ["one", "three", "four"], "sub/b.png": ["two"]}
+  with pytest.raises(ValueError, match=r"split is 'tset': captions\..* has rows of restval, test, train; name one of"):
+    opened(write(rows[:3]), split="tset")
+
+
 def test_tables_and_archives_that_are_not_read_are_named(folder):
   for name in ("train", "test"):
     (folder / name).mkdir()
