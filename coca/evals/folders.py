@@ -29,7 +29,8 @@ from coca.inference.search_index import Images
 
 SHARDS, TEMPLATES = "nshards.txt", "zeroshot_classification_templates.txt"
 FITTING = {"classification": ("zero_shot", "classification"), "retrieval": ("retrieval", "captions", "matching")}
-SPLITS = ("test", "val", "validation")  # the first that is there
+SPLITS = ("test", "val", "validation", "valid", "dev")  # the first that is there
+_SHARD = re.compile(r"(.+?)-\d+\b.*\.parquet")  # of the hub: a part of a split
 DEEP = 3  # folders below a path that are looked into
 MANY = 200  # folders in one: more are classes, and no data sets
 TEXTS = 32  # of an image, of which COCO has up to 7: all that there are
@@ -257,8 +258,12 @@ def source_of(path: str, split: Literal["train", "val", "test"] = "test", videos
   fs, place = fsspec.core.url_to_fs(path)
   names = [name.rstrip("/").rpartition("/")[2] for name in fs.ls(place, detail=False)] if fs.isdir(place) else [path]
   if "data" in names and (shards := fs.glob(f"{place.rstrip('/')}/data/*.parquet")):  # as the Hugging Face hub has them
-    has_split = any(name.rpartition("/")[2].startswith(f"{named}-") for name in shards)
-    return Source(kind="parquet", path=f"{path.rstrip('/')}/data/{f'{named}-' * has_split}*.parquet")
+    splits = {match[1] for name in shards if (match := _SHARD.fullmatch(name.rpartition("/")[2]))}
+    asked = {"train": ("train",), "val": SPLITS[1:], "test": SPLITS}[split]
+    part = next((name for name in asked if name in splits), "")
+    if len(splits) > 1 and not part:
+      raise FileNotFoundError(f"{path} has no split '{split}'; it has {', '.join(sorted(splits))}")
+    return Source(kind="parquet", path=f"{path.rstrip('/')}/data/{f'{part}-' * bool(part)}*.parquet")
   if any(name.endswith(".tar") for name in names):
     return Source(kind="webdataset", path=path, videos=videos and hold_videos(path, "--data"))
   if any(name.endswith(".parquet") for name in names):

@@ -35,11 +35,11 @@ def read_images(path: str) -> dict[str, Image]:
   Raises:
     ValueError: it can't be read, or is another file; the message names it.
   """
-  found = {}
+  names, numbers = {}, {}
   for values in _entries(path, "images"):
     image = Image(entry(values, "id", int, most=2**53), entry(values, "domain", "").removesuffix("-domain"))
-    found |= {_stem(entry(values, "file_name", str)): image, str(image.id): image}
-  return found
+    names[_stem(entry(values, "file_name", str))] = numbers[str(image.id)] = image
+  return numbers | names  # a file may be called as another image's number
 
 
 def read_questions(path: str) -> dict[tuple[str, str], list[int]]:

@@ -100,7 +100,11 @@ def _truths(evaluator: Evaluator, source, index: int) -> tuple[str, ...]:
   if isinstance(evaluator, Dialogs):  # whose stream has numbers for labels
     return known(source.source, int(source.indices[index]), _answered).texts
   names = evaluator.names if isinstance(evaluator, Classification) else ()
-  return known(source, index, (lambda record: (names[record.label],)) if names else texts_of).texts
+
+  def class_of(record):
+    return (names[record.label],) if record.label >= 0 else ()  # -1: of a class that the model lacks
+
+  return known(source, index, class_of if names else texts_of).texts
 
 
 def _answered(record: Record) -> tuple[str, ...]:

@@ -107,7 +107,7 @@ def run(
         "data": data_set.source.name,
         "numbers": _finite(numbers),
         "main": _main(data_set, numbers, metrics),
-        **({"task": data_set.task} if data_set.task else {}),
+        **({"task": data_set.task} if metrics else {}),
         **({"datacomp": _finite(metrics)} if metrics else {}),
         "problems": problems[:20],
         "of": of[n],
@@ -159,7 +159,7 @@ def _lost(config: Config, name: str, data_set: DataSet, tokenizer: Tokenizer) ->
 
 
 def _main(data_set: DataSet, numbers: dict[str, float], metrics: dict) -> tuple[str, float | None]:
-  if data_set.task and data_set.task in datacomp.MAIN:
+  if metrics and data_set.task in datacomp.MAIN:
     name = datacomp.MAIN[data_set.task]
     return name, _finite(metrics)["main_metric"]
   names = next((x for x in MAIN[data_set.settings.kind] if x[0] in numbers), ())
@@ -173,6 +173,8 @@ def _datacomp(data_set: DataSet, evaluator, numbers: dict[str, float]) -> dict:
     return {}
   groups = None
   if answers is not None and data_set.task in datacomp.WORST:
+    if not hasattr(data_set.source, "members"):  # a folder that is called so; groups come in tars
+      return {}
     groups = datacomp.groups_of(data_set.source, np.asarray(evaluator.stream.source.indices)[answers.index])
   return datacomp.metrics(data_set.task, numbers, answers, groups)
 

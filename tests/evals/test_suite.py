@@ -214,6 +214,26 @@ def test_data_of_other_kinds(model, tree, tmp_path):
   assert results["mine"]["numbers"] == results["pairs-retrieval"]["numbers"] and len(results) == 3
 
 
+def test_what_datacomp_does_not_measure_has_the_evaluators_number():
+  task = folders.datacomp.task_of("flickr30k")
+  data_set = folders.DataSet(Eval(kind="captions", source=Source(text="first")), Source_([]), task)
+  names = suite.MAIN["captions"][0]
+  assert task and suite._main(data_set, dict.fromkeys(names, 0.5), {}) == (" and ".join(names), 0.5)
+
+
+def test_splits_of_the_hubs_parquet(tmp_path):
+  for name in ("train-00000-of-00002", "train-00001-of-00002", "valid-00000-of-00001-9f1c"):
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "data" / f"{name}.parquet").touch()
+  assert folders.source_of(str(tmp_path)).path.endswith("data/valid-*.parquet")
+  assert folders.source_of(str(tmp_path), "train").path.endswith("data/train-*.parquet")
+  (tmp_path / "data" / "valid-00000-of-00001-9f1c.parquet").rename(tmp_path / "data" / "extra-00000-of-00001.parquet")
+  with pytest.raises(FileNotFoundError, match="has no split 'test'; it has extra, train"):
+    folders.source_of(str(tmp_path))
+  (tmp_path / "data" / "extra-00000-of-00001.parquet").unlink()
+  assert folders.source_of(str(tmp_path)).path.endswith("data/*.parquet")  # there is one split
+
+
 def test_texts_that_are_cut_are_told(tokenizer):
   source = Source_([record(0, NAMES[0], " ".join(NAMES * 4)), record(1, " ".join(NAMES * 4))])
   for kind, lines in (("retrieval", 1), ("zero_shot", 0)):
